@@ -1,0 +1,107 @@
+# Two commands do everything: `make demo` and `make test`. Each makes .venv if it is missing and installs what
+# it needs; a stamp in .venv keeps that from being repeated. `make help` lists the rest.
+#
+#   PYTHON=python3.12 make test        another interpreter (only used to create .venv)
+#   make test PYTEST_ARGS="-k kepler"  arguments passed on to pytest
+#   make test JOBS=8                   parallel test processes (default 2)
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PYTEST_ARGS ?=
+PORT ?= 8000
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-oldest test-newest lint format docs docs-serve wheel-test clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# ---- Environments ------------------------------------------------------------------------------------------
+
+# pip is what venv writes last, so that an interrupted creation is repeated.
+$(VENV)/bin/pip .venv-oldest/bin/pip .venv-newest/bin/pip: %/bin/pip:
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "error: '$(PYTHON)' not found; name a Python >= 3.11: PYTHON=python3.11 make ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: implicit-solvers needs Python >= 3.11, '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1);" \
+			"name another: PYTHON=python3.11 make ..." >&2; exit 1; }
+	"$(PYTHON)" -m venv $*
+
+# .venv/.installed-EXTRA: the package, editable, with that extra.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/pip
+	$(PIP) install --quiet -e '.[$*]'
+	@touch $@
+
+.venv-oldest/.installed: pyproject.toml | .venv-oldest/bin/pip
+	.venv-oldest/bin/python -m pip --disable-pip-version-check install --quiet -e '.[test]' 'torch==2.8.*'
+	@touch $@
+
+# ---- For users ---------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.installed-problems ## set up, then run the demonstration
+	$(BIN)/implicit-solvers demo
+
+# ---- Tests -------------------------------------------------------------------------------------------------
+
+# One thread per process: two torch processes with default threads are 20 to 80 times slower.
+test test-oldest test-newest: export OMP_NUM_THREADS = 1
+
+test: $(VENV)/.installed-test ## set up, then run the tests
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+test-oldest: .venv-oldest/.installed ## the tests on the oldest supported torch
+	.venv-oldest/bin/python -c 'import torch; print("torch", torch.__version__)'
+	.venv-oldest/bin/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+test-newest: .venv-newest/bin/pip ## the tests on the newest torch (upgraded at every run)
+	.venv-newest/bin/python -m pip --disable-pip-version-check install --quiet -e '.[test]'
+	.venv-newest/bin/python -m pip --disable-pip-version-check install --quiet --upgrade torch
+	.venv-newest/bin/python -c 'import torch; print("torch", torch.__version__)'
+	.venv-newest/bin/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# ---- For developers ----------------------------------------------------------------------------------------
+
+lint: $(VENV)/.installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## ruff: fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# -E: an incremental build would not repeat the warnings of the pages that it does not read again.
+docs: $(VENV)/.installed-docs ## the documentation, to docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
+	@! grep -rnoE '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//[^"]*"' docs/_build/html --include='*.html' \
+		|| { echo "error: the pages above load something from the network" >&2; exit 1; }
+
+docs-serve: docs ## the documentation, on http://127.0.0.1:8000 (PORT=...)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
+
+# The wheel as a user gets it: without extras, outside the checkout.
+wheel-test: $(VENV)/.installed-dev ## build the wheel and try it in a clean environment
+	@set -eu; root=$$(pwd); work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	$(BIN)/python -m build --outdir "$$work/dist" . >"$$work/build.log" 2>&1 || { cat "$$work/build.log"; exit 1; }; \
+	packages=$$(find implicit_solvers problems -name __init__.py | sed -e 's#/__init__.py$$##' -e 's#^problems#implicit_solvers/problems#' | tr / . | sort -u); \
+	$(BIN)/python -m venv "$$work/env"; \
+	cd "$$work"; \
+	env/bin/python -m pip --disable-pip-version-check install --quiet dist/*.whl; \
+	env/bin/python -c 'import sys, importlib.util as u; lost = [n for n in sys.argv[1:] if u.find_spec(n) is None]; sys.exit(f"not in the wheel (add to packages in pyproject.toml): {lost}" if lost else 0)' $$packages; \
+	env/bin/python -c 'import implicit_solvers.problems.imaml as m, sys; assert m.__file__.startswith(sys.prefix), m.__file__; print("imported", m.__file__)'; \
+	env/bin/python -c 'import importlib.resources as r; assert r.files("implicit_solvers").joinpath("py.typed").is_file(), "py.typed is not in the wheel"'; \
+	env/bin/implicit-solvers --help; \
+	if env/bin/python -c 'import problems' 2>/dev/null; then echo "error: the wheel installs a top-level package called problems" >&2; exit 1; fi; \
+	echo "wheel-test passed: $$(cd dist && ls *.whl)"
+
+clean: ## remove what was built and cached (environments and runs/ stay)
+	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	find implicit_solvers problems tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environments too
+	rm -rf .venv .venv-oldest .venv-newest *.egg-info

@@ -1,0 +1,79 @@
+"""Sphinx configuration: `make docs` builds the pages, and a warning is an error.
+
+Nothing is fetched, neither by the build nor by a reader: MathJax comes from the package
+sphinx-mathjax-offline and is served from the site itself.
+"""
+
+from importlib.metadata import version as installed_version
+
+project = "implicit-solvers"
+author = "The implicit-solvers authors"
+copyright = "the implicit-solvers authors"
+version = release = installed_version("implicit-solvers")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+
+# -- Markdown ------------------------------------------------------------------------------------
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# -- Docstrings ----------------------------------------------------------------------------------
+
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autosummary_generate = False
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+
+# A reference to one of our names must resolve. Other packages are not linked (no inventory is
+# fetched), so their names need not, nor the words of a type ("optional", "array_like").
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:class", r"(?!implicit_solvers\.).*"),
+    (
+        r"py:.*",
+        r"(torch|numpy|scipy|sklearn|matplotlib|cvxpy|collections|contextlib|dataclasses|functools"
+        r"|pathlib|typing|warnings)\..*",
+    ),
+]
+
+# -- Pages ---------------------------------------------------------------------------------------
+
+html_theme = "furo"
+html_title = f"implicit-solvers {release}"
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def public_name(app, env, node, contnode):
+    """Link a name by the module that defines it to the public name that is documented.
+
+    An annotation is written `implicit_solvers.linear.operators.LinearOperator`; the pages document
+    `implicit_solvers.LinearOperator`.
+    """
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target.startswith("implicit_solvers."):
+        return None
+    domain = env.get_domain("py")
+    name = f"implicit_solvers.{target.rpartition('.')[2]}"
+    if name == target or name not in domain.objects:
+        return None
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, contnode)
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("missing-reference", public_name)

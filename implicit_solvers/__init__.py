@@ -1,0 +1,86 @@
+"""Differentiable solvers for PyTorch: an equation becomes a layer.
+
+``root``, ``fixed_point``, ``minimize``, ``least_squares`` and ``linear_solve`` solve; derivatives
+come from the implicit function theorem, by one linear solve, in every mode of ``torch.func`` and
+``torch.autograd``, batched by ``vmap``.
+"""
+
+from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
+from implicit_solvers.fixed_points import fixed_point
+from implicit_solvers.linear.cg import CG
+from implicit_solvers.linear.cholesky import Cholesky
+from implicit_solvers.linear.diagonal import Diagonal
+from implicit_solvers.linear.gmres import GMRES
+from implicit_solvers.linear.lu import LU
+from implicit_solvers.linear.neumann import Neumann
+from implicit_solvers.linear.operators import (
+    DiagonalOperator,
+    FunctionOperator,
+    HessianOperator,
+    IdentityOperator,
+    JacobianOperator,
+    LinearOperator,
+    MatrixOperator,
+)
+from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.solve import linear_solve
+from implicit_solvers.minimization import minimize
+from implicit_solvers.monitoring import Monitor, SolveRecord, monitor
+from implicit_solvers.nonlinear_least_squares import least_squares
+from implicit_solvers.root_finding import root
+from implicit_solvers.solution import ConvergenceError, ConvergenceWarning, Solution, Status
+from implicit_solvers.solvers.anderson import Anderson
+from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
+from implicit_solvers.solvers.gauss_newton import GaussNewton
+from implicit_solvers.solvers.gradient_descent import GradientDescent
+from implicit_solvers.solvers.newton import Newton
+from implicit_solvers.solvers.newton_cg import NewtonCG
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # equations
+    "root",
+    "fixed_point",
+    "minimize",
+    "least_squares",
+    # solutions and solvers of your own
+    "attach",
+    "custom_root",
+    "custom_fixed_point",
+    # linear systems
+    "linear_solve",
+    "LinearOperator",
+    "MatrixOperator",
+    "FunctionOperator",
+    "JacobianOperator",
+    "HessianOperator",
+    "DiagonalOperator",
+    "IdentityOperator",
+    # linear solvers
+    "LU",
+    "Cholesky",
+    "Diagonal",
+    "CG",
+    "GMRES",
+    "Neumann",
+    "Jacobi",
+    # solvers for equations
+    "Newton",
+    "FixedPointIteration",
+    "Anderson",
+    "GradientDescent",
+    "NewtonCG",
+    "GaussNewton",
+    # derivatives
+    "ImplicitAdjoint",
+    # results
+    "Solution",
+    "Status",
+    "monitor",
+    "Monitor",
+    "SolveRecord",
+    "ConvergenceError",
+    "ConvergenceWarning",
+]

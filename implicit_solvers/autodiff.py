@@ -1,0 +1,195 @@
+"""Pullbacks and pushforwards that compose with every mode of torch's automatic differentiation.
+
+Torch's public API does not let the rules of an ``autograd.Function`` be differentiated at all
+levels at once; what is private in torch and needed here stands in this file and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._C._functorch import (  # type: ignore[import-untyped,unused-ignore]
+    TransformType,
+    _unwrap_for_grad,
+    _wrap_for_grad,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    is_legacy_batchedtensor,
+    maybe_get_level,
+    peek_interpreter_stack,
+    unwrap_if_dead,
+)
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch.autograd import forward_ad
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.utils._pytree import tree_map_only
+
+__all__ = [
+    "LegacyBatch",
+    "ambient_level",
+    "forward_level",
+    "forward_mode_disabled",
+    "is_batchedtensor",
+    "is_functorch_wrapped_tensor",
+    "level_of",
+    "live",
+    "nested_jvp",
+    "no_saved_tensor_hooks",
+    "peel",
+    "pushforward",
+    "transforms_active",
+    "unwrap_once",
+    "vjp",
+]
+
+
+@contextlib.contextmanager
+def no_saved_tensor_hooks() -> Iterator[None]:
+    """Take off saved-tensor hooks: ``torch.func`` refuses to run under them.
+
+    ``torch.utils.checkpoint`` and ``save_on_cpu`` install them; what a rule saves for itself
+    while it runs needs neither.
+    """
+    api = torch._C._autograd
+    hooks = []
+    while (top := api._top_saved_tensors_default_hooks(False)) is not None:
+        hooks.append(top)
+        api._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pair in reversed(hooks):
+            api._push_saved_tensors_default_hooks(*pair)
+
+
+def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
+    """Evaluate ``fn`` and return its value with its pullback, as ``torch.func.vjp`` does."""
+    with no_saved_tensor_hooks():
+        out, pull = cast(Any, torch.func.vjp(fn, *primals))
+
+    def pullback(*cotangents: Any) -> Any:
+        with no_saved_tensor_hooks():
+            return pull(*cotangents)
+
+    return out, pullback
+
+
+def pushforward(
+    fn: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> Tensor:
+    """Return ``J v`` by two pullbacks; a tangent of ``None`` is zero.
+
+    ``torch.func.jvp`` refuses to run inside a plain ``forward_ad.dual_level`` (as ``gradcheck``
+    opens one), two pullbacks run everywhere.
+    """
+    out, pull = vjp(fn, *primals)
+    _, push = vjp(pull, torch.zeros_like(out))
+    filled = tuple(
+        torch.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True)
+    )
+    return push(filled)[0]
+
+
+def live(*tensors: Any) -> Any:
+    """Take off functorch wrappers whose level has gone.
+
+    A pullback of ``torch.func.vjp`` may run a ``Function``'s backward after its level has ended.
+    """
+    return tree_map_only(torch.Tensor, unwrap_if_dead, tensors)
+
+
+def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) -> Any:
+    """Make ``rule(spec, saved, tangents)`` a ``Function.jvp`` that outer levels can see.
+
+    Torch runs a ``jvp`` at its own functorch level with forward mode switched off, so that
+    tangents of enclosing levels are silently lost. Here the level is unwrapped, the interpreter
+    lowered, both modes enabled, the rule run, and its result wrapped again. The ``Function`` sets
+    ``ctx.spec`` and saves its tensors for both modes.
+    """
+
+    @functools.wraps(rule)
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        saved, spec = ctx.saved_tensors, ctx.spec
+        if peek_interpreter_stack() is None:
+            return rule(spec, saved, tangents)
+        interpreter = retrieve_current_functorch_interpreter()
+        if interpreter.key() != TransformType.Jvp:
+            raise RuntimeError(f"a jvp rule was reached at a {interpreter.key()} level")
+        level = interpreter.level()
+        saved, tangents = tree_map_only(
+            torch.Tensor, lambda t: _unwrap_for_grad(t, level), (tuple(saved), tuple(tangents))
+        )
+        # lower() alone restores the modes that held outside this level, forward mode off included
+        with torch.enable_grad(), _set_fwd_grad_enabled(True), interpreter.lower():
+            out = rule(spec, saved, tangents)
+        return tree_map_only(torch.Tensor, lambda t: _wrap_for_grad(t, level), out)
+
+    return staticmethod(jvp)
+
+
+def ambient_level() -> int:
+    """Return the level of the innermost active functorch transform, 0 outside of all."""
+    top = peek_interpreter_stack()
+    return 0 if top is None else int(top.level())
+
+
+def transforms_active() -> bool:
+    """Tell whether a ``torch.func`` transform is active."""
+    return peek_interpreter_stack() is not None
+
+
+def forward_level() -> bool:
+    """Tell whether a plain ``torch.autograd.forward_ad.dual_level`` is open."""
+    return forward_ad._current_level >= 0
+
+
+def forward_mode_disabled() -> Any:
+    """Return a context in which tangents are not propagated."""
+    return _set_fwd_grad_enabled(False)
+
+
+def peel(tensor: Tensor, level: int) -> Tensor:
+    """Take off the functorch wrappers of ``tensor`` above ``level``."""
+    while is_functorch_wrapped_tensor(tensor) and maybe_get_level(tensor) > level:
+        tensor = get_unwrapped(tensor)
+    return tensor
+
+
+def level_of(tensor: Tensor) -> int:
+    """Return the functorch level of a tensor; negative for none and for one that has ended."""
+    return int(maybe_get_level(tensor))
+
+
+def unwrap_once(tensor: Tensor) -> Tensor:
+    """Take off the outermost functorch wrapper."""
+    return get_unwrapped(tensor)
+
+
+class LegacyBatch:
+    """The dimension that ``autograd.grad(is_grads_batched=True)`` and ``gradcheck`` add.
+
+    They batch by an older mechanism than ``torch.func.vmap``: a ``Function`` under it gets its
+    ``forward`` called with batched tensors and no ``vmap`` rule is asked.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
+        self.active = any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
+        if self.active:
+            self.level = torch._C._vmapmode_increment_nesting() - 1
+            torch._C._vmapmode_decrement_nesting()
+
+    def strip(self, tensor: Tensor) -> tuple[Tensor, int | None]:
+        """Return the tensor with the batch dimension in front, and where that is, if it is."""
+        if not is_legacy_batchedtensor(tensor):
+            return tensor, None
+        return torch._remove_batch_dim(tensor, self.level, 1, 0), 0
+
+    def wrap(self, tensor: Tensor) -> Tensor:
+        """Hide the first dimension again."""
+        return torch._add_batch_dim(tensor, 0, self.level)

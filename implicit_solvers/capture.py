@@ -1,0 +1,263 @@
+"""Captured tensors: what a function reads besides its arguments.
+
+A derivative, or a ``vmap``, must reach the weights of a module, a closure's variables, a partial's
+arguments. `capture` evaluates the function once and records the tensors that it reads; a
+`Substitution` then puts operands of ours in their places, so that the rules can differentiate the
+function as one of explicit arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from implicit_solvers.autodiff import (
+    ambient_level,
+    forward_level,
+    is_functorch_wrapped_tensor,
+    level_of,
+    no_saved_tensor_hooks,
+    peel,
+    transforms_active,
+    unwrap_once,
+)
+
+__all__ = ["Substitution", "capture", "isolated", "nested", "note", "resolve"]
+
+# The scopes in force, innermost last; None stands for a rule of ours, in which none is.
+_SCOPES: list[Any] = []
+
+_PASS_IN_ARGS = (
+    "a tensor that the function captures is handed to an inner transform (torch.func.grad, vmap, "
+    "...) as its argument, where it cannot be told apart: pass it in args instead"
+)
+
+
+def _innermost() -> Any:
+    return _SCOPES[-1] if _SCOPES else None
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Switch all substitutions off, for the rules of a layer that runs inside another's function.
+
+    Within, every tensor is what it is.
+    """
+    _SCOPES.append(None)
+    try:
+        yield
+    finally:
+        _SCOPES.pop()
+
+
+def nested() -> bool:
+    """Tell whether the function of another layer is being evaluated."""
+    return _innermost() is not None
+
+
+def resolve(tensor: Tensor) -> Tensor:
+    """Return what the enclosing layer, if any, puts in the place of ``tensor``."""
+    scope = _innermost()
+    return tensor if scope is None else scope.see(tensor)
+
+
+def note(outputs: Any) -> None:
+    """Tell enclosing recordings that ``outputs`` were computed inside, by a layer."""
+    for scope in _SCOPES:
+        if isinstance(scope, _Recording):
+            scope.after(outputs)
+
+
+class _Scope(TorchFunctionMode):
+    """A mode that replaces the tensors that operations read, while it is the innermost scope."""
+
+    def __enter__(self) -> Any:
+        self.outer = _innermost()
+        _SCOPES.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        _SCOPES.pop()
+
+    def see(self, tensor: Tensor) -> Tensor:
+        """Return what stands in the place of ``tensor``."""
+        raise NotImplementedError
+
+    def after(self, out: Any) -> None:
+        """Take note of what an operation returned."""
+
+    def before(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Take note of an operation and the tensors as they were written."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _innermost() is not self:
+            return func(*args, **kwargs)
+        self.before(func, args, kwargs)
+        args, kwargs = tree_map_only(torch.Tensor, self.see, (args, kwargs))
+        out = func(*args, **kwargs)
+        self.after(out)
+        return out
+
+
+class Substitution(_Scope):
+    """Put the last of ``operands`` in the places of the ``captured`` tensors, one for each.
+
+    The operands before them are the function's explicit arguments: they may hold a captured tensor
+    inside, since one tensor can be both.
+    """
+
+    def __init__(self, captured: Sequence[Tensor], operands: Sequence[Tensor]) -> None:
+        super().__init__()
+        replacements = operands[len(operands) - len(captured) :]
+        self.table = {id(c): r for c, r in zip(captured, replacements, strict=True)}
+        self.captured, self.operands = captured, operands
+        self.ours = {id(r) for r in operands}
+
+    def see(self, tensor: Tensor) -> Tensor:
+        """Return the replacement of a captured tensor, any other as it is."""
+        if (found := self.table.get(id(tensor))) is not None:
+            return found
+        inside = tensor
+        while is_functorch_wrapped_tensor(inside) and id(inside) not in self.ours:
+            inside = unwrap_once(inside)
+            if id(inside) in self.table and id(inside) not in self.ours:
+                raise RuntimeError(_PASS_IN_ARGS)
+        return tensor
+
+
+class _Recording(_Scope):
+    """Record the tensors that a function reads and did not get or make; cut them off."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.level = ambient_level()
+        self.known: dict[int, Tensor] = {id(t): t for t in known}
+        self.found: dict[int, tuple[Tensor, Tensor]] = {}
+        self.buffers: list[tuple[Tensor, Tensor]] = []
+
+    def after(self, out: Any) -> None:
+        """Remember the tensors in ``out``: they were computed inside."""
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.known[id(leaf)] = leaf
+
+    def before(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Remember buffers that an operation is about to write, such as running statistics."""
+        if not _writes(func, kwargs):
+            return
+        for leaf in tree_leaves((args, kwargs)):
+            if not isinstance(leaf, Tensor) or id(leaf) in self.known:
+                continue
+            if not (leaf.requires_grad or is_functorch_wrapped_tensor(leaf)):
+                self.buffers.append((leaf, leaf.clone()))
+
+    def restore(self) -> None:
+        """Undo what was written into buffers."""
+        with torch.no_grad():
+            for buffer, value in reversed(self.buffers):
+                buffer.copy_(value)
+
+    def see(self, tensor: Tensor) -> Tensor:
+        """Return a captured tensor's detached stand-in, any other as it is."""
+        if id(tensor) in self.known:
+            return tensor
+        if (found := self.found.get(id(tensor))) is not None:
+            return found[1]
+        given = tensor if self.outer is None else self.outer.see(tensor)
+        if given is tensor:
+            bare = peel(tensor, self.level)
+            if bare is not tensor:
+                # made by a transform inside the function, which may hold a captured tensor
+                inside = id(bare) in self.known
+                if not inside and (bare.requires_grad or id(bare) in self.found):
+                    raise RuntimeError(_PASS_IN_ARGS)
+                return tensor
+            if not _must_reach(tensor):
+                return tensor
+        stand_in = given.detach()
+        self.after(stand_in)
+        self.found[id(tensor)] = (tensor, stand_in)
+        return stand_in
+
+
+def _writes(func: Any, kwargs: dict[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    operator = name in ("__setitem__",) or (name.startswith("__i") and name.endswith("__"))
+    return in_place or operator or "out" in kwargs or name in ("batch_norm", "instance_norm")
+
+
+def _must_reach(tensor: Tensor) -> bool:
+    """Tell whether a derivative, a ``vmap``, or a clone for inference mode concerns a tensor."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return is_functorch_wrapped_tensor(tensor)
+    return (
+        tensor.requires_grad
+        or is_functorch_wrapped_tensor(tensor)
+        or forward_level()
+        or tensor.is_inference()
+    )
+
+
+def _concerned() -> bool:
+    return (
+        transforms_active()
+        or torch.is_grad_enabled()
+        or forward_level()
+        or torch.is_inference_mode_enabled()
+        or nested()
+    )
+
+
+def capture(fn: Callable[..., Any], inputs: Sequence[Tensor], name: str) -> list[Tensor]:
+    """Return the tensors that ``fn(*inputs)`` reads besides its inputs and that matter.
+
+    The function is evaluated once, on detached inputs; the random generator and the buffers that
+    it writes are put back. Where nothing is differentiated or batched, nothing is evaluated.
+
+    Raises
+    ------
+    RuntimeError
+        If the function reads a tensor that requires grad where it cannot be seen (inside a custom
+        ``autograd.Function``, say), or hands a captured tensor to an inner transform.
+    """
+    if not _concerned():
+        return []
+    aliases = [t.detach() for t in inputs]
+    devices = sorted({t.device.index for t in inputs if t.device.type == "cuda"})
+    recording = _Recording(aliases)
+    with (
+        no_saved_tensor_hooks(),
+        torch.random.fork_rng(devices=devices),
+        torch.enable_grad(),
+        recording,
+    ):
+        out = fn(*aliases)
+    recording.restore()
+    if any(_requires_grad(leaf) for leaf in tree_leaves(out)):
+        raise RuntimeError(
+            f"{name} depends on a tensor that requires grad and that it neither gets in args nor "
+            "reads through torch operations (a custom autograd.Function that captures it?): pass "
+            "it in args"
+        )
+    return [tensor for tensor, _ in recording.found.values()]
+
+
+def _requires_grad(value: Any) -> bool:
+    while isinstance(value, Tensor):
+        if value.requires_grad:
+            return True
+        if not is_functorch_wrapped_tensor(value) or level_of(value) < 0:
+            return False
+        value = unwrap_once(value)
+    return False

@@ -1,0 +1,272 @@
+"""Solutions and solvers of your own, with the derivatives of the equation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.fixed_points import FixedPointEquation
+from implicit_solvers.iterate import Outcome
+from implicit_solvers.problem import Equation, EquationProblem
+from implicit_solvers.root_finding import RootEquation, like_unknown
+from implicit_solvers.solution import OnFailure, Solution, Status
+from implicit_solvers.structure import Structure, split_tensors
+from implicit_solvers.tolerance import equation_tolerance, rms
+
+__all__ = ["attach", "custom_fixed_point", "custom_root"]
+
+VmapMethod = Literal["loop", "batched"]
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Tell of points that something else found whether they solve the equation."""
+
+    rtol: float | None
+    atol: float | None
+
+    def __call__(self, problem: EquationProblem, z: Tensor) -> Outcome:
+        default = torch.finfo(z.dtype).eps ** 0.5
+        rtol = default if self.rtol is None else self.rtol
+        atol = default if self.atol is None else self.atol
+        error = rms(problem.residual(z))
+        status = torch.where(
+            error <= equation_tolerance(rtol, atol, z, rms), 0, int(Status.REJECTED)
+        )
+        finite = torch.isfinite(error) & torch.isfinite(z).all(-1)
+        status = torch.where(finite, status, int(Status.NONFINITE))
+        return Outcome(z, status, torch.zeros_like(status), error)
+
+
+def attach(
+    fn: Callable[..., Any],
+    z: Any,
+    args: tuple[Any, ...] = (),
+    *,
+    adjoint: ImplicitAdjoint | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    batch_dims: int = 0,
+    in_dims: Any = None,
+    on_failure: OnFailure = "raise",
+) -> Any:
+    """Return a root of ``fn(z, *args) = 0`` that you have already, with its derivatives.
+
+    Parameters
+    ----------
+    fn
+        ``fn(z, *args)`` returns the residual, with the structure, shapes and dtype of ``z``.
+    z
+        The root: a tensor or pytree of tensors, found by whatever means. Its own gradient, if it
+        has one, is dropped.
+    args
+        Further arguments of ``fn``, pytrees.
+    adjoint
+        How to differentiate: `ImplicitAdjoint`, by default.
+    rtol, atol
+        ``z`` counts as a root where ``rms(fn(z)) <= atol + rtol rms(z)``; both default to
+        ``sqrt(eps)``: 1.5e-8 in float64, 3.5e-4 in float32.
+    batch_dims, in_dims, on_failure
+        As in `root`; a lane that is no root fails, with status REJECTED.
+
+    Returns
+    -------
+    pytree
+        ``z``, differentiable in ``args`` and in the tensors that ``fn`` captures.
+
+    Raises
+    ------
+    ConvergenceError
+        If ``z`` is no root and ``on_failure="raise"``.
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> a = torch.tensor(9.0, requires_grad=True)
+    >>> z = ims.attach(lambda z, a: z**2 - a, torch.tensor(3.0), (a,))
+    >>> torch.autograd.grad(z, a)[0]
+    tensor(0.1667)
+    """
+    task = _task(RootEquation, fn, adjoint, batch_dims, in_dims, on_failure)
+    return solve_equation(task, z, args, _Judge(rtol, atol)).value
+
+
+def custom_root(
+    fn: Callable[..., Any],
+    *,
+    adjoint: ImplicitAdjoint | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    vmap_method: VmapMethod = "loop",
+    on_failure: OnFailure = "raise",
+) -> Callable[[Callable[..., Any]], Callable[..., Solution]]:
+    """Decorate a solver for ``fn(z, *args) = 0`` of your own: SciPy, C++, a sampler.
+
+    The solver is called as ``solver(z0, *args)`` and returns the root, as tensors or NumPy arrays
+    of the structure of ``z0``. It runs without gradients, on plain tensors, and need not be
+    differentiable. The decorated solver takes the same arguments and returns a `Solution`, whose
+    convergence the library judges by the residual.
+
+    Parameters
+    ----------
+    fn
+        ``fn(z, *args)`` returns the residual, with the structure, shapes and dtype of ``z``.
+    adjoint
+        How to differentiate: `ImplicitAdjoint`, by default.
+    rtol, atol
+        A root is accepted where ``rms(fn(z)) <= atol + rtol rms(z)``; both default to
+        ``sqrt(eps)``: 1.5e-8 in float64, 3.5e-4 in float32.
+    vmap_method
+        Under ``torch.func.vmap``: ``"loop"`` calls the solver once for each lane; ``"batched"``
+        calls it once, with the lanes as a first dimension of ``z0`` and of every argument that
+        has them (those that the lanes share come as they are).
+    on_failure
+        As in `root`.
+
+    Returns
+    -------
+    callable
+        The decorator.
+
+    Raises
+    ------
+    ConvergenceError
+        By the decorated solver, if its result is no root and ``on_failure="raise"``.
+    TypeError, ValueError
+        By the decorated solver, if an argument or what it returns is unfit.
+
+    Examples
+    --------
+    >>> import scipy.optimize, torch, implicit_solvers as ims
+    >>> @ims.custom_root(lambda z, a: z**3 - a)
+    ... def cube_root(z0, a):
+    ...     return scipy.optimize.brentq(lambda z: z**3 - a.item(), 0, 10, xtol=1e-14)
+    >>> a = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
+    >>> z = cube_root(torch.tensor(1.0, dtype=torch.float64), a).value
+    >>> round(torch.autograd.grad(z, a)[0].item(), 6)
+    0.083333
+    """
+    return _decorator(RootEquation, fn, adjoint, rtol, atol, vmap_method, on_failure)
+
+
+def custom_fixed_point(
+    fn: Callable[..., Any],
+    *,
+    adjoint: ImplicitAdjoint | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    vmap_method: VmapMethod = "loop",
+    on_failure: OnFailure = "raise",
+) -> Callable[[Callable[..., Any]], Callable[..., Solution]]:
+    """Decorate a solver for ``z = fn(z, *args)`` of your own.
+
+    Parameters
+    ----------
+    fn
+        ``fn(z, *args)`` returns the next iterate, with the structure, shapes and dtype of ``z``.
+    adjoint, rtol, atol, vmap_method, on_failure
+        As in `custom_root`, with the residual ``fn(z) - z``.
+
+    Returns
+    -------
+    callable
+        The decorator, as `custom_root` returns it.
+
+    Raises
+    ------
+    ConvergenceError
+        By the decorated solver, if its result is no fixed point and ``on_failure="raise"``.
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> @ims.custom_fixed_point(lambda z, a: (z + a / z) / 2)
+    ... def heron(z0, a):
+    ...     return torch.sqrt(a)
+    >>> a = torch.tensor(4.0, requires_grad=True)
+    >>> torch.autograd.grad(heron(torch.tensor(1.0), a).value, a)[0]
+    tensor(0.2500)
+    """
+    return _decorator(FixedPointEquation, fn, adjoint, rtol, atol, vmap_method, on_failure)
+
+
+def _task(
+    equation: type[Equation],
+    fn: Callable[..., Any],
+    adjoint: ImplicitAdjoint | None,
+    batch_dims: int,
+    in_dims: Any,
+    on_failure: OnFailure,
+) -> Task:
+    chosen = ImplicitAdjoint() if adjoint is None else adjoint
+    return Task(equation, fn, like_unknown, None, chosen, batch_dims, in_dims, False, on_failure)
+
+
+def _decorator(
+    equation: type[Equation],
+    fn: Callable[..., Any],
+    adjoint: ImplicitAdjoint | None,
+    rtol: float | None,
+    atol: float | None,
+    vmap_method: VmapMethod,
+    on_failure: OnFailure,
+) -> Callable[[Callable[..., Any]], Callable[..., Solution]]:
+    if vmap_method not in ("loop", "batched"):
+        raise ValueError(f'vmap_method is {vmap_method!r}: use "loop" or "batched"')
+    task = _task(equation, fn, adjoint, 0, None, on_failure)
+    judge = _Judge(rtol, atol)
+
+    def decorate(solver: Callable[..., Any]) -> Callable[..., Solution]:
+        @functools.wraps(solver)
+        def solve(z0: Any, *args: Any) -> Solution:
+            structure = Structure.of(z0, "z0")
+            tensors, join = split_tensors(args)
+
+            def call(z: Tensor, lane_tensors: list[Tensor]) -> Tensor:
+                out = solver(structure.unravel(z), *join(lane_tensors))
+                out = tree_map(functools.partial(_as_tensor, like=z), out)
+                return structure.check_like(out, z.shape[:-1], "your solver", "z0")
+
+            def run(problem: EquationProblem, z: Tensor) -> Outcome:
+                count = len(tensors)
+                if vmap_method == "batched" and problem.shape:
+                    every = torch.arange(problem.count, device=z.device)
+                    found = call(z, list(problem.take(every).operands[:count]))
+                else:
+                    found = torch.stack(
+                        [call(z[i], _lane(problem, i, count)) for i in range(len(z))]
+                    )
+                return judge(problem, found)
+
+            return solve_equation(task, z0, args, run)
+
+        return solve
+
+    return decorate
+
+
+def _lane(problem: EquationProblem, i: int, count: int) -> list[Tensor]:
+    """Return the first ``count`` operands of one lane."""
+    if not problem.shape:
+        return list(problem.operands[:count])
+    one = problem.take(torch.tensor([i], device=problem.operands[0].device))
+    return [
+        t[0] if carries[0] else t
+        for t, carries in zip(one.operands[:count], one.lanes.carried[:count], strict=True)
+    ]
+
+
+def _as_tensor(leaf: Any, like: Tensor) -> Tensor:
+    if isinstance(leaf, Tensor):
+        return leaf.detach()
+    return torch.as_tensor(leaf, dtype=like.dtype, device=like.device)

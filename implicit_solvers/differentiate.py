@@ -1,0 +1,264 @@
+"""The implicit-function rule: derivatives of a solution from the equation, not from the solver.
+
+At ``F(z, theta) = 0`` with ``A = dF/dz``: backward ``w = A^-T z'`` and
+``theta' = -vjp of (theta -> F(z, theta)) at w``; forward ``dz = -A^-1 (dF/dtheta dtheta)``. Here
+``z`` is the rule's own output, so that the rule differentiates itself, to any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from implicit_solvers.autodiff import (
+    forward_mode_disabled,
+    live,
+    nested_jvp,
+    no_saved_tensor_hooks,
+    pushforward,
+    vjp,
+)
+from implicit_solvers.iterate import Outcome
+from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.lane_map import JacobianTemplate, OperatorTemplate
+from implicit_solvers.linear.lu import LU
+from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.rule import LinearSolver, LinearSolveSpec, solve_linear
+from implicit_solvers.monitoring import observe
+from implicit_solvers.problem import Equation, EquationProblem
+from implicit_solvers.solution import OnFailure, enforce, failed
+
+__all__ = ["AttachSpec", "SolveSpec", "attach_derivatives", "solve_lanes", "solve_plainly"]
+
+
+@dataclass(frozen=True)
+class SolveSpec:
+    """A solve without its tensors: ``run`` finds the solutions of a problem from a start."""
+
+    equation: Equation
+    run: Callable[[EquationProblem, Tensor], Outcome]
+    solver: object
+    lanes: Lanes
+    label: str
+    on_failure: OnFailure
+
+
+class Solve(Function):
+    """Run a solver; nothing that comes out is differentiable.
+
+    Outputs: ``z``; the status, iterations and residual of each lane; the factors of the last
+    linear solve, if the solver keeps them.
+    """
+
+    @staticmethod
+    def forward(spec: SolveSpec, z: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+        """Solve in all lanes, on plain tensors."""
+        return _run(spec, z, operands)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Mark every output as constant."""
+        ctx.mark_non_differentiable(*output)
+        ctx.set_materialize_grads(False)
+        ctx.outputs = len(output)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[None, ...]:
+        """Return nothing for every input."""
+        return (None,) * len(ctx.needs_input_grad)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> tuple[None, ...]:
+        """Return nothing for every output."""
+        return (None,) * ctx.outputs
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, spec: SolveSpec, z: Tensor, *operands: Tensor) -> Any:
+        """Move the new lanes to the front and solve in all."""
+        _, dim, *dims = in_dims
+        lanes, z, rest = spec.lanes.lift(
+            info.batch_size, (z, dim), list(zip(operands, dims, strict=True))
+        )
+        out = Solve.apply(replace(spec, lanes=lanes), z, *rest)
+        return out, (0,) * len(out)
+
+
+def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    watch = observe(spec.label, spec.solver)
+    shape, n = z.shape[:-1], z.shape[-1]
+    flat = z.reshape(-1, n)
+    if flat.numel() == 0:
+        lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
+        return z.clone(), lanes, lanes.clone(), z.new_zeros(shape)
+    problem = EquationProblem(spec.equation, spec.lanes, shape, operands)
+    out = spec.run(problem, flat)
+    status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
+    residual = out.error.reshape(shape)
+    watch.done(iterations, residual, status)
+    enforce(spec.on_failure, spec.label, status, iterations, residual)
+    factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in out.factors)
+    return out.z.reshape(z.shape).clone(), status, iterations, residual, *factors
+
+
+def solve_plainly(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Solve, where no ``torch.func`` transform is active, without derivatives."""
+    with torch.no_grad(), forward_mode_disabled(), no_saved_tensor_hooks():
+        return _run(spec, z.detach(), [t.detach() for t in operands])
+
+
+def solve_lanes(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Solve, under whatever transforms are active, without derivatives."""
+    if torch.is_inference_mode_enabled():
+        # inference tensors cannot be saved for the pullbacks that solvers use: work on copies
+        with torch.inference_mode(False):
+            return solve_plainly(spec, z.clone(), [t.clone() for t in operands])
+    return Solve.apply(spec, z.detach(), *(t.detach() for t in operands))
+
+
+@dataclass(frozen=True)
+class AttachSpec:
+    """How to differentiate a solution.
+
+    The operands are, in this order, ``hints`` factors that the solver left, the tensors of the
+    preconditioner, and the equation's own.
+    """
+
+    equation: Equation
+    linear_solver: LinearSolver
+    lanes: Lanes
+    label: str
+    on_failure: OnFailure
+    hints: int = 0
+    preconditioner: OperatorTemplate | Jacobi | None = None
+    preconditioner_tensors: int = 0
+
+    @property
+    def lead(self) -> int:
+        """The number of operands before the equation's own."""
+        return self.hints + self.preconditioner_tensors
+
+    def linear(self, transposed: bool) -> LinearSolveSpec:
+        """Return the solve with ``dF/dz`` at the solution."""
+        lanes, lead = self.lanes, self.lead
+        everywhere = (True,) * len(lanes.sizes)
+        known = lanes.native_carried
+        lanes = replace(
+            lanes,
+            carried=(*lanes.carried[:lead], everywhere, *lanes.carried[lead:]),
+            native_carried=None if known is None else (*known[:lead], True, *known[lead:]),
+        )
+        symmetric = self.equation.symmetric
+        return LinearSolveSpec(
+            JacobianTemplate(self.equation.condition, symmetric=symmetric),
+            self.linear_solver,
+            lanes,
+            f"adjoint of {self.label}",
+            self.on_failure,
+            adjoint=True,
+            hints=self.hints,
+            exact=False,
+            preconditioner=self.preconditioner,
+            preconditioner_tensors=self.preconditioner_tensors,
+            transposed=transposed and not symmetric,
+        )
+
+
+class Attach(Function):
+    """Return the solution ``z`` as it is, with the derivatives of the equation."""
+
+    @staticmethod
+    def forward(spec: AttachSpec, z: Tensor, bad: Tensor, *operands: Tensor) -> Tensor:
+        """Return ``z``."""
+        return z.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the solution that is returned: it is connected to the graph."""
+        ctx.spec, _, bad, *operands = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output, bad, *operands)
+        ctx.save_for_forward(output, bad, *operands)
+
+    @staticmethod
+    def backward(ctx: Any, gz: Tensor | None) -> tuple[Any, ...]:
+        """Solve with the transposed Jacobian, then pull back through the equation."""
+        spec, inputs = ctx.spec, len(ctx.needs_input_grad)
+        gz, z, bad, *operands = live(gz, *ctx.saved_tensors)
+        if gz is None:
+            return (None,) * inputs
+        gz = _leave_out(spec, bad, gz)
+        lead, theta = operands[: spec.lead], operands[spec.lead :]
+        w = solve_linear(spec.linear(True), gz, None, (*lead, z, *theta))[0]
+        condition, places = _condition(spec, z, theta)
+        result: list[Any] = [None] * len(theta)
+        if places:
+            pull = vjp(condition, *(theta[i] for i in places))[1]
+            for place, g in zip(places, pull(-w), strict=True):
+                result[place] = g
+        return (None,) * (inputs - len(theta)) + tuple(result)
+
+    @nested_jvp
+    def jvp(spec: AttachSpec, saved: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Any:
+        """Push the tangents through the equation, then solve with the Jacobian."""
+        z, bad, *operands = saved
+        lead, theta = operands[: spec.lead], operands[spec.lead :]
+        moved = tangents[len(tangents) - len(theta) :] if theta else ()
+        condition, places = _condition(spec, z, theta)
+        if all(moved[i] is None for i in places):
+            return torch.zeros_like(z)
+        primals = [theta[i] for i in places]
+        rhs = -pushforward(condition, primals, [moved[i] for i in places])
+        rhs = _leave_out(spec, bad, rhs)
+        return solve_linear(spec.linear(False), rhs, None, (*lead, z, *theta))[0]
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, spec: AttachSpec, z: Tensor, bad: Tensor, *operands: Tensor
+    ) -> Any:
+        """Move the new lanes to the front and apply the rule again."""
+        _, dim, bad_dim, *dims = in_dims
+        lanes, z, rest = spec.lanes.lift(
+            info.batch_size, (z, dim), list(zip(operands, dims, strict=True))
+        )
+        _, bad, _ = Lanes().lift(info.batch_size, (bad, bad_dim), [])
+        return Attach.apply(replace(spec, lanes=lanes), z, bad, *rest), 0
+
+
+def _leave_out(spec: AttachSpec, bad: Tensor, rhs: Tensor) -> Tensor:
+    """Ask nothing of the lanes that failed, if they are to be masked."""
+    if spec.on_failure != "mask":
+        return rhs
+    return torch.where(bad.unsqueeze(-1), 0.0, rhs)
+
+
+def _condition(
+    spec: AttachSpec, z: Tensor, theta: Sequence[Tensor]
+) -> tuple[Callable[..., Tensor], list[int]]:
+    """Return the equation at ``z`` as a function of its floating operands, and their places."""
+    places = [i for i, t in enumerate(theta) if t.is_floating_point()]
+    lanes = spec.lanes.keep(range(spec.lead, len(spec.lanes.carried)))
+    on_lanes = lanes.over(spec.equation.condition)
+
+    def condition(*free: Tensor) -> Tensor:
+        filled = list(theta)
+        for place, tensor in zip(places, free, strict=True):
+            filled[place] = tensor
+        return on_lanes(z, *filled)
+
+    return condition, places
+
+
+def attach_derivatives(
+    spec: AttachSpec, z: Tensor, status: Tensor, operands: Sequence[Tensor]
+) -> Tensor:
+    """Return ``z`` with the derivatives of the equation with respect to the operands."""
+    if not isinstance(spec.linear_solver, LU):
+        lanes = spec.lanes.keep(range(spec.hints, len(operands)))
+        operands = operands[spec.hints :]
+        spec = replace(spec, lanes=lanes, hints=0)
+    return Attach.apply(spec, z.detach(), failed(status), *operands)

@@ -1,0 +1,266 @@
+"""From a user's function to a `Solution`: the path that every equation takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers.autodiff import (
+    forward_level,
+    transforms_active,
+)
+from implicit_solvers.capture import Substitution, capture, isolated, nested, note, resolve
+from implicit_solvers.differentiate import (
+    AttachSpec,
+    SolveSpec,
+    attach_derivatives,
+    solve_lanes,
+    solve_plainly,
+)
+from implicit_solvers.iterate import Outcome, iterate
+from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.solve import operator_template
+from implicit_solvers.problem import Equation, EquationProblem
+from implicit_solvers.solution import OnFailure, Solution, Status
+from implicit_solvers.structure import Structure, split_tensors
+
+__all__ = ["Task", "name_of", "solve_equation"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a public function was asked for, its tensors aside.
+
+    ``read`` ravels and checks what ``fn`` returns, given the structure of ``z`` and the shape of
+    the lanes at hand.
+    """
+
+    equation: type[Equation]
+    fn: Callable[..., Any]
+    read: Callable[[Any, Structure, Sequence[int]], Tensor]
+    solver: Any
+    adjoint: ImplicitAdjoint
+    batch_dims: int = 0
+    in_dims: Any = None
+    has_aux: bool = False
+    on_failure: OnFailure = "raise"
+
+    @property
+    def label(self) -> str:
+        """The kind of the equation and the name of its function."""
+        return f"{self.equation.kind} of {name_of(self.fn)}"
+
+
+def name_of(fn: Any) -> str:
+    """Return the name of a function, or of the class of a callable object."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def solve_equation(
+    task: Task,
+    z0: Any,
+    args: tuple[Any, ...],
+    run: Callable[[EquationProblem, Tensor], Outcome] | None = None,
+) -> Solution:
+    """Solve from ``z0`` and attach the derivatives of the equation to the solution.
+
+    ``run`` finds the solutions; left out, the task's solver iterates.
+    """
+    _check(task, args)
+    structure = Structure.of(z0, "z0", task.batch_dims)
+    tensors, join = split_tensors(args)
+    native_carried = _read_in_dims(task, args, structure)
+    start = structure.ravel(tree_map(resolve, z0)).detach()
+    adjoint_solver = task.adjoint.solver_for(task.equation, structure.size)
+    if run is None:
+        run = partial(iterate, task.solver)
+
+    def raw(z: Tensor, *tensors: Tensor) -> Tensor:
+        out = task.fn(structure.unravel(z), *join(tensors))
+        if task.has_aux:
+            out = _first_of_two(out)
+        return task.read(out, structure, z.shape[:-1])
+
+    def explicit(captured: Sequence[Tensor]) -> Callable[..., Tensor]:
+        if not captured:
+            return raw
+
+        def fn(z: Tensor, *operands: Tensor) -> Tensor:
+            with Substitution(captured, (z, *operands)):
+                return raw(z, *operands[: len(tensors)])
+
+        return fn
+
+    def lanes(extra: int) -> Lanes:
+        known = None if native_carried is None else (*native_carried, *(False,) * extra)
+        return Lanes.of(len(tensors) + extra, task.batch_dims, known)
+
+    spec = SolveSpec(task.equation(raw), run, task.solver, lanes(0), task.label, task.on_failure)
+    name = f"the function of {task.label}"
+    captured: list[Tensor] = []
+    lift = transforms_active() or torch.is_inference_mode_enabled() or nested()
+    if lift and start.numel():
+        captured = capture(raw, (start, *tensors), name)
+    operands = [resolve(t) for t in (*tensors, *captured)]
+    with isolated():
+        if lift:
+            spec = replace(
+                spec, equation=task.equation(explicit(captured)), lanes=lanes(len(captured))
+            )
+            z, status, iterations, residual, *factors = solve_lanes(spec, start, operands)
+        else:
+            z, status, iterations, residual, *factors = solve_plainly(spec, start, operands)
+
+    # Branches that were not taken at the start may read more tensors at the solution.
+    if start.numel():
+        found = capture(raw, (z, *tensors), name)
+        seen = {id(t) for t in captured}
+        captured = captured + [t for t in found if id(t) not in seen]
+        operands = [resolve(t) for t in (*tensors, *captured)]
+    if _differentiable(operands) and start.numel():
+        M, M_tensors = _preconditioner(task, structure, z, join(tensors))
+        hints = len(factors)
+        own = lanes(len(captured))
+        levels = ((),) * (hints + len(M_tensors))
+        known = own.native_carried
+        lead_known = (task.batch_dims > 0,) * hints + (False,) * len(M_tensors)
+        attach = AttachSpec(
+            task.equation(explicit(captured)),
+            adjoint_solver,
+            replace(
+                own,
+                carried=(*levels, *own.carried),
+                native_carried=None if known is None else (*lead_known, *known),
+            ),
+            task.label,
+            task.on_failure,
+            hints=hints,
+            preconditioner=M,
+            preconditioner_tensors=len(M_tensors),
+        )
+        with isolated():
+            z = attach_derivatives(attach, z, status, (*factors, *M_tensors, *operands))
+    value = structure.unravel(z)
+    solution = Solution(value, status == Status.CONVERGED, iterations, residual, status)
+    note(solution)
+    if task.has_aux:
+        solution = replace(solution, aux=task.fn(value, *args)[1])
+    return solution
+
+
+def _differentiable(operands: Sequence[Tensor]) -> bool:
+    if transforms_active() or forward_level():
+        return True
+    return torch.is_grad_enabled() and any(t.requires_grad for t in operands)
+
+
+def _first_of_two(out: Any) -> Any:
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise ValueError(
+            f"fn returned a {type(out).__name__} with has_aux=True: return a pair (value, aux)"
+        )
+    return out[0]
+
+
+def _preconditioner(
+    task: Task, structure: Structure, z: Tensor, args: Any
+) -> tuple[Any, list[Tensor]]:
+    given = task.adjoint.preconditioner
+    if given is None or isinstance(given, Jacobi):
+        return given, []
+    with torch.no_grad():
+        point = structure.unravel(z.detach())
+        operator = given(point, *tree_map(_detach, tuple(args)))
+        template, tensors = operator_template(operator, point, structure)
+    return template, [t.detach() for t in tensors]
+
+
+def _detach(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _check(task: Task, args: Any) -> None:
+    if not callable(task.fn):
+        raise TypeError(f"fn is a {type(task.fn).__name__}: pass a function fn(z, *args)")
+    if not isinstance(args, tuple):
+        raise TypeError(
+            f"args is a {type(args).__name__}: pass a tuple, as args=(theta,) for one argument"
+        )
+    if task.on_failure not in ("raise", "warn", "mask"):
+        raise ValueError(f'on_failure is {task.on_failure!r}: use "raise", "warn" or "mask"')
+    if not isinstance(task.batch_dims, int) or task.batch_dims < 0:
+        raise ValueError(f"batch_dims is {task.batch_dims!r}: pass the number of lane dimensions")
+    solves = getattr(task.solver, "solves", None)
+    if solves is not None and task.equation.kind not in solves:
+        raise ValueError(
+            f"solver={type(task.solver).__name__}() solves {', '.join(solves)} and was given to "
+            f"{task.equation.kind}: choose a solver for {task.equation.kind}, or leave it out"
+        )
+    if task.solver is not None and not hasattr(task.solver, "step"):
+        raise TypeError(
+            f"solver is a {type(task.solver).__name__}: pass an instance of a solver, as Newton()"
+        )
+
+
+def _read_in_dims(
+    task: Task, args: tuple[Any, ...], structure: Structure
+) -> tuple[bool, ...] | None:
+    """Tell for each tensor in ``args`` whether it carries the native lanes; None if unknown."""
+    in_dims = task.in_dims
+    if task.batch_dims == 0:
+        if in_dims is not None:
+            raise ValueError(
+                f"in_dims is {in_dims!r} and batch_dims is 0: pass batch_dims, the number of lane "
+                "dimensions of z0, too"
+            )
+        return (False,) * len(split_tensors(args)[0])
+    if in_dims is None:
+        return None
+    if isinstance(in_dims, int):
+        in_dims = (in_dims,) * len(args)
+    if not isinstance(in_dims, tuple) or len(in_dims) != len(args):
+        raise ValueError(
+            f"in_dims is {in_dims!r} for {len(args)} args: pass a tuple with 0 or None for each, "
+            "or a pytree of them"
+        )
+    carried: list[bool] = []
+    for i, (dims, arg) in enumerate(zip(in_dims, args, strict=True)):
+        for dim, leaf in _broadcast(dims, arg, i):
+            if not isinstance(leaf, Tensor):
+                continue
+            if dim not in (0, None):
+                raise ValueError(
+                    f"in_dims has {dim!r} for args[{i}]: lanes come first, use 0 or None"
+                )
+            lanes = tuple(leaf.shape[: task.batch_dims])
+            if dim == 0 and lanes != structure.native:
+                raise ValueError(
+                    f"in_dims says that args[{i}] carries lanes, and its shape is "
+                    f"{tuple(leaf.shape)} where z0 has lanes {structure.native}: put None for it, "
+                    "or expand it"
+                )
+            carried.append(dim == 0)
+    return tuple(carried)
+
+
+def _broadcast(dims: Any, arg: Any, i: int) -> list[tuple[Any, Any]]:
+    leaves, spec = tree_flatten(arg)
+    if dims is None or isinstance(dims, int):
+        return [(dims, leaf) for leaf in leaves]
+    given, given_spec = tree_flatten(dims)
+    if given_spec != spec:
+        raise ValueError(
+            f"in_dims has the structure {given_spec} for args[{i}], which has {spec}: use 0 or "
+            "None for all of it, or the same structure"
+        )
+    return list(zip(given, leaves, strict=True))

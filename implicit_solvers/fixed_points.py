@@ -1,0 +1,100 @@
+"""Fixed points: ``z = g(z, theta)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.problem import Equation
+from implicit_solvers.root_finding import like_unknown
+from implicit_solvers.solution import OnFailure, Solution
+from implicit_solvers.solvers.anderson import Anderson
+
+__all__ = ["FixedPointEquation", "fixed_point"]
+
+
+class FixedPointEquation(Equation):
+    """The condition ``g(z, theta) - z = 0``."""
+
+    kind: ClassVar[str] = "fixed_point"
+    symmetric: ClassVar[bool] = False
+
+    def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
+        """Return ``g(z, theta) - z``."""
+        return self.fn(z, *operands) - z
+
+
+def fixed_point(
+    fn: Callable[..., Any],
+    z0: Any,
+    args: tuple[Any, ...] = (),
+    *,
+    solver: Any = None,
+    adjoint: ImplicitAdjoint | None = None,
+    batch_dims: int = 0,
+    in_dims: Any = None,
+    has_aux: bool = False,
+    on_failure: OnFailure = "raise",
+) -> Solution:
+    """Find a fixed point ``z = fn(z, *args)``, differentiable in everything that ``fn`` uses.
+
+    The derivative is ``dz = (I - dg/dz)^-1 (dg/dtheta) dtheta`` at the point returned. Memory
+    does not grow with the number of iterations.
+
+    Parameters
+    ----------
+    fn
+        ``fn(z, *args)`` returns the next iterate, with the structure, shapes and dtype of ``z``.
+    z0
+        The start: a tensor (0-d too) or a pytree of tensors of one real floating dtype and
+        device. It gets no gradient.
+    args
+        Further arguments, pytrees; other leaves than tensors are passed on as they are.
+    solver
+        `Anderson`, by default; `FixedPointIteration`, or any solver for roots.
+    adjoint, batch_dims, in_dims, has_aux, on_failure
+        As in `root`.
+
+    Returns
+    -------
+    Solution
+        The fixed point; ``residual`` is the norm of ``fn(z) - z``.
+
+    Raises
+    ------
+    ConvergenceError
+        If a lane fails and ``on_failure="raise"``: a map that is no contraction near its fixed
+        point needs `Newton` or damping.
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Notes
+    -----
+    Source: Bai, Kolter and Koltun, "Deep Equilibrium Models" (2019), section 3.
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> a = torch.tensor(0.5, requires_grad=True)
+    >>> sol = ims.fixed_point(lambda z, a: a * torch.cos(z), torch.tensor(0.0), (a,))
+    >>> sol.value
+    tensor(0.4502, grad_fn=<...>)
+    >>> torch.autograd.grad(sol.value, a)[0]  # cos z / (1 + a sin z)
+    tensor(0.7395)
+    """
+    task = Task(
+        FixedPointEquation,
+        fn,
+        like_unknown,
+        Anderson() if solver is None else solver,
+        ImplicitAdjoint() if adjoint is None else adjoint,
+        batch_dims,
+        in_dims,
+        has_aux,
+        on_failure,
+    )
+    return solve_equation(task, z0, args)

@@ -1,0 +1,157 @@
+"""Lanes: many problems of one shape, and the tensors that belong to each of them.
+
+One call of the user's function handles one problem, or, with ``batch_dims``, a grid of them
+(*native* lanes). Each ``torch.func.vmap`` around a solve adds a level of lanes. A tensor carries a
+level if it has one entry for each lane of that level; otherwise the lanes share it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from implicit_solvers.autodiff import no_saved_tensor_hooks
+
+__all__ = ["Lanes"]
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The lanes of a problem and which operands carry them.
+
+    Parameters
+    ----------
+    sizes
+        The sizes of the ``vmap`` levels, outermost first.
+    carried
+        For each operand and each level, whether the operand carries it. An operand's leading
+        dimensions are the levels that it carries, in their order.
+    native
+        The number of dimensions after the levels that the function treats as lanes itself.
+    native_carried
+        For each operand, whether its dimensions after the levels begin with the native lanes;
+        ``None`` if that is not known (no ``in_dims`` were given).
+    """
+
+    sizes: tuple[int, ...] = ()
+    carried: tuple[tuple[bool, ...], ...] = ()
+    native: int = 0
+    native_carried: tuple[bool, ...] | None = ()
+
+    @staticmethod
+    def of(operands: int, native: int = 0, native_carried: Sequence[bool] | None = None) -> Lanes:
+        """Return the lanes of a solve outside of any ``vmap``."""
+        if native == 0:
+            native_carried = (False,) * operands
+        known = None if native_carried is None else tuple(native_carried)
+        return Lanes((), ((),) * operands, native, known)
+
+    def lift(
+        self, size: int, first: tuple[Tensor, int | None], rest: Sequence[tuple[Tensor, int | None]]
+    ) -> tuple[Lanes, Tensor, list[Tensor]]:
+        """Add an outermost level; ``first`` and ``rest`` are tensors with their ``vmap`` dims.
+
+        ``first`` carries every level: it is expanded where it does not have this one.
+        """
+        tensor, dim = first
+        head = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        tail = [t if d is None else t.movedim(d, 0).contiguous() for t, d in rest]
+        carried = tuple(
+            (d is not None, *levels) for (_, d), levels in zip(rest, self.carried, strict=True)
+        )
+        lanes = replace(self, sizes=(size, *self.sizes), carried=carried)
+        return lanes, head.contiguous(), tail
+
+    def over(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Make ``fn(z, *operands)`` of one lane a function of all lanes."""
+        for level in reversed(range(len(self.sizes))):
+            dims = (0, *(0 if levels[level] else None for levels in self.carried))
+            fn = vmap(fn, in_dims=dims, randomness="different")
+        if not self.sizes:
+            return fn
+
+        def on_all_lanes(*tensors: Tensor) -> Tensor:
+            with no_saved_tensor_hooks():
+                return fn(*tensors)
+
+        return on_all_lanes
+
+    def keep(self, operands: Sequence[int]) -> Lanes:
+        """Return the lanes for a selection of the operands."""
+        known = self.native_carried
+        return replace(
+            self,
+            carried=tuple(self.carried[i] for i in operands),
+            native_carried=None if known is None else tuple(known[i] for i in operands),
+        )
+
+    def prepend(self, count: int = 1) -> Lanes:
+        """Return the lanes with ``count`` more operands in front that carry every lane."""
+        known = self.native_carried
+        return replace(
+            self,
+            carried=((True,) * len(self.sizes),) * count + self.carried,
+            native_carried=None if known is None else (True,) * count + known,
+        )
+
+    def shared_levels(self) -> tuple[int, ...]:
+        """Return the levels that no operand carries."""
+        return tuple(
+            i for i in range(len(self.sizes)) if not any(levels[i] for levels in self.carried)
+        )
+
+    def without(self, levels: Sequence[int]) -> Lanes:
+        """Drop ``levels``, which no operand carries."""
+        kept = [i for i in range(len(self.sizes)) if i not in levels]
+        return replace(
+            self,
+            sizes=tuple(self.sizes[i] for i in kept),
+            carried=tuple(tuple(c[i] for i in kept) for c in self.carried),
+        )
+
+    @property
+    def separable(self) -> bool:
+        """Whether single lanes can be evaluated without the others."""
+        return self.native_carried is not None
+
+    def take(
+        self, index: Tensor, shape: Sequence[int], operands: Sequence[Tensor]
+    ) -> tuple[Lanes, tuple[int, ...], list[Tensor]]:
+        """Select lanes by their flat ``index`` into a grid of lanes of the given ``shape``.
+
+        Returns the lanes of the selection, the shape of their grid, and the operands gathered.
+        """
+        if self.native_carried is None:
+            raise ValueError("lanes of batch_dims without in_dims cannot be selected")
+        levels = len(self.sizes)
+        where = torch.unravel_index(index, tuple(shape))
+        gathered = []
+        for operand, carries, native in zip(
+            operands, self.carried, self.native_carried, strict=True
+        ):
+            key = [where[i] for i in range(levels) if carries[i]]
+            if native:
+                key += [where[levels + i] for i in range(self.native)]
+            if not key:
+                gathered.append(operand)
+                continue
+            picked = operand[tuple(key)]
+            # the native lanes of a selected lane are a grid of ones
+            ones = (1,) * (self.native if levels else self.native - 1) if native else ()
+            gathered.append(picked.reshape(len(index), *ones, *picked.shape[1:]))
+        if levels == 0:
+            return self, (len(index), *(1,) * (self.native - 1)), gathered
+        carried = tuple(
+            (any(c) or n,) for c, n in zip(self.carried, self.native_carried, strict=True)
+        )
+        lanes = replace(self, sizes=(len(index),), carried=carried)
+        return lanes, (len(index), *(1,) * self.native), gathered
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Return the number of lanes in a grid of the given shape."""
+        return math.prod(shape)

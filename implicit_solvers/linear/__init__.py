@@ -1,0 +1,1 @@
+"""Linear operators, one differentiable linear solve, direct and iterative solvers."""

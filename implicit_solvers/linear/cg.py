@@ -1,0 +1,91 @@
+"""Conjugate gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.solution import Status
+from implicit_solvers.tolerance import AUTO, Auto, rms
+
+__all__ = ["CG"]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1, keepdim=True)
+
+
+class CGState(NamedTuple):
+    """The state of `CG`."""
+
+    z: Tensor
+    residual: Tensor
+    direction: Tensor
+    rho: Tensor
+    error: Tensor
+    flag: Tensor
+
+
+@dataclass(frozen=True)
+class CG:
+    """Conjugate gradients, for symmetric positive definite operators.
+
+    A direction of nonpositive curvature ends the lane with status INDEFINITE. Source: Hestenes
+    and Stiefel (1952); preconditioned as in Golub and Van Loan, "Matrix Computations", section
+    11.5.
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``. ``rtol=None`` makes
+        exactly ``max_steps`` steps and judges nothing.
+    max_steps
+        The number of products allowed.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> A = ims.MatrixOperator(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), positive_definite=True)
+    >>> sol = ims.linear_solve(A, torch.tensor([3.0, 0.0]), solver=CG())
+    >>> sol.value, int(sol.iterations)
+    (tensor([ 2., -1.]), 2)
+    """
+
+    rtol: float | Auto | None = AUTO
+    atol: float | Auto = AUTO
+    max_steps: int = 1000
+    compact: bool = True
+    monotone: ClassVar[bool] = False
+
+    def init(self, problem: LinearProblem, x: Tensor) -> CGState:
+        """Start at ``x``."""
+        if not problem.A.symmetric:
+            raise ValueError(
+                "CG() needs a symmetric positive definite operator, and this one is not known to "
+                "be symmetric: pass symmetric=True or positive_definite=True to the operator if "
+                "it is, or use GMRES() or LU()"
+            )
+        r = problem.residual(x)
+        y = problem.precondition(r)
+        return CGState(x, r, y, _dot(r, y), rms(r), torch.zeros_like(r[:, 0], dtype=torch.int64))
+
+    def step(self, problem: LinearProblem, state: CGState) -> CGState:
+        """Make a step along the current direction and choose the next."""
+        Ap = problem.A.mv(state.direction)
+        curvature = _dot(state.direction, Ap)
+        bad = (curvature <= 0) & (state.rho != 0)
+        alpha = torch.where(curvature > 0, state.rho / curvature, 0.0)
+        x = state.z + alpha * state.direction
+        r = state.residual - alpha * Ap
+        y = problem.precondition(r)
+        rho = _dot(r, y)
+        beta = torch.where(state.rho != 0, rho / state.rho, 0.0)
+        flag = torch.where(bad.squeeze(-1), int(Status.INDEFINITE), 0)
+        error = torch.where(torch.isfinite(curvature.squeeze(-1)), rms(r), torch.nan)
+        return CGState(x, r, y + beta * state.direction, rho, error, flag)

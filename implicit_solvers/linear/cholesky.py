@@ -1,0 +1,44 @@
+"""Cholesky factorization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.linear.direct import DirectSolver, Factors
+from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.solution import Status
+
+__all__ = ["Cholesky"]
+
+
+@dataclass(frozen=True)
+class Cholesky(DirectSolver):
+    """Cholesky factorization, for symmetric positive definite operators.
+
+    It reads the lower triangle. Source: Golub and Van Loan, "Matrix Computations", section 4.2.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> A = ims.MatrixOperator(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), positive_definite=True)
+    >>> ims.linear_solve(A, torch.tensor([3.0, 3.0]), solver=Cholesky()).value
+    tensor([1., 1.])
+    """
+
+    def factor(self, A: LaneMap) -> Factors:
+        """Return the triangles and what LAPACK said of each."""
+        return torch.linalg.cholesky_ex(A.dense())
+
+    def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+        """Return ``A^-1 b``."""
+        return torch.cholesky_solve(b, factors[0])
+
+    def status(self, factors: Factors) -> Tensor:
+        """Return INDEFINITE where the factorization broke down."""
+        triangle, info = factors
+        finite = torch.isfinite(triangle).flatten(1).all(-1)
+        status = torch.where(info == 0, 0, int(Status.INDEFINITE))
+        return torch.where(finite | (info != 0), status, int(Status.NONFINITE))

@@ -1,0 +1,46 @@
+"""Division by a diagonal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.linear.direct import DirectSolver, Factors
+from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.solution import Status
+
+__all__ = ["Diagonal"]
+
+
+@dataclass(frozen=True)
+class Diagonal(DirectSolver):
+    """Division by the diagonal, for operators that are diagonal.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> A = ims.DiagonalOperator(torch.tensor([2.0, 4.0]))
+    >>> ims.linear_solve(A, torch.tensor([2.0, 2.0]), solver=Diagonal()).value
+    tensor([1.0000, 0.5000])
+    """
+
+    def factor(self, A: LaneMap) -> Factors:
+        """Return the diagonals."""
+        if not A.template.diagonal:
+            raise ValueError(
+                "solver=Diagonal() solves with diagonal operators only, and this one is not known "
+                "to be diagonal: use LU() or GMRES()"
+            )
+        return (A.diagonal_entries(),)
+
+    def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+        """Return ``b`` divided by the diagonal."""
+        return b / factors[0].unsqueeze(-1)
+
+    def status(self, factors: Factors) -> Tensor:
+        """Return SINGULAR where an entry is zero."""
+        entries = factors[0]
+        status = torch.where((entries == 0).any(-1), int(Status.SINGULAR), 0)
+        return torch.where(torch.isfinite(entries).all(-1), status, int(Status.NONFINITE))

@@ -1,0 +1,137 @@
+"""Generalized minimal residuals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.solution import Status
+from implicit_solvers.tolerance import AUTO, Auto, rms
+
+__all__ = ["GMRES"]
+
+
+class GMRESState(NamedTuple):
+    """The state of `GMRES`: the basis so far and a QR factorization of the Hessenberg matrix.
+
+    ``directions`` are the preconditioned basis vectors, empty without a preconditioner.
+    """
+
+    start: Tensor
+    basis: Tensor
+    directions: Tensor
+    rotation: Tensor
+    triangle: Tensor
+    beta: Tensor
+    j: int
+    error: Tensor
+    flag: Tensor
+
+    @property
+    def z(self) -> Tensor:
+        """The iterate ``x + M V y``, where ``y`` solves the small triangular system."""
+        if self.j == 0:
+            return self.start
+        k = self.j
+        g = self.beta * self.rotation[:, :k, :1]
+        y = torch.linalg.solve_triangular(self.triangle[:, :k, :k], g, upper=True)
+        directions = self.directions if self.directions.shape[1] else self.basis
+        return self.start + (directions[:, :k].mT @ y).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class GMRES:
+    """Restarted generalized minimal residuals, for any regular operator.
+
+    Classical Gram-Schmidt, done twice, keeps the basis orthogonal to working precision. Source:
+    Saad and Schultz (1986); flexible preconditioning from the right, so that the residual is that
+    of the system itself: Saad (1993).
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``. ``rtol=None`` makes
+        exactly ``max_steps`` steps and judges nothing.
+    max_steps
+        The number of products allowed, restarts not counted.
+    restart
+        The size of the Krylov space at which the method starts again from its iterate.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> A = ims.MatrixOperator(torch.tensor([[2.0, 1.0], [0.0, 2.0]]))
+    >>> ims.linear_solve(A, torch.tensor([4.0, 2.0]), solver=GMRES()).value
+    tensor([1.5000, 1.0000])
+    """
+
+    rtol: float | Auto | None = AUTO
+    atol: float | Auto = AUTO
+    max_steps: int = 1000
+    restart: int = 50
+    compact: bool = True
+    monotone: ClassVar[bool] = True
+
+    def init(self, problem: LinearProblem, x: Tensor) -> GMRESState:
+        """Start at ``x``."""
+        n = x.shape[-1]
+        m = max(1, min(self.restart, n, self.max_steps))
+        r = problem.residual(x)
+        beta = torch.linalg.vector_norm(r, dim=-1).reshape(-1, 1, 1)
+        basis = x.new_zeros(len(x), m + 1, n)
+        basis[:, 0] = torch.where(beta[:, 0] > 0, r / beta[:, 0], 0.0)
+        eye = torch.eye(m + 1, dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
+        directions = x.new_zeros(len(x), 0 if problem.M is None else m, n)
+        flag = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        triangle = eye[:, :m, :m].clone()
+        return GMRESState(x, basis, directions, eye.clone(), triangle, beta, 0, rms(r), flag)
+
+    def step(self, problem: LinearProblem, state: GMRESState) -> GMRESState:
+        """Add a vector to the basis and rotate its column of the Hessenberg matrix."""
+        m = state.triangle.shape[-1]
+        if state.j == m:
+            state = self.init(problem, state.z)
+        j, n = state.j, state.start.shape[-1]
+        # Columns past a lane's own count are never read: writing them in place disturbs no lane.
+        basis, directions = state.basis, state.directions
+        direction = problem.precondition(basis[:, j])
+        if problem.M is not None:
+            directions[:, j] = direction
+        w = problem.A.mv(direction)
+        before = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+        old = basis[:, : j + 1]
+        h = (old @ w.unsqueeze(-1)).squeeze(-1)
+        w = w - (h.unsqueeze(-2) @ old).squeeze(-2)
+        again = (old @ w.unsqueeze(-1)).squeeze(-1)
+        w = w - (again.unsqueeze(-2) @ old).squeeze(-2)
+        after = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+        eps = torch.finfo(w.dtype).eps
+        exhausted = after <= 10 * eps * before
+        after = torch.where(exhausted, 0.0, after)
+        basis[:, j + 1] = torch.where(exhausted, 0.0, w / after)
+
+        column = torch.cat([h + again, after], dim=-1).unsqueeze(-1)
+        column = (state.rotation[:, : j + 2, : j + 2] @ column).squeeze(-1)
+        size = torch.linalg.vector_norm(column[:, -2:], dim=-1, keepdim=True)
+        singular = size <= 10 * eps * before
+        c = torch.where(singular, 1.0, column[:, -2:-1] / size)
+        s = torch.where(singular, 0.0, column[:, -1:] / size)
+        triangle, rotation = state.triangle.clone(), state.rotation.clone()
+        triangle[:, :j, j] = torch.where(singular, 0.0, column[:, :j])
+        triangle[:, j, j] = torch.where(singular, 1.0, size).squeeze(-1)
+        upper, lower = state.rotation[:, j], state.rotation[:, j + 1]
+        # A column that adds nothing gets no weight: its right-hand side is set to zero.
+        rotation[:, j] = torch.where(singular, 0.0, c * upper + s * lower)
+        rotation[:, j + 1] = torch.where(singular, upper, c * lower - s * upper)
+        error = (state.beta[:, 0, 0] * rotation[:, j + 1, 0]).abs() / max(n, 1) ** 0.5
+        error = torch.where(torch.isfinite(before.squeeze(-1)), error, torch.nan)
+        flag = torch.where(exhausted.squeeze(-1), int(Status.BREAKDOWN), 0)
+        return GMRESState(
+            state.start, basis, directions, rotation, triangle, state.beta, j + 1, error, flag
+        )

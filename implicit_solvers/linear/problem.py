@@ -1,0 +1,43 @@
+"""Linear systems in many lanes, as an iterative solver sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.linear.preconditioners import DiagonalMap
+from implicit_solvers.tolerance import linear_tolerance, rms
+
+__all__ = ["LinearProblem"]
+
+
+class LinearProblem:
+    """``A x = b`` in each of N lanes, with a preconditioner ``M`` that approximates the inverse."""
+
+    def __init__(self, A: LaneMap, b: Tensor, M: LaneMap | DiagonalMap | None = None) -> None:
+        self.A, self.b, self.M = A, b, M
+
+    @property
+    def separable(self) -> bool:
+        """Whether lanes can be selected."""
+        return self.A.separable and (self.M is None or self.M.separable)
+
+    def tolerance(self, solver: Any, z: Tensor) -> Tensor:
+        """Return ``atol + rtol norm(b)``."""
+        rtol = 0.0 if solver.rtol is None else solver.rtol
+        return linear_tolerance(rtol, solver.atol, self.b, rms)
+
+    def take(self, index: Tensor) -> LinearProblem:
+        """Return the problem of some of the lanes."""
+        M = None if self.M is None else self.M.take(index)
+        return LinearProblem(self.A.take(index), self.b[index], M)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return ``b - A x``."""
+        return self.b - self.A.mv(x)
+
+    def precondition(self, r: Tensor) -> Tensor:
+        """Return ``M r``."""
+        return r if self.M is None else self.M.mv(r)

@@ -1,0 +1,309 @@
+"""Solve ``A x = b``, differentiably in ``b`` and in every tensor that ``A`` is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from implicit_solvers.capture import Substitution, capture, isolated, resolve
+from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.cg import CG
+from implicit_solvers.linear.cholesky import Cholesky
+from implicit_solvers.linear.diagonal import Diagonal
+from implicit_solvers.linear.direct import DirectSolver
+from implicit_solvers.linear.gmres import GMRES
+from implicit_solvers.linear.lane_map import OperatorTemplate
+from implicit_solvers.linear.lu import LU
+from implicit_solvers.linear.operators import FunctionOperator, LinearOperator
+from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.rule import LinearSolver, LinearSolveSpec, solve_linear
+from implicit_solvers.solution import OnFailure, Solution, Status
+from implicit_solvers.structure import Structure, split_tensors
+
+__all__ = ["default_linear_solver", "linear_solve", "operator_template"]
+
+DENSE_LIMIT = 512
+"""Up to this many unknowns a matrix is formed and factored when no solver is named."""
+
+
+def default_linear_solver(
+    n: int, *, positive_definite: bool = False, diagonal: bool = False
+) -> LinearSolver:
+    """Choose a linear solver.
+
+    Diagonal operators are divided by; up to 512 unknowns `Cholesky` solves positive definite
+    and `LU` all other systems; beyond, `CG` and `GMRES` do.
+    """
+    if diagonal:
+        return Diagonal()
+    if n <= DENSE_LIMIT:
+        return Cholesky() if positive_definite else LU()
+    return CG() if positive_definite else GMRES()
+
+
+def linear_solve(
+    A: LinearOperator,
+    b: Any,
+    *,
+    solver: LinearSolver | None = None,
+    x0: Any = None,
+    preconditioner: LinearOperator | Callable[[Any], Any] | Jacobi | None = None,
+    check: bool = False,
+    batch_dims: int = 0,
+    on_failure: OnFailure = "raise",
+) -> Solution:
+    """Solve ``A x = b``.
+
+    The solution is differentiable, in both modes and to any order, in ``b`` and in every tensor
+    that ``A`` is made of or that its function captures; ``torch.func.vmap`` solves many systems,
+    and lanes that share ``A`` share its factorization.
+
+    Parameters
+    ----------
+    A
+        A `LinearOperator`, square.
+    b
+        The right-hand side: a tensor or pytree of tensors of one real floating dtype, with the
+        structure that ``A`` takes. With one dimension more at the end, ``(n, k)`` for a
+        `MatrixOperator`, it is ``k`` right-hand sides.
+    solver
+        How to solve: `LU`, `Cholesky`, `Diagonal`, `CG`, `GMRES`, `Neumann`. Left out,
+        `Diagonal` for a diagonal operator; up to 512 unknowns `Cholesky` for a positive definite
+        one, else `LU`; beyond, `CG` or `GMRES`.
+    x0
+        Where an iterative solver starts, like ``b``; zero if left out. It gets no gradient.
+    preconditioner
+        For iterative solvers: an operator or function that approximates ``A^-1``, or
+        ``Jacobi()``. The backward pass uses its transpose. It gets no gradient.
+    check
+        Whether to test the operator's flags with random vectors, at the cost of three products.
+    batch_dims
+        How many leading dimensions of every leaf of ``b`` are lanes that ``A`` handles already.
+    on_failure
+        ``"raise"``: `ConvergenceError` if a lane fails; ``"warn"``: `ConvergenceWarning`;
+        ``"mask"``: neither.
+
+    Returns
+    -------
+    Solution
+        ``residual`` is ``rms(b - A x)`` for each lane.
+
+    Raises
+    ------
+    ConvergenceError
+        If a lane fails and ``on_failure="raise"``; out of ``backward()`` too.
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> M = torch.tensor([[2.0, 1.0], [0.0, 4.0]], requires_grad=True)
+    >>> sol = ims.linear_solve(ims.MatrixOperator(M), torch.tensor([3.0, 4.0]))
+    >>> sol.value
+    tensor([1., 1.], grad_fn=<...>)
+    >>> sol.value.sum().backward()
+    >>> M.grad
+    tensor([[-0.5000, -0.5000],
+            [-0.1250, -0.1250]])
+    """
+    if not isinstance(A, LinearOperator):
+        raise TypeError(
+            f"A is a {type(A).__name__}: wrap it, as MatrixOperator(matrix) or "
+            "FunctionOperator(fn, like=b)"
+        )
+    if on_failure not in ("raise", "warn", "mask"):
+        raise ValueError(f'on_failure is {on_failure!r}: use "raise", "warn" or "mask"')
+    structure, columns = _right_hand_side(A, b, batch_dims)
+    if check:
+        _check_flags(A, structure)
+    if solver is None:
+        solver = default_linear_solver(
+            structure.size,
+            positive_definite=A.positive_definite,
+            diagonal=A.diagonal,
+        )
+    if x0 is not None and isinstance(solver, DirectSolver):
+        raise ValueError(
+            f"x0 is given, and {type(solver).__name__} is a direct solver, which has no "
+            "start: leave x0 out, or use CG() or GMRES()"
+        )
+    if preconditioner is not None and isinstance(solver, DirectSolver):
+        raise ValueError(
+            f"preconditioner is given, and {type(solver).__name__} is a direct solver: leave it "
+            "out, or use CG() or GMRES()"
+        )
+
+    def one(b: Any, x0: Any) -> Solution:
+        return _solve(A, b, structure, solver, x0, preconditioner, on_failure)
+
+    if columns:
+        starts = None if x0 is None else -1
+        return vmap(one, in_dims=(-1, starts), out_dims=-1)(b, x0)
+    return one(b, x0)
+
+
+def _right_hand_side(A: LinearOperator, b: Any, batch_dims: int) -> tuple[Structure, bool]:
+    """Return the structure of one right-hand side and whether ``b`` holds several."""
+    structure = Structure.of(b, "b", batch_dims)
+    wanted = A.structure
+    if wanted is None:
+        return structure, False
+    if wanted.tree != structure.tree:
+        raise ValueError(
+            f"b has the structure {structure.tree} and A takes {wanted.tree}: pass b in the same "
+            "containers"
+        )
+    if wanted.dtype != structure.dtype or wanted.device != structure.device:
+        raise TypeError(
+            f"b has {structure.dtype} on {structure.device} and A has {wanted.dtype} on "
+            f"{wanted.device}: convert one of them"
+        )
+    shared = len(wanted.native) == 0
+    shapes = [(*structure.native, *s) for s in structure.shapes]
+    whole = [(*wanted.native, *s) for s in wanted.shapes]
+    alone = [tuple(s) for s in structure.shapes]
+    if shapes == whole or (shared and alone == [tuple(s) for s in wanted.shapes]):
+        return structure, False
+    tails = {s[-1] if s else None for s in shapes}
+    cut = [s[:-1] for s in shapes]
+    if (
+        len(tails) == 1
+        and None not in tails
+        and (
+            cut == whole
+            or (shared and [s[:-1] for s in alone] == [tuple(s) for s in wanted.shapes])
+        )
+    ):
+        shapes_one = tuple(torch.Size(s[:-1]) for s in structure.shapes)
+        one = Structure(
+            structure.tree, shapes_one, structure.native, structure.dtype, structure.device
+        )
+        return one, True
+    raise ValueError(
+        f"b has leaves of shapes {shapes} and A takes {whole}: pass vectors of those shapes, or "
+        "several as one more dimension at the end; lanes come first, and batch_dims counts them"
+    )
+
+
+def _solve(
+    A: LinearOperator,
+    b: Any,
+    structure: Structure,
+    solver: LinearSolver,
+    x0: Any,
+    preconditioner: Any,
+    on_failure: OnFailure,
+) -> Solution:
+    template, tensors = operator_template(A, b, structure)
+    M: Any = preconditioner
+    M_tensors: list[Tensor] = []
+    if preconditioner is not None and not isinstance(preconditioner, Jacobi):
+        if not isinstance(preconditioner, LinearOperator):
+            zeros = tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), b)
+            M_symmetric = A.symmetric
+            M = FunctionOperator(preconditioner, like=zeros, symmetric=M_symmetric)
+        M, M_tensors = operator_template(M, b, structure)
+        M_tensors = [t.detach() for t in M_tensors]
+    native = len(structure.native)
+    count = len(M_tensors) + len(tensors)
+    spec = LinearSolveSpec(
+        template,
+        solver,
+        Lanes.of(count, native, _carries_lanes([*M_tensors, *tensors], structure.native)),
+        f"linear_solve with {type(A).__name__}",
+        on_failure,
+        preconditioner=M,
+        preconditioner_tensors=len(M_tensors),
+    )
+    start = None
+    if x0 is not None:
+        start = structure.check_like(x0, structure.native, "x0", "b").detach()
+    operands = [resolve(t) for t in (*M_tensors, *tensors)]
+    rhs = structure.ravel(tree_map(resolve, b))
+    with isolated():
+        x, status, iterations, residual = solve_linear(spec, rhs, start, operands)
+    value = structure.unravel(x)
+    return Solution(value, status == Status.CONVERGED, iterations, residual, status)
+
+
+def _carries_lanes(tensors: Sequence[Tensor], native: tuple[int, ...]) -> list[bool] | None:
+    """Tell which tensors begin with the lanes: known for certain only if there are none."""
+    return None if native else [False] * len(tensors)
+
+
+def operator_template(
+    A: LinearOperator, b: Any, structure: Structure
+) -> tuple[OperatorTemplate, list[Tensor]]:
+    """Write an operator as a function of all its tensors, the captured ones included."""
+    own, join = split_tensors(A)
+    leaves, tree = tree_flatten(b)
+    flat = [t.detach() for t in leaves]
+
+    def evaluate(*tensors: Tensor) -> Any:
+        v = tree_unflatten(list(tensors[: len(flat)]), tree)
+        return join(tensors[len(flat) :]).mv(v)
+
+    captured = capture(evaluate, (*flat, *own), f"the function of {type(A).__name__}")
+    count = len(own)
+
+    def build(tensors: Sequence[Tensor]) -> LinearOperator:
+        return join(tensors[:count])
+
+    def within(tensors: Sequence[Tensor]) -> Any:
+        if not captured:
+            return contextlib.nullcontext()
+        return Substitution(captured, tensors)
+
+    template = OperatorTemplate(
+        build,
+        within,
+        structure,
+        A.symmetric,
+        A.positive_definite,
+        A.diagonal,
+        A.costly,
+    )
+    return template, [*own, *captured]
+
+
+def _check_flags(A: LinearOperator, structure: Structure) -> None:
+    """Refute, if a random vector can, that ``A`` is symmetric or positive definite."""
+    if not (A.symmetric or A.positive_definite):
+        return
+    generator = torch.Generator(device=structure.device).manual_seed(0)
+
+    def probe() -> Any:
+        draw = torch.randn(
+            *structure.native,
+            structure.size,
+            dtype=structure.dtype,
+            device=structure.device,
+            generator=generator,
+        )
+        return structure.unravel(draw)
+
+    def dot(a: Any, b: Any) -> Tensor:
+        return (structure.ravel(a) * structure.ravel(b)).sum(-1)
+
+    u, v = probe(), probe()
+    with torch.no_grad():
+        Au, Av = A.mv(u), A.mv(v)
+        left, right = dot(u, Av), dot(v, Au)
+        size = (dot(u, u) * dot(Av, Av)).sqrt() + (dot(v, v) * dot(Au, Au)).sqrt()
+        tolerance = 100 * torch.finfo(structure.dtype).eps * size
+        if bool(((left - right).abs() > tolerance).any()):
+            raise ValueError(
+                f"A says symmetric=True, and u.Av = {left.flatten()[0]:.6g} differs from v.Au = "
+                f"{right.flatten()[0]:.6g} for random u, v: leave the flag out"
+            )
+        if A.positive_definite and bool((torch.minimum(dot(u, Au), dot(v, Av)) <= 0).any()):
+            raise ValueError(
+                "A says positive_definite=True, and u.Au <= 0 for a random u: leave the flag out"
+            )

@@ -1,0 +1,118 @@
+"""Minima: ``argmin_z f(z, theta)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers.autodiff import vjp
+from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.problem import Equation
+from implicit_solvers.solution import OnFailure, Solution
+from implicit_solvers.solvers.newton_cg import NewtonCG
+from implicit_solvers.structure import Structure
+
+__all__ = ["MinimumEquation", "minimize"]
+
+
+class MinimumEquation(Equation):
+    """The condition ``grad_z f(z, theta) = 0``; its Jacobian is the Hessian."""
+
+    kind: ClassVar[str] = "minimize"
+    symmetric: ClassVar[bool] = True
+
+    def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
+        """Return the gradient of ``f`` with respect to ``z``."""
+        value, pull = vjp(lambda u: self.fn(u, *operands), z)
+        return pull(torch.ones_like(value))[0]
+
+
+def _objective(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor:
+    if not isinstance(out, Tensor) or out.shape != tuple(lanes):
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"fn returned {shape}: an objective is one number for each lane, a tensor of shape "
+            f"{tuple(lanes)}"
+        )
+    if out.dtype != structure.dtype:
+        raise TypeError(
+            f"fn returned {out.dtype} where z0 has {structure.dtype}: convert z0 or the tensors "
+            "that the function uses, so that all have one dtype"
+        )
+    return out
+
+
+def minimize(
+    fn: Callable[..., Any],
+    z0: Any,
+    args: tuple[Any, ...] = (),
+    *,
+    solver: Any = None,
+    adjoint: ImplicitAdjoint | None = None,
+    batch_dims: int = 0,
+    in_dims: Any = None,
+    has_aux: bool = False,
+    on_failure: OnFailure = "raise",
+) -> Solution:
+    """Find a local minimum ``z`` of ``fn(z, *args)``, differentiable in everything ``fn`` uses.
+
+    The derivative is ``dz = -H^-1 (d grad f/dtheta) dtheta`` with the Hessian ``H`` at the point
+    returned. After a budget of steps it is an estimate.
+
+    Parameters
+    ----------
+    fn
+        ``fn(z, *args)`` returns the objective: a 0-d tensor, or one number for each lane.
+    z0
+        The start: a tensor (0-d too) or a pytree of tensors of one real floating dtype and
+        device. It gets no gradient: where the start is a parameter that the solution depends on
+        (as in iMAML), pass it in ``args`` too.
+    args
+        Further arguments, pytrees; other leaves than tensors are passed on as they are.
+    solver
+        `NewtonCG`, by default; `GradientDescent`, `Newton`.
+    adjoint, batch_dims, in_dims, has_aux, on_failure
+        As in `root`.
+
+    Returns
+    -------
+    Solution
+        The minimum; ``residual`` is the norm of the gradient.
+
+    Raises
+    ------
+    ConvergenceError
+        If a lane fails and ``on_failure="raise"``.
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Notes
+    -----
+    Source: Gould et al., "On Differentiating Parameterized Argmin and Argmax Problems" (2016).
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> a = torch.tensor(2.0, requires_grad=True)
+    >>> sol = ims.minimize(lambda z, a: (z - a) ** 2 + z**2, torch.tensor(0.0), (a,))
+    >>> sol.value
+    tensor(1., grad_fn=<...>)
+    >>> torch.autograd.grad(sol.value, a)[0]
+    tensor(0.5000)
+    """
+    task = Task(
+        MinimumEquation,
+        fn,
+        _objective,
+        NewtonCG() if solver is None else solver,
+        ImplicitAdjoint() if adjoint is None else adjoint,
+        batch_dims,
+        in_dims,
+        has_aux,
+        on_failure,
+    )
+    return solve_equation(task, z0, args)

@@ -1,0 +1,130 @@
+"""A log of every solve inside a ``with`` block, forward and backward."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from implicit_solvers.solution import Status
+
+__all__ = ["Monitor", "SolveRecord", "monitor", "observe"]
+
+
+@dataclass(frozen=True)
+class SolveRecord:
+    """One solve.
+
+    Attributes
+    ----------
+    equation
+        What was solved, such as ``"root of kepler"`` or ``"adjoint of root of kepler"``.
+    solver
+        The class name of the solver.
+    lanes
+        The number of lanes.
+    iterations, residual, status
+        Tensors with one entry for each lane, as in `Solution`; for a linear solve, and so for
+        every adjoint, the residual is ``norm(b - A x) / norm(b)``.
+    seconds
+        Wall-clock time.
+    """
+
+    equation: str
+    solver: str
+    lanes: int
+    iterations: Tensor
+    residual: Tensor
+    status: Tensor
+    seconds: float
+
+
+@dataclass
+class Monitor:
+    """The log that `monitor` fills: a list of `SolveRecord`, with a table."""
+
+    records: list[SolveRecord] = field(default_factory=list)
+
+    def adjoints(self) -> list[SolveRecord]:
+        """Return the records of the backward (and tangent) solves."""
+        return [record for record in self.records if record.equation.startswith("adjoint of ")]
+
+    def table(self, console: Console | None = None) -> None:
+        """Print a line for each solve: lanes, steps, the largest residual, statuses, time."""
+        table = Table("equation", "solver", "lanes", "steps", "residual", "status", "ms")
+        for record in self.records:
+            counts = {
+                Status(code).name: int((record.status == code).sum())
+                for code in sorted(set(record.status.flatten().tolist()))
+            }
+            single = len(counts) == 1
+            empty = record.lanes == 0
+            table.add_row(
+                record.equation,
+                record.solver,
+                str(record.lanes),
+                "-" if empty else str(int(record.iterations.max())),
+                "-" if empty else f"{float(record.residual.max()):.2e}",
+                ", ".join(n if single else f"{n}: {c}" for n, c in counts.items()),
+                f"{1e3 * record.seconds:.2f}",
+            )
+        (console or Console()).print(table)
+
+
+# Not thread-local: autograd runs CUDA backward passes, and so their solves, in threads of its own.
+_ACTIVE: list[Monitor] = []
+_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def monitor() -> Iterator[Monitor]:
+    """Record every solve inside the block, forward and backward, in a `Monitor`.
+
+    It is the channel for the residual of the adjoint solves. Outside such a block nothing is
+    recorded and nothing is paid.
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> a = torch.tensor(2.0, requires_grad=True)
+    >>> with ims.monitor() as log:
+    ...     ims.root(lambda z, a: z**2 - a, torch.tensor(1.0), (a,)).value.backward()
+    >>> [record.solver for record in log.records]
+    ['Newton', 'LU']
+    >>> bool(log.adjoints()[0].residual < 1e-6)
+    True
+    """
+    log = Monitor()
+    with _LOCK:
+        _ACTIVE.append(log)
+    try:
+        yield log
+    finally:
+        with _LOCK:
+            _ACTIVE[:] = [other for other in _ACTIVE if other is not log]
+
+
+class observe:
+    """Time a solve and hand its record to every active monitor."""
+
+    def __init__(self, equation: str, solver: object) -> None:
+        self.active = list(_ACTIVE)
+        self.equation, self.solver = equation, type(solver).__name__
+        self.start = time.perf_counter() if self.active else 0.0
+
+    def done(self, iterations: Tensor, residual: Tensor, status: Tensor) -> None:
+        """Close the record with the statistics of the lanes."""
+        if not self.active:
+            return
+        seconds = time.perf_counter() - self.start
+        record = SolveRecord(
+            self.equation, self.solver, status.numel(), iterations, residual, status, seconds
+        )
+        for log in self.active:
+            log.records.append(record)

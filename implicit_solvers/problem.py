@@ -1,0 +1,120 @@
+"""An equation in many lanes, as a solver sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.autodiff import vjp
+from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.lane_map import JacobianTemplate, LaneMap
+from implicit_solvers.tolerance import equation_tolerance
+
+__all__ = ["Equation", "EquationProblem"]
+
+
+@dataclass(frozen=True)
+class Equation:
+    """A raveled function ``fn(z, *operands)`` and the optimality condition that it stands for.
+
+    ``z`` is ``(*native, n)``, and so is the condition. ``kind`` is the public function that states
+    the equation, ``symmetric`` tells whether the condition's Jacobian always is.
+    """
+
+    fn: Callable[..., Tensor]
+    kind: ClassVar[str]
+    symmetric: ClassVar[bool]
+
+    def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
+        """Return ``F(z)``, zero at a solution."""
+        raise NotImplementedError
+
+
+class EquationProblem:
+    """``F(z) = 0`` in each of N lanes: everything is a tensor formula on ``z (N, n)``.
+
+    Parameters
+    ----------
+    equation
+        The function of one lane (with its native lanes) and its optimality condition.
+    lanes
+        The lanes that the operands carry.
+    shape
+        The grid of lanes, of N places.
+    operands
+        The tensors that the function takes after ``z``.
+    """
+
+    def __init__(
+        self, equation: Equation, lanes: Lanes, shape: Sequence[int], operands: Sequence[Tensor]
+    ) -> None:
+        self.equation, self.lanes = equation, lanes
+        self.shape, self.operands = tuple(shape), tuple(operands)
+        self._condition = lanes.over(equation.condition)
+        self._fn = lanes.over(equation.fn)
+
+    @property
+    def kind(self) -> str:
+        """What is solved: ``"root"``, ``"fixed_point"``, ``"minimize"``, ``"least_squares"``."""
+        return self.equation.kind
+
+    @property
+    def separable(self) -> bool:
+        """Whether lanes can be selected."""
+        return self.lanes.separable
+
+    @property
+    def count(self) -> int:
+        """The number of lanes."""
+        return math.prod(self.shape)
+
+    def tolerance(self, solver: Any, z: Tensor) -> Tensor:
+        """Return ``atol + rtol norm(z)``."""
+        return equation_tolerance(solver.rtol, solver.atol, z, solver.norm)
+
+    def _grid(self, z: Tensor) -> Tensor:
+        return z.reshape((*self.shape, z.shape[-1]))
+
+    def residual(self, z: Tensor) -> Tensor:
+        """Return the optimality condition ``F(z)``, ``(N, n)``."""
+        out = self._condition(self._grid(z), *self.operands)
+        return out.reshape(self.count, out.shape[-1])
+
+    def evaluate(self, z: Tensor) -> Tensor:
+        """Return the function itself: ``(N,)`` for an objective, ``(N, m)`` otherwise."""
+        out = self._fn(self._grid(z), *self.operands)
+        return out.reshape(self.count, *out.shape[len(self.shape) :])
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an objective ``(N,)`` and its gradient ``(N, n)``."""
+        value, pull = vjp(lambda u: self._fn(u, *self.operands), self._grid(z))
+        gradient = pull(torch.ones_like(value))[0]
+        return value.reshape(-1), gradient.reshape(self.count, z.shape[-1])
+
+    def linearize(self, z: Tensor) -> LaneMap:
+        """Return the Jacobian of the condition at ``z``."""
+        return self._jacobian(self.equation.condition, z, self.equation.symmetric)
+
+    def linearize_function(self, z: Tensor) -> LaneMap:
+        """Return the Jacobian of the function itself at ``z``, ``m x n``."""
+        return self._jacobian(self.equation.fn, z, False)
+
+    def _jacobian(self, fn: Callable[..., Tensor], z: Tensor, symmetric: bool) -> LaneMap:
+        return LaneMap(
+            JacobianTemplate(fn, symmetric=symmetric),
+            self.lanes.prepend(),
+            self.shape,
+            z.shape[-1],
+            (self._grid(z), *self.operands),
+            like=z,
+        )
+
+    def take(self, index: Tensor) -> EquationProblem:
+        """Return the problem of some of the lanes."""
+        lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
+        return EquationProblem(self.equation, lanes, shape, operands)

@@ -1,0 +1,1 @@
+"""Solvers for equations, one noun a file: steps of the one loop."""

@@ -1,0 +1,152 @@
+"""Unknowns as pytrees outside, as one tensor ``(*lanes, n)`` inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+__all__ = ["Structure", "split_tensors"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The shape of an unknown: its tree, its leaves' shapes, and how many dimensions are lanes."""
+
+    tree: TreeSpec
+    shapes: tuple[torch.Size, ...]
+    native: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(value: Any, name: str, batch_dims: int = 0) -> Structure:
+        """Read the structure of ``value``, the argument called ``name``, and refuse what is unfit.
+
+        Raises
+        ------
+        TypeError
+            If a leaf is no tensor, or is not of a real floating dtype.
+        ValueError
+            If there is no leaf, if leaves differ in dtype or device, or if a leaf has fewer than
+            ``batch_dims`` dimensions or other lanes than the first.
+        """
+        leaves, tree = tree_flatten(value)
+        if not leaves:
+            raise ValueError(f"{name} is an empty pytree: pass at least one tensor")
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"{name} has a leaf of type {type(leaf).__name__}: every leaf must be a "
+                    "tensor (torch.as_tensor makes one)"
+                )
+            if leaf.is_complex():
+                raise TypeError(
+                    f"{name} is complex ({leaf.dtype}): solve for its real and imaginary parts "
+                    "(torch.view_as_real)"
+                )
+            if not leaf.is_floating_point():
+                raise TypeError(
+                    f"{name} has dtype {leaf.dtype}: an unknown must be floating; "
+                    f"pass {name}.to(torch.float64)"
+                )
+            if leaf.dtype != leaves[0].dtype or leaf.device != leaves[0].device:
+                raise ValueError(
+                    f"{name} mixes {leaves[0].dtype} on {leaves[0].device} with {leaf.dtype} on "
+                    f"{leaf.device}: give all leaves one dtype and one device"
+                )
+            if leaf.dim() < batch_dims:
+                raise ValueError(
+                    f"{name} has a leaf of shape {tuple(leaf.shape)}, which has fewer than "
+                    f"batch_dims={batch_dims} dimensions"
+                )
+            if leaf.shape[:batch_dims] != leaves[0].shape[:batch_dims]:
+                raise ValueError(
+                    f"{name} has leaves with lanes {tuple(leaves[0].shape[:batch_dims])} and "
+                    f"{tuple(leaf.shape[:batch_dims])}: the first batch_dims={batch_dims} "
+                    "dimensions of all leaves must agree"
+                )
+        shapes = tuple(leaf.shape[batch_dims:] for leaf in leaves)
+        native = tuple(leaves[0].shape[:batch_dims])
+        return Structure(tree, shapes, native, leaves[0].dtype, leaves[0].device)
+
+    @property
+    def size(self) -> int:
+        """The number of unknowns of one lane."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def ravel(self, value: Any) -> Tensor:
+        """Return the leaves of ``value``, one after the other, as ``(*native, n)``."""
+        return self._join(tree_flatten(value)[0])
+
+    def _join(self, leaves: Sequence[Tensor]) -> Tensor:
+        if len(leaves) == 1:
+            leaf = leaves[0]
+            lanes = leaf.shape[: leaf.dim() - len(self.shapes[0])]
+            return leaf.reshape((*lanes, math.prod(self.shapes[0])))
+        lanes = leaves[0].shape[: leaves[0].dim() - len(self.shapes[0])]
+        flat = [
+            leaf.reshape((*lanes, math.prod(shape)))
+            for leaf, shape in zip(leaves, self.shapes, strict=True)
+        ]
+        return torch.cat(flat, dim=-1)
+
+    def unravel(self, flat: Tensor) -> Any:
+        """Return the pytree of a tensor ``(*lanes, n)``; any lanes in front are kept."""
+        lanes = flat.shape[:-1]
+        if len(self.shapes) == 1:
+            leaves = [flat.reshape((*lanes, *self.shapes[0]))]
+        else:
+            sizes = [math.prod(shape) for shape in self.shapes]
+            leaves = [
+                part.reshape((*lanes, *shape))
+                for part, shape in zip(flat.split(sizes, dim=-1), self.shapes, strict=True)
+            ]
+        return tree_unflatten(leaves, self.tree)
+
+    def check_like(self, value: Any, lanes: Sequence[int], name: str, like: str) -> Tensor:
+        """Ravel ``value``, which must have this structure, or say what it was instead."""
+        leaves, tree = tree_flatten(value)
+        if tree != self.tree:
+            raise ValueError(
+                f"{name} returned the structure {tree}, and {like} has {self.tree}: "
+                f"return one tensor for each leaf of {like}, in the same containers"
+            )
+        for leaf, shape in zip(leaves, self.shapes, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"{name} returned a {type(leaf).__name__}: return a tensor")
+            if leaf.shape != (*lanes, *shape):
+                raise ValueError(
+                    f"{name} returned a tensor of shape {tuple(leaf.shape)} where {like} has "
+                    f"{(*lanes, *shape)}: return one entry for each unknown"
+                )
+            if leaf.dtype != self.dtype:
+                raise TypeError(
+                    f"{name} returned {leaf.dtype} where {like} has {self.dtype}: convert {like} "
+                    "or the tensors that the function uses, so that all have one dtype"
+                )
+            if leaf.device != self.device:
+                raise ValueError(
+                    f"{name} returned a tensor on {leaf.device} where {like} is on {self.device}: "
+                    "move them to one device"
+                )
+        return self._join(leaves)
+
+
+def split_tensors(tree: Any) -> tuple[list[Tensor], Any]:
+    """Split a pytree into its tensors and a function that puts tensors back in their places."""
+    leaves, spec = tree_flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def join(tensors: Sequence[Tensor]) -> Any:
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        return tree_unflatten(filled, spec)
+
+    return [leaves[i] for i in places], join

@@ -1,0 +1,68 @@
+"""When is a lane solved: norms, default tolerances, and the two convergence criteria."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["AUTO", "Auto", "Norm", "equation_tolerance", "linear_tolerance", "rms"]
+
+Norm = Callable[[Tensor], Tensor]
+
+
+class Auto:
+    """The type of `AUTO`: a tolerance left to the dtype."""
+
+    def __repr__(self) -> str:
+        """Show what it stands for."""
+        return "AUTO"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by type, so that a pickled solver equals its original."""
+        return isinstance(other, Auto)
+
+    def __hash__(self) -> int:
+        """Agree with equality."""
+        return hash(Auto)
+
+
+AUTO = Auto()
+"""A tolerance that follows from ``torch.finfo(dtype).eps`` when the solve starts."""
+
+
+def rms(lanes: Tensor) -> Tensor:
+    """Return the root mean square of each lane of ``(N, n)``, as ``(N,)``.
+
+    Examples
+    --------
+    >>> rms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([3.5355, 0.0000])
+    """
+    return torch.linalg.vector_norm(lanes, dim=-1) / math.sqrt(max(lanes.shape[-1], 1))
+
+
+def equation_tolerance(rtol: float | Auto, atol: float | Auto, z: Tensor, norm: Norm) -> Tensor:
+    """Return the largest ``norm(F(z))`` that counts as solved: ``atol + rtol norm(z)``.
+
+    ``F`` is the optimality condition: ``f`` for a root, ``g(z) - z`` for a fixed point, the
+    gradient for a minimum, ``J^T r`` for least squares. The default of both tolerances is
+    ``eps**0.75``: 1.8e-12 in float64, 6.4e-6 in float32.
+    """
+    default = torch.finfo(z.dtype).eps ** 0.75
+    relative = default if isinstance(rtol, Auto) else rtol
+    absolute = default if isinstance(atol, Auto) else atol
+    return absolute + relative * norm(z)
+
+
+def linear_tolerance(rtol: float | Auto, atol: float | Auto, b: Tensor, norm: Norm) -> Tensor:
+    """Return the largest ``norm(b - A x)`` that counts as solved: ``atol + rtol norm(b)``.
+
+    The default of ``rtol`` is ``eps**(2/3)`` (3.7e-11 in float64, 2.4e-5 in float32), that of
+    ``atol`` is zero.
+    """
+    relative = torch.finfo(b.dtype).eps ** (2 / 3) if isinstance(rtol, Auto) else rtol
+    absolute = 0.0 if isinstance(atol, Auto) else atol
+    return absolute + relative * norm(b)

@@ -1,0 +1,1 @@
+"""Data sets that the example problems generate instead of downloading."""
