@@ -17,6 +17,7 @@ from torch._C._functorch import (  # type: ignore[import-untyped,unused-ignore]
     TransformType,
     _unwrap_for_grad,
     _wrap_for_grad,
+    get_interpreter_stack,
     get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
@@ -39,6 +40,7 @@ __all__ = [
     "is_functorch_wrapped_tensor",
     "level_of",
     "live",
+    "may_have_tangent",
     "nested_jvp",
     "no_saved_tensor_hooks",
     "peel",
@@ -145,8 +147,20 @@ def transforms_active() -> bool:
 
 
 def forward_level() -> bool:
-    """Tell whether a plain ``torch.autograd.forward_ad.dual_level`` is open."""
-    return forward_ad._current_level >= 0
+    """Tell whether tensors may carry tangents of a plain ``forward_ad.dual_level``.
+
+    ``torch.func.jvp`` opens such a level too, but keeps its tangents in wrappers.
+    """
+    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+        return False
+    return all(level.key() != TransformType.Jvp for level in get_interpreter_stack() or ())
+
+
+def may_have_tangent(tensor: Tensor) -> bool:
+    """Tell whether ``tensor`` has, or under a ``vmap`` may have, a tangent of a plain dual level."""
+    if transforms_active():
+        return True
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def forward_mode_disabled() -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,13 +23,14 @@ from implicit_solvers.autodiff import (
     forward_level,
     is_functorch_wrapped_tensor,
     level_of,
+    may_have_tangent,
     no_saved_tensor_hooks,
     peel,
     transforms_active,
     unwrap_once,
 )
 
-__all__ = ["Substitution", "capture", "isolated", "nested", "note", "resolve"]
+__all__ = ["Captured", "Substitution", "capture", "isolated", "nested", "note", "resolve"]
 
 # The scopes in force, innermost last; None stands for a rule of ours, in which none is.
 _SCOPES: list[Any] = []
@@ -109,19 +111,42 @@ class _Scope(TorchFunctionMode):
         return out
 
 
-class Substitution(_Scope):
-    """Put the last of ``operands`` in the places of the ``captured`` tensors, one for each.
+@dataclass(frozen=True)
+class Captured:
+    """What a function reads besides its arguments.
 
-    The operands before them are the function's explicit arguments: they may hold a captured tensor
-    inside, since one tensor can be both.
+    ``tensors`` matter to derivatives or to a ``vmap``; ``buffers`` are those that it writes, such
+    as running statistics.
     """
 
-    def __init__(self, captured: Sequence[Tensor], operands: Sequence[Tensor]) -> None:
+    tensors: tuple[Tensor, ...] = ()
+    buffers: tuple[Tensor, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.tensors or self.buffers)
+
+    def __or__(self, other: Captured) -> Captured:
+        return Captured(_union(self.tensors, other.tensors), _union(self.buffers, other.buffers))
+
+
+def _union(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple({id(t): t for t in (*a, *b)}.values())
+
+
+class Substitution(_Scope):
+    """Put the last of ``operands`` in the places of the captured tensors, one for each.
+
+    The operands before them are the function's explicit arguments: they may hold a captured tensor
+    inside, since one tensor can be both. What the function writes into buffers goes into copies.
+    """
+
+    def __init__(self, captured: Captured, operands: Sequence[Tensor]) -> None:
         super().__init__()
-        replacements = operands[len(operands) - len(captured) :]
-        self.table = {id(c): r for c, r in zip(captured, replacements, strict=True)}
+        replacements = operands[len(operands) - len(captured.tensors) :]
+        self.table = {id(c): r for c, r in zip(captured.tensors, replacements, strict=True)}
+        self.table.update({id(buffer): buffer.clone() for buffer in captured.buffers})
         self.captured, self.operands = captured, operands
-        self.ours = {id(r) for r in operands}
+        self.ours = {id(r) for r in (*operands, *self.table.values())}
 
     def see(self, tensor: Tensor) -> Tensor:
         """Return the replacement of a captured tensor, any other as it is."""
@@ -204,7 +229,7 @@ def _must_reach(tensor: Tensor) -> bool:
     return (
         tensor.requires_grad
         or is_functorch_wrapped_tensor(tensor)
-        or forward_level()
+        or (forward_level() and may_have_tangent(tensor))
         or tensor.is_inference()
     )
 
@@ -219,8 +244,8 @@ def _concerned() -> bool:
     )
 
 
-def capture(fn: Callable[..., Any], inputs: Sequence[Tensor], name: str) -> list[Tensor]:
-    """Return the tensors that ``fn(*inputs)`` reads besides its inputs and that matter.
+def capture(fn: Callable[..., Any], inputs: Sequence[Tensor], name: str) -> Captured:
+    """Return what ``fn(*inputs)`` reads besides its inputs and that matters.
 
     The function is evaluated once, on detached inputs; the random generator and the buffers that
     it writes are put back. Where nothing is differentiated or batched, nothing is evaluated.
@@ -232,7 +257,7 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Tensor], name: str) -> list
         ``autograd.Function``, say), or hands a captured tensor to an inner transform.
     """
     if not _concerned():
-        return []
+        return Captured()
     aliases = [t.detach() for t in inputs]
     devices = sorted({t.device.index for t in inputs if t.device.type == "cuda"})
     recording = _Recording(aliases)
@@ -250,7 +275,8 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Tensor], name: str) -> list
             "reads through torch operations (a custom autograd.Function that captures it?): pass "
             "it in args"
         )
-    return [tensor for tensor, _ in recording.found.values()]
+    tensors = tuple(tensor for tensor, _ in recording.found.values())
+    return Captured(tensors, _union((), tuple(buffer for buffer, _ in recording.buffers)))
 
 
 def _requires_grad(value: Any) -> bool:

@@ -16,7 +16,15 @@ from implicit_solvers.autodiff import (
     forward_level,
     transforms_active,
 )
-from implicit_solvers.capture import Substitution, capture, isolated, nested, note, resolve
+from implicit_solvers.capture import (
+    Captured,
+    Substitution,
+    capture,
+    isolated,
+    nested,
+    note,
+    resolve,
+)
 from implicit_solvers.differentiate import (
     AttachSpec,
     SolveSpec,
@@ -91,7 +99,7 @@ def solve_equation(
             out = _first_of_two(out)
         return task.read(out, structure, z.shape[:-1])
 
-    def explicit(captured: Sequence[Tensor]) -> Callable[..., Tensor]:
+    def explicit(captured: Captured) -> Callable[..., Tensor]:
         if not captured:
             return raw
 
@@ -107,15 +115,15 @@ def solve_equation(
 
     spec = SolveSpec(task.equation(raw), run, task.solver, lanes(0), task.label, task.on_failure)
     name = f"the function of {task.label}"
-    captured: list[Tensor] = []
+    captured = Captured()
     lift = transforms_active() or torch.is_inference_mode_enabled() or nested()
     if lift and start.numel():
         captured = capture(raw, (start, *tensors), name)
-    operands = [resolve(t) for t in (*tensors, *captured)]
+    operands = [resolve(t) for t in (*tensors, *captured.tensors)]
     with isolated():
         if lift:
             spec = replace(
-                spec, equation=task.equation(explicit(captured)), lanes=lanes(len(captured))
+                spec, equation=task.equation(explicit(captured)), lanes=lanes(len(captured.tensors))
             )
             z, status, iterations, residual, *factors = solve_lanes(spec, start, operands)
         else:
@@ -123,14 +131,12 @@ def solve_equation(
 
     # Branches that were not taken at the start may read more tensors at the solution.
     if start.numel():
-        found = capture(raw, (z, *tensors), name)
-        seen = {id(t) for t in captured}
-        captured = captured + [t for t in found if id(t) not in seen]
-        operands = [resolve(t) for t in (*tensors, *captured)]
+        captured = captured | capture(raw, (z, *tensors), name)
+        operands = [resolve(t) for t in (*tensors, *captured.tensors)]
     if _differentiable(operands) and start.numel():
         M, M_tensors = _preconditioner(task, structure, z, join(tensors))
         hints = len(factors)
-        own = lanes(len(captured))
+        own = lanes(len(captured.tensors))
         levels = ((),) * (hints + len(M_tensors))
         known = own.native_carried
         lead_known = (task.batch_dims > 0,) * hints + (False,) * len(M_tensors)

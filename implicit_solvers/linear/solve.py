@@ -270,7 +270,7 @@ def operator_template(
         A.diagonal,
         A.costly,
     )
-    return template, [*own, *captured]
+    return template, [*own, *captured.tensors]
 
 
 def _check_flags(A: LinearOperator, structure: Structure) -> None:

@@ -1,0 +1,192 @@
+"""Implicit MAML: meta-learning whose inner loop is an equation.
+
+Task ``i`` has a support set and a query set. From meta-parameters ``theta`` that all tasks share,
+it finds its own parameters ``phi_i`` on the support set, and is judged by them on the query set::
+
+    phi_i(theta) = argmin_phi L(phi, support_i) + strength/2 |phi - theta|²            (eq. 3)
+    F(theta)     = 1/M sum_i L(phi_i(theta), query_i)                                  (eq. 4)
+
+``theta`` descends ``F``. How ``phi_i`` moves with it follows from the equation that it solves, and
+not from the steps that led there::
+
+    dphi_i/dtheta = (I + 1/strength d²L(phi_i, support_i)/dphi²)^-1                 (lemma 1)
+
+Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients" (2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+import implicit_solvers as ims
+
+__all__ = ["adapt", "meta_loss", "meta_objective", "proximal_loss"]
+
+Loss = Callable[[Any, Any], Tensor]
+
+SOLVER = ims.GradientDescent(lr=0.1, max_steps=16, rtol=None)
+ADJOINT = ims.ImplicitAdjoint(ims.CG(max_steps=5, rtol=None))
+
+
+def proximal_loss(loss: Loss, phi: Any, theta: Any, support: Any, strength: float) -> Tensor:
+    """Return ``L(phi, support) + strength/2 |phi - theta|²``, which a task minimizes over ``phi``.
+
+    Source: the paper's equation 3; its ``lambda`` is ``strength``.
+
+    Examples
+    --------
+    >>> phi, theta = torch.tensor(1.0), torch.tensor(0.0)
+    >>> proximal_loss(lambda phi, x: (phi - x) ** 2, phi, theta, torch.tensor(3.0), strength=2.0)
+    tensor(5.)
+    """
+    pairs = zip(tree_leaves(phi), tree_leaves(theta), strict=True)
+    squared_distance = torch.stack([(p - t).square().sum() for p, t in pairs]).sum()
+    return loss(phi, support) + strength / 2 * squared_distance
+
+
+def adapt(
+    loss: Loss,
+    theta: Any,
+    support: Any,
+    *,
+    strength: float = 2.0,
+    solver: Any = SOLVER,
+    adjoint: ims.ImplicitAdjoint = ADJOINT,
+    on_failure: Any = "raise",
+) -> ims.Solution:
+    """Find a task's parameters ``phi`` from ``theta``, differentiably in ``theta``.
+
+    Parameters
+    ----------
+    loss
+        ``loss(phi, data)`` returns the loss ``L`` of one task, a 0-d tensor.
+    theta
+        The meta-parameters: a tensor, or a pytree (a dict, say) of tensors of one floating dtype
+        and any shapes. Its gradient is lemma 1's.
+    support
+        The data of the task, in the form that ``loss`` takes: any pytree.
+    strength
+        The regularization towards ``theta``, the paper's ``lambda``. Where it exceeds the most
+        negative curvature of ``L``, the equation has one solution near ``theta``, and CG is
+        applicable.
+    solver
+        How ``phi`` is found: a solver of `implicit_solvers.minimize`. With ``rtol=None`` it makes
+        ``max_steps`` steps and does not judge them, as the paper's algorithm 2 does; the
+        derivative is an estimate then.
+    adjoint
+        How lemma 1's system is solved; the paper's 5 steps of CG.
+    on_failure
+        As in `implicit_solvers.minimize`; under ``"warn"``, a task in which CG meets negative
+        curvature keeps the estimate that it had.
+
+    Returns
+    -------
+    Solution
+        ``value`` is ``phi``, like ``theta``; ``residual`` the norm of the gradient there.
+
+    Raises
+    ------
+    TypeError
+        If ``theta`` has a leaf that is no tensor, or none at all.
+    ValueError
+        If ``strength`` is not positive and finite, or ``loss`` does not return a 0-d tensor.
+    ConvergenceError
+        If a solve fails and ``on_failure="raise"``; out of ``backward()`` too.
+
+    Examples
+    --------
+    For ``L = |phi - x|²/2`` the solution is ``(x + strength theta) / (1 + strength)``:
+
+    >>> theta = torch.tensor([0.0, 3.0], requires_grad=True)
+    >>> support = torch.tensor([3.0, 0.0])
+    >>> quadratic = lambda phi, x: (phi - x).square().sum() / 2
+    >>> exact = {"solver": ims.NewtonCG(), "adjoint": ims.ImplicitAdjoint(ims.CG())}
+    >>> phi = adapt(quadratic, theta, support, strength=2.0, **exact).value
+    >>> phi
+    tensor([1., 2.], grad_fn=<...>)
+    >>> torch.autograd.grad(phi.sum(), theta)[0]
+    tensor([0.6667, 0.6667])
+    """
+    leaves = tree_leaves(theta)
+    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        kinds = sorted({type(leaf).__name__ for leaf in leaves})
+        raise TypeError(f"theta has leaves of {kinds}: pass a tensor or a pytree of tensors")
+    if not 0 < strength < math.inf:
+        raise ValueError(f"strength={strength} is not positive and finite: pass 2.0, say")
+
+    def inner(phi: Any, theta: Any, support: Any) -> Tensor:
+        return proximal_loss(loss, phi, theta, support, strength)
+
+    # The start gets no gradient: theta acts through the proximal term, so it is an argument too.
+    return ims.minimize(
+        inner, theta, (theta, support), solver=solver, adjoint=adjoint, on_failure=on_failure
+    )
+
+
+def meta_loss(loss: Loss, theta: Any, support: Any, query: Any, **adaptation: Any) -> Tensor:
+    """Return ``L(phi(theta), query)``, what one task contributes to the meta-objective.
+
+    Parameters
+    ----------
+    loss, theta, support
+        As in `adapt`.
+    query
+        The data on which the task is judged, in the form that ``loss`` takes.
+    **adaptation
+        The keywords of `adapt`.
+
+    Returns
+    -------
+    Tensor
+        0-d; its derivative is the paper's meta-gradient (equations 5 and 6).
+
+    Examples
+    --------
+    >>> theta, x, y = torch.tensor(0.0), torch.tensor(3.0), torch.tensor(0.0)
+    >>> quadratic = lambda phi, x: (phi - x) ** 2 / 2
+    >>> exact = {"solver": ims.NewtonCG(), "adjoint": ims.ImplicitAdjoint(ims.CG())}
+    >>> F = lambda theta: meta_loss(quadratic, theta, x, y, strength=2.0, **exact)
+    >>> F(theta), torch.func.grad(F)(theta)
+    (tensor(0.5000), tensor(0.6667))
+    """
+    return loss(adapt(loss, theta, support, **adaptation).value, query)
+
+
+def meta_objective(
+    loss: Loss, theta: Any, supports: Any, queries: Any, **adaptation: Any
+) -> Tensor:
+    """Return ``F(theta)``, the mean of `meta_loss` over tasks, batched by ``torch.func.vmap``.
+
+    Parameters
+    ----------
+    loss, theta
+        As in `adapt`.
+    supports, queries
+        The data of all tasks: every tensor in them has the tasks as its first dimension.
+    **adaptation
+        The keywords of `adapt`.
+
+    Returns
+    -------
+    Tensor
+        0-d.
+
+    Examples
+    --------
+    >>> theta, x, y = torch.tensor(0.0), torch.tensor([3.0, -3.0]), torch.tensor([0.0, 0.0])
+    >>> quadratic = lambda phi, x: (phi - x) ** 2 / 2
+    >>> exact = {"solver": ims.NewtonCG(), "adjoint": ims.ImplicitAdjoint(ims.CG())}
+    >>> meta_objective(quadratic, theta, x, y, strength=2.0, **exact)
+    tensor(0.5000)
+    """
+
+    def task(support: Any, query: Any) -> Tensor:
+        return meta_loss(loss, theta, support, query, **adaptation)
+
+    return torch.func.vmap(task, randomness="different")(supports, queries).mean()

@@ -1,0 +1,192 @@
+"""The test matrix's cases: an entry point and an unknown's structure, with an oracle in plain torch.
+
+Every case is a map from a parameter vector ``p (3,)`` to a solution. ``solve`` makes it with the
+library; ``oracle`` with nothing of it: a closed form, or Newton steps unrolled at the solution in
+plain torch (k steps give derivatives up to order 2^k - 1 exactly).
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+import torch
+from torch.func import jacfwd, jacrev
+
+import implicit_solvers as ims
+
+W = torch.tensor([[0.3, -0.2, 0.1], [0.2, 0.1, -0.4], [-0.1, 0.3, 0.2]], dtype=torch.float64)
+P = torch.tensor([0.4, -0.7, 0.9], dtype=torch.float64)
+MANY_P = torch.tensor(
+    [[0.4, -0.7, 0.9], [-0.3, 0.5, 0.2], [0.8, 0.1, -0.6], [0.05, 0.6, 0.35]], dtype=torch.float64
+)
+
+
+def newton_oracle(f, z0, p, steps=2, settle=12):
+    """Return the root of ``f(z, p)`` near ``z0`` with derivatives to order ``2**steps - 1``."""
+
+    def step(z, p):
+        return z - torch.linalg.inv(jacfwd(f)(z, p)) @ f(z, p)
+
+    z = z0
+    for _ in range(settle):
+        z = step(z, p.detach())
+    z = z.detach()
+    for _ in range(steps):
+        z = step(z, p)
+    return z
+
+
+# -- equations f(z, p) = 0 of a raveled unknown, and how each structure ravels ----------------------
+
+
+def f_vector(z, p):
+    return z + 0.5 * torch.tanh(W.to(z.dtype) @ z) * p.sum() - p
+
+
+def f_scalar(z, p):
+    return z + 0.3 * torch.sin(z) * p[0] - p[1] * p[2]
+
+
+def f_coupled(z, p):
+    a, b = z[:2], z[2:]
+    return torch.cat([a + 0.3 * torch.sin(b) * p[0] - p[:2], b + 0.4 * (a**2).sum() * p[1] - p[2:]])
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A structure of the unknown: its size, its equation, and the way to and from a vector."""
+
+    name: str
+    n: int
+    f: Callable
+    pack: Callable
+    ravel: Callable
+
+
+VECTOR = Unknown("vector", 3, f_vector, lambda z: z, lambda z: z)
+SCALAR = Unknown("scalar", 1, f_scalar, lambda z: z[0], lambda z: z.reshape(1))
+DICT = Unknown(
+    "dict",
+    3,
+    f_coupled,
+    lambda z: {"a": z[:2], "b": z[2]},
+    lambda z: torch.cat([z["a"], z["b"].reshape(1)]),
+)
+UNKNOWNS = (VECTOR, SCALAR, DICT)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An entry point applied to an unknown: ``solve(p)`` by the library, ``oracle(p)`` without."""
+
+    name: str
+    solve: Callable
+    oracle: Callable
+
+    def __str__(self):
+        return self.name
+
+
+def structured(u):
+    """Return ``f`` on the unknown's own structure."""
+    return lambda z, p: u.pack(u.f(u.ravel(z), p))
+
+
+def start(u, p):
+    return u.pack(torch.zeros(u.n, dtype=p.dtype, device=p.device))
+
+
+def root_case(u):
+    def solve(p):
+        return u.ravel(ims.root(structured(u), start(u, p), (p,)).value)
+
+    return Case(f"root-{u.name}", solve, lambda p: newton_oracle(u.f, _zeros(u, p), p))
+
+
+def fixed_point_case(u):
+    def g(z, p):
+        flat = u.ravel(z)
+        return u.pack(flat - u.f(flat, p))
+
+    def solve(p):
+        return u.ravel(ims.fixed_point(g, start(u, p), (p,)).value)
+
+    return Case(f"fixed_point-{u.name}", solve, lambda p: newton_oracle(u.f, _zeros(u, p), p))
+
+
+def minimize_case(u):
+    def objective(z, p):
+        curve = 0.25 * (1 + p[0] ** 2) * (z**4).sum() + 0.5 * (1 + p[1] ** 2) * (z**2).sum()
+        return curve + 0.3 * p[2] * torch.sin(z.sum()) - (z * p[: u.n]).sum()
+
+    def solve(p):
+        sol = ims.minimize(lambda z, p: objective(u.ravel(z), p), start(u, p), (p,))
+        return u.ravel(sol.value)
+
+    return Case(
+        f"minimize-{u.name}", solve, lambda p: newton_oracle(jacrev(objective), _zeros(u, p), p)
+    )
+
+
+def linear_case(u):
+    def matrix(p):
+        eye = torch.eye(u.n, dtype=p.dtype, device=p.device)
+        mix = W[: u.n, : u.n].to(p)
+        return (1 + p[1] ** 2) * eye + mix * p[0] + mix @ mix * p[2]
+
+    def solve(p):
+        A = ims.FunctionOperator(lambda v: u.pack(matrix(p) @ u.ravel(v)), like=start(u, p))
+        return u.ravel(ims.linear_solve(A, u.pack(p[: u.n] * p[2])).value)
+
+    def oracle(p):
+        return torch.linalg.inv(matrix(p)) @ (p[: u.n] * p[2])
+
+    return Case(f"linear_solve-{u.name}", solve, oracle)
+
+
+def custom_root_case(u):
+    f = structured(u)
+
+    @ims.custom_root(f)
+    def by_scipy(z0, p):
+        def residual(x):
+            return u.f(torch.from_numpy(x), p.double().cpu()).numpy()
+
+        start = u.ravel(z0).double().cpu().numpy()
+        x = scipy.optimize.root(residual, start, tol=1e-14).x
+        return u.pack(torch.from_numpy(np.atleast_1d(x)).to(p))
+
+    def solve(p):
+        return u.ravel(by_scipy(start(u, p), p).value)
+
+    return Case(f"custom_root-{u.name}", solve, lambda p: newton_oracle(u.f, _zeros(u, p), p))
+
+
+def _zeros(u, p):
+    return torch.zeros(u.n, dtype=p.dtype, device=p.device)
+
+
+CASES = [
+    make(u)
+    for make, u in itertools.product(
+        (root_case, fixed_point_case, minimize_case, linear_case, custom_root_case), UNKNOWNS
+    )
+]
+
+# -- compositions: words of forward and reverse mode, plain, batched, and of a batch -----------------
+
+MODES = {"fwd": jacfwd, "rev": jacrev}
+
+
+def words(order):
+    """Return every word of forward and reverse mode of the given length."""
+    return ["-".join(word) for word in itertools.product(MODES, repeat=order)]
+
+
+def derivative(word, fn):
+    """Apply the modes of a word to ``fn``, the first one innermost."""
+    for mode in word.split("-"):
+        fn = MODES[mode](fn)
+    return fn
