@@ -206,15 +206,20 @@ def _check(task: Task, args: Any) -> None:
         raise ValueError(f'on_failure is {task.on_failure!r}: use "raise", "warn" or "mask"')
     if not isinstance(task.batch_dims, int) or task.batch_dims < 0:
         raise ValueError(f"batch_dims is {task.batch_dims!r}: pass the number of lane dimensions")
-    solves = getattr(task.solver, "solves", None)
-    if solves is not None and task.equation.kind not in solves:
-        raise ValueError(
-            f"solver={type(task.solver).__name__}() solves {', '.join(solves)} and was given to "
-            f"{task.equation.kind}: choose a solver for {task.equation.kind}, or leave it out"
-        )
-    if task.solver is not None and not hasattr(task.solver, "step"):
+    solver, kind = task.solver, task.equation.kind
+    if solver is None:
+        return
+    if isinstance(solver, type) or not hasattr(solver, "step"):
+        name = solver.__name__ if isinstance(solver, type) else type(solver).__name__
+        what = "class" if isinstance(solver, type) else "object"
         raise TypeError(
-            f"solver is a {type(task.solver).__name__}: pass an instance of a solver, as Newton()"
+            f"solver is the {what} {name}: pass an instance of a solver for {kind}, as Newton()"
+        )
+    solves = getattr(solver, "solves", ("linear systems",))
+    if kind not in solves:
+        raise ValueError(
+            f"solver={type(solver).__name__}() solves {', '.join(solves)} and was given to "
+            f"{kind}: choose a solver for {kind}, or leave it out"
         )
 
 

@@ -152,10 +152,12 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
 
 def _judge(solver: IterativeSolver, problem: LaneProblem, state: State, budget: bool) -> Tensor:
     status = torch.where(state.flag != 0, state.flag, _RUNNING)
-    status = torch.where(torch.isfinite(state.error), status, int(Status.NONFINITE))
-    if budget:
-        return status
-    return torch.where(state.error <= problem.tolerance(solver, state.z), 0, status)
+    finite = torch.isfinite(state.error)
+    if not budget:
+        tolerance = problem.tolerance(solver, state.z)
+        status = torch.where(state.error <= tolerance, 0, status)
+        finite = finite & torch.isfinite(tolerance)
+    return torch.where(finite, status, int(Status.NONFINITE))
 
 
 def _result(

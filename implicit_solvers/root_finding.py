@@ -111,7 +111,7 @@ def root(
     >>> M = torch.tensor([0.5, 1.0], requires_grad=True)
     >>> sol = ims.root(kepler, M, args=(M, torch.tensor(0.1)))
     >>> sol.value
-    tensor([0.5527, 1.0886], grad_fn=<...>)
+    tensor([0.5525, 1.0886], grad_fn=<...>)
     >>> sol.value.sum().backward()
     >>> M.grad  # 1 / (1 - e cos E)
     tensor([1.0930, 1.0486])

@@ -116,7 +116,7 @@ class Solution:
 
     Examples
     --------
-    >>> import implicit_solvers as ims
+    >>> import torch, implicit_solvers as ims
     >>> sol = ims.root(lambda z: z**2 - 2, torch.tensor(1.0))
     >>> sol.value, Status(int(sol.status))
     (tensor(1.4142), <Status.CONVERGED: 0>)

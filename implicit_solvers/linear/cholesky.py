@@ -23,8 +23,8 @@ class Cholesky(DirectSolver):
     Examples
     --------
     >>> import implicit_solvers as ims
-    >>> A = ims.MatrixOperator(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), positive_definite=True)
-    >>> ims.linear_solve(A, torch.tensor([3.0, 3.0]), solver=Cholesky()).value
+    >>> A = ims.MatrixOperator(torch.tensor([[4.0, 2.0], [2.0, 5.0]]), positive_definite=True)
+    >>> ims.linear_solve(A, torch.tensor([6.0, 7.0]), solver=Cholesky()).value
     tensor([1., 1.])
     """
 
