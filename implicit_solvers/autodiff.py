@@ -157,7 +157,7 @@ def forward_level() -> bool:
 
 
 def may_have_tangent(tensor: Tensor) -> bool:
-    """Tell whether ``tensor`` has, or under a ``vmap`` may have, a tangent of a plain dual level."""
+    """Tell whether a tensor has a plain dual level's tangent, or, under a ``vmap``, may have."""
     if transforms_active():
         return True
     return forward_ad.unpack_dual(tensor).tangent is not None

@@ -53,7 +53,9 @@ class IterativeSolver(Protocol):
     """A method: hyperparameters, a start, and a step.
 
     A solver whose error never grows says ``monotone = True``, so that the loop need not remember
-    the best iterate of a lane that fails.
+    the best iterate of a lane that fails. A solver whose state must change its form between steps
+    (to grow, to start again) does so in ``refresh(problem, state)``, for all lanes, those that
+    have ended included, without moving their iterates.
     """
 
     monotone: ClassVar[bool]
@@ -99,6 +101,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     best iterate; with ``rtol=None`` exactly ``max_steps`` steps are made and the last is returned.
     """
     budget = solver.rtol is None
+    refresh = getattr(solver, "refresh", None)
     state = solver.init(problem, z)
     status = torch.full((len(z),), _RUNNING, dtype=torch.int64, device=z.device)
     iterations = torch.zeros_like(status)
@@ -128,6 +131,8 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
             problem, state = problem.take(keep), _select(state, keep)
             status, iterations, running = status[keep], iterations[keep], running[keep]
             best_z, best_error = best_z[keep], best_error[keep]
+        if refresh is not None:
+            state = refresh(problem, state)
         new = solver.step(problem, state)
         state = new if left == len(status) else _where(running, new, state)
         iterations = iterations + running

@@ -1,4 +1,4 @@
-"""The test matrix's cases: an entry point and an unknown's structure, with an oracle in plain torch.
+"""The test matrix's cases: an entry point and an unknown's structure, with an oracle.
 
 Every case is a map from a parameter vector ``p (3,)`` to a solution. ``solve`` makes it with the
 library; ``oracle`` with nothing of it: a closed form, or Newton steps unrolled at the solution in
@@ -38,7 +38,7 @@ def newton_oracle(f, z0, p, steps=2, settle=12):
     return z
 
 
-# -- equations f(z, p) = 0 of a raveled unknown, and how each structure ravels ----------------------
+# -- equations f(z, p) = 0 of a raveled unknown, and how each structure ravels --------------------
 
 
 def f_vector(z, p):
@@ -175,7 +175,7 @@ CASES = [
     )
 ]
 
-# -- compositions: words of forward and reverse mode, plain, batched, and of a batch -----------------
+# -- compositions: words of forward and reverse mode, plain, batched, and of a batch ------------
 
 MODES = {"fwd": jacfwd, "rev": jacrev}
 

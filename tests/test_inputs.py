@@ -161,7 +161,7 @@ def test_nonfinite_is_a_failure_under_the_policy(entry, what):
 def test_an_empty_batch_returns_an_empty_solution(entry):
     solve, fn = ENTRIES[entry]
     if entry == "minimize":
-        fn = lambda z: ((z - 1) ** 2).sum(-1)  # noqa: E731
+        fn = lambda z: ((z - 1) ** 2).sum(-1)
     sol = solve(fn, torch.ones(0, 3, dtype=torch.float64), batch_dims=1)
     assert sol.value.shape == (0, 3) and sol.value.dtype == torch.float64
     if entry != "attach":

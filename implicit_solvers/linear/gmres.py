@@ -15,6 +15,9 @@ from implicit_solvers.tolerance import AUTO, Auto, rms
 __all__ = ["GMRES"]
 
 
+_FIRST = 8  # columns allocated at first; more come by doubling, so that memory follows need
+
+
 class GMRESState(NamedTuple):
     """The state of `GMRES`: the basis so far and a QR factorization of the Hessenberg matrix.
 
@@ -27,6 +30,7 @@ class GMRESState(NamedTuple):
     rotation: Tensor
     triangle: Tensor
     beta: Tensor
+    count: Tensor
     j: int
     error: Tensor
     flag: Tensor
@@ -37,7 +41,9 @@ class GMRESState(NamedTuple):
         if self.j == 0:
             return self.start
         k = self.j
-        g = self.beta * self.rotation[:, :k, :1]
+        # a lane that ended before the others has fewer columns
+        own = torch.arange(k, device=self.count.device) < self.count.unsqueeze(-1)
+        g = torch.where(own.unsqueeze(-1), self.beta * self.rotation[:, :k, :1], 0.0)
         y = torch.linalg.solve_triangular(self.triangle[:, :k, :k], g, upper=True)
         directions = self.directions if self.directions.shape[1] else self.basis
         return self.start + (directions[:, :k].mT @ y).squeeze(-1)
@@ -84,19 +90,30 @@ class GMRES:
         m = max(1, min(self.restart, n, self.max_steps))
         r = problem.residual(x)
         beta = torch.linalg.vector_norm(r, dim=-1).reshape(-1, 1, 1)
-        basis = x.new_zeros(len(x), m + 1, n)
+        basis = x.new_zeros(len(x), min(m, _FIRST) + 1, n)
         basis[:, 0] = torch.where(beta[:, 0] > 0, r / beta[:, 0], 0.0)
         eye = torch.eye(m + 1, dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
-        directions = x.new_zeros(len(x), 0 if problem.M is None else m, n)
+        directions = basis[:, :0] if problem.M is None else torch.zeros_like(basis[:, 1:])
         flag = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         triangle = eye[:, :m, :m].clone()
-        return GMRESState(x, basis, directions, eye.clone(), triangle, beta, 0, rms(r), flag)
+        return GMRESState(x, basis, directions, eye.clone(), triangle, beta, flag, 0, rms(r), flag)
+
+    def refresh(self, problem: LinearProblem, state: GMRESState) -> GMRESState:
+        """Make room for the next vector, or start again from the iterate if there is none."""
+        j, m = state.j, state.triangle.shape[-1]
+        if j == m:
+            return self.init(problem, state.z)
+        if j + 1 < state.basis.shape[1]:
+            return state
+        more = torch.zeros_like(state.basis[:, : min(j, m - j)])
+        basis = torch.cat([state.basis, more], dim=1)
+        directions = state.directions
+        if problem.M is not None:
+            directions = torch.cat([directions, more], dim=1)
+        return state._replace(basis=basis, directions=directions)
 
     def step(self, problem: LinearProblem, state: GMRESState) -> GMRESState:
         """Add a vector to the basis and rotate its column of the Hessenberg matrix."""
-        m = state.triangle.shape[-1]
-        if state.j == m:
-            state = self.init(problem, state.z)
         j, n = state.j, state.start.shape[-1]
         # Columns past a lane's own count are never read: writing them in place disturbs no lane.
         basis, directions = state.basis, state.directions
@@ -133,5 +150,14 @@ class GMRES:
         error = torch.where(torch.isfinite(before.squeeze(-1)), error, torch.nan)
         flag = torch.where(exhausted.squeeze(-1), int(Status.BREAKDOWN), 0)
         return GMRESState(
-            state.start, basis, directions, rotation, triangle, state.beta, j + 1, error, flag
+            state.start,
+            basis,
+            directions,
+            rotation,
+            triangle,
+            state.beta,
+            state.count + 1,
+            j + 1,
+            error,
+            flag,
         )

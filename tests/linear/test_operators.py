@@ -99,8 +99,12 @@ CASES = [
         M,
         like=tree(Z),
     ),
-    Case("function-0d", ims.FunctionOperator(lambda v: 3 * v, ONE), torch.full((1, 1), 3.0).double(),
-         like=ONE),
+    Case(
+        "function-0d",
+        ims.FunctionOperator(lambda v: 3 * v, ONE),
+        torch.full((1, 1), 3.0).double(),
+        like=ONE,
+    ),
     Case("jacobian", ims.JacobianOperator(sine, Z, (M,)), SINE_JACOBIAN),
     Case(
         "jacobian-symmetric",
@@ -108,13 +112,19 @@ CASES = [
         torch.diag(3 * Z**2) + S,
         symmetric=True,
     ),
-    Case("jacobian-tree", ims.JacobianOperator(sine_tree, tree(Z), (M,)), SINE_JACOBIAN,
-         like=tree(Z)),
-    Case("jacobian-0d", ims.JacobianOperator(torch.sin, ONE), torch.cos(ONE).reshape(1, 1),
-         like=ONE),
+    Case(
+        "jacobian-tree", ims.JacobianOperator(sine_tree, tree(Z), (M,)), SINE_JACOBIAN, like=tree(Z)
+    ),
+    Case(
+        "jacobian-0d", ims.JacobianOperator(torch.sin, ONE), torch.cos(ONE).reshape(1, 1), like=ONE
+    ),
     Case("hessian", ims.HessianOperator(quartic, Z, (S,)), QUARTIC_HESSIAN, symmetric=True),
-    Case("hessian-of-nonsymmetric-form", ims.HessianOperator(quartic, Z, (M,)),
-         torch.diag(3 * Z**2) + 0.5 * (M + M.T), symmetric=True),
+    Case(
+        "hessian-of-nonsymmetric-form",
+        ims.HessianOperator(quartic, Z, (M,)),
+        torch.diag(3 * Z**2) + 0.5 * (M + M.T),
+        symmetric=True,
+    ),
     Case(
         "hessian-spd",
         ims.HessianOperator(quartic, Z, (S,), positive_definite=True),
@@ -122,22 +132,52 @@ CASES = [
         symmetric=True,
         positive_definite=True,
     ),
-    Case("hessian-tree", ims.HessianOperator(lambda z: quartic(ravel(z), S), tree(Z)),
-         QUARTIC_HESSIAN, symmetric=True, like=tree(Z)),
-    Case("hessian-0d", ims.HessianOperator(lambda z: z**3, ONE), (6 * ONE).reshape(1, 1),
-         symmetric=True, like=ONE),
+    Case(
+        "hessian-tree",
+        ims.HessianOperator(lambda z: quartic(ravel(z), S), tree(Z)),
+        QUARTIC_HESSIAN,
+        symmetric=True,
+        like=tree(Z),
+    ),
+    Case(
+        "hessian-0d",
+        ims.HessianOperator(lambda z: z**3, ONE),
+        (6 * ONE).reshape(1, 1),
+        symmetric=True,
+        like=ONE,
+    ),
     Case("diagonal", diag, torch.diag(D), symmetric=True, diagonal=True),
-    Case("diagonal-positive", ims.DiagonalOperator(D**2, positive_definite=True), torch.diag(D**2),
-         **ALL),
-    Case("diagonal-tree", ims.DiagonalOperator(tree(D)), torch.diag(D), symmetric=True,
-         diagonal=True, like=tree(Z)),
-    Case("diagonal-0d", ims.DiagonalOperator(ONE), ONE.reshape(1, 1), symmetric=True,
-         diagonal=True, like=ONE),
+    Case(
+        "diagonal-positive",
+        ims.DiagonalOperator(D**2, positive_definite=True),
+        torch.diag(D**2),
+        **ALL,
+    ),
+    Case(
+        "diagonal-tree",
+        ims.DiagonalOperator(tree(D)),
+        torch.diag(D),
+        symmetric=True,
+        diagonal=True,
+        like=tree(Z),
+    ),
+    Case(
+        "diagonal-0d",
+        ims.DiagonalOperator(ONE),
+        ONE.reshape(1, 1),
+        symmetric=True,
+        diagonal=True,
+        like=ONE,
+    ),
     Case("identity", eye, EYE, **ALL),
     Case("identity-tree", eye, EYE, **ALL, like=tree(Z)),
     Case("sum", mat + ims.MatrixOperator(N), M + N),
-    Case("sum-symmetric", spd + ims.MatrixOperator(S.flip(0, 1), symmetric=True), S + S.flip(0, 1),
-         symmetric=True),
+    Case(
+        "sum-symmetric",
+        spd + ims.MatrixOperator(S.flip(0, 1), symmetric=True),
+        S + S.flip(0, 1),
+        symmetric=True,
+    ),
     Case("sum-spd", spd + 2.0 * eye, S + 2 * EYE, symmetric=True, positive_definite=True),
     Case("sum-diagonal", diag + eye, torch.diag(D) + EYE, symmetric=True, diagonal=True),
     Case("sum-identity-first", eye + mat, M + EYE),
@@ -155,20 +195,32 @@ CASES = [
     Case("scaled-zero", 0.0 * spd, 0 * S, symmetric=True),
     Case("scaled-0d-tensor", SCALE * spd, SCALE * S, symmetric=True),
     Case("0d-tensor-from-the-right", mat * SCALE, SCALE * M),
-    Case("scaled-tree", SCALE * ims.DiagonalOperator(tree(D)), torch.diag(SCALE * D),
-         symmetric=True, diagonal=True, like=tree(Z)),
+    Case(
+        "scaled-tree",
+        SCALE * ims.DiagonalOperator(tree(D)),
+        torch.diag(SCALE * D),
+        symmetric=True,
+        diagonal=True,
+        like=tree(Z),
+    ),
     Case("transpose", mat.T, M.T),
     Case("transpose-of-function", ims.FunctionOperator(multiply(M), like=Z).T, M.T),
     Case("transpose-of-jacobian", ims.JacobianOperator(sine, Z, (M,)).T, SINE_JACOBIAN.T),
     Case("transpose-of-sum", (mat + diag).T, M.T + torch.diag(D)),
     Case("transpose-of-product", (mat @ ims.MatrixOperator(N)).T, N.T @ M.T),
     Case("transpose-of-scaled", (2.0 * mat).T, 2 * M.T),
-    Case("nested", 2.0 * (mat.T @ (spd + SCALE * eye)) - diag,
-         2 * M.T @ (S + SCALE * EYE) - torch.diag(D)),
-    Case("nested-tree",
-         (ims.JacobianOperator(sine_tree, tree(Z), (M,)) @ ims.DiagonalOperator(tree(D)) + eye).T,
-         (SINE_JACOBIAN * D + EYE).T, like=tree(Z)),
-]  # fmt: skip
+    Case(
+        "nested",
+        2.0 * (mat.T @ (spd + SCALE * eye)) - diag,
+        2 * M.T @ (S + SCALE * EYE) - torch.diag(D),
+    ),
+    Case(
+        "nested-tree",
+        (ims.JacobianOperator(sine_tree, tree(Z), (M,)) @ ims.DiagonalOperator(tree(D)) + eye).T,
+        (SINE_JACOBIAN * D + EYE).T,
+        like=tree(Z),
+    ),
+]
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -301,14 +353,29 @@ def test_dtype_in_is_dtype_out(make, dtype):
 
 
 REFUSED = [
-    ("matrix-not-square", lambda: ims.MatrixOperator(torch.ones(2, 3)), ValueError, "matrix.*square"),
+    (
+        "matrix-not-square",
+        lambda: ims.MatrixOperator(torch.ones(2, 3)),
+        ValueError,
+        "matrix.*square",
+    ),
     ("matrix-a-vector", lambda: ims.MatrixOperator(torch.ones(3)), ValueError, "matrix.*square"),
     ("matrix-0d", lambda: ims.MatrixOperator(torch.tensor(1.0)), ValueError, "matrix.*square"),
     ("matrix-integer", lambda: ims.MatrixOperator(torch.eye(2).long()), TypeError, "matrix.*int64"),
     ("matrix-complex", lambda: ims.MatrixOperator(torch.eye(2) + 0j), TypeError, "matrix.*complex"),
     ("matrix-a-list", lambda: ims.MatrixOperator([[1.0]]), TypeError, "matrix is list"),
-    ("matrix-numpy", lambda: ims.MatrixOperator(torch.eye(2).numpy()), TypeError, "matrix is ndarr"),
-    ("like-integer", lambda: ims.FunctionOperator(abs, torch.arange(3)), TypeError, "like has dtype"),
+    (
+        "matrix-numpy",
+        lambda: ims.MatrixOperator(torch.eye(2).numpy()),
+        TypeError,
+        "matrix is ndarr",
+    ),
+    (
+        "like-integer",
+        lambda: ims.FunctionOperator(abs, torch.arange(3)),
+        TypeError,
+        "like has dtype",
+    ),
     ("like-a-number", lambda: ims.FunctionOperator(abs, 1.0), TypeError, "like.*float"),
     ("like-empty", lambda: ims.FunctionOperator(abs, {}), ValueError, "like is an empty"),
     ("like-mixed", lambda: ims.FunctionOperator(abs, (Z, Z.float())), ValueError, "like mixes"),
@@ -336,7 +403,7 @@ REFUSED = [
     ("sum-with-a-tensor", lambda: mat + M, TypeError, "unsupported operand"),
     ("difference-with-a-number", lambda: mat - 1.0, TypeError, "unsupported operand"),
     ("product-by-star", lambda: mat * mat, TypeError, "unsupported operand"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
