@@ -29,6 +29,7 @@ from implicit_solvers.linear.lane_map import JacobianTemplate, OperatorTemplate
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import LinearSolver, LinearSolveSpec, solve_linear
+from implicit_solvers.masking import lane_gradient, lane_pushforward
 from implicit_solvers.monitoring import observe
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import OnFailure, enforce, failed
@@ -142,6 +143,20 @@ class AttachSpec:
         """The number of operands before the equation's own."""
         return self.hints + self.preconditioner_tensors
 
+    @property
+    def masked(self) -> bool:
+        """Whether lanes that failed are left out of every derivative."""
+        return self.on_failure == "mask"
+
+    @property
+    def own_lanes(self) -> Lanes:
+        """The lanes of the equation's own operands."""
+        return self.lanes.keep(range(self.lead, len(self.lanes.carried)))
+
+    def paired(self, z: Tensor, w: Tensor, *theta: Tensor) -> Tensor:
+        """Return ``<w, F(z, theta)>`` of one lane."""
+        return (w * self.equation.condition(z, *theta)).sum(-1)
+
     def linear(self, transposed: bool) -> LinearSolveSpec:
         """Return the solve with ``dF/dz`` at the solution."""
         lanes, lead = self.lanes, self.lead
@@ -191,14 +206,24 @@ class Attach(Function):
         gz, z, bad, *operands = live(gz, *ctx.saved_tensors)
         if gz is None:
             return (None,) * inputs
-        gz = _leave_out(spec, bad, gz)
         lead, theta = operands[: spec.lead], operands[spec.lead :]
-        w = solve_linear(spec.linear(True), gz, None, (*lead, z, *theta))[0]
+        skip = bad if spec.masked else None
+        w, status, *_ = solve_linear(spec.linear(True), gz, None, skip, (*lead, z, *theta))
         condition, places = _condition(spec, z, theta)
         result: list[Any] = [None] * len(theta)
+        if places and spec.masked:
+            keep = ~(bad | failed(status))
+            slopes: Any = lane_gradient(
+                spec.paired,
+                spec.own_lanes.prepend(),
+                keep,
+                (z, -w, *theta),
+                [i + 2 for i in places],
+            )
+        elif places:
+            slopes = vjp(condition, *(theta[i] for i in places))[1](-w)
         if places:
-            pull = vjp(condition, *(theta[i] for i in places))[1]
-            for place, g in zip(places, pull(-w), strict=True):
+            for place, g in zip(places, slopes, strict=True):
                 result[place] = g
         return (None,) * (inputs - len(theta)) + tuple(result)
 
@@ -211,10 +236,15 @@ class Attach(Function):
         condition, places = _condition(spec, z, theta)
         if all(moved[i] is None for i in places):
             return torch.zeros_like(z)
-        primals = [theta[i] for i in places]
-        rhs = -pushforward(condition, primals, [moved[i] for i in places])
-        rhs = _leave_out(spec, bad, rhs)
-        return solve_linear(spec.linear(False), rhs, None, (*lead, z, *theta))[0]
+        if spec.masked:
+            moving = [t if i in places else None for i, t in enumerate(moved)]
+            fn, lanes = spec.equation.condition, spec.own_lanes
+            rhs = -lane_pushforward(fn, lanes, ~bad, (z, *theta), moving)
+        else:
+            primals = [theta[i] for i in places]
+            rhs = -pushforward(condition, primals, [moved[i] for i in places])
+        skip = bad if spec.masked else None
+        return solve_linear(spec.linear(False), rhs, None, skip, (*lead, z, *theta))[0]
 
     @staticmethod
     def vmap(
@@ -229,20 +259,12 @@ class Attach(Function):
         return Attach.apply(replace(spec, lanes=lanes), z, bad, *rest), 0
 
 
-def _leave_out(spec: AttachSpec, bad: Tensor, rhs: Tensor) -> Tensor:
-    """Ask nothing of the lanes that failed, if they are to be masked."""
-    if spec.on_failure != "mask":
-        return rhs
-    return torch.where(bad.unsqueeze(-1), 0.0, rhs)
-
-
 def _condition(
     spec: AttachSpec, z: Tensor, theta: Sequence[Tensor]
 ) -> tuple[Callable[..., Tensor], list[int]]:
     """Return the equation at ``z`` as a function of its floating operands, and their places."""
     places = [i for i, t in enumerate(theta) if t.is_floating_point()]
-    lanes = spec.lanes.keep(range(spec.lead, len(spec.lanes.carried)))
-    on_lanes = lanes.over(spec.equation.condition)
+    on_lanes = spec.own_lanes.over(spec.equation.condition)
 
     def condition(*free: Tensor) -> Tensor:
         filled = list(theta)

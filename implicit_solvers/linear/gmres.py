@@ -30,7 +30,7 @@ class GMRESState(NamedTuple):
     rotation: Tensor
     triangle: Tensor
     beta: Tensor
-    count: Tensor
+    columns: Tensor
     j: int
     error: Tensor
     flag: Tensor
@@ -42,7 +42,7 @@ class GMRESState(NamedTuple):
             return self.start
         k = self.j
         # a lane that ended before the others has fewer columns
-        own = torch.arange(k, device=self.count.device) < self.count.unsqueeze(-1)
+        own = torch.arange(k, device=self.columns.device) < self.columns.unsqueeze(-1)
         g = torch.where(own.unsqueeze(-1), self.beta * self.rotation[:, :k, :1], 0.0)
         y = torch.linalg.solve_triangular(self.triangle[:, :k, :k], g, upper=True)
         directions = self.directions if self.directions.shape[1] else self.basis
@@ -156,7 +156,7 @@ class GMRES:
             rotation,
             triangle,
             state.beta,
-            state.count + 1,
+            state.columns + 1,
             j + 1,
             error,
             flag,

@@ -22,6 +22,7 @@ from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.lane_map import LaneMap, Template
 from implicit_solvers.linear.preconditioners import DiagonalMap, Jacobi
 from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.masking import lane_gradient, lane_pushforward
 from implicit_solvers.monitoring import observe
 from implicit_solvers.solution import OnFailure, Status, enforce, failed
 from implicit_solvers.tolerance import AUTO, linear_tolerance, rms
@@ -61,6 +62,20 @@ class LinearSolveSpec:
         """Return the operands that the operator is made of."""
         return operands[self.hints + self.preconditioner_tensors :]
 
+    @property
+    def masked(self) -> bool:
+        """Whether lanes that failed are left out of every derivative."""
+        return self.on_failure == "mask"
+
+    def one_lane(self, x: Tensor, *phi: Tensor) -> Tensor:
+        """Return ``A(phi) x`` (or ``A(phi)^T x``) of one lane."""
+        product = self.template.rmv if self.transposed else self.template.mv
+        return product(x, *phi)
+
+    def paired(self, x: Tensor, w: Tensor, *phi: Tensor) -> Tensor:
+        """Return ``<w, A(phi) x>`` of one lane."""
+        return (w * self.one_lane(x, *phi)).sum(-1)
+
     def derived(self, transposed: bool) -> LinearSolveSpec:
         """Return the spec of a solve that a derivative asks for."""
         return replace(
@@ -80,76 +95,108 @@ class LinearSolve(Function):
 
     @staticmethod
     def forward(
-        spec: LinearSolveSpec, b: Tensor, start: Tensor | None, *operands: Tensor
+        spec: LinearSolveSpec,
+        b: Tensor,
+        start: Tensor | None,
+        skip: Tensor | None,
+        *operands: Tensor,
     ) -> tuple[Tensor, ...]:
         """Run the solver on plain tensors."""
         batch = LegacyBatch((b, *operands))
         if not batch.active:
-            return _run(spec, b, start, operands)
+            return _run(spec, b, start, skip, operands)
         stripped = [batch.strip(t) for t in (b, *operands)]
         size = next(t.shape[0] for t, dim in stripped if dim == 0)
         spec, b, rest = _lift(spec, size, stripped[0], stripped[1:])
-        out = _run(spec, b, None, rest)
+        if skip is not None:
+            skip = skip.expand(b.shape[:-1])
+        out = _run(spec, b, None, skip, rest)
         plain = len(out) if _any_operand_carries(spec) else 4
         return (*(batch.wrap(t) for t in out[:plain]), *out[plain:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the factors, whether given or made."""
-        spec, _, _, *operands = inputs
-        x, _, _, _, *made = output
+        spec, _, _, skip, *operands = inputs
+        x, status, _, _, *made = output
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         if made:
             spec = _with_factors(spec, len(made))
         ctx.spec = spec
-        ctx.save_for_backward(x, *made, *operands)
-        ctx.save_for_forward(x, *made, *operands)
+        bad = failed(status) if skip is None else failed(status) | skip
+        ctx.save_for_backward(x, bad, *made, *operands)
+        ctx.save_for_forward(x, bad, *made, *operands)
 
     @staticmethod
     def backward(ctx: Any, gx: Tensor | None, *_: Any) -> tuple[Any, ...]:
         """Solve with the transpose."""
         spec, inputs = ctx.spec, len(ctx.needs_input_grad)
-        gx, x, *operands = live(gx, *ctx.saved_tensors)
+        gx, x, bad, *operands = live(gx, *ctx.saved_tensors)
         if gx is None:
             return (None,) * inputs
-        gb = LinearSolve.apply(spec.derived(not spec.transposed), gx, None, *operands)[0]
+        skip = bad if spec.masked else None
+        again = spec.derived(not spec.transposed)
+        gb, status, *_ = LinearSolve.apply(again, gx, None, skip, *operands)
         phi = spec.operator_tensors(operands)
         product, places = _product(spec, x, phi)
         result: list[Any] = [None] * len(phi)
+        if places and spec.masked:
+            keep = ~(bad | failed(status))
+            slopes: Any = lane_gradient(
+                spec.paired,
+                spec.operator_lanes.prepend(),
+                keep,
+                (x, -gb, *phi),
+                [i + 2 for i in places],
+            )
+        elif places:
+            slopes = vjp(product, *(phi[i] for i in places))[1](-gb)
         if places:
-            pull = vjp(product, *(phi[i] for i in places))[1]
-            for place, g in zip(places, pull(-gb), strict=True):
+            for place, g in zip(places, slopes, strict=True):
                 result[place] = g
         return (None, gb, *(None,) * (inputs - 2 - len(phi)), *result)
 
     @nested_jvp
     def jvp(spec: LinearSolveSpec, saved: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Any:
         """Solve for the tangent."""
-        x, *operands = saved
+        x, bad, *operands = saved
         phi = spec.operator_tensors(operands)
         db, dphi = tangents[1], tangents[len(tangents) - len(phi) :]
         rhs = torch.zeros_like(x) if db is None else db
         product, places = _product(spec, x, phi)
         places_moving = [i for i in places if dphi[i] is not None]
-        if places_moving:
+        if places_moving and spec.masked:
+            moving = [t if i in places else None for i, t in enumerate(dphi)]
+            lanes = spec.operator_lanes
+            rhs = rhs - lane_pushforward(spec.one_lane, lanes, ~bad, (x, *phi), moving)
+        elif places_moving:
             primals, moved = [phi[i] for i in places], [dphi[i] for i in places]
             rhs = rhs - pushforward(product, primals, moved)
-        dx = LinearSolve.apply(spec.derived(spec.transposed), rhs, None, *operands)[0]
-        made = len(operands) - (len(tangents) - 3)
+        skip = bad if spec.masked else None
+        dx = LinearSolve.apply(spec.derived(spec.transposed), rhs, None, skip, *operands)[0]
+        made = len(operands) - (len(tangents) - 4)
         return dx, *(None,) * (3 + made)
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Any, spec: LinearSolveSpec, b: Tensor, start: Any, *operands: Tensor
+        info: Any,
+        in_dims: Any,
+        spec: LinearSolveSpec,
+        b: Tensor,
+        start: Any,
+        skip: Any,
+        *operands: Tensor,
     ) -> Any:
         """Move the new lanes to the front and apply the rule again."""
-        _, dim, start_dim, *dims = in_dims
+        _, dim, start_dim, skip_dim, *dims = in_dims
         pairs = list(zip(operands, dims, strict=True))
         spec, b, rest = _lift(spec, info.batch_size, (b, dim), pairs)
         if start is not None:
             _, start, _ = Lanes().lift(info.batch_size, (start, start_dim), [])
-        out = LinearSolve.apply(spec, b, start, *rest)
+        if skip is not None:
+            _, skip, _ = Lanes().lift(info.batch_size, (skip, skip_dim), [])
+        out = LinearSolve.apply(spec, b, start, skip, *rest)
         factor_dim = 0 if _any_operand_carries(spec) else None
         return out, (0, 0, 0, 0, *(factor_dim,) * (len(out) - 4))
 
@@ -171,10 +218,17 @@ def _any_operand_carries(spec: LinearSolveSpec) -> bool:
 
 
 def solve_linear(
-    spec: LinearSolveSpec, b: Tensor, start: Tensor | None, operands: Sequence[Tensor]
+    spec: LinearSolveSpec,
+    b: Tensor,
+    start: Tensor | None,
+    skip: Tensor | None,
+    operands: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ``x`` and the status, iterations and residual of each lane."""
-    x, status, iterations, residual, *_ = LinearSolve.apply(spec, b, start, *operands)
+    """Return ``x`` and the status, iterations and residual of each lane.
+
+    Lanes to ``skip`` get the solution zero, and have no part in any derivative.
+    """
+    x, status, iterations, residual, *_ = LinearSolve.apply(spec, b, start, skip, *operands)
     return x, status, iterations, residual
 
 
@@ -183,8 +237,7 @@ def _product(
 ) -> tuple[Callable[..., Tensor], list[int]]:
     """Return ``A(phi) x`` as a function of the floating tensors of phi, and their places."""
     places = [i for i, t in enumerate(phi) if t.is_floating_point()]
-    one_lane = spec.template.rmv if spec.transposed else spec.template.mv
-    on_lanes = spec.operator_lanes.over(one_lane)
+    on_lanes = spec.operator_lanes.over(spec.one_lane)
 
     def product(*free: Tensor) -> Tensor:
         filled = list(phi)
@@ -232,8 +285,14 @@ class _Grid:
 
 
 def _run(
-    spec: LinearSolveSpec, b: Tensor, start: Tensor | None, operands: Sequence[Tensor]
+    spec: LinearSolveSpec,
+    b: Tensor,
+    start: Tensor | None,
+    skip: Tensor | None,
+    operands: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
+    if skip is not None:
+        b = torch.where(skip.unsqueeze(-1), 0.0, b)
     watch = observe(spec.label, spec.solver)
     n = b.shape[-1]
     grid = _Grid(spec.lanes, b.shape[:-1])
@@ -280,6 +339,8 @@ def _run(
     idle = (flat == 0).all(-1)
     finite = torch.isfinite(x).all(-1)
     status = torch.where(finite | failed(status), status, int(Status.NONFINITE))
+    # the best iterate of a lane that came to nothing is where it began
+    x = torch.where(finite.unsqueeze(-1), x, 0.0 if start is None else grid.flat(start))
     if spec.adjoint:
         # whatever the operator, a lane that nothing depends on has the adjoint zero
         x = torch.where(idle.unsqueeze(-1), 0.0, x)
@@ -291,7 +352,7 @@ def _run(
         watch.done(iterations, torch.where(size > 0, residual / size, residual), status)
     enforce(spec.on_failure, spec.label, status, iterations, residual, warn_masked=spec.adjoint)
     x = grid.back(x)
-    if spec.adjoint and spec.on_failure == "mask":
+    if spec.adjoint and spec.masked:
         x = torch.where(failed(status).unsqueeze(-1), 0.0, x)
     return x, status, iterations, residual, *made
 

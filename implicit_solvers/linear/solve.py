@@ -228,7 +228,7 @@ def _solve(
     operands = [resolve(t) for t in (*M_tensors, *tensors)]
     rhs = structure.ravel(tree_map(resolve, b))
     with isolated():
-        x, status, iterations, residual = solve_linear(spec, rhs, start, operands)
+        x, status, iterations, residual = solve_linear(spec, rhs, start, None, operands)
     value = structure.unravel(x)
     return Solution(value, status == Status.CONVERGED, iterations, residual, status)
 

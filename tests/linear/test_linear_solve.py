@@ -25,8 +25,8 @@ from implicit_solvers import Status
 F32, F64 = torch.float32, torch.float64
 EYE = torch.eye(3, dtype=F64)
 
-# -- systems: an operator made of tensors, and its matrix written down without the library -----------
-# All are near the identity (spectral radius of I - A below 0.8), so that the Neumann series converges.
+# -- systems: an operator made of tensors, and its matrix written down without the library -----
+# All are near the identity (spectral radius of I - A below 0.8): the Neumann series converges.
 
 W = torch.tensor([[0.2, -0.3, 0.1], [0.25, 0.1, -0.2], [-0.1, 0.35, -0.15]], dtype=F64)
 Z = torch.tensor([0.3, -0.8, 0.6], dtype=F64)
@@ -430,7 +430,7 @@ def test_several_right_hand_sides_of_pytrees():
     assert error(torch.cat([sol.value["a"], sol.value["b"].unsqueeze(0)]), exact) < 1e-12
 
 
-# -- lanes that the operator handles itself ----------------------------------------------------------
+# -- lanes that the operator handles itself ----------------------------------------------------
 
 BATCHED = [
     ("matrices", lambda Ws: ims.MatrixOperator(EYE + Ws), MANY_W, lambda Ws: EYE + Ws),
@@ -558,7 +558,7 @@ def with_eigenvalues(values, n, seed=0):
     return q @ torch.diag(values.double()[torch.arange(n) % len(values)]) @ q.T
 
 
-# -- how often a matrix is factored ------------------------------------------------------------------
+# -- how often a matrix is factored ------------------------------------------------------------
 
 
 @pytest.fixture
@@ -681,7 +681,7 @@ def test_double_backward_of_newton_factors_at_most_once(factorizations):
     assert factorizations["calls"] - before <= 1
 
 
-# -- preconditioners, starts, budgets ----------------------------------------------------------------
+# -- preconditioners, starts, budgets ----------------------------------------------------------
 
 SCALES = torch.logspace(-3, 3, 12, dtype=F64)
 ILL_SPD = SCALES[:, None].sqrt() * with_eigenvalues(torch.linspace(1, 3, 12), 12) * SCALES.sqrt()
@@ -858,24 +858,20 @@ def test_budget_of_neumann_is_the_explicit_sum(k):
     assert error(A.grad, -torch.outer(w, series @ B)) < 1e-14
 
 
-def test_budget_may_outlast_the_residual():
+@pytest.mark.parametrize("solver", [ims.CG, ims.GMRES, ims.Neumann])
+def test_budget_may_outlast_the_residual(solver):
     """Steps past an exact solution neither divide 0 by 0 nor move."""
-    for solver in (ims.CG, ims.GMRES, ims.Neumann):
-        A, b = (0.5 * EYE).requires_grad_(), B.clone().requires_grad_()
-        sol = ims.linear_solve(
-            ims.MatrixOperator(A, positive_definite=True),
-            b,
-            solver=solver(rtol=None, max_steps=80),
-        )
-        assert int(sol.status) == Status.BUDGET and int(sol.iterations) == 80, solver
-        assert error(sol.value.detach(), 2 * B) < 1e-15
-        sol.value.sum().backward()
-        assert (
-            torch.isfinite(A.grad).all() and error(b.grad, torch.full((3,), 2.0).double()) < 1e-15
-        )
+    A, b = (0.5 * EYE).requires_grad_(), B.clone().requires_grad_()
+    operator = ims.MatrixOperator(A, positive_definite=True)
+    sol = ims.linear_solve(operator, b, solver=solver(rtol=None, max_steps=80))
+    assert int(sol.status) == Status.BUDGET and int(sol.iterations) == 80
+    assert error(sol.value, 2 * B) < 1e-15
+    sol.value.sum().backward()
+    assert torch.isfinite(A.grad).all()
+    assert error(b.grad, torch.full((3,), 2.0).double()) < 1e-15
 
 
-# -- exactness of conjugate gradients (wrong answer 3 of the design) ---------------------------------
+# -- exactness of conjugate gradients (wrong answer 3 of the design) ---------------------------
 
 
 @pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
@@ -922,7 +918,7 @@ def test_zero_among_the_lanes():
         assert error(sol.value, b @ torch.linalg.inv(spd(W))) < 1e-9
 
 
-# -- failures ----------------------------------------------------------------------------------------
+# -- failures ----------------------------------------------------------------------------------
 
 HILBERT = 1 / (torch.arange(12)[:, None] + torch.arange(12) + 1.0).double()
 ROTATION = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=F64)
@@ -966,7 +962,7 @@ FAILURES = [
     "A, solver, status", [case[1:] for case in FAILURES], ids=[case[0] for case in FAILURES]
 )
 def test_failure_is_reported(A, solver, status):
-    """Never accepted: the status says why, and the policy decides what follows (wrong answer 10)."""
+    """Never accepted: the status says why, the policy what follows (wrong answer 10)."""
     A = (
         ims.MatrixOperator(A.matrix.double(), positive_definite=A.positive_definite)
         if isinstance(A, ims.MatrixOperator)
@@ -1159,7 +1155,7 @@ def test_lanes_are_named_in_the_error():
         vmap(lambda A: ims.linear_solve(ims.MatrixOperator(A), B))(A)
 
 
-# -- flags -------------------------------------------------------------------------------------------
+# -- flags -------------------------------------------------------------------------------------
 
 INDEFINITE = torch.diag(torch.tensor([1.0, -1.0, 1.0], dtype=F64))
 REFUTED = [
@@ -1200,7 +1196,7 @@ def test_default_solver():
     assert names == ["LU", "Cholesky", "Diagonal", "Cholesky", "Diagonal", "GMRES", "CG"]
 
 
-# -- wrong input -------------------------------------------------------------------------------------
+# -- wrong input -------------------------------------------------------------------------------
 
 MAT = ims.MatrixOperator(A0)
 MATS = ims.MatrixOperator(EYE + MANY_W)
@@ -1348,7 +1344,7 @@ def test_refused(solve, exception, words):
         solve()
 
 
-# -- properties --------------------------------------------------------------------------------------
+# -- properties --------------------------------------------------------------------------------
 
 DTYPES = st.sampled_from([F32, F64])
 SIZES = st.integers(1, 8)

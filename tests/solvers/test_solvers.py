@@ -19,8 +19,8 @@ from implicit_solvers import Status
 from implicit_solvers.problem import EquationProblem
 
 F32, F64 = torch.float32, torch.float64
-# The solvers' default tolerance is eps**0.75, and the problems' condition is moderate; SciPy is asked
-# for 1e-13 or so. In float32 the data themselves are rounded.
+# The solvers' default tolerance is eps**0.75, and the problems' condition is moderate; SciPy gets
+# 1e-13 or so. In float32 the data themselves are rounded.
 TOLERANCE = {F64: 1e-9, F32: 1e-4}
 
 
@@ -34,7 +34,7 @@ def tensor(values, dtype=F64):
     return torch.tensor(values, dtype=dtype)
 
 
-# -- problems: a function of (z, theta), a start, and what SciPy makes of it --------------------------
+# -- problems: a function of (z, theta), a start, and what SciPy makes of it -------------------
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def test_newton_is_quadratic_and_exact_on_linear_equations():
     assert all(after <= 2 * before**2 + 1e-15 for before, after in itertools.pairwise(errors))
 
 
-# -- how a lane ends ---------------------------------------------------------------------------------
+# -- how a lane ends ---------------------------------------------------------------------------
 
 NAN = math.nan
 ENDS = [
@@ -462,7 +462,7 @@ def test_failed_lane_keeps_its_best_iterate():
 
 
 def test_divergent_map_has_no_gradient():
-    """Wrong answer 5: under mask the lane gives exactly zero, and under raise no gradient at all."""
+    """Wrong answer 5: under mask the lane gives exactly zero, under raise no gradient at all."""
     b = tensor(1.0).requires_grad_()
     options = {"solver": ims.FixedPointIteration(max_steps=60)}
     with pytest.raises(ims.ConvergenceError):
@@ -520,6 +520,20 @@ def test_line_search_of_minimizers_stays_in_the_domain():
     assert error(fit.value, tensor(1.0)) < 1e-10
 
 
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lambda z0: ims.root(torch.atan, z0),
+        lambda z0: ims.least_squares(torch.atan, z0),
+        lambda z0: ims.minimize(lambda z: torch.sqrt(1 + z**2), z0),
+    ],
+    ids=["Newton", "GaussNewton", "NewtonCG"],
+)
+def test_line_search_shortens_steps_that_would_diverge(solve):
+    """Full steps overshoot the minimum at 0 by more each time."""
+    assert error(solve(tensor(3.0)).value, tensor(0.0)) < 1e-9
+
+
 def test_newton_cg_leaves_negative_curvature():
     """At the start the Hessian is negative definite; a minimum is found, not the hill."""
     problem = MINIMA[3]
@@ -529,7 +543,7 @@ def test_newton_cg_leaves_negative_curvature():
     assert torch.linalg.eigvalsh(hessian(problem.fn)(z, tensor(problem.theta))).min() > 0
 
 
-# -- budgets -----------------------------------------------------------------------------------------
+# -- budgets -----------------------------------------------------------------------------------
 
 BUDGETS = [
     (ims.Newton, ROOTS[0], 3),
@@ -584,7 +598,7 @@ def test_budget_goes_on_past_the_solution():
         assert error(sol.value, start) < 1e-7, (kind, problem)
 
 
-# -- lanes -------------------------------------------------------------------------------------------
+# -- lanes -------------------------------------------------------------------------------------
 
 
 def lanes_of(problem, count=7, seed=0):
@@ -728,7 +742,7 @@ def test_straggler_does_not_cost_full_batch_steps(evaluated, solver, kind, fn, q
     assert bool(sol.converged.all())
 
 
-# -- derivatives of fits -----------------------------------------------------------------------------
+# -- derivatives of fits -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("problem", FITS[1:], ids=str)
@@ -771,7 +785,7 @@ def test_derivative(problem):
         assert error(ours, exact) < 1e-8
 
 
-# -- solvers as values -------------------------------------------------------------------------------
+# -- solvers as values -------------------------------------------------------------------------
 
 SOLVERS = [
     ims.Newton(),

@@ -1,0 +1,266 @@
+"""Gradients over the lanes that did not fail.
+
+Zero times NaN is NaN: a lane whose derivatives are not finite poisons the gradient of whatever it
+shares with other lanes, even if its cotangent is zero. So failed lanes are left out by indexing,
+before any product is formed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.func import vmap
+
+from implicit_solvers.autodiff import LegacyBatch, live, nested_jvp, vjp
+from implicit_solvers.lanes import Lanes
+
+__all__ = ["LaneSum", "lane_gradient", "lane_pushforward"]
+
+
+@dataclass(frozen=True)
+class LaneSum:
+    """The sum over lanes of ``fn(first, *rest)``, to be differentiated in some of its tensors.
+
+    ``first`` carries every lane, ``lanes`` says which the rest carries. ``outer`` are levels that
+    were added later, over which the choice of lanes is the same; ``outer_carried`` tells for each
+    of them and each tensor whether the tensor carries it. Those dimensions come before the lanes.
+    """
+
+    fn: Callable[..., Tensor]
+    lanes: Lanes
+    wrt: tuple[int, ...]
+    outer: tuple[int, ...] = ()
+    outer_carried: tuple[tuple[bool, ...], ...] = ()
+
+    def directional(
+        self, places: tuple[int, ...], wrt: tuple[int, ...], count: int, *, outputs: bool
+    ) -> LaneSum:
+        """Return the sum's derivative along directions that are appended to its tensors.
+
+        Directions for ``outputs`` (cotangents) carry every outer level, tangents those of theirs.
+        """
+        fn = self.fn
+
+        def derivative(*tensors: Tensor) -> Tensor:
+            own, directions = list(tensors[:count]), tensors[count:]
+
+            def total(*moving: Tensor) -> Tensor:
+                for place, tensor in zip(places, moving, strict=True):
+                    own[place] = tensor
+                return fn(*own).sum()
+
+            value, pull = vjp(total, *(own[place] for place in places))
+            slopes = pull(torch.ones_like(value))
+            return torch.stack(
+                [(s * d).sum() for s, d in zip(slopes, directions, strict=True)]
+            ).sum()
+
+        lanes = self.lanes
+        everywhere = (True,) * len(lanes.sizes)
+        carried = tuple(everywhere if p == 0 else lanes.carried[p - 1] for p in places)
+        known = lanes.native_carried
+        native = None if known is None else tuple(p == 0 or known[p - 1] for p in places)
+        return replace(
+            self,
+            fn=derivative,
+            wrt=wrt,
+            lanes=replace(
+                lanes,
+                carried=lanes.carried + carried,
+                native_carried=None if known is None or native is None else known + native,
+            ),
+            outer_carried=tuple(
+                (*levels, *(outputs or levels[p] for p in places)) for levels in self.outer_carried
+            ),
+        )
+
+
+class LaneGradient(Function):
+    """The gradient of a `LaneSum` over the lanes to ``keep``; its derivatives are such again."""
+
+    @staticmethod
+    def forward(spec: LaneSum, keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Gather the lanes, differentiate, and scatter."""
+        batch = LegacyBatch(tensors)
+        if not batch.active:
+            return _gradient(spec, keep, tensors)
+        stripped = [batch.strip(t) for t in tensors]
+        size = next(t.shape[0] for t, dim in stripped if dim == 0)
+        spec = _with_outer(spec, size, [dim for _, dim in stripped])
+        out = _gradient(spec, keep, [t for t, _ in stripped])
+        return tuple(batch.wrap(t) for t in out)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep the inputs."""
+        ctx.spec, keep, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(keep, *tensors)
+        ctx.save_for_forward(keep, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        """Differentiate the derivative along the cotangents."""
+        spec = ctx.spec
+        keep, *tensors = live(*ctx.saved_tensors)
+        given = [(p, c) for p, c in zip(spec.wrt, live(*cotangents), strict=True) if c is not None]
+        wrt = tuple(i for i, t in enumerate(tensors) if t.is_floating_point())
+        result: list[Any] = [None] * len(tensors)
+        if given:
+            along = spec.directional(tuple(p for p, _ in given), wrt, len(tensors), outputs=True)
+            out = LaneGradient.apply(along, keep, *tensors, *(c for _, c in given))
+            for place, g in zip(wrt, out, strict=True):
+                result[place] = g
+        return (None, None, *result)
+
+    @nested_jvp
+    def jvp(spec: LaneSum, saved: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Any:
+        """Differentiate the derivative along the tangents."""
+        keep, *tensors = saved
+        given = [(i, t) for i, t in enumerate(tangents[2:]) if t is not None]
+        if not given:
+            return tuple(torch.zeros_like(tensors[p]) for p in spec.wrt)
+        along = spec.directional(tuple(i for i, _ in given), spec.wrt, len(tensors), outputs=False)
+        return LaneGradient.apply(along, keep, *tensors, *(t for _, t in given))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, spec: LaneSum, keep: Tensor, *tensors: Tensor) -> Any:
+        """Add a level: outside of the choice of lanes if that does not depend on it, else in it."""
+        _, keep_dim, *dims = in_dims
+        size, depth = info.batch_size, len(spec.outer)
+        if keep_dim is None:
+            moved = [
+                t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)
+            ]
+            out = LaneGradient.apply(_with_outer(spec, size, dims), keep, *moved)
+            return out, (0,) * len(out)
+        keep = keep.movedim(keep_dim, 0)
+        moved = []
+        for i, (t, d) in enumerate(zip(tensors, dims, strict=True)):
+            place = sum(levels[i] for levels in spec.outer_carried)
+            if d is not None:
+                moved.append(t.movedim(d, place))
+            elif i == 0 or i in spec.wrt:
+                # its gradient is one for each lane of the new level
+                shape = (*t.shape[:place], size, *t.shape[place:])
+                moved.append(t.unsqueeze(place).expand(shape).contiguous())
+            else:
+                moved.append(t)
+        has = [d is not None or i == 0 or i in spec.wrt for i, d in enumerate(dims)]
+        lanes = spec.lanes
+        carried = tuple((h, *c) for h, c in zip(has[1:], lanes.carried, strict=True))
+        lanes = replace(lanes, sizes=(size, *lanes.sizes), carried=carried)
+        out = LaneGradient.apply(replace(spec, lanes=lanes), keep, *moved)
+        return out, (depth,) * len(out)
+
+
+def _with_outer(spec: LaneSum, size: int, dims: Sequence[int | None]) -> LaneSum:
+    return replace(
+        spec,
+        outer=(size, *spec.outer),
+        outer_carried=(tuple(d is not None for d in dims), *spec.outer_carried),
+    )
+
+
+def _gradient(spec: LaneSum, keep: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    lanes, shape = spec.lanes, tuple(keep.shape)
+    index = keep.reshape(-1).nonzero().squeeze(-1)
+    whole = len(index) == math.prod(shape) or not lanes.separable
+    where = torch.unravel_index(index, shape) if shape else ()
+
+    def key(place: int) -> tuple[Tensor, ...]:
+        """Return where the entries of a tensor's lanes are, in its leading dimensions."""
+        if place == 0:
+            return tuple(where)
+        levels = len(lanes.sizes)
+        picked = [where[i] for i in range(levels) if lanes.carried[place - 1][i]]
+        assert lanes.native_carried is not None
+        if lanes.native_carried[place - 1]:
+            picked += list(where[levels:])
+        return tuple(picked)
+
+    def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+        first, *rest = tensors
+        chosen = lanes
+        if not whole:
+            n = first.shape[len(shape) :]
+            chosen, grid, rest = lanes.take(index, shape, rest)
+            first = first.reshape((-1, *n))[index].reshape((*grid, *n))
+        used = [first, *rest]
+        on_lanes = chosen.over(spec.fn)
+
+        def total(*free: Tensor) -> Tensor:
+            filled = list(used)
+            for place, tensor in zip(spec.wrt, free, strict=True):
+                filled[place] = tensor
+            return on_lanes(*filled).sum()
+
+        value, pull = vjp(total, *(used[place] for place in spec.wrt))
+        out = pull(torch.ones_like(value))
+        if whole:
+            return tuple(out)
+        return tuple(
+            _scatter(g, tensors[place], key(place), len(index))
+            for place, g in zip(spec.wrt, out, strict=True)
+        )
+
+    if len(index) == 0 and lanes.separable:
+
+        def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return tuple(torch.zeros_like(tensors[place]) for place in spec.wrt)
+
+    for levels in reversed(spec.outer_carried):
+        gradient = vmap(
+            gradient, in_dims=tuple(0 if c else None for c in levels), randomness="different"
+        )
+    return tuple(t.clone() for t in gradient(*tensors))
+
+
+def _scatter(gradient: Tensor, like: Tensor, key: tuple[Tensor, ...], count: int) -> Tensor:
+    """Add the gradients of the lanes to the places that they came from."""
+    if not key:
+        return gradient
+    full = torch.zeros_like(like)
+    rows = gradient.reshape((count, *like.shape[len(key) :]))
+    return full.index_put(key, rows, accumulate=True)
+
+
+def lane_gradient(
+    fn: Callable[..., Tensor],
+    lanes: Lanes,
+    keep: Tensor,
+    tensors: Sequence[Tensor],
+    wrt: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """Return the gradients, for the tensors ``wrt``, of the sum of ``fn`` over the lanes kept."""
+    return LaneGradient.apply(LaneSum(fn, lanes, tuple(wrt)), keep, *tensors)
+
+
+def lane_pushforward(
+    fn: Callable[..., Tensor],
+    lanes: Lanes,
+    keep: Tensor,
+    tensors: Sequence[Tensor],
+    tangents: Sequence[Tensor | None],
+) -> Tensor:
+    """Return the derivative along ``tangents`` of a lane-wise ``fn``, zero where not kept.
+
+    ``fn`` maps ``(first, *rest)`` to something of the shape of ``first``; ``tangents`` belong to
+    the rest. It is the gradient, in ``w``, of ``<w, fn>``'s derivative.
+    """
+    first, *rest = tensors
+
+    def paired(first: Tensor, w: Tensor, *rest: Tensor) -> Tensor:
+        return (w * fn(first, *rest)).sum(-1)
+
+    spec = LaneSum(paired, lanes.prepend(), (1,))
+    moving = [(i + 2, t) for i, t in enumerate(tangents) if t is not None]
+    along = spec.directional(tuple(i for i, _ in moving), (1,), len(tensors) + 1, outputs=False)
+    w = torch.zeros_like(first)
+    return LaneGradient.apply(along, keep, first, w, *rest, *(t for _, t in moving))[0]
