@@ -187,7 +187,7 @@ def _preconditioner(
     with torch.no_grad():
         point = structure.unravel(z.detach())
         operator = given(point, *tree_map(_detach, tuple(args)))
-        template, tensors = operator_template(operator, point, structure)
+        template, tensors = operator_template(operator, point, structure, "preconditioner")
     return template, [t.detach() for t in tensors]
 
 

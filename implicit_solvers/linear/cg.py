@@ -67,9 +67,9 @@ class CG:
         """Start at ``x``."""
         if not problem.A.symmetric:
             raise ValueError(
-                "CG() needs a symmetric positive definite operator, and this one is not known to "
-                "be symmetric: pass symmetric=True or positive_definite=True to the operator if "
-                "it is, or use GMRES() or LU()"
+                "solver=CG() needs a symmetric positive definite operator, and this one is not "
+                "known to be symmetric: pass symmetric=True or positive_definite=True to the "
+                "operator if it is, or use GMRES() or LU()"
             )
         r = problem.residual(x)
         y = problem.precondition(r)

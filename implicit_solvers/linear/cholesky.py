@@ -29,8 +29,17 @@ class Cholesky(DirectSolver):
     """
 
     def factor(self, A: LaneMap) -> Factors:
-        """Return the triangles and what LAPACK said of each."""
-        return torch.linalg.cholesky_ex(A.dense())
+        """Return the triangles and what LAPACK said of each; -1 for a matrix with NaN or inf."""
+        if not A.symmetric:
+            raise ValueError(
+                "solver=Cholesky() needs a symmetric positive definite operator, and this one is "
+                "not known to be symmetric: pass symmetric=True or positive_definite=True to the "
+                "operator if it is, or use LU()"
+            )
+        matrix = A.dense()
+        triangle, info = torch.linalg.cholesky_ex(matrix)
+        finite = torch.isfinite(matrix).flatten(1).all(-1)
+        return triangle, torch.where(finite, info, -1)
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^-1 b``."""
@@ -38,7 +47,6 @@ class Cholesky(DirectSolver):
 
     def status(self, factors: Factors) -> Tensor:
         """Return INDEFINITE where the factorization broke down."""
-        triangle, info = factors
-        finite = torch.isfinite(triangle).flatten(1).all(-1)
+        _, info = factors
         status = torch.where(info == 0, 0, int(Status.INDEFINITE))
-        return torch.where(finite | (info != 0), status, int(Status.NONFINITE))
+        return torch.where(info >= 0, status, int(Status.NONFINITE))

@@ -148,7 +148,8 @@ class GMRES:
         rotation[:, j + 1] = torch.where(singular, upper, c * lower - s * upper)
         error = (state.beta[:, 0, 0] * rotation[:, j + 1, 0]).abs() / max(n, 1) ** 0.5
         error = torch.where(torch.isfinite(before.squeeze(-1)), error, torch.nan)
-        flag = torch.where(exhausted.squeeze(-1), int(Status.BREAKDOWN), 0)
+        stuck = exhausted.squeeze(-1) & (error > 0)
+        flag = torch.where(stuck, int(Status.BREAKDOWN), 0)
         return GMRESState(
             state.start,
             basis,

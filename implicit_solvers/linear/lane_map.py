@@ -63,12 +63,13 @@ class OperatorTemplate:
     positive_definite: bool
     diagonal: bool
     costly: bool
+    name: str
 
     def mv(self, v: Tensor, *tensors: Tensor) -> Tensor:
         """Return ``A v``."""
         with self.within(tensors):
             out = self.build(tensors).mv(self.structure.unravel(v))
-        return self.structure.check_like(out, v.shape[:-1], "A.mv", "b")
+        return self.structure.check_like(out, v.shape[:-1], self.name, "b")
 
     def rmv(self, v: Tensor, *tensors: Tensor) -> Tensor:
         """Return ``A^T v``."""
@@ -79,8 +80,10 @@ class OperatorTemplate:
 
     def dense(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the matrix; closed forms stay as they are, the rest is probed."""
+        n = self.structure.size
         with self.within(tensors):
-            return self.build(tensors).dense(self._structure_like(like))
+            matrix = self.build(tensors).dense(self._structure_like(like))
+        return matrix.expand((*like.shape[:-1], n, n))
 
     def diagonal_entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the diagonal."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import register_pytree_node, tree_map
+from torch.utils._pytree import register_pytree_node, tree_map, tree_structure
 
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.structure import Structure
@@ -109,7 +109,8 @@ class LinearOperator:
 
         def column(e: Tensor) -> Tensor:
             v = structure.unravel(e.expand(*structure.native, structure.size).contiguous())
-            return structure.ravel(self.mv(v))
+            name = f"the product of {type(self).__name__}"
+            return structure.check_like(self.mv(v), structure.native, name, "its vector")
 
         return vmap(column, out_dims=-1)(eye)
 
@@ -149,6 +150,19 @@ class LinearOperator:
         if isinstance(other, LinearOperator):
             return ProductOperator(self, other)
         return self.mv(other)
+
+
+def _same_vectors(left: LinearOperator, right: LinearOperator, verb: str) -> None:
+    """Refuse to combine operators on different vectors."""
+    a, b = left.structure, right.structure
+    if a is None or b is None:
+        return
+    if (a.tree, a.shapes, a.dtype, a.device) != (b.tree, b.shapes, b.dtype, b.device):
+        raise ValueError(
+            f"cannot {verb} operators on vectors of shapes {[tuple(s) for s in a.shapes]} "
+            f"({a.dtype}, {a.device}) and {[tuple(s) for s in b.shapes]} ({b.dtype}, {b.device}): "
+            "both must take the same vectors"
+        )
 
 
 def _imply_symmetry(operator: Any) -> None:
@@ -200,7 +214,8 @@ class MatrixOperator(LinearOperator):
     @property
     def structure(self) -> Structure:
         """Vectors of n entries."""
-        return Structure.of(self.matrix[..., 0], "matrix", self.matrix.dim() - 2)
+        m = self.matrix
+        return Structure(tree_structure(m), (m.shape[-1:],), tuple(m.shape[:-2]), m.dtype, m.device)
 
     def mv(self, v: Tensor) -> Tensor:
         """Return ``A v``."""
@@ -375,6 +390,9 @@ class HessianOperator(LinearOperator):
 
         def gradient(z: Any) -> Any:
             value, pull = vjp(lambda z: self.fn(z, *self.args), z)
+            if not isinstance(value, Tensor) or value.dim() > 0:
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"fn returned {shape}: a Hessian needs a scalar, a 0-d tensor")
             return pull(torch.ones_like(value))[0]
 
         return JacobianOperator(gradient, self.z).rmv(v)
@@ -461,6 +479,9 @@ class SumOperator(LinearOperator):
     left: LinearOperator
     right: LinearOperator
 
+    def __post_init__(self) -> None:
+        _same_vectors(self.left, self.right, "add")
+
     @property
     def symmetric(self) -> bool:  # type: ignore[override]
         """Whether both are."""
@@ -508,6 +529,9 @@ class ProductOperator(LinearOperator):
     left: LinearOperator
     right: LinearOperator
     positive_definite: ClassVar[bool] = False  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        _same_vectors(self.left, self.right, "multiply")
 
     @property
     def symmetric(self) -> bool:  # type: ignore[override]

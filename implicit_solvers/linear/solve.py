@@ -20,6 +20,7 @@ from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lane_map import OperatorTemplate
 from implicit_solvers.linear.lu import LU
+from implicit_solvers.linear.neumann import Neumann
 from implicit_solvers.linear.operators import FunctionOperator, LinearOperator
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import LinearSolver, LinearSolveSpec, solve_linear
@@ -120,7 +121,10 @@ def linear_solve(
         )
     if on_failure not in ("raise", "warn", "mask"):
         raise ValueError(f'on_failure is {on_failure!r}: use "raise", "warn" or "mask"')
+    if not isinstance(batch_dims, int) or batch_dims < 0:
+        raise ValueError(f"batch_dims is {batch_dims!r}: pass the number of lane dimensions")
     structure, columns = _right_hand_side(A, b, batch_dims)
+    _check_solver(solver, preconditioner)
     if check:
         _check_flags(A, structure)
     if solver is None:
@@ -134,6 +138,8 @@ def linear_solve(
             f"x0 is given, and {type(solver).__name__} is a direct solver, which has no "
             "start: leave x0 out, or use CG() or GMRES()"
         )
+    if x0 is not None:
+        _check_start(x0, b)
     if preconditioner is not None and isinstance(solver, DirectSolver):
         raise ValueError(
             f"preconditioner is given, and {type(solver).__name__} is a direct solver: leave it "
@@ -147,6 +153,40 @@ def linear_solve(
         starts = None if x0 is None else -1
         return vmap(one, in_dims=(-1, starts), out_dims=-1)(b, x0)
     return one(b, x0)
+
+
+def _check_solver(solver: Any, preconditioner: Any) -> None:
+    if isinstance(solver, type) or not (
+        solver is None or isinstance(solver, (DirectSolver, CG, GMRES, Neumann))
+    ):
+        what = "the class" if isinstance(solver, type) else "an object of type"
+        name = getattr(solver, "__name__", type(solver).__name__)
+        raise TypeError(
+            f"solver is {what} {name}: pass an instance of a linear solver, as LU() or CG()"
+        )
+    if isinstance(preconditioner, type) or not (
+        preconditioner is None
+        or isinstance(preconditioner, (LinearOperator, Jacobi))
+        or callable(preconditioner)
+    ):
+        name = getattr(preconditioner, "__name__", type(preconditioner).__name__)
+        raise TypeError(
+            f"preconditioner is {name}: pass Jacobi(), an operator, or a function v -> M v"
+        )
+
+
+def _check_start(x0: Any, b: Any) -> None:
+    leaves, tree = tree_flatten(x0)
+    wanted, wanted_tree = tree_flatten(b)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor) or leaf.dtype != wanted[0].dtype:
+            kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise TypeError(f"x0 is {kind}: pass tensors of the dtype of b, {wanted[0].dtype}")
+    if tree != wanted_tree or any(x.shape != w.shape for x, w in zip(leaves, wanted, strict=True)):
+        raise ValueError(
+            f"x0 has shapes {[tuple(x.shape) for x in leaves]} where b has "
+            f"{[tuple(w.shape) for w in wanted]}: give the start the structure and shapes of b"
+        )
 
 
 def _right_hand_side(A: LinearOperator, b: Any, batch_dims: int) -> tuple[Structure, bool]:
@@ -166,6 +206,13 @@ def _right_hand_side(A: LinearOperator, b: Any, batch_dims: int) -> tuple[Struct
             f"{wanted.device}: convert one of them"
         )
     shared = len(wanted.native) == 0
+    if not shared and wanted.native != structure.native:
+        raise ValueError(
+            f"b has leaves of shapes {[(*structure.native, *s) for s in structure.shapes]} and A "
+            f"has lanes {wanted.native}, and with batch_dims={len(structure.native)} b has "
+            f"{structure.native}: give b the same lanes in front, and pass batch_dims="
+            f"{len(wanted.native)}"
+        )
     shapes = [(*structure.native, *s) for s in structure.shapes]
     whole = [(*wanted.native, *s) for s in wanted.shapes]
     alone = [tuple(s) for s in structure.shapes]
@@ -201,7 +248,7 @@ def _solve(
     preconditioner: Any,
     on_failure: OnFailure,
 ) -> Solution:
-    template, tensors = operator_template(A, b, structure)
+    template, tensors = operator_template(A, b, structure, "A")
     M: Any = preconditioner
     M_tensors: list[Tensor] = []
     if preconditioner is not None and not isinstance(preconditioner, Jacobi):
@@ -209,7 +256,7 @@ def _solve(
             zeros = tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), b)
             M_symmetric = A.symmetric
             M = FunctionOperator(preconditioner, like=zeros, symmetric=M_symmetric)
-        M, M_tensors = operator_template(M, b, structure)
+        M, M_tensors = operator_template(M, b, structure, "preconditioner")
         M_tensors = [t.detach() for t in M_tensors]
     native = len(structure.native)
     count = len(M_tensors) + len(tensors)
@@ -239,9 +286,20 @@ def _carries_lanes(tensors: Sequence[Tensor], native: tuple[int, ...]) -> list[b
 
 
 def operator_template(
-    A: LinearOperator, b: Any, structure: Structure
+    A: LinearOperator, b: Any, structure: Structure, name: str
 ) -> tuple[OperatorTemplate, list[Tensor]]:
     """Write an operator as a function of all its tensors, the captured ones included."""
+    wanted = A.structure
+    if wanted is not None and (wanted.tree, wanted.shapes, wanted.dtype) != (
+        structure.tree,
+        structure.shapes,
+        structure.dtype,
+    ):
+        raise ValueError(
+            f"{name} takes vectors of shapes {[tuple(s) for s in wanted.shapes]} ({wanted.dtype}) "
+            f"and b has {[tuple(s) for s in structure.shapes]} ({structure.dtype}): give it "
+            "operators and vectors of one structure and dtype"
+        )
     own, join = split_tensors(A)
     leaves, tree = tree_flatten(b)
     flat = [t.detach() for t in leaves]
@@ -269,6 +327,7 @@ def operator_template(
         A.positive_definite,
         A.diagonal,
         A.costly,
+        f"the product of {name}",
     )
     return template, [*own, *captured.tensors]
 
