@@ -12,6 +12,7 @@ from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.cholesky import Cholesky
 from implicit_solvers.linear.diagonal import Diagonal
 from implicit_solvers.linear.gmres import GMRES
+from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.neumann import Neumann
 from implicit_solvers.linear.operators import (
@@ -20,7 +21,6 @@ from implicit_solvers.linear.operators import (
     HessianOperator,
     IdentityOperator,
     JacobianOperator,
-    LinearOperator,
     MatrixOperator,
 )
 from implicit_solvers.linear.preconditioners import Jacobi

@@ -9,7 +9,7 @@ from typing import Any
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.cholesky import Cholesky
 from implicit_solvers.linear.diagonal import Diagonal
-from implicit_solvers.linear.operators import LinearOperator
+from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import LinearSolver
 from implicit_solvers.linear.solve import DENSE_LIMIT, default_linear_solver

@@ -92,10 +92,10 @@ class Solve(Function):
 def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
     watch = observe(spec.label, spec.solver)
     shape, n = z.shape[:-1], z.shape[-1]
-    flat = z.reshape(-1, n)
-    if flat.numel() == 0:
+    if z.numel() == 0:
         lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
         return z.clone(), lanes, lanes.clone(), z.new_zeros(shape)
+    flat = z.reshape(-1, n)
     problem = EquationProblem(spec.equation, spec.lanes, shape, operands)
     out = spec.run(problem, flat)
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)

@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from implicit_solvers.autodiff import no_saved_tensor_hooks, vjp
 from implicit_solvers.lanes import Lanes
-from implicit_solvers.linear.operators import LinearOperator
+from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.structure import Structure
 
 __all__ = ["JacobianTemplate", "LaneMap", "OperatorTemplate", "Template"]

@@ -274,7 +274,8 @@ class _Grid:
     def flat(self, t: Tensor) -> Tensor:
         """Return ``(*shape, ...)`` as ``(columns * grid, ...)``."""
         k = len(self.shape)
-        return t.permute((*self.order, *range(k, t.dim()))).reshape((-1, *t.shape[k:]))
+        lanes = math.prod(self.shape)
+        return t.permute((*self.order, *range(k, t.dim()))).reshape((lanes, *t.shape[k:]))
 
     def back(self, t: Tensor) -> Tensor:
         """Undo `flat`."""

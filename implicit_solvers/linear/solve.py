@@ -19,9 +19,10 @@ from implicit_solvers.linear.diagonal import Diagonal
 from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lane_map import OperatorTemplate
+from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.neumann import Neumann
-from implicit_solvers.linear.operators import FunctionOperator, LinearOperator
+from implicit_solvers.linear.operators import FunctionOperator
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import LinearSolver, LinearSolveSpec, solve_linear
 from implicit_solvers.solution import OnFailure, Solution, Status
