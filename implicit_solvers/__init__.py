@@ -5,7 +5,8 @@ come from the implicit function theorem, by one linear solve, in every mode of `
 ``torch.autograd``, batched by ``vmap``.
 """
 
-from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers import nn as nn
+from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
 from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
 from implicit_solvers.fixed_points import fixed_point
 from implicit_solvers.linear.cg import CG
@@ -75,6 +76,8 @@ __all__ = [
     "GaussNewton",
     # derivatives
     "ImplicitAdjoint",
+    "OneStepAdjoint",
+    "UnrolledAdjoint",
     # results
     "Solution",
     "Status",

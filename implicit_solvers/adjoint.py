@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.cholesky import Cholesky
 from implicit_solvers.linear.diagonal import Diagonal
+from implicit_solvers.linear.direct import DirectSolver
+from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.linear_operator import LinearOperator
+from implicit_solvers.linear.neumann import Neumann
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import LinearSolver
 from implicit_solvers.linear.solve import DENSE_LIMIT, default_linear_solver
 from implicit_solvers.problem import Equation
 
-__all__ = ["ImplicitAdjoint"]
+__all__ = ["Adjoint", "ImplicitAdjoint", "OneStepAdjoint", "UnrolledAdjoint"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class ImplicitAdjoint:
     linear_solver
         How to solve with the Jacobian (or its transpose) of the optimality condition at the
         solution. Left out, ``LU()`` up to 512 unknowns; beyond, ``CG()`` for ``minimize`` and
-        ``GMRES()`` for the others. ``CG(max_steps=5, rtol=None)`` spends a budget.
+        ``GMRES()`` for the others. ``CG(max_steps=5, rtol=None)`` spends a budget;
+        ``Neumann(max_steps=k, rtol=None)`` sums the first ``k`` terms of the Neumann series, which
+        is biased: of first order only, an error when its derivative is differentiated again.
     preconditioner
         ``Jacobi()``, or a function of ``(z, *args)`` that returns an operator near the inverse of
         the Jacobian; iterative solvers only.
@@ -50,6 +55,11 @@ class ImplicitAdjoint:
     linear_solver: LinearSolver | None = None
     preconditioner: Jacobi | Callable[..., LinearOperator] | None = None
 
+    @property
+    def biased(self) -> bool:
+        """Whether the derivative is an estimate by design: a truncated Neumann series."""
+        return isinstance(self.linear_solver, Neumann) and self.linear_solver.rtol is None
+
     def solver_for(self, equation: type[Equation], n: int) -> LinearSolver:
         """Return the linear solver for an equation of ``n`` unknowns, or refuse the one given."""
         solver: Any = self.linear_solver
@@ -57,6 +67,11 @@ class ImplicitAdjoint:
             # a Hessian that is indefinite after all is reported by CG, and solved by LU
             large = equation.kind == "minimize" and n > DENSE_LIMIT
             return default_linear_solver(n, positive_definite=large)
+        if isinstance(solver, type) or not isinstance(solver, (DirectSolver, CG, GMRES, Neumann)):
+            name = getattr(solver, "__name__", type(solver).__name__)
+            raise TypeError(
+                f"adjoint has linear_solver={name}: pass an instance of a linear solver, as LU()"
+            )
         if isinstance(solver, Diagonal):
             raise ValueError(
                 "adjoint has linear_solver=Diagonal(), and the Jacobian of an equation is not "
@@ -69,3 +84,102 @@ class ImplicitAdjoint:
                 "symmetric: use LU() or GMRES(), or state the problem as minimize"
             )
         return solver
+
+
+@dataclass(frozen=True)
+class OneStepAdjoint:
+    """Differentiate one application of the map at the fixed point: Jacobian-free backpropagation.
+
+    For ``z = g(z, theta)`` the derivative is taken to be ``(dg/dtheta) dtheta``, that is, the
+    inverse of ``I - dg/dz`` is replaced by ``I``: no solve, and a bias of the order of the map's
+    Lipschitz constant. For `fixed_point` and `custom_fixed_point` only; of first order only, an
+    error when the derivative is differentiated again. Source: Fung et al., "JFB: Jacobian-Free
+    Backpropagation for Implicit Networks" (2022).
+
+    Raises
+    ------
+    ValueError
+        When another equation than a fixed point is solved.
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> a = torch.tensor(1.0, requires_grad=True)
+    >>> cell = lambda z, a: 0.1 * z + a
+    >>> sol = ims.fixed_point(cell, torch.tensor(0.0), (a,), adjoint=OneStepAdjoint())
+    >>> torch.autograd.grad(sol.value, a)[0]  # the exact derivative is 1 / 0.9
+    tensor(1.)
+    """
+
+    biased: ClassVar[bool] = True
+    preconditioner: ClassVar[None] = None
+
+    def solver_for(self, equation: type[Equation], n: int) -> None:
+        """Refuse what is no fixed point; there is nothing to solve."""
+        if equation.kind != "fixed_point":
+            raise ValueError(
+                f"adjoint=OneStepAdjoint() is for fixed points, and this is {equation.kind}: use "
+                "ImplicitAdjoint()"
+            )
+
+
+@dataclass(frozen=True)
+class UnrolledAdjoint:
+    """Differentiate through the steps that the solver made, to compare with or to learn from.
+
+    Memory grows with the number of steps; the start gets a gradient. It works through
+    `FixedPointIteration` and `GradientDescent`, in every mode and to any order; under
+    ``torch.func.vmap`` only with ``rtol=None`` on the solver (use ``batch_dims`` otherwise, or let
+    ``fn`` handle the batch).
+
+    Parameters
+    ----------
+    checkpoint
+        Keep the iterate of every so many steps only, and compute those between again in the
+        backward pass; for solvers without memory (`FixedPointIteration`, and `GradientDescent`
+        without momentum).
+
+    Raises
+    ------
+    ValueError
+        When a solve begins that cannot be unrolled.
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> a = torch.tensor(1.0, requires_grad=True)
+    >>> two = ims.FixedPointIteration(max_steps=2, rtol=None)
+    >>> sol = ims.fixed_point(
+    ...     lambda z, a: 0.5 * z + a, torch.tensor(0.0), (a,), solver=two, adjoint=UnrolledAdjoint()
+    ... )
+    >>> torch.autograd.grad(sol.value, a)[0]  # 1 + 0.5, on the way to 2
+    tensor(1.5000)
+    """
+
+    checkpoint: int | None = None
+    biased: ClassVar[bool] = False
+
+    def check(self, solver: Any) -> None:
+        """Refuse a solver that cannot be unrolled."""
+        if not getattr(solver, "unrollable", False):
+            raise ValueError(
+                f"adjoint=UnrolledAdjoint() with solver={type(solver).__name__}: its steps cannot "
+                "be differentiated through; use FixedPointIteration() or GradientDescent(), or "
+                "ImplicitAdjoint()"
+            )
+        if self.checkpoint is None:
+            return
+        if not isinstance(self.checkpoint, int) or self.checkpoint < 1:
+            raise ValueError(
+                f"UnrolledAdjoint has checkpoint={self.checkpoint!r}: pass a number of steps, or "
+                "None"
+            )
+        if getattr(solver, "remembers", False):
+            raise ValueError(
+                f"UnrolledAdjoint(checkpoint={self.checkpoint}) with "
+                f"solver={type(solver).__name__}, whose steps depend on earlier ones: leave "
+                "checkpoint out, or use a solver without memory"
+            )
+
+
+Adjoint = ImplicitAdjoint | OneStepAdjoint | UnrolledAdjoint

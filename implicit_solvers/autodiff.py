@@ -36,7 +36,7 @@ __all__ = [
     "ambient_level",
     "forward_level",
     "forward_mode_disabled",
-    "is_batchedtensor",
+    "is_batched",
     "is_functorch_wrapped_tensor",
     "level_of",
     "live",
@@ -173,6 +173,15 @@ def peel(tensor: Tensor, level: int) -> Tensor:
     while is_functorch_wrapped_tensor(tensor) and maybe_get_level(tensor) > level:
         tensor = get_unwrapped(tensor)
     return tensor
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Tell whether a ``vmap`` level is among the wrappers of ``tensor``."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return True
+        tensor = get_unwrapped(tensor)
+    return False
 
 
 def level_of(tensor: Tensor) -> int:

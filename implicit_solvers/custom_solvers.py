@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.fixed_points import FixedPointEquation
 from implicit_solvers.iterate import Outcome
@@ -51,7 +51,7 @@ def attach(
     z: Any,
     args: tuple[Any, ...] = (),
     *,
-    adjoint: ImplicitAdjoint | None = None,
+    adjoint: Adjoint | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     batch_dims: int = 0,
@@ -104,7 +104,7 @@ def attach(
 def custom_root(
     fn: Callable[..., Any],
     *,
-    adjoint: ImplicitAdjoint | None = None,
+    adjoint: Adjoint | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     vmap_method: VmapMethod = "loop",
@@ -162,7 +162,7 @@ def custom_root(
 def custom_fixed_point(
     fn: Callable[..., Any],
     *,
-    adjoint: ImplicitAdjoint | None = None,
+    adjoint: Adjoint | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     vmap_method: VmapMethod = "loop",
@@ -175,7 +175,7 @@ def custom_fixed_point(
     fn
         ``fn(z, *args)`` returns the next iterate, with the structure, shapes and dtype of ``z``.
     adjoint, rtol, atol, vmap_method, on_failure
-        As in `custom_root`, with the residual ``fn(z) - z``.
+        As in `custom_root`, with the residual ``z - fn(z)``.
 
     Returns
     -------
@@ -203,7 +203,7 @@ def custom_fixed_point(
 def _task(
     equation: type[Equation],
     fn: Callable[..., Any],
-    adjoint: ImplicitAdjoint | None,
+    adjoint: Adjoint | None,
     batch_dims: int,
     in_dims: Any,
     on_failure: OnFailure,
@@ -215,7 +215,7 @@ def _task(
 def _decorator(
     equation: type[Equation],
     fn: Callable[..., Any],
-    adjoint: ImplicitAdjoint | None,
+    adjoint: Adjoint | None,
     rtol: float | None,
     atol: float | None,
     vmap_method: VmapMethod,

@@ -23,6 +23,7 @@ from implicit_solvers.autodiff import (
     pushforward,
     vjp,
 )
+from implicit_solvers.first_order import first_order_only
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.lane_map import JacobianTemplate, OperatorTemplate
@@ -125,15 +126,19 @@ def solve_lanes(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple
 class AttachSpec:
     """How to differentiate a solution.
 
+    Without a ``linear_solver``, the Jacobian is taken to be the identity. ``biased`` names an
+    adjoint whose derivatives are of first order only.
+
     The operands are, in this order, ``hints`` factors that the solver left, the tensors of the
     preconditioner, and the equation's own.
     """
 
     equation: Equation
-    linear_solver: LinearSolver
+    linear_solver: LinearSolver | None
     lanes: Lanes
     label: str
     on_failure: OnFailure
+    biased: str | None = None
     hints: int = 0
     preconditioner: OperatorTemplate | Jacobi | None = None
     preconditioner_tensors: int = 0
@@ -168,6 +173,7 @@ class AttachSpec:
             native_carried=None if known is None else (*known[:lead], True, *known[lead:]),
         )
         symmetric = self.equation.symmetric
+        assert self.linear_solver is not None
         return LinearSolveSpec(
             JacobianTemplate(self.equation.condition, symmetric=symmetric),
             self.linear_solver,
@@ -207,12 +213,11 @@ class Attach(Function):
         if gz is None:
             return (None,) * inputs
         lead, theta = operands[: spec.lead], operands[spec.lead :]
-        skip = bad if spec.masked else None
-        w, status, *_ = solve_linear(spec.linear(True), gz, None, skip, (*lead, z, *theta))
+        w, also_bad = _inverse_times(spec, True, gz, bad, z, lead, theta)
         condition, places = _condition(spec, z, theta)
         result: list[Any] = [None] * len(theta)
         if places and spec.masked:
-            keep = ~(bad | failed(status))
+            keep = ~(bad | also_bad)
             slopes: Any = lane_gradient(
                 spec.paired,
                 spec.own_lanes.prepend(),
@@ -224,7 +229,7 @@ class Attach(Function):
             slopes = vjp(condition, *(theta[i] for i in places))[1](-w)
         if places:
             for place, g in zip(places, slopes, strict=True):
-                result[place] = g
+                result[place] = g if spec.biased is None else first_order_only(spec.biased, g)
         return (None,) * (inputs - len(theta)) + tuple(result)
 
     @nested_jvp
@@ -243,8 +248,8 @@ class Attach(Function):
         else:
             primals = [theta[i] for i in places]
             rhs = -pushforward(condition, primals, [moved[i] for i in places])
-        skip = bad if spec.masked else None
-        return solve_linear(spec.linear(False), rhs, None, skip, (*lead, z, *theta))[0]
+        dz, _ = _inverse_times(spec, False, rhs, bad, z, lead, theta)
+        return dz if spec.biased is None else first_order_only(spec.biased, dz)
 
     @staticmethod
     def vmap(
@@ -257,6 +262,24 @@ class Attach(Function):
         )
         _, bad, _ = Lanes().lift(info.batch_size, (bad, bad_dim), [])
         return Attach.apply(replace(spec, lanes=lanes), z, bad, *rest), 0
+
+
+def _inverse_times(
+    spec: AttachSpec,
+    transposed: bool,
+    rhs: Tensor,
+    bad: Tensor,
+    z: Tensor,
+    lead: Sequence[Tensor],
+    theta: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return ``A^-1 rhs`` or ``A^-T rhs``, and in which lanes that failed."""
+    if spec.linear_solver is None:
+        # where, not a product: a lane that failed may hold anything
+        return (torch.where(bad.unsqueeze(-1), 0.0, rhs) if spec.masked else rhs), bad
+    skip = bad if spec.masked else None
+    x, status, *_ = solve_linear(spec.linear(transposed), rhs, None, skip, (*lead, z, *theta))
+    return x, failed(status)
 
 
 def _condition(

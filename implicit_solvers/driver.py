@@ -11,11 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from implicit_solvers.adjoint import ImplicitAdjoint
-from implicit_solvers.autodiff import (
-    forward_level,
-    transforms_active,
-)
+from implicit_solvers.adjoint import Adjoint, UnrolledAdjoint
+from implicit_solvers.autodiff import forward_level, is_batched, transforms_active
 from implicit_solvers.capture import (
     Captured,
     Substitution,
@@ -35,10 +32,12 @@ from implicit_solvers.differentiate import (
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.rule import LinearSolver
 from implicit_solvers.linear.solve import operator_template
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
+from implicit_solvers.unrolling import unroll
 
 __all__ = ["Task", "name_of", "solve_equation"]
 
@@ -55,7 +54,7 @@ class Task:
     fn: Callable[..., Any]
     read: Callable[[Any, Structure, Sequence[int]], Tensor]
     solver: Any
-    adjoint: ImplicitAdjoint
+    adjoint: Adjoint
     batch_dims: int = 0
     in_dims: Any = None
     has_aux: bool = False
@@ -89,7 +88,11 @@ def solve_equation(
     tensors, join = split_tensors(args)
     native_carried = _read_in_dims(task, args, structure)
     start = structure.ravel(tree_map(resolve, z0)).detach()
-    adjoint_solver = task.adjoint.solver_for(task.equation, structure.size)
+    adjoint_solver: LinearSolver | None = None
+    if isinstance(task.adjoint, UnrolledAdjoint):
+        task.adjoint.check(task.solver)
+    else:
+        adjoint_solver = task.adjoint.solver_for(task.equation, structure.size)
     if run is None:
         run = partial(iterate, task.solver)
 
@@ -133,7 +136,17 @@ def solve_equation(
     if start.numel():
         captured = captured | capture(raw, (z, *tensors), name)
         operands = [resolve(t) for t in (*tensors, *captured.tensors)]
-    if _differentiable(operands) and start.numel():
+    if isinstance(task.adjoint, UnrolledAdjoint) and start.numel():
+        z = _unrolled(
+            task,
+            task.adjoint,
+            explicit(captured),
+            lanes(len(captured.tensors)),
+            structure.ravel(tree_map(resolve, z0)),
+            operands,
+            iterations,
+        )
+    elif _differentiable(operands) and start.numel():
         M, M_tensors = _preconditioner(task, structure, z, join(tensors))
         hints = len(factors)
         own = lanes(len(captured.tensors))
@@ -150,6 +163,7 @@ def solve_equation(
             ),
             task.label,
             task.on_failure,
+            biased=repr(task.adjoint) if task.adjoint.biased else None,
             hints=hints,
             preconditioner=M,
             preconditioner_tensors=len(M_tensors),
@@ -162,6 +176,38 @@ def solve_equation(
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])
     return solution
+
+
+def _unrolled(
+    task: Task,
+    adjoint: UnrolledAdjoint,
+    fn: Callable[..., Tensor],
+    lanes: Lanes,
+    z: Tensor,
+    operands: list[Tensor],
+    iterations: Tensor,
+) -> Tensor:
+    """Make the solver's steps again, with a graph."""
+    shape, equation = z.shape[:-1], task.equation(fn)
+    if task.solver.rtol is None:
+        steps, counts = task.solver.max_steps, None
+    elif is_batched(iterations):
+        raise ValueError(
+            "adjoint=UnrolledAdjoint() under vmap needs a number of steps that does not depend on "
+            "the lane: pass rtol=None to the solver, or use batch_dims"
+        )
+    else:
+        steps, counts = int(iterations.max()), iterations.reshape(-1)
+    with isolated():
+        return unroll(
+            task.solver,
+            lambda *operands: EquationProblem(equation, lanes, shape, operands),
+            z,
+            operands,
+            steps,
+            counts,
+            adjoint.checkpoint,
+        )
 
 
 def _differentiable(operands: Sequence[Tensor]) -> bool:
@@ -181,6 +227,7 @@ def _first_of_two(out: Any) -> Any:
 def _preconditioner(
     task: Task, structure: Structure, z: Tensor, args: Any
 ) -> tuple[Any, list[Tensor]]:
+    assert not isinstance(task.adjoint, UnrolledAdjoint)
     given = task.adjoint.preconditioner
     if given is None or isinstance(given, Jacobi):
         return given, []

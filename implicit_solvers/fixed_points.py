@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.problem import Equation
 from implicit_solvers.root_finding import like_unknown
@@ -18,14 +18,14 @@ __all__ = ["FixedPointEquation", "fixed_point"]
 
 
 class FixedPointEquation(Equation):
-    """The condition ``g(z, theta) - z = 0``."""
+    """The condition ``z - g(z, theta) = 0``; its Jacobian is ``I - dg/dz``."""
 
     kind: ClassVar[str] = "fixed_point"
     symmetric: ClassVar[bool] = False
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
-        """Return ``g(z, theta) - z``."""
-        return self.fn(z, *operands) - z
+        """Return ``z - g(z, theta)``."""
+        return z - self.fn(z, *operands)
 
 
 def fixed_point(
@@ -34,7 +34,7 @@ def fixed_point(
     args: tuple[Any, ...] = (),
     *,
     solver: Any = None,
-    adjoint: ImplicitAdjoint | None = None,
+    adjoint: Adjoint | None = None,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,
@@ -62,7 +62,7 @@ def fixed_point(
     Returns
     -------
     Solution
-        The fixed point; ``residual`` is the norm of ``fn(z) - z``.
+        The fixed point; ``residual`` is the norm of ``z - fn(z)``.
 
     Raises
     ------

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.problem import Equation
@@ -52,7 +52,7 @@ def minimize(
     args: tuple[Any, ...] = (),
     *,
     solver: Any = None,
-    adjoint: ImplicitAdjoint | None = None,
+    adjoint: Adjoint | None = None,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.problem import Equation
@@ -56,7 +56,7 @@ def least_squares(
     args: tuple[Any, ...] = (),
     *,
     solver: Any = None,
-    adjoint: ImplicitAdjoint | None = None,
+    adjoint: Adjoint | None = None,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from implicit_solvers.adjoint import ImplicitAdjoint
+from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
@@ -39,7 +39,7 @@ def root(
     args: tuple[Any, ...] = (),
     *,
     solver: Any = None,
-    adjoint: ImplicitAdjoint | None = None,
+    adjoint: Adjoint | None = None,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,

@@ -47,7 +47,7 @@ def rms(lanes: Tensor) -> Tensor:
 def equation_tolerance(rtol: float | Auto, atol: float | Auto, z: Tensor, norm: Norm) -> Tensor:
     """Return the largest ``norm(F(z))`` that counts as solved: ``atol + rtol norm(z)``.
 
-    ``F`` is the optimality condition: ``f`` for a root, ``g(z) - z`` for a fixed point, the
+    ``F`` is the optimality condition: ``f`` for a root, ``z - g(z)`` for a fixed point, the
     gradient for a minimum, ``J^T r`` for least squares. The default of both tolerances is
     ``eps**0.75``: 1.8e-12 in float64, 6.4e-6 in float32.
     """

@@ -29,8 +29,8 @@ class AndersonState(NamedTuple):
 class Anderson:
     """Anderson acceleration of ``z = g(z)``, type II.
 
-    With ``f = g(z) - z`` and the last ``window`` differences ``dz``, ``df``: the weights ``c``
-    minimize ``|f - df c|``, and ``z <- z + damping f - (dz + damping df) c``. A lane whose
+    With ``f = z - g(z)`` and the last ``window`` differences ``dz``, ``df``: the weights ``c``
+    minimize ``|f - df c|``, and ``z <- z - damping f - (dz - damping df) c``. A lane whose
     residual more than doubles forgets its history. Source: Walker and Ni, "Anderson acceleration
     for fixed-point iterations", SIAM J. Numer. Anal. 49 (2011).
 
@@ -78,8 +78,8 @@ class Anderson:
     def step(self, problem: EquationProblem, state: AndersonState) -> AndersonState:
         """Mix the last steps so that their residuals cancel best."""
         weights = _least_squares(state.changes, state.residual)
-        mixed = state.steps + self.damping * state.changes
-        step = self.damping * state.residual - (weights.unsqueeze(-2) @ mixed).squeeze(-2)
+        mixed = state.steps - self.damping * state.changes
+        step = -self.damping * state.residual - (weights.unsqueeze(-2) @ mixed).squeeze(-2)
         z = state.z + step
         residual = problem.residual(z)
         error = self.norm(residual)

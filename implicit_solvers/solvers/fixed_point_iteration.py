@@ -57,6 +57,7 @@ class FixedPointIteration:
     norm: Norm = rms
     compact: bool = True
     monotone: ClassVar[bool] = False
+    unrollable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
 
     def init(self, problem: EquationProblem, z: Tensor) -> FixedPointState:
@@ -67,6 +68,6 @@ class FixedPointIteration:
 
     def step(self, problem: EquationProblem, state: FixedPointState) -> FixedPointState:
         """Move towards ``g(z)``."""
-        z = state.z + self.damping * state.residual
+        z = state.z - self.damping * state.residual
         residual = problem.residual(z)
         return FixedPointState(z, residual, self.norm(residual), state.flag)

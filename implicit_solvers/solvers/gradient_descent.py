@@ -65,7 +65,13 @@ class GradientDescent:
     norm: Norm = rms
     compact: bool = True
     monotone: ClassVar[bool] = False
+    unrollable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a step depends on those before it."""
+        return self.momentum != 0
 
     def init(self, problem: EquationProblem, z: Tensor) -> GradientDescentState:
         """Evaluate the gradient at the start."""

@@ -1,0 +1,321 @@
+"""Equations as modules: the parameters of the function that states the equation are trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from implicit_solvers.adjoint import Adjoint
+from implicit_solvers.driver import name_of
+from implicit_solvers.fixed_points import fixed_point
+from implicit_solvers.minimization import minimize
+from implicit_solvers.root_finding import root
+from implicit_solvers.solution import OnFailure, Solution
+from implicit_solvers.structure import Structure
+
+__all__ = ["FixedPoint", "Minimize", "Root"]
+
+
+class _BoundModule:
+    """A module with the tensors that it holds now, whatever it holds when it is evaluated.
+
+    The rules evaluate the function in the backward pass too, when ``torch.func.functional_call``
+    has long put the module's own parameters and buffers back.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.__name__ = type(module).__name__  # for the messages
+        self.module = module
+        self.places = [
+            (prefix, holder, name, tensor)
+            for prefix, holder in module.named_modules()
+            for name, tensor in (
+                *holder.named_parameters(recurse=False, remove_duplicate=False),
+                *holder.named_buffers(recurse=False, remove_duplicate=False),
+            )
+        ]
+
+    def __call__(self, z: Any, *args: Any) -> Any:
+        if all(getattr(holder, name) is tensor for _, holder, name, tensor in self.places):
+            return self.module(z, *args)
+        tensors = {f"{p}.{name}" if p else name: tensor for p, _, name, tensor in self.places}
+        return torch.func.functional_call(self.module, tensors, (z, *args), tie_weights=False)
+
+
+def _brief(value: Any) -> str:
+    """Write a solver or an adjoint with the fields that are not the default."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    chosen = [
+        f"{field.name}={_brief(given)}"
+        for field in dataclasses.fields(value)
+        if (given := getattr(value, field.name)) != field.default
+    ]
+    return f"{type(value).__name__}({', '.join(chosen)})"
+
+
+class _Layer(nn.Module):
+    """An equation over ``cell``, solved in every forward pass; subclasses say which equation.
+
+    A solve leaves nothing on the module.
+    """
+
+    def __init__(
+        self,
+        cell: Callable[..., Any],
+        solver: Any = None,
+        adjoint: Adjoint | None = None,
+        init: Callable[[Any], Any] = torch.zeros_like,
+        batch_dims: int = 0,
+        in_dims: Any = None,
+        on_failure: OnFailure = "raise",
+        return_solution: bool = False,
+    ) -> None:
+        if isinstance(cell, type):
+            raise TypeError(f"cell is the class {cell.__name__}: pass an instance of it")
+        if not callable(cell):
+            raise TypeError(
+                f"cell is a {type(cell).__name__}: pass a function or a module cell(z, x, *more)"
+            )
+        if not callable(init):
+            raise TypeError(
+                f"init is a {type(init).__name__}: pass a function of the input that returns the "
+                "start, as torch.zeros_like"
+            )
+        super().__init__()
+        self.cell = cell
+        self.solver = solver
+        self.adjoint = adjoint
+        self.init = init
+        self.batch_dims = batch_dims
+        self.in_dims = in_dims
+        self.on_failure = on_failure
+        self.return_solution = return_solution
+
+    def forward(self, x: Any, *more: Any) -> Any:
+        """Solve for the inputs ``x, *more``; return the value, or the whole `Solution`."""
+        start = self.init(x)
+        Structure.of(start, "init(x)")
+        in_dims = self.in_dims
+        if in_dims is None and self.batch_dims != 0:
+            in_dims = 0
+        solution = self._solve(
+            _BoundModule(self.cell) if isinstance(self.cell, nn.Module) else self.cell,
+            start,
+            (x, *more),
+            solver=self.solver,
+            adjoint=self.adjoint,
+            batch_dims=self.batch_dims,
+            in_dims=in_dims,
+            on_failure=self.on_failure,
+        )
+        return solution if self.return_solution else solution.value
+
+    def extra_repr(self) -> str:
+        """Show the options; ``cell`` is shown below them if it is a module."""
+        shown = [f"solver={_brief(self.solver)}", f"adjoint={_brief(self.adjoint)}"]
+        if not isinstance(self.cell, nn.Module):
+            shown.insert(0, f"cell={name_of(self.cell)}")
+        if self.batch_dims != 0:
+            shown.append(f"batch_dims={self.batch_dims}")
+        if self.in_dims is not None:
+            shown.append(f"in_dims={self.in_dims}")
+        if self.on_failure != "raise":
+            shown.append(f"on_failure={self.on_failure!r}")
+        return ", ".join(shown)
+
+    def _solve(
+        self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
+    ) -> Solution:
+        raise NotImplementedError
+
+
+class FixedPoint(_Layer):
+    """The layer ``x -> z`` with ``z = cell(z, x)``, a deep equilibrium model.
+
+    ``layer(x, *more)`` is ``fixed_point(cell, init(x), args=(x, *more), ...).value``: the
+    derivative reaches the inputs, the parameters of ``cell``, and every other tensor that it
+    reads. Nothing of a solve is kept on the module.
+
+    Parameters
+    ----------
+    cell
+        A module or function: ``cell(z, x, *more)`` returns the next iterate, with the structure,
+        shapes and dtype of ``z``. A module becomes a submodule, whose parameters are those of the
+        layer. Tensors that a function captures get gradients, and are no parameters of the layer.
+    solver
+        `Anderson`, by default; `FixedPointIteration`, or any solver for roots.
+    adjoint
+        How to differentiate: `ImplicitAdjoint`, by default; `OneStepAdjoint`, `UnrolledAdjoint`.
+    init
+        ``init(x)`` returns the start from the first input: a tensor or a pytree of tensors of one
+        real floating dtype and device. ``torch.zeros_like`` by default, where ``z`` is like
+        ``x``. It gets no gradient, unless the adjoint is `UnrolledAdjoint`.
+    batch_dims
+        How many leading dimensions of every leaf of ``z`` are lanes, independent problems: with
+        1, inputs ``(batch, n)`` are ``batch`` problems of ``n`` unknowns, each stopped on its
+        own. 0, the default, makes one problem of the whole batch, with the same solution for a
+        cell that acts on the rows one by one, and a Jacobian of ``batch * n`` unknowns.
+    in_dims
+        With ``batch_dims``: a tuple with 0 for each input that carries the lanes and None for
+        each that they share (or a pytree of these). Left out, every input carries them.
+    on_failure
+        ``"raise"``, ``"warn"`` or ``"mask"``, as in `fixed_point`.
+    return_solution
+        Whether a call returns the whole `Solution` instead of its value.
+
+    Raises
+    ------
+    ConvergenceError
+        In a call, or out of ``backward()``, if a lane fails and ``on_failure="raise"``.
+    TypeError, ValueError
+        If an argument is unfit, at once or in the first call, where ``init(x)`` is called ``z0``;
+        the message names it.
+
+    See Also
+    --------
+    fixed_point, Root, Minimize
+
+    Notes
+    -----
+    The equation must be the same in every evaluation. A cell with dropout or batch normalization
+    is an equation in evaluation mode alone (``layer.eval()`` reaches the cell): in training mode,
+    dropout draws anew each time, and batch normalization makes lanes depend on each other. The
+    backward pass evaluates the cell too: leave its mode as it is until then. Forward hooks on the
+    cell fire at every evaluation, of both passes; hooks on the layer once. Full backward hooks on
+    the cell are refused by ``torch.func``; on the layer they work.
+
+    Under ``torch.func.functional_call(layer, tensors, x)`` the backward pass uses those tensors as
+    well, for a cell that is a module; a function that captures a module cannot be followed there.
+
+    Source: Bai, Kolter and Koltun, "Deep Equilibrium Models" (2019), section 3.
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> class Cell(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.scale = torch.nn.Parameter(torch.tensor(0.5))
+    ...
+    ...     def forward(self, z, x):
+    ...         return self.scale * torch.cos(z) + x
+    >>> layer = ims.nn.FixedPoint(Cell(), solver=ims.Anderson(), batch_dims=1)
+    >>> z = layer(torch.tensor([[0.0], [1.0]]))
+    >>> z
+    tensor([[0.4502],
+            [1.1872]], grad_fn=<...>)
+    >>> z.sum().backward()
+    >>> layer.cell.scale.grad  # the sum of cos z / (1 + scale sin z)
+    tensor(0.9952)
+    """
+
+    def _solve(
+        self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
+    ) -> Solution:
+        return fixed_point(fn, z0, args, **options)
+
+
+class Root(_Layer):
+    """The layer ``x -> z`` with ``cell(z, x) = 0``.
+
+    ``layer(x, *more)`` is ``root(cell, init(x), args=(x, *more), ...).value``: the derivative
+    reaches the inputs, the parameters of ``cell``, and every other tensor that it reads. Nothing
+    of a solve is kept on the module.
+
+    Parameters
+    ----------
+    cell
+        A module or function: ``cell(z, x, *more)`` returns the residual, with the structure,
+        shapes and dtype of ``z``. A module becomes a submodule, whose parameters are those of the
+        layer.
+    solver
+        `Newton`, by default.
+    adjoint, init, batch_dims, in_dims, return_solution
+        As in `FixedPoint`, its note on cells with dropout or batch normalization included.
+    on_failure
+        ``"raise"``, ``"warn"`` or ``"mask"``, as in `root`.
+
+    Raises
+    ------
+    ConvergenceError
+        In a call, or out of ``backward()``, if a lane fails and ``on_failure="raise"``.
+    TypeError, ValueError
+        If an argument is unfit, at once or in the first call, where ``init(x)`` is called ``z0``;
+        the message names it.
+
+    See Also
+    --------
+    root, FixedPoint, Minimize
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> layer = ims.nn.Root(lambda z, x: z**3 + z - x)
+    >>> x = torch.tensor([2.0, 10.0], requires_grad=True)
+    >>> z = layer(x)
+    >>> z
+    tensor([1.0000, 2.0000], grad_fn=<...>)
+    >>> z.sum().backward()
+    >>> x.grad  # 1 / (3 z^2 + 1)
+    tensor([0.2500, 0.0769])
+    """
+
+    def _solve(
+        self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
+    ) -> Solution:
+        return root(fn, z0, args, **options)
+
+
+class Minimize(_Layer):
+    """The layer ``x -> argmin_z cell(z, x)``.
+
+    ``layer(x, *more)`` is ``minimize(cell, init(x), args=(x, *more), ...).value``, a local
+    minimum: the derivative reaches the inputs, the parameters of ``cell``, and every other tensor
+    that it reads. Nothing of a solve is kept on the module.
+
+    Parameters
+    ----------
+    cell
+        A module or function: ``cell(z, x, *more)`` returns the objective, a 0-d tensor, or with
+        ``batch_dims`` one number for each lane, in the dtype of ``z``. A module becomes a
+        submodule, whose parameters are those of the layer.
+    solver
+        `NewtonCG`, by default; `GradientDescent`, `Newton`.
+    adjoint, init, batch_dims, in_dims, return_solution
+        As in `FixedPoint`, its note on cells with dropout or batch normalization included.
+    on_failure
+        ``"raise"``, ``"warn"`` or ``"mask"``, as in `minimize`.
+
+    Raises
+    ------
+    ConvergenceError
+        In a call, or out of ``backward()``, if a lane fails and ``on_failure="raise"``.
+    TypeError, ValueError
+        If an argument is unfit, at once or in the first call, where ``init(x)`` is called ``z0``;
+        the message names it.
+
+    See Also
+    --------
+    minimize, FixedPoint, Root
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> def energy(z, x):  # one number for each row
+    ...     return ((z - x) ** 2 + z**2).sum(-1)
+    >>> layer = ims.nn.Minimize(energy, batch_dims=1, return_solution=True)
+    >>> sol = layer(torch.tensor([[2.0, 4.0], [6.0, 8.0]]))
+    >>> sol.value, sol.converged
+    (tensor([[1., 2.],
+            [3., 4.]]), tensor([True, True]))
+    """
+
+    def _solve(
+        self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
+    ) -> Solution:
+        return minimize(fn, z0, args, **options)

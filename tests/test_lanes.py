@@ -1,0 +1,783 @@
+"""Lanes: a batch is the loop over its lanes, and a lane that fails is alone with it.
+
+Each entry point has a table of good and bad lanes: an unknown of two entries, its start, and six
+coefficients of one family of equations, with a parameter ``s`` that all lanes share in ``args``
+and another, ``c``, that the function captures.
+"""
+
+import itertools
+import math
+import re
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from torch.func import grad, hessian, jacrev, jvp, vmap
+
+import implicit_solvers as ims
+from implicit_solvers import Status
+from implicit_solvers.problem import EquationProblem
+
+F64 = torch.float64
+EPS = torch.finfo(F64).eps
+NAN = math.nan
+S, C = torch.tensor(1.1, dtype=F64), torch.tensor(0.9, dtype=F64)
+
+
+def tensor(x):
+    return torch.tensor(x, dtype=F64)
+
+
+def f(z, p, s, c):
+    p = p.unsqueeze(-2)
+    powers = p[..., 1] * z + p[..., 2] * z**2 + p[..., 3] * z**3
+    return s * c * p[..., 0] + powers + p[..., 4] * z.flip(-1) + p[..., 5] * torch.exp(-z)
+
+
+def objective(z, p, s, c):
+    """Return a function whose gradient is ``f``."""
+    q = p.unsqueeze(-2)
+    powers = q[..., 1] * z**2 / 2 + q[..., 2] * z**3 / 3 + q[..., 3] * z**4 / 4
+    rest = s * c * q[..., 0] * z + q[..., 4] * z * z.flip(-1) / 2 - q[..., 5] * torch.exp(-z)
+    return (powers + rest).sum(-1)
+
+
+def picard_map(z, p, s, c):
+    return z - 0.3 * f(z, p, s, c)
+
+
+def residuals(z, p, s, c):
+    """Return three residuals, which do not vanish together."""
+    return torch.cat([f(z, p, s, c), 0.1 * s * (z.sum(-1, keepdim=True) - 1)], -1)
+
+
+def by_newton(z, p, s):
+    """Solve ``f = 0`` in plain torch: full steps, and whatever they lead to."""
+    q = p.unsqueeze(-2)
+    for _ in range(60):
+        slope = q[..., 1] + 2 * q[..., 2] * z + 3 * q[..., 3] * z**2 - q[..., 5] * torch.exp(-z)
+        r, mix = f(z, p, s, C.detach()), q[..., 4]
+        step = (slope.flip(-1) * r - mix * r.flip(-1)) / (slope.prod(-1, keepdim=True) - mix**2)
+        z = z - torch.where(r == 0, 0.0, step)
+    return z
+
+
+# the start (both entries) and the coefficients of a lane
+EASY = (1.0, (-1, 2, 0, 0.1, 0.3, 0))
+OTHER = (0.3, (-0.5, 1.5, 0.1, 0.2, -0.4, 0))
+HARD = (1e4, (-1, 0, 0, 1, 0, 0))
+DOUBLE = (1.0, (0, 0, 1, 0, 0, 0))
+NO_ROOT = (2.0, (1, 0, 1, 0, 0, 0))
+DIVERGENT = (1.0, (0.1, 0, 0, 0, 0, 1))
+SINGULAR = (0.0, (-1, 0, 0, 1, 0, 0))
+NAN_LANE = (1.0, (-1, NAN, 0, 0.1, 0.3, 0))
+
+NEWTON = (
+    {"easy": EASY, "hard": HARD, "other": OTHER, "double": DOUBLE},
+    {"no root": NO_ROOT, "divergent": DIVERGENT, "singular": SINGULAR, "nan": NAN_LANE},
+)
+PICARD = (
+    {"easy": EASY, "hard": (1.0, (-1, 0.3, 0, 0, 0, 0)), "other": OTHER,
+     "quick": (1.0, (-1, 3, 0, 0, 0, 0))},
+    {"no root": (1.0, (1, 0, 0, 0, 0, 0)), "divergent": (1.0, (-1, -1, 0, 0, 0, 0)),
+     "double": DOUBLE, "nan": NAN_LANE},
+)  # fmt: skip
+MINIMA = (
+    {"easy": EASY, "hard": HARD, "other": OTHER, "singular": SINGULAR},
+    {"no minimum": NO_ROOT, "unbounded": (1.0, (-1, 0, 0, 0, 0, 0)),
+     "concave": (1.0, (-0.1, -1, 0, 0, 0, 0)), "nan": NAN_LANE},
+)  # fmt: skip
+FITS = (
+    {"easy": EASY, "hard": HARD, "other": OTHER, "double": DOUBLE},
+    {"inf": (1.0, (math.inf, 1, 0, 0, 0, 0)), "flat": (1.0, (0, 0, 0, 0, 0, 0)),
+     "singular": SINGULAR, "nan": NAN_LANE},
+)  # fmt: skip
+# for linear systems the start is the right-hand side, and p a matrix that a shared factor scales
+SYSTEMS = (
+    {"easy": (1.0, (2, 0.5, 0.5, 1)), "other": (-2.0, (3, -1, -1, 2)),
+     "diagonal": (0.5, (0.3, 0, 0, 5)), "hard": (1.0, (1, 0.99, 0.99, 1))},
+    {"zero": (1.0, (0, 0, 0, 0)), "nan": (1.0, (2, NAN, NAN, 1)), "nan b": (NAN, (2, 0, 0, 1)),
+     "inf": (1.0, (math.inf, 0, 0, 1))},
+)  # fmt: skip
+
+
+def lane_tensors(lanes):
+    """Return starts (L, 2) and coefficients (L, k)."""
+    starts = torch.stack([torch.full((2,), z0, dtype=F64) for z0, _ in lanes])
+    starts = starts * tensor([1.0, 1.2])
+    return starts, torch.stack([tensor(p) for _, p in lanes])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry point: ``solve(z0, p, s, c, policy, **lane options)`` and its lanes."""
+
+    name: str
+    solve: Callable[..., Any]
+    condition: Callable[..., Any]
+    table: tuple[dict[str, Any], dict[str, Any]]
+    native: bool = True
+
+    def __str__(self):
+        return self.name
+
+    @property
+    def good(self):
+        return list(self.table[0].values())
+
+    @property
+    def bad(self):
+        return list(self.table[1].values())
+
+    @property
+    def ways(self):
+        return WAYS if self.native else ("vmap", "nested")
+
+    def batch(self, way, Z, P, s=S, c=C, policy="mask"):
+        """Solve many lanes and return the solution with its lanes in one dimension."""
+        count = len(Z)
+        lanes = {"batch_dims": 1, "in_dims": (0, None)} if way in ("in_dims", "mixed") else {}
+
+        def one(z, p):
+            return self.solve(z, p, s, c, policy, **lanes)
+
+        if way == "in_dims":
+            return one(Z, P)
+        if way == "vmap":
+            return vmap(one)(Z, P)
+        outer = next(k for k in (2, 3, 5, 1) if count % k == 0)
+        Z, P = (t.reshape(outer, count // outer, -1) for t in (Z, P))
+        sol = vmap(vmap(one))(Z, P) if way == "nested" else vmap(one)(Z, P)
+        fields = (sol.converged, sol.iterations, sol.residual, sol.status)
+        return ims.Solution(sol.value.reshape(count, 2), *(t.reshape(count) for t in fields))
+
+
+WAYS = ("vmap", "in_dims", "mixed", "nested")
+
+
+def equation(name, kind, fn, condition, solver, table):
+    def solve(z, p, s, c, policy, **lanes):
+        return kind(lambda z, p, s: fn(z, p, s, c), z, (p, s), solver=solver, on_failure=policy, **lanes)  # fmt: skip # noqa: E501
+
+    label = name if solver.compact else f"{name}-static"
+    return Entry(label, solve, condition, table)
+
+
+def custom(method):
+    def solve(z, p, s, c, policy):
+        decorate = ims.custom_root(
+            lambda z, p, s: f(z, p, s, c), vmap_method=method, on_failure=policy
+        )
+        return decorate(by_newton)(z, p, s)
+
+    good, bad = NEWTON
+    # a double root is found to 1e-8 only or so; full steps leave the singular start by infinity
+    return Entry(f"custom_root-{method}", solve, f, (good, bad), native=False)
+
+
+def system(solver):
+    def solve(b, p, s, c, policy):
+        A = ims.FunctionOperator(
+            lambda v: s * c * (p.reshape(2, 2) @ v), like=b.detach(), positive_definite=True
+        )
+        return ims.linear_solve(A, b, solver=solver, on_failure=policy)
+
+    condition = lambda x, p, s, c: s * c * (p.reshape(2, 2) @ x) - 1
+    label = f"linear_solve-{type(solver).__name__}{'' if getattr(solver, 'compact', 1) else '-static'}"  # fmt: skip # noqa: E501
+    return Entry(label, solve, condition, SYSTEMS, native=False)
+
+
+def gradient_of_fit(z, p, s, c):
+    return grad(lambda z: 0.5 * residuals(z, p, s, c).square().sum())(z)
+
+
+ENTRIES = [
+    make
+    for compact in (True, False)
+    for make in (
+        equation("root", ims.root, f, f, ims.Newton(max_steps=60, compact=compact), NEWTON),
+        equation(
+            "fixed_point",
+            ims.fixed_point,
+            picard_map,
+            lambda *a: 0.3 * f(*a),
+            ims.FixedPointIteration(max_steps=600, compact=compact),
+            PICARD,
+        ),
+        equation(
+            "minimize",
+            ims.minimize,
+            objective,
+            f,
+            ims.NewtonCG(max_steps=60, compact=compact),
+            MINIMA,
+        ),
+        equation(
+            "least_squares",
+            ims.least_squares,
+            residuals,
+            gradient_of_fit,
+            ims.GaussNewton(max_steps=100, compact=compact),
+            FITS,
+        ),
+        system(ims.CG(compact=compact)),
+        system(ims.GMRES(compact=compact)),
+    )
+] + [system(ims.LU()), custom("loop"), custom("batched")]
+
+CASES = [pytest.param(e, w, id=f"{e}-{w}") for e in ENTRIES for w in e.ways]
+every_way = pytest.mark.parametrize("entry, way", CASES)
+FEW = [c for c in CASES if c.values[1] in ("vmap", "in_dims")]
+two_ways = pytest.mark.parametrize("entry, way", FEW)
+
+
+def quiet(fn):
+    """Run ``fn`` and return its result and the convergence warnings it gave."""
+    with warnings.catch_warnings(record=True) as log:
+        warnings.simplefilter("always")
+        out = fn()
+    return out, [w for w in log if issubclass(w.category, ims.ConvergenceWarning)]
+
+
+def loss(sol):
+    """Return a smooth function of the lanes that converged."""
+    kept = torch.where(sol.converged.unsqueeze(-1), sol.value, 0.0)
+    return (kept.sin() * tensor([1.0, -0.5])).sum()
+
+
+def gradients(entry, way, Z, P, policy="mask"):
+    """Return the solution, and the gradients of the loss in the lanes' tensors, s and c."""
+    P, s, c = (t.clone().requires_grad_() for t in (P, S, C))
+    (sol, grads), log = quiet(lambda: _backward(entry, way, Z, P, s, c, policy))
+    return sol, grads, log
+
+
+def _backward(entry, way, Z, P, s, c, policy):
+    sol = entry.batch(way, Z, P, s, c, policy)
+    return sol, torch.autograd.grad(loss(sol), (P, s, c))
+
+
+def single(entry, z, p, policy="mask"):
+    p, s, c = (t.clone().requires_grad_() for t in (p, S, C))
+
+    def run():
+        sol = entry.solve(z, p, s, c, policy)
+        if not bool(sol.converged):
+            return sol, None
+        return sol, torch.autograd.grad(loss(sol), (p, s, c))
+
+    return quiet(run)[0]
+
+
+def condition_number(entry, z, p):
+    """Return the norm of the inverse Jacobian at a solution, at least 1."""
+    J = torch.func.jacrev(lambda z: entry.condition(z, p, S, C))(z.detach())
+    return max(1.0, float(torch.linalg.matrix_norm(torch.linalg.inv(J), 2)))
+
+
+def close(a, b, bound, what):
+    size = max(1.0, float(b.abs().max())) if b.numel() else 1.0
+    worst = float((a - b).abs().max()) if b.numel() else 0.0
+    assert worst <= bound * size, (what, worst, bound * size)
+
+
+# -- a batch is the loop over its lanes --------------------------------------------------------
+
+
+@every_way
+@pytest.mark.parametrize("policy", ["mask", "warn"])
+def test_a_batch_is_the_loop_over_its_lanes(entry, way, policy):
+    lanes = [*entry.good, *entry.bad]
+    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    Z, P = lane_tensors([lanes[i] for i in order])
+    sol, (gP, gs, gc), log = gradients(entry, way, Z, P, policy)
+    assert sol.converged[[0, 2, 4, 6]].all() and not sol.converged[[1, 3, 5, 7]].any()
+    assert bool(log) or policy == "mask"
+    total_s, total_c, slack = 0.0, 0.0, 0.0
+    for i in range(8):
+        one, grads = single(entry, Z[i], P[i], policy)
+        assert int(sol.status[i]) == int(one.status), i
+        if not bool(one.converged):
+            continue
+        assert abs(int(sol.iterations[i]) - int(one.iterations)) <= 1, i
+        cond = condition_number(entry, one.value, P[i])
+        bound = 100 * EPS * cond
+        if int(sol.iterations[i]) != int(one.iterations):
+            bound = 10 * EPS**0.75 * cond**2
+        close(sol.value[i], one.value, bound, ("value", i))
+        close(gP[i], grads[0], bound, ("gradient", i))
+        total_s, total_c = total_s + grads[1], total_c + grads[2]
+        slack += bound * max(1.0, float(grads[1].abs()), float(grads[2].abs()))
+    if policy == "mask":
+        close(gs, total_s, slack, "shared")
+        close(gc, total_c, slack, "captured")
+
+
+@every_way
+def test_permuted_lanes_permute_the_result(entry, way):
+    Z, P = lane_tensors([*entry.good, *entry.bad])
+    order = torch.tensor([6, 3, 0, 5, 2, 7, 1, 4])
+    sol, (gP, gs, gc), _ = gradients(entry, way, Z, P)
+    moved, (mP, ms, mc), _ = gradients(entry, way, Z[order], P[order])
+    assert torch.equal(moved.status, sol.status[order])
+    assert torch.equal(moved.converged, sol.converged[order])
+    kept = sol.converged[order]
+    assert int((moved.iterations - sol.iterations[order])[kept].abs().max()) <= 1
+    for i in kept.nonzero().flatten().tolist():
+        cond = condition_number(entry, moved.value[i], P[order][i])
+        close(moved.value[i], sol.value[order][i], 100 * EPS * cond, ("value", i))
+        close(mP[i], gP[order][i], 100 * EPS * cond, ("gradient", i))
+    assert torch.equal(mP[~kept], torch.zeros_like(mP[~kept]))
+    cond = max(condition_number(entry, sol.value[i], P[i]) for i in range(4))
+    close(ms, gs, 400 * EPS * cond, "shared")
+    close(mc, gc, 400 * EPS * cond, "captured")
+
+
+# -- mask: a bad lane is alone with it ---------------------------------------------------------
+
+
+def derivative_backward(entry, way, Z, P):
+    _, (gP, gs, gc), _ = gradients(entry, way, Z, P)
+    return gP, (gs, gc)
+
+
+def derivative_grad_over_vmap(entry, way, Z, P):
+    fn = lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
+    gP, gs, gc = grad(fn, argnums=(0, 1, 2))(P, S, C)
+    return gP, (gs, gc)
+
+
+def derivative_vmap_of_grad(entry, way, Z, P):
+    """The gradient of each lane, in its own tensors and in those that the lanes share."""
+    if way == "in_dims":
+        weights = torch.eye(len(Z), dtype=F64)  # one cotangent for each lane, batched
+        fn = lambda P, s, c: entry.batch(way, Z, P, s, c).value.sum(-1)
+        value, pull = torch.func.vjp(fn, P, S, C)
+        gP, gs, gc = vmap(pull)(weights)
+        return torch.stack([gP[i, i] for i in range(len(Z))]), (), (gs, gc)
+
+    def one(z, p, s, c):
+        return entry.solve(z, p, s, c, "mask").value.sum()
+
+    gp, gs, gc = vmap(grad(one, argnums=(1, 2, 3)), in_dims=(0, 0, None, None))(Z, P, S, C)
+    return gp, (), (gs, gc)
+
+
+def derivative_jvp(entry, way, Z, P):
+    """The tangents of the lanes, along their own tensors and along the shared ones."""
+    fn = lambda P, s, c: entry.batch(way, Z, P, s, c).value
+    _, dz = jvp(fn, (P, S, C), (torch.ones_like(P), torch.zeros_like(S), torch.zeros_like(C)))
+    _, ds = jvp(fn, (P, S, C), (torch.zeros_like(P), torch.ones_like(S), torch.ones_like(C)))
+    return dz, (), (ds,)
+
+
+def derivative_hessian(entry, way, Z, P):
+    """The Hessian's diagonal blocks, its rows of mixed derivatives, and its shared block."""
+    fn = lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
+    H = hessian(fn, argnums=(0, 1, 2))(P, S, C)
+    rows = [torch.stack([H[0][0][i, :, i] for i in range(len(Z))]), H[0][1], H[0][2]]
+    shared = (H[1][1], H[1][2], H[2][1], H[2][2])
+    rows = torch.cat([r.reshape(len(Z), -1) for r in rows], 1)
+    return rows, shared
+
+
+def derivative_reverse_over_reverse(entry, way, Z, P):
+    fn = lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
+    H = jacrev(grad(fn, argnums=(1, 2)), argnums=(0, 1, 2))(P, S, C)
+    rows = torch.stack([H[0][0], H[1][0]], 1)
+    return rows, (H[0][1], H[0][2], H[1][1], H[1][2])
+
+
+def derivative_double_backward(entry, way, Z, P):
+    P, s, c = (t.clone().requires_grad_() for t in (P, S, C))
+    value = loss(entry.batch(way, Z, P, s, c))
+    gP, gs, gc = torch.autograd.grad(value, (P, s, c), create_graph=True)
+    total = gs.sin() + gc**2 + (gP.sum(-1) ** 2).sum()
+    gP, gs, gc = torch.autograd.grad(total, (P, s, c))
+    return gP, (gs, gc)
+
+
+DERIVATIVES = {
+    name.removeprefix("derivative_"): fn
+    for name, fn in list(globals().items())
+    if name.startswith("derivative_")
+}
+CONDITIONED = [
+    # a double root's derivatives are as large as its Jacobian is small: not among the good here
+    pytest.param(e, w, id=f"{e}-{w}")
+    for e in ENTRIES
+    for w in e.ways
+    if w in ("vmap", "in_dims")
+]
+
+
+@pytest.mark.parametrize("what", DERIVATIVES)
+@pytest.mark.parametrize("entry, way", CONDITIONED)
+def test_mask_bad_lanes_change_no_other_derivative(entry, way, what):
+    good = [lane for name, lane in entry.table[0].items() if name != "double"]
+    bad = entry.bad
+    lanes = [bad[0], good[0], bad[1], *good[1:], *bad[2:]]
+    keep = torch.tensor([1, 3, 4] if len(good) == 3 else [1, 3, 4, 5])
+    left = torch.tensor([i for i in range(len(lanes)) if i not in keep.tolist()])
+    derive = DERIVATIVES[what]
+    own, shared, *by_lane = quiet(lambda: derive(entry, way, *lane_tensors(lanes)))[0]
+    alone, alone_shared, *alone_by_lane = quiet(lambda: derive(entry, way, *lane_tensors(good)))[0]
+    bound = 1e-8 if what in ("hessian", "double_backward", "reverse_over_reverse") else 1e-10
+    close(own[keep], alone, bound, "own")
+    assert torch.equal(own[left], torch.zeros_like(own[left]))
+    for a, b in zip(shared, alone_shared, strict=True):
+        assert float(b.abs()) > 1e-6  # so that an averaged or lost gradient is seen
+        close(a, b, bound, "shared")
+    for per_lane, alone_per_lane in zip(by_lane, alone_by_lane, strict=True):
+        for a, b in zip(per_lane, alone_per_lane, strict=True):
+            close(a[keep], b, bound, "shared, of each lane")
+            assert torch.equal(a[left], torch.zeros_like(a[left]))
+
+
+@two_ways
+def test_mask_is_the_value_of_the_good_lanes_alone(entry, way):
+    good, bad = entry.good, entry.bad
+    Z, P = lane_tensors([*bad[:2], *good, *bad[2:]])
+    sol = quiet(lambda: entry.batch(way, Z, P))[0]
+    alone = entry.batch(way, *lane_tensors(good))
+    assert torch.equal(sol.status[2:6], alone.status)
+    for i in range(4):
+        cond = condition_number(entry, alone.value[i], P[2 + i])
+        close(sol.value[2 + i], alone.value[i], 100 * EPS * cond, i)
+
+
+@two_ways
+def test_every_lane_bad(entry, way):
+    sol, grads, _ = gradients(entry, way, *lane_tensors(entry.bad))
+    assert not sol.converged.any()
+    for g in grads:
+        assert torch.equal(g, torch.zeros_like(g))
+
+
+@two_ways
+def test_warn_keeps_the_other_lanes(entry, way):
+    Z, P = lane_tensors([entry.good[0], entry.bad[0], entry.good[1], entry.bad[3]])
+    sol, (gP, _, _), log = gradients(entry, way, Z, P, "warn")
+    masked, (mP, _, _), _ = gradients(entry, way, Z, P)
+    assert any(re.search(r"failed in 2 of 4 lanes \(lane 1: .*; lane 3: ", str(w.message)) for w in log)  # fmt: skip # noqa: E501
+    assert torch.equal(sol.status, masked.status)
+    close(sol.value[[0, 2]], masked.value[[0, 2]], 1e-12, "value")
+    close(gP[[0, 2]], mP[[0, 2]], 1e-10, "gradient")
+
+
+# -- raise names the lanes ---------------------------------------------------------------------
+
+
+def named(message):
+    """Return the lanes that an error names: numbers, or tuples of them."""
+    found = re.findall(r"lane (\d+|\(\d+(?:, \d+)*\)): ([A-Z_]+) after", message)
+    return {
+        tuple(map(int, re.findall(r"\d+", lane))): Status[status].value for lane, status in found
+    }
+
+
+@every_way
+def test_raise_names_the_failed_lanes(entry, way):
+    lanes = [*entry.good, *entry.bad]
+    order = [5, 0, 1, 4, 2, 6, 7, 3]
+    Z, P = lane_tensors([lanes[i] for i in order])
+    status = quiet(lambda: entry.batch(way, Z, P))[0].status
+    with pytest.raises(ims.ConvergenceError) as error:
+        entry.batch(way, Z, P, policy="raise")
+    places = [0, 3, 5, 6]
+    grid = {"vmap": (8,), "in_dims": (8,)}.get(way, (2, 4))
+    index = {i: place for i, place in enumerate(itertools.product(*map(range, grid)))}
+    assert named(str(error.value)) == {index[i]: int(status[i]) for i in places}
+    assert "failed in 4 of 8 lanes" in str(error.value)
+
+
+def at_double_root(way, policy, cotangent, p=None):
+    """Solve four lanes, of which number 2 is at a double root exactly, and pull back."""
+    easy, other = EASY[1], OTHER[1]
+    Z = tensor([[1.0, 1.0], [0.5, 0.5], [0.0, 0.0], [1.0, 0.3]])
+    P = tensor([easy, other, (0, 0, 1, 0, 0, 0), easy]).requires_grad_()
+    s = S.clone().requires_grad_()
+    sol = root_entry(True).batch(way, Z, P, s, C, policy)
+    assert sol.converged.all()
+    assert torch.equal(sol.value[2].detach(), torch.zeros(2, dtype=F64))
+    weighted = (sol.value * tensor(cotangent).unsqueeze(-1)).sum()
+    (gP, gs), log = quiet(lambda: torch.autograd.grad(weighted, (P, s)))
+    return gP, gs, log
+
+
+def root_entry(compact):
+    return ENTRIES[0] if compact else next(e for e in ENTRIES if str(e) == "root-static")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_raise_comes_out_of_backward_and_names_the_lane(way):
+    with pytest.raises(ims.ConvergenceError, match="adjoint of root.*SINGULAR") as error:
+        at_double_root(way, "raise", [1.0, 1.0, 1.0, 1.0])
+    place = (2,) if way in ("vmap", "in_dims") else (1, 0)
+    assert named(str(error.value)) == {place: Status.SINGULAR}
+
+
+@pytest.mark.parametrize("policy", ["raise", "warn", "mask"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_lane_that_nothing_depends_on_does_not_fail_backward(way, policy):
+    gP, gs, log = at_double_root(way, policy, [1.0, 1.0, 0.0, 1.0])
+    assert not log
+    assert torch.isfinite(gP).all() and torch.isfinite(gs)
+    assert torch.equal(gP[2], torch.zeros(6, dtype=F64))
+    assert float(gP[0].abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_backward_warns_and_keeps_or_masks(way):
+    exact_P, exact_s, _ = at_double_root(way, "raise", [1.0, 1.0, 0.0, 1.0])
+    warned, _, log = at_double_root(way, "warn", [1.0, 1.0, 1.0, 1.0])
+    assert len(log) == 1 and "SINGULAR" in str(log[0].message)
+    close(warned[[0, 1, 3]], exact_P[[0, 1, 3]], 1e-12, "warn")
+    masked, shared, log = at_double_root(way, "mask", [1.0, 1.0, 1.0, 1.0])
+    assert len(log) == 1 and "adjoint of root" in str(log[0].message)
+    close(masked[[0, 1, 3]], exact_P[[0, 1, 3]], 1e-12, "mask")
+    assert torch.equal(masked[2], torch.zeros(6, dtype=F64))
+    close(shared, exact_s, 1e-12, "shared")
+
+
+# -- levels of lanes ---------------------------------------------------------------------------
+
+
+def cube_system(z, a, b, s):
+    """Return an equation whose Jacobian is coupled and whose parameters come at three levels."""
+    return z + 0.2 * z**3 + 0.3 * s * z.flip(-1) - a * b
+
+
+A3 = torch.linspace(-1, 1, 2 * 3 * 2, dtype=F64).reshape(2, 3, 2)
+B3 = tensor([0.5, -1.5, 2.0])
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_three_levels_are_three_loops(compact):
+    """``a`` has levels 0 and 2, ``b`` level 1, ``s`` level 0."""
+    s = tensor([0.7, 1.3])
+    a = tensor([[0.5, 1.0], [-2.0, 0.1]])
+    solver = ims.Newton(compact=compact)
+
+    def one(a, b, s):
+        start = torch.ones(2, dtype=F64)
+        return ims.root(cube_system, start, (a, b, s), solver=solver, on_failure="mask").value
+
+    def three(fn):
+        inner = vmap(fn, in_dims=(0, None, None))
+        return vmap(vmap(inner, in_dims=(None, 0, None)), in_dims=(0, None, 0))
+
+    functions = {
+        "value": one,
+        "grad": grad(lambda a, b, s: one(a, b, s).sin().sum(), argnums=(0, 1, 2)),
+        "hessian": hessian(lambda a, b, s: one(a, b, s).sin().sum(), argnums=2),
+        "jvp": lambda a, b, s: jvp(one, (a, b, s), (a + 1, b * 2, s))[1],
+    }
+    for name, fn in functions.items():
+        batch = three(fn)(a, B3, s)
+        many = batch if isinstance(batch, tuple) else (batch,)
+        for i, j, k in itertools.product(range(2), range(3), range(2)):
+            alone = fn(a[i, k], B3[j], s[i])
+            for x, y in zip(many, alone if isinstance(alone, tuple) else (alone,), strict=True):
+                close(x[i, j, k], y, 1e-12, (name, i, j, k))
+
+
+def test_vmap_of_grad_inside_vmap():
+    """The outer lanes share ``s`` among the inner; the inner gradient is summed over nothing."""
+
+    def one(a, s):
+        value = ims.root(cube_system, torch.ones(2, dtype=F64), (a, tensor(1.0), s)).value
+        return value.square().sum()
+
+    s = tensor([0.5, 1.0])
+    batch = vmap(lambda a, s: vmap(grad(one, argnums=(0, 1)), (0, None))(a, s))(A3, s)
+    total = vmap(grad(lambda s, a: vmap(one, (0, None))(a, s).sum()))(s, A3)
+    for i, j in itertools.product(range(2), range(3)):
+        alone = grad(one, argnums=(0, 1))(A3[i, j], s[i])
+        close(batch[0][i, j], alone[0], 1e-12, (i, j))
+        close(batch[1][i, j], alone[1], 1e-12, (i, j))
+    close(total, batch[1].sum(1), 1e-12, "summed")
+
+
+def test_errors_of_three_levels_name_index_tuples():
+    a = torch.ones(2, 3, 2, dtype=F64)
+    a[1, 2, 0] = NAN
+    a[0, 1, 1] = -1
+    solve = lambda a: ims.root(lambda z, a: z**2 - a, tensor(2.0), (a,))
+    with pytest.raises(ims.ConvergenceError, match="failed in 2 of 12 lanes") as error:
+        vmap(vmap(vmap(solve)))(a)
+    assert set(named(str(error.value))) == {(1, 2, 0), (0, 1, 1)}
+
+
+@two_ways
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_lane_and_one_lane(entry, way, count):
+    """``vmap`` itself allows a dimension of size 0 for most operations, and so does a solve."""
+    Z, P = lane_tensors([entry.good[0]])
+    Z, P = Z[:count], P[:count]
+    sol, (gP, gs, gc), log = gradients(entry, way, Z, P)
+    assert sol.value.shape == (count, 2) and sol.status.shape == (count,) and not log
+    assert gP.shape == P.shape
+    if count == 0:
+        assert float(gs) == float(gc) == 0
+        return
+    one, grads = single(entry, Z[0], P[0])
+    assert int(sol.status[0]) == int(one.status) == 0
+    for a, b in zip((sol.value[0], gP[0], gs, gc), (one.value, *grads), strict=True):
+        close(a, b, 1e-12, "one lane")
+
+
+@pytest.mark.parametrize("way", ["vmap", "in_dims"])
+@pytest.mark.parametrize("compact", [True, False])
+def test_very_many_lanes(way, compact):
+    """x^2 = a s and x y = b: x = sqrt(a s), y = b / x; one lane in 1,000 has a NaN."""
+    count = 65_536
+    a = torch.linspace(0.1, 10, count, dtype=F64)
+    b = torch.linspace(-3, 3, count, dtype=F64)
+    bad = torch.zeros(count, dtype=torch.bool)
+    bad[::1000] = True
+    p = torch.stack([torch.where(bad, NAN, a), b], -1).requires_grad_()
+    s = tensor(1.3).requires_grad_()
+
+    def fn(z, p, s):
+        x, y = z.unbind(-1)
+        return torch.stack([x**2 - p[..., 0] * s, x * y - p[..., 1]], -1)
+
+    options = {"solver": ims.Newton(compact=compact), "on_failure": "mask"}
+    start = torch.ones(count, 2, dtype=F64)
+    began = time.perf_counter()
+    if way == "vmap":
+        sol = vmap(lambda z, p: ims.root(fn, z, (p, s), **options))(start, p)
+    else:
+        sol = ims.root(fn, start, (p, s), batch_dims=1, in_dims=(0, None), **options)
+    torch.where(sol.converged.unsqueeze(-1), sol.value, 0.0).sum().backward()
+    assert time.perf_counter() - began < 20
+    assert torch.equal(sol.converged, ~bad)
+    x = (a * s.detach()).sqrt()
+    y = b / x
+    torch.testing.assert_close(sol.value[~bad], torch.stack([x, y], -1)[~bad])
+    torch.testing.assert_close(s.grad, ((x - y) / (2 * s))[~bad].sum().detach())
+    exact = torch.stack([(x - y) / (2 * a), 1 / x], -1)
+    torch.testing.assert_close(p.grad[~bad], exact[~bad])
+    assert torch.equal(p.grad[bad], torch.zeros_like(p.grad[bad]))
+
+
+# -- stragglers --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Add up the lanes in which a problem's condition, function or gradient is evaluated."""
+    count = {"lanes": 0}
+    for name in ("residual", "evaluate", "value_and_gradient", "linearize_function"):
+        original = getattr(EquationProblem, name)
+
+        def counting(self, z, original=original):
+            count["lanes"] += len(z)
+            return original(self, z)
+
+        monkeypatch.setattr(EquationProblem, name, counting)
+    return count
+
+
+def rotation(z, a):
+    """Return a map that Anderson's window of 1 does not solve at once: slopes a and -a / 2."""
+    return torch.stack([a, -0.5 * a], -1) * z.flip(-1) + 1 + 0.1 * a.unsqueeze(-1) * z.sin()
+
+
+STRAGGLERS = {
+    "Anderson": (ims.fixed_point, rotation, ims.Anderson(window=1), 0.05, 1.1),
+    "NewtonCG": (
+        ims.minimize,
+        lambda z, a: (
+            ((z.unsqueeze(-2) - a[..., None, None]) ** 4).sum((-1, -2)) / 4
+            + 0.5 * (a.unsqueeze(-1) < 1).to(z.dtype).squeeze(-1) * (z**2).sum(-1)
+        ),
+        ims.NewtonCG(),
+        0.0,
+        1e4,
+    ),
+    "GaussNewton": (
+        ims.least_squares,
+        lambda z, a: torch.where(a.unsqueeze(-1) < 1, 2 * z - 1, (z - 1) ** 3),
+        ims.GaussNewton(),
+        0.5,
+        1.5,
+    ),
+}
+
+
+@pytest.mark.parametrize("way", ["in_dims", "grid", "mixed"])
+@pytest.mark.parametrize("name", STRAGGLERS)
+def test_a_straggler_does_not_cost_full_batch_steps(evaluated, name, way):
+    kind, fn, solver, quick, slow = STRAGGLERS[name]
+    a = torch.full((2048,), quick, dtype=F64)
+    a[777] = slow
+    start = torch.full((2048, 2), 3.0, dtype=F64) * tensor([1.0, 1.5])
+    alone = {}
+    for i in (0, 777):
+        evaluated["lanes"] = 0
+        sol = kind(fn, start[i], (a[i],), solver=solver)
+        alone[i] = (evaluated["lanes"], int(sol.iterations))
+    assert alone[777][1] >= 10 * alone[0][1], alone
+    evaluated["lanes"] = 0
+    if way == "in_dims":
+        sol = kind(fn, start, (a,), solver=solver, batch_dims=1, in_dims=(0,))
+    elif way == "grid":
+        start, a = start.reshape(32, 64, 2), a.reshape(32, 64)
+        sol = kind(fn, start, (a,), solver=solver, batch_dims=2, in_dims=(0,))
+    else:
+        start, a = start.reshape(32, 64, 2), a.reshape(32, 64)
+        solve = lambda z, a: kind(fn, z, (a,), solver=solver, batch_dims=1, in_dims=(0,))
+        sol = vmap(solve)(start, a)
+    assert bool(sol.converged.all())
+    assert evaluated["lanes"] <= 1.3 * (2047 * alone[0][0] + alone[777][0])
+
+
+# -- property ----------------------------------------------------------------------------------
+
+SCALES = st.floats(0.5, 2.0, width=32)
+
+
+@st.composite
+def mixed_lanes(draw):
+    """Return an entry point, a way, and lanes in order: (good or not, start, coefficients)."""
+    entry = draw(st.sampled_from([e for e in ENTRIES if str(e) in DRAWN]))
+    way = draw(st.sampled_from([w for w in entry.ways if w != "mixed"]))
+    good = [entry.table[0][k] for k in ("easy", "other")]
+    lanes = []
+    for _ in range(draw(st.integers(1, 5))):
+        start, p = draw(st.sampled_from(good))
+        scale = draw(SCALES)
+        p = (p[0] * scale, *p[1:]) if len(p) == 6 else tuple(x * scale for x in p)
+        lanes.append((True, (start * draw(SCALES), p)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(lanes)))
+        lanes.insert(at, (False, draw(st.sampled_from(entry.bad))))
+    return entry, way, lanes
+
+
+DRAWN = ("root", "fixed_point", "minimize", "least_squares", "linear_solve-CG", "linear_solve-LU")
+
+
+@hypothesis.given(mixed_lanes())
+def test_mask_leaves_the_good_lanes_alone(drawn):
+    entry, way, lanes = drawn
+    Z, P = lane_tensors([lane for _, lane in lanes])
+    keep = torch.tensor([good for good, _ in lanes])
+    sol, (gP, gs, gc), _ = gradients(entry, way, Z, P)
+    alone, (aP, as_, ac), log = gradients(entry, way, Z[keep], P[keep])
+    assert torch.equal(sol.converged, keep) and not log
+    assert torch.equal(sol.status[keep], alone.status)
+    assert int((sol.iterations[keep] - alone.iterations).abs().max()) <= 1
+    close(sol.value[keep], alone.value, 1e-10, "value")
+    close(gP[keep], aP, 1e-9, "gradient")
+    assert torch.equal(gP[~keep], torch.zeros_like(gP[~keep]))
+    close(gs, as_, 1e-9, "shared")
+    close(gc, ac, 1e-9, "captured")
