@@ -8,6 +8,7 @@ come from the implicit function theorem, by one linear solve, in every mode of `
 from implicit_solvers import nn as nn
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
 from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
+from implicit_solvers.error_estimates import gradient_error
 from implicit_solvers.fixed_points import fixed_point
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.cholesky import Cholesky
@@ -78,6 +79,7 @@ __all__ = [
     "ImplicitAdjoint",
     "OneStepAdjoint",
     "UnrolledAdjoint",
+    "gradient_error",
     # results
     "Solution",
     "Status",

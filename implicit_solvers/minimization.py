@@ -16,7 +16,7 @@ from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.structure import Structure
 
-__all__ = ["MinimumEquation", "minimize"]
+__all__ = ["MinimumEquation", "minimize", "read_objective"]
 
 
 class MinimumEquation(Equation):
@@ -31,7 +31,8 @@ class MinimumEquation(Equation):
         return pull(torch.ones_like(value))[0]
 
 
-def _objective(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor:
+def read_objective(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor:
+    """Check what an objective returned."""
     if not isinstance(out, Tensor) or out.shape != tuple(lanes):
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(
@@ -107,7 +108,7 @@ def minimize(
     task = Task(
         MinimumEquation,
         fn,
-        _objective,
+        read_objective,
         NewtonCG() if solver is None else solver,
         ImplicitAdjoint() if adjoint is None else adjoint,
         batch_dims,

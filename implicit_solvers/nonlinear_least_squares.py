@@ -17,7 +17,7 @@ from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solvers.gauss_newton import GaussNewton
 from implicit_solvers.structure import Structure
 
-__all__ = ["LeastSquaresEquation", "least_squares"]
+__all__ = ["LeastSquaresEquation", "least_squares", "read_residuals"]
 
 
 class LeastSquaresEquation(Equation):
@@ -32,7 +32,8 @@ class LeastSquaresEquation(Equation):
         return pull(residuals)[0]
 
 
-def _residuals(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor:
+def read_residuals(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor:
+    """Ravel and check what a function of residuals returned."""
     leaves, k = tree_flatten(out)[0], len(lanes)
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
@@ -115,7 +116,7 @@ def least_squares(
     task = Task(
         LeastSquaresEquation,
         fn,
-        _residuals,
+        read_residuals,
         GaussNewton() if solver is None else solver,
         ImplicitAdjoint() if adjoint is None else adjoint,
         batch_dims,
