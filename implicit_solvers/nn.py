@@ -178,7 +178,7 @@ class FixedPoint(_Layer):
 
     See Also
     --------
-    fixed_point, Root, Minimize
+    implicit_solvers.fixed_point, Root, Minimize
 
     Notes
     -----
@@ -250,7 +250,7 @@ class Root(_Layer):
 
     See Also
     --------
-    root, FixedPoint, Minimize
+    implicit_solvers.root, FixedPoint, Minimize
 
     Examples
     --------
@@ -301,7 +301,7 @@ class Minimize(_Layer):
 
     See Also
     --------
-    minimize, FixedPoint, Root
+    implicit_solvers.minimize, FixedPoint, Root
 
     Examples
     --------

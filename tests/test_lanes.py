@@ -11,7 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import hypothesis
@@ -71,19 +71,20 @@ def by_newton(z, p, s):
 # the start (both entries) and the coefficients of a lane
 EASY = (1.0, (-1, 2, 0, 0.1, 0.3, 0))
 OTHER = (0.3, (-0.5, 1.5, 0.1, 0.2, -0.4, 0))
-HARD = (1e4, (-1, 0, 0, 1, 0, 0))
+HARD = (20.0, (-1, 0, 0, 1, 0, 0))
 DOUBLE = (1.0, (0, 0, 1, 0, 0, 0))
 NO_ROOT = (2.0, (1, 0, 1, 0, 0, 0))
 DIVERGENT = (1.0, (0.1, 0, 0, 0, 0, 1))
 SINGULAR = (0.0, (-1, 0, 0, 1, 0, 0))
-NAN_LANE = (1.0, (-1, NAN, 0, 0.1, 0.3, 0))
+# not finite in what multiplies the shared parameters: zero times it is NaN
+NAN_LANE = (1.0, (NAN, 2, 0, 0.1, 0.3, 0))
 
 NEWTON = (
     {"easy": EASY, "hard": HARD, "other": OTHER, "double": DOUBLE},
     {"no root": NO_ROOT, "divergent": DIVERGENT, "singular": SINGULAR, "nan": NAN_LANE},
 )
 PICARD = (
-    {"easy": EASY, "hard": (1.0, (-1, 0.3, 0, 0, 0, 0)), "other": OTHER,
+    {"easy": EASY, "hard": (1.0, (-1, 0.8, 0, 0, 0, 0)), "other": OTHER,
      "quick": (1.0, (-1, 3, 0, 0, 0, 0))},
     {"no root": (1.0, (1, 0, 0, 0, 0, 0)), "divergent": (1.0, (-1, -1, 0, 0, 0, 0)),
      "double": DOUBLE, "nan": NAN_LANE},
@@ -201,13 +202,15 @@ ENTRIES = [
     make
     for compact in (True, False)
     for make in (
-        equation("root", ims.root, f, f, ims.Newton(max_steps=60, compact=compact), NEWTON),
+        equation(
+            "root", ims.root, f, f, ims.Newton(max_steps=25, halvings=8, compact=compact), NEWTON
+        ),
         equation(
             "fixed_point",
             ims.fixed_point,
             picard_map,
             lambda *a: 0.3 * f(*a),
-            ims.FixedPointIteration(max_steps=600, compact=compact),
+            ims.FixedPointIteration(max_steps=150, compact=compact),
             PICARD,
         ),
         equation(
@@ -215,7 +218,7 @@ ENTRIES = [
             ims.minimize,
             objective,
             f,
-            ims.NewtonCG(max_steps=60, compact=compact),
+            ims.NewtonCG(max_steps=15, halvings=8, compact=compact),
             MINIMA,
         ),
         equation(
@@ -223,7 +226,7 @@ ENTRIES = [
             ims.least_squares,
             residuals,
             gradient_of_fit,
-            ims.GaussNewton(max_steps=100, compact=compact),
+            ims.GaussNewton(max_steps=40, halvings=8, compact=compact),
             FITS,
         ),
         system(ims.CG(compact=compact)),
@@ -232,9 +235,10 @@ ENTRIES = [
 ] + [system(ims.LU()), custom("loop"), custom("batched")]
 
 CASES = [pytest.param(e, w, id=f"{e}-{w}") for e in ENTRIES for w in e.ways]
-every_way = pytest.mark.parametrize("entry, way", CASES)
 FEW = [c for c in CASES if c.values[1] in ("vmap", "in_dims")]
 two_ways = pytest.mark.parametrize("entry, way", FEW)
+COMPACT = [c for c in FEW if not str(c.values[0]).endswith(("static", "loop"))]
+two_ways_compact = pytest.mark.parametrize("entry, way", COMPACT)
 
 
 def quiet(fn):
@@ -282,6 +286,7 @@ def condition_number(entry, z, p):
 
 
 def close(a, b, bound, what):
+    a, b = a.detach(), b.detach()
     size = max(1.0, float(b.abs().max())) if b.numel() else 1.0
     worst = float((a - b).abs().max()) if b.numel() else 0.0
     assert worst <= bound * size, (what, worst, bound * size)
@@ -290,8 +295,11 @@ def close(a, b, bound, what):
 # -- a batch is the loop over its lanes --------------------------------------------------------
 
 
-@every_way
-@pytest.mark.parametrize("policy", ["mask", "warn"])
+@pytest.mark.parametrize(
+    "entry, way, policy",
+    [pytest.param(*c.values, "mask", id=c.id) for c in CASES]
+    + [pytest.param(*c.values, "warn", id=f"{c.id}-warn") for c in COMPACT],
+)
 def test_a_batch_is_the_loop_over_its_lanes(entry, way, policy):
     lanes = [*entry.good, *entry.bad]
     order = [0, 4, 1, 5, 2, 6, 3, 7]
@@ -319,7 +327,7 @@ def test_a_batch_is_the_loop_over_its_lanes(entry, way, policy):
         close(gc, total_c, slack, "captured")
 
 
-@every_way
+@two_ways
 def test_permuted_lanes_permute_the_result(entry, way):
     Z, P = lane_tensors([*entry.good, *entry.bad])
     order = torch.tensor([6, 3, 0, 5, 2, 7, 1, 4])
@@ -358,7 +366,7 @@ def derivative_vmap_of_grad(entry, way, Z, P):
     if way == "in_dims":
         weights = torch.eye(len(Z), dtype=F64)  # one cotangent for each lane, batched
         fn = lambda P, s, c: entry.batch(way, Z, P, s, c).value.sum(-1)
-        value, pull = torch.func.vjp(fn, P, S, C)
+        _value, pull = torch.func.vjp(fn, P, S, C)
         gP, gs, gc = vmap(pull)(weights)
         return torch.stack([gP[i, i] for i in range(len(Z))]), (), (gs, gc)
 
@@ -408,18 +416,17 @@ DERIVATIVES = {
     for name, fn in list(globals().items())
     if name.startswith("derivative_")
 }
-CONDITIONED = [
-    # a double root's derivatives are as large as its Jacobian is small: not among the good here
-    pytest.param(e, w, id=f"{e}-{w}")
-    for e in ENTRIES
-    for w in e.ways
-    if w in ("vmap", "in_dims")
+MASKED = [
+    pytest.param(*c.values, what, id=f"{c.id}-{what}")
+    for c in FEW
+    for what in DERIVATIVES
+    if what == "backward" or c in COMPACT
 ]
 
 
-@pytest.mark.parametrize("what", DERIVATIVES)
-@pytest.mark.parametrize("entry, way", CONDITIONED)
+@pytest.mark.parametrize("entry, way, what", MASKED)
 def test_mask_bad_lanes_change_no_other_derivative(entry, way, what):
+    # a double root's derivatives are as large as its Jacobian is small: not among the good here
     good = [lane for name, lane in entry.table[0].items() if name != "double"]
     bad = entry.bad
     lanes = [bad[0], good[0], bad[1], *good[1:], *bad[2:]]
@@ -440,7 +447,7 @@ def test_mask_bad_lanes_change_no_other_derivative(entry, way, what):
             assert torch.equal(a[left], torch.zeros_like(a[left]))
 
 
-@two_ways
+@two_ways_compact
 def test_mask_is_the_value_of_the_good_lanes_alone(entry, way):
     good, bad = entry.good, entry.bad
     Z, P = lane_tensors([*bad[:2], *good, *bad[2:]])
@@ -452,7 +459,7 @@ def test_mask_is_the_value_of_the_good_lanes_alone(entry, way):
         close(sol.value[2 + i], alone.value[i], 100 * EPS * cond, i)
 
 
-@two_ways
+@two_ways_compact
 def test_every_lane_bad(entry, way):
     sol, grads, _ = gradients(entry, way, *lane_tensors(entry.bad))
     assert not sol.converged.any()
@@ -460,7 +467,7 @@ def test_every_lane_bad(entry, way):
         assert torch.equal(g, torch.zeros_like(g))
 
 
-@two_ways
+@two_ways_compact
 def test_warn_keeps_the_other_lanes(entry, way):
     Z, P = lane_tensors([entry.good[0], entry.bad[0], entry.good[1], entry.bad[3]])
     sol, (gP, _, _), log = gradients(entry, way, Z, P, "warn")
@@ -482,7 +489,9 @@ def named(message):
     }
 
 
-@every_way
+@pytest.mark.parametrize(
+    "entry, way", [c for c in CASES if not str(c.values[0]).endswith(("static", "loop"))]
+)
 def test_raise_names_the_failed_lanes(entry, way):
     lanes = [*entry.good, *entry.bad]
     order = [5, 0, 1, 4, 2, 6, 7, 3]
@@ -492,7 +501,7 @@ def test_raise_names_the_failed_lanes(entry, way):
         entry.batch(way, Z, P, policy="raise")
     places = [0, 3, 5, 6]
     grid = {"vmap": (8,), "in_dims": (8,)}.get(way, (2, 4))
-    index = {i: place for i, place in enumerate(itertools.product(*map(range, grid)))}
+    index = dict(enumerate(itertools.product(*map(range, grid))))
     assert named(str(error.value)) == {index[i]: int(status[i]) for i in places}
     assert "failed in 4 of 8 lanes" in str(error.value)
 
@@ -692,16 +701,13 @@ def rotation(z, a):
 
 
 STRAGGLERS = {
-    "Anderson": (ims.fixed_point, rotation, ims.Anderson(window=1), 0.05, 1.1),
+    "Anderson": (ims.fixed_point, rotation, ims.Anderson(window=1), 0.0, 1.1),
     "NewtonCG": (
         ims.minimize,
-        lambda z, a: (
-            ((z.unsqueeze(-2) - a[..., None, None]) ** 4).sum((-1, -2)) / 4
-            + 0.5 * (a.unsqueeze(-1) < 1).to(z.dtype).squeeze(-1) * (z**2).sum(-1)
-        ),
+        lambda z, a: torch.where(a < 1, 0.5 * (z**2).sum(-1), ((z - 1) ** 4).sum(-1)),
         ims.NewtonCG(),
         0.0,
-        1e4,
+        2.0,
     ),
     "GaussNewton": (
         ims.least_squares,
@@ -719,7 +725,7 @@ def test_a_straggler_does_not_cost_full_batch_steps(evaluated, name, way):
     kind, fn, solver, quick, slow = STRAGGLERS[name]
     a = torch.full((2048,), quick, dtype=F64)
     a[777] = slow
-    start = torch.full((2048, 2), 3.0, dtype=F64) * tensor([1.0, 1.5])
+    start = torch.full((2048, 2), 30.0, dtype=F64) * tensor([1.0, 1.5])
     alone = {}
     for i in (0, 777):
         evaluated["lanes"] = 0

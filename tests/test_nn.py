@@ -244,15 +244,47 @@ def test_one_cell_in_two_layers_sums_gradients():
     )
 
 
-def test_tied_parameters_within_a_cell():
-    layer = make()
-    layer.cell.outer.weight = layer.cell.inner.weight
-    expected = gradients(layer, unrolled(layer.cell, X))
-    agree(gradients(layer, layer(X)), expected)
-    p = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    with torch.no_grad():
-        layer.cell.inner.weight.zero_()
-    agree(grad(lambda p: functional_call(layer, p, (X,)).pow(2).sum())(p), expected)
+class Twice(nn.Module):
+    """One parameter under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = self.outer = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner * z + self.outer**2 * x)
+
+
+class Unrolled(nn.Module):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x):
+        return unrolled(self.cell, x)
+
+
+@pytest.mark.parametrize("cell", [Cell, Twice])
+@pytest.mark.parametrize("tie", [True, False])
+def test_tied_parameters(cell, tie):
+    layer = ims.nn.FixedPoint(cell(), batch_dims=1).double()
+    if cell is Cell:
+        layer.cell.outer.weight = layer.cell.inner.weight
+    reference = Unrolled(layer.cell)
+    agree(gradients(layer, layer(X)), gradients(layer, reference(X)))
+
+    # other values in the places of the tied parameter: one for all its names, or one for each
+    p = {
+        name: (0.8 * p.detach() + 0.05 * i).requires_grad_()
+        for i, (name, p) in enumerate(layer.named_parameters(remove_duplicate=tie))
+    }
+
+    def run(module):
+        out = functional_call(module, p, (X,), tie_weights=tie)
+        g = torch.autograd.grad(out.pow(2).sum(), p.values())
+        return dict(zip(p, g, strict=True))
+
+    agree(run(layer), run(reference))
 
 
 def snapshot(layer):
@@ -275,8 +307,12 @@ def test_nothing_is_kept(kind, whole):
     (out.value if whole else out).sum().backward()
     vmap(layer)(X.reshape(5, 1, 4))
     p = {name: 2 * p.detach() for name, p in layer.named_parameters()}
-    out = functional_call(layer, p, (X,))
-    grad(lambda x: functional_call(make(kind), p, (x,)).sum())(X)
+
+    def total(x):
+        out = functional_call(layer, p, (x,))
+        return (out.value if whole else out).sum()
+
+    grad(total)(X)
     now, tensors_now = snapshot(layer)
     assert now == attributes
     agree(tensors_now, tensors, 0)
@@ -288,6 +324,12 @@ def test_return_solution():
     assert sol.converged.tolist() == [True] * 5
     layer = make()
     assert torch.equal(layer(X), ims.fixed_point(layer.cell, 0 * X, (X,), batch_dims=1).value)
+
+
+def test_the_adjoint_is_the_one_given():
+    layer = make(adjoint=ims.OneStepAdjoint())
+    z = layer(X).detach()
+    agree(gradients(layer, layer(X)), gradients(layer, layer.cell(z, X)))
 
 
 def test_extra_repr():

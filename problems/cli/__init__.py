@@ -1,1 +1,1 @@
-"""The commands of `implicit-solvers`."""
+"""The commands of ``implicit-solvers``, one module each, and what they share."""

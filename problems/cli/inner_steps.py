@@ -1,0 +1,89 @@
+"""What a meta-gradient costs as the inner loop grows: implicit and unrolled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+import implicit_solvers as ims
+from implicit_solvers.problems import imaml
+from implicit_solvers.problems.cli.live_memory import LiveMemory
+
+__all__ = ["Cost", "measure_costs", "unrolled_meta_loss"]
+
+Parameters = dict[str, Tensor]
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one meta-gradient of one task costs: the method, its steps, bytes and seconds."""
+
+    method: str
+    inner_steps: int
+    memory: int
+    seconds: float
+
+
+def unrolled_meta_loss(
+    loss: Loss, theta: Parameters, support: Any, query: Any, *, steps: int, lr: float, strength: float
+) -> Tensor:
+    """Return `imaml.meta_loss` as a chain of gradient steps, to be differentiated through (MAML).
+
+    Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning" (2017), with iMAML's proximal
+    term, so that both methods adapt to the same parameters.
+    """
+
+    def inner(phi: Parameters) -> Tensor:
+        return imaml.proximal_loss(loss, phi, theta, support, strength)
+
+    phi = theta
+    for _ in range(steps):
+        gradient = grad(inner)(phi)
+        phi = {name: phi[name] - lr * gradient[name] for name in phi}
+    return loss(phi, query)
+
+
+def measure_costs(
+    loss: Loss,
+    theta: Parameters,
+    support: Any,
+    query: Any,
+    *,
+    inner_steps: Sequence[int],
+    lr: float,
+    strength: float,
+    cg_steps: int,
+) -> Iterator[Cost]:
+    """Measure the peak of live memory and the time of meta-gradients, one after the other."""
+    adjoint = ims.ImplicitAdjoint(ims.CG(max_steps=cg_steps, rtol=None))
+    for steps in inner_steps:
+        solver = ims.GradientDescent(lr, max_steps=steps, rtol=None)
+
+        def implicit(theta: Parameters, solver: Any = solver) -> Tensor:
+            options = {"strength": strength, "solver": solver, "adjoint": adjoint}
+            return imaml.meta_loss(loss, theta, support, query, **options, on_failure="mask")
+
+        def unrolled(theta: Parameters, steps: int = steps) -> Tensor:
+            options = {"steps": steps, "lr": lr, "strength": strength}
+            return unrolled_meta_loss(loss, theta, support, query, **options)
+
+        yield _measure("iMAML", steps, grad(implicit), theta)
+        yield _measure("MAML", steps, grad(unrolled), theta)
+
+
+def _measure(
+    method: str, steps: int, gradient: Callable[[Parameters], Parameters], theta: Parameters
+) -> Cost:
+    start = time.perf_counter()
+    gradient(theta)
+    seconds = time.perf_counter() - start
+    with LiveMemory() as memory:
+        gradient(theta)
+    return Cost(method, steps, memory.peak, seconds)

@@ -1,0 +1,69 @@
+"""The memory of live tensors, counted exactly."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["LiveMemory"]
+
+
+class LiveMemory(TorchDispatchMode):
+    """Count the bytes of the tensors that are made inside the context and still alive.
+
+    It sees every operation below autograd and ``torch.func``, so that what they keep for a
+    backward pass counts until it is freed. A storage counts once, however many views it has, and
+    not at all if it was there before. What a kernel allocates and frees by itself is not seen.
+
+    Attributes
+    ----------
+    live, peak
+        Bytes now, and at most.
+
+    Examples
+    --------
+    >>> import torch
+    >>> with LiveMemory() as memory:
+    ...     x = torch.zeros(1000)
+    ...     y = (2 * x).view(10, 100)
+    ...     del x
+    >>> memory.live, memory.peak
+    (4000, 8000)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.ref[UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._note((args, kwargs), made=False)
+        out = func(*args, **kwargs)
+        self._note(out, made=True)
+        return out
+
+    def _note(self, tree: Any, made: bool) -> None:
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if id(storage) not in self._known:
+                    self._add(storage, storage.nbytes() if made else 0)
+
+    def _add(self, storage: UntypedStorage, size: int) -> None:
+        key = id(storage)
+
+        def freed(_: object) -> None:
+            del self._known[key]
+            self.live -= size
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)
