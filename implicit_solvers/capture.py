@@ -9,6 +9,9 @@ function as one of explicit arguments.
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,17 +119,23 @@ class Captured:
     """What a function reads besides its arguments.
 
     ``tensors`` matter to derivatives or to a ``vmap``; ``buffers`` are those that it writes, such
-    as running statistics.
+    as running statistics. ``slots`` are the modules' dictionaries and names that held what was
+    read: ``torch.func.functional_call`` puts others there before a backward pass runs.
     """
 
     tensors: tuple[Tensor, ...] = ()
     buffers: tuple[Tensor, ...] = ()
+    slots: tuple[tuple[dict[str, Any], str, Tensor], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.tensors or self.buffers)
 
     def __or__(self, other: Captured) -> Captured:
-        return Captured(_union(self.tensors, other.tensors), _union(self.buffers, other.buffers))
+        return Captured(
+            _union(self.tensors, other.tensors),
+            _union(self.buffers, other.buffers),
+            self.slots + other.slots,
+        )
 
 
 def _union(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -138,19 +147,41 @@ class Substitution(_Scope):
 
     The operands before them are the function's explicit arguments: they may hold a captured tensor
     inside, since one tensor can be both. What the function writes into buffers goes into copies.
+    On leaving, every one of the ``expected`` tensors must have been read.
     """
 
-    def __init__(self, captured: Captured, operands: Sequence[Tensor]) -> None:
+    def __init__(
+        self, captured: Captured, operands: Sequence[Tensor], expected: Sequence[Tensor] = ()
+    ) -> None:
         super().__init__()
+        self.expected = {id(t) for t in expected}
         replacements = operands[len(operands) - len(captured.tensors) :]
         self.table = {id(c): r for c, r in zip(captured.tensors, replacements, strict=True)}
         self.table.update({id(buffer): buffer.clone() for buffer in captured.buffers})
         self.captured, self.operands = captured, operands
         self.ours = {id(r) for r in (*operands, *self.table.values())}
 
+    def __enter__(self) -> Any:
+        self.displaced = [(slots, name, slots.get(name)) for slots, name, _ in self.captured.slots]
+        for slots, name, tensor in self.captured.slots:
+            slots[name] = tensor
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        for slots, name, tensor in reversed(self.displaced):
+            slots[name] = tensor
+        if self.expected and exc[0] is None:
+            raise RuntimeError(
+                "the function does not read a tensor any more that it captured in the forward "
+                "pass (was an attribute or variable given another tensor before the derivative "
+                "was taken?), so that its gradient would be lost: pass it in args"
+            )
+
     def see(self, tensor: Tensor) -> Tensor:
         """Return the replacement of a captured tensor, any other as it is."""
         if (found := self.table.get(id(tensor))) is not None:
+            self.expected.discard(id(tensor))
             return found
         inside = tensor
         while is_functorch_wrapped_tensor(inside) and id(inside) not in self.ours:
@@ -168,7 +199,8 @@ class _Recording(_Scope):
         self.level = ambient_level()
         self.known: dict[int, Tensor] = {id(t): t for t in known}
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
-        self.buffers: list[tuple[Tensor, Tensor]] = []
+        self.constants: dict[int, Tensor] = {}
+        self.buffers: list[tuple[Tensor, Tensor, int]] = []
 
     def after(self, out: Any) -> None:
         """Remember the tensors in ``out``: they were computed inside."""
@@ -178,19 +210,37 @@ class _Recording(_Scope):
 
     def before(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Remember buffers that an operation is about to write, such as running statistics."""
-        if not _writes(func, kwargs):
+        if not _writes(func, args, kwargs):
             return
         for leaf in tree_leaves((args, kwargs)):
             if not isinstance(leaf, Tensor) or id(leaf) in self.known:
                 continue
             if not (leaf.requires_grad or is_functorch_wrapped_tensor(leaf)):
-                self.buffers.append((leaf, leaf.clone()))
+                self.buffers.append((leaf, leaf.clone(), leaf._version))
+
+    def kept(self) -> tuple[Tensor, ...]:
+        """Return what was found and somebody else still holds.
+
+        The rest are results of inner transforms and custom functions, which no operation seen
+        here returned: they went with the evaluation.
+        """
+        self.known.clear()
+        pairs = list(self.found.values())
+        self.found.clear()
+        kept = []
+        while pairs:
+            tensor = pairs.pop(0)[0]
+            # references: this variable and the argument of getrefcount
+            if sys.getrefcount(tensor) > 2:
+                kept.append(tensor)
+        return tuple(kept)
 
     def restore(self) -> None:
         """Undo what was written into buffers."""
         with torch.no_grad():
-            for buffer, value in reversed(self.buffers):
-                buffer.copy_(value)
+            for buffer, value, version in reversed(self.buffers):
+                if buffer._version != version:
+                    buffer.copy_(value)
 
     def see(self, tensor: Tensor) -> Tensor:
         """Return a captured tensor's detached stand-in, any other as it is."""
@@ -208,6 +258,7 @@ class _Recording(_Scope):
                     raise RuntimeError(_PASS_IN_ARGS)
                 return tensor
             if not _must_reach(tensor):
+                self.constants[id(tensor)] = tensor
                 return tensor
         stand_in = given.detach()
         self.after(stand_in)
@@ -215,11 +266,15 @@ class _Recording(_Scope):
         return stand_in
 
 
-def _writes(func: Any, kwargs: dict[str, Any]) -> bool:
+def _writes(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
+    if name in ("batch_norm", "instance_norm"):
+        # statistics are updated when the input's own are used: the sixth argument of both
+        flag = "training" if name == "batch_norm" else "use_input_stats"
+        return bool(kwargs.get(flag, args[5] if len(args) > 5 else name == "instance_norm"))
     in_place = name.endswith("_") and not name.endswith("__")
     operator = name in ("__setitem__",) or (name.startswith("__i") and name.endswith("__"))
-    return in_place or operator or "out" in kwargs or name in ("batch_norm", "instance_norm")
+    return in_place or operator or "out" in kwargs
 
 
 def _must_reach(tensor: Tensor) -> bool:
@@ -244,8 +299,68 @@ def _concerned() -> bool:
     )
 
 
-def capture(fn: Callable[..., Any], inputs: Sequence[Tensor], name: str) -> Captured:
+def _modules_in(value: Any, seen: set[int], depth: int = 6) -> Iterator[torch.nn.Module]:
+    """Find the modules that a function or object holds."""
+    if depth == 0 or id(value) in seen:
+        return
+    seen.add(id(value))
+    inner: list[Any] = []
+    if isinstance(value, torch.nn.Module):
+        yield value
+    elif isinstance(value, types.FunctionType):
+        cells = (cell for cell in value.__closure__ or () if not _is_empty(cell))
+        inner = [cell.cell_contents for cell in cells]
+        inner += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        inner += [value.__globals__.get(name) for name in _names(value.__code__)]
+        inner = [v for v in inner if not isinstance(v, types.ModuleType)]
+    elif isinstance(value, types.MethodType):
+        inner = [value.__self__, value.__func__]
+    elif isinstance(value, functools.partial):
+        inner = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, (list, tuple, dict)):
+        # a long container holds data; what is missed in it is an error later, never a wrong zero
+        inner = list(value.values() if isinstance(value, dict) else value)[:1000]
+    elif not isinstance(value, (type, Tensor, types.ModuleType)) and hasattr(value, "__dict__"):
+        inner = list(vars(value).values())
+    for part in inner:
+        yield from _modules_in(part, seen, depth - 1)
+
+
+def _is_empty(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return True
+    return False
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _slots_of(
+    owner: Any, tensors: Sequence[Tensor]
+) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    wanted, seen = {id(t) for t in tensors}, set()
+    for root in _modules_in(owner, set()):
+        for module in root.modules():
+            for slots in (module._parameters, module._buffers):
+                for name, tensor in slots.items():
+                    key = (id(slots), name)
+                    if tensor is not None and id(tensor) in wanted and key not in seen:
+                        seen.add(key)
+                        yield slots, name, tensor
+
+
+def capture(
+    fn: Callable[..., Any], inputs: Sequence[Tensor], name: str, owner: Any = None
+) -> Captured:
     """Return what ``fn(*inputs)`` reads besides its inputs and that matters.
+
+    ``owner`` is what the user wrote: modules are looked for in it.
 
     The function is evaluated once, on detached inputs; the random generator and the buffers that
     it writes are put back. Where nothing is differentiated or batched, nothing is evaluated.
@@ -275,8 +390,12 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Tensor], name: str) -> Capt
             "reads through torch operations (a custom autograd.Function that captures it?): pass "
             "it in args"
         )
-    tensors = tuple(tensor for tensor, _ in recording.found.values())
-    return Captured(tensors, _union((), tuple(buffer for buffer, _ in recording.buffers)))
+    del out
+    tensors = recording.kept()
+    buffers = _union((), tuple(buffer for buffer, _, _ in recording.buffers))
+    read = (*tensors, *recording.constants.values())
+    slots = tuple(_slots_of(owner, read)) if read else ()
+    return Captured(tensors, buffers, slots)
 
 
 def _requires_grad(value: Any) -> bool:

@@ -214,7 +214,8 @@ class Attach(Function):
             return (None,) * inputs
         lead, theta = operands[: spec.lead], operands[spec.lead :]
         w, also_bad = _inverse_times(spec, True, gz, bad, z, lead, theta)
-        condition, places = _condition(spec, z, theta)
+        needed = ctx.needs_input_grad[inputs - len(theta) :]
+        condition, places = _condition(spec, z, theta, needed)
         result: list[Any] = [None] * len(theta)
         if places and spec.masked:
             keep = ~(bad | also_bad)
@@ -238,8 +239,8 @@ class Attach(Function):
         z, bad, *operands = saved
         lead, theta = operands[: spec.lead], operands[spec.lead :]
         moved = tangents[len(tangents) - len(theta) :] if theta else ()
-        condition, places = _condition(spec, z, theta)
-        if all(moved[i] is None for i in places):
+        condition, places = _condition(spec, z, theta, [t is not None for t in moved])
+        if not places:
             return torch.zeros_like(z)
         if spec.masked:
             moving = [t if i in places else None for i, t in enumerate(moved)]
@@ -283,10 +284,10 @@ def _inverse_times(
 
 
 def _condition(
-    spec: AttachSpec, z: Tensor, theta: Sequence[Tensor]
+    spec: AttachSpec, z: Tensor, theta: Sequence[Tensor], needed: Sequence[bool]
 ) -> tuple[Callable[..., Tensor], list[int]]:
-    """Return the equation at ``z`` as a function of its floating operands, and their places."""
-    places = [i for i, t in enumerate(theta) if t.is_floating_point()]
+    """Return the equation at ``z`` as a function of the operands needed, and their places."""
+    places = [i for i, t in enumerate(theta) if needed[i] and t.is_floating_point()]
     on_lanes = spec.own_lanes.over(spec.equation.condition)
 
     def condition(*free: Tensor) -> Tensor:

@@ -102,12 +102,12 @@ def solve_equation(
             out = _first_of_two(out)
         return task.read(out, structure, z.shape[:-1])
 
-    def explicit(captured: Captured) -> Callable[..., Tensor]:
+    def explicit(captured: Captured, expected: Sequence[Tensor] = ()) -> Callable[..., Tensor]:
         if not captured:
             return raw
 
         def fn(z: Tensor, *operands: Tensor) -> Tensor:
-            with Substitution(captured, (z, *operands)):
+            with Substitution(captured, (z, *operands), expected):
                 return raw(z, *operands[: len(tensors)])
 
         return fn
@@ -120,8 +120,8 @@ def solve_equation(
     name = f"the function of {task.label}"
     captured = Captured()
     lift = transforms_active() or torch.is_inference_mode_enabled() or nested()
-    if lift and start.numel():
-        captured = capture(raw, (start, *tensors), name)
+    if lift:
+        captured = capture(raw, (start, *tensors), name, task.fn)
     operands = [resolve(t) for t in (*tensors, *captured.tensors)]
     with isolated():
         if lift:
@@ -133,9 +133,9 @@ def solve_equation(
             z, status, iterations, residual, *factors = solve_plainly(spec, start, operands)
 
     # Branches that were not taken at the start may read more tensors at the solution.
-    if start.numel():
-        captured = captured | capture(raw, (z, *tensors), name)
-        operands = [resolve(t) for t in (*tensors, *captured.tensors)]
+    at_solution = capture(raw, (z, *tensors), name, task.fn)
+    captured = captured | at_solution
+    operands = [resolve(t) for t in (*tensors, *captured.tensors)]
     if isinstance(task.adjoint, UnrolledAdjoint) and start.numel():
         z = _unrolled(
             task,
@@ -146,7 +146,7 @@ def solve_equation(
             operands,
             iterations,
         )
-    elif _differentiable(operands) and start.numel():
+    elif _differentiable(operands):
         M, M_tensors = _preconditioner(task, structure, z, join(tensors))
         hints = len(factors)
         own = lanes(len(captured.tensors))
@@ -154,7 +154,7 @@ def solve_equation(
         known = own.native_carried
         lead_known = (task.batch_dims > 0,) * hints + (False,) * len(M_tensors)
         attach = AttachSpec(
-            task.equation(explicit(captured)),
+            task.equation(explicit(captured, at_solution.tensors)),
             adjoint_solver,
             replace(
                 own,

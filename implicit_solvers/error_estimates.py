@@ -112,7 +112,7 @@ def gradient_error(
         return fn(tree_unflatten(list(given[: len(leaves)]), tree), *join(given[len(leaves) :]))
 
     with torch.enable_grad():
-        captured = capture(evaluate, (*leaves, *tensors), f"the function {name_of(fn)}")
+        captured = capture(evaluate, (*leaves, *tensors), f"the function {name_of(fn)}", fn)
 
     def explicit(z: Any, *operands: Tensor) -> Any:
         with Substitution(captured, (*tree_flatten(z)[0], *operands)):

@@ -20,32 +20,6 @@ from implicit_solvers.structure import Structure
 __all__ = ["FixedPoint", "Minimize", "Root"]
 
 
-class _BoundModule:
-    """A module with the tensors that it holds now, whatever it holds when it is evaluated.
-
-    The rules evaluate the function in the backward pass too, when ``torch.func.functional_call``
-    has long put the module's own parameters and buffers back.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.__name__ = type(module).__name__  # for the messages
-        self.module = module
-        self.places = [
-            (prefix, holder, name, tensor)
-            for prefix, holder in module.named_modules()
-            for name, tensor in (
-                *holder.named_parameters(recurse=False, remove_duplicate=False),
-                *holder.named_buffers(recurse=False, remove_duplicate=False),
-            )
-        ]
-
-    def __call__(self, z: Any, *args: Any) -> Any:
-        if all(getattr(holder, name) is tensor for _, holder, name, tensor in self.places):
-            return self.module(z, *args)
-        tensors = {f"{p}.{name}" if p else name: tensor for p, _, name, tensor in self.places}
-        return torch.func.functional_call(self.module, tensors, (z, *args), tie_weights=False)
-
-
 def _brief(value: Any) -> str:
     """Write a solver or an adjoint with the fields that are not the default."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
@@ -104,7 +78,7 @@ class _Layer(nn.Module):
         if in_dims is None and self.batch_dims != 0:
             in_dims = 0
         solution = self._solve(
-            _BoundModule(self.cell) if isinstance(self.cell, nn.Module) else self.cell,
+            self.cell,
             start,
             (x, *more),
             solver=self.solver,
@@ -188,9 +162,6 @@ class FixedPoint(_Layer):
     backward pass evaluates the cell too: leave its mode as it is until then. Forward hooks on the
     cell fire at every evaluation, of both passes; hooks on the layer once. Full backward hooks on
     the cell are refused by ``torch.func``; on the layer they work.
-
-    Under ``torch.func.functional_call(layer, tensors, x)`` the backward pass uses those tensors as
-    well, for a cell that is a module; a function that captures a module cannot be followed there.
 
     Source: Bai, Kolter and Koltun, "Deep Equilibrium Models" (2019), section 3.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -48,7 +49,8 @@ def read_residuals(out: Any, structure: Structure, lanes: Sequence[int]) -> Tens
                 f"fn returned residuals of shape {tuple(leaf.shape)}: they must begin with the "
                 f"lanes {tuple(lanes)}"
             )
-    return torch.cat([leaf.reshape((*lanes, -1)) for leaf in leaves], dim=-1)
+    flat = [leaf.reshape((*lanes, math.prod(leaf.shape[k:]))) for leaf in leaves]
+    return torch.cat(flat, dim=-1)
 
 
 def least_squares(

@@ -332,3 +332,92 @@ def test_integer_and_constant_captures_are_left_alone():
         torch.stack([index, index.flip(0)])
     )
     agree(each, 2 * torch.stack([X[index], X[index.flip(0)]]))
+
+
+class Layer(nn.Module):
+    """A user's module with a layer inside that captures ``self``."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+        self.register_buffer("shift", torch.tensor(0.1, dtype=torch.float64))
+
+    def forward(self, x):
+        def cell(z):
+            return self.w * torch.cos(z + self.shift) + x
+
+        return ims.fixed_point(cell, torch.zeros_like(x)).value
+
+
+def slope_of_layer(w, shift):
+    z = torch.zeros_like(w)
+    for _ in range(200):
+        z = w * torch.cos(z + shift)
+    return torch.cos(z + shift) / (1 + w * torch.sin(z + shift))
+
+
+def test_functional_call_of_a_module_that_has_put_its_own_tensors_back():
+    layer, x = Layer(), torch.zeros((), dtype=torch.float64)
+    w = torch.tensor([0.5, 0.7], dtype=torch.float64)
+    shift = torch.tensor(0.3, dtype=torch.float64)
+
+    def call(w):
+        return functional_call(layer, {"w": w, "shift": shift}, (x,))
+
+    expected = slope_of_layer(w, shift)
+    agree(vmap(grad(call))(w), expected)
+    agree(torch.stack([grad(call)(v) for v in w]), expected)
+    agree(vmap(jacfwd(call))(w), expected)
+    leaf = w[1].clone().requires_grad_()
+    (first,) = torch.autograd.grad(call(leaf), leaf, create_graph=True)
+    agree(first.detach(), expected[1])
+    (second,) = torch.autograd.grad(first, leaf)
+    agree(second, jacrev(lambda w: slope_of_layer(w, shift))(w[1]))
+    assert float(layer.w.detach()) == 0.5 and float(layer.shift) == 0.1
+
+
+def test_a_parameter_replaced_before_the_backward_pass():
+    layer, x = Layer(), torch.zeros((), dtype=torch.float64)
+    old = layer.w
+    z = layer(x)
+    layer.w = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+    (g,) = torch.autograd.grad(z, old)
+    agree(g, slope_of_layer(old.detach(), layer.shift))
+    assert float(layer.w.detach()) == 0.2
+
+
+def test_a_variable_replaced_before_the_backward_pass_is_an_error():
+    holder = {"w": torch.tensor(0.5, dtype=torch.float64, requires_grad=True)}
+    old = holder["w"]
+    z = ims.fixed_point(lambda z: holder["w"] * torch.cos(z), torch.zeros_like(old)).value
+    holder["w"] = torch.tensor(0.7, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="does not read a tensor any more"):
+        z.backward()
+
+
+def test_batch_norm_in_evaluation_mode():
+    norm = nn.BatchNorm1d(3).double().eval()
+    norm.running_mean.copy_(X)
+
+    def solve(x):
+        return ims.fixed_point(lambda z: 0.3 * torch.tanh(norm(z)) + x, torch.zeros_like(x)).value
+
+    def loop(x):
+        z = torch.zeros_like(x)
+        for _ in range(60):
+            z = 0.3 * torch.tanh(norm(z)) + x
+        return z
+
+    agree(grad(lambda x: solve(x).sum())(MANY_X), grad(lambda x: loop(x).sum())(MANY_X))
+
+
+def test_batched_statistics_need_no_derivative():
+    def solve(mean, x):
+        def cell(z, x):
+            return 0.3 * torch.tanh(nn.functional.batch_norm(z, mean, torch.ones_like(mean))) + x
+
+        return ims.fixed_point(cell, torch.zeros_like(x), (x,)).value.sum()
+
+    each = vmap(grad(solve, argnums=1), (0, None))(MANY_X, MANY_X)
+    alone = torch.stack([grad(solve, argnums=1)(mean, MANY_X) for mean in MANY_X])
+    agree(each, alone)

@@ -139,7 +139,8 @@ class LinearSolve(Function):
         again = spec.derived(not spec.transposed)
         gb, status, *_ = LinearSolve.apply(again, gx, None, skip, *operands)
         phi = spec.operator_tensors(operands)
-        product, places = _product(spec, x, phi)
+        needed = ctx.needs_input_grad[inputs - len(phi) :]
+        product, places = _product(spec, x, phi, needed)
         result: list[Any] = [None] * len(phi)
         if places and spec.masked:
             keep = ~(bad | failed(status))
@@ -164,13 +165,12 @@ class LinearSolve(Function):
         phi = spec.operator_tensors(operands)
         db, dphi = tangents[1], tangents[len(tangents) - len(phi) :]
         rhs = torch.zeros_like(x) if db is None else db
-        product, places = _product(spec, x, phi)
-        places_moving = [i for i in places if dphi[i] is not None]
-        if places_moving and spec.masked:
+        product, places = _product(spec, x, phi, [t is not None for t in dphi])
+        if places and spec.masked:
             moving = [t if i in places else None for i, t in enumerate(dphi)]
             lanes = spec.operator_lanes
             rhs = rhs - lane_pushforward(spec.one_lane, lanes, ~bad, (x, *phi), moving)
-        elif places_moving:
+        elif places:
             primals, moved = [phi[i] for i in places], [dphi[i] for i in places]
             rhs = rhs - pushforward(product, primals, moved)
         skip = bad if spec.masked else None
@@ -233,10 +233,10 @@ def solve_linear(
 
 
 def _product(
-    spec: LinearSolveSpec, x: Tensor, phi: Sequence[Tensor]
+    spec: LinearSolveSpec, x: Tensor, phi: Sequence[Tensor], needed: Sequence[bool]
 ) -> tuple[Callable[..., Tensor], list[int]]:
-    """Return ``A(phi) x`` as a function of the floating tensors of phi, and their places."""
-    places = [i for i, t in enumerate(phi) if t.is_floating_point()]
+    """Return ``A(phi) x`` as a function of the tensors needed of phi, and their places."""
+    places = [i for i, t in enumerate(phi) if needed[i] and t.is_floating_point()]
     on_lanes = spec.operator_lanes.over(spec.one_lane)
 
     def product(*free: Tensor) -> Tensor:

@@ -309,7 +309,7 @@ def operator_template(
         v = tree_unflatten(list(tensors[: len(flat)]), tree)
         return join(tensors[len(flat) :]).mv(v)
 
-    captured = capture(evaluate, (*flat, *own), f"the function of {type(A).__name__}")
+    captured = capture(evaluate, (*flat, *own), f"the function of {type(A).__name__}", A)
     count = len(own)
 
     def build(tensors: Sequence[Tensor]) -> LinearOperator:

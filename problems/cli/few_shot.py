@@ -26,13 +26,13 @@ from implicit_solvers.problems.data.glyphs import (
 __all__ = [
     "Configuration",
     "Parameters",
+    "accuracy_of",
+    "adapted_predictions",
     "classifier",
     "cross_entropy",
     "initial_parameters",
     "load_episodes",
-    "mean_and_interval",
-    "nearest_neighbour_accuracies",
-    "task_accuracies",
+    "nearest_neighbour_predictions",
 ]
 
 Parameters = dict[str, Tensor]
@@ -57,7 +57,7 @@ class Configuration:
     width: int = 32
     instances: int = 20
     queries: int = 10
-    validation_tasks: int = 50
+    validation_tasks: int = 40
     evaluation_tasks: int = 600
 
     def adaptation(self, **changes: float) -> dict[str, Any]:
@@ -135,48 +135,44 @@ def cross_entropy(network: nn.Module) -> Callable[[Parameters, tuple[Tensor, Ten
     return loss
 
 
-def task_accuracies(
+def adapted_predictions(
     network: nn.Module, theta: Parameters, tasks: Tasks, adaptation: dict[str, Any]
 ) -> Tensor:
-    """Return the accuracy on each task's queries, ``(tasks,)``, after adapting to its support."""
+    """Return the labels ``(tasks, queries)`` that each task's network gives after adaptation."""
     loss = cross_entropy(network)
 
-    def accuracy(
-        support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor
-    ) -> Tensor:
+    def predict(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         phi = imaml.adapt(loss, theta, (support_x, support_y), **adaptation).value
-        prediction = functional_call(network, phi, (query_x,)).argmax(-1)
-        return (prediction == query_y).float().mean()
+        return functional_call(network, phi, (query_x,)).argmax(-1)
 
     with torch.no_grad():
-        return vmap(accuracy, chunk_size=TASKS_AT_ONCE)(*tasks)
+        batched = vmap(predict, chunk_size=TASKS_AT_ONCE)
+        return batched(tasks.support_x, tasks.support_y, tasks.query_x)
 
 
-def nearest_neighbour_accuracies(tasks: Tasks) -> Tensor:
-    """Return the accuracy on each task, ``(tasks,)``, of the label of the nearest support image.
-
-    The distance is that of the pixels' values.
+def nearest_neighbour_predictions(tasks: Tasks) -> Tensor:
+    """Return the labels ``(tasks, queries)`` of the support images with the nearest pixels.
 
     Examples
     --------
     >>> support_x, query_x = torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[0.2], [0.4]]])
     >>> labels = torch.tensor([[0, 1]])
-    >>> nearest_neighbour_accuracies(Tasks(support_x, labels, query_x, labels))
-    tensor([0.5000])
+    >>> nearest_neighbour_predictions(Tasks(support_x, labels, query_x, labels))
+    tensor([[0, 0]])
     """
     distances = torch.cdist(tasks.query_x.flatten(2), tasks.support_x.flatten(2))
-    prediction = tasks.support_y.gather(1, distances.argmin(2))
-    return (prediction == tasks.query_y).float().mean(1)
+    return tasks.support_y.gather(1, distances.argmin(2))
 
 
-def mean_and_interval(accuracies: Tensor) -> dict[str, float]:
-    """Return the mean over tasks and its 95% interval, from the normal approximation.
+def accuracy_of(predictions: Tensor, tasks: Tasks) -> dict[str, float]:
+    """Return the mean accuracy over tasks and its 95% interval, from the normal approximation.
 
     Examples
     --------
-    >>> mean_and_interval(torch.tensor([0.5, 0.5]))
+    >>> x, labels = torch.zeros(2, 2, 1), torch.tensor([[0, 1], [0, 1]])
+    >>> accuracy_of(torch.tensor([[0, 0], [1, 1]]), Tasks(x, labels, x, labels))
     {'mean': 0.5, 'low': 0.5, 'high': 0.5}
     """
-    values = accuracies.double()
-    mean, half = values.mean(), 1.96 * values.std(correction=0) / math.sqrt(len(values))
+    right = (predictions == tasks.query_y).double().mean(1)
+    mean, half = right.mean(), 1.96 * right.std(correction=0) / math.sqrt(len(right))
     return {"mean": float(mean), "low": float(mean - half), "high": float(mean + half)}

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.func import grad
 
@@ -32,7 +31,14 @@ class Cost:
 
 
 def unrolled_meta_loss(
-    loss: Loss, theta: Parameters, support: Any, query: Any, *, steps: int, lr: float, strength: float
+    loss: Loss,
+    theta: Parameters,
+    support: Any,
+    query: Any,
+    *,
+    steps: int,
+    lr: float,
+    strength: float,
 ) -> Tensor:
     """Return `imaml.meta_loss` as a chain of gradient steps, to be differentiated through (MAML).
 
@@ -67,12 +73,13 @@ def measure_costs(
         solver = ims.GradientDescent(lr, max_steps=steps, rtol=None)
 
         def implicit(theta: Parameters, solver: Any = solver) -> Tensor:
-            options = {"strength": strength, "solver": solver, "adjoint": adjoint}
-            return imaml.meta_loss(loss, theta, support, query, **options, on_failure="mask")
+            options = {"solver": solver, "adjoint": adjoint, "on_failure": "mask"}
+            return imaml.meta_loss(loss, theta, support, query, strength=strength, **options)
 
         def unrolled(theta: Parameters, steps: int = steps) -> Tensor:
-            options = {"steps": steps, "lr": lr, "strength": strength}
-            return unrolled_meta_loss(loss, theta, support, query, **options)
+            return unrolled_meta_loss(
+                loss, theta, support, query, steps=steps, lr=lr, strength=strength
+            )
 
         yield _measure("iMAML", steps, grad(implicit), theta)
         yield _measure("MAML", steps, grad(unrolled), theta)
@@ -81,9 +88,8 @@ def measure_costs(
 def _measure(
     method: str, steps: int, gradient: Callable[[Parameters], Parameters], theta: Parameters
 ) -> Cost:
-    start = time.perf_counter()
-    gradient(theta)
-    seconds = time.perf_counter() - start
     with LiveMemory() as memory:
         gradient(theta)
-    return Cost(method, steps, memory.peak, seconds)
+    start = time.perf_counter()
+    gradient(theta)
+    return Cost(method, steps, memory.peak, time.perf_counter() - start)

@@ -20,8 +20,9 @@ from implicit_solvers.problems import imaml
 from implicit_solvers.problems.cli.few_shot import (
     Configuration,
     Parameters,
+    accuracy_of,
+    adapted_predictions,
     cross_entropy,
-    task_accuracies,
 )
 from implicit_solvers.problems.data.glyphs import Episodes
 
@@ -153,8 +154,15 @@ def meta_train(
     validation_tasks = validation.batch(range(configuration.validation_tasks))
     validate_every = math.ceil(configuration.meta_steps / VALIDATIONS)
     count = configuration.tasks_per_step
-    report(history)
 
+    def validate() -> None:
+        predictions = adapted_predictions(network, _detached(theta), validation_tasks, adaptation)
+        accuracy = accuracy_of(predictions, validation_tasks)["mean"]
+        history.validation.append((history.steps, accuracy))
+
+    if not history.validation:
+        validate()
+    report(history)
     while history.steps < configuration.meta_steps:
         start = time.perf_counter()
         step = history.steps
@@ -175,8 +183,7 @@ def meta_train(
         history.left_out += int(failed.any(0).sum())
         last = history.steps == configuration.meta_steps
         if last or history.steps % validate_every == 0:
-            accuracies = task_accuracies(network, _detached(theta), validation_tasks, adaptation)
-            history.validation.append((history.steps, float(accuracies.double().mean())))
+            validate()
         history.seconds += time.perf_counter() - start
         if last or history.steps % checkpoint_every == 0:
             content = {

@@ -1,0 +1,57 @@
+"""The command ``implicit-solvers``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from implicit_solvers.problems.cli import demo
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status; 2 if an extra is missing.
+
+    Parameters
+    ----------
+    argv
+        The arguments; left out, those of the process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="implicit-solvers", description="Worked problems of the library implicit-solvers."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    command = commands.add_parser(
+        "demo",
+        help="learn to tell characters apart after one example of each (three minutes)",
+        description="Meta-learn by implicit gradients (iMAML) to tell apart five characters that "
+        "were never seen, after one example of each; compare with two baselines, and the cost "
+        "with that of unrolling.",
+    )
+    demo.add_arguments(command)
+    command.set_defaults(run=demo.run, extra="problems", modules=("HersheyFonts", "matplotlib"))
+    arguments = parser.parse_args(argv)
+    missing = [name for name in arguments.modules if not _importable(name)]
+    if missing:
+        print(
+            f"error: this command needs {' and '.join(missing)}: "
+            f"pip install 'implicit-solvers[{arguments.extra}]'",
+            file=sys.stderr,
+        )
+        return 2
+    return arguments.run(arguments)
+
+
+def _importable(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
