@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -207,12 +208,20 @@ class LegacyBatch:
             self.level = torch._C._vmapmode_increment_nesting() - 1
             torch._C._vmapmode_decrement_nesting()
 
-    def strip(self, tensor: Tensor) -> tuple[Tensor, int | None]:
-        """Return the tensor with the batch dimension in front, and where that is, if it is."""
-        if not is_legacy_batchedtensor(tensor):
+    def apply(self, rule: Callable[..., Any], spec: Any, *tensors: Tensor | None) -> Any:
+        """Apply a vmap rule to the dimension, and hide it again in what that returns."""
+        stripped = [self._strip(t) for t in tensors]
+        size = next(t.shape[0] for t, dim in stripped if dim == 0 and t is not None)
+        in_dims = (None, *(dim for _, dim in stripped))
+        out, out_dims = rule(
+            SimpleNamespace(batch_size=size), in_dims, spec, *(t for t, _ in stripped)
+        )
+        return tuple(
+            t if dim is None else torch._add_batch_dim(t.movedim(dim, 0), 0, self.level)
+            for t, dim in zip(out, out_dims, strict=True)
+        )
+
+    def _strip(self, tensor: Tensor | None) -> tuple[Tensor | None, int | None]:
+        if tensor is None or not is_legacy_batchedtensor(tensor):
             return tensor, None
         return torch._remove_batch_dim(tensor, self.level, 1, 0), 0
-
-    def wrap(self, tensor: Tensor) -> Tensor:
-        """Hide the first dimension again."""
-        return torch._add_batch_dim(tensor, 0, self.level)

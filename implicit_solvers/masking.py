@@ -87,14 +87,10 @@ class LaneGradient(Function):
     @staticmethod
     def forward(spec: LaneSum, keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Gather the lanes, differentiate, and scatter."""
-        batch = LegacyBatch(tensors)
-        if not batch.active:
-            return _gradient(spec, keep, tensors)
-        stripped = [batch.strip(t) for t in tensors]
-        size = next(t.shape[0] for t, dim in stripped if dim == 0)
-        spec = _with_outer(spec, size, [dim for _, dim in stripped])
-        out = _gradient(spec, keep, [t for t, _ in stripped])
-        return tuple(batch.wrap(t) for t in out)
+        batch = LegacyBatch((keep, *tensors))
+        if batch.active:
+            return batch.apply(LaneGradient.vmap, spec, keep, *tensors)
+        return _gradient(spec, keep, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -5,7 +5,8 @@ import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacrev, jvp, vjp, vmap
 
-from tests.cases import CASES, MANY_P, P, derivative, words
+import implicit_solvers as ims
+from tests.cases import CASES, MANY_P, P, W, derivative, words
 
 ORDER_TOLERANCE = {1: 1e-8, 2: 1e-7, 3: 1e-7}
 WRAPPERS = {
@@ -108,6 +109,35 @@ def test_gradcheck(case):
     )
     assert gradgradcheck(
         case.solve, (p,), check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True
+    )
+
+
+def masked_root(w, x):
+    def f(z, w, x):
+        return z + 0.5 * torch.tanh(w @ z) * x.sum() - x
+
+    return ims.root(f, torch.zeros_like(x), (w, x), on_failure="mask").value
+
+
+def masked_linear_solve(w, x):
+    A = ims.MatrixOperator(torch.eye(3, dtype=w.dtype) + w * x.sum())
+    return ims.linear_solve(A, x, on_failure="mask").value
+
+
+@pytest.mark.parametrize("fn", [masked_root, masked_linear_solve])
+def test_gradcheck_where_lanes_may_be_left_out(fn):
+    w, x = 0.3 * W, MANY_P[:3].clone()
+    inputs = (w.requires_grad_(), x.requires_grad_())
+    batched = vmap(fn, (None, 0))
+    assert gradcheck(
+        batched,
+        inputs,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )
+    assert gradgradcheck(
+        batched, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True
     )
 
 

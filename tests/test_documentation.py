@@ -52,7 +52,9 @@ def python_blocks(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/index.md", "docs/lanes.md", "docs/adjoints.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/index.md", "docs/lanes.md", "docs/adjoints.md"]
+)
 def test_the_examples_of_a_page_run(path, capsys):
     blocks = python_blocks(ROOT / path)
     assert blocks

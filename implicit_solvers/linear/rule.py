@@ -102,17 +102,10 @@ class LinearSolve(Function):
         *operands: Tensor,
     ) -> tuple[Tensor, ...]:
         """Run the solver on plain tensors."""
-        batch = LegacyBatch((b, *operands))
-        if not batch.active:
-            return _run(spec, b, start, skip, operands)
-        stripped = [batch.strip(t) for t in (b, *operands)]
-        size = next(t.shape[0] for t, dim in stripped if dim == 0)
-        spec, b, rest = _lift(spec, size, stripped[0], stripped[1:])
-        if skip is not None:
-            skip = skip.expand(b.shape[:-1])
-        out = _run(spec, b, None, skip, rest)
-        plain = len(out) if _any_operand_carries(spec) else 4
-        return (*(batch.wrap(t) for t in out[:plain]), *out[plain:])
+        batch = LegacyBatch((b, skip, *operands))
+        if batch.active:
+            return batch.apply(LinearSolve.vmap, spec, b, start, skip, *operands)
+        return _run(spec, b, start, skip, operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -110,6 +110,8 @@ def _draw_task(ax: Axes, support: Tensor, queries: Tensor, right: Tensor) -> Non
 def _draw_learning(
     ax: Axes, history: History, accuracies: Mapping[str, Mapping[str, float]]
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     steps, values = zip(*history.validation, strict=True)
     ax.plot(steps, 100 * np.array(values), "o-", color=BLUE, ms=4)
     for name, accuracy in list(accuracies.items())[:-1]:
@@ -118,7 +120,7 @@ def _draw_learning(
         ax.text(steps[-1], height - 1, name, color=GREY, ha="right", va="top")
     ax.set(title="Learning to adapt", xlabel="meta-steps", ylabel="accuracy, validation classes, %")
     ax.set_ylim(15, 100)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_accuracies(ax: Axes, accuracies: Mapping[str, Mapping[str, float]]) -> None:
@@ -140,6 +142,8 @@ def _draw_accuracies(ax: Axes, accuracies: Mapping[str, Mapping[str, float]]) ->
 
 
 def _draw_residual(ax: Axes, history: History) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     residual = np.array(history.residual)
     low, middle, high = np.quantile(residual, (0, 0.5, 1), axis=1)
     steps = np.arange(1, len(residual) + 1)
@@ -147,7 +151,7 @@ def _draw_residual(ax: Axes, history: History) -> None:
     ax.plot(steps, middle, color=BLUE, lw=1.2, label="median")
     ax.set(title="CG's relative residual", xlabel="meta-steps", yscale="log")
     ax.set_ylim(top=3 * high.max())
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="upper left", ncols=2)
 
 

@@ -28,7 +28,7 @@ from implicit_solvers.problems.data.glyphs import Episodes
 
 __all__ = ["CheckpointError", "History", "load_checkpoint", "meta_train"]
 
-VALIDATIONS = 10
+VALIDATIONS = 8
 
 
 class CheckpointError(ValueError):
