@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from implicit_solvers.problems.cli.demo_figure import draw_figure
 from implicit_solvers.problems.cli.few_shot import (
@@ -40,7 +40,11 @@ from implicit_solvers.problems.data.glyphs import Tasks
 
 __all__ = ["add_arguments", "run"]
 
-PIXELS, RANDOM, META_TRAINED = "nearest pixels", "random weights", "meta-trained (iMAML)"
+LABELS = {
+    "nearest_neighbour": "1-nearest neighbour on pixels",
+    "random_weights": "random weights, adapted",
+    "meta_trained": "meta-trained (iMAML), adapted",
+}
 # What random weights may adapt with instead, if that is better on validation classes.
 RANDOM_SETTINGS = ({"inner_lr": 0.1, "strength": 0.1}, {"inner_lr": 0.5, "strength": 0.1})
 COST_STEPS = (4, 16, 64, 256)
@@ -156,15 +160,14 @@ def _demonstrate(
     console: Console,
 ) -> dict[str, Any]:
     """Learn, evaluate, measure and draw; return the metrics."""
-    started = [time.perf_counter()]
+    laps = [time.perf_counter()]
 
     def lap() -> float:
-        started.append(time.perf_counter())
-        return started[-1] - started[-2]
+        laps.append(time.perf_counter())
+        return laps[-1] - laps[-2]
 
     with console.status("drawing the characters"):
         train, validation, test = load_episodes(configuration)
-    timing: dict[str, Any] = {"data": lap()}
     network = classifier(configuration.width)
     first = initial_parameters(network, Generator().manual_seed(configuration.seed))
     columns = (
@@ -175,6 +178,7 @@ def _demonstrate(
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
+        timing: dict[str, Any] = {"data": lap()}
         training = progress.add_task("meta-training", total=configuration.meta_steps, note="")
 
         def report(history: History) -> None:
@@ -194,73 +198,101 @@ def _demonstrate(
         )
         lap()
         timing["meta_training"] = history.seconds
-
-        evaluation = progress.add_task("evaluation", total=3 + len(RANDOM_SETTINGS), note="")
-
-        def predict(theta: Parameters, tasks: Tasks, setting: Mapping[str, float]) -> Tensor:
-            adaptation = configuration.adaptation(**setting)
-            predictions = adapted_predictions(network, theta, tasks, adaptation)
-            progress.advance(evaluation)
-            return predictions
-
-        choices = validation.batch(range(configuration.validation_tasks))
-        own = {"inner_lr": configuration.inner_lr, "strength": configuration.strength}
-        scores = {
-            accuracy_of(predict(first, choices, setting), choices)["mean"]: setting
-            for setting in (*RANDOM_SETTINGS, own)
-        }
-        best = scores[max(scores)]
         tasks = test.batch(range(configuration.evaluation_tasks))
-        predictions = predict(theta, tasks, own)
-        accuracies = {
-            PIXELS: accuracy_of(nearest_neighbour_predictions(tasks), tasks),
-            RANDOM: accuracy_of(predict(first, tasks, best), tasks),
-            META_TRAINED: accuracy_of(predictions, tasks),
-        }
+        choices = validation.batch(range(configuration.validation_tasks))
+        accuracies, predictions, setting = _evaluate(
+            network, first, theta, tasks, choices, configuration, progress
+        )
         timing["evaluation"] = lap()
-
         costs: list[Cost] = []
         if not arguments.no_memory:
-            measured = progress.add_task("memory and time", total=2 * len(COST_STEPS), note="")
-            for cost in measure_costs(
-                cross_entropy(network),
-                theta,
-                (tasks.support_x[0], tasks.support_y[0]),
-                (tasks.query_x[0], tasks.query_y[0]),
-                inner_steps=COST_STEPS,
-                lr=configuration.inner_lr,
-                strength=configuration.strength,
-                cg_steps=configuration.cg_steps,
-            ):
-                costs.append(cost)
-                progress.advance(measured)
+            costs = _measure(network, theta, tasks, configuration, progress)
         timing["costs"] = lap()
+
     with console.status("drawing the figure"):
         draw_figure(
             arguments.out / "figure.png",
             example=_example(tasks, predictions),
             history=history,
-            accuracies=accuracies,
+            accuracies={LABELS[name]: accuracy for name, accuracy in accuracies.items()},
             costs=costs,
         )
     timing["figure"] = lap()
-    timing["meta_gradients"] = [
-        {"method": c.method, "inner_steps": c.inner_steps, "seconds": c.seconds} for c in costs
-    ]
+    names = [{"method": cost.method, "inner_steps": cost.inner_steps} for cost in costs]
+    pairs = list(zip(names, costs, strict=True))
+    timing["meta_gradients"] = [{**name, "seconds": cost.seconds} for name, cost in pairs]
     return {
         "accuracy": accuracies,
-        "random_weights_setting": best,
+        "random_weights_setting": setting,
         "cg": _cg_summary(history, configuration),
         "history": {
             "loss": history.loss,
             "residual": history.residual,
             "validation": history.validation,
         },
-        "memory": [
-            {"method": c.method, "inner_steps": c.inner_steps, "bytes": c.memory} for c in costs
-        ],
+        "memory": [{**name, "bytes": cost.memory} for name, cost in pairs],
         "timing": timing,
     }
+
+
+def _evaluate(
+    network: nn.Module,
+    first: Parameters,
+    theta: Parameters,
+    tasks: Tasks,
+    choices: Tasks,
+    configuration: Configuration,
+    progress: Progress,
+) -> tuple[dict[str, dict[str, float]], Tensor, dict[str, float]]:
+    """Return each method's accuracy, the predictions, and the setting for random weights.
+
+    That setting is the best on the tasks ``choices`` of validation classes.
+    """
+    bar = progress.add_task("evaluation", total=3 + len(RANDOM_SETTINGS), note="")
+
+    def predict(parameters: Parameters, tasks: Tasks, setting: Mapping[str, float]) -> Tensor:
+        adaptation = configuration.adaptation(**setting)
+        predictions = adapted_predictions(network, parameters, tasks, adaptation)
+        progress.advance(bar)
+        return predictions
+
+    own = {"inner_lr": configuration.inner_lr, "strength": configuration.strength}
+    settings = (own, *RANDOM_SETTINGS)
+    scores = [accuracy_of(predict(first, choices, s), choices)["mean"] for s in settings]
+    setting = settings[scores.index(max(scores))]
+    predictions = predict(theta, tasks, own)
+    accuracies = {
+        "nearest_neighbour": accuracy_of(nearest_neighbour_predictions(tasks), tasks),
+        "random_weights": accuracy_of(predict(first, tasks, setting), tasks),
+        "meta_trained": accuracy_of(predictions, tasks),
+    }
+    return accuracies, predictions, setting
+
+
+def _measure(
+    network: nn.Module,
+    theta: Parameters,
+    tasks: Tasks,
+    configuration: Configuration,
+    progress: Progress,
+) -> list[Cost]:
+    """Measure the costs of meta-gradients on the first task."""
+    costs = measure_costs(
+        cross_entropy(network),
+        theta,
+        (tasks.support_x[0], tasks.support_y[0]),
+        (tasks.query_x[0], tasks.query_y[0]),
+        inner_steps=COST_STEPS,
+        lr=configuration.inner_lr,
+        strength=configuration.strength,
+        cg_steps=configuration.cg_steps,
+    )
+    bar = progress.add_task("memory and time", total=2 * len(COST_STEPS), note="")
+    measured = []
+    for cost in costs:
+        measured.append(cost)
+        progress.advance(bar)
+    return measured
 
 
 def _example(tasks: Tasks, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -289,7 +321,7 @@ def _print_results(
     table = Table("", "accuracy", "95% interval", title=_title(configuration), title_justify="left")
     for name, accuracy in accuracies.items():
         mean, low, high = (100 * accuracy[key] for key in ("mean", "low", "high"))
-        table.add_row(name, f"{mean:.1f}%", f"{low:.1f} to {high:.1f}%")
+        table.add_row(LABELS[name], f"{mean:.1f}%", f"{low:.1f} to {high:.1f}%")
     console.print(table)
     *baselines, learned = accuracies.values()
     ahead = 100 * (learned["mean"] - max(b["mean"] for b in baselines))

@@ -150,7 +150,7 @@ def _draw_residual(ax: Axes, history: History) -> None:
     ax.fill_between(steps, low, high, color=BLUE, alpha=0.18, lw=0, label="all tasks of a step")
     ax.plot(steps, middle, color=BLUE, lw=1.2, label="median")
     ax.set(title="CG's relative residual", xlabel="meta-steps", yscale="log")
-    ax.set_ylim(top=3 * high.max())
+    ax.set_ylim(top=2 * high.max())
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="upper left", ncols=2)
 

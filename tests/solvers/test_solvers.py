@@ -813,7 +813,7 @@ SOLVERS = [
 ]
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
 def test_solver_is_a_value(solver):
     copy = pickle.loads(pickle.dumps(solver))
     assert copy == solver and hash(copy) == hash(solver)
