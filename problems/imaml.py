@@ -46,8 +46,8 @@ def proximal_loss(loss: Loss, phi: Any, theta: Any, support: Any, strength: floa
     tensor(5.)
     """
     pairs = zip(tree_leaves(phi), tree_leaves(theta), strict=True)
-    squared_distance = torch.stack([(p - t).square().sum() for p, t in pairs]).sum()
-    return loss(phi, support) + strength / 2 * squared_distance
+    difference = torch.cat([(p - t).flatten() for p, t in pairs])
+    return loss(phi, support) + strength / 2 * difference.square().sum()
 
 
 def adapt(

@@ -117,7 +117,7 @@ def _draw_learning(
     for name, accuracy in list(accuracies.items())[:-1]:
         height = 100 * accuracy["mean"]
         ax.axhline(height, color=GREY, ls="--", lw=1.2)
-        ax.text(steps[-1], height - 1, name, color=GREY, ha="right", va="top")
+        ax.text(steps[-1], height - 1, f"{name} (test)", color=GREY, ha="right", va="top")
     ax.set(title="Learning to adapt", xlabel="meta-steps", ylabel="accuracy, validation classes, %")
     ax.set_ylim(15, 100)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

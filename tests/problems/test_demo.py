@@ -27,7 +27,7 @@ from implicit_solvers.problems.cli.live_memory import LiveMemory
 from implicit_solvers.problems.data.glyphs import Episodes
 
 TINY = [
-    *("demo", "--meta-steps", "12", "--tasks-per-step", "2", "--inner-steps", "3"),
+    *("demo", "--meta-steps", "20", "--tasks-per-step", "2", "--inner-steps", "3"),
     *("--width", "4", "--queries", "2", "--instances", "3"),
     *("--validation-tasks", "4", "--evaluation-tasks", "6", "--checkpoint-every", "1"),
     "--no-memory",
@@ -59,10 +59,10 @@ def test_a_run_writes_its_results(finished):
     for accuracy in metrics["accuracy"].values():
         assert 0 <= accuracy["mean"] <= 1
         assert accuracy["low"] <= accuracy["mean"] <= accuracy["high"]
-    assert np.shape(metrics["history"]["loss"]) == (12,)
-    assert np.shape(metrics["history"]["residual"]) == (12, 2)
-    assert [steps for steps, _ in metrics["history"]["validation"]] == [0, 2, 4, 6, 8, 10, 12]
-    assert metrics["cg"]["tasks"] == 24
+    assert np.shape(metrics["history"]["loss"]) == (20,)
+    assert np.shape(metrics["history"]["residual"]) == (20, 2)
+    assert [steps for steps, _ in metrics["history"]["validation"]] == [0, 3, 6, 9, 12, 15, 18, 20]
+    assert metrics["cg"]["tasks"] == 40
     assert metrics["timing"]["total"] > metrics["timing"]["meta_training"] > 0
 
 
@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path):
         stderr = process.communicate()[1].decode()
     assert process.returncode == -signal.SIGKILL, stderr
     steps = len(torch.load(checkpoint, weights_only=True)["history"]["loss"])
-    assert 1 <= steps < 12
+    assert 1 <= steps < 20
     assert not (tmp_path / "metrics.json").exists()
 
     assert main([*TINY, "--out", str(tmp_path), "--resume"]) == 0
@@ -118,19 +118,13 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        ["--width", "0"],
-        ["--inner-lr", "-1"],
-        ["--strength", "inf"],
-        ["--seed", "-1"],
-        ["--lr", "x"],
-    ],
+    ["--width 0", "--inner-lr -1", "--strength inf", "--seed -1", "--lr x", "--threads 0.5"],
 )
 def test_unfit_options_are_refused(options, capsys):
     with pytest.raises(SystemExit) as exit:
-        main(["demo", *options])
+        main(["demo", *options.split()])
     assert exit.value.code == 2
-    assert options[0] in capsys.readouterr().err
+    assert options.split()[0] in capsys.readouterr().err
 
 
 WITHOUT_EXTRAS = """
