@@ -35,7 +35,8 @@ class NewtonCG:
     The inner solve stops at a relative residual of ``min(0.5, sqrt(|grad|))``, or where the
     curvature is not positive: its last iterate, or the negative gradient, is a descent direction
     then. The step length is halved until the objective falls by ``1e-4`` of what the slope
-    promises. Source: Nocedal and Wright, "Numerical Optimization", algorithm 7.1.
+    promises, or the gradient halves while the objective stays within ``sqrt(eps)``. Source:
+    Nocedal and Wright, "Numerical Optimization", algorithm 7.1.
 
     Parameters
     ----------
@@ -84,15 +85,15 @@ class NewtonCG:
         length = torch.ones_like(state.value)
         z, value, gradient, error = state.z, state.value, state.gradient, state.error
         accepted = torch.zeros_like(state.flag, dtype=torch.bool)
-        # below this a change of the objective is rounding, and the gradient has to judge
-        noise = 10 * torch.finfo(z.dtype).eps * state.value.abs()
+        # near a minimum the fall drowns in the objective's rounding, and the gradient has to judge
+        noise = torch.finfo(z.dtype).eps ** 0.5 * state.value.abs().clamp(min=1)
         for _ in range(self.halvings + 1):
             trial = state.z + length.unsqueeze(-1) * direction
             new_value, new_gradient = problem.value_and_gradient(trial)
             new_error = self.norm(new_gradient)
             falls = new_value <= state.value + 1e-4 * length * slope
-            flat = ((new_value - state.value).abs() <= noise) & (new_error < state.error)
-            good = ~accepted & (falls | flat) & torch.isfinite(new_error)
+            settles = (new_value <= state.value + noise) & (new_error <= 0.5 * state.error)
+            good = ~accepted & (falls | settles) & torch.isfinite(new_error)
             take = good.unsqueeze(-1)
             z, gradient = torch.where(take, trial, z), torch.where(take, new_gradient, gradient)
             value = torch.where(good, new_value, value)
