@@ -7,7 +7,6 @@ level if it has one entry for each lane of that level; otherwise the lanes share
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -151,7 +150,3 @@ class Lanes:
         )
         lanes = replace(self, sizes=(len(index),), carried=carried)
         return lanes, (len(index), *(1,) * self.native), gathered
-
-    def count(self, shape: Sequence[int]) -> int:
-        """Return the number of lanes in a grid of the given shape."""
-        return math.prod(shape)

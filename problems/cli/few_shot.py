@@ -38,7 +38,7 @@ __all__ = [
 Parameters = dict[str, Tensor]
 
 WAYS, SHOTS = 5, 1
-TASKS_AT_ONCE = 50
+TASKS_AT_ONCE = 25
 
 
 @dataclass(frozen=True)
