@@ -8,6 +8,7 @@ come from the implicit function theorem, by one linear solve, in every mode of `
 from implicit_solvers import nn as nn
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
 from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
+from implicit_solvers.elementwise import elementwise_function
 from implicit_solvers.error_estimates import gradient_error
 from implicit_solvers.fixed_points import fixed_point
 from implicit_solvers.linear.cg import CG
@@ -33,6 +34,8 @@ from implicit_solvers.nonlinear_least_squares import least_squares
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import ConvergenceError, ConvergenceWarning, Solution, Status
 from implicit_solvers.solvers.anderson import Anderson
+from implicit_solvers.solvers.bisection import Bisection
+from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
 from implicit_solvers.solvers.gauss_newton import GaussNewton
 from implicit_solvers.solvers.gradient_descent import GradientDescent
@@ -51,6 +54,7 @@ __all__ = [
     "attach",
     "custom_root",
     "custom_fixed_point",
+    "elementwise_function",
     # linear systems
     "linear_solve",
     "LinearOperator",
@@ -70,6 +74,8 @@ __all__ = [
     "Jacobi",
     # solvers for equations
     "Newton",
+    "Bisection",
+    "Chandrupatla",
     "FixedPointIteration",
     "Anderson",
     "GradientDescent",

@@ -104,7 +104,7 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     watch.done(iterations, residual, status)
     enforce(spec.on_failure, spec.label, status, iterations, residual)
     factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in out.factors)
-    return out.z.reshape(z.shape).clone(), status, iterations, residual, *factors
+    return out.z.reshape((*shape, -1)).clone(), status, iterations, residual, *factors
 
 
 def solve_plainly(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -78,16 +78,27 @@ def solve_equation(
     z0: Any,
     args: tuple[Any, ...],
     run: Callable[[EquationProblem, Tensor], Outcome] | None = None,
+    ends: tuple[Any, Any] | None = None,
 ) -> Solution:
     """Solve from ``z0`` and attach the derivatives of the equation to the solution.
 
-    ``run`` finds the solutions; left out, the task's solver iterates.
+    ``run`` finds the solutions; left out, the task's solver iterates. It begins at ``z0``, or at
+    the two ``ends`` of a bracket, side by side.
     """
     _check(task, args)
     structure = Structure.of(z0, "z0", task.batch_dims)
     tensors, join = split_tensors(args)
     native_carried = _read_in_dims(task, args, structure)
+    if getattr(task.solver, "brackets", False) and structure.size != 1:
+        raise ValueError(
+            f"z0 has {structure.size} unknowns, and solver={type(task.solver).__name__}() is for "
+            "one: make lanes of them, with batch_dims or vmap, or use Newton()"
+        )
     start = structure.ravel(tree_map(resolve, z0)).detach()
+    origin = start
+    if ends is not None:
+        sides = [structure.ravel(tree_map(resolve, end)).detach() for end in ends]
+        origin = torch.cat(sides, dim=-1)
     adjoint_solver: LinearSolver | None = None
     if isinstance(task.adjoint, UnrolledAdjoint):
         task.adjoint.check(task.solver)
@@ -128,10 +139,11 @@ def solve_equation(
             spec = replace(
                 spec, equation=task.equation(explicit(captured)), lanes=lanes(len(captured.tensors))
             )
-            z, status, iterations, residual, *factors = solve_lanes(spec, start, operands)
+            z, status, iterations, residual, *factors = solve_lanes(spec, origin, operands)
         else:
-            z, status, iterations, residual, *factors = solve_plainly(spec, start, operands)
+            z, status, iterations, residual, *factors = solve_plainly(spec, origin, operands)
 
+    z = z[..., : structure.size]  # an empty batch comes back as it was given
     # Branches that were not taken at the start may read more tensors at the solution.
     at_solution = capture(raw, (z, *tensors), name, task.fn)
     captured = captured | at_solution

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
+from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.structure import Structure
 
@@ -38,6 +41,7 @@ def root(
     z0: Any,
     args: tuple[Any, ...] = (),
     *,
+    bracket: tuple[Any, Any] | None = None,
     solver: Any = None,
     adjoint: Adjoint | None = None,
     batch_dims: int = 0,
@@ -58,11 +62,15 @@ def root(
         ``fn(z, *args)`` returns the residual, with the structure, shapes and dtype of ``z``.
     z0
         The start: a tensor (0-d too) or a pytree of tensors of one real floating dtype and
-        device. It gets no gradient.
+        device. It gets no gradient. With a bracket it only says what ``z`` looks like, and may
+        be None.
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
+    bracket
+        For one unknown a lane: two ends ``(lo, hi)`` like ``z0`` (or numbers), where ``fn`` has
+        different signs. They get no gradient.
     solver
-        `Newton`, by default.
+        `Newton`, by default; with a bracket, `Chandrupatla`.
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     batch_dims
@@ -116,15 +124,57 @@ def root(
     >>> M.grad  # 1 / (1 - e cos E)
     tensor([1.0930, 1.0486])
     """
+    if solver is None:
+        solver = Newton() if bracket is None else Chandrupatla()
+    ends = None
+    if bracket is not None:
+        z0, ends = _read_bracket(z0, bracket, solver)
     task = Task(
         RootEquation,
         fn,
         like_unknown,
-        Newton() if solver is None else solver,
+        solver,
         ImplicitAdjoint() if adjoint is None else adjoint,
         batch_dims,
         in_dims,
         has_aux,
         on_failure,
     )
-    return solve_equation(task, z0, args)
+    return solve_equation(task, z0, args, ends=ends)
+
+
+def _read_bracket(z0: Any, bracket: Any, solver: Any) -> tuple[Any, tuple[Any, Any]]:
+    if not isinstance(bracket, tuple) or len(bracket) != 2:
+        raise TypeError(f"bracket is {bracket!r}: pass a pair (lo, hi)")
+    if not getattr(solver, "brackets", False):
+        raise ValueError(
+            f"bracket is given, and solver={type(solver).__name__}() does not use one: leave it "
+            "out, or choose Chandrupatla() or Bisection()"
+        )
+    if z0 is None:
+        z0 = bracket[0]
+    if not all(isinstance(leaf, Tensor) for leaf in tree_flatten(z0)[0]):
+        raise TypeError("z0 is None and bracket[0] is no tensor: pass at least one as a tensor")
+    return z0, (_end(bracket[0], "bracket[0]", z0), _end(bracket[1], "bracket[1]", z0))
+
+
+def _end(end: Any, name: str, z0: Any) -> Any:
+    leaves, tree = tree_flatten(z0)
+    given, given_tree = tree_flatten(end)
+    if given_tree != tree:
+        raise ValueError(f"{name} has the structure {given_tree} where z0 has {tree}")
+    ends = []
+    for like, value in zip(leaves, given, strict=True):
+        if isinstance(value, Tensor) and (value.dtype, value.device) != (like.dtype, like.device):
+            raise TypeError(
+                f"{name} is {value.dtype} on {value.device} where z0 is {like.dtype} on "
+                f"{like.device}: convert it"
+            )
+        value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        if value.dim() and value.shape != like.shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(value.shape)} where z0 has {tuple(like.shape)}: give "
+                "it the same shape, or one number"
+            )
+        ends.append(value.expand(like.shape))
+    return tree_unflatten(ends, tree)

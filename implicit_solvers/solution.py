@@ -44,6 +44,7 @@ class Status(enum.IntEnum):
     INDEFINITE = 6
     BREAKDOWN = 7
     REJECTED = 8
+    BRACKET = 9
 
     @property
     def help(self) -> str:
@@ -82,6 +83,10 @@ _HELP = {
     Status.REJECTED: (
         "the point given, or returned by your solver, does not solve the equation: its residual "
         "is above the tolerance; solve more accurately, or loosen rtol and atol"
+    ),
+    Status.BRACKET: (
+        "the function has the same sign at both ends of the bracket, or wherever one was searched "
+        "for: pass bracket=(lo, hi) with values of different sign, or use Newton()"
     ),
 }
 

@@ -47,6 +47,9 @@ def rms(lanes: Tensor) -> Tensor:
 def equation_tolerance(rtol: float | Auto, atol: float | Auto, z: Tensor, norm: Norm) -> Tensor:
     """Return the largest ``norm(F(z))`` that counts as solved: ``atol + rtol norm(z)``.
 
+    ``norm(z)`` counts up to ``1/sqrt(eps)`` only: where an iterate runs away, ``rtol norm(z)``
+    would come to accept any bounded residual.
+
     ``F`` is the optimality condition: ``f`` for a root, ``z - g(z)`` for a fixed point, the
     gradient for a minimum, ``J^T r`` for least squares. The default of both tolerances is
     ``eps**0.75``: 1.8e-12 in float64, 6.4e-6 in float32.
@@ -54,7 +57,7 @@ def equation_tolerance(rtol: float | Auto, atol: float | Auto, z: Tensor, norm: 
     default = torch.finfo(z.dtype).eps ** 0.75
     relative = default if isinstance(rtol, Auto) else rtol
     absolute = default if isinstance(atol, Auto) else atol
-    return absolute + relative * norm(z)
+    return absolute + relative * norm(z).clamp(max=torch.finfo(z.dtype).eps ** -0.5)
 
 
 def linear_tolerance(rtol: float | Auto, atol: float | Auto, b: Tensor, norm: Norm) -> Tensor:

@@ -338,3 +338,14 @@ def test_16_auxiliary_outputs_have_gradients():
     torch.testing.assert_close(value.detach(), a.detach() ** 2.5)
     torch.testing.assert_close(a.grad, 2.5 * a.detach() ** 1.5)
     torch.testing.assert_close(hessian(aux)(a.detach()), 3.75 * a.detach() ** 0.5)
+
+
+def test_an_iterate_that_runs_away_is_no_root():
+    # rtol |z| grows with the iterate: atan(z) + 2 > 0.4 everywhere, and is below 1.8e-12 |z| far out
+    f = lambda z: torch.atan(z) + 2
+    for z0 in (0.0, 1e13):
+        sol = ims.root(f, torch.tensor(z0, dtype=F64), on_failure="mask")
+        assert not bool(sol.converged)
+    full_steps = ims.Newton(halvings=0)
+    sol = ims.root(f, torch.tensor(0.0, dtype=F64), solver=full_steps, on_failure="mask")
+    assert not bool(sol.converged)

@@ -1,0 +1,95 @@
+"""Bisection for equations of one unknown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solution import Status
+from implicit_solvers.solvers.bracket import (
+    Bracket,
+    End,
+    choose,
+    find_bracket,
+    midpoint,
+    opposite,
+    value_at,
+)
+from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+
+__all__ = ["Bisection"]
+
+
+class BisectionState(NamedTuple):
+    """The state of `Bisection`."""
+
+    z: Tensor
+    error: Tensor
+    flag: Tensor
+    bracket: Bracket
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """Bisection: keep the half of the bracket in which the function changes its sign.
+
+    For one unknown a lane (``vmap`` or ``batch_dims`` make lanes of many). The bracket is given,
+    ``root(..., bracket=(lo, hi))``, or searched outwards from ``z0``; a lane without one ends as
+    BRACKET. Each step gains one bit, whatever the function; a bracket with nothing left between
+    its ends, at a jump or where the function is too steep for the tolerance, ends as STALLED.
+    Source: Burden and Faires, "Numerical Analysis", section 2.1.
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``|F(z)| <= atol + rtol |z|``; both default to ``eps**0.75``.
+        ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
+    max_steps
+        The number of halvings allowed.
+    expansions
+        How often the search for a bracket may go twice as far; only if none is given.
+    norm
+        Maps residuals ``(N, 1)`` to ``(N,)``.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> lo, hi = torch.tensor(0.0), torch.tensor(2.0)
+    >>> ims.root(lambda z: z**2 - 2, None, bracket=(lo, hi), solver=Bisection()).value
+    tensor(1.4142)
+    """
+
+    rtol: float | Auto | None = AUTO
+    atol: float | Auto = AUTO
+    max_steps: int = 200
+    expansions: int = 100
+    norm: Norm = rms
+    compact: bool = True
+    monotone: ClassVar[bool] = False
+    brackets: ClassVar[bool] = True
+    solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
+
+    def init(self, problem: EquationProblem, z: Tensor) -> BisectionState:
+        """Find the bracket."""
+        return self._state(find_bracket(problem, z, self.expansions))
+
+    def step(self, problem: EquationProblem, state: BisectionState) -> BisectionState:
+        """Halve the bracket."""
+        a, b, flag = state.bracket
+        z = midpoint(a.z, b.z)
+        middle = End(z, value_at(problem, z))
+        left = opposite(a.value, middle.value)
+        bracket = Bracket(choose(left, a, middle), choose(left, middle, b), flag)
+        flag = torch.where(bracket.collapsed, int(Status.STALLED), flag)
+        flag = torch.where(middle.value.isnan(), int(Status.NONFINITE), flag)
+        return self._state(bracket._replace(flag=flag))
+
+    def _state(self, bracket: Bracket) -> BisectionState:
+        z, value = bracket.nearest
+        return BisectionState(z, self.norm(value.unsqueeze(-1)), bracket.flag, bracket)

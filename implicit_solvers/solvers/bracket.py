@@ -1,0 +1,96 @@
+"""Two points between which a function of one variable changes its sign."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solution import Status
+
+__all__ = ["Bracket", "End", "choose", "find_bracket", "midpoint", "opposite", "value_at"]
+
+
+class End(NamedTuple):
+    """A point ``z (N, 1)`` and the function's value there, ``(N,)``."""
+
+    z: Tensor
+    value: Tensor
+
+
+class Bracket(NamedTuple):
+    """Two ends with values of different sign; ``flag`` is a `Status` for lanes without them."""
+
+    a: End
+    b: End
+    flag: Tensor
+
+    @property
+    def nearest(self) -> End:
+        """The end where the function is nearer to zero."""
+        return choose(self.b.value.abs() < self.a.value.abs(), self.b, self.a)
+
+    @property
+    def collapsed(self) -> Tensor:
+        """Whether no number is left between the ends."""
+        middle = midpoint(self.a.z, self.b.z)
+        return ((middle == self.a.z) | (middle == self.b.z)).squeeze(-1)
+
+
+def value_at(problem: EquationProblem, z: Tensor) -> Tensor:
+    """Return ``F(z)`` for ``z (N, 1)``, as ``(N,)``."""
+    return problem.residual(z).squeeze(-1)
+
+
+def midpoint(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean, which cannot overflow."""
+    return 0.5 * a + 0.5 * b
+
+
+def choose(which: Tensor, first: End, second: End) -> End:
+    """Return ``first`` in the lanes where ``which (N,)`` is true, else ``second``."""
+    z = torch.where(which.unsqueeze(-1), first.z, second.z)
+    return End(z, torch.where(which, first.value, second.value))
+
+
+def opposite(a: Tensor, b: Tensor) -> Tensor:
+    """Tell where two values have different signs; zero has every sign, NaN none."""
+    return (a.sign() * b.sign() <= 0) & ~(a.isnan() | b.isnan())
+
+
+def find_bracket(problem: EquationProblem, start: Tensor, expansions: int) -> Bracket:
+    """Return a bracket of each lane.
+
+    ``start (N, 2)`` holds the two ends that the user gave, which are taken as they are. From
+    ``start (N, 1)``, a bracket is searched outwards on both sides.
+    """
+    if start.shape[-1] == 2:
+        a, b = (End(z, value_at(problem, z)) for z in (start[:, :1], start[:, 1:]))
+    else:
+        a, b = _expand(problem, start, expansions)
+    flag = torch.where(opposite(a.value, b.value), 0, int(Status.BRACKET))
+    undefined = a.value.isnan() | b.value.isnan() | ~torch.isfinite(a.z + b.z).squeeze(-1)
+    return Bracket(a, b, torch.where(undefined, int(Status.NONFINITE), flag))
+
+
+def _expand(problem: EquationProblem, z: Tensor, expansions: int) -> tuple[End, End]:
+    start = End(z, value_at(problem, z))
+    a, b = start, start
+    found = (start.value == 0) | start.value.isnan()
+    reach = 0.1 * z.abs().clamp(min=1)
+    sides = [(start, -reach), (start, reach)]
+    for _ in range(expansions):
+        if bool(found.all()):
+            break
+        for i, (inner, step) in enumerate(sides):
+            outer = End(inner.z + step, value_at(problem, inner.z + step))
+            here = ~found & opposite(inner.value, outer.value)
+            a, b = choose(here, inner, a), choose(here, outer, b)
+            found = found | here
+            # a side that has left the domain comes back, and goes on in smaller steps
+            inside = torch.isfinite(outer.z).squeeze(-1) & ~outer.value.isnan()
+            step = torch.where(inside.unsqueeze(-1), 2 * step, 0.25 * step)
+            sides[i] = (choose(inside, outer, inner), step)
+    return a, b

@@ -1,0 +1,109 @@
+"""Chandrupatla's method for equations of one unknown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solution import Status
+from implicit_solvers.solvers.bracket import Bracket, End, choose, find_bracket, value_at
+from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+
+__all__ = ["Chandrupatla"]
+
+
+class ChandrupatlaState(NamedTuple):
+    """The state of `Chandrupatla`: the bracket, newest end first, and the end that left it."""
+
+    z: Tensor
+    error: Tensor
+    flag: Tensor
+    bracket: Bracket
+    old: End
+
+
+@dataclass(frozen=True)
+class Chandrupatla:
+    """Chandrupatla's method: inverse quadratic interpolation where it is safe, else bisection.
+
+    For one unknown a lane (``vmap`` or ``batch_dims`` make lanes of many); as sure as
+    `Bisection`, with the speed of Brent's method. The bracket is given,
+    ``root(..., bracket=(lo, hi))``, or searched outwards from ``z0``; a lane without one ends as
+    BRACKET. A bracket with nothing left between its ends, at a jump or where the function is too
+    steep for the tolerance, ends as STALLED. Source: Chandrupatla, "A new hybrid
+    quadratic/bisection algorithm for finding the zero of a nonlinear function without using
+    derivatives", Adv. Eng. Software 28 (1997).
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``|F(z)| <= atol + rtol |z|``; both default to ``eps**0.75``.
+        ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
+    max_steps
+        The number of steps allowed.
+    expansions
+        How often the search for a bracket may go twice as far; only if none is given.
+    norm
+        Maps residuals ``(N, 1)`` to ``(N,)``.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> lo, hi = torch.tensor([0.0, 0.0]), torch.tensor([2.0, 9.0])
+    >>> sol = ims.root(
+    ...     lambda z, a: z**2 - a, None, (torch.tensor([2.0, 9.0]),), bracket=(lo, hi), batch_dims=1
+    ... )
+    >>> sol.value
+    tensor([1.4142, 3.0000])
+    """
+
+    rtol: float | Auto | None = AUTO
+    atol: float | Auto = AUTO
+    max_steps: int = 200
+    expansions: int = 100
+    norm: Norm = rms
+    compact: bool = True
+    monotone: ClassVar[bool] = False
+    brackets: ClassVar[bool] = True
+    solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
+
+    def init(self, problem: EquationProblem, z: Tensor) -> ChandrupatlaState:
+        """Find the bracket; without a third point, the first step is a bisection."""
+        bracket = find_bracket(problem, z, self.expansions)
+        return self._state(bracket, bracket.b)
+
+    def step(self, problem: EquationProblem, state: ChandrupatlaState) -> ChandrupatlaState:
+        """Put a point where the interpolation says, or in the middle."""
+        a, b, flag = state.bracket
+        t = _fraction(a, b, state.old).unsqueeze(-1)
+        z = (1 - t) * a.z + t * b.z
+        new = End(z, value_at(problem, z))
+        same = new.value.sign() == a.value.sign()
+        bracket = Bracket(new, choose(same, b, a), flag)
+        old = choose(same, a, b)
+        flag = torch.where(bracket.collapsed, int(Status.STALLED), flag)
+        flag = torch.where(new.value.isnan(), int(Status.NONFINITE), flag)
+        return self._state(bracket._replace(flag=flag), old)
+
+    def _state(self, bracket: Bracket, old: End) -> ChandrupatlaState:
+        z, value = bracket.nearest
+        return ChandrupatlaState(z, self.norm(value.unsqueeze(-1)), bracket.flag, bracket, old)
+
+
+def _fraction(a: End, b: End, c: End) -> Tensor:
+    """Return where to go from ``a`` to ``b``: 0.5, or by the inverse parabola through all."""
+    (xa, fa), (xb, fb), (xc, fc) = ((end.z.squeeze(-1), end.value) for end in (a, b, c))
+    xi, phi = (xa - xb) / (xc - xb), (fa - fb) / (fc - fb)
+    safe = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
+    t = fa / (fb - fa) * fc / (fb - fc)
+    t = t + (xc - xa) / (xb - xa) * fa / (fc - fa) * fb / (fc - fb)
+    # at least one unit in the last place away from both ends
+    least = torch.finfo(xa.dtype).eps * torch.maximum(xa.abs(), xb.abs()) / (xb - xa).abs()
+    t = torch.minimum(torch.maximum(t, least), 1 - least)
+    return torch.where(safe & torch.isfinite(t) & (least < 0.5), t, 0.5)
