@@ -31,16 +31,27 @@ from implicit_solvers.linear.solve import linear_solve
 from implicit_solvers.minimization import minimize
 from implicit_solvers.monitoring import Monitor, SolveRecord, monitor
 from implicit_solvers.nonlinear_least_squares import least_squares
+from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import ConvergenceError, ConvergenceWarning, Solution, Status
+from implicit_solvers.solvers.aitken import Aitken
 from implicit_solvers.solvers.anderson import Anderson
 from implicit_solvers.solvers.bisection import Bisection
+from implicit_solvers.solvers.broyden import Broyden
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
+from implicit_solvers.solvers.chord import Chord
+from implicit_solvers.solvers.dogleg import Dogleg
 from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
 from implicit_solvers.solvers.gauss_newton import GaussNewton
 from implicit_solvers.solvers.gradient_descent import GradientDescent
+from implicit_solvers.solvers.lbfgs import LBFGS
+from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
+from implicit_solvers.solvers.line_search import Backtracking, StrongWolfe
 from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.solvers.newton_cg import NewtonCG
+from implicit_solvers.solvers.steffensen import Steffensen
+from implicit_solvers.solvers.torch_optimizer import TorchOptimizer
+from implicit_solvers.tolerance import AUTO, Auto, rms
 
 __version__ = "0.1.0"
 
@@ -55,6 +66,10 @@ __all__ = [
     "custom_root",
     "custom_fixed_point",
     "elementwise_function",
+    "EquationProblem",
+    "AUTO",
+    "Auto",
+    "rms",
     # linear systems
     "linear_solve",
     "LinearOperator",
@@ -74,12 +89,22 @@ __all__ = [
     "Jacobi",
     # solvers for equations
     "Newton",
+    "Chord",
+    "Broyden",
+    "LevenbergMarquardt",
+    "Dogleg",
+    "Steffensen",
     "Bisection",
     "Chandrupatla",
     "FixedPointIteration",
     "Anderson",
+    "Aitken",
     "GradientDescent",
+    "LBFGS",
     "NewtonCG",
+    "TorchOptimizer",
+    "Backtracking",
+    "StrongWolfe",
     "GaussNewton",
     # derivatives
     "ImplicitAdjoint",

@@ -164,8 +164,8 @@ class UnrolledAdjoint:
         if not getattr(solver, "unrollable", False):
             raise ValueError(
                 f"adjoint=UnrolledAdjoint() with solver={type(solver).__name__}: its steps cannot "
-                "be differentiated through; use FixedPointIteration() or GradientDescent(), or "
-                "ImplicitAdjoint()"
+                "be differentiated through; use FixedPointIteration(), GradientDescent() without a "
+                "line search, or ImplicitAdjoint()"
             )
         if self.checkpoint is None:
             return

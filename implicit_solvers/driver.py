@@ -47,7 +47,8 @@ class Task:
     """What a public function was asked for, its tensors aside.
 
     ``read`` ravels and checks what ``fn`` returns, given the structure of ``z`` and the shape of
-    the lanes at hand.
+    the lanes at hand. ``differentiated`` is the equation that derivatives come from, if it is not
+    the one that is solved.
     """
 
     equation: type[Equation]
@@ -59,6 +60,7 @@ class Task:
     in_dims: Any = None
     has_aux: bool = False
     on_failure: OnFailure = "raise"
+    differentiated: type[Equation] | None = None
 
     @property
     def label(self) -> str:
@@ -165,8 +167,9 @@ def solve_equation(
         levels = ((),) * (hints + len(M_tensors))
         known = own.native_carried
         lead_known = (task.batch_dims > 0,) * hints + (False,) * len(M_tensors)
+        equation = task.differentiated or task.equation
         attach = AttachSpec(
-            task.equation(explicit(captured, at_solution.tensors)),
+            equation(explicit(captured, at_solution.tensors)),
             adjoint_solver,
             replace(
                 own,
@@ -175,7 +178,7 @@ def solve_equation(
             ),
             task.label,
             task.on_failure,
-            biased=repr(task.adjoint) if task.adjoint.biased else None,
+            biased=repr(task.adjoint) if task.adjoint.biased else equation.biased,
             hints=hints,
             preconditioner=M,
             preconditioner_tensors=len(M_tensors),

@@ -55,7 +55,7 @@ def fixed_point(
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
-        `Anderson`, by default; `FixedPointIteration`, or any solver for roots.
+        `Anderson`, by default; `FixedPointIteration`, `Aitken`, or any solver for roots.
     adjoint, batch_dims, in_dims, has_aux, on_failure
         As in `root`.
 

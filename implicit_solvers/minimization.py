@@ -75,7 +75,7 @@ def minimize(
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
-        `NewtonCG`, by default; `GradientDescent`, `Newton`.
+        `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`.
     adjoint, batch_dims, in_dims, has_aux, on_failure
         As in `root`.
 

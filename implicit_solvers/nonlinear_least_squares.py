@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
+from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, UnrolledAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.problem import Equation
@@ -18,7 +18,7 @@ from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solvers.gauss_newton import GaussNewton
 from implicit_solvers.structure import Structure
 
-__all__ = ["LeastSquaresEquation", "least_squares", "read_residuals"]
+__all__ = ["GaussNewtonEquation", "LeastSquaresEquation", "least_squares", "read_residuals"]
 
 
 class LeastSquaresEquation(Equation):
@@ -31,6 +31,20 @@ class LeastSquaresEquation(Equation):
         """Return ``J^T r``."""
         residuals, pull = vjp(lambda u: self.fn(u, *operands), z)
         return pull(residuals)[0]
+
+
+class GaussNewtonEquation(LeastSquaresEquation):
+    """The condition ``J(z0)^T r(z) = 0`` at ``z0 = z``; its Jacobian in ``z`` is ``J^T J``.
+
+    In everything but ``z`` it has the derivatives of ``J^T r``.
+    """
+
+    biased: ClassVar[str | None] = "least_squares(..., gauss_newton=True)"
+
+    def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
+        """Return ``J^T r``, with ``J`` held at the value of ``z``."""
+        _, pull = vjp(lambda u: self.fn(u, *operands), z.detach())
+        return pull(self.fn(z, *operands))[0]
 
 
 def read_residuals(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor:
@@ -60,6 +74,7 @@ def least_squares(
     *,
     solver: Any = None,
     adjoint: Adjoint | None = None,
+    gauss_newton: bool = False,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,
@@ -67,8 +82,9 @@ def least_squares(
 ) -> Solution:
     """Minimize ``|fn(z, *args)|^2 / 2``, differentiable in everything that ``fn`` uses.
 
-    The derivative uses the full Hessian ``J^T J + sum_i r_i Hess(r_i)``, not the Gauss-Newton
-    part alone, which is wrong wherever the residuals at the solution are not zero.
+    The derivative uses the full Hessian ``H = J^T J + sum_i r_i Hess(r_i)``:
+    ``dz = -H^-1 (d(J^T r)/dtheta) dtheta``. With its Gauss-Newton part ``J^T J`` alone it is wrong
+    wherever the residuals at the solution are not zero, and right, and cheaper, where they are.
 
     Parameters
     ----------
@@ -81,7 +97,11 @@ def least_squares(
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
-        `GaussNewton`, by default.
+        `GaussNewton`, by default; `LevenbergMarquardt` and `Dogleg` (from far away, or for
+        Jacobians without full rank), `Newton`, `GradientDescent`.
+    gauss_newton
+        Whether the derivative uses ``J^T J`` in place of the full Hessian. It is biased unless
+        the residuals vanish, hence of first order only: an error when it is differentiated again.
     adjoint, batch_dims, in_dims, has_aux, on_failure
         As in `root`.
 
@@ -95,7 +115,8 @@ def least_squares(
     ConvergenceError
         If a lane fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is unfit; the message names it. Among them ``gauss_newton=True`` with
+        `UnrolledAdjoint`, which has no Hessian.
 
     Notes
     -----
@@ -115,6 +136,13 @@ def least_squares(
     >>> torch.autograd.grad(fit["rate"], y)[0]
     tensor([-0.2639, -0.2070,  0.1791])
     """
+    if not isinstance(gauss_newton, bool):
+        raise TypeError(f"gauss_newton is a {type(gauss_newton).__name__}: pass True or False")
+    if gauss_newton and isinstance(adjoint, UnrolledAdjoint):
+        raise ValueError(
+            "gauss_newton=True with adjoint=UnrolledAdjoint(), which differentiates the steps and "
+            "has no Hessian: leave one of them out"
+        )
     task = Task(
         LeastSquaresEquation,
         fn,
@@ -125,5 +153,6 @@ def least_squares(
         in_dims,
         has_aux,
         on_failure,
+        GaussNewtonEquation if gauss_newton else None,
     )
     return solve_equation(task, z0, args)

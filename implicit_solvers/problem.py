@@ -12,10 +12,10 @@ from torch import Tensor
 
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.lanes import Lanes
-from implicit_solvers.linear.lane_map import JacobianTemplate, LaneMap
+from implicit_solvers.linear.lane_map import JacobianTemplate, LaneMap, Products
 from implicit_solvers.tolerance import equation_tolerance
 
-__all__ = ["Equation", "EquationProblem"]
+__all__ = ["Equation", "EquationProblem", "ResidualMap"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Equation:
     """A raveled function ``fn(z, *operands)`` and the optimality condition that it stands for.
 
     ``z`` is ``(*native, n)``, and so is the condition. ``kind`` is the public function that states
-    the equation, ``symmetric`` tells whether the condition's Jacobian always is.
+    the equation, ``symmetric`` tells whether the condition's Jacobian always is, and ``biased``
+    what makes derivatives of the condition estimates, of first order only.
     """
 
     fn: Callable[..., Tensor]
     kind: ClassVar[str]
     symmetric: ClassVar[bool]
+    biased: ClassVar[str | None] = None
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return ``F(z)``, zero at a solution."""
@@ -62,6 +64,11 @@ class EquationProblem:
     def kind(self) -> str:
         """What is solved: ``"root"``, ``"fixed_point"``, ``"minimize"``, ``"least_squares"``."""
         return self.equation.kind
+
+    @property
+    def fits(self) -> bool:
+        """Whether ``|r|^2 / 2`` is to be least, and need not vanish."""
+        return self.kind == "least_squares"
 
     @property
     def separable(self) -> bool:
@@ -100,9 +107,14 @@ class EquationProblem:
         """Return the Jacobian of the condition at ``z``."""
         return self._jacobian(self.equation.condition, z, self.equation.symmetric)
 
-    def linearize_function(self, z: Tensor) -> LaneMap:
-        """Return the Jacobian of the function itself at ``z``, ``m x n``."""
-        return self._jacobian(self.equation.fn, z, False)
+    def residuals(self, z: Tensor) -> Tensor:
+        """Return the ``r(z) (N, m)`` whose squares are reduced: those of a fit, else ``F(z)``."""
+        return self.evaluate(z) if self.fits else self.residual(z)
+
+    def linearize_residuals(self, z: Tensor) -> ResidualMap:
+        """Return the Jacobian of `residuals` at ``z``, ``m x n``."""
+        fn = self.equation.fn if self.fits else self.equation.condition
+        return ResidualMap(self._jacobian(fn, z, False))
 
     def _jacobian(self, fn: Callable[..., Tensor], z: Tensor, symmetric: bool) -> LaneMap:
         return LaneMap(
@@ -118,3 +130,40 @@ class EquationProblem:
         """Return the problem of some of the lanes."""
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
         return EquationProblem(self.equation, lanes, shape, operands)
+
+
+class ResidualMap:
+    """The Jacobian ``J``, ``m x n``, of the residuals of each of N lanes."""
+
+    def __init__(self, jacobian: LaneMap) -> None:
+        self.jacobian = jacobian
+        self._products: Products | None = None
+
+    @property
+    def separable(self) -> bool:
+        """Whether lanes can be selected."""
+        return self.jacobian.separable
+
+    def _apply(self, which: int, v: Tensor) -> Tensor:
+        J = self.jacobian
+        if self._products is None:
+            like = J.like.new_zeros(*J.shape, J.n)
+            self._products = J.template.products(J.lanes, like, J.tensors)
+        out = self._products[which](v.reshape((*J.shape, v.shape[-1])))
+        return out.reshape(len(v), out.shape[-1])
+
+    def mv(self, v: Tensor) -> Tensor:
+        """Return ``J v`` for ``v (N, n)``, ``(N, m)``."""
+        return self._apply(0, v)
+
+    def rmv(self, w: Tensor) -> Tensor:
+        """Return ``J^T w`` for ``w (N, m)``, ``(N, n)``."""
+        return self._apply(1, w)
+
+    def dense(self) -> Tensor:
+        """Return the matrices ``(N, m, n)``."""
+        return self.jacobian.dense()
+
+    def take(self, index: Tensor) -> ResidualMap:
+        """Return the map of some of the lanes."""
+        return ResidualMap(self.jacobian.take(index))

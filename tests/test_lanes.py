@@ -684,7 +684,7 @@ def test_very_many_lanes(way, compact):
 def evaluated(monkeypatch):
     """Add up the lanes in which a problem's condition, function or gradient is evaluated."""
     count = {"lanes": 0}
-    for name in ("residual", "evaluate", "value_and_gradient", "linearize_function"):
+    for name in ("residual", "evaluate", "value_and_gradient", "linearize_residuals"):
         original = getattr(EquationProblem, name)
 
         def counting(self, z, original=original):

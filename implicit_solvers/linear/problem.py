@@ -10,7 +10,7 @@ from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.preconditioners import DiagonalMap
 from implicit_solvers.tolerance import linear_tolerance, rms
 
-__all__ = ["LinearProblem"]
+__all__ = ["ForcedProblem", "LinearProblem"]
 
 
 class LinearProblem:
@@ -41,3 +41,23 @@ class LinearProblem:
     def precondition(self, r: Tensor) -> Tensor:
         """Return ``M r``."""
         return r if self.M is None else self.M.mv(r)
+
+
+class ForcedProblem(LinearProblem):
+    """``A x = b`` to a relative residual of its own in each lane: ``norm(b - A x) <= eta norm(b)``.
+
+    The steps of inexact Newton methods solve it; the ``forcing`` terms ``eta (N,)`` take the place
+    of the solver's tolerances.
+    """
+
+    def __init__(self, linear: LinearProblem, forcing: Tensor) -> None:
+        super().__init__(linear.A, linear.b, linear.M)
+        self.forcing = forcing
+
+    def tolerance(self, solver: Any, z: Tensor) -> Tensor:
+        """Return ``eta norm(b)``."""
+        return self.forcing * rms(self.b)
+
+    def take(self, index: Tensor) -> ForcedProblem:
+        """Return the problem of some of the lanes."""
+        return ForcedProblem(super().take(index), self.forcing[index])

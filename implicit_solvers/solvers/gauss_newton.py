@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.problem import EquationProblem
+from implicit_solvers.iterate import IterativeSolver, iterate
+from implicit_solvers.linear.cg import CG
+from implicit_solvers.linear.direct import DirectSolver
+from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.linear.rule import LinearSolver
+from implicit_solvers.linear.solve import DENSE_LIMIT
+from implicit_solvers.problem import EquationProblem, ResidualMap
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
-__all__ = ["GaussNewton"]
+__all__ = ["GaussNewton", "full_step", "iterative_solver", "normal_step"]
 
 
 class GaussNewtonState(NamedTuple):
@@ -20,7 +26,6 @@ class GaussNewtonState(NamedTuple):
 
     z: Tensor
     residuals: Tensor
-    jacobian: Tensor
     error: Tensor
     flag: Tensor
 
@@ -29,9 +34,11 @@ class GaussNewtonState(NamedTuple):
 class GaussNewton:
     """Gauss-Newton: ``z <- z + t p``, where ``p`` minimizes ``|r(z) + J p|``.
 
-    The step length ``t`` is halved until ``|r|^2`` falls by ``1e-4`` of what its slope promises.
-    The step comes from a QR factorization of ``J``; a ``J`` without full column rank ends the
-    lane as SINGULAR. Source: Nocedal and Wright, "Numerical Optimization", section 10.3.
+    The step length ``t`` is halved until ``|r|^2`` falls by ``1e-4`` of what its slope promises,
+    or, near the minimum, where both falls drown in rounding, until the norm of ``J^T r`` falls; if
+    no ``t`` does so, the lane is STALLED. The step comes from a QR factorization of ``J``; a ``J``
+    without full column rank ends the lane as SINGULAR. Source: Nocedal and Wright, "Numerical
+    Optimization", section 10.3.
 
     Parameters
     ----------
@@ -40,12 +47,23 @@ class GaussNewton:
         ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
     max_steps
         The number of steps allowed.
+    linear_solver
+        An iterative solver (``CG()``) that solves ``J^T J p = -J^T r`` with products; it does not
+        notice a ``J`` without full rank. Left out, ``J`` is formed up to 512 unknowns; beyond,
+        ``CG(rtol=1e-3)``.
     halvings
         How many times the step length may be halved.
     norm
         Maps gradients ``(N, n)`` to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Raises
+    ------
+    TypeError
+        If ``linear_solver`` is not an iterative solver.
+    ValueError
+        If there are fewer residuals than unknowns; use `LevenbergMarquardt` then.
 
     Examples
     --------
@@ -58,6 +76,7 @@ class GaussNewton:
     rtol: float | Auto | None = AUTO
     atol: float | Auto = AUTO
     max_steps: int = 200
+    linear_solver: LinearSolver | None = None
     halvings: int = 30
     norm: Norm = rms
     compact: bool = True
@@ -65,51 +84,120 @@ class GaussNewton:
     solves: ClassVar[tuple[str, ...]] = ("least_squares",)
 
     def init(self, problem: EquationProblem, z: Tensor) -> GaussNewtonState:
-        """Evaluate residuals and Jacobian at the start."""
-        residuals = problem.evaluate(z)
+        """Evaluate residuals and gradient at the start."""
+        residuals = problem.residuals(z)
         if residuals.shape[-1] < z.shape[-1]:
             raise ValueError(
                 f"fn returned {residuals.shape[-1]} residuals for {z.shape[-1]} unknowns: "
-                "GaussNewton() needs at least as many residuals as unknowns"
+                "GaussNewton() needs at least as many residuals as unknowns; use "
+                "LevenbergMarquardt()"
             )
         flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        jacobian = problem.linearize_function(z).dense()
-        return GaussNewtonState(z, residuals, jacobian, self._error(residuals, jacobian), flag)
-
-    def _error(self, residuals: Tensor, jacobian: Tensor) -> Tensor:
-        return self.norm((residuals.unsqueeze(-2) @ jacobian).squeeze(-2))
+        return GaussNewtonState(z, residuals, self.norm(problem.residual(z)), flag)
 
     def step(self, problem: EquationProblem, state: GaussNewtonState) -> GaussNewtonState:
         """Solve the linear least-squares problem and search along its solution."""
-        q, r = torch.linalg.qr(state.jacobian)
-        diagonal = r.diagonal(dim1=-2, dim2=-1).abs()
-        eps, rows = torch.finfo(r.dtype).eps, state.jacobian.shape[-2]
-        columns = torch.linalg.vector_norm(state.jacobian, dim=-2)
-        regular = (diagonal > rows * eps * columns).all(-1)
-        safe = torch.where(regular.reshape(-1, 1, 1), r, torch.eye(r.shape[-1]).to(r))
-        rhs = -(q.mT @ state.residuals.unsqueeze(-1))
-        direction = torch.linalg.solve_triangular(safe, rhs, upper=True).squeeze(-1)
-        direction = torch.where(regular.unsqueeze(-1), direction, 0.0)
-
-        gradient = (state.residuals.unsqueeze(-2) @ state.jacobian).squeeze(-2)
+        direction, gradient, regular = self._direction(problem, state)
         slope = (direction * gradient).sum(-1)
         half = 0.5 * (state.residuals**2).sum(-1)
-        length = torch.ones_like(half)
+        length, eps = torch.ones_like(half), torch.finfo(half.dtype).eps
         z, residuals = state.z, state.residuals
         accepted = ~regular
         for _ in range(self.halvings + 1):
             trial = state.z + length.unsqueeze(-1) * direction
-            new = problem.evaluate(trial)
+            new = problem.residuals(trial)
             value = 0.5 * (new**2).sum(-1)
-            # near the minimum the fall is below rounding: a step that keeps the value will do
-            good = ~accepted & (value <= half * (1 + 10 * eps) + 1e-4 * length * slope)
+            good = value <= half + 1e-4 * length * slope
+            drowned = (-length * slope <= eps**0.5 * half) & (value <= (1 + eps**0.5) * half)
+            if bool((drowned & ~accepted).any()):
+                settles = self.norm(problem.residual(trial)) < state.error
+                good = torch.where(drowned & (value >= (1 - 100 * eps) * half), settles, good)
+            good = good & ~accepted
             take = good.unsqueeze(-1)
             z, residuals = torch.where(take, trial, z), torch.where(take, new, residuals)
             accepted = accepted | good
             if bool(accepted.all()):
                 break
             length = torch.where(accepted, length, 0.5 * length)
-        flag = torch.where(accepted, 0, int(Status.STALLED))
+        # a budget's lane stays where no step pays
+        stalled = 0 if self.rtol is None else int(Status.STALLED)
+        flag = torch.where(accepted, 0, stalled)
         flag = torch.where(regular, flag, int(Status.SINGULAR))
-        jacobian = problem.linearize_function(z).dense()
-        return GaussNewtonState(z, residuals, jacobian, self._error(residuals, jacobian), flag)
+        return GaussNewtonState(z, residuals, self.norm(problem.residual(z)), flag)
+
+    def _direction(
+        self, problem: EquationProblem, state: GaussNewtonState
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the step, the gradient, and whether the Jacobian has full column rank."""
+        jacobian, r = problem.linearize_residuals(state.z), state.residuals
+        solver = iterative_solver(self, state.z, CG(rtol=1e-3))
+        if solver is None:
+            matrix = jacobian.dense()
+            direction, regular = full_step(matrix, r)
+            return direction, (r.unsqueeze(-2) @ matrix).squeeze(-2), regular
+        gradient = jacobian.rmv(r)
+        direction = normal_step(jacobian, gradient, torch.zeros_like(gradient[:, :1]), solver)
+        return direction, gradient, torch.ones_like(state.flag, dtype=torch.bool)
+
+
+class _NormalMap:
+    """The map ``J^T J + damping`` of each lane; ``damping`` is ``(N, 1)``."""
+
+    symmetric: ClassVar[bool] = True
+
+    def __init__(self, jacobian: ResidualMap, damping: Tensor) -> None:
+        self.jacobian, self.damping = jacobian, damping
+
+    @property
+    def separable(self) -> bool:
+        """Whether lanes can be selected."""
+        return self.jacobian.separable
+
+    def mv(self, v: Tensor) -> Tensor:
+        """Return the product."""
+        return self.jacobian.rmv(self.jacobian.mv(v)) + self.damping * v
+
+    def take(self, index: Tensor) -> _NormalMap:
+        """Return the map of some of the lanes."""
+        return _NormalMap(self.jacobian.take(index), self.damping[index])
+
+
+def normal_step(
+    jacobian: ResidualMap, gradient: Tensor, damping: Tensor, solver: IterativeSolver
+) -> Tensor:
+    """Return the ``p`` of ``(J^T J + damping) p = -gradient``, as well as ``solver`` finds it."""
+    normal: Any = _NormalMap(jacobian, damping)
+    return iterate(solver, LinearProblem(normal, -gradient), torch.zeros_like(gradient)).z
+
+
+def full_step(matrix: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ``p`` that minimizes ``|r + J p|``, and whether ``J`` has full column rank.
+
+    Where it has not, ``p`` is zero.
+    """
+    m, n = matrix.shape[-2:]
+    if m < n:
+        zero = torch.zeros_like(matrix[:, 0])
+        return zero, torch.zeros_like(zero[:, 0], dtype=torch.bool)
+    q, r = torch.linalg.qr(matrix)
+    diagonal = r.diagonal(dim1=-2, dim2=-1).abs()
+    columns = torch.linalg.vector_norm(matrix, dim=-2)
+    regular = (diagonal > m * torch.finfo(r.dtype).eps * columns).all(-1)
+    safe = torch.where(regular.reshape(-1, 1, 1), r, torch.eye(n).to(r))
+    rhs = -(q.mT @ residuals.unsqueeze(-1))
+    p = torch.linalg.solve_triangular(safe, rhs, upper=True).squeeze(-1)
+    return torch.where(regular.unsqueeze(-1), p, 0.0), regular
+
+
+def iterative_solver(owner: Any, z: Tensor, default: IterativeSolver) -> IterativeSolver | None:
+    """Return the linear solver of a method at ``z``, or None to form and factor the Jacobian."""
+    solver = owner.linear_solver
+    if solver is None:
+        return default if z.shape[-1] > DENSE_LIMIT else None
+    if isinstance(solver, (type, DirectSolver)) or not hasattr(solver, "step"):
+        name = getattr(solver, "__name__", type(solver).__name__)
+        raise TypeError(
+            f"{type(owner).__name__} has linear_solver={name}: pass an instance of an iterative "
+            "solver, as CG(), or leave it out to factor the Jacobian"
+        )
+    return solver

@@ -1,4 +1,4 @@
-"""Gradient descent with a fixed step."""
+"""Gradient descent, with a fixed step or a line search."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solvers.line_search import LineSearch, Point, objective, search
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["GradientDescent"]
 
 
 class GradientDescentState(NamedTuple):
-    """The state of `GradientDescent`."""
+    """The state of `GradientDescent` with a fixed step."""
 
     z: Tensor
     gradient: Tensor
     velocity: Tensor
+    error: Tensor
+    flag: Tensor
+
+
+class SearchState(NamedTuple):
+    """The state of `GradientDescent` with a line search."""
+
+    z: Tensor
+    value: Tensor
+    gradient: Tensor
     error: Tensor
     flag: Tensor
 
@@ -30,20 +41,27 @@ class GradientDescent:
 
     It converges for ``lr < 2 / L`` (without momentum), with ``L`` the largest curvature. With
     ``rtol=None`` it makes exactly ``max_steps`` steps, as the inner loop of meta-learning does;
-    otherwise it works to a tolerance. Source: Nocedal and Wright, "Numerical Optimization",
-    chapter 3; momentum: Polyak (1964).
+    otherwise it works to a tolerance. A ``line_search`` finds the length of each step instead; a
+    lane in which it fails (at the rounding of the function, or where `StrongWolfe` finds the
+    function unbounded below along the line) ends as STALLED. For least squares the objective is
+    ``|r|^2 / 2``. Source: Nocedal and Wright, "Numerical Optimization", chapter 3; momentum:
+    Polyak (1964).
 
     Parameters
     ----------
     lr
-        The step length, in units of ``z`` over those of the gradient.
+        The step length, in units of ``z`` over those of the gradient; with a line search, the
+        first that each step tries (`Backtracking` tries no longer one).
     rtol, atol
         A lane has converged when ``norm(grad) <= atol + rtol norm(z)``; both default to
         ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
     max_steps
         The number of steps allowed.
     momentum
-        The share of the last step that is kept, in [0, 1).
+        The share of the last step that is kept, in [0, 1); zero with a line search.
+    line_search
+        ``Backtracking()`` or ``StrongWolfe()``; left out, steps have the length ``lr``, and can
+        be unrolled (`UnrolledAdjoint`).
     norm
         Maps gradients ``(N, n)`` to ``(N,)``.
     compact
@@ -62,26 +80,54 @@ class GradientDescent:
     atol: float | Auto = AUTO
     max_steps: int = 10_000
     momentum: float = 0.0
+    line_search: LineSearch | None = None
     norm: Norm = rms
     compact: bool = True
     monotone: ClassVar[bool] = False
-    unrollable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
+
+    def __post_init__(self) -> None:
+        if self.line_search is not None and self.momentum != 0:
+            raise ValueError(
+                f"GradientDescent has momentum={self.momentum!r} and a line_search: with momentum "
+                "a step need not lead down, leave one of them out"
+            )
+
+    @property
+    def unrollable(self) -> bool:
+        """Whether its steps can be differentiated through: those of a fixed length."""
+        return self.line_search is None
 
     @property
     def remembers(self) -> bool:
         """Whether a step depends on those before it."""
         return self.momentum != 0
 
-    def init(self, problem: EquationProblem, z: Tensor) -> GradientDescentState:
+    def init(self, problem: EquationProblem, z: Tensor) -> GradientDescentState | SearchState:
         """Evaluate the gradient at the start."""
-        gradient = problem.residual(z)
         flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        if self.line_search is not None:
+            start = objective(problem, z)
+            return SearchState(*start, start.error(self.norm), flag)
+        gradient = problem.residual(z)
         return GradientDescentState(z, gradient, torch.zeros_like(z), self.norm(gradient), flag)
 
-    def step(self, problem: EquationProblem, state: GradientDescentState) -> GradientDescentState:
+    def step(
+        self, problem: EquationProblem, state: GradientDescentState | SearchState
+    ) -> GradientDescentState | SearchState:
         """Move against the gradient."""
+        if isinstance(state, SearchState):
+            return self._searched(problem, state)
         velocity = self.momentum * state.velocity - self.lr * state.gradient
         z = state.z + velocity
         gradient = problem.residual(z)
         return GradientDescentState(z, gradient, velocity, self.norm(gradient), state.flag)
+
+    def _searched(self, problem: EquationProblem, state: SearchState) -> SearchState:
+        assert self.line_search is not None
+        start = Point(state.z, state.value, state.gradient)
+        length = torch.full_like(state.value, self.lr)
+        found = search(
+            self.line_search, problem, start, -start.gradient, length, compact=self.compact
+        )
+        return SearchState(*found.point, found.point.error(self.norm), found.flag(self.rtol))

@@ -9,26 +9,46 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.iterate import iterate
-from implicit_solvers.linear.direct import DirectSolver
+from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lu import LU
-from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.linear.rule import LinearSolver
 from implicit_solvers.linear.solve import default_linear_solver
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
+from implicit_solvers.solvers.backtracking import backtrack
+from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
-__all__ = ["Newton"]
+__all__ = ["Newton", "factor_jacobian", "solve_factored"]
+
+_FIRST_FORCING = 0.5
+_LARGEST_FORCING = 0.9
 
 
 class NewtonState(NamedTuple):
-    """The state of `Newton`; ``factors`` are those of the last Jacobian, if it was factored."""
+    """The state of `Newton`.
+
+    ``inverse`` are the factors of the last Jacobian factored, which the backward pass can use if
+    they are ``LU``'s; where it is ``stale``, the next step factors. ``forcing`` is the relative
+    residual to which an iterative solver solves for the next step, and ``first`` tells that no step
+    has been made yet.
+    """
 
     z: Tensor
     residual: Tensor
     error: Tensor
     flag: Tensor
-    factors: tuple[Tensor, ...]
+    inverse: Factors
+    stale: Tensor
+    forcing: Tensor
+    is_lu: bool
+    first: bool
+
+    @property
+    def factors(self) -> Factors:
+        """What the backward pass may use."""
+        return self.inverse if self.is_lu else ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,13 @@ class Newton:
     lane in which no ``t`` does so ends as STALLED, one with a singular Jacobian as SINGULAR. The
     last factorization is kept for the backward pass. Source: Dennis and Schnabel, "Numerical
     Methods for Unconstrained Optimization and Nonlinear Equations", chapter 6.
+
+    With an iterative linear solver it is Newton-Krylov. Unless that solver has an ``rtol`` of its
+    own, a step is solved for to the relative residual ``0.9 (|F_k| / |F_k-1|)^2``, loosely far
+    from the solution, and near it as tightly as quadratic convergence needs and the tolerance
+    asks. Source: Eisenstat and Walker, "Choosing the forcing terms in an inexact Newton method",
+    SIAM J. Sci. Comput. 17 (1996), choice 2 with its safeguard; the last step: Kelley, "Solving
+    Nonlinear Equations with Newton's Method" (2003), section 3.2.
 
     Parameters
     ----------
@@ -57,6 +84,11 @@ class Newton:
         Maps residuals ``(N, n)`` to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    reuse
+        A factorization serves again while each step reduces the residual's norm to at most
+        ``reuse`` times what it was, in [0, 1); 0 never, so that every step factors. Each lane
+        decides for itself. A step by old factors that reduces nothing is taken back, and counts.
+        Only direct solvers can. See `Chord` for factors that serve always.
 
     Examples
     --------
@@ -73,64 +105,113 @@ class Newton:
     halvings: int = 30
     norm: Norm = rms
     compact: bool = True
+    reuse: float = 0.0
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")
+
+    def __post_init__(self) -> None:
+        """Refuse a rate of contraction that is none."""
+        if not 0 <= self.reuse < 1:
+            raise ValueError(
+                f"Newton has reuse={self.reuse!r}: pass a number in [0, 1), or use Chord()"
+            )
 
     def _linear_solver(self, n: int) -> LinearSolver:
         return self.linear_solver or default_linear_solver(n)
 
     def init(self, problem: EquationProblem, z: Tensor) -> NewtonState:
-        """Evaluate the residual at the start."""
+        """Evaluate the residual at the start, and factor there if the factors may serve again."""
         residual = problem.residual(z)
-        factors: tuple[Tensor, ...] = ()
-        if isinstance(self._linear_solver(z.shape[-1]), LU):
+        solver = self._linear_solver(z.shape[-1])
+        inverse: Factors = ()
+        if self.reuse > 0:
+            if not isinstance(solver, DirectSolver):
+                raise ValueError(
+                    f"Newton(reuse={self.reuse}) needs a direct linear solver, and "
+                    f"{type(solver).__name__}() solves for {z.shape[-1]} unknowns: pass "
+                    "linear_solver=LU(), or leave reuse out"
+                )
+            inverse = factor_jacobian(solver, problem, z)
+        elif isinstance(solver, LU):
             # before the first step: the factors of the identity
             eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-            factors = LU().factor_dense(eye.expand(len(z), -1, -1))
+            one = LU().factor_dense(eye.unsqueeze(0))
+            inverse = tuple(t.expand(len(z), *t.shape[1:]) for t in one)
+        error = self.norm(residual)
         flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return NewtonState(z, residual, self.norm(residual), flag, factors)
+        stale = torch.full_like(flag, self.reuse == 0, dtype=torch.bool)
+        forcing = torch.full_like(error, _FIRST_FORCING)
+        return NewtonState(
+            z, residual, error, flag, inverse, stale, forcing, isinstance(solver, LU), True
+        )
 
     def step(self, problem: EquationProblem, state: NewtonState) -> NewtonState:
         """Solve for a direction and search along it."""
-        direction, flag, factors = self._direction(problem, state)
-        z, residual, error = state.z + direction, state.residual, state.error
-        length = torch.ones_like(state.error)
-        accepted = torch.zeros_like(flag, dtype=torch.bool)
-        for _ in range(self.halvings + 1):
-            trial = state.z + length.unsqueeze(-1) * direction
-            new_residual = problem.residual(trial)
-            new_error = self.norm(new_residual)
-            good = ~accepted & (new_error <= (1 - 1e-4 * length) * state.error)
-            if self.halvings == 0:
-                good = torch.ones_like(good)
-            if bool(good.all()):
-                z, residual, error, accepted = trial, new_residual, new_error, good
-                break
-            take = good.unsqueeze(-1)
-            z = torch.where(take, trial, z)
-            residual = torch.where(take, new_residual, residual)
-            error = torch.where(good, new_error, error)
-            accepted = accepted | good
-            if bool((accepted | (flag != 0)).all()):
-                break
-            length = torch.where(accepted, length, 0.5 * length)
-        flag = torch.where(accepted | (flag != 0), flag, int(Status.STALLED))
-        z = torch.where(accepted.unsqueeze(-1), z, state.z)
-        return NewtonState(z, residual, error, flag, factors)
+        direction, flag, inverse = self._direction(problem, state)
+        fresh = torch.ones_like(state.stale) if state.first else state.stale
+        found = backtrack(
+            problem,
+            self,
+            (state.z, state.residual, state.error),
+            direction,
+            flag == 0,
+            once=~fresh if self.reuse > 0 else None,
+        )
+        stale = state.stale
+        if self.reuse > 0:
+            stale = ~(found.accepted & (found.error <= self.reuse * state.error))
+        if self.rtol is not None:
+            # old factors are tried no further: fresh ones decide whether a lane is stuck
+            stuck = ~found.accepted & (flag == 0) & fresh
+            flag = torch.where(stuck, int(Status.STALLED), flag)
+        forcing = self._forcing(problem, state, found.z, found.error)
+        z, residual, error, _ = found
+        return NewtonState(z, residual, error, flag, inverse, stale, forcing, state.is_lu, False)
 
     def _direction(
         self, problem: EquationProblem, state: NewtonState
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        jacobian = problem.linearize(state.z)
+    ) -> tuple[Tensor, Tensor, Factors]:
         solver = self._linear_solver(state.z.shape[-1])
         if isinstance(solver, DirectSolver):
-            factors = solver.factor(jacobian)
-            rhs = -state.residual.unsqueeze(-1)
-            direction = solver.solve(factors, rhs, False).squeeze(-1)
-            flag = solver.status(factors)
-            usable = (flag == 0).unsqueeze(-1)
-            kept = factors if state.factors else ()
-            return torch.where(usable, direction, 0.0), flag, kept
-        out = iterate(solver, LinearProblem(jacobian, -state.residual), 0 * state.residual)
+
+            def factor(problem: EquationProblem, z: Tensor) -> Factors:
+                return factor_jacobian(solver, problem, z)
+
+            if self.reuse > 0:
+                factors = renew(problem, state.stale, state.inverse, factor, state.z)
+            else:
+                factors = factor(problem, state.z)
+            direction, flag = solve_factored(solver, factors, -state.residual)
+            return direction, flag, factors if state.inverse else ()
+        linear = LinearProblem(problem.linearize(state.z), -state.residual)
+        if isinstance(solver.rtol, Auto):
+            linear = ForcedProblem(linear, state.forcing)
+        out = iterate(solver, linear, 0 * state.residual)
         # an inexact direction is a direction: the line search judges it
         return out.z, torch.zeros_like(state.flag), ()
+
+    def _forcing(
+        self, problem: EquationProblem, state: NewtonState, z: Tensor, error: Tensor
+    ) -> Tensor:
+        if isinstance(self._linear_solver(z.shape[-1]), DirectSolver):
+            return state.forcing
+        forcing = 0.9 * (error / state.error).nan_to_num(0.0) ** 2
+        before = 0.9 * state.forcing**2
+        forcing = torch.where(before > 0.1, torch.maximum(forcing, before), forcing)
+        if self.rtol is not None:
+            # no more than ends the solve, with two digits to spare
+            forcing = torch.maximum(forcing, 0.01 * problem.tolerance(self, z) / error)
+        tightest = torch.finfo(z.dtype).eps ** (2 / 3)
+        return forcing.nan_to_num(_LARGEST_FORCING).clamp(tightest, _LARGEST_FORCING)
+
+
+def factor_jacobian(solver: DirectSolver, problem: EquationProblem, z: Tensor) -> Factors:
+    """Return the factors of the Jacobian of the condition at ``z (N, n)``."""
+    return solver.factor(problem.linearize(z))
+
+
+def solve_factored(solver: DirectSolver, factors: Factors, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``A^-1 b`` for ``b (N, n)`` and a status; the solution is 0 where ``A`` is unfit."""
+    x = solver.solve(factors, b.unsqueeze(-1), False).squeeze(-1)
+    flag = solver.status(factors)
+    return torch.where((flag == 0).unsqueeze(-1), x, 0.0), flag

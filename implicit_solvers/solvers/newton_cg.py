@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.iterate import iterate
-from implicit_solvers.linear.cg import CG
-from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.linear.cg import CG, CGState
+from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
+from implicit_solvers.solvers.line_search import Point, StrongWolfe, objective, search
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["NewtonCG"]
@@ -32,11 +33,15 @@ class NewtonCGState(NamedTuple):
 class NewtonCG:
     """Hessian-free Newton: ``H p = -grad`` by conjugate gradients, then a line search.
 
-    The inner solve stops at a relative residual of ``min(0.5, sqrt(|grad|))``, or where the
-    curvature is not positive: its last iterate, or the negative gradient, is a descent direction
-    then. The step length is halved until the objective falls by ``1e-4`` of what the slope
-    promises, or the gradient halves while the objective stays within ``sqrt(eps)``. Source:
-    Nocedal and Wright, "Numerical Optimization", algorithm 7.1.
+    The inner solve stops at a relative residual of ``min(0.5, sqrt(|grad|))``, or at a direction
+    ``d`` of nonpositive curvature: that is followed from the last iterate, by the length that the
+    absolute value of its curvature gives, so that a saddle point is left at least twice as far
+    behind with each step. (A start at which the gradient vanishes counts as solved, be it a saddle
+    point or a maximum.) The length of the step is 1 where that meets the strong Wolfe conditions;
+    a lane in which no length does, at the rounding of the objective or where it is unbounded
+    below along the line, ends as STALLED. Source: Nocedal and Wright, "Numerical Optimization",
+    algorithm 7.1; the absolute curvature: Nash, "Newton-type minimization via the Lanczos method",
+    SIAM J. Numer. Anal. 21 (1984).
 
     Parameters
     ----------
@@ -48,7 +53,7 @@ class NewtonCG:
     max_products
         The number of products with the Hessian allowed in a step.
     halvings
-        How many times the step length may be halved.
+        How many times the length of a step may be changed.
     norm
         Maps gradients ``(N, n)`` to ``(N,)``.
     compact
@@ -74,64 +79,57 @@ class NewtonCG:
 
     def init(self, problem: EquationProblem, z: Tensor) -> NewtonCGState:
         """Evaluate objective and gradient at the start."""
-        value, gradient = problem.value_and_gradient(z)
+        start = objective(problem, z)
         flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return NewtonCGState(z, value, gradient, self.norm(gradient), flag)
+        return NewtonCGState(*start, start.error(self.norm), flag)
 
     def step(self, problem: EquationProblem, state: NewtonCGState) -> NewtonCGState:
         """Find a descent direction and search along it."""
-        direction = self._direction(problem, state)
-        slope = (direction * state.gradient).sum(-1)
-        length = torch.ones_like(state.value)
-        z, value, gradient, error = state.z, state.value, state.gradient, state.error
-        accepted = torch.zeros_like(state.flag, dtype=torch.bool)
-        # near a minimum the fall drowns in the objective's rounding, and the gradient has to judge
-        noise = torch.finfo(z.dtype).eps ** 0.5 * state.value.abs().clamp(min=1)
-        for _ in range(self.halvings + 1):
-            trial = state.z + length.unsqueeze(-1) * direction
-            new_value, new_gradient = problem.value_and_gradient(trial)
-            new_error = self.norm(new_gradient)
-            falls = new_value <= state.value + 1e-4 * length * slope
-            settles = (new_value <= state.value + noise) & (new_error <= 0.5 * state.error)
-            good = ~accepted & (falls | settles) & torch.isfinite(new_error)
-            take = good.unsqueeze(-1)
-            z, gradient = torch.where(take, trial, z), torch.where(take, new_gradient, gradient)
-            value = torch.where(good, new_value, value)
-            error = torch.where(good, new_error, error)
-            accepted = accepted | good
-            if bool(accepted.all()):
-                break
-            length = torch.where(accepted, length, 0.5 * length)
-        flag = torch.where(accepted, 0, int(Status.STALLED))
-        return NewtonCGState(z, value, gradient, error, flag)
+        direction, length, bent = self._direction(problem, state)
+        start, wolfe = Point(*state[:3]), StrongWolfe(max_steps=self.halvings + 1)
+        # down from a hill the slope grows; where it grows too little to tell how far, it must end
+        found = search(
+            wolfe,
+            problem,
+            start,
+            direction,
+            length,
+            compact=self.compact,
+            lenient=bent & (length == 1),
+        )
+        return NewtonCGState(*found.point, found.point.error(self.norm), found.flag(self.rtol))
 
-    def _direction(self, problem: EquationProblem, state: NewtonCGState) -> Tensor:
+    def _direction(
+        self, problem: EquationProblem, state: NewtonCGState
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a descent direction, the length to try first, and where curvature is negative."""
         hessian = problem.linearize(state.z)
-        size = torch.linalg.vector_norm(state.gradient, dim=-1, keepdim=True)
-        forcing = size.sqrt().clamp(max=0.5)
-        inner = _Forced(max_steps=self.max_products)
-        linear = LinearProblem(hessian, -state.gradient)
-        out = iterate(inner, _ForcedProblem(linear, forcing.squeeze(-1)), 0 * state.gradient)
+        size = torch.linalg.vector_norm(state.gradient, dim=-1)
+        forced = ForcedProblem(LinearProblem(hessian, -state.gradient), size.sqrt().clamp(max=0.5))
+        inner = _CurvedCG(max_steps=self.max_products, compact=self.compact)
+        out = iterate(inner, forced, 0 * state.gradient)
         descent = ((out.z * state.gradient).sum(-1) < 0) & torch.isfinite(out.z).all(-1)
-        return torch.where(descent.unsqueeze(-1), out.z, -state.gradient)
+        direction = torch.where(descent.unsqueeze(-1), out.z, -state.gradient)
+        # next to no curvature says little about the length: not beyond the size of the iterate
+        reach = torch.linalg.vector_norm(state.z, dim=-1).clamp(min=1)
+        shorter = (reach / torch.linalg.vector_norm(direction, dim=-1)).clamp(max=1)
+        bent = (out.status == Status.INDEFINITE) | ~descent
+        return direction, torch.where(bent, shorter, 1.0), bent
 
 
 @dataclass(frozen=True)
-class _Forced(CG):
-    """Conjugate gradients that keep the iterate before a direction of nonpositive curvature."""
+class _CurvedCG(CG):
+    """Conjugate gradients whose last step may be along a direction of nonpositive curvature."""
 
     monotone: ClassVar[bool] = True
 
-
-class _ForcedProblem(LinearProblem):
-    """A linear problem with a tolerance of its own in each lane."""
-
-    def __init__(self, linear: LinearProblem, forcing: Tensor) -> None:
-        super().__init__(linear.A, linear.b, linear.M)
-        self.forcing = forcing
-
-    def tolerance(self, solver: object, z: Tensor) -> Tensor:
-        return self.forcing * rms(self.b)
-
-    def take(self, index: Tensor) -> _ForcedProblem:
-        return _ForcedProblem(super().take(index), self.forcing[index])
+    def step(self, problem: LinearProblem, state: CGState) -> CGState:
+        """Make a step; where the curvature is not positive, by its absolute value, and the last."""
+        new = super().step(problem, state)
+        bent = (new.flag == Status.INDEFINITE).unsqueeze(-1)
+        if not bool(bent.any()):
+            return new
+        d = state.direction
+        curvature = (d * problem.A.mv(d)).sum(-1, keepdim=True)
+        length = torch.where(curvature < 0, state.rho / curvature.abs(), 1.0)
+        return new._replace(z=torch.where(bent, state.z + length * d, new.z))

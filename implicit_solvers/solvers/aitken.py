@@ -1,0 +1,105 @@
+"""Aitken's delta-squared process as a relaxation of the fixed-point iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+
+__all__ = ["Aitken"]
+
+
+class AitkenState(NamedTuple):
+    """The state of `Aitken`; a lane whose step is ``plain`` has nothing to extrapolate from."""
+
+    z: Tensor
+    residual: Tensor
+    relaxation: Tensor
+    plain: Tensor
+    error: Tensor
+    flag: Tensor
+
+
+@dataclass(frozen=True)
+class Aitken:
+    """Aitken relaxation of ``z = g(z)``: ``z <- z + w (g(z) - z)``, ``w`` from the last step.
+
+    With ``f = z - g(z)`` and the last step's changes ``s`` and ``y`` of ``z`` and ``f``:
+    ``w = <s, y> / <y, y>``. One evaluation a step and no memory but the last step's. With one
+    unknown this is the delta-squared process, ``z - (dz)^2 / d(dz)``, of two iterates and their
+    images, and converges superlinearly; `Steffensen` does quadratically, at two evaluations.
+
+    A relaxed step that raises the residual's norm to more than ``growth`` times what it was, or
+    leads to NaN, is taken back, and the next one is the plain iteration's; so it is where ``w``
+    would be above ``damping eps**-0.5``. Source: Aitken, "On Bernoulli's numerical solution of
+    algebraic equations" (1926); for vectors: Irons and Tuck, "A version of the Aitken accelerator
+    for computer iteration" (1969).
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``norm(g(z) - z) <= atol + rtol norm(z)``; both default to
+        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
+    max_steps
+        The number of steps allowed.
+    damping
+        The relaxation of plain steps: the share of the way to ``g(z)``.
+    growth
+        By how much a relaxed step may raise the residual's norm.
+    norm
+        Maps residuals ``(N, n)`` to ``(N,)``.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> ims.fixed_point(torch.cos, torch.tensor(1.0), solver=Aitken()).value
+    tensor(0.7391)
+    """
+
+    rtol: float | Auto | None = AUTO
+    atol: float | Auto = AUTO
+    max_steps: int = 500
+    damping: float = 1.0
+    growth: float = 2.0
+    norm: Norm = rms
+    compact: bool = True
+    monotone: ClassVar[bool] = False
+    solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
+
+    def init(self, problem: EquationProblem, z: Tensor) -> AitkenState:
+        """Evaluate the residual at the start."""
+        residual = problem.residual(z)
+        error = self.norm(residual)
+        relaxation = torch.full_like(residual[:, :1], self.damping)
+        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        return AitkenState(z, residual, relaxation, torch.ones_like(flag).bool(), error, flag)
+
+    def step(self, problem: EquationProblem, state: AitkenState) -> AitkenState:
+        """Move by the relaxation, and choose the next one."""
+        step = -state.relaxation * state.residual
+        z = state.z + step
+        residual = problem.residual(z)
+        error = self.norm(residual)
+        change = residual - state.residual
+        relaxation = (step * change).sum(-1, keepdim=True) / (change**2).sum(-1, keepdim=True)
+
+        accepted = state.plain | (error <= self.growth * state.error)
+        usable = accepted & torch.isfinite(relaxation).squeeze(-1)
+        farthest = abs(self.damping) / torch.finfo(z.dtype).eps ** 0.5
+        usable = usable & (relaxation != 0).squeeze(-1) & (relaxation.abs() <= farthest).squeeze(-1)
+        take = accepted.unsqueeze(-1)
+        return AitkenState(
+            torch.where(take, z, state.z),
+            torch.where(take, residual, state.residual),
+            torch.where(usable.unsqueeze(-1), relaxation, self.damping),
+            ~usable,
+            torch.where(accepted, error, state.error),
+            state.flag,
+        )

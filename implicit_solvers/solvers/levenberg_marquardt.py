@@ -1,0 +1,140 @@
+"""The Levenberg-Marquardt method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.linear.cg import CG
+from implicit_solvers.linear.rule import LinearSolver
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solvers.gauss_newton import full_step, iterative_solver, normal_step
+from implicit_solvers.solvers.trust_region import (
+    LinearModel,
+    TrustRegionState,
+    decomposed,
+    length,
+    linearized,
+    search,
+    start,
+)
+from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+
+__all__ = ["LevenbergMarquardt"]
+
+
+@dataclass(frozen=True)
+class LevenbergMarquardt:
+    """Levenberg-Marquardt: ``z <- z + p``, ``p`` minimizes ``|r + J p|^2 + damping |D p|^2``.
+
+    For least squares and, with ``r = F``, for roots and fixed points. The damping is such that
+    ``|D p|`` is at most the radius of a region that grows and shrinks with the model's merit; ``D``
+    holds the largest norms that the columns of ``J`` have had, so that the units of the unknowns
+    do not matter. ``J`` may be singular, and have fewer rows than columns; then the solution is
+    one of many, and the adjoint says that it has no derivative. A root's lane that ends in a
+    minimum of ``|F|`` is STALLED. Source: Moré, "The Levenberg-Marquardt algorithm: implementation
+    and theory" (1978).
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``norm(J^T r) <= atol + rtol norm(z)`` (least squares) or
+        ``norm(F(z)) <= atol + rtol norm(z)``; both default to ``eps**0.75``. ``rtol=None`` makes
+        exactly ``max_steps`` steps and judges nothing.
+    max_steps
+        The number of steps allowed.
+    linear_solver
+        An iterative solver (``CG()``) that solves ``(J^T J + damping) p = -J^T r`` with products;
+        ``D`` is one then, and the damping ``|J^T r|`` over the radius. Left out, ``J`` is formed
+        and factored (QR, and SVD where damping is needed) up to 512 unknowns; beyond,
+        ``CG(rtol=1e-3)``.
+    first_radius
+        The first radius, over the larger of ``|D z|`` and ``|r|``.
+    shrinks
+        How many times the region may shrink in a step.
+    norm
+        Maps gradients or residuals ``(N, n)`` to ``(N,)``.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Raises
+    ------
+    TypeError
+        If ``linear_solver`` is not an iterative solver.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> t, y = torch.arange(3.0), torch.tensor([1.0, 2.0, 4.0])
+    >>> solver = LevenbergMarquardt()
+    >>> fit = lambda z: z[0] * torch.exp(z[1] * t) - y
+    >>> ims.least_squares(fit, torch.tensor([3.0, 0.0]), solver=solver).value
+    tensor([1.0000, 0.6931])
+    """
+
+    rtol: float | Auto | None = AUTO
+    atol: float | Auto = AUTO
+    max_steps: int = 200
+    linear_solver: LinearSolver | None = None
+    first_radius: float = 1.0
+    shrinks: int = 30
+    norm: Norm = rms
+    compact: bool = True
+    monotone: ClassVar[bool] = False
+    solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
+
+    def init(self, problem: EquationProblem, z: Tensor) -> TrustRegionState:
+        """Evaluate the residuals at the start."""
+        return start(problem, self.norm, z)
+
+    def step(self, problem: EquationProblem, state: TrustRegionState) -> TrustRegionState:
+        """Damp the step until it pays."""
+        solver = iterative_solver(self, state.z, CG(rtol=1e-3))
+        model = linearized(problem, state, dense=solver is None)
+        if solver is None:
+            return search(problem, self, state, model, _DampedSteps(model))
+
+        def propose(radius: Tensor) -> Tensor:
+            damping = (length(model.gradient) / radius).unsqueeze(-1)
+            return normal_step(model.jacobian, model.gradient, damping, solver)
+
+        return search(problem, self, state, model, propose, damped=True)
+
+
+class _DampedSteps:
+    """The steps ``p`` that minimize ``|r + J p|`` in ``|D p| <= radius``, as a function of it."""
+
+    def __init__(self, model: LinearModel) -> None:
+        assert model.matrix is not None
+        self.model = model
+        matrix = model.matrix / model.scale.unsqueeze(-2)
+        self.full, self.regular = full_step(matrix, model.residuals)
+        self.decomposed: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __call__(self, radius: Tensor) -> Tensor:
+        """Return the steps; a length of up to 1.1 times the radius will do."""
+        inside = self.regular & (length(self.full) <= radius)
+        if bool(inside.all()):
+            return self.full / self.model.scale
+        if self.decomposed is None:
+            self.decomposed = decomposed(self.model)
+        s, weighted, vh = self.decomposed
+        limit = radius.unsqueeze(-1)
+        # none of the components may be longer than the radius
+        damping = (weighted.abs() / limit - s**2).amax(-1, keepdim=True).clamp(min=0)
+        for _ in range(50):
+            divisor = s**2 + damping
+            q = torch.where(divisor > 0, weighted / divisor, 0.0)
+            reach = length(q).unsqueeze(-1)
+            outside = reach > 1.1 * limit
+            if not bool(outside.any()):
+                break
+            # Newton's method for 1 / |q(damping)| = 1 / radius, which it approaches from below
+            slope = torch.where(divisor > 0, q**2 / divisor, 0.0).sum(-1, keepdim=True)
+            newton = damping + (reach / limit - 1) * reach**2 / slope
+            damping = torch.where(outside, newton, damping)
+        p = -(q.unsqueeze(-2) @ vh).squeeze(-2)
+        return torch.where(inside.unsqueeze(-1), self.full, p) / self.model.scale

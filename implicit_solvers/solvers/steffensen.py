@@ -1,0 +1,123 @@
+"""Steffensen's method, for one unknown a lane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solution import Status
+from implicit_solvers.solvers.backtracking import backtrack
+from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+
+__all__ = ["Steffensen"]
+
+
+class SteffensenState(NamedTuple):
+    """The state of `Steffensen`; ``reach`` bounds the increment of the difference quotient."""
+
+    z: Tensor
+    residual: Tensor
+    reach: Tensor
+    error: Tensor
+    flag: Tensor
+
+
+@dataclass(frozen=True)
+class Steffensen:
+    """Steffensen's method: ``z <- z - t F(z) / d`` with ``d = (F(z + h) - F(z)) / h``.
+
+    Newton's method with a difference quotient in the place of the derivative. As its increment
+    ``h = -F(z)`` vanishes at the solution, convergence is quadratic, with two evaluations a step.
+    For a fixed point, ``F = z - g(z)``, a full step is Aitken's delta-squared of
+    ``z, g(z), g(g(z))``. The step length ``t`` is halved until the residual's norm falls by
+    ``1e-4 t`` of itself. Source: Steffensen, "Remarks on iteration" (1933); Quarteroni, Sacco and
+    Saleri, "Numerical Mathematics", section 6.6.
+
+    Lanes of one unknown only: elements of a tensor are lanes under ``torch.func.vmap`` or with
+    ``batch_dims``. For a bracketed root, `Chandrupatla` and `Bisection` cannot miss.
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``norm(F(z)) <= atol + rtol norm(z)``; both default to
+        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
+    max_steps
+        The number of steps allowed.
+    reach
+        The increment is at most ``reach (1 + |z|)`` long, and at least ``sqrt(eps) |z|``. A lane
+        in which no step reduces the residual tries again with a hundredth of it, and ends as
+        STALLED when it has come to ``sqrt(eps)``, or as SINGULAR if the quotient is zero there.
+    halvings
+        How many times the step length may be halved; 0 takes full steps always.
+    norm
+        Maps residuals ``(N, 1)`` to ``(N,)``.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Raises
+    ------
+    ValueError
+        If a lane has more than one unknown.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> ims.fixed_point(torch.cos, torch.tensor(1.0), solver=Steffensen()).value
+    tensor(0.7391)
+    >>> a = torch.tensor([2.0, 9.0])
+    >>> ims.root(lambda z: z**2 - a, a, solver=Steffensen(), batch_dims=1).value
+    tensor([1.4142, 3.0000])
+    """
+
+    rtol: float | Auto | None = AUTO
+    atol: float | Auto = AUTO
+    max_steps: int = 100
+    reach: float = 0.1
+    halvings: int = 30
+    norm: Norm = rms
+    compact: bool = True
+    monotone: ClassVar[bool] = False
+    solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
+
+    def __post_init__(self) -> None:
+        """Refuse an increment of no length."""
+        if not self.reach > 0:
+            raise ValueError(f"Steffensen has reach={self.reach!r}: pass a positive number")
+
+    def init(self, problem: EquationProblem, z: Tensor) -> SteffensenState:
+        """Evaluate the residual at the start."""
+        if z.shape[-1] != 1:
+            raise ValueError(
+                f"solver=Steffensen() is for one unknown, and z0 has {z.shape[-1]} in a lane: make "
+                "each element a lane by torch.func.vmap or batch_dims, or use Newton() or Broyden()"
+            )
+        residual = problem.residual(z)
+        error = self.norm(residual)
+        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        return SteffensenState(z, residual, torch.full_like(error, self.reach), error, flag)
+
+    def step(self, problem: EquationProblem, state: SteffensenState) -> SteffensenState:
+        """Divide by the difference quotient and search along the step."""
+        smallest = torch.finfo(state.z.dtype).eps ** 0.5
+        longest = state.reach.unsqueeze(-1) * (1 + state.z.abs())
+        size = torch.minimum(state.residual.abs().clamp(min=smallest * state.z.abs()), longest)
+        increment = -torch.sign(state.residual) * size
+        quotient = (problem.residual(state.z + increment) - state.residual) / increment
+        direction = torch.where(state.residual == 0, 0.0, -state.residual / quotient)
+        usable = torch.isfinite(direction).squeeze(-1)
+        direction = torch.where(usable.unsqueeze(-1), direction, 0.0)
+
+        start = (state.z, state.residual, state.error)
+        found = backtrack(problem, self, start, direction, usable)
+        reach = torch.where(found.accepted, state.reach, 0.01 * state.reach)
+        flag = state.flag
+        if self.rtol is not None:
+            last = ~found.accepted & (reach < smallest)
+            flat = (quotient == 0).squeeze(-1)
+            code = torch.where(flat, int(Status.SINGULAR), int(Status.STALLED))
+            flag = torch.where(last, code, flag)
+        return SteffensenState(found.z, found.residual, reach, found.error, flag)

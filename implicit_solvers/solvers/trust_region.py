@@ -1,0 +1,208 @@
+"""What trust-region solvers share: the scaled linear model, and the search for a step that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.problem import EquationProblem, ResidualMap
+from implicit_solvers.solution import Status
+from implicit_solvers.tolerance import Auto, Norm
+
+__all__ = [
+    "LinearModel",
+    "TrustRegionState",
+    "decomposed",
+    "length",
+    "linearized",
+    "search",
+    "start",
+]
+
+
+class TrustRegionState(NamedTuple):
+    """The state of a trust-region solver.
+
+    A step ``p`` is looked for in ``|scale p| <= radius``; an infinite radius is still to be
+    chosen. ``factors`` are those of the last Jacobian, if it was factored.
+    """
+
+    z: Tensor
+    residuals: Tensor
+    error: Tensor
+    flag: Tensor
+    scale: Tensor
+    radius: Tensor
+    factors: tuple[Tensor, ...] = ()
+
+
+class TrustRegionSolver(Protocol):
+    """The hyperparameters that `search` reads."""
+
+    @property
+    def rtol(self) -> float | Auto | None:
+        """None for a budget."""
+
+    @property
+    def first_radius(self) -> float:
+        """The first radius, over the larger of the scaled start and its residuals."""
+
+    @property
+    def shrinks(self) -> int:
+        """How often the region may shrink in a step."""
+
+    @property
+    def norm(self) -> Norm:
+        """The norm that judges."""
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """``r + J p`` in every lane; ``matrix`` is ``J`` if it was formed, ``gradient`` is ``J^T r``.
+
+    ``scale (N, n)`` measures steps in units of the residuals.
+    """
+
+    residuals: Tensor
+    jacobian: ResidualMap
+    matrix: Tensor | None
+    scale: Tensor
+    gradient: Tensor
+
+    def mv(self, p: Tensor) -> Tensor:
+        """Return ``J p``."""
+        if self.matrix is None:
+            return self.jacobian.mv(p)
+        return (self.matrix @ p.unsqueeze(-1)).squeeze(-1)
+
+    def fall(self, p: Tensor) -> Tensor:
+        """Return by which part of itself ``|r + J p|^2`` is less than ``|r|^2``."""
+        # not as a difference of the two, which drowns in rounding near a minimum
+        change = 2 * (self.gradient * p).sum(-1) + (self.mv(p) ** 2).sum(-1)
+        return -change / length(self.residuals) ** 2
+
+
+def length(v: Tensor) -> Tensor:
+    """Return the Euclidean norm of each lane of ``(N, n)``."""
+    return torch.linalg.vector_norm(v, dim=-1)
+
+
+def start(
+    problem: EquationProblem, norm: Norm, z: Tensor, factors: tuple[Tensor, ...] = ()
+) -> TrustRegionState:
+    """Evaluate the residuals at the start."""
+    residuals = problem.residuals(z)
+    error = _error(problem, norm, z, residuals)
+    flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+    unset = torch.full_like(error, torch.inf)
+    return TrustRegionState(z, residuals, error, flag, torch.zeros_like(z), unset, factors)
+
+
+def _error(problem: EquationProblem, norm: Norm, z: Tensor, residuals: Tensor) -> Tensor:
+    return norm(problem.residual(z) if problem.fits else residuals)
+
+
+def linearized(problem: EquationProblem, state: TrustRegionState, dense: bool) -> LinearModel:
+    """Return the model at the iterate.
+
+    Where the Jacobian is formed, each unknown is scaled by the largest norm that its column has
+    had; one for a column of zeros.
+    """
+    jacobian, r = problem.linearize_residuals(state.z), state.residuals
+    if not dense:
+        return LinearModel(r, jacobian, None, torch.ones_like(state.z), jacobian.rmv(r))
+    matrix = jacobian.dense()
+    largest = torch.maximum(state.scale, torch.linalg.vector_norm(matrix, dim=-2))
+    scale = torch.where(largest > 0, largest, 1.0)
+    return LinearModel(r, jacobian, matrix, scale, (r.unsqueeze(-2) @ matrix).squeeze(-2))
+
+
+def decomposed(model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``s``, ``s u^T r`` and ``v^T`` of ``J / scale = u s v^T``, cut to its rank."""
+    assert model.matrix is not None
+    matrix = model.matrix / model.scale.unsqueeze(-2)
+    # one lane that is not finite would fail them all
+    finite = torch.isfinite(matrix).flatten(1).all(-1)
+    matrix = torch.where(finite.reshape(-1, 1, 1), matrix, 0.0)
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    noise = max(matrix.shape[-2:]) * torch.finfo(s.dtype).eps * s[:, :1]
+    s = torch.where(s > noise, s, 0.0)
+    return s, s * (model.residuals.unsqueeze(-2) @ u).squeeze(-2), vh
+
+
+def search(
+    problem: EquationProblem,
+    solver: TrustRegionSolver,
+    state: TrustRegionState,
+    model: LinearModel,
+    propose: Callable[[Tensor], Tensor],
+    *,
+    damped: bool = False,
+) -> TrustRegionState:
+    """Shrink the region until the step that ``propose(radius)`` finds in it reduces ``|r|``.
+
+    A step is taken if ``|r|^2`` falls by ``1e-4`` of what the model promised; near the minimum of
+    a fit, where both falls drown in rounding, if the norm of the gradient falls. Where a root's
+    model promises nothing any more, or no step pays, the lane is STALLED. Steps that are
+    ``damped`` never reach the edge of the region.
+    """
+    eps, size = torch.finfo(state.z.dtype).eps, length(state.residuals)
+    radius = solver.first_radius * torch.maximum(length(model.scale * state.z), size)
+    unset = torch.isinf(state.radius)
+    radius = torch.where(unset, radius, state.radius)
+    finite = torch.isfinite(model.gradient).all(-1) & torch.isfinite(model.scale).all(-1)
+    flag = torch.where(finite, 0, int(Status.NONFINITE))
+    z, residuals = state.z, state.residuals
+    accepted, done = torch.zeros_like(finite), ~finite
+    for _ in range(solver.shrinks + 1):
+        p = propose(radius)
+        trial = state.z + p
+        new = problem.residuals(trial)
+        promised, actual = model.fall(p), 1 - (length(new) / size) ** 2
+        ratio = torch.nan_to_num(actual / promised, nan=-1.0)
+        pays = (ratio >= 1e-4) & torch.isfinite(actual)
+        stuck = (trial == state.z).all(-1) | ~(promised > (0.0 if problem.fits else eps**0.5))
+        if problem.fits:
+            drowned = (promised <= eps**0.5) & (actual.abs() <= eps**0.5)
+            if bool((drowned & ~done).any()):
+                settles = solver.norm(problem.residual(trial)) < state.error
+                pays = torch.where(drowned & (actual <= 100 * eps), settles, pays)
+                ratio = torch.where(drowned, ratio.clamp(0.1, 0.4), ratio)
+        ratio = torch.where(pays, ratio, 0.0)
+        pays = pays & ~done & ~stuck
+        take = pays.unsqueeze(-1)
+        z, residuals = torch.where(take, trial, z), torch.where(take, new, residuals)
+        flag = torch.where(stuck & ~done, int(Status.STALLED), flag)
+        accepted = accepted | pays
+        reach = length(model.scale * p)
+        radius = torch.where(done, radius, _changed(radius, unset, reach, ratio, damped))
+        done = done | pays | stuck
+        if bool(done.all()):
+            break
+    flag = torch.where(done, flag, int(Status.STALLED))
+    if solver.rtol is None:
+        # a budget's lane stays where no step pays
+        flag = torch.where(flag == Status.STALLED, 0, flag)
+    error = state.error
+    if bool(accepted.any()):
+        error = torch.where(accepted, _error(problem, solver.norm, z, residuals), error)
+    return TrustRegionState(z, residuals, error, flag, model.scale, radius, state.factors)
+
+
+def _changed(radius: Tensor, unset: Tensor, reach: Tensor, ratio: Tensor, damped: bool) -> Tensor:
+    """Return the radius after a step of length ``reach`` whose fall was ``ratio`` of the promise.
+
+    Less than a tenth: half of the step. More than half: twice the step, or ten times if it was
+    nine tenths, and no less than before. Source: Powell, "A hybrid method for nonlinear
+    equations" (1970), and MINPACK's HYBRJ; the factor of ten spares doublings of a first radius
+    that was too small.
+    """
+    grown = torch.where(ratio >= 0.9, 10 * reach, 2 * reach)
+    # the first radius was a guess: the first step says more
+    grown = 2 * radius if damped else torch.where(unset, grown, torch.maximum(radius, grown))
+    changed = torch.where(ratio >= 0.5, grown, radius)
+    return torch.where(ratio < 0.1, 0.5 * torch.minimum(reach, radius), changed)
