@@ -16,7 +16,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest test-newest lint format docs docs-serve wheel-test clean distclean
+.PHONY: help demo test test-nightly test-oldest test-newest lint format docs docs-serve wheel-test clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,10 +49,14 @@ demo: $(VENV)/.installed-problems ## set up, then run the demonstration
 # ---- Tests -------------------------------------------------------------------------------------------------
 
 # One thread per process: two torch processes with default threads are 20 to 80 times slower.
-test test-oldest test-newest: export OMP_NUM_THREADS = 1
+test test-nightly test-oldest test-newest: export OMP_NUM_THREADS = 1
 
 test: $(VENV)/.installed-test ## set up, then run the tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+test-nightly: export HYPOTHESIS_PROFILE = nightly
+test-nightly: $(VENV)/.installed-test ## everything: the tests marked nightly too, and many more drawn problems
+	$(BIN)/python -m pytest -n $(JOBS) -m "nightly or not nightly" $(PYTEST_ARGS)
 
 test-oldest: .venv-oldest/.installed ## the tests on the oldest supported torch
 	.venv-oldest/bin/python -c 'import torch; print("torch", torch.__version__)'

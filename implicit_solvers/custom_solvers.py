@@ -38,9 +38,8 @@ class _Judge:
         rtol = default if self.rtol is None else self.rtol
         atol = default if self.atol is None else self.atol
         error = rms(problem.residual(z))
-        status = torch.where(
-            error <= equation_tolerance(rtol, atol, z, rms), 0, int(Status.REJECTED)
-        )
+        goal = equation_tolerance(rtol, atol, z, rms, problem.start)
+        status = torch.where(error <= goal, 0, int(Status.REJECTED))
         finite = torch.isfinite(error) & torch.isfinite(z).all(-1)
         status = torch.where(finite, status, int(Status.NONFINITE))
         return Outcome(z, status, torch.zeros_like(status), error)

@@ -34,6 +34,7 @@ from implicit_solvers.masking import lane_gradient, lane_pushforward
 from implicit_solvers.monitoring import observe
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import OnFailure, enforce, failed
+from implicit_solvers.tolerance import rms
 
 __all__ = ["AttachSpec", "SolveSpec", "attach_derivatives", "solve_lanes", "solve_plainly"]
 
@@ -97,7 +98,7 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
         lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
         return z.clone(), lanes, lanes.clone(), z.new_zeros(shape)
     flat = z.reshape(-1, n)
-    problem = EquationProblem(spec.equation, spec.lanes, shape, operands)
+    problem = EquationProblem(spec.equation, spec.lanes, shape, operands, rms(flat))
     out = spec.run(problem, flat)
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     residual = out.error.reshape(shape)

@@ -35,7 +35,7 @@ from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import LinearSolver
 from implicit_solvers.linear.solve import operator_template
 from implicit_solvers.problem import Equation, EquationProblem
-from implicit_solvers.solution import OnFailure, Solution, Status
+from implicit_solvers.solution import OnFailure, Solution, Status, failed
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.unrolling import unroll
 
@@ -159,6 +159,8 @@ def solve_equation(
             structure.ravel(tree_map(resolve, z0)),
             operands,
             iterations,
+            z if task.on_failure == "mask" else None,
+            failed(status),
         )
     elif _differentiable(operands):
         M, M_tensors = _preconditioner(task, structure, z, join(tensors))
@@ -201,9 +203,19 @@ def _unrolled(
     z: Tensor,
     operands: list[Tensor],
     iterations: Tensor,
+    found: Tensor | None,
+    bad: Tensor,
 ) -> Tensor:
-    """Make the solver's steps again, with a graph."""
+    """Make the solver's steps again, with a graph.
+
+    Where ``found`` is given, the lanes that failed, ``bad``, keep what it says, without one.
+    """
     shape, equation = z.shape[:-1], task.equation(fn)
+    if found is not None and is_batched(bad):
+        raise ValueError(
+            'adjoint=UnrolledAdjoint() with on_failure="mask" under vmap cannot leave failed lanes '
+            "out of gradients: use batch_dims and in_dims, or ImplicitAdjoint()"
+        )
     if task.solver.rtol is None:
         steps, counts = task.solver.max_steps, None
     elif is_batched(iterations):
@@ -213,16 +225,23 @@ def _unrolled(
         )
     else:
         steps, counts = int(iterations.max()), iterations.reshape(-1)
+    keep = None
+    if found is not None and lanes.separable and bool(bad.any()):
+        keep = (~bad).reshape(-1).nonzero().squeeze(-1)
+        counts = counts if counts is None else counts[keep]
+
+    def problem(*operands: Tensor) -> EquationProblem:
+        every = EquationProblem(equation, lanes, shape, operands)
+        return every if keep is None else every.take(keep)
+
+    flat = z.reshape(-1, z.shape[-1])
     with isolated():
-        return unroll(
-            task.solver,
-            lambda *operands: EquationProblem(equation, lanes, shape, operands),
-            z,
-            operands,
-            steps,
-            counts,
-            adjoint.checkpoint,
-        )
+        start = flat if keep is None else flat[keep]
+        if len(start):
+            start = unroll(task.solver, problem, start, operands, steps, counts, adjoint.checkpoint)
+        if keep is not None and found is not None:
+            start = found.detach().reshape(flat.shape).index_copy(0, keep, start)
+    return start.reshape(z.shape)
 
 
 def _differentiable(operands: Sequence[Tensor]) -> bool:

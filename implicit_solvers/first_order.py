@@ -42,7 +42,8 @@ class FirstOrderOnly(Function):
 def _refusal(what: str) -> RuntimeError:
     return RuntimeError(
         f"{what} gives a biased derivative, which is of first order only, and it was "
-        "differentiated again: use ImplicitAdjoint() with an unbiased linear solver"
+        "differentiated again: use ImplicitAdjoint() with an unbiased linear solver, and no "
+        "gauss_newton=True"
     )
 
 

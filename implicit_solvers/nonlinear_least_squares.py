@@ -15,7 +15,7 @@ from implicit_solvers.autodiff import vjp
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
-from implicit_solvers.solvers.gauss_newton import GaussNewton
+from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
 from implicit_solvers.structure import Structure
 
 __all__ = ["GaussNewtonEquation", "LeastSquaresEquation", "least_squares", "read_residuals"]
@@ -97,8 +97,8 @@ def least_squares(
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
-        `GaussNewton`, by default; `LevenbergMarquardt` and `Dogleg` (from far away, or for
-        Jacobians without full rank), `Newton`, `GradientDescent`.
+        `LevenbergMarquardt`, by default; `Dogleg`, `GaussNewton` (cheaper steps, from nearby, for
+        Jacobians of full rank), `LBFGS`, `Newton`, `GradientDescent`.
     gauss_newton
         Whether the derivative uses ``J^T J`` in place of the full Hessian. It is biased unless
         the residuals vanish, hence of first order only: an error when it is differentiated again.
@@ -147,7 +147,7 @@ def least_squares(
         LeastSquaresEquation,
         fn,
         read_residuals,
-        GaussNewton() if solver is None else solver,
+        LevenbergMarquardt() if solver is None else solver,
         ImplicitAdjoint() if adjoint is None else adjoint,
         batch_dims,
         in_dims,

@@ -50,13 +50,21 @@ class EquationProblem:
         The grid of lanes, of N places.
     operands
         The tensors that the function takes after ``z``.
+    start
+        The size (root mean square) of the start of each lane, ``(N,)``.
     """
 
     def __init__(
-        self, equation: Equation, lanes: Lanes, shape: Sequence[int], operands: Sequence[Tensor]
+        self,
+        equation: Equation,
+        lanes: Lanes,
+        shape: Sequence[int],
+        operands: Sequence[Tensor],
+        start: Tensor | None = None,
     ) -> None:
         self.equation, self.lanes = equation, lanes
         self.shape, self.operands = tuple(shape), tuple(operands)
+        self.start = start
         self._condition = lanes.over(equation.condition)
         self._fn = lanes.over(equation.fn)
 
@@ -81,8 +89,8 @@ class EquationProblem:
         return math.prod(self.shape)
 
     def tolerance(self, solver: Any, z: Tensor) -> Tensor:
-        """Return ``atol + rtol norm(z)``."""
-        return equation_tolerance(solver.rtol, solver.atol, z, solver.norm)
+        """Return ``atol + rtol norm(z)``, where an iterate that ran away counts as less."""
+        return equation_tolerance(solver.rtol, solver.atol, z, solver.norm, self.start)
 
     def _grid(self, z: Tensor) -> Tensor:
         return z.reshape((*self.shape, z.shape[-1]))
@@ -129,7 +137,8 @@ class EquationProblem:
     def take(self, index: Tensor) -> EquationProblem:
         """Return the problem of some of the lanes."""
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
-        return EquationProblem(self.equation, lanes, shape, operands)
+        start = None if self.start is None else self.start[index]
+        return EquationProblem(self.equation, lanes, shape, operands, start)
 
 
 class ResidualMap:

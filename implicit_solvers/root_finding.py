@@ -14,7 +14,7 @@ from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
-from implicit_solvers.solvers.newton import Newton
+from implicit_solvers.solvers.dogleg import Dogleg
 from implicit_solvers.structure import Structure
 
 __all__ = ["RootEquation", "like_unknown", "root"]
@@ -70,7 +70,7 @@ def root(
         For one unknown a lane: two ends ``(lo, hi)`` like ``z0`` (or numbers), where ``fn`` has
         different signs. They get no gradient.
     solver
-        `Newton`, by default; with a bracket, `Chandrupatla`.
+        `Dogleg`, by default; with a bracket, `Chandrupatla`.
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     batch_dims
@@ -125,7 +125,7 @@ def root(
     tensor([1.0930, 1.0486])
     """
     if solver is None:
-        solver = Newton() if bracket is None else Chandrupatla()
+        solver = Dogleg() if bracket is None else Chandrupatla()
     ends = None
     if bracket is not None:
         z0, ends = _read_bracket(z0, bracket, solver)

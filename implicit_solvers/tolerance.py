@@ -44,20 +44,26 @@ def rms(lanes: Tensor) -> Tensor:
     return torch.linalg.vector_norm(lanes, dim=-1) / math.sqrt(max(lanes.shape[-1], 1))
 
 
-def equation_tolerance(rtol: float | Auto, atol: float | Auto, z: Tensor, norm: Norm) -> Tensor:
+def equation_tolerance(
+    rtol: float | Auto, atol: float | Auto, z: Tensor, norm: Norm, start: Tensor | None = None
+) -> Tensor:
     """Return the largest ``norm(F(z))`` that counts as solved: ``atol + rtol norm(z)``.
-
-    ``norm(z)`` counts up to ``1/sqrt(eps)`` only: where an iterate runs away, ``rtol norm(z)``
-    would come to accept any bounded residual.
 
     ``F`` is the optimality condition: ``f`` for a root, ``z - g(z)`` for a fixed point, the
     gradient for a minimum, ``J^T r`` for least squares. The default of both tolerances is
     ``eps**0.75``: 1.8e-12 in float64, 6.4e-6 in float32.
+
+    Where an iterate runs away, ``rtol norm(z)`` would come to accept any bounded residual.
+    Therefore ``norm(z)`` counts up to ``1/sqrt(eps)`` only, and, given the norm of the ``start``
+    of each lane ``(N,)``, up to ten times that or ``eps**-0.25``.
     """
-    default = torch.finfo(z.dtype).eps ** 0.75
-    relative = default if isinstance(rtol, Auto) else rtol
-    absolute = default if isinstance(atol, Auto) else atol
-    return absolute + relative * norm(z).clamp(max=torch.finfo(z.dtype).eps ** -0.5)
+    eps = torch.finfo(z.dtype).eps
+    relative = eps**0.75 if isinstance(rtol, Auto) else rtol
+    absolute = eps**0.75 if isinstance(atol, Auto) else atol
+    size = norm(z).clamp(max=eps**-0.5)
+    if start is not None:
+        size = torch.minimum(size, (10 * start).clamp(min=eps**-0.25))
+    return absolute + relative * size
 
 
 def linear_tolerance(rtol: float | Auto, atol: float | Auto, b: Tensor, norm: Norm) -> Tensor:

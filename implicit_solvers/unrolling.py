@@ -77,14 +77,13 @@ def unroll(
     counts: Tensor | None,
     checkpoint: int | None,
 ) -> Tensor:
-    """Make ``steps`` steps from ``z (*shape, n)`` with a graph; return the last iterate.
+    """Make ``steps`` steps from ``z (N, n)`` with a graph; return the last iterate.
 
     ``problem_at(*operands)`` is the problem; a lane that needed fewer steps, by ``counts``, stands
     still after those. With ``checkpoint``, the graph of that many steps is dropped and made again
     in the backward pass; between such segments a solver's memory (momentum, a window) has to be
     kept in the iterate alone, so that only solvers without memory can have them.
     """
-    shape, n = z.shape[:-1], z.shape[-1]
 
     def run(first: int, last: int) -> Callable[..., Tensor]:
         def segment(flat: Tensor, *operands: Tensor) -> Tensor:
@@ -97,12 +96,11 @@ def unroll(
 
         return segment
 
-    flat = z.reshape(-1, n)
     if checkpoint is None:
-        return run(0, steps)(flat, *operands).reshape((*shape, n))
+        return run(0, steps)(z, *operands)
     for first in range(0, steps, checkpoint):
-        flat = Segment.apply(run(first, min(first + checkpoint, steps)), flat, *operands)
-    return flat.reshape((*shape, n))
+        z = Segment.apply(run(first, min(first + checkpoint, steps)), z, *operands)
+    return z
 
 
 def _stand_still(moves: Tensor, new: Any, old: Any) -> Any:

@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from implicit_solvers.problems.cli import demo
+from implicit_solvers.problems.cli import check, demo
 
 __all__ = ["main"]
 
@@ -33,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     demo.add_arguments(command)
     command.set_defaults(run=demo.run, extra="problems", modules=("HersheyFonts", "matplotlib"))
+    command = commands.add_parser(
+        "check", help="compare the derivatives of your own equation with central differences"
+    )
+    check.add_arguments(command)
+    command.set_defaults(run=check.run, extra="", modules=())
     arguments = parser.parse_args(argv)
     missing = [name for name in arguments.modules if not _importable(name)]
     if missing:

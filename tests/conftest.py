@@ -9,6 +9,9 @@ import hypothesis
 import pytest
 import torch
 
+# a plugin of pytest may have imported torch already
+torch.set_num_threads(1)
+
 hypothesis.settings.register_profile(
     "ci", max_examples=30, deadline=None, derandomize=True, print_blob=True
 )

@@ -203,7 +203,7 @@ def test_unrolled_minimize(solver):
 
 
 REFUSED = {
-    "Newton": lambda: ims.root(lambda z: z - 1, Z0, adjoint=ims.UnrolledAdjoint()),
+    "Dogleg": lambda: ims.root(lambda z: z - 1, Z0, adjoint=ims.UnrolledAdjoint()),
     "checkpoint=0": lambda: solve(ims.UnrolledAdjoint(0), solver=STEPS)(X),
     "Anderson": lambda: solve(ims.UnrolledAdjoint(), solver=ims.Anderson())(X),
     "depend on earlier": lambda: ims.minimize(
@@ -243,3 +243,49 @@ def test_a_preconditioner_of_the_adjoint_is_used_and_transposed():
         torch.testing.assert_close(g, torch.linalg.inv(J).sum(0), rtol=1e-7, atol=1e-9)
         counts[name] = int(log.adjoints()[0].iterations)
     assert counts["exact"] < counts["jacobi"] < counts["none"]
+
+
+@pytest.mark.parametrize("checkpoint", [None, 3])
+@pytest.mark.parametrize("budget", [None, 25])
+def test_unrolled_lanes_that_failed_are_left_out(checkpoint, budget):
+    solver = ims.FixedPointIteration(max_steps=60)
+    if budget:
+        solver = ims.FixedPointIteration(max_steps=budget, rtol=None)
+    # the third lane never settles: a failure, unless its steps are a budget
+    rates = torch.tensor([0.5, float("nan"), -2.5, 0.2], dtype=torch.float64)
+    shared = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    kept = [0, 2, 3] if budget else [0, 3]
+
+    def total(rates):
+        sol = ims.fixed_point(
+            lambda z, a, s: a * torch.sin(z) + s,
+            torch.zeros_like(rates),
+            (rates, shared),
+            solver=solver,
+            adjoint=ims.UnrolledAdjoint(checkpoint),
+            batch_dims=1,
+            in_dims=(0, None),
+            on_failure="mask",
+        )
+        return sol
+
+    sol = total(rates)
+    gradient = torch.autograd.grad(sol.value.sum(), shared)[0]
+    alone = torch.autograd.grad(total(rates[kept]).value.sum(), shared)[0]
+    torch.testing.assert_close(gradient, alone, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sol.value[kept], total(rates[kept]).value)
+
+
+def test_unrolled_under_vmap_cannot_mask():
+    def solve_one(a):
+        return ims.fixed_point(
+            lambda z, a: a * torch.sin(z),
+            torch.zeros(()),
+            (a,),
+            solver=ims.FixedPointIteration(max_steps=3, rtol=None),
+            adjoint=ims.UnrolledAdjoint(),
+            on_failure="mask",
+        ).value
+
+    with pytest.raises(ValueError, match="use batch_dims and in_dims"):
+        vmap(solve_one)(torch.ones(2))

@@ -57,7 +57,14 @@ def python_blocks(path):
 
 @pytest.mark.parametrize(
     "path",
-    ["README.md", "docs/index.md", "docs/lanes.md", "docs/adjoints.md", "docs/own_solver.md"],
+    [
+        "README.md",
+        "docs/index.md",
+        "docs/lanes.md",
+        "docs/adjoints.md",
+        "docs/checking_gradients.md",
+        "docs/own_solver.md",
+    ],
 )
 def test_the_examples_of_a_page_run(path, capsys):
     blocks = python_blocks(ROOT / path)

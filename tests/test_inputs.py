@@ -82,7 +82,7 @@ def test_what_an_objective_returns():
 
 def test_what_residuals_return():
     with pytest.raises(ValueError, match="1 residuals for 2 unknowns"):
-        ims.least_squares(lambda z: z[:1], Z)
+        ims.least_squares(lambda z: z[:1], Z, solver=ims.GaussNewton())
     with pytest.raises(TypeError, match="fn returned a float"):
         ims.least_squares(lambda z: 1.0, Z)
 

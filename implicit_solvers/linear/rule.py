@@ -333,6 +333,10 @@ def _run(
     idle = (flat == 0).all(-1)
     finite = torch.isfinite(x).all(-1)
     status = torch.where(finite | failed(status), status, int(Status.NONFINITE))
+    if isinstance(spec.solver, DirectSolver):
+        # pivots may look regular where nothing of the solution is right
+        wrong = residual > torch.finfo(b.dtype).eps ** 0.25 * rms(flat)
+        status = torch.where(wrong & ~failed(status), int(Status.SINGULAR), status)
     # the best iterate of a lane that came to nothing is where it began
     x = torch.where(finite.unsqueeze(-1), x, 0.0 if start is None else grid.flat(start))
     if spec.adjoint:

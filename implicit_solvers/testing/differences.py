@@ -1,0 +1,137 @@
+"""Central differences, extrapolated, with an estimate of their own error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Difference", "central_difference", "is_kinked", "step_size"]
+
+_LEVELS = 4
+_SHRINK = 32.0
+
+
+class Difference(NamedTuple):
+    """A derivative by differences, and how far off it may be (the largest entry's error)."""
+
+    value: Tensor
+    uncertainty: float
+
+
+def step_size(dtype: torch.dtype) -> float:
+    """Return the largest step of the extrapolation, ``eps**(1/7)``, for a scale of one.
+
+    With two extrapolations the truncation is of order ``h**6`` and the rounding of order
+    ``eps / h``: they balance at ``eps**(1/7)``, 5.8e-3 in float64 and 0.10 in float32.
+
+    Examples
+    --------
+    >>> round(step_size(torch.float64), 4)
+    0.0058
+    """
+    return torch.finfo(dtype).eps ** (1 / 7)
+
+
+def central_difference(
+    fn: Callable[[float], Tensor], *, dtype: torch.dtype, noise: float = 0.0
+) -> Difference:
+    """Differentiate ``fn(t)`` at ``t = 0`` by Richardson-extrapolated central differences.
+
+    The table of extrapolations begins with the steps ``h``, ``h/2``, ``h/4``, ``h/8``, and the
+    entry is taken that agrees best with its neighbours. Where none agrees to ``sqrt(eps)``, a
+    smaller ``h`` is tried. Source: Ridders, "Accurate computation of F'(x) and F'(x) F''(x)",
+    Advances in Engineering Software 4 (1982).
+
+    Parameters
+    ----------
+    fn
+        A function of a real number, scaled so that it varies over distances of order one; it
+        returns a tensor, of NaN where it has no value.
+    dtype
+        The precision in which ``fn`` computes.
+    noise
+        How accurate the values of ``fn`` are, beside rounding: absolute.
+
+    Returns
+    -------
+    Difference
+        The derivative, and its estimated error: the disagreement of neighbouring extrapolations,
+        and what rounding and ``noise`` make of the step. NaN and inf where nothing was found.
+
+    Examples
+    --------
+    >>> import torch
+    >>> found = central_difference(
+    ...     lambda t: torch.exp(torch.tensor(t, dtype=torch.float64)), dtype=torch.float64
+    ... )
+    >>> abs(float(found.value) - 1) < 10 * found.uncertainty < 1e-9
+    True
+    """
+    eps = torch.finfo(dtype).eps
+    middle = fn(0.0)
+    best = Difference(torch.full_like(middle, math.nan), math.inf)
+    h = step_size(dtype)
+    for _ in range(3):
+        found = _extrapolate(fn, middle, h, eps, noise)
+        if found.uncertainty < best.uncertainty:
+            best = found
+        good = math.sqrt(eps) * (1 + _largest(best.value))
+        if best.uncertainty <= good < math.inf:
+            break
+        h /= _SHRINK
+    return best
+
+
+def _extrapolate(
+    fn: Callable[[float], Tensor], middle: Tensor, h: float, eps: float, noise: float
+) -> Difference:
+    best = Difference(torch.full_like(middle, math.nan), math.inf)
+    previous: list[Tensor] = []
+    for _ in range(_LEVELS):
+        up, down = fn(h), fn(-h)
+        row = [(up - down) / (2 * h)]
+        # of the values, and of what the rounding of t makes of a slope that varies
+        rounding = (noise + eps * max(_largest(up), _largest(down), _largest(row[0]))) / h
+        rounding += 4 * eps * _largest(up - 2 * middle + down) / h**2
+        for k, coarse in enumerate(previous):
+            row.append((4 ** (k + 1) * row[k] - coarse) / (4 ** (k + 1) - 1))
+            gap = max(_largest(row[-1] - row[-2]), _largest(row[-1] - coarse))
+            if gap + rounding < best.uncertainty:
+                best = Difference(row[-1], gap + rounding)
+        previous = row
+        h /= 2
+    return best
+
+
+def _largest(tensor: Tensor) -> float:
+    """Return the largest entry's size; inf if one is not finite."""
+    size = float(tensor.abs().max()) if tensor.numel() else 0.0
+    return size if math.isfinite(size) else math.inf
+
+
+def is_kinked(fn: Callable[[float], Tensor], *, dtype: torch.dtype) -> bool:
+    """Tell whether the one-sided slopes of ``fn(t)`` at 0 differ, and go on doing so as t shrinks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> is_kinked(lambda t: torch.tensor(abs(t), dtype=torch.float64), dtype=torch.float64)
+    True
+    >>> is_kinked(lambda t: torch.tensor(t * t, dtype=torch.float64), dtype=torch.float64)
+    False
+    """
+    eps = torch.finfo(dtype).eps
+    middle = fn(0.0)
+    gaps, slopes = [], []
+    for h in (eps**0.25, eps**0.4):
+        right, left = (fn(h) - middle) / h, (middle - fn(-h)) / h
+        gaps.append(_largest(right - left))
+        slopes.append(max(_largest(right), _largest(left)))
+    if not all(math.isfinite(g) for g in gaps):
+        return True
+    floor = 100 * eps**0.6 * max(1.0, _largest(middle))
+    return gaps[1] > max(floor, 0.01 * slopes[1]) and gaps[1] > 0.3 * gaps[0]

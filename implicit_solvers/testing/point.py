@@ -1,0 +1,142 @@
+"""The point at which everything is compared: the solution, settled, and its linearization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.testing.captured import placed
+from implicit_solvers.testing.statement import Linearization
+from implicit_solvers.testing.subject import Solved, Subject
+
+__all__ = ["Point", "point_at"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A solution, as the layer returned it and as far as rounding lets it be settled.
+
+    Attributes
+    ----------
+    returned
+        What the layer gave.
+    z
+        The settled solution; that of the layer where the equation is not known, or too large.
+    exact, given
+        The linearizations at ``z`` and at the point returned; None without a dense equation.
+    settled
+        The length of the last settling step: how accurate ``z`` is.
+    broken
+        The tensors in which the equation's own derivative is wrong.
+    """
+
+    subject: Subject
+    returned: Solved
+    z: Tensor
+    exact: Linearization | None
+    given: Linearization | None
+    settled: float
+    generator: torch.Generator
+    broken: frozenset[str] = frozenset()
+
+    @property
+    def eps(self) -> float:
+        """The rounding unit of the solution's dtype."""
+        return torch.finfo(self.z.dtype).eps
+
+    @cached_property
+    def inverse_norm(self) -> float:
+        """The norm of ``A^-1``; one if not known."""
+        if self.exact is None:
+            return 1.0
+        least = torch.linalg.svdvals(self.exact.A)[-1:]
+        smallest = float(least.min()) if least.numel() else 1.0
+        return 1 / smallest if smallest > 0 else float("inf")
+
+    @cached_property
+    def condition(self) -> float:
+        """The condition number of ``A`` after its rows, then its columns, are scaled alike."""
+        if self.exact is None or not self.exact.A.numel():
+            return 1.0
+        A = self.exact.A
+        for dim in (-1, -2):
+            largest = A.abs().amax(dim, keepdim=True)
+            A = A / torch.where(largest > 0, largest, 1.0)
+        sizes = torch.linalg.svdvals(A)
+        return float(sizes[0] / sizes[-1]) if float(sizes[-1]) > 0 else float("inf")
+
+    @cached_property
+    def accuracy(self) -> float:
+        """How far the layer's solutions may be from the exact ones, entry by entry."""
+        size = 1 + float(self.z.abs().max()) if self.z.numel() else 1.0
+        if self.exact is None:
+            return self.eps**0.5 * size
+        tolerance = self.subject.residual_tolerance(self.z.reshape(1, -1))
+        off = float((self.returned.z - self.z).abs().max()) if self.z.numel() else 0.0
+        return max(4 * off, self.inverse_norm * float(tolerance.max()), 4 * self.eps * size)
+
+    def values(self) -> list[Tensor]:
+        """Return the values of all inputs."""
+        return [i.tensor.detach().clone() for i in self.subject.inputs]
+
+    def solution(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the solution for other values of the inputs, near this one.
+
+        With a dense equation it comes from Newton steps of plain torch, else from the layer; NaN
+        where neither gets there.
+        """
+        subject, count = self.subject, len(self.subject.in_args)
+        with placed([i.tensor for i in subject.captured], values[count:]):
+            if subject.statement is not None and self.exact is not None:
+                z, step = subject.statement.settle(self.z, values[:count], self.exact.A)
+                if step <= self.eps**0.6 * (1 + float(z.abs().max())):
+                    return z
+                if "z" not in self.broken:
+                    return torch.full_like(z, float("nan"))
+            try:
+                with torch.no_grad():
+                    return subject.value(values[:count]).detach()
+            except Exception:  # whatever the layer raises where it fails
+                return torch.full_like(self.z, float("nan"))
+
+    def along(self, position: int, direction: Tensor, t: float) -> Tensor:
+        """Return the solution with one input moved by ``t`` times its scale along a direction."""
+        values, given = self.values(), self.subject.inputs[position]
+        values[position] = values[position] + t * given.scale * direction
+        return self.solution(values)
+
+
+def point_at(
+    subject: Subject,
+    returned: Solved,
+    generator: torch.Generator,
+    broken: frozenset[str] = frozenset(),
+) -> Point:
+    """Settle what a layer returned."""
+
+    def point(
+        z: Tensor,
+        exact: Linearization | None = None,
+        given: Linearization | None = None,
+        settled: float = 0.0,
+    ) -> Point:
+        return Point(subject, returned, z, exact, given, settled, generator, broken)
+
+    z, tensors = returned.z.detach(), subject.arguments()
+    statement = subject.statement
+    if statement is None or not statement.dense or not bool(torch.isfinite(z).all()):
+        return point(z)
+    wrt = [*(t.requires_grad_() for t in tensors), *(i.tensor for i in subject.captured)]
+    given = statement.linearize(z, tensors, wrt)
+    if not bool(torch.isfinite(given.A).all()):
+        return point(z, given, given)
+    fixed = [t.detach() for t in tensors]
+    settled, step = statement.settle(z, fixed, given.A)
+    if not step <= 1e-2 * (1 + float(z.abs().max())) or not bool(torch.isfinite(settled).all()):
+        return point(z, given, given)
+    exact = statement.linearize(settled, tensors, wrt)
+    return point(settled, exact, given, step)

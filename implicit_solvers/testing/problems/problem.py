@@ -1,0 +1,165 @@
+"""A problem: an equation, its start, and what is known of its solution."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.fixed_points import fixed_point
+from implicit_solvers.minimization import minimize
+from implicit_solvers.nonlinear_least_squares import least_squares
+from implicit_solvers.root_finding import root
+from implicit_solvers.solution import OnFailure, Solution
+
+__all__ = ["Kind", "Problem"]
+
+Kind = Literal["root", "fixed_point", "minimize", "least_squares"]
+
+_SOLVE: dict[Kind, Callable[..., Solution]] = {
+    "root": root,
+    "fixed_point": fixed_point,
+    "minimize": minimize,
+    "least_squares": least_squares,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """An equation in ``z`` with parameters ``theta``, and its solution.
+
+    The solution and its derivative were computed with 50 digits, by formulas written a second
+    time, and rounded to float64.
+
+    Attributes
+    ----------
+    name
+        A short name, unique among the problems.
+    kind
+        The function that solves it: ``"root"``, ``"fixed_point"``, ``"minimize"``,
+        ``"least_squares"``.
+    fn
+        ``fn(z, theta)``: residuals, the next iterate, or the objective, of one problem; works in
+        every floating dtype, on every device, and under ``torch.func`` transforms.
+    z0
+        The standard start: numbers, or one number for a 0-d unknown.
+    parameters
+        The standard ``theta``: numbers, differentiated in.
+    source
+        Where the problem comes from.
+    regular
+        Whether the Jacobian of the optimality condition is regular at the solution. Where it is
+        not, the solution has no derivative.
+
+    Examples
+    --------
+    >>> from implicit_solvers.testing.problems import KEPLER
+    >>> theta = KEPLER.theta().requires_grad_()
+    >>> sol = KEPLER.solve(theta)
+    >>> torch.testing.assert_close(sol.value, KEPLER.solution)
+    >>> gradient = torch.autograd.grad(sol.value, theta)[0]
+    >>> torch.testing.assert_close(gradient, KEPLER.derivative)
+    """
+
+    name: str
+    kind: Kind
+    fn: Callable[[Tensor, Tensor], Tensor]
+    z0: tuple[float, ...] | float
+    parameters: tuple[float, ...]
+    source: str
+    regular: bool = True
+
+    def __str__(self) -> str:
+        """Return the name."""
+        return self.name
+
+    def start(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Return the standard start, ``(n,)`` or 0-d."""
+        return torch.tensor(self.z0, dtype=dtype, device=device)
+
+    def theta(
+        self, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Return the standard parameters, ``(p,)``."""
+        return torch.tensor(self.parameters, dtype=dtype, device=device)
+
+    @property
+    def solution(self) -> Tensor | None:
+        """The solution at the standard parameters, float64; None if there is none."""
+        return _reference(self.name, "solution")
+
+    @property
+    def derivative(self) -> Tensor | None:
+        """Its derivative with respect to ``theta``, float64, ``(n, p)`` or ``(p,)``.
+
+        None if there is no solution, or none that is differentiable.
+        """
+        return _reference(self.name, "derivative")
+
+    def solve(
+        self,
+        theta: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        solver: Any = None,
+        adjoint: Any = None,
+        on_failure: OnFailure = "raise",
+    ) -> Solution:
+        """Solve it with the library.
+
+        Parameters
+        ----------
+        theta
+            The parameters ``(p,)``; the standard ones in float64 if left out.
+        start
+            Where to start, of the shape of ``z0``; the standard start, in the dtype of ``theta``,
+            if left out.
+        solver, adjoint, on_failure
+            As in `root`.
+
+        Returns
+        -------
+        Solution
+            As `root`, `fixed_point`, `minimize`, `least_squares` return it.
+
+        Raises
+        ------
+        ConvergenceError
+            If the solver fails and ``on_failure="raise"``.
+        ValueError
+            If ``theta`` or ``start`` has another shape.
+        """
+        theta = self.theta() if theta is None else theta
+        start = self.start(theta.dtype, theta.device) if start is None else start
+        for what, given, standard in (
+            ("theta", theta, self.theta()),
+            ("start", start, self.start()),
+        ):
+            if given.shape != standard.shape:
+                raise ValueError(
+                    f"{what} has shape {tuple(given.shape)}, {self.name} needs "
+                    f"{tuple(standard.shape)}: for many problems at once, use torch.func.vmap"
+                )
+        return _SOLVE[self.kind](
+            self.fn, start, (theta,), solver=solver, adjoint=adjoint, on_failure=on_failure
+        )
+
+
+@cache
+def _references() -> dict[str, dict[str, Any]]:
+    text = files(__package__).joinpath("references.json").read_text(encoding="utf-8")
+    references: dict[str, dict[str, Any]] = json.loads(text)
+    return references
+
+
+def _reference(name: str, key: str) -> Tensor | None:
+    value = _references()[name][key]
+    return None if value is None else torch.tensor(value, dtype=torch.float64)

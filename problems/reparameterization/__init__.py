@@ -1,0 +1,37 @@
+"""Samples with derivatives by implicit reparameterization.
+
+``definition`` is the paper's equation as a tool for any distribution; ``distributions`` are
+``torch.distributions`` made differentiable in every parameter.
+"""
+
+from implicit_solvers.problems.reparameterization.definition import ImplicitReparameterization
+from implicit_solvers.problems.reparameterization.distributions import (
+    Beta,
+    Dirichlet,
+    Gamma,
+    InverseGaussian,
+    LKJCholesky,
+    MixtureSameFamily,
+    MultivariateStudentT,
+    StudentT,
+    Truncated,
+    TruncatedNormal,
+    VonMises,
+)
+from implicit_solvers.problems.reparameterization.interval_density import IntervalDensity
+
+__all__ = [
+    "ImplicitReparameterization",
+    "IntervalDensity",
+    "Beta",
+    "Dirichlet",
+    "Gamma",
+    "InverseGaussian",
+    "LKJCholesky",
+    "MixtureSameFamily",
+    "MultivariateStudentT",
+    "StudentT",
+    "Truncated",
+    "TruncatedNormal",
+    "VonMises",
+]

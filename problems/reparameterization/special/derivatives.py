@@ -1,0 +1,189 @@
+"""How a special function computed in double precision becomes a differentiable torch function.
+
+``implicit_solvers.elementwise_function`` joins a value with its partial derivatives; here is what
+the values have in common: double precision in blocks, regions, and samples.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import implicit_solvers as ims
+
+__all__ = ["differentiable_sample", "doubles", "in_double", "piecewise"]
+
+Values = tuple[Tensor, ...]
+BLOCK = 1 << 16  # elements: large against the cost of a call, small against the cache
+
+
+def doubles(name: str, **args: Tensor | float) -> tuple[Any, ...]:
+    """Return the common dtype of the arguments of a function, and each as float64.
+
+    Parameters
+    ----------
+    name : str
+        The function's name, for messages.
+    **args : Tensor or float
+        Its arguments; at least one is a tensor.
+
+    Returns
+    -------
+    dtype, *tensors
+        The dtype that the results are to have, then the arguments.
+
+    Raises
+    ------
+    TypeError
+        If no argument is a tensor, or one is not real and floating.
+
+    Examples
+    --------
+    >>> doubles("f", a=2.0, x=torch.tensor(0.5))
+    (torch.float32, tensor(2., dtype=torch.float64), tensor(0.5000, dtype=torch.float64))
+    """
+    tensors = [t for t in args.values() if isinstance(t, Tensor)]
+    if not tensors:
+        raise TypeError(f"{name}: at least one of {', '.join(args)} must be a tensor")
+    for label, arg in args.items():
+        if isinstance(arg, Tensor) and not arg.is_floating_point():
+            raise TypeError(f"{name}: {label} has dtype {arg.dtype}; pass a real floating dtype")
+        if not isinstance(arg, Tensor | int | float):
+            raise TypeError(f"{name}: {label} is a {type(arg).__name__}; pass a tensor")
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    device = next((t.device for t in tensors if t.dim()), tensors[0].device)
+    return (
+        dtype,
+        *(
+            t.to(torch.float64)
+            if isinstance(t, Tensor)
+            else torch.tensor(t, dtype=torch.float64, device=device)
+            for t in args.values()
+        ),
+    )
+
+
+def in_double(
+    double: int, single: int | None = None
+) -> Callable[[Callable[..., Values]], Callable[..., Values]]:
+    """Evaluate a function of flat float64 tensors on tensors of any shape and dtype.
+
+    The decorated function is called as ``function(*args, nodes=...)`` with one-dimensional float64
+    tensors of one length, and returns a tuple of such. It sees blocks of at most ``BLOCK``
+    elements, so that its intermediate results stay in the cache.
+
+    Parameters
+    ----------
+    double : int
+        Number of quadrature nodes for float64 arguments.
+    single : int, optional
+        Number of quadrature nodes for arguments of lower precision; by default the same.
+
+    Returns
+    -------
+    callable
+        The decorator. What it returns gives a tuple of tensors with the shape and dtype of the
+        arguments.
+
+    Examples
+    --------
+    >>> @in_double(24, 12)
+    ... def triple(x, *, nodes):
+    ...     return (3 * x, nodes + 0 * x)
+    >>> triple(torch.tensor([[1.0, 2.0]]))
+    (tensor([[3., 6.]]), tensor([[12., 12.]]))
+    """
+
+    def decorate(function: Callable[..., Values]) -> Callable[..., Values]:
+        @functools.wraps(function)
+        def value(*args: Tensor) -> Values:
+            shape, dtype = args[0].shape, args[0].dtype
+            nodes = double if single is None or dtype == torch.float64 else single
+            flat = [t.detach().to(torch.float64).reshape(-1) for t in args]
+            blocks = zip(*(t.split(BLOCK) for t in flat), strict=True)
+            parts = [function(*block, nodes=nodes) for block in blocks]
+            joined = [p[0] if len(p) == 1 else torch.cat(p) for p in zip(*parts, strict=True)]
+            return tuple(t.to(dtype).reshape(shape) for t in joined)
+
+        return value
+
+    return decorate
+
+
+def piecewise(
+    count: int, args: Sequence[Tensor], *pieces: tuple[Tensor, Callable[..., Values]]
+) -> Values:
+    """Evaluate each region of the arguments by its own formula.
+
+    Parameters
+    ----------
+    count : int
+        Number of results.
+    args : sequence of Tensor
+        Flat tensors of one length.
+    *pieces : (Tensor, callable)
+        A mask, and a function of the arguments inside it that returns ``count`` tensors. Masks
+        are disjoint. Elements outside of all of them get NaN.
+
+    Returns
+    -------
+    tuple of Tensor
+        ``count`` results.
+
+    Examples
+    --------
+    >>> x = torch.tensor([1.0, -4.0, float("nan")])
+    >>> piecewise(1, [x], (x >= 0, lambda x: (x,)), (x < 0, lambda x: (-2 * x,)))
+    (tensor([1., 8., nan]),)
+    """
+    out: Values | None = None
+    for mask, function in pieces:
+        index = mask.nonzero().squeeze(-1)
+        if len(index) == len(mask):
+            return function(*args)
+        if len(index):
+            if out is None:
+                out = tuple(torch.full_like(args[0], torch.nan) for _ in range(count))
+            results = function(*(t[index] for t in args))
+            for whole, part in zip(out, results, strict=True):
+                whole[index] = part
+    return out or tuple(torch.full_like(args[0], torch.nan) for _ in range(count))
+
+
+def differentiable_sample(
+    derivatives: Callable[..., Sequence[object]], *, name: str | None = None
+) -> Callable[..., Tensor]:
+    """Build the function ``(z, *phi) -> z`` that gives samples their derivatives by ``phi``.
+
+    Parameters
+    ----------
+    derivatives : callable
+        ``derivatives(z, *phi)`` returns one entry ``dz/dphi_j`` for each parameter, as
+        ``partials`` does in ``implicit_solvers.elementwise_function``; ``z`` is the sample
+        connected to the graph, so that second derivatives are right too.
+    name : str, optional
+        The name used in messages.
+
+    Returns
+    -------
+    callable
+        A function that returns ``z`` as it is, constant but for the parameters.
+
+    Examples
+    --------
+    An exponential variable with rate ``r``: ``F = 1 - exp(-r z)``, ``dz/dr = -z / r``.
+
+    >>> attach = differentiable_sample(lambda z, r: [-z / r])
+    >>> r = torch.tensor(2.0)
+    >>> torch.func.grad(lambda r: attach(torch.tensor(3.0), r))(r)
+    tensor(-1.5000)
+    >>> torch.func.hessian(lambda r: attach(torch.tensor(3.0), r))(r)
+    tensor(1.5000)
+    """
+    return ims.elementwise_function(
+        lambda z, *phi: z.clone(), lambda z, _, *phi: [None, *derivatives(z, *phi)], name=name
+    )

@@ -1,0 +1,81 @@
+"""The solver that runs where none is named is that of the table in ``docs/solving.md``."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import implicit_solvers as ims
+
+TABLE = (Path(__file__).parents[1] / "docs" / "solving.md").read_text()
+F32, F64 = torch.float32, torch.float64
+LIMIT = 512
+
+
+def squares(z, a):
+    return z**3 + z - a
+
+
+def promised(row):
+    """Return the cells of a row of the table."""
+    (line,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", TABLE, flags=re.MULTILINE)
+    return [cell.strip() for cell in line.split("|")]
+
+
+def named(cell, n):
+    """Return the name that a cell has for ``n`` unknowns."""
+    small, *large = re.findall(r"`(\w+)`", cell)
+    return large[0] if large and n > LIMIT else small
+
+
+def solved_by(fn, *arguments, **options):
+    """Return the names of the solver and of the adjoint's linear solver."""
+    a = arguments[1][0].requires_grad_()
+    with ims.monitor() as log:
+        fn(*arguments, **options).value.sum().backward()
+    assert a.grad is not None
+    return [record.solver for record in log.records]
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("n", [1, 3, LIMIT + 1])
+@pytest.mark.parametrize("kind", ["root", "fixed_point", "minimize", "least_squares"])
+def test_equations(kind, n, dtype):
+    fn = {
+        "root": squares,
+        "fixed_point": lambda z, a: 0.3 * torch.cos(z) + a,
+        "minimize": lambda z, a: (0.25 * z**4 + 0.5 * z**2 - a * z).sum(),
+        "least_squares": lambda z, a: torch.cat([squares(z, a), 0.1 * z]),
+    }[kind]
+    a = torch.linspace(0.1, 1, n, dtype=dtype)
+    solver, _, adjoint = promised(f"`{kind}`")
+    if adjoint == "the same":
+        adjoint = promised(f"`{kind}`")[1]
+    used = solved_by(
+        lambda fn, args, z0: getattr(ims, kind)(fn, z0, args), fn, (a,), torch.zeros_like(a)
+    )
+    assert used == [named(solver, n), named(adjoint, n)]
+
+
+def test_bracket():
+    a = torch.tensor(2.0)
+    solver, _, adjoint = promised("`root` with `bracket=`")
+    used = solved_by(
+        lambda fn, args: ims.root(fn, None, args, bracket=(torch.tensor(0.0), 3.0)), squares, (a,)
+    )
+    assert used == [named(solver, 1), named(adjoint, 1)]
+
+
+@pytest.mark.parametrize("n", [3, LIMIT + 1])
+@pytest.mark.parametrize("row", ["diagonal operator", "positive definite", "other"])
+def test_linear_systems(row, n):
+    diagonal = torch.linspace(1, 2, n)
+    operator = {
+        "diagonal operator": ims.DiagonalOperator(diagonal),
+        "positive definite": ims.MatrixOperator(torch.diag(diagonal), positive_definite=True),
+        "other": ims.MatrixOperator(torch.diag(diagonal)),
+    }[row]
+    with ims.monitor() as log:
+        ims.linear_solve(operator, torch.ones(n))
+    assert log.records[0].solver == named(promised(f"`linear_solve`, {row}")[0], n)

@@ -1,0 +1,345 @@
+"""The test problems: their references hold, and the library's solvers agree with them."""
+
+import importlib.util
+import math
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch.func import grad, jacfwd, jacrev, vmap
+
+import implicit_solvers as ims
+from implicit_solvers.testing import problems
+from implicit_solvers.testing.problems import ALL, FIXED_POINTS, LEAST_SQUARES, MINIMA, ROOTS
+
+REGULAR = [p for p in ALL if p.regular]
+SINGULAR = [problems.DOUBLE_ROOT, problems.POWELL_SINGULAR]
+ROOTLESS = [problems.NO_ROOT, problems.CHEBYQUAD_8]
+ENTRY = {
+    "root": ims.root,
+    "fixed_point": ims.fixed_point,
+    "minimize": ims.minimize,
+    "least_squares": ims.least_squares,
+}
+
+
+def condition(problem, z, theta):
+    """Return the optimality condition, without the library."""
+    if problem.kind == "root":
+        return problem.fn(z, theta)
+    if problem.kind == "fixed_point":
+        return z - problem.fn(z, theta)
+    if problem.kind == "minimize":
+        return grad(problem.fn)(z, theta)
+    return grad(lambda u: (problem.fn(u, theta) ** 2).sum() / 2)(z)
+
+
+def blocks(problem, z):
+    """Return the condition and its Jacobians in ``z`` and ``theta``, as matrices."""
+    n, theta = z.numel(), problem.theta()
+    f = condition(problem, z, theta).reshape(n)
+    jacobian = jacfwd(lambda u: condition(problem, u, theta))(z).reshape(n, n)
+    sensitivity = jacfwd(lambda p: condition(problem, z, p))(theta).reshape(n, -1)
+    return f, jacobian, sensitivity
+
+
+def polished(problem, z):
+    """Return SciPy's solution near ``z``, with Jacobians by differences."""
+    theta = problem.theta()
+
+    def f(x):
+        return condition(problem, torch.from_numpy(x).reshape(z.shape), theta).reshape(-1).numpy()
+
+    x = z.detach().reshape(-1).numpy() * (1 + 1e-6)
+    out = scipy.optimize.root(f, x, tol=1e-15, options={"xtol": 1e-15})
+    return torch.from_numpy(out.x).reshape(z.shape)
+
+
+def hybr_solves(problem):
+    """Tell whether MINPACK's hybr solves it from the standard start."""
+    theta, z0 = problem.theta(), problem.start()
+
+    def f(x):
+        return problem.fn(torch.from_numpy(x).reshape(z0.shape), theta).reshape(-1).numpy()
+
+    out = scipy.optimize.root(f, z0.reshape(-1).numpy(), method="hybr", tol=1e-12)
+    return np.sqrt(np.mean(out.fun**2)) <= 1e-8 * (1 + np.sqrt(np.mean(out.x**2)))
+
+
+def assert_value(value, expected, problem):
+    error = (value - expected).abs() / (1 + expected.abs())
+    assert float(error.max()) <= 1e-10, f"{problem}: {float(error.max()):.1e}"
+
+
+def assert_derivative(found, problem):
+    """Compare column by column: the parameters have different units."""
+    expected = problem.derivative
+    assert found.shape == expected.shape
+    columns = expected.reshape(-1, expected.shape[-1]).abs().amax(0)
+    scale = torch.where(columns > 0, columns, 1.0)
+    error = ((found - expected).abs() / scale).max()
+    assert float(error) <= 1e-8, f"{problem}: {float(error):.1e}"
+
+
+# -- the collection -------------------------------------------------------------------------------
+
+
+def test_the_lists_hold_every_problem_once():
+    found = []
+    for info in pkgutil.iter_modules(problems.__path__):
+        module = importlib.import_module(f"{problems.__name__}.{info.name}")
+        found += [v for v in vars(module).values() if isinstance(v, problems.Problem)]
+    assert set(found) == set(ALL)
+    assert len({p.name for p in ALL}) == len(ALL)
+    assert [*ROOTS, *FIXED_POINTS, *MINIMA, *LEAST_SQUARES] == list(ALL)
+    for kind, group in zip(ENTRY, (ROOTS, FIXED_POINTS, MINIMA, LEAST_SQUARES), strict=True):
+        assert {p.kind for p in group} == {kind}
+        for problem in group:
+            assert getattr(problems, problem.name.replace("-", "_").upper()) is problem
+    assert [p for p in ALL if not p.regular] == [
+        *SINGULAR[:1],
+        ROOTLESS[0],
+        *SINGULAR[1:],
+        ROOTLESS[1],
+    ]
+
+
+@pytest.mark.parametrize("problem", ALL, ids=str)
+def test_the_function_keeps_dtype_and_shape_and_goes_under_vmap(problem):
+    for dtype in (torch.float32, torch.float64):
+        z0, theta = problem.start(dtype), problem.theta(dtype)
+        out = problem.fn(z0, theta)
+        assert out.dtype == dtype
+        assert out.dim() == (0 if problem.kind == "minimize" else z0.dim())
+        if problem.kind in ("root", "fixed_point"):
+            assert out.shape == z0.shape
+        many = z0 + 0.01 * torch.rand(5, *z0.shape, dtype=dtype)
+        together = vmap(problem.fn, (0, None))(many, theta)
+        alone = torch.stack([problem.fn(z, theta) for z in many])
+        size = float(alone.abs().max())
+        # sums of 30 terms in another order
+        torch.testing.assert_close(
+            together, alone, rtol=0, atol=100 * torch.finfo(dtype).eps * (1 + size)
+        )
+
+
+# -- the references -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("problem", REGULAR, ids=str)
+def test_the_references_satisfy_the_equation_and_its_derivative(problem):
+    z = problem.solution
+    assert z.shape == problem.start().shape
+    assert problem.derivative.shape == (*z.shape, len(problem.parameters))
+    f, jacobian, sensitivity = blocks(problem, z)
+    derivative = problem.derivative.reshape(z.numel(), -1)
+    theta = problem.theta()
+    # the rounding of z and theta, seen through the equation
+    terms = jacobian.abs() @ z.abs().reshape(-1) + sensitivity.abs() @ theta.abs()
+    assert bool((f.abs() <= 1e-14 * terms + 1e-14).all()), float((f.abs() / terms).max())
+    terms = jacobian.abs() @ derivative.abs() + sensitivity.abs()
+    defect = (jacobian @ derivative + sensitivity).abs()
+    assert bool((defect <= 1e-12 * terms.clamp(min=1e-2)).all()), float((defect / terms).max())
+    balanced = jacobian / jacobian.abs().amax(0)  # units apart, the Jacobian is regular
+    balanced = balanced / balanced.abs().amax(1, keepdim=True)
+    assert torch.linalg.cond(balanced) < 1e7
+
+
+@pytest.mark.parametrize("problem", SINGULAR, ids=str)
+def test_a_singular_solution_is_one(problem):
+    f, jacobian, _ = blocks(problem, problem.solution)
+    assert float(f.abs().max()) == 0
+    assert int(torch.linalg.matrix_rank(jacobian)) < problem.solution.numel()
+    assert problem.derivative is None
+
+
+def test_problems_without_a_solution_say_so():
+    for problem in ROOTLESS:
+        assert problem.solution is None and problem.derivative is None and not problem.regular
+
+
+@pytest.mark.parametrize(
+    "problem, solution, derivative",
+    [
+        (problems.CIRCLE, 0.8, (-0.75, 1.25)),
+        (problems.ROSENBROCK, (1.0, 1.0), ((0.0, 1.0), (0.0, 2.0))),
+        (
+            problems.HELICAL_VALLEY,
+            (1.0, 0.0, 0.0),
+            ((1.0, 0.0), (0.0, 0.2 * math.pi), (0.0, 1.0)),
+        ),
+        (problems.AFFINE, (0.0, 2.0), ((-1.6, 0.8, -0.4), (-0.8, 0.4, 0.8))),
+        (problems.HIMMELBLAU, (3.0, 2.0), ((4 / 23, -1 / 23), (-1 / 23, 6 / 23))),
+        (problems.ROSENBROCK_VALLEY, (1.0, 1.0), ((1.0, 0.0), (2.0, 0.0))),
+    ],
+    ids=str,
+)
+def test_the_references_are_the_closed_forms(problem, solution, derivative):
+    expected = torch.tensor(derivative, dtype=torch.float64)
+    torch.testing.assert_close(problem.solution, torch.tensor(solution, dtype=torch.float64))
+    torch.testing.assert_close(problem.derivative, expected, rtol=1e-15, atol=1e-15)
+
+
+def test_known_minima_of_the_least_squares():
+    # the sums of squares in the literature
+    known = {
+        problems.MEYER: 87.9458,
+        problems.OSBORNE_1: 5.46489e-5,
+        problems.OSBORNE_2: 4.01377e-2,
+        problems.MICHAELIS_MENTEN: 1195.449,
+    }
+    for problem, value in known.items():
+        found = float((problem.fn(problem.solution, problem.theta()) ** 2).sum())
+        assert found == pytest.approx(value, rel=2e-6)
+
+
+@pytest.mark.parametrize("problem", REGULAR, ids=str)
+def test_the_references_agree_with_scipy(problem):
+    assert_value(polished(problem, problem.solution), problem.solution, problem)
+
+
+# -- the default solvers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("problem", [p for p in ROOTS if p not in ROOTLESS], ids=str)
+def test_the_default_solves_every_root_that_hybr_solves(problem):
+    sol = problem.solve(on_failure="mask")
+    if hybr_solves(problem):
+        assert bool(sol.converged), ims.Status(int(sol.status)).name
+    if bool(sol.converged) and problem.regular:
+        assert_value(sol.value, polished(problem, sol.value), problem)
+
+
+def start_towards_the_reference(problem):
+    """Return the standard start, if it leads to the reference, else one near the reference."""
+    sol = problem.solve(on_failure="mask")
+    far = (sol.value - problem.solution).abs() > 1e-6 * (1 + problem.solution.abs())
+    if bool(sol.converged) and not bool(far.any()):
+        return problem.start()
+    return problem.solution + 0.01 * (problem.start() - problem.solution)
+
+
+@pytest.mark.parametrize("problem", [p for p in REGULAR if p is not problems.MEYER], ids=str)
+def test_value_and_derivatives_of_the_default(problem):
+    start = start_towards_the_reference(problem)
+
+    def solve(theta):
+        return problem.solve(theta, start=start).value
+
+    assert_value(solve(problem.theta()), problem.solution, problem)
+    assert_derivative(jacrev(solve)(problem.theta()), problem)
+    assert_derivative(jacfwd(solve)(problem.theta()), problem)
+
+
+def test_meyers_gradient_drowns_in_rounding_unless_the_tolerance_allows_for_it():
+    # J^T r sums terms of 1e6 * 1e4 * eps
+    sol = problems.MEYER.solve(on_failure="mask")
+    assert not bool(sol.converged)
+    assert_value(sol.value, problems.MEYER.solution, problems.MEYER)
+    solver = ims.GaussNewton(atol=1e-3)
+
+    def solve(theta):
+        return problems.MEYER.solve(theta, solver=solver).value
+
+    theta = problems.MEYER.theta()
+    assert_value(solve(theta), problems.MEYER.solution, problems.MEYER)
+    assert_derivative(jacrev(solve)(theta), problems.MEYER)
+    assert_derivative(jacfwd(solve)(theta), problems.MEYER)
+
+
+@pytest.mark.parametrize("problem", ROOTLESS, ids=str)
+def test_an_equation_without_a_root_fails(problem):
+    with pytest.raises(ims.ConvergenceError, match="root of"):
+        problem.solve()
+    theta = problem.theta().requires_grad_()
+    sol = problem.solve(theta, on_failure="mask")
+    assert not bool(sol.converged)
+    assert int(sol.status) in (ims.Status.STALLED, ims.Status.MAX_STEPS, ims.Status.SINGULAR)
+    assert torch.autograd.grad(sol.value.sum(), theta)[0].tolist() == [0.0] * len(theta)
+
+
+@pytest.mark.parametrize("problem", SINGULAR, ids=str)
+def test_a_singular_root_is_found_and_its_gradient_flagged(problem):
+    theta = problem.theta()
+    sol = problem.solve(theta, on_failure="mask")
+    # |F| grows with the square of the distance, so that only half of the digits can be had
+    assert float((sol.value - problem.solution).abs().max()) <= 1e-5
+    if bool(sol.converged):
+        assert float(ims.gradient_error(sol, problem.fn, (theta,))) >= 0.1
+
+
+@pytest.mark.parametrize("problem", ALL, ids=str)
+def test_single_precision(problem):
+    theta = problem.theta(torch.float32)
+    sol = problem.solve(theta, on_failure="mask")
+    assert sol.value.dtype == torch.float32 and bool(torch.isfinite(sol.value).all())
+    if not bool(sol.converged) or not problem.regular:
+        return
+    z = sol.value.double()
+    _, jacobian, _ = blocks(problem, z)
+    exact = polished(problem, z)
+    # float32 rounds theta, and the solver stops at eps**0.75, seen through the inverse
+    noise = torch.finfo(torch.float32).eps ** 0.75 * (1 + z.square().mean().sqrt())
+    bound = 3 * torch.linalg.inv(jacobian).abs().sum(-1) * noise * math.sqrt(z.numel())
+    assert bool(((z - exact).abs().reshape(-1) <= bound + 1e-3 * exact.abs().reshape(-1)).all())
+
+
+def test_solve_takes_a_start_and_parameters_and_batches():
+    theta = torch.tensor([[0.5, 0.9], [1.0, 0.3]], dtype=torch.float64)
+    values = vmap(lambda t: problems.KEPLER.solve(t).value)(theta)
+    residual = values - theta[:, 1] * torch.sin(values) - theta[:, 0]
+    assert float(residual.abs().max()) <= 1e-12
+    other = problems.CIRCLE.solve(start=torch.tensor(-1.0, dtype=torch.float64)).value
+    assert float(other) == pytest.approx(-0.8, abs=1e-12)
+    with pytest.raises(ValueError, match=r"start has shape \(2, 2\), rosenbrock needs \(2,\)"):
+        problems.ROSENBROCK.solve(start=torch.zeros(2, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"theta has shape \(4, 2\), kepler needs \(2,\)"):
+        problems.KEPLER.solve(torch.zeros(4, 2, dtype=torch.float64))
+    with pytest.raises(TypeError, match="float32"):
+        problems.KEPLER.solve(start=torch.tensor(1.0, dtype=torch.float32))
+
+
+# -- the table of the documentation ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def solver_table():
+    path = Path(__file__).parents[1] / "benchmarks" / "solver_table.py"
+    spec = importlib.util.spec_from_file_location("solver_table", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_has_every_solver_and_problem(solver_table):
+    chosen = [problems.KEPLER, problems.NO_ROOT, problems.COSINE]
+    text = solver_table.page(chosen, count=3, slow_count=2, seed=0)
+    for kind in ("root", "fixed_point"):
+        for name in solver_table.our_solvers(kind):
+            assert f"`{name}`" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    of = {row[0].removeprefix("| "): row for row in rows}
+    assert {"kepler", "no-root", "cosine", "mean"} <= set(of)
+    header = next(row for row in rows if "`Newton`" in row)
+    steps, calls = of["no-root"][header.index("`Newton`")].split(" / ")
+    assert steps.startswith(("STALLED", "MAX_STEPS", "SINGULAR")) and int(calls) > 0
+
+
+def test_the_tables_criterion(solver_table):
+    nan = torch.tensor(float("nan"), dtype=torch.float64)
+    for problem in REGULAR:
+        z = problem.solution
+        assert not solver_table.solved(problem, z + nan)
+        # Meyer's gradient cannot be had to 1e-8, as the criterion sees
+        if problem is not problems.MEYER:
+            assert solver_table.solved(problem, z), problem
+    starts = solver_table.random_starts(problems.ROSENBROCK, 7, seed=1)
+    assert starts.shape == (7, 2)
+    assert torch.equal(starts, solver_table.random_starts(problems.ROSENBROCK, 7, seed=1))
+    assert solver_table.share(problems.CHANDRASEKHAR, ims.Newton(), starts.new_ones(4, 20)) == 1
+    assert solver_table.share(problems.NO_ROOT, ims.Newton(), starts.new_ones(4)) == 0
+    assert solver_table.scipy_share(problems.CIRCLE, "hybr", starts.new_ones(2)) == 1
+    assert solver_table.scipy_share(problems.CIRCLE, "hybr", starts.new_full((2,), nan)) == 0
