@@ -96,7 +96,7 @@ def monitor() -> Iterator[Monitor]:
     >>> with ims.monitor() as log:
     ...     ims.root(lambda z, a: z**2 - a, torch.tensor(1.0), (a,)).value.backward()
     >>> [record.solver for record in log.records]
-    ['Newton', 'LU']
+    ['Dogleg', 'LU']
     >>> bool(log.adjoints()[0].residual < 1e-6)
     True
     """

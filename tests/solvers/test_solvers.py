@@ -272,9 +272,10 @@ def test_damping_tames_a_map_that_oscillates():
 
 def test_newton_is_quadratic_and_exact_on_linear_equations():
     A, b = tensor([[2.0, 1.0], [-1.0, 3.0]]), tensor([1.0, 2.0])
-    assert int(ims.root(lambda z: A @ z - b, torch.zeros(2, dtype=F64)).iterations) == 1
+    sol = ims.root(lambda z: A @ z - b, torch.zeros(2, dtype=F64), solver=ims.Newton())
+    assert int(sol.iterations) == 1
     problem = ROOTS[4]
-    z, errors = problem.solve(None).value, []
+    z, errors = problem.solve(ims.Newton()).value, []
     for steps in range(1, 5):
         near = problem.solve(ims.Newton(rtol=None, max_steps=steps), z0=z + 0.1)
         errors.append(float((near.value - z).abs()))
@@ -873,7 +874,7 @@ def test_what_is_no_solver_is_refused(kind, solver):
 
 def test_fewer_residuals_than_unknowns_are_refused():
     with pytest.raises(ValueError, match="1 residuals for 2 unknowns.*GaussNewton"):
-        ims.least_squares(lambda z: z.sum(), tensor([1.0, 2.0]))
+        ims.least_squares(lambda z: z.sum(), tensor([1.0, 2.0]), solver=ims.GaussNewton())
 
 
 def test_norm_is_the_one_that_judges():

@@ -97,7 +97,7 @@ def test_a_stale_factorization(monkeypatch):
         return x, good, good.long()
 
     monkeypatch.setattr(rule, "_refine", trusting)
-    report = check_root(solver=ims.Newton(rtol=1e-4, atol=1e-4))
+    report = check_root(solver=ims.Newton(rtol=1e-7, atol=1e-7))
     assert {"reverse mode", "forward mode"} <= failed(report), str(report)
     assert all("stale factorization" in cause for cause in report.causes), str(report)
 
