@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
-from implicit_solvers.problems.cli import check, demo
+from implicit_solvers.problems.cli import check, demo, reparam
 
 __all__ = ["main"]
 
@@ -38,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     check.add_arguments(command)
     command.set_defaults(run=check.run, extra="", modules=())
+    command = commands.add_parser(
+        "reparam",
+        help="experiments on implicit reparameterization: gradients, autoencoders, topics",
+        description="Experiments on gradients of expectations by implicit reparameterization.",
+    )
+    reparam.add_arguments(command)
     arguments = parser.parse_args(argv)
     missing = [name for name in arguments.modules if not _importable(name)]
     if missing:
@@ -52,10 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _importable(name: str) -> bool:
     try:
-        importlib.import_module(name)
+        return importlib.util.find_spec(name) is not None
     except ImportError:
         return False
-    return True
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def python_blocks(path):
         "docs/adjoints.md",
         "docs/checking_gradients.md",
         "docs/own_solver.md",
+        "docs/reparameterization.md",
     ],
 )
 def test_the_examples_of_a_page_run(path, capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from torch import Generator, Tensor, nn
 
@@ -30,12 +29,10 @@ from implicit_solvers.problems.cli.few_shot import (
     nearest_neighbour_predictions,
 )
 from implicit_solvers.problems.cli.inner_steps import Cost, measure_costs
-from implicit_solvers.problems.cli.meta_training import (
-    CheckpointError,
-    History,
-    load_checkpoint,
-    meta_train,
-)
+from implicit_solvers.problems.cli.meta_training import History, meta_train
+from implicit_solvers.problems.cli.options import positive, positive_integer, whole
+from implicit_solvers.problems.cli.progress_bar import progress_bar
+from implicit_solvers.problems.cli.run_folder import CheckpointError, load_checkpoint, write_json
 from implicit_solvers.problems.data.glyphs import Tasks
 
 __all__ = ["add_arguments", "run"]
@@ -80,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--checkpoint-every",
-        type=_positive_integer,
+        type=positive_integer,
         default=10,
         metavar="N",
         help="meta-steps from one checkpoint to the next (%(default)s)",
@@ -93,32 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             *names,
             dest=field.name,
-            type=_whole if field.name == "seed" else _positive_integer if integer else _positive,
+            type=whole if field.name == "seed" else positive_integer if integer else positive,
             default=field.default,
             metavar="N" if integer else "X",
             help=f"{HELP[field.name]} (%(default)s)",
         )
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def _positive_integer(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -133,24 +109,20 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
         path = out / "checkpoint.pt"
-        checkpoint = load_checkpoint(path, configuration) if arguments.resume else None
+        checkpoint = load_checkpoint(path, asdict(configuration)) if arguments.resume else None
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _write_json(out / "config.json", asdict(configuration))
+    write_json(out / "config.json", asdict(configuration))
     try:
         metrics = _demonstrate(arguments, configuration, checkpoint, console)
     except KeyboardInterrupt:
         print("interrupted: the same command with --resume goes on", file=sys.stderr)
         return 130
     metrics["timing"]["total"] = time.perf_counter() - start
-    _write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     _print_results(console, metrics, configuration, out)
     return 0
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _demonstrate(
@@ -170,14 +142,7 @@ def _demonstrate(
         train, validation, test = load_episodes(configuration)
     network = classifier(configuration.width)
     first = initial_parameters(network, Generator().manual_seed(configuration.seed))
-    columns = (
-        TextColumn("{task.description:<16}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console) as progress:
+    with progress_bar(console) as progress:
         timing: dict[str, Any] = {"data": lap()}
         training = progress.add_task("meta-training", total=configuration.meta_steps, note="")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,15 +23,11 @@ from implicit_solvers.problems.cli.few_shot import (
     adapted_predictions,
     cross_entropy,
 )
+from implicit_solvers.problems.cli.run_folder import CheckpointError, save_checkpoint
 from implicit_solvers.problems.data.glyphs import Episodes
 
-__all__ = ["CheckpointError", "History", "load_checkpoint", "meta_train"]
 
 VALIDATIONS = 8
-
-
-class CheckpointError(ValueError):
-    """A checkpoint does not belong to this run."""
 
 
 @dataclass
@@ -66,47 +61,6 @@ class History:
         return len(self.loss)
 
 
-def load_checkpoint(path: Path, configuration: Configuration) -> dict[str, Any] | None:
-    """Return the checkpoint at ``path``, or None if there is none.
-
-    Raises
-    ------
-    CheckpointError
-        If it is unreadable, or another configuration wrote it.
-    """
-    try:
-        checkpoint = torch.load(path, weights_only=True)
-        written = dict(checkpoint["configuration"])
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # torch.load raises whatever the bytes make it raise
-        raise CheckpointError(
-            f"{path} is no checkpoint of this demo ({error}): delete it, or leave --resume out"
-        ) from error
-    wanted = asdict(configuration)
-    differences = [
-        f"{name} {written.get(name)} where this run has {wanted.get(name)}"
-        for name in sorted(wanted.keys() | written.keys())
-        if written.get(name) != wanted.get(name)
-    ]
-    if differences:
-        raise CheckpointError(
-            f"{path} was written with {', '.join(differences)}: pass the same options, or leave "
-            "--resume out to start again"
-        )
-    return checkpoint
-
-
-def _save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint that is whole whenever it is there."""
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def meta_train(
     network: nn.Module,
     theta: Parameters,
@@ -132,7 +86,7 @@ def meta_train(
     path
         Where checkpoints go, one every ``checkpoint_every`` meta-steps and one at the end.
     checkpoint
-        Where to go on, as `load_checkpoint` returned it.
+        Where to go on, as `run_folder.load_checkpoint` returned it.
     report
         Is called after each meta-step.
 
@@ -192,7 +146,7 @@ def meta_train(
                 "optimizer": optimizer.state_dict(),
                 "history": asdict(history),
             }
-            _save(path, content)
+            save_checkpoint(path, content)
         report(history)
     return _detached(theta), history
 

@@ -1,0 +1,273 @@
+"""The beta distribution."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+import implicit_solvers as ims
+from implicit_solvers.problems.reparameterization.distributions.draws import draw
+from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_draw
+from implicit_solvers.problems.reparameterization.distributions.quantiles import (
+    between_ends,
+    probability,
+    quantile,
+)
+from implicit_solvers.problems.reparameterization.special.beta import (
+    beta_logit_sample,
+    beta_logit_sample_derivatives,
+    betainc,
+    log_betainc,
+    log_betaincc,
+)
+
+__all__ = ["Beta", "beta_logit_quantile", "beta_logit_variable"]
+
+
+def beta_logit_variable(a: Tensor, b: Tensor) -> Tensor:
+    """Return float64 logits of beta variables, with implicit derivatives.
+
+    Parameters
+    ----------
+    a, b : Tensor
+        Parameters, one pair for each variable.
+
+    Returns
+    -------
+    Tensor
+        ``ln x - ln(1 - x)``, which does not round to an end of the interval.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> t = beta_logit_variable(torch.full((1000,), 1e-4), torch.full((1000,), 1e-4))
+    >>> t.isfinite().all(), (t.sigmoid() == 0).any()
+    (tensor(True), tensor(True))
+    """
+    logit = draw(lambda a, b: log_gamma_draw(a) - log_gamma_draw(b), a, b)
+    return beta_logit_sample(logit, a, b)
+
+
+def beta_logit_quantile(p: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return the logit of the quantile ``x``, ``I_x(a, b) = p``, with implicit derivatives.
+
+    Parameters
+    ----------
+    p : Tensor
+        Probabilities.
+    a, b : Tensor
+        Parameters, broadcast with ``p``.
+
+    Returns
+    -------
+    Tensor
+        float64.
+
+    Examples
+    --------
+    >>> one = torch.tensor(1.0)
+    >>> beta_logit_quantile(torch.tensor([0.0, 0.25]), one, one).sigmoid()
+    tensor([0.0000, 0.2500], dtype=torch.float64)
+    """
+    return between_ends(_logit_quantile, p, a, b)
+
+
+def _bracket(log_p: Tensor, log_q: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Bracket the logit: ``I_x(a, b) <= 2 x^a / (a B(a, b))`` for ``x <= 1/2``, and mirrored."""
+    log_beta = a.lgamma() + b.lgamma() - (a + b).lgamma()
+    low = (log_p + a.log() + log_beta) / a - 0.7 / a
+    high = (log_q + b.log() + log_beta) / b - 0.7 / b
+    return low.clamp(max=-0.7) - 1, 1 - high.clamp(max=-0.7)
+
+
+def _logit_quantile_partials(t: Tensor, p: Tensor, a: Tensor, b: Tensor) -> list[Any]:
+    both = functools.cache(lambda: beta_logit_sample_derivatives(a, b, t))
+    log_beta = a.lgamma() + b.lgamma() - (a + b).lgamma()
+    log_density = a * logsigmoid(t) + b * logsigmoid(-t) - log_beta
+    return [(-log_density).exp(), lambda: both()[0], lambda: both()[1]]
+
+
+_logit_quantile = ims.elementwise_function(
+    lambda p, a, b: quantile(
+        lambda t, a, b: log_betainc(a, b, logit_x=t),
+        lambda t, a, b: log_betaincc(a, b, logit_x=t),
+        _bracket,
+        lambda log_p, log_q, a, b: (
+            2 * torch.minimum(a, b) * (1 - torch.minimum(log_p, log_q))
+        ).sqrt(),
+        p,
+        a,
+        b,
+    ),
+    _logit_quantile_partials,
+    name="beta quantile",
+)
+
+
+class Beta(torch.distributions.Beta):
+    r"""The beta distribution with parameters ``a`` and ``b``, with implicit derivatives.
+
+    .. math:: p(x) = \frac{x^{a-1} (1 - x)^{b-1}}{B(a, b)}, \qquad
+              \frac{dx}{da} = -\frac{\partial I_x(a, b) / \partial a}{p(x)}, \qquad
+              \frac{dx}{db} = -\frac{\partial I_x(a, b) / \partial b}{p(x)}
+
+    Samples are drawn, and everything is computed, in float64 and in logits; derivatives of samples
+    and quantiles are right to second order in every mode of automatic differentiation. Source:
+    Figurnov, Mohamed and Mnih, "Implicit Reparameterization Gradients" (2018).
+
+    Parameters
+    ----------
+    concentration1 : Tensor or float
+        ``a > 0``.
+    concentration0 : Tensor or float
+        ``b > 0``, broadcast with ``a``.
+    validate_args : bool, optional
+        Whether to check parameters and values, as in ``torch.distributions``; False under ``vmap``.
+
+    Examples
+    --------
+    The mean is ``a / (a + b)``, whose derivatives at ``a = b = 1`` are 1/4 and -1/4:
+
+    >>> _ = torch.manual_seed(0)
+    >>> a, b = torch.tensor(1.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    >>> x = Beta(a, b).rsample((10000,))
+    >>> by_a, by_b = torch.autograd.grad(x.mean(), (a, b))
+    >>> round(by_a.item(), 2), round(by_b.item(), 2)
+    (0.25, -0.25)
+    """
+
+    def double(self) -> torch.distributions.Beta:
+        """Return the distribution in float64, without checks.
+
+        Examples
+        --------
+        >>> Beta(2.0, 2.0).double().mean
+        tensor(0.5000, dtype=torch.float64)
+        """
+        a, b = self.concentration1.to(torch.float64), self.concentration0.to(torch.float64)
+        return torch.distributions.Beta(a, b, validate_args=False)
+
+    def _rsample_logit(self, sample_shape: Sequence[int]) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return beta_logit_variable(
+            self.concentration1.expand(shape), self.concentration0.expand(shape)
+        )
+
+    def rsample_logit(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return the logit of a sample, which does not round to an end of the interval.
+
+        Parameters
+        ----------
+        sample_shape : torch.Size
+            Leading dimensions.
+
+        Examples
+        --------
+        >>> _ = torch.manual_seed(0)
+        >>> Beta(1e-5, 1e-5).rsample_logit((100,)).isfinite().all()
+        tensor(True)
+        """
+        return self._rsample_logit(sample_shape).to(self.concentration1.dtype)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return a sample with its derivatives by both parameters.
+
+        What rounds to 0 or 1 is the next number inside, without derivatives, as in torch.
+
+        Parameters
+        ----------
+        sample_shape : torch.Size
+            Leading dimensions.
+
+        Examples
+        --------
+        >>> Beta(torch.ones(3), 1.0).rsample((2,)).shape
+        torch.Size([2, 3])
+        """
+        dtype = self.concentration1.dtype
+        info = torch.finfo(dtype)
+        x = self._rsample_logit(sample_shape).sigmoid().to(dtype)
+        return x.clamp(min=info.tiny, max=1 - info.eps / 2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the logarithm of the density.
+
+        Parameters
+        ----------
+        value : Tensor
+            ``0 <= x <= 1``.
+
+        Raises
+        ------
+        ValueError
+            If arguments are validated and a value is outside of [0, 1].
+
+        Examples
+        --------
+        >>> Beta(2.0, 1.0).log_prob(torch.tensor(0.5))
+        tensor(0.)
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        dtype = self.concentration1.dtype
+        return self.double().log_prob(value.to(torch.float64)).to(dtype)
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy.
+
+        Examples
+        --------
+        >>> Beta(1.0, 1.0).entropy()
+        tensor(0.)
+        """
+        return self.double().entropy().to(self.concentration1.dtype)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Return ``I_x(a, b)``, differentiable in the parameters too.
+
+        Parameters
+        ----------
+        value : Tensor
+            ``0 <= x <= 1``.
+
+        Raises
+        ------
+        ValueError
+            If arguments are validated and a value is outside of [0, 1].
+
+        Examples
+        --------
+        >>> Beta(2.0, 1.0).cdf(torch.tensor(0.5))
+        tensor(0.2500)
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return betainc(self.concentration1, self.concentration0, value)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Return the quantile, with implicit derivatives by ``p``, ``a`` and ``b``.
+
+        Solved by `implicit_solvers.root` in the logit. At 0 and 1 derivatives are zero.
+
+        Parameters
+        ----------
+        value : Tensor
+            Probabilities ``p``.
+
+        Raises
+        ------
+        ValueError
+            If arguments are validated and a probability is outside of [0, 1].
+
+        Examples
+        --------
+        >>> Beta(2.0, 1.0).icdf(torch.tensor([0.0, 0.25, 1.0]))
+        tensor([0.0000, 0.5000, 1.0000])
+        """
+        a, b = self.concentration1, self.concentration0
+        return beta_logit_quantile(probability(self, value, a), a, b).sigmoid().to(a.dtype)

@@ -1,0 +1,328 @@
+"""Mixtures, reparameterized in their components' parameters and in their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, Independent, MultivariateNormal
+
+from implicit_solvers.problems.reparameterization.inversion import (
+    place,
+    quantile,
+    solve_tails,
+    with_derivatives,
+)
+from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
+from implicit_solvers.problems.reparameterization.special.normal import log_ndtr
+from implicit_solvers.problems.reparameterization.tails import (
+    bounds,
+    log_odds,
+    log_tails,
+)
+from implicit_solvers.problems.reparameterization.validation import (
+    check_continuous,
+    check_probability,
+)
+
+__all__ = ["MixtureSameFamily"]
+
+
+class MixtureSameFamily(torch.distributions.MixtureSameFamily):
+    r"""A mixture of ``K`` distributions of one family.
+
+    .. math:: F(z) = \sum_k w_k F_k(z), \qquad
+              dz = \sum_k r_k \frac{\partial z_k}{\partial \phi_k} d\phi_k
+                   - \sum_k \frac{F_k(z)}{q(z)} dw_k
+
+    with the responsibilities ``r_k = w_k q_k(z) / q(z)`` and the implicit derivatives of the
+    components ``dz_k / dphi_k = -(dF_k / dphi_k) / q_k``. Samples are drawn as usual, a component
+    first, and get gradients to the weights nevertheless. In several dimensions, the weights of the
+    coordinate ``i`` are the responsibilities of the coordinates before it.
+
+    Parameters
+    ----------
+    mixture_distribution
+        ``torch.distributions.Categorical``; gradients go to its ``logits`` or ``probs``.
+    component_distribution
+        Univariate with a CDF; or ``Independent`` of such; or ``MultivariateNormal``. The last
+        batch dimension counts the components. Without ``rsample`` it will do.
+    validate_args
+        As in torch; False under ``torch.func.vmap``, for both distributions too.
+
+    Raises
+    ------
+    NotImplementedError
+        On sampling, if the components have neither a CDF nor known conditional CDFs.
+    ValueError
+        If the components are discrete, or the distributions do not fit each other.
+
+    Notes
+    -----
+    Source: Figurnov, Mohamed and Mnih, "Implicit Reparameterization Gradients" (2018), section 4;
+    Graves, "Stochastic Backpropagation through Mixture Density Distributions" (2016).
+
+    Examples
+    --------
+    >>> from torch.distributions import Normal
+    >>> logits = torch.zeros(2, requires_grad=True)
+    >>> q = MixtureSameFamily(
+    ...     Categorical(logits=logits), Normal(torch.tensor([-3.0, 3.0]), torch.ones(2))
+    ... )
+    >>> z = q.rsample((1000,))
+    >>> (slope,) = torch.autograd.grad(z.mean(), logits)  # of E[z] = 3 (w_2 - w_1)
+    >>> bool((slope - torch.tensor([-1.5, 1.5])).abs().max() < 0.5)
+    True
+    """
+
+    has_rsample = True
+    _mixture_distribution: Categorical
+    _component_distribution: Distribution
+
+    def __init__(
+        self,
+        mixture_distribution: Categorical,
+        component_distribution: Distribution,
+        validate_args: bool | None = None,
+    ) -> None:
+        check_continuous(component_distribution, "component_distribution")
+        super().__init__(mixture_distribution, component_distribution, validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MixtureSameFamily:
+        """Return the distribution with a larger batch shape; see torch."""
+        new = self._get_checked_instance(MixtureSameFamily, _instance)
+        return super().expand(torch.Size(batch_shape), _instance=new)
+
+    @property
+    def _log_weights(self) -> Tensor:
+        return self.mixture_distribution.logits.log_softmax(-1)
+
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draw samples with derivatives in the weights and the parameters of the components.
+
+        Parameters
+        ----------
+        sample_shape
+            The shape in front of the batch shape.
+
+        Returns
+        -------
+        Tensor
+            The samples.
+        """
+        with torch.no_grad():
+            z = self.sample(torch.Size(sample_shape)).detach()
+        if not self.event_shape:
+            return with_derivatives(lambda z: log_odds(self, z), z, (), z.dim())
+        lanes = z.dim() - len(self.event_shape)
+        return with_derivatives(self._conditional_log_odds, z, (), lanes)
+
+    def log_cdf(self, value: Tensor) -> Tensor:
+        """Return ``ln F(z)``, as exact in the lower tail as the components; see `cdf`."""
+        return self._log_tails(value)[0]
+
+    def log_survival(self, value: Tensor) -> Tensor:
+        """Return ``ln(1 - F(z))``, as exact in the upper tail as the components; see `cdf`."""
+        return self._log_tails(value)[1]
+
+    def _log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        tails = log_tails(self.component_distribution, value.unsqueeze(-1))
+        below, above = (torch.logsumexp(self._log_weights + tail, -1) for tail in tails)
+        return below, above
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Return ``F(z)`` of a univariate mixture.
+
+        Parameters
+        ----------
+        value
+            Points, of a shape that broadcasts with the batch shape.
+
+        Returns
+        -------
+        Tensor
+            Probabilities.
+
+        Raises
+        ------
+        NotImplementedError
+            If the mixture is multivariate: use `rosenblatt`.
+        """
+        self._univariate("cdf", "rosenblatt")
+        if self._validate_args:
+            self._validate_sample(value)
+        return self.log_cdf(value).exp()
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Return the quantile of a univariate mixture, differentiable in everything.
+
+        Parameters
+        ----------
+        value
+            Probabilities, of a shape that broadcasts with the batch shape.
+
+        Returns
+        -------
+        Tensor
+            The quantiles.
+
+        Raises
+        ------
+        NotImplementedError
+            If the mixture is multivariate: use `inverse_rosenblatt`.
+        ValueError
+            If arguments are validated and a value is outside of [0, 1].
+        """
+        self._univariate("icdf", "inverse_rosenblatt")
+        value = torch.as_tensor(value).to(self._log_weights)
+        if self._validate_args:
+            check_probability(value)
+        return quantile(self, value.expand(torch.broadcast_shapes(value.shape, self.batch_shape)))
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy of a univariate mixture.
+
+        By quadrature over the quantiles of each component; the error is about 1e-12 in float64 if
+        the densities are smooth.
+
+        Raises
+        ------
+        NotImplementedError
+            If the mixture is multivariate.
+        """
+        self._univariate("entropy", "a Monte Carlo estimate")
+        component = self.component_distribution
+        split = torch.full_like(self._log_weights, 0.5).expand(component.batch_shape)
+        of_each = expectation(
+            lambda z: -self._log_density(z), lambda u: quantile(component, u), split
+        )
+        return (self._log_weights.exp() * of_each).sum(-1)
+
+    def _log_density(self, z: Tensor) -> Tensor:
+        """Return ``ln q`` at points that have the dimension of the components."""
+        component = self.component_distribution
+        joint = self._log_weights + component.log_prob(z.movedim(-1, 0).unsqueeze(-1))
+        return torch.logsumexp(joint, -1).movedim(0, -1)
+
+    def _univariate(self, method: str, instead: str) -> None:
+        if self.event_shape:
+            raise NotImplementedError(
+                f"{method} of a mixture with events of the shape {tuple(self.event_shape)}: use "
+                f"{instead}"
+            )
+
+    def _components(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``ln F_ki``, ``ln(1 - F_ki)``, ``ln q_ki`` given the coordinates before ``i``.
+
+        All have the shape ``(..., K, d)``.
+        """
+        component = self.component_distribution
+        z = z.flatten(z.dim() - len(self.event_shape)).unsqueeze(-2)
+        if isinstance(component, MultivariateNormal):
+            scale = component.scale_tril
+            gap = (z - component.loc).unsqueeze(-1)
+            x = torch.linalg.solve_triangular(scale, gap, upper=False).squeeze(-1)
+            spread = torch.diagonal(scale, dim1=-2, dim2=-1)
+            log_density = -0.5 * (x * x + math.log(2 * math.pi)) - spread.log()
+            return log_ndtr(x), log_ndtr(-x), log_density
+        if isinstance(component, Independent) and not component.base_dist.event_shape:
+            marginal = component.base_dist
+            shape = torch.broadcast_shapes(
+                z.shape, (*component.batch_shape, component.event_shape.numel())
+            )
+            z = z.expand(shape).unflatten(-1, component.event_shape)
+            tensors = (*log_tails(marginal, z), marginal.log_prob(z))
+            below, above, log_density = (
+                t.flatten(t.dim() - len(self.event_shape)) for t in tensors
+            )
+            return below, above, log_density
+        raise NotImplementedError(
+            f"component_distribution is a {type(component).__name__}, of which no conditional CDFs "
+            "are known: use Independent(univariate, n) or MultivariateNormal"
+        )
+
+    def _conditional_log_tails(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logarithms of the tails of each coordinate given those before it."""
+        log_cdf, log_survival, log_density = self._components(z)
+        before = log_density.cumsum(-1) - log_density
+        log_weights = (self._log_weights.unsqueeze(-1) + before).log_softmax(-2)
+        below, above = (
+            torch.logsumexp(log_weights + tail, -2).unflatten(-1, self.event_shape)
+            for tail in (log_cdf, log_survival)
+        )
+        return below, above
+
+    def _conditional_log_odds(self, z: Tensor) -> Tensor:
+        below, above = self._conditional_log_tails(z)
+        return below - above
+
+    def rosenblatt(self, value: Tensor) -> Tensor:
+        r"""Return the Rosenblatt transform, independent uniform variables.
+
+        .. math:: u_i = \sum_k r_{ki} F_{ki}(z_i), \qquad
+                  r_{ki} \propto w_k \prod_{j < i} q_{kj}(z_j)
+
+        Parameters
+        ----------
+        value
+            Samples ``z`` of a shape that ends in the event shape.
+
+        Returns
+        -------
+        Tensor
+            Of the same shape, in (0, 1).
+
+        Raises
+        ------
+        NotImplementedError
+            If no conditional CDFs of the components are known.
+        """
+        return self._conditional_log_tails(value)[0].exp()
+
+    def inverse_rosenblatt(self, u: Tensor) -> Tensor:
+        """Return the sample whose Rosenblatt transform is ``u``, with implicit derivatives.
+
+        Parameters
+        ----------
+        u
+            Probabilities in (0, 1), of a shape that ends in batch and event shape.
+
+        Returns
+        -------
+        Tensor
+            The samples, differentiable in ``u`` too.
+
+        Raises
+        ------
+        NotImplementedError
+            If no conditional CDFs of the components are known.
+        """
+        u = u.expand(torch.broadcast_shapes(u.shape, self.batch_shape + self.event_shape))
+        with torch.no_grad():
+            z = self._invert(u.detach())
+        lanes = z.dim() - len(self.event_shape)
+        return with_derivatives(
+            lambda z, u: self._conditional_log_odds(z) - u.logit(), z, (u,), lanes
+        )
+
+    def _invert(self, u: Tensor) -> Tensor:
+        """Solve for one coordinate after another."""
+        low, high = bounds(self)
+        shape = u.shape
+        u = u.flatten(len(shape) - len(self.event_shape))
+        z = place(torch.zeros_like(u), low, high)
+        for i in range(z.shape[-1]):
+            z[..., i] = self._coordinate(i, z, u[..., i], low, high)
+        return z.reshape(shape)
+
+    def _coordinate(self, i: int, z: Tensor, u: Tensor, low: Any, high: Any) -> Tensor:
+        def tails(x: Tensor) -> tuple[Tensor, Tensor]:
+            moved = torch.cat([z[..., :i], x.unsqueeze(-1), z[..., i + 1 :]], -1)
+            below, above = self._conditional_log_tails(moved.unflatten(-1, self.event_shape))
+            lanes = z.dim() - 1
+            return below.flatten(lanes)[..., i], above.flatten(lanes)[..., i]
+
+        return solve_tails(tails, u, low, high)

@@ -1,0 +1,171 @@
+"""Quantiles: ``F(t; phi) = p`` solved for ``t`` in whichever tail is the smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import implicit_solvers as ims
+
+__all__ = ["between_ends", "elementwise_root", "probability", "quantile"]
+
+Gap = Callable[..., Tensor]
+
+
+def elementwise_root(gap: Gap, bracket: tuple[Tensor, Tensor], *args: Tensor) -> Tensor:
+    """Solve ``gap(t, *args) = 0`` for each element.
+
+    Parameters
+    ----------
+    gap : callable
+        A monotone elementwise function of float64 tensors. It is zero within 1.8e-12, whatever the
+        size of ``t``.
+    bracket : tuple of Tensor
+        Where it has different signs.
+    *args : Tensor
+        float64; broadcast to one shape.
+
+    Returns
+    -------
+    Tensor
+        ``t``.
+
+    Examples
+    --------
+    >>> a = torch.tensor([[4.0, 9.0]], dtype=torch.float64)
+    >>> elementwise_root(lambda t, a: t**2 - a, (0 * a, a), a)
+    tensor([[2.0000, 3.0000]], dtype=torch.float64)
+    """
+    shape = torch.broadcast_shapes(*(t.shape for t in (*bracket, *args)))
+    lo, hi, *flat = (t.expand(shape).reshape(-1) for t in (*bracket, *args))
+    solution = ims.root(
+        gap,
+        None,
+        tuple(flat),
+        bracket=(lo, hi),
+        solver=ims.Chandrupatla(rtol=0.0),
+        batch_dims=1,
+        in_dims=(0,) * len(flat),
+    )
+    return solution.value.reshape(shape)
+
+
+def quantile(
+    log_cdf: Gap,
+    log_sf: Gap,
+    bracket: Callable[..., tuple[Tensor, Tensor]],
+    slope: Callable[..., Tensor],
+    p: Tensor,
+    *parameters: Tensor,
+) -> Tensor:
+    """Solve ``ln F(t) = ln p``, above the median ``ln(1 - F(t)) = ln(1 - p)``.
+
+    Parameters
+    ----------
+    log_cdf, log_sf : callable
+        Functions of ``(t, *parameters)``.
+    bracket : callable
+        ``bracket(log_p, log_q, *parameters)`` returns ends between which the quantile lies, with
+        ``q = 1 - p``.
+    slope : callable
+        ``slope(log_p, log_q, *parameters)`` is of the order of the derivative of the smaller
+        tail's logarithm: the steeper, the less of it can be resolved.
+    p : Tensor
+        Probability, ``0 < p < 1``, float64.
+    *parameters : Tensor
+        Parameters of the distribution, of the shape of ``p``.
+
+    Returns
+    -------
+    Tensor
+        ``t``.
+
+    Examples
+    --------
+    The exponential distribution:
+
+    >>> quantile(
+    ...     lambda t: (-(-t).expm1()).log(),
+    ...     lambda t: -t,
+    ...     lambda log_p, log_q: (log_p.exp(), 1 - log_q),
+    ...     lambda log_p, log_q: 1 - log_q,
+    ...     torch.tensor([0.25, 0.75], dtype=torch.float64),
+    ... )
+    tensor([0.2877, 1.3863], dtype=torch.float64)
+    """
+    log_p, log_q = p.log(), (-p).log1p()
+    resolved = 1 + 0.01 * slope(log_p, log_q, *parameters)
+
+    def gap(t: Tensor, log_p: Tensor, log_q: Tensor, resolved: Tensor, *phi: Tensor) -> Tensor:
+        lower, upper = log_cdf(t, *phi) - log_p, log_q - log_sf(t, *phi)
+        return torch.where(log_p < log_q, lower, upper) / resolved
+
+    ends = bracket(log_p, log_q, *parameters)
+    return elementwise_root(gap, ends, log_p, log_q, resolved, *parameters)
+
+
+def between_ends(function: Gap, p: Tensor, *parameters: Tensor) -> Tensor:
+    """Evaluate a quantile function inside of (0, 1); at 0 it is -inf, at 1 inf, elsewhere NaN.
+
+    Parameters
+    ----------
+    function : callable
+        A function of ``(p, *parameters)``, float64 tensors of one shape.
+    p : Tensor
+        Probability.
+    *parameters : Tensor
+        Parameters of the distribution, broadcast with ``p``.
+
+    Returns
+    -------
+    Tensor
+        The quantile in float64; where it is not finite all derivatives are zero.
+
+    Examples
+    --------
+    >>> between_ends(torch.logit, torch.tensor([0.0, 0.5, 1.0, 2.0]))
+    tensor([-inf, 0., inf, nan], dtype=torch.float64)
+    """
+    p, *phi = torch.broadcast_tensors(*(t.to(torch.float64) for t in (p, *parameters)))
+    inside = (p > 0) & (p < 1)
+    outside = torch.where(p == 0, -torch.inf, torch.where(p == 1, torch.inf, torch.nan))
+    return torch.where(inside, function(torch.where(inside, p, 0.5), *phi), outside)
+
+
+def probability(distribution: Any, p: Tensor | float, like: Tensor) -> Tensor:
+    """Return ``p`` as a tensor like a parameter; validated if the distribution's arguments are.
+
+    Parameters
+    ----------
+    distribution : torch.distributions.Distribution
+        Whose arguments are validated or not.
+    p : Tensor or float
+        Probabilities.
+    like : Tensor
+        A parameter: its dtype and device are taken.
+
+    Returns
+    -------
+    Tensor
+        The probabilities.
+
+    Raises
+    ------
+    ValueError
+        If one is outside of [0, 1], or NaN.
+
+    Examples
+    --------
+    >>> normal = torch.distributions.Normal(0.0, 1.0)
+    >>> probability(normal, 0.5, normal.loc)
+    tensor(0.5000)
+    """
+    p = torch.as_tensor(p, dtype=like.dtype, device=like.device)
+    if distribution._validate_args and not bool(((p >= 0) & (p <= 1)).all()):
+        raise ValueError(
+            f"{type(distribution).__name__}: expected probabilities in [0, 1], but found\n{p}"
+        )
+    return p

@@ -1,0 +1,404 @@
+"""Distributions restricted to an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal, constraints
+
+from implicit_solvers.problems.reparameterization.inversion import (
+    place,
+    quantile,
+    uniform_noise,
+)
+from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
+from implicit_solvers.problems.reparameterization.special.normal import (
+    legendre_nodes,
+    log_normal_mass,
+)
+from implicit_solvers.problems.reparameterization.tails import (
+    bounds,
+    has_accurate_tails,
+    like_parameters,
+    log_tails,
+)
+from implicit_solvers.problems.reparameterization.validation import (
+    check_continuous,
+    check_probability,
+)
+
+__all__ = ["Truncated", "TruncatedNormal"]
+
+
+class Truncated(Distribution):
+    r"""A univariate distribution given that it lies between ``low`` and ``high``.
+
+    .. math:: F(z) = \frac{F_0(z) - F_0(l)}{F_0(h) - F_0(l)}, \qquad
+              dz = -\frac{\nabla_\phi F \, d\phi}{q(z)}, \quad \phi = (\text{base}, l, h)
+
+    Samples are quantiles of uniform noise, solved for in the logarithms of both tails.
+
+    Parameters
+    ----------
+    base
+        A continuous univariate distribution with ``cdf`` and ``log_prob``. Far in a tail it needs
+        ``log_cdf`` and ``log_survival`` (some of torch's distributions are known).
+    low, high
+        The ends, tensors or numbers that broadcast with the batch shape; infinite for none.
+    validate_args
+        As in torch; False under ``torch.func.vmap``, for the base too.
+
+    Raises
+    ------
+    NotImplementedError
+        If the base has no CDF.
+    TypeError
+        If the base is no distribution, or an end has another dtype.
+    ValueError
+        If the base is discrete or multivariate, ``low`` is not below ``high``, or the base has no
+        probability, or in floating point not enough, between them.
+
+    Notes
+    -----
+    Source: Figurnov, Mohamed and Mnih, "Implicit Reparameterization Gradients" (2018), equation 5.
+    Mean, variance and entropy are quadratures over quantiles, whose error is about 1e-12 in
+    float64 for densities that are smooth, but for a kink at the base's median.
+
+    Examples
+    --------
+    >>> low = torch.tensor(1.0, requires_grad=True)
+    >>> q = Truncated(torch.distributions.Exponential(2.0), low)
+    >>> z = q.rsample((3,))
+    >>> (slope,) = torch.autograd.grad(z.sum(), low)
+    >>> bool(torch.isclose(slope, torch.tensor(3.0)))  # no memory: z - low stays as it is
+    True
+    >>> round(q.mean.item(), 4)
+    1.5
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = True
+
+    def __init__(
+        self,
+        base: Distribution,
+        low: Tensor | float = -torch.inf,
+        high: Tensor | float = torch.inf,
+        validate_args: bool | None = None,
+    ) -> None:
+        check_continuous(base, "base")
+        if base.event_shape:
+            raise ValueError(
+                f"base is a {type(base).__name__} with events of the shape "
+                f"{tuple(base.event_shape)}: pass a univariate distribution"
+            )
+        like = like_parameters(base)
+        low, high = (_end(end, name, like) for end, name in ((low, "low"), (high, "high")))
+        shape = torch.broadcast_shapes(base.batch_shape, low.shape, high.shape)
+        self.base = base.expand(shape)
+        self.low, self.high = low.expand(shape), high.expand(shape)
+        super().__init__(shape, validate_args=validate_args)
+        if self._validate_args:
+            self._check_mass()
+
+    def _check_mass(self) -> None:
+        wrong = ~(self.low < self.high)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"low is {self.low[wrong].flatten()[0]:g} and high is "
+                f"{self.high[wrong].flatten()[0]:g}: pass low < high"
+            )
+        log_mass = self._log_total.detach()
+        exact = has_accurate_tails(self.base)
+        enough = log_mass.isfinite()
+        if not exact:
+            enough &= log_mass.exp() > torch.finfo(self.low.dtype).eps ** 0.5
+        if not bool(enough.all()):
+            reason = "" if exact else " to know from cdf: give it log_cdf and log_survival"
+            raise ValueError(
+                f"base has the probability exp({log_mass[~enough].flatten()[0]:g}) between low and "
+                f"high: that is too little{reason}"
+            )
+
+    @property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """Return the ends, at most those of the base's support."""
+        low, high = bounds(self.base)
+        return (
+            torch.maximum(self.low, torch.as_tensor(low).to(self.low)),
+            torch.minimum(self.high, torch.as_tensor(high).to(self.low)),
+        )
+
+    @property
+    def support(self) -> Any:
+        """The closed interval; at infinite ends open."""
+        return constraints.interval(*self._ends)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Truncated:
+        """Return the distribution with a larger batch shape; see torch."""
+        new = self._get_checked_instance(Truncated, _instance)
+        shape = torch.Size(batch_shape)
+        new.base = self.base.expand(shape)
+        new.low, new.high = self.low.expand(shape), self.high.expand(shape)
+        super(Truncated, new).__init__(shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def _tails(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logarithms of the base's tails; 0 and 1 at the ends of its support."""
+        low, high = (torch.as_tensor(end).to(z) for end in bounds(self.base))
+        below, above = z <= low, z >= high
+        inner = place(torch.zeros_like(z), low, high)
+        log_cdf, log_survival = log_tails(self.base, torch.where(below | above, inner, z))
+        nothing = torch.full_like(z, -torch.inf)
+        log_cdf = torch.where(below, nothing, torch.where(above, 0.0, log_cdf))
+        return log_cdf, torch.where(above, nothing, torch.where(below, 0.0, log_survival))
+
+    def _log_mass(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return ``ln(F_0(b) - F_0(a))`` from the smaller tails."""
+        (cdf_a, survival_a), (cdf_b, survival_b) = self._tails(a), self._tails(b)
+        upper, lower = survival_a < cdf_a, cdf_b < survival_b
+        larger = torch.where(upper, survival_a, torch.where(lower, cdf_b, 0.0))
+        from_above = torch.where(upper, survival_b, torch.where(lower, -torch.inf, survival_b))
+        from_below = torch.where(upper, -torch.inf, cdf_a)
+        rest = (from_above - larger).exp() + (from_below - larger).exp()
+        some = rest < 1
+        return torch.where(some, larger + torch.log1p(-torch.where(some, rest, 0.0)), -torch.inf)
+
+    @property
+    def _log_total(self) -> Tensor:
+        return self._log_mass(*self._ends)
+
+    def _inside(self, value: Tensor) -> Tensor:
+        low, high = self._ends
+        return torch.minimum(torch.maximum(value, low), high)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the logarithm of the density; -inf outside of the interval.
+
+        Parameters
+        ----------
+        value
+            Points, of a shape that broadcasts with the batch shape.
+
+        Returns
+        -------
+        Tensor
+            The logarithms.
+
+        Raises
+        ------
+        ValueError
+            If arguments are validated and a value is outside of the support.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        low, high = self._ends
+        inside = (value >= low) & (value <= high)
+        safe = torch.where(inside, value, place(torch.zeros_like(value), low, high).detach())
+        return torch.where(inside, self.base.log_prob(safe) - self._log_total, -torch.inf)
+
+    def log_cdf(self, value: Tensor) -> Tensor:
+        """Return ``ln F(z)``, exact in the lower tail; the arguments are those of `cdf`."""
+        return self._log_mass(self._ends[0], self._inside(value)) - self._log_total
+
+    def log_survival(self, value: Tensor) -> Tensor:
+        """Return ``ln(1 - F(z))``, exact in the upper tail; the arguments are those of `cdf`."""
+        return self._log_mass(self._inside(value), self._ends[1]) - self._log_total
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Return ``F(z)``.
+
+        Parameters
+        ----------
+        value
+            Points, of a shape that broadcasts with the batch shape.
+
+        Returns
+        -------
+        Tensor
+            Probabilities.
+        """
+        return self.log_cdf(value).exp()
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Return the quantile, differentiable in ``value`` and in every parameter.
+
+        Parameters
+        ----------
+        value
+            Probabilities, of a shape that broadcasts with the batch shape.
+
+        Returns
+        -------
+        Tensor
+            Points of the interval.
+
+        Raises
+        ------
+        ValueError
+            If arguments are validated and a value is outside of [0, 1].
+        """
+        value = torch.as_tensor(value).to(self.low)
+        if self._validate_args:
+            check_probability(value)
+        return quantile(self, value.expand(torch.broadcast_shapes(value.shape, self.batch_shape)))
+
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draw samples with derivatives in every parameter, the ends included.
+
+        Parameters
+        ----------
+        sample_shape
+            The shape in front of the batch shape.
+
+        Returns
+        -------
+        Tensor
+            The samples.
+        """
+        return self.icdf(uniform_noise(self, torch.Size(sample_shape)))
+
+    def _expectation(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.no_grad():
+            log_cdf = self._tails(self._ends[0])[0]
+            split = ((0.5 - log_cdf.exp()) / self._log_total.exp()).clamp(0, 1)
+        return expectation(function, lambda u: quantile(self, u), split)
+
+    def _moment(self, moment: Tensor, of_base: Callable[[], Tensor]) -> Tensor:
+        """Return a moment; that of the base where it diverges on an infinite interval."""
+        low, high = self._ends
+        bounded = low.isfinite() & high.isfinite()
+        if bool(bounded.all()):
+            return moment
+        return torch.where(bounded | of_base().isfinite(), moment, of_base())
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, by quadrature."""
+        return self._moment(self._expectation(lambda z: z), lambda: self.base.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance, by quadrature."""
+        mean = self._expectation(lambda z: z)
+        spread = self._expectation(lambda z: (z - mean).square())
+        return self._moment(spread, lambda: self.base.variance)
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy, by quadrature."""
+        total = self._log_total
+        return self._expectation(lambda z: total - self.base.log_prob(z))
+
+
+class TruncatedNormal(Truncated):
+    r"""A normal variable given that it lies between ``low`` and ``high``.
+
+    .. math:: q(z) = \frac{\varphi((z - \mu) / \sigma)}
+              {\sigma (\Phi(\beta) - \Phi(\alpha))}, \quad
+              \alpha = \frac{l - \mu}{\sigma}, \ \beta = \frac{h - \mu}{\sigma}
+
+    Every formula is exact far in a tail and for narrow intervals too. Samples have implicit
+    derivatives in ``loc``, ``scale``, ``low`` and ``high``.
+
+    Parameters
+    ----------
+    loc, scale
+        Of the normal distribution that is truncated; tensors or numbers.
+    low, high
+        The ends, which may be infinite.
+    validate_args
+        As in torch; False under ``torch.func.vmap``.
+
+    Raises
+    ------
+    TypeError
+        If an end has another dtype.
+    ValueError
+        If ``scale`` is not positive, or ``low`` not below ``high``.
+
+    Notes
+    -----
+    Source: Figurnov, Mohamed and Mnih, "Implicit Reparameterization Gradients" (2018), section 4;
+    moments by Gauss-Legendre quadrature around the mode.
+
+    Examples
+    --------
+    >>> q = TruncatedNormal(0.0, 1.0, low=10.0)
+    >>> q.mean
+    tensor(10.0981)
+    >>> q.rsample((4,)).shape
+    torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        loc: Tensor | float,
+        scale: Tensor | float,
+        low: Tensor | float = -torch.inf,
+        high: Tensor | float = torch.inf,
+        validate_args: bool | None = None,
+    ) -> None:
+        base = Normal(loc, scale, validate_args=validate_args)
+        super().__init__(base, low, high, validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Truncated:
+        """Return the distribution with a larger batch shape; see torch."""
+        return super().expand(batch_shape, self._get_checked_instance(TruncatedNormal, _instance))
+
+    @property
+    def loc(self) -> Tensor:
+        """The mean of the normal distribution that is truncated."""
+        return self.base.loc
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviation of the normal distribution that is truncated."""
+        return self.base.scale
+
+    def _standardized(self, z: Tensor) -> Tensor:
+        finite = z.isfinite()
+        return torch.where(finite, (torch.where(finite, z, 0.0) - self.loc) / self.scale, z)
+
+    def _log_mass(self, a: Tensor, b: Tensor) -> Tensor:
+        return log_normal_mass(self._standardized(a), self._standardized(b))
+
+    def _expectation(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Integrate from where the density is exp(-40) of its largest value."""
+        alpha, beta = self._standardized(self.low), self._standardized(self.high)
+        mode = torch.minimum(torch.maximum(alpha, torch.zeros_like(alpha)), beta)
+        left = torch.minimum(mode - alpha, _fall(-mode))
+        right = torch.minimum(beta - mode, _fall(mode))
+        total, mass = torch.zeros_like(mode), torch.zeros_like(mode)
+        for node, weight in legendre_nodes(96):
+            s = node * (left + right) - left
+            density = weight * (-s * (mode + 0.5 * s)).exp()
+            mass = mass + density
+            total = total + density * function(self.loc + self.scale * (mode + s))
+        return total / mass
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return self._expectation(lambda z: z)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance."""
+        mean = self.mean
+        return self._expectation(lambda z: (z - mean).square())
+
+
+def _fall(slope: Tensor) -> Tensor:
+    """Return ``s > 0`` with ``slope s + s^2 / 2 = 40``, for ``slope >= 0``."""
+    slope = slope.clamp(min=0)
+    return 80 / (slope + (slope * slope + 80).sqrt())
+
+
+def _end(end: Tensor | float, name: str, like: Tensor) -> Tensor:
+    if isinstance(end, Tensor) and end.dtype != like.dtype:
+        raise TypeError(f"{name} has dtype {end.dtype} and the base {like.dtype}: convert it")
+    return torch.as_tensor(end, dtype=like.dtype, device=like.device)

@@ -1,0 +1,211 @@
+"""Quantiles by a bracketed root: ``F(z) = u``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+import implicit_solvers as ims
+from implicit_solvers.problems.reparameterization.tails import (
+    bounds,
+    like_parameters,
+    log_odds,
+    log_tails,
+)
+
+__all__ = ["place", "quantile", "solve_tails", "uniform_noise", "with_derivatives"]
+
+
+def place(y: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Map the real line onto an interval, increasing, exact near both ends.
+
+    Parameters
+    ----------
+    y
+        Real numbers.
+    low, high
+        The ends, which may be infinite; tensors or numbers that broadcast.
+
+    Returns
+    -------
+    Tensor
+        A point of the interval, of the dtype of ``y``.
+
+    Examples
+    --------
+    >>> place(torch.tensor([-1.0, 0.0]), 2.0, torch.inf)
+    tensor([2.3679, 3.0000])
+    """
+    low, high = (torch.as_tensor(end, dtype=y.dtype, device=y.device) for end in (low, high))
+    from_low, from_high = torch.isfinite(low), torch.isfinite(high)
+    both = from_low & from_high
+    width = torch.where(both, high - low, 1.0)
+    up = torch.where(both, width * y.sigmoid(), y.exp())
+    down = torch.where(both, width * (-y).sigmoid(), (-y).exp())
+    near_low = from_low & ((y < 0) | ~from_high)
+    return torch.where(near_low, low + up, torch.where(from_high, high - down, y))
+
+
+def _strictly_inside(z: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Move what was rounded to an end to the next number; there the density may be unknown."""
+    low, high = (torch.as_tensor(end).to(z) for end in (low, high))
+    after = torch.where(low.isfinite(), low.nextafter(z.new_tensor(torch.inf)), low)
+    before = torch.where(high.isfinite(), high.nextafter(z.new_tensor(-torch.inf)), high)
+    return torch.minimum(torch.maximum(z, after), before)
+
+
+def uniform_noise(distribution: Distribution, sample_shape: torch.Size) -> Tensor:
+    """Draw uniform variables in (0, 1) for the samples of a univariate distribution.
+
+    Parameters
+    ----------
+    distribution
+        Its parameters give dtype and device.
+    sample_shape
+        The shape in front of the batch shape.
+
+    Returns
+    -------
+    Tensor
+        Of the shape ``sample_shape + batch_shape``.
+
+    Examples
+    --------
+    >>> from torch.distributions import Normal
+    >>> uniform_noise(Normal(torch.zeros(3), 1.0), torch.Size([2])).shape
+    torch.Size([2, 3])
+    """
+    like = like_parameters(distribution)
+    shape = torch.Size(sample_shape) + distribution.batch_shape
+    u = torch.rand(shape, dtype=like.dtype, device=like.device)
+    return u.clamp(min=torch.finfo(u.dtype).tiny)
+
+
+def quantile(distribution: Distribution, u: Tensor) -> Tensor:
+    r"""Solve ``F(z; phi) = u``, differentiable in ``u`` and in the parameters.
+
+    .. math:: dz = \frac{du - \nabla_\phi F(z; \phi) \, d\phi}{q(z; \phi)}
+
+    The root is bracketed on the support, mapped to the real line, with ``ln F = ln u`` below the
+    median and ``ln(1 - F) = ln(1 - u)`` above it; so tails are as exact as the distribution's
+    ``log_cdf`` and ``log_survival``.
+
+    Parameters
+    ----------
+    distribution
+        A univariate distribution with a CDF.
+    u
+        Probabilities in [0, 1], of a shape that ends in the batch shape.
+
+    Returns
+    -------
+    Tensor
+        The quantiles; the ends of the support at 0 and 1.
+
+    Raises
+    ------
+    ConvergenceError
+        Where ``F`` does not reach ``u``.
+
+    Examples
+    --------
+    >>> from torch.distributions import Normal
+    >>> [round(z, 4) for z in quantile(Normal(1.0, 2.0), torch.tensor([0.5, 0.0])).tolist()]
+    [1.0, -inf]
+    """
+    low, high = bounds(distribution)
+    inner = (u > 0) & (u < 1)
+    v = torch.where(inner, u, 0.5)
+    z = solve_tails(lambda z: log_tails(distribution, z), v.detach(), low, high)
+    z = with_derivatives(lambda z, v: log_odds(distribution, z) - v.logit(), z, (v,), z.dim())
+    ends = torch.where(u == 0, low, torch.where(u == 1, high, torch.nan)).to(z.dtype)
+    return torch.where(inner, z, ends)
+
+
+def with_derivatives(
+    equation: Callable[..., Tensor], z: Tensor, args: tuple[Tensor, ...], lanes: int
+) -> Tensor:
+    """Return ``z`` with the derivatives that keep ``equation(z, *args)`` as it is.
+
+    Parameters
+    ----------
+    equation
+        Of the shape of ``z``; its value at ``z`` counts as a constant.
+    z
+        The solution; it gets no gradient.
+    args
+        Tensors that have the lanes of ``z``. What ``equation`` captures is shared by them.
+    lanes
+        How many leading dimensions of ``z`` are lanes.
+
+    Returns
+    -------
+    Tensor
+        The solution.
+
+    Examples
+    --------
+    >>> a = torch.tensor([9.0], requires_grad=True)
+    >>> z = with_derivatives(lambda z, a: z**2 - a, torch.tensor([3.0]), (a,), 1)
+    >>> torch.autograd.grad(z, a)[0]
+    tensor([0.1667])
+    """
+    value = equation(z.detach(), *args).detach()
+    return ims.attach(
+        lambda z, value, *args: equation(z, *args) - value,
+        z,
+        (value, *args),
+        batch_dims=lanes,
+        in_dims=(0,) * (1 + len(args)) if lanes else None,
+    )
+
+
+def solve_tails(
+    tails: Callable[[Tensor], tuple[Tensor, Tensor]],
+    u: Tensor,
+    low: Tensor | float,
+    high: Tensor | float,
+) -> Tensor:
+    """Solve ``F(z) = u`` from the logarithms of both tails, without derivatives.
+
+    Parameters
+    ----------
+    tails
+        Returns ``ln F(z)`` and ``ln(1 - F(z))``, elementwise.
+    u
+        Probabilities in (0, 1).
+    low, high
+        The ends of the support, which may be infinite.
+
+    Returns
+    -------
+    Tensor
+        The roots, strictly between the ends; NaN where ``F`` does not reach ``u``.
+
+    Examples
+    --------
+    >>> u = torch.tensor([0.25, 0.5])
+    >>> solve_tails(lambda z: (2 * z.log(), (1 - z**2).log()), u, 0.0, 1.0)
+    tensor([0.5000, 0.7071])
+    """
+    log_u, log_v, lower = u.log(), (-u).log1p(), u < 0.5
+
+    def equation(y: Tensor) -> Tensor:
+        log_cdf, log_survival = tails(place(y, low, high))
+        return torch.where(lower, log_cdf - log_u, log_v - log_survival)
+
+    with torch.no_grad():
+        sol = ims.root(
+            equation,
+            torch.zeros_like(u),
+            solver=ims.Chandrupatla(),
+            batch_dims=u.dim(),
+            on_failure="mask",
+        )
+    # a bracket without a number left between its ends is as good as floating point can be
+    found = sol.converged | (sol.status == int(ims.Status.STALLED))
+    z = _strictly_inside(place(sol.value, low, high), low, high)
+    return torch.where(found, z, torch.nan).detach()

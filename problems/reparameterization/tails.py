@@ -1,0 +1,203 @@
+"""Both tails of a distribution, in logarithms, and the interval that it lives on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Beta,
+    Distribution,
+    Exponential,
+    Gamma,
+    MixtureSameFamily,
+    Normal,
+    StudentT,
+)
+
+from implicit_solvers.problems.reparameterization.special.beta import log_betainc, log_betaincc
+from implicit_solvers.problems.reparameterization.special.gamma import (
+    log_gammainc,
+    log_gammaincc,
+)
+from implicit_solvers.problems.reparameterization.special.normal import log_ndtr
+from implicit_solvers.problems.reparameterization.special.student_t import (
+    student_t_logcdf,
+    student_t_logsf,
+)
+
+__all__ = ["bounds", "has_accurate_tails", "like_parameters", "log_odds", "log_tails"]
+
+
+@functools.singledispatch
+def log_tails(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``ln F(z)`` and ``ln(1 - F(z))``.
+
+    Both come from the methods ``log_cdf`` and ``log_survival`` of the distribution, or from what is
+    known of torch's distribution that it is a subclass of. Else from ``cdf``: where that is
+    rounded to 0 or 1, the logarithm is that of the smallest normal number.
+
+    Parameters
+    ----------
+    distribution
+        A univariate distribution.
+    z
+        Points of its support.
+
+    Returns
+    -------
+    tuple of Tensor
+        The logarithms of the lower and the upper tail.
+
+    Examples
+    --------
+    >>> log_tails(Normal(0.0, 1.0), torch.tensor(0.0))
+    (tensor(-0.6931), tensor(-0.6931))
+    """
+    if _has_methods(distribution):
+        return distribution.log_cdf(z), distribution.log_survival(z)
+    probability = distribution.cdf(z)
+    least = torch.finfo(probability.dtype).tiny
+    return probability.clamp(min=least).log(), (1 - probability).clamp(min=least).log()
+
+
+@log_tails.register
+def _normal(distribution: Normal, z: Tensor) -> tuple[Tensor, Tensor]:
+    x = (z - distribution.loc) / distribution.scale
+    return log_ndtr(x), log_ndtr(-x)
+
+
+@log_tails.register
+def _exponential(distribution: Exponential, z: Tensor) -> tuple[Tensor, Tensor]:
+    log_survival = -distribution.rate * z
+    return (-torch.expm1(log_survival)).log(), log_survival
+
+
+@log_tails.register
+def _gamma(distribution: Gamma, z: Tensor) -> tuple[Tensor, Tensor]:
+    a, x = distribution.concentration, distribution.rate * z
+    return log_gammainc(a, x), log_gammaincc(a, x)
+
+
+@log_tails.register
+def _beta(distribution: Beta, z: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = distribution.concentration1, distribution.concentration0
+    return log_betainc(a, b, z), log_betaincc(a, b, z)
+
+
+@log_tails.register
+def _student_t(distribution: StudentT, z: Tensor) -> tuple[Tensor, Tensor]:
+    t = (z - distribution.loc) / distribution.scale
+    return student_t_logcdf(t, distribution.df), student_t_logsf(t, distribution.df)
+
+
+def _has_methods(distribution: Any) -> bool:
+    return hasattr(distribution, "log_cdf") and hasattr(distribution, "log_survival")
+
+
+def has_accurate_tails(distribution: Distribution) -> bool:
+    """Return whether `log_tails` is exact where the CDF is rounded to 0 or 1.
+
+    Parameters
+    ----------
+    distribution
+        A univariate distribution.
+
+    Returns
+    -------
+    bool
+        Whether the logarithms are known.
+
+    Examples
+    --------
+    >>> has_accurate_tails(Normal(0.0, 1.0))
+    True
+    """
+    known = log_tails.dispatch(type(distribution)) is not log_tails.dispatch(object)
+    return known or _has_methods(distribution)
+
+
+def log_odds(distribution: Any, z: Tensor) -> Tensor:
+    """Return ``ln F(z) - ln(1 - F(z))``, in which an equation for ``z`` is exact in both tails.
+
+    Parameters
+    ----------
+    distribution
+        A univariate distribution.
+    z
+        Points of its support.
+
+    Returns
+    -------
+    Tensor
+        The logarithm of the odds.
+
+    Examples
+    --------
+    >>> log_odds(Normal(0.0, 1.0), torch.tensor([0.0, 10.0]))
+    tensor([ 0.0000, 53.2313])
+    """
+    lower, upper = log_tails(distribution, z)
+    return lower - upper
+
+
+def bounds(distribution: Distribution) -> tuple[Any, Any]:
+    """Return the ends of the support of each coordinate, infinite ones included.
+
+    Parameters
+    ----------
+    distribution
+        Univariate, or one whose coordinates have the same support.
+
+    Returns
+    -------
+    tuple
+        Lower and upper end, tensors or numbers.
+
+    Examples
+    --------
+    >>> bounds(Exponential(2.0))
+    (0.0, inf)
+    """
+    if isinstance(distribution, MixtureSameFamily):
+        low, high = bounds(distribution.component_distribution)
+        low = low.amin(-1) if isinstance(low, Tensor) and low.dim() else low
+        return low, high.amax(-1) if isinstance(high, Tensor) and high.dim() else high
+    support: Any = distribution.support
+    support = getattr(support, "base_constraint", support)
+    return (
+        getattr(support, "lower_bound", -torch.inf),
+        getattr(support, "upper_bound", torch.inf),
+    )
+
+
+def like_parameters(distribution: Distribution) -> Tensor:
+    """Return a tensor that has the dtype and device of a distribution's parameters.
+
+    Parameters
+    ----------
+    distribution
+        It, or distributions in it, hold tensors as attributes.
+
+    Returns
+    -------
+    Tensor
+        One of them, detached; an empty tensor of the default dtype if there is none.
+
+    Examples
+    --------
+    >>> like_parameters(Normal(torch.zeros(3, dtype=torch.float64), 1.0)).dtype
+    torch.float64
+    """
+    return next(_parameters(distribution), torch.empty(())).detach()
+
+
+def _parameters(distribution: Distribution) -> Iterator[Tensor]:
+    for value in vars(distribution).values():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            yield value
+        elif isinstance(value, Distribution):
+            yield from _parameters(value)

@@ -1,0 +1,388 @@
+"""Time and error of samples with gradients: the table of docs/reparameterization.md.
+
+    OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/reparameterization.py
+    ... --tfp /path/to/python      # of an environment with tensorflow-probability and jax
+    ... --case gamma --rounds 3    # one case, fewer rounds
+
+A case draws samples and differentiates their sum, in float64 on one thread. Each sample has
+parameters of its own; all of a mixture share theirs. Each case has a fresh process, in which
+torch's implementation and this one take turns; TensorFlow Probability (compiled by JAX) has
+another. Times are medians. Errors are the largest of ``dz/dphi`` relative to central differences
+of the CDF in 60 digits (mpmath), at the samples drawn; where the gradient goes through other
+variables than the sample alone, there is nothing to compare.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+
+CASES = {
+    "gamma": "Gamma, 10⁶",
+    "student_t": "StudentT, 10⁶",
+    "dirichlet": "Dirichlet, 2·10⁵ × 5",
+    "beta": "Beta, 10⁶",
+    "von_mises": "VonMises, 10⁵",
+    "mixture": "mixture of three StudentT, 10⁵",
+}
+POINTS = {"gamma": 300, "student_t": 300, "dirichlet": 60, "beta": 200}
+POINTS |= {"von_mises": 200, "mixture": 50}
+
+
+# ------------------------------------------------------------------------------------ parameters
+
+
+def parameters(case, scale=1.0):
+    """Return numpy arrays of parameters; ``scale`` reduces their number."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+
+    def between(low, high, *shape):
+        return low * (high / low) ** rng.random((int(shape[0] * scale), *shape[1:]))
+
+    return {
+        "gamma": lambda: [between(0.1, 100, 10**6)],
+        "student_t": lambda: [between(0.5, 100, 10**6)],
+        "dirichlet": lambda: [between(0.1, 10, 2 * 10**5, 5)],
+        "beta": lambda: [between(0.1, 100, 10**6), between(0.1, 100, 10**6)],
+        "von_mises": lambda: [between(0.1, 100, 10**5)],
+        "mixture": lambda: [
+            np.array(p) for p in ([0.0, 1.0, -1.0], [1.5, 5.0, 20.0], [0.0, 2.0, 4.0])
+        ],
+    }[case]()
+
+
+def mixture_shape(case, scale):
+    return (int(1e5 * scale),) if case == "mixture" else ()
+
+
+# -------------------------------------------------------------------------- the implementations
+
+
+def ours(case, phi, shape=()):
+    """Return a sample of this library."""
+    import torch
+
+    from implicit_solvers.problems.reparameterization import distributions as d
+
+    one = torch.ones((), dtype=torch.float64)
+    if case == "gamma":
+        return d.Gamma(phi[0], one).rsample()
+    if case == "student_t":
+        return d.StudentT(phi[0]).rsample()
+    if case == "dirichlet":
+        return d.Dirichlet(phi[0]).rsample()[..., 0]
+    if case == "beta":
+        return d.Beta(*phi).rsample()
+    if case == "von_mises":
+        return d.VonMises(0 * one, phi[0]).rsample()
+    weights = torch.distributions.Categorical(logits=phi[0])
+    return d.MixtureSameFamily(weights, d.StudentT(phi[1], phi[2], one)).rsample(shape)
+
+
+def torchs(case, phi, shape=()):
+    """Return a sample of torch itself."""
+    import torch
+
+    one = torch.ones((), dtype=torch.float64)
+    if case == "gamma":
+        return torch.distributions.Gamma(phi[0], one).rsample()
+    if case == "student_t":
+        return torch.distributions.StudentT(phi[0]).rsample()
+    if case == "dirichlet":
+        return torch.distributions.Dirichlet(phi[0]).rsample()[..., 0]
+    return torch.distributions.Beta(*phi).rsample()
+
+
+def measure_torch(case, rounds, scale):
+    """Time this library and torch by turns; return milliseconds and points of both."""
+    import torch
+
+    torch.set_num_threads(1)
+    phi = [torch.from_numpy(p).requires_grad_() for p in parameters(case, scale)]
+    samplers = {"ours": ours}
+    if case not in ("von_mises", "mixture"):
+        samplers["torch"] = torchs
+    seconds = {name: [] for name in samplers}
+    for round in range(-1, rounds):
+        for name, sampler in samplers.items():
+            start = time.perf_counter()
+            z = sampler(case, phi, mixture_shape(case, scale))
+            torch.autograd.grad(z.sum(), phi)
+            if round >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"ms": milliseconds(seconds[name]), "points": points_of(case, name, sampler, phi)}
+        for name, sampler in samplers.items()
+    }
+
+
+def points_of(case, name, sampler, phi):
+    """Return parameters, samples and gradients to be compared, or None."""
+    import torch
+
+    if not comparable(case, name):
+        return None
+    count = POINTS[case]
+    phi = [p.detach() for p in phi]
+    few = [(p.expand(count, 3) if case == "mixture" else p[:count]).clone() for p in phi]
+    few = [p.requires_grad_() for p in few]
+    torch.manual_seed(0)
+    z = sampler(case, few)
+    columns = [*few, z, *torch.autograd.grad(z.sum(), few)]
+    if case == "dirichlet":
+        columns.append(gammas_again(few))
+    return [c.tolist() for c in columns]
+
+
+def milliseconds(seconds):
+    return 1e3 * statistics.median(seconds)
+
+
+def comparable(case, name):
+    """Return whether the gradient is a function of the sample (ours: or of known variables)."""
+    others = {"torch": ("gamma", "beta"), "tfp": ("gamma", "von_mises")}
+    return name == "ours" or case in others[name]
+
+
+def gammas_again(phi):
+    """Return the gamma variables from which the Dirichlet sample of the seed 0 is made."""
+    import torch
+
+    from implicit_solvers.problems.reparameterization.distributions.gamma import (
+        log_gamma_variable,
+    )
+
+    torch.manual_seed(0)
+    return log_gamma_variable(phi[0]).exp()
+
+
+def measure_tfp(case, rounds, scale):
+    """Time TensorFlow Probability on JAX; runs in another environment."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import jax.numpy as jnp
+    from tensorflow_probability.substrates import jax as tfp
+
+    d = tfp.distributions
+
+    def sample(phi, key):
+        if case == "gamma":
+            return d.Gamma(phi[0], 1.0).sample(seed=key)
+        if case == "student_t":
+            return d.StudentT(phi[0], 0.0, 1.0).sample(seed=key)
+        if case == "dirichlet":
+            return d.Dirichlet(phi[0]).sample(seed=key)[..., 0]
+        if case == "beta":
+            return d.Beta(*phi).sample(seed=key)
+        if case == "von_mises":
+            return d.VonMises(0.0, phi[0]).sample(seed=key)
+        components = d.StudentT(phi[1], phi[2], 1.0)
+        weights = d.Categorical(logits=phi[0])
+        mixture = d.MixtureSameFamily(weights, components, reparameterize=True)
+        # batches of 20 are fastest: work and memory grow with the square of a batch
+        keys = jax.random.split(key, mixture_shape(case, scale)[0] // 20)
+        return jax.lax.map(lambda key: mixture.sample(20, seed=key), keys)
+
+    def total(phi, key):
+        z = sample(phi, key)
+        return z.sum(), z
+
+    gradient = jax.jit(jax.grad(total, has_aux=True))
+    phi = [jnp.asarray(p) for p in parameters(case, scale)]
+    seconds = []
+    for round in range(-1, rounds):
+        start = time.perf_counter()
+        gradients, z = jax.block_until_ready(gradient(phi, jax.random.PRNGKey(round + 1)))
+        seconds.append(time.perf_counter() - start)
+    points = None
+    if comparable(case, "tfp"):
+        points = [c[: POINTS[case]].tolist() for c in (*phi, z, *gradients)]
+    return {"tfp": {"ms": milliseconds(seconds[1:]), "points": points}}
+
+
+# --------------------------------------------------------------------------------- the reference
+
+
+def error(case, points):
+    """Return the largest relative error at the points."""
+    import mpmath
+
+    with mpmath.workdps(60):
+        errors = [e for point in zip(*points, strict=True) for e in REFERENCES[case](*point)]
+    return float(max(errors))
+
+
+def by_parameter(cdf, density, z, phi, index):
+    """Return ``dz/dphi_i = -(dF/dphi_i) / f`` by a central difference."""
+    import mpmath
+
+    h = mpmath.mpf(10) ** -20 * phi[index]
+    high, low = ([*phi[:index], phi[index] + s * h, *phi[index + 1 :]] for s in (1, -1))
+    return -(cdf(z, *high) - cdf(z, *low)) / (2 * h) / density(z, *phi)
+
+
+def relative(value, exact):
+    return abs(value - exact) / abs(exact)
+
+
+def gamma_slope(a, z):
+    import mpmath as mp
+
+    return by_parameter(
+        lambda z, a: mp.gammainc(a, 0, z, regularized=True),
+        lambda z, a: mp.exp((a - 1) * mp.log(z) - z - mp.loggamma(a)),
+        mp.mpf(z),
+        [mp.mpf(a)],
+        0,
+    )
+
+
+def gamma_errors(a, z, slope):
+    yield relative(slope, gamma_slope(a, z))
+
+
+def dirichlet_errors(a, z, slopes, gammas):
+    import mpmath as mp
+
+    gammas = [mp.mpf(g) for g in gammas]
+    share = [g / mp.fsum(gammas) for g in gammas]
+    for j in range(len(a)):
+        rest = mp.fsum(share[1:]) if j == 0 else -share[j]
+        yield relative(slopes[j], share[0] * rest * gamma_slope(a[j], gammas[j]) / gammas[j])
+
+
+def beta_errors(a, b, x, *slopes):
+    import mpmath as mp
+
+    if not 1e-4 < x < 1 - 1e-4:
+        return  # the rounding of x would decide
+    a, b, x = mp.mpf(a), mp.mpf(b), mp.mpf(x)
+    for index, slope in enumerate(slopes):
+        exact = by_parameter(
+            lambda x, a, b: mp.betainc(a, b, 0, x, regularized=True),
+            lambda x, a, b: mp.exp((a - 1) * mp.log(x) + (b - 1) * mp.log1p(-x)) / mp.beta(a, b),
+            x,
+            [a, b],
+            index,
+        )
+        yield relative(slope, exact)
+
+
+def student_t_cdf(t, n):
+    import mpmath as mp
+
+    tail = mp.betainc(n / 2, mp.mpf(1) / 2, 0, n / (n + t * t), regularized=True) / 2
+    return tail if t < 0 else 1 - tail
+
+
+def student_t_density(t, n):
+    import mpmath as mp
+
+    log_constant = mp.loggamma((n + 1) / 2) - mp.loggamma(n / 2) - mp.log(n * mp.pi) / 2
+    return mp.exp(log_constant - (n + 1) / 2 * mp.log1p(t * t / n))
+
+
+def student_t_errors(n, t, slope):
+    import mpmath as mp
+
+    exact = by_parameter(student_t_cdf, student_t_density, mp.mpf(t), [mp.mpf(n)], 0)
+    yield relative(slope, exact)
+
+
+def von_mises_errors(k, z, slope):
+    import mpmath as mp
+
+    k, z = mp.mpf(k), mp.mpf(z)
+    mean = mp.besseli(1, k) / mp.besseli(0, k)
+    width = 1 / mp.sqrt(1 + k)
+    ends = sorted({-mp.pi, *(max(-mp.pi, z - s * width) for s in (20, 6, 2)), z})
+    with mp.workdps(30):
+        moved = mp.quad(lambda t: (mp.cos(t) - mean) * mp.exp(k * (mp.cos(t) - mp.cos(z))), ends)
+    yield relative(slope, -moved)
+
+
+def mixture_errors(logits, df, means, z, by_logits, by_df, by_means):
+    import mpmath as mp
+
+    weights = [mp.exp(mp.mpf(x)) for x in logits]
+    weights = [w / mp.fsum(weights) for w in weights]
+    places = [(mp.mpf(z) - mp.mpf(m), mp.mpf(n)) for m, n in zip(means, df, strict=True)]
+    density = [w * student_t_density(*p) for w, p in zip(weights, places, strict=True)]
+    cdf = [student_t_cdf(*p) for p in places]
+    whole, q = mp.fsum(w * F for w, F in zip(weights, cdf, strict=True)), mp.fsum(density)
+    own = [by_parameter(student_t_cdf, student_t_density, t, [n], 0) for t, n in places]
+    exact = [
+        [-w * (F - whole) / q for w, F in zip(weights, cdf, strict=True)],
+        [f / q * slope for f, slope in zip(density, own, strict=True)],
+        [f / q for f in density],
+    ]
+    for values, references in zip((by_logits, by_df, by_means), exact, strict=True):
+        # relative to the largest of the three: a component without a share in z has none here
+        scale = max(map(abs, references))
+        yield max(abs(v - r) for v, r in zip(values, references, strict=True)) / scale
+
+
+REFERENCES = {
+    "gamma": gamma_errors,
+    "student_t": student_t_errors,
+    "dirichlet": dirichlet_errors,
+    "beta": beta_errors,
+    "von_mises": von_mises_errors,
+    "mixture": mixture_errors,
+}
+
+
+# -------------------------------------------------------------------------------------- the table
+
+
+def in_fresh_process(python, case, library, options):
+    command = [python, __file__, "--case", case, "--library", library]
+    command += ["--rounds", str(options.rounds), "--scale", str(options.scale)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def table(options):
+    """Print a row for each case."""
+    libraries = ["ours", "torch"] + ["tfp"] * bool(options.tfp)
+    titles = {"ours": "ims", "torch": "torch", "tfp": "TFP on JAX"}
+    heads = [f"{titles[n]}, {what}" for n in libraries for what in ("ms", "error")]
+    print("| sample and gradient | " + " | ".join(heads) + " |")
+    print("|---" * (1 + len(heads)) + "|", flush=True)
+    for case in [options.case] if options.case else CASES:
+        results = in_fresh_process(sys.executable, case, "torch", options)
+        if options.tfp:
+            results |= in_fresh_process(options.tfp, case, "tfp", options)
+        cells = []
+        for name in libraries:
+            result = results.get(name, {"ms": math.nan, "points": None})
+            cells.append("–" if math.isnan(result["ms"]) else f"{result['ms']:.0f}")
+            points = result["points"]
+            cells.append("–" if points is None else f"{error(case, points):.0e}")
+        print(f"| {CASES[case]} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main():
+    """Print the table, or measure one case for it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--scale", type=float, default=1.0, help="reduces the number of samples")
+    parser.add_argument("--tfp", metavar="PYTHON", help="an interpreter with TFP and JAX")
+    parser.add_argument("--library", choices=["torch", "tfp"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.library is None:
+        table(options)
+        return
+    measure = measure_tfp if options.library == "tfp" else measure_torch
+    print(json.dumps(measure(options.case, options.rounds, options.scale)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""Estimators of a gradient: their means, their variances, and the command that compares them."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import integrate, special, stats
+
+from implicit_solvers.problems.__main__ import main
+from implicit_solvers.problems.cli import gradient_variance, variance_measurements
+from implicit_solvers.problems.cli.variance_measurements import (
+    FAMILIES,
+    Configuration,
+    Measurement,
+    estimators_of,
+    ratios,
+)
+from implicit_solvers.problems.reparameterization import estimators, expectations
+from implicit_solvers.problems.reparameterization.estimators import (
+    implicit_gradients,
+    rejection_gradients,
+    score_function_gradients,
+)
+from implicit_solvers.problems.reparameterization.expectations import GAMMA, Expectation
+
+CASES = [
+    (name, estimator)
+    for name, family in FAMILIES.items()
+    for estimator in estimators_of(family, Configuration())
+]
+
+
+def phi_of(family, place):
+    return torch.tensor(FAMILIES[family].parameters(place), dtype=torch.float64)
+
+
+def assert_unbiased(family, estimator, phi, count):
+    expectation = FAMILIES[family].expectation
+    gradients = estimators_of(FAMILIES[family], Configuration())[estimator]
+    sample = gradients(expectation, phi, count)
+    assert sample.shape == (count, len(phi))
+    exact = torch.func.grad(expectation.closed_form)(phi)
+    error = sample.std(0) / count**0.5
+    assert ((sample.mean(0) - exact).abs() < 4 * error).all()
+
+
+# ---------------------------------------------------------------------------------- closed forms
+
+
+def mean_of(density, cost, low, high, peak):
+    whole = integrate.quad(lambda z: density(z) * cost(z), low, peak, limit=200)[0]
+    return whole + integrate.quad(lambda z: density(z) * cost(z), peak, high, limit=200)[0]
+
+
+@pytest.mark.parametrize("a", [0.7, 3.0, 20.0])
+def test_closed_forms_agree_with_quadrature(a):
+    def log_mean(p, q):
+        return mean_of(stats.beta(p, q).pdf, np.log, 0, 1, p / (p + q))
+
+    oracles = {
+        "gamma": mean_of(stats.gamma(a).pdf, lambda z: z - np.log(z), 0, np.inf, a),
+        "beta": -3 * log_mean(a, a),
+        "dirichlet": -5 * log_mean(a, 4 * a),
+        "von_mises": mean_of(stats.vonmises(a).pdf, lambda z: -np.cos(z - 1), -np.pi, np.pi, 0.0),
+        "mixture": np.mean(
+            [
+                mean_of(stats.norm(m, 1).pdf, lambda z: z * z / 2, -np.inf, np.inf, m)
+                for m in (-a, 0.0, a)
+            ]
+        ),
+    }
+    for name, family in FAMILIES.items():
+        value = float(family.expectation.closed_form(phi_of(name, a)))
+        np.testing.assert_allclose(value, oracles[name], rtol=1e-7, err_msg=name)
+
+
+def test_closed_forms_where_parameters_differ():
+    a, b = 0.8, 2.5
+    density = stats.beta(a, b).pdf
+    expected = mean_of(density, lambda x: -np.log(x) - 2 * np.log1p(-x), 0, 1, 0.3)
+    phi = torch.tensor([a, b], dtype=torch.float64)
+    np.testing.assert_allclose(float(expectations.BETA.closed_form(phi)), expected, rtol=1e-7)
+
+    phi = torch.tensor([0.5, 0.7], dtype=torch.float64)
+    density = stats.vonmises(0.7, loc=0.5).pdf
+    expected = mean_of(density, lambda z: -np.cos(z - 1), 0.5 - np.pi, 0.5 + np.pi, 0.5)
+    np.testing.assert_allclose(float(expectations.VON_MISES.closed_form(phi)), expected)
+
+    logits, means, log_scales = np.array([0.3, -1.0, 0.0]), np.arange(3.0), np.array([0.1, 0, -1])
+    weights = special.softmax(logits)
+    expected = 0.5 * np.sum(weights * (means**2 + np.exp(2 * log_scales)))
+    phi = torch.from_numpy(np.concatenate([logits, means, log_scales]))
+    np.testing.assert_allclose(float(expectations.MIXTURE.closed_form(phi)), expected)
+
+
+# ------------------------------------------------------------------------------------ estimators
+
+
+@pytest.mark.parametrize(("family", "estimator"), CASES)
+def test_estimators_are_unbiased(family, estimator):
+    for place in FAMILIES[family].places(3):
+        assert_unbiased(family, estimator, phi_of(family, place), 20_000)
+
+
+@given(
+    shapes=st.lists(st.floats(0.2, 20), min_size=1, max_size=5),
+    steps=st.integers(1, 6),
+    seed=st.integers(0, 10_000),
+)
+def test_rejection_gradients_are_unbiased(shapes, steps, seed):
+    """The mean of ``weights @ ln g`` over independent gamma variables is ``weights @ psi``."""
+    torch.manual_seed(seed)
+    phi = torch.tensor(shapes, dtype=torch.float64)
+    weights = torch.arange(1.0, len(phi) + 1, dtype=torch.float64)
+    expectation = Expectation(
+        distribution=lambda phi: None,
+        cost=lambda log_g: log_g @ weights,
+        closed_form=lambda phi: phi.digamma() @ weights,
+        from_log_gammas=lambda log_g: log_g,
+    )
+    sample = rejection_gradients(expectation, phi, 4000, steps)
+    exact = weights * torch.from_numpy(special.polygamma(1, phi.numpy()))
+    # of 4 standard errors, one in 16,000 means is farther; with what the examples try, 5
+    assert ((sample.mean(0) - exact).abs() < 5 * sample.std(0) / 4000**0.5).all()
+
+
+@given(shape=st.floats(0.05, 20), steps=st.integers(1, 6))
+def test_the_noise_of_rejection_is_accounted_for(shape, steps):
+    """Over accepted noise alone, by quadrature: ``E[ln h] = psi(shape + steps)``."""
+    raised = shape + steps
+    log_h = torch.linspace(-40 / raised, 6.0, 4001, dtype=torch.float64).unsqueeze(-1)
+    noise = (9 * raised - 3) ** 0.5 * ((log_h.exp() / (raised - 1 / 3)) ** (1 / 3) - 1)
+    expectation = Expectation(
+        lambda phi: None, lambda log_g: log_g[..., 0], lambda phi: phi.log()[0], lambda log_g: log_g
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimators, "_accepted_noise", lambda a: noise)
+        patch.setattr(estimators, "_lowering", lambda a, steps: 0.0)
+        phi = torch.tensor([shape], dtype=torch.float64)
+        sample = rejection_gradients(expectation, phi, len(noise), steps)
+    z = log_h.exp().numpy()
+    estimate = integrate.trapezoid(stats.gamma(raised).pdf(z) * z * sample.numpy(), log_h, axis=0)
+    np.testing.assert_allclose(estimate, special.polygamma(1, raised), rtol=1e-8)
+
+
+@given(constant=st.floats(-1e3, 1e3), case=st.sampled_from(CASES), seed=st.integers(0, 10_000))
+def test_a_constant_in_the_cost_changes_nothing(constant, case, seed):
+    family, estimator = case
+    expectation = FAMILIES[family].expectation
+    shifted = Expectation(
+        expectation.distribution,
+        lambda z: expectation.cost(z) + constant,
+        lambda phi: expectation.closed_form(phi) + constant,
+        expectation.from_log_gammas,
+    )
+    gradients = estimators_of(FAMILIES[family], Configuration())[estimator]
+    samples = []
+    for e in (expectation, shifted):
+        torch.manual_seed(seed)
+        samples.append(gradients(e, phi_of(family, 2.0), 20))
+    torch.testing.assert_close(*samples, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("a", [0.3, 2.0, 30.0])
+def test_variances_agree_with_quadrature(a):
+    """Implicit and score function, from SciPy's quantiles and densities alone."""
+    density, h = stats.gamma(a).pdf, 1e-5 * a
+    exact = 1 - special.polygamma(1, a)
+    mean = a - special.digamma(a)
+
+    def moved(z):
+        p, q = special.gammainc(a, z), special.gammaincc(a, z)
+        invert = special.gammaincinv if p < 0.5 else special.gammainccinv
+        tail = min(p, q)
+        return (invert(a + h, tail) - invert(a - h, tail)) / (2 * h)
+
+    def implicit(z):
+        return ((1 - 1 / z) * moved(z)) ** 2
+
+    def score(z):
+        return ((z - np.log(z) - mean) * (np.log(z) - special.digamma(a))) ** 2
+
+    low, high = np.log(stats.gamma(a).ppf([1e-12, 1 - 1e-12]))
+    phi = torch.tensor([a], dtype=torch.float64)
+    for estimator, square in ((implicit_gradients, implicit), (score_function_gradients, score)):
+        # over ln z, and no more exact than the differences are
+        whole = integrate.quad(
+            lambda u, square=square: density(np.exp(u)) * np.exp(u) * square(np.exp(u)),
+            *(low, high),
+            epsrel=1e-6,
+            limit=200,
+        )
+        expected = whole[0] - exact**2
+        sample = estimator(GAMMA, phi, 100_000)
+        squares = (sample - sample.mean()) ** 2
+        error = squares.std() / 100_000**0.5
+        assert abs(float(sample.var()) - expected) < 4 * error
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_rejection_draws_gamma_variables(steps):
+    seen = []
+
+    def record(log_g):
+        seen.append(log_g.detach())
+        return log_g
+
+    expectation = Expectation(lambda phi: None, lambda z: z.sum(-1), torch.sum, record)
+    rejection_gradients(expectation, torch.tensor([0.3, 4.0], dtype=torch.float64), 5000, steps)
+    for shape, log_g in zip((0.3, 4.0), seen[0].T, strict=True):
+        assert stats.kstest(log_g.exp().numpy(), stats.gamma(shape).cdf).pvalue > 1e-3
+
+
+def test_implicit_varies_least_where_theory_says_so():
+    """Concentrated distributions: the score grows like 1/sigma, the implicit gradient does not."""
+    for name in ("gamma", "beta", "von_mises"):
+        phi = phi_of(name, 100.0)
+        expectation = FAMILIES[name].expectation
+        implicit = implicit_gradients(expectation, phi, 5000).var(0).sum()
+        assert score_function_gradients(expectation, phi, 5000).var(0).sum() > 20 * implicit
+
+
+@pytest.mark.parametrize(("family", "estimator"), CASES)
+def test_single_precision(family, estimator):
+    gradients = estimators_of(FAMILIES[family], Configuration())[estimator]
+    phi = phi_of(family, 2.0).to(torch.float32)
+    sample = gradients(FAMILIES[family].expectation, phi, 50)
+    assert sample.dtype == torch.float32 and sample.isfinite().all()
+
+
+def test_what_rejection_refuses():
+    phi = torch.tensor([2.0])
+    with pytest.raises(ValueError, match="augmentation is 0: it must be at least 1"):
+        rejection_gradients(GAMMA, phi, 10, 0)
+    with pytest.raises(ValueError, match="from_log_gammas is None"):
+        rejection_gradients(expectations.MIXTURE, phi, 10, 1)
+
+
+# ----------------------------------------------------------------------------------- the command
+
+TINY = ["--samples", "2000", "--points", "2", "--augmentation", "1", "2"]
+
+
+def variance(out, *options):
+    return main(["reparam", "variance", *TINY, "--out", str(out), *options])
+
+
+def metrics_of(out):
+    metrics = json.loads((out / "metrics.json").read_text())
+    del metrics["timing"]
+    return metrics
+
+
+def kept_in(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)["measurements"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("finished")
+    assert variance(out) == 0
+    return out
+
+
+def test_a_run_writes_its_results(finished, capsys):
+    files = sorted(path.name for path in finished.iterdir())
+    assert files == ["checkpoint.pt", "figure.png", "metrics.json"]
+    assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
+    metrics = metrics_of(finished)
+    assert metrics["configuration"]["augmentation"] == [1, 2]
+    assert metrics["unbiased"] is True
+    # implicit and score function for five families, RSVI twice for three of them
+    assert len(metrics["measurements"]) == 2 * (5 * 2 + 3 * 2)
+    assert metrics["largest_deviation"] == max(m["deviation"] for m in metrics["measurements"])
+    assert {row["family"] for row in metrics["variance"]} == set(FAMILIES)
+    for row in metrics["variance"]:
+        assert row["implicit"] > 0 and row["relative"]["score function"] > 0
+        assert ("RSVI, B = 2" in row["relative"]) == (
+            row["family"] in ("gamma", "beta", "dirichlet")
+        )
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        yield from itertools.islice(variance_measurements.measure_all(*arguments), 7)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gradient_variance, "measure_all", interrupted)
+        assert variance(tmp_path) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists()
+    kept = kept_in(tmp_path)
+    assert len(kept) == 7
+
+    assert variance(tmp_path, "--resume") == 0
+    assert metrics_of(tmp_path) == metrics_of(finished)
+    assert kept_in(tmp_path)[:7] == kept  # times included: they were not measured again
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    assert variance(tmp_path, "--seed", "1") == 0
+    assert metrics_of(tmp_path)["variance"] != metrics_of(finished)["variance"]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(finished, capsys):
+    before = (finished / "checkpoint.pt").read_bytes()
+    assert variance(finished, "--resume", "--samples", "3000") == 2
+    error = capsys.readouterr().err
+    assert "2000" in error and "3000" in error and "--resume" in error
+    assert (finished / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
+def test_an_unreadable_checkpoint_is_refused(tmp_path, capsys, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    assert variance(tmp_path, "--resume") == 2
+    assert "checkpoint.pt is no checkpoint" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert variance(tmp_path / "file") == 2
+    assert "error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", ["--samples 1", "--points 0", "--augmentation 0", "--seed -1", "--threads x"]
+)
+def test_unfit_options_are_refused(tmp_path, options, capsys):
+    with pytest.raises(SystemExit) as exit:
+        variance(tmp_path, *options.split())
+    assert exit.value.code == 2
+    assert options.split()[0] in capsys.readouterr().err
+
+
+def test_a_biased_estimator_is_found_out(tmp_path, monkeypatch, capsys):
+    def biased(expectation, phi, count):
+        return 2 * score_function_gradients(expectation, phi, count)
+
+    monkeypatch.setattr(variance_measurements, "score_function_gradients", biased)
+    assert variance(tmp_path, "--samples", "4000", "--points", "1") == 1
+    metrics = metrics_of(tmp_path)
+    assert metrics["unbiased"] is False and metrics["largest_deviation"] > 4
+    assert "another --seed" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ratios():
+    def measurement(estimator, variance, place=1.0):
+        return Measurement("gamma", place, estimator, [0.0], [0.1], [0.2], variance, 0.0)
+
+    rows = ratios(
+        [measurement("implicit", 2.0), measurement("other", 6.0), measurement("implicit", 5.0, 2.0)]
+    )
+    assert [row["relative"] for row in rows] == [{"other": 3.0}, {}]
+    assert [row["implicit"] for row in rows] == [2.0, 5.0]
+    assert measurement("implicit", 1.0).deviation == pytest.approx(0.5)

@@ -1,0 +1,298 @@
+"""Truncated distributions against SciPy, mpmath and closed forms."""
+
+import functools
+import itertools
+import math
+
+import mpmath as mp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, special, stats
+from torch import distributions as td
+
+from implicit_solvers.problems.reparameterization import (
+    Gamma,
+    InverseGaussian,
+    StudentT,
+    Truncated,
+    TruncatedNormal,
+)
+from implicit_solvers.testing import assert_implicit_gradients
+from tests.problems.reparameterization import sample_checks as checks
+from tests.problems.reparameterization.sample_checks import double
+
+INF = math.inf
+normal = functools.partial(TruncatedNormal, validate_args=False)
+
+
+def gamma(concentration, rate, low, high):
+    return Truncated(Gamma(concentration, rate, validate_args=False), low, high, False)
+
+
+CASES = {
+    "wide": (normal, (0.3, 1.5, -1.0, 2.0)),
+    "tail": (normal, (0.0, 1.0, 10.0, 12.0)),
+    "left": (normal, (1.0, 2.0, -30.0, -20.0)),
+    "narrow": (normal, (0.0, 1.0, 5.0, 5.1)),
+    "gamma": (gamma, (2.0, 1.5, 0.5, 3.0)),
+}
+# a quantile is solved for at each of the many points that a difference needs
+NIGHTLY = [
+    pytest.param(name, marks=pytest.mark.nightly) for name in ("tail", "left", "narrow", "gamma")
+]
+each = pytest.mark.parametrize("make, parameters", CASES.values(), ids=CASES)
+
+
+@each
+def test_samples_follow_the_cdf(make, parameters):
+    q = make(*double(*parameters))
+    checks.check_distribution(q, q.cdf)
+
+
+@pytest.mark.parametrize("parameters", [(0.3, 1.5, -1.0, 2.0), (0.0, 1.0, 3.0, 5.0)])
+def test_gradients_of_expectations(parameters):
+    def density(z, loc, scale, low, high):
+        mass = special.ndtr((high - loc) / scale) - special.ndtr((low - loc) / scale)
+        return np.exp(-(((z - loc) / scale) ** 2) / 2) / ((2 * np.pi) ** 0.5 * scale * mass)
+
+    ends = lambda loc, scale, low, high: (low.item(), high.item())
+    checks.check_expectations(normal, double(*parameters), density, ends)
+
+
+@pytest.mark.nightly
+def test_gradients_of_expectations_of_another_base():
+    def density(z, a, rate, low, high):
+        mass = special.gammainc(a, rate * high) - special.gammainc(a, rate * low)
+        return rate**a * z ** (a - 1) * np.exp(-rate * z) / special.gamma(a) / mass
+
+    ends = lambda a, rate, low, high: (low.item(), high.item())
+    checks.check_expectations(gamma, double(*CASES["gamma"][1]), density, ends)
+
+
+@pytest.mark.parametrize("name", ["wide", *NIGHTLY])
+def test_derivatives_of_all_orders(name):
+    make, parameters = CASES[name]
+    u = torch.tensor([0.3], dtype=torch.float64)
+    checks.check_orders(lambda *p: make(*p).icdf(u), double(*parameters))
+
+
+def test_derivatives_with_an_infinite_upper_end():
+    u = torch.tensor([0.3], dtype=torch.float64)
+    checks.check_orders(lambda *p: normal(*p).icdf(u), double(0.0, 1.0, 10.0))
+
+
+@pytest.mark.nightly
+def test_derivatives_with_an_infinite_lower_end():
+    u = torch.tensor([0.3], dtype=torch.float64)
+    checks.check_orders(lambda m, s, h: normal(m, s, high=h).icdf(u), double(0.0, 1.0, -2.0))
+
+
+@each
+def test_the_cdf_of_a_sample_is_constant(make, parameters):
+    checks.check_identity(make, double(*parameters), lambda q, z: q.cdf(z), (3,))
+
+
+@settings(max_examples=2)
+@given(st.floats(-3, 3), st.floats(0.2, 3), st.floats(-8, 8), st.floats(0.05, 5))
+def test_drawn_parameters(loc, scale, low, width):
+    u = torch.tensor(0.4, dtype=torch.float64)
+    parameters = double(loc, scale, low, low + width)
+    assert_implicit_gradients(
+        lambda *p: normal(*p).icdf(u), None, parameters, order=1, vmap=False, starts=0
+    )
+
+
+@pytest.mark.parametrize("name", ["wide", NIGHTLY[-1]])
+def test_lanes_and_single_precision(name):
+    make, parameters = CASES[name]
+    checks.check_lanes(make, double(*parameters))
+    checks.check_single(make, double(*parameters))
+
+
+# ------------------------------------------------------------------------------------ exactness
+
+
+def exact_moments(loc, scale, low, high):
+    """Mean, variance, entropy, ln(mass), with 40 digits."""
+    mp.mp.dps = 40
+    a, b = ((mp.mpf(end) - loc) / scale for end in (low, high))
+    mode = min(max(a, mp.mpf(0)), b)
+    ends = mp.linspace(max(a, mode - 40), min(b, mode + 40), 41)
+    density = lambda t: mp.exp((mode * mode - t * t) / 2)
+    mass = mp.quad(density, ends)
+    mean = mp.quad(lambda t: t * density(t), ends) / mass
+    variance = mp.quad(lambda t: (t - mean) ** 2 * density(t), ends) / mass
+    square = mp.quad(lambda t: t * t * density(t), ends) / mass
+    log_mass = mp.log(mass) - mode * mode / 2
+    entropy = mp.log(scale) + log_mass + square / 2
+    return loc + scale * mean, scale**2 * variance, entropy, log_mass - mp.log(2 * mp.pi) / 2
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        (0.0, 1.0, 10.0, INF),
+        (0.0, 1.0, -INF, INF),
+        (0.3, 1.5, -1.0, 2.0),
+        (1.0, 2.0, -INF, -75.0),
+        (0.0, 1.0, 5.0, 5.001),
+        (0.0, 1.0, -0.1, 0.1),
+        (0.0, 1.0, -9.0, 0.5),
+    ],
+    ids=str,
+)
+def test_moments_are_exact(parameters):
+    q = TruncatedNormal(*double(*parameters))
+    mean, variance, entropy, log_mass = exact_moments(*parameters)
+    z = torch.as_tensor(float(mean), dtype=torch.float64)
+    standard = (mp.mpf(z.item()) - parameters[0]) / parameters[1]
+    log_prob = -(standard**2) / 2 - mp.log(2 * mp.pi) / 2 - mp.log(parameters[1]) - log_mass
+    np.testing.assert_allclose(q.mean.item(), float(mean), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(q.variance.item(), float(variance), rtol=1e-11)
+    np.testing.assert_allclose(q.entropy().item(), float(entropy), rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(q.log_prob(z).item(), float(log_prob), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("low", [0.0, 3.0, 10.0])
+def test_a_narrow_interval_does_not_cancel(low):
+    mp.mp.dps = 40
+    width = 2.0**-23
+    q = TruncatedNormal(*double(0.0, 1.0, low, low + width))
+    mass = mp.quad(mp.npdf, [low, low + width])
+    expected = mp.log(mp.npdf(low)) - mp.log(mass)
+    found = q.log_prob(torch.tensor(low, dtype=torch.float64)).item()
+    np.testing.assert_allclose(found, float(expected), rtol=1e-13)
+
+
+def test_derivatives_of_moments_in_the_tail():
+    """mean = loc + scale h(a) with h' = h (h - a), h the hazard, for a = 10 without upper end."""
+    mp.mp.dps = 40
+    a = mp.mpf(10)
+    h = mp.npdf(a) / (mp.erfc(a / mp.sqrt(2)) / 2)
+    slope = h * (h - a)
+    loc, scale, low = double(0.0, 1.0, 10.0, requires_grad=True)
+    q = TruncatedNormal(loc, scale, low)
+    found = torch.autograd.grad(q.mean, (loc, scale, low))
+    expected = [float(x) for x in (1 - slope, h - a * slope, slope)]
+    np.testing.assert_allclose([f.item() for f in found], expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("p", [1e-12, 0.3, 0.999999])
+def test_quantiles_in_the_tail_are_exact(p):
+    """And their derivatives: dz/dlow = q(low) (1 - F) / q(z)."""
+    mp.mp.dps = 40
+    survival = lambda x: mp.erfc(x / mp.sqrt(2)) / 2
+    target = survival(mp.mpf(10)) * (1 - mp.mpf(p))
+    # the distance in units of the hazard is a start for a bracket
+    z = mp.findroot(lambda x: mp.log(survival(x) / target), (10, 10.5), solver="secant", tol=1e-30)
+    slope = mp.npdf(10) * (1 - mp.mpf(p)) / mp.npdf(z)
+    low = torch.tensor(10.0, dtype=torch.float64, requires_grad=True)
+    q = TruncatedNormal(*double(0.0, 1.0), low)
+    found = q.icdf(torch.tensor(p, dtype=torch.float64))
+    np.testing.assert_allclose(found.item(), float(z), rtol=1e-13)
+    (derivative,) = torch.autograd.grad(found, low)
+    np.testing.assert_allclose(derivative.item(), float(slope), rtol=1e-10)
+
+
+def test_an_exponential_has_no_memory():
+    rate, low = double(2.0, 300.0, requires_grad=True)
+    q = Truncated(td.Exponential(rate), low)
+    np.testing.assert_allclose((q.mean - low).item(), 0.5, rtol=1e-11)
+    np.testing.assert_allclose(q.variance.item(), 0.25, rtol=1e-10)
+    np.testing.assert_allclose(q.entropy().item(), 1 - math.log(2), rtol=1e-10)
+    z = q.rsample((1000,))
+    by_rate, by_low = torch.autograd.grad(z.sum(), (rate, low))
+    np.testing.assert_allclose(by_low.item(), 1000, rtol=1e-9)
+    np.testing.assert_allclose(by_rate.item(), -(z - low).sum().item() / 2, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "base, oracle, low, high",
+    [
+        (td.Laplace(*double(0.0, 1.0)), stats.laplace(), -1.0, 2.0),
+        (td.Weibull(*double(2.0, 1.5)), stats.weibull_min(1.5, scale=2.0), 0.7, INF),
+        pytest.param(
+            *(td.Beta(*double(2.0, 3.0)), stats.beta(2.0, 3.0), 0.2, 0.9),
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
+            *(StudentT(*double(5.0, 0.0, 1.0)), stats.t(5.0), 1.0, 4.0),
+            marks=pytest.mark.nightly,
+        ),
+        (InverseGaussian(*double(1.3, 0.7)), stats.invgauss(1.3 / 0.7, scale=0.7), -INF, 2.0),
+    ],
+    ids=["laplace", "weibull", "beta", "student_t", "inverse_gaussian"],
+)
+def test_moments_of_other_bases(base, oracle, low, high):
+    q = Truncated(base, low, high)
+    mass = oracle.cdf(high) - oracle.cdf(low)
+    points = [low, 0.0, high] if low < 0 < high and low > -INF else [max(low, 0.0), high]
+
+    def mean(g):
+        pieces = itertools.pairwise(points)
+        return (
+            sum(integrate.quad(lambda z: g(z) * oracle.pdf(z), a, b)[0] for a, b in pieces) / mass
+        )
+
+    first = mean(lambda z: z)
+    entropy = -mean(lambda z: oracle.logpdf(z) - math.log(mass))
+    np.testing.assert_allclose(q.mean.item(), first, rtol=1e-8)
+    np.testing.assert_allclose(q.variance.item(), mean(lambda z: (z - first) ** 2), rtol=1e-7)
+    np.testing.assert_allclose(q.entropy().item(), entropy, rtol=1e-7)
+    z = torch.tensor(0.8, dtype=torch.float64)
+    expected = (oracle.cdf(0.8) - oracle.cdf(low)) / mass
+    if low < 0.8 < high:
+        np.testing.assert_allclose(q.cdf(z).item(), expected, rtol=1e-11)
+        np.testing.assert_allclose(q.log_prob(z).exp().item(), oracle.pdf(0.8) / mass, rtol=1e-11)
+
+
+def test_a_moment_that_diverges():
+    base = td.HalfCauchy(torch.tensor(1.0, dtype=torch.float64))
+    assert Truncated(base, 1.0).mean == INF
+    assert Truncated(base, 1.0, 2.0).mean.isfinite()
+
+
+# ---------------------------------------------------------------------------------------- edges
+
+
+def test_ends_and_outside():
+    q = normal(*double(0.0, 1.0, -1.0, 2.0))
+    z = torch.tensor([-1.0, 2.0, -3.0, 5.0], dtype=torch.float64)
+    assert q.cdf(z).tolist() == [0, 1, 0, 1]
+    assert q.log_prob(z)[2:].tolist() == [-INF, -INF] and q.log_prob(z)[:2].isfinite().all()
+    assert q.icdf(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == [-1, 2]
+
+
+def test_expand_and_shapes():
+    low = torch.zeros(3, 1)
+    q = TruncatedNormal(torch.zeros(2), 1.0, low)
+    assert q.batch_shape == (3, 2) and q.rsample((4,)).shape == (4, 3, 2)
+    bigger = q.expand((5, 3, 2))
+    assert isinstance(bigger, TruncatedNormal) and bigger.mean.shape == (5, 3, 2)
+    torch.testing.assert_close(bigger.mean[0], q.mean)
+    assert Truncated(td.Exponential(1.0), 1.0).expand((2,)).rsample().shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "build, error, message",
+    [
+        (lambda: TruncatedNormal(0.0, 1.0, 3.0, 2.0), ValueError, "low < high"),
+        (lambda: TruncatedNormal(0.0, 1.0, math.nan), ValueError, "low < high"),
+        (lambda: TruncatedNormal(0.0, -1.0), ValueError, "scale"),
+        (lambda: Truncated(td.Poisson(2.0), 0.0), ValueError, "discrete"),
+        (lambda: Truncated(td.Dirichlet(torch.ones(3))), ValueError, "univariate"),
+        (lambda: Truncated(3.0, 0.0), TypeError, "pass a torch.distributions"),
+        (lambda: Truncated(td.Laplace(0.0, 1.0), 50.0), ValueError, "too little to know from cdf"),
+        (lambda: Truncated(td.Exponential(1.0), -2.0, -1.0), ValueError, "low < high|too little"),
+        (lambda: TruncatedNormal(0.0, 1.0, *double(0.0)), TypeError, "low has dtype"),
+        (lambda: TruncatedNormal(0.0, 1.0, 0.0).log_prob(torch.tensor(-1.0)), ValueError, "supp"),
+        (lambda: TruncatedNormal(0.0, 1.0, 0.0).icdf(torch.tensor(1.5)), ValueError, "outside"),
+    ],
+    ids=range(11),
+)
+def test_bad_input(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
