@@ -23,9 +23,8 @@ from implicit_solvers.problems.cli.few_shot import (
     adapted_predictions,
     cross_entropy,
 )
-from implicit_solvers.problems.cli.run_folder import CheckpointError, save_checkpoint
+from implicit_solvers.problems.cli.run_folder import save_checkpoint
 from implicit_solvers.problems.data.glyphs import Episodes
-
 
 VALIDATIONS = 8
 
