@@ -51,7 +51,7 @@ def place(y: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
 
 def _strictly_inside(z: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """Move what was rounded to an end to the next number; there the density may be unknown."""
-    low, high = (torch.as_tensor(end).to(z) for end in (low, high))
+    low, high = (torch.as_tensor(end).to(z).detach() for end in (low, high))
     after = torch.where(low.isfinite(), low.nextafter(z.new_tensor(torch.inf)), low)
     before = torch.where(high.isfinite(), high.nextafter(z.new_tensor(-torch.inf)), high)
     return torch.minimum(torch.maximum(z, after), before)
