@@ -19,8 +19,10 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "matplotlib.sphinxext.plot_directive",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery"]
 
 # -- Markdown ------------------------------------------------------------------------------------
 
@@ -51,6 +53,28 @@ nitpick_ignore_regex = [
         r"|pathlib|typing|warnings)\..*",
     ),
 ]
+
+# -- Figures -------------------------------------------------------------------------------------
+
+# Every script of the gallery, and every figure of the theory page, is run by the build.
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "examples",
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "abort_on_example_error": True,
+    "show_memory": False,
+    "show_signature": False,
+    "copyfile_regex": "",
+    "image_scrapers": ("matplotlib",),
+    "matplotlib_animations": False,
+    "backreferences_dir": None,
+    "write_computation_times": False,
+}
+plot_include_source = False
+plot_html_show_source_link = False
+plot_html_show_formats = False
+plot_formats = [("png", 150)]
 
 # -- Pages ---------------------------------------------------------------------------------------
 

@@ -55,21 +55,16 @@ def python_blocks(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "README.md",
-        "docs/index.md",
-        "docs/lanes.md",
-        "docs/adjoints.md",
-        "docs/checking_gradients.md",
-        "docs/own_solver.md",
-        "docs/reparameterization.md",
-    ],
-)
+PAGES = [
+    str(path.relative_to(ROOT))
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    if python_blocks(path)
+]
+
+
+@pytest.mark.parametrize("path", PAGES)
 def test_the_examples_of_a_page_run(path, capsys):
     blocks = python_blocks(ROOT / path)
-    assert blocks
     scope = {}
     for block in blocks:
         exec(compile(block, path, "exec"), scope)
