@@ -16,7 +16,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-nightly test-oldest test-newest lint format docs docs-serve wheel-test clean distclean
+.PHONY: help demo test test-nightly test-oldest test-newest lint format docs docs-test docs-serve wheel-test clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -84,6 +84,9 @@ docs: $(VENV)/.installed-docs ## the documentation, to docs/_build/html; a warni
 	$(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
 	@! grep -rnoE '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//[^"]*"' docs/_build/html --include='*.html' \
 		|| { echo "error: the pages above load something from the network" >&2; exit 1; }
+
+docs-test: docs ## then open every page in a browser (Chromium), wide and narrow
+	$(BIN)/python -m pytest -q -m site tests/test_site.py
 
 docs-serve: docs ## the documentation, on http://127.0.0.1:8000 (PORT=...)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)

@@ -80,6 +80,8 @@ plot_formats = [("png", 150)]
 
 html_theme = "furo"
 html_title = f"implicit-solvers {release}"
+html_favicon = "static/icon.svg"
+html_logo = "static/icon.svg"
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"
 
