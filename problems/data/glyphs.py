@@ -10,12 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Generator, Tensor
+
+from implicit_solvers.problems.data.episodes import (
+    Episodes,
+    Tasks,
+    require_positive,
+    split_classes,
+)
 
 __all__ = [
     "Episodes",
@@ -174,7 +180,7 @@ def rasterize(points: Tensor, pen_down: Tensor, pen_width: Tensor, resolution: i
     >>> rasterize(points, pen_down, torch.tensor([0.5]), 3)[0, :, 0]
     tensor([0.0000, 0.8750, 0.0000])
     """
-    _require_positive(resolution=resolution)
+    require_positive(resolution=resolution)
     pixel = 2 / resolution
     centres = (torch.arange(resolution) + 0.5) * pixel - 1
     lengths = torch.where(pen_down, torch.arange(1, pen_down.shape[1] + 1), 0).amax(1)
@@ -212,43 +218,6 @@ def overlap(ink: Tensor) -> Tensor:
     return intersection / (area[:, None] + area - intersection)
 
 
-def split_classes(
-    class_count: int, seed: int = 0, train: float = 0.64, validation: float = 0.12
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Split the classes at random into meta-train, meta-validation and meta-test.
-
-    Parameters
-    ----------
-    class_count
-        The number of classes.
-    seed
-        The same seed gives the same split.
-    train, validation
-        Fractions of the classes; the rest is for the test. Raises ``ValueError`` if one of the
-        three parts is empty.
-
-    Returns
-    -------
-    tuple of Tensor
-        Three int64 ``(classes,)``: sorted class numbers.
-
-    Examples
-    --------
-    >>> [len(part) for part in split_classes(1000)]
-    [640, 120, 240]
-    """
-    sizes = [round(class_count * train), round(class_count * validation)]
-    sizes.append(class_count - sum(sizes))
-    if min(sizes) < 1:
-        raise ValueError(
-            f"class_count={class_count}, train={train}, validation={validation} make parts of "
-            f"{sizes} classes: pass positive fractions with a sum below 1, or more classes"
-        )
-    order = torch.randperm(class_count, generator=Generator().manual_seed(seed))
-    train_part, validation_part, test_part = torch.split(order, sizes)
-    return train_part.sort().values, validation_part.sort().values, test_part.sort().values
-
-
 def render_instances(
     glyphs: Glyphs, classes: Tensor, instances: int, generator: Generator
 ) -> Tensor:
@@ -279,7 +248,7 @@ def render_instances(
     >>> render_instances(glyphs, torch.tensor([0]), 5, Generator().manual_seed(0)).shape
     torch.Size([1, 5, 1, 28, 28])
     """
-    _require_positive(instances=instances)
+    require_positive(instances=instances)
     count = len(classes) * instances
 
     def uniform(low: float, high: float, *size: int) -> Tensor:
@@ -304,113 +273,3 @@ def render_instances(
     points = points * (limit / points.abs().amax((1, 2)).maximum(limit))[:, None, None]
     images = rasterize(points, glyphs.pen_down[drawing], pen_width, IMAGE_SIDE)
     return images.view(len(classes), instances, 1, IMAGE_SIDE, IMAGE_SIDE)
-
-
-class Tasks(NamedTuple):
-    """A batch of few-shot tasks; in each, the images are in the order of their labels.
-
-    Parameters
-    ----------
-    support_x, query_x
-        ``(tasks, ways * shots, *image)`` and ``(tasks, ways * queries, *image)``, with the dtype
-        of the images.
-    support_y, query_y
-        int64 ``(tasks, ways * shots)`` and ``(tasks, ways * queries)``: labels from 0 to
-        ``ways - 1``.
-
-    Examples
-    --------
-    >>> Episodes(torch.rand(5, 3, 1, 28, 28), ways=2, shots=1, queries=2).batch([0]).query_y
-    tensor([[0, 0, 1, 1]])
-    """
-
-    support_x: Tensor
-    support_y: Tensor
-    query_x: Tensor
-    query_y: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Episodes:
-    """Few-shot tasks: tell a few classes apart, given a few labelled images of each.
-
-    Task number i of a seed is always the same, in whatever order and batch it is asked for, so
-    that an interrupted training can continue with the next number.
-
-    Parameters
-    ----------
-    images
-        ``(classes, instances, *image)`` of any dtype and device, such as `render_instances`.
-    ways
-        The classes in a task.
-    shots, queries
-        The labelled and the unlabelled images of each class in a task; none is both.
-    seed
-        The tasks' seed, 0 or more.
-
-    Raises
-    ------
-    ValueError
-        If a number is not positive, or ``images`` has too few classes or instances.
-
-    Examples
-    --------
-    >>> episodes = Episodes(torch.rand(20, 10, 1, 28, 28), ways=5, shots=1, queries=4)
-    >>> tasks = episodes.batch(range(8))
-    >>> tasks.support_x.shape, tasks.query_y.shape
-    (torch.Size([8, 5, 1, 28, 28]), torch.Size([8, 20]))
-    """
-
-    images: Tensor
-    ways: int
-    shots: int
-    queries: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the arguments."""
-        _require_positive(ways=self.ways, shots=self.shots, queries=self.queries)
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} is negative: pass 0 or more")
-        classes, instances = self.images.shape[:2]
-        if self.ways > classes:
-            raise ValueError(
-                f"ways={self.ways} is more than the {classes} classes of images: "
-                "lower ways or pass more classes"
-            )
-        if self.shots + self.queries > instances:
-            raise ValueError(
-                f"images has {instances} instances of each class, fewer than shots + queries = "
-                f"{self.shots} + {self.queries}: lower these or pass more instances"
-            )
-
-    def batch(self, tasks: Sequence[int]) -> Tasks:
-        """Return the tasks with these numbers, such as ``range(16 * step, 16 * (step + 1))``.
-
-        Raises ``ValueError`` if there is no number, or a negative one.
-        """
-        if len(tasks) == 0 or min(tasks) < 0:
-            raise ValueError(f"tasks={tasks} is empty or has a negative number: pass 0 or more")
-        classes, instances = self.images.shape[:2]
-        chosen = np.empty((len(tasks), self.ways, 1), dtype=np.int64)
-        order = np.empty((len(tasks), self.ways, instances), dtype=np.int64)
-        for i, task in enumerate(tasks):
-            random = np.random.default_rng([self.seed, task])
-            chosen[i, :, 0] = random.permutation(classes)[: self.ways]
-            order[i] = random.random((self.ways, instances)).argsort(axis=1)
-        used = torch.from_numpy(order)[:, :, : self.shots + self.queries]
-        x = self.images[torch.from_numpy(chosen), used]
-        y = torch.arange(self.ways, device=x.device)[:, None].expand(x.shape[:3])
-        return Tasks(
-            support_x=x[:, :, : self.shots].flatten(1, 2),
-            support_y=y[:, :, : self.shots].flatten(1, 2),
-            query_x=x[:, :, self.shots :].flatten(1, 2),
-            query_y=y[:, :, self.shots :].flatten(1, 2),
-        )
-
-
-def _require_positive(**arguments: int) -> None:
-    """Raise ``ValueError`` if an argument is below 1."""
-    for name, value in arguments.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} is not positive: pass 1 or more")

@@ -1,0 +1,123 @@
+"""Episodes of unequal classes and sine waves, against counting, NumPy and SciPy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kstest
+
+from implicit_solvers.problems.data import glyphs
+from implicit_solvers.problems.data.episodes import Episodes, Tasks, split_classes
+from implicit_solvers.problems.data.sinusoid import Sinusoids
+
+
+@given(
+    sizes=st.lists(st.integers(3, 9), min_size=3, max_size=8),
+    ways=st.integers(1, 3),
+    shots=st.integers(1, 2),
+    seed=st.integers(0, 100),
+    task=st.integers(0, 10**6),
+)
+def test_tasks_of_unequal_classes(sizes, ways, shots, seed, task):
+    """Images that hold 100 * class + instance: classes apart, no image twice, labels right."""
+    images = [100 * c + torch.arange(n)[:, None] for c, n in enumerate(sizes)]
+    tasks = Episodes(images, ways, shots, 1, seed).batch([task])
+    numbers = torch.cat([tasks.support_x, tasks.query_x], 1)[0, :, 0]
+    labels = torch.cat([tasks.support_y, tasks.query_y], 1)[0]
+    assert len(set(numbers.tolist())) == ways * (shots + 1)
+    pairs = set(zip(labels.tolist(), (numbers // 100).tolist(), strict=True))
+    assert len(pairs) == len({c for _, c in pairs}) == ways
+    assert all(int(n) % 100 < sizes[int(n) // 100] for n in numbers)
+
+
+@given(seed=st.integers(0, 1000), tasks=st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
+def test_equal_classes_as_a_tensor_or_a_sequence_make_the_same_tasks(seed, tasks):
+    images = torch.arange(6 * 5).view(6, 5, 1)
+    together = Episodes(images, 3, 1, 2, seed).batch(tasks)
+    apart = Episodes(list(images), 3, 1, 2, seed).batch(tasks)
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+
+
+@given(count=st.integers(5, 2000), seed=st.integers(0, 1000))
+def test_splits_share_no_class_and_lose_none(count, seed):
+    parts = split_classes(count, seed)
+    assert torch.cat(parts).sort().values.tolist() == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, r"class 1 of images has 2 instances, fewer than shots \+ queries = 1 \+ 2"),
+        ({"names": ["a", "b", "c"]}, "the class b has 2 instances"),
+        ({"names": ["a", "b"]}, "names has 2 names for 3 classes"),
+        ({"ways": 4}, "ways=4 is more than the 3 classes"),
+    ],
+)
+def test_a_class_with_too_few_examples_is_named(change, message):
+    images = [torch.zeros(4, 1), torch.zeros(2, 1), torch.zeros(5, 1)]
+    with pytest.raises(ValueError, match=message):
+        Episodes(images, **{"ways": 2, "shots": 1, "queries": 2, **change})
+
+
+def test_the_glyphs_module_still_offers_them():
+    assert (glyphs.Episodes, glyphs.Tasks) == (Episodes, Tasks)
+
+
+# ---- Sine waves ----
+
+
+@given(
+    shots=st.integers(1, 6),
+    queries=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+    tasks=st.lists(st.integers(0, 10**6), min_size=1, max_size=4),
+)
+def test_targets_lie_on_the_waves(shots, queries, seed, tasks):
+    sinusoids = Sinusoids(shots, queries, seed)
+    amplitude, phase = sinusoids.waves(tasks)
+    batch = sinusoids.batch(tasks)
+    assert batch.support_x.shape == batch.support_y.shape == (len(tasks), shots, 1)
+    assert batch.query_x.shape == batch.query_y.shape == (len(tasks), queries, 1)
+    for x, y in [(batch.support_x, batch.support_y), (batch.query_x, batch.query_y)]:
+        angle = x[..., 0].double().numpy() - phase.numpy()[:, None]
+        expected = amplitude.numpy()[:, None] * np.sin(angle)
+        # float32 targets of float64 inputs
+        np.testing.assert_allclose(y[..., 0], expected, rtol=0, atol=5e-6)
+    alone = sinusoids.batch(tasks[-1:])
+    assert all(torch.equal(a, b[-1:]) for a, b in zip(alone, batch, strict=True))
+
+
+def test_amplitudes_phases_and_inputs_are_uniform():
+    sinusoids = Sinusoids(shots=3, queries=2)
+    amplitude, phase = sinusoids.waves(range(4000))
+    batch = sinusoids.batch(range(4000))
+    assert kstest(amplitude.numpy(), "uniform", (0.1, 4.9)).pvalue > 1e-3
+    assert kstest(phase.numpy(), "uniform", (0, np.pi)).pvalue > 1e-3
+    for x in (batch.support_x, batch.query_x):
+        assert kstest(x.flatten().numpy(), "uniform", (-5, 10)).pvalue > 1e-3
+    assert abs(np.corrcoef(amplitude, phase)[0, 1]) < 0.05
+
+
+def test_waves_differ_between_seeds_and_numbers():
+    values = torch.cat([Sinusoids(2, 2, seed).waves(range(50))[0] for seed in range(4)])
+    assert len(values.unique()) == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shots": 0, "queries": 1}, "shots=0 is not positive"),
+        ({"shots": 1, "queries": 0}, "queries=0 is not positive"),
+        ({"shots": 1, "queries": 1, "seed": -1}, "seed=-1 is negative"),
+    ],
+)
+def test_sinusoids_name_the_wrong_argument(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Sinusoids(**arguments)
+
+
+@pytest.mark.parametrize("tasks", [[], [0, -1]])
+def test_task_numbers_are_checked(tasks):
+    with pytest.raises(ValueError, match=r"tasks=.* is empty or has a negative number"):
+        Sinusoids(1, 1).batch(tasks)

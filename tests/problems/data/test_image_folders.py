@@ -1,0 +1,281 @@
+"""Omniglot and Mini-ImageNet from small folders in the published layout."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from implicit_solvers.problems.data.class_images import ClassImages, read_image
+from implicit_solvers.problems.data.mini_imagenet import load_mini_imagenet
+from implicit_solvers.problems.data.omniglot import load_omniglot
+
+ALPHABETS = {
+    "images_background": {"Greek": 9, "Latin": 5},
+    "images_evaluation": {"Tifinagh": 4, "Glagolitic": 3},
+}
+DRAWERS = 3
+
+
+def draw(number, drawer):
+    """A 105 × 105 drawing, black on white, that no other class or drawer shares."""
+    image = Image.new("1", (105, 105), 1)
+    row, column = 5 + 4 * number, 10 + 20 * drawer
+    for dx in range(8):
+        for dy in range(4):
+            image.putpixel((column + dx, row + dy), 0)
+    return image
+
+
+@pytest.fixture
+def omniglot(tmp_path):
+    number = 0
+    for part, alphabets in ALPHABETS.items():
+        for alphabet, count in alphabets.items():
+            for character in range(1, count + 1):
+                folder = tmp_path / part / alphabet / f"character{character:02}"
+                folder.mkdir(parents=True)
+                for drawer in range(DRAWERS):
+                    name = f"{number + 1:04}_{drawer + 1:02}.png"
+                    draw(number, drawer).save(folder / name)
+                number += 1
+            (tmp_path / part / ".DS_Store").write_bytes(b"not a folder")
+    return tmp_path
+
+
+def characters(classes):
+    return {name.split(" turned")[0] for name in classes.names}
+
+
+@pytest.mark.parametrize("split", ["characters", "alphabets"])
+@pytest.mark.parametrize("rotations", [False, True])
+def test_omniglot_splits_share_no_character(omniglot, split, rotations):
+    splits = load_omniglot(omniglot, split=split, rotations=rotations)
+    parts = [characters(classes) for classes in splits]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 21
+    assert [len(classes.names) for classes in splits] == [
+        (4 if rotations else 1) * len(part) for part in parts
+    ]
+    if split == "alphabets":
+        # one in twelve of the 14 background characters
+        assert [len(part) for part in parts] == [13, 1, 7]
+        assert all(name.startswith("images_evaluation/") for name in splits.test.names)
+        assert all(name.startswith("images_background/") for name in parts[0] | parts[1])
+    else:
+        # 1,100, 100 and 423 of 1,623
+        assert [len(part) for part in parts] == [14, 1, 6]
+
+
+def test_no_image_is_in_two_splits(omniglot):
+    """By pixels: a rotation of a character to learn from is in no other part either."""
+    splits = load_omniglot(omniglot, side=105)
+    seen = [{i.numpy().tobytes() for images in part.images for i in images} for part in splits]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 4 * 21 * DRAWERS
+
+
+def test_drawings_are_those_of_the_files_with_ink_255(omniglot):
+    splits = load_omniglot(omniglot, split="alphabets", side=105)
+    name = "images_evaluation/Tifinagh/character02"
+    index = splits.test.names.index(name)
+    for drawer, image in enumerate(splits.test.images[index]):
+        expected = 255 - np.array(draw(9 + 5 + 1, drawer).convert("L"))
+        np.testing.assert_array_equal(image[0], expected)
+        for quarters in (1, 2, 3):
+            turned = splits.test.images[index + quarters][drawer, 0]
+            assert splits.test.names[index + quarters] == f"{name} turned by {90 * quarters}"
+            np.testing.assert_array_equal(turned, np.rot90(expected, quarters))
+
+
+def lanczos(size, side):
+    """The matrix (side, size) of Lanczos's filter with three lobes, in float64."""
+    scale = size / side
+    centres = (np.arange(side)[:, None] + 0.5) * scale
+    distance = (np.arange(size) + 0.5 - centres) / scale
+    weights = np.where(abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def test_drawings_are_scaled(omniglot):
+    splits = load_omniglot(omniglot, split="alphabets")
+    index = splits.test.names.index("images_evaluation/Glagolitic/character01")
+    for drawer, image in enumerate(splits.test.images[index]):
+        assert image.shape == (1, 28, 28) and image.dtype == torch.uint8
+        paper = np.array(draw(9 + 5 + 4, drawer).convert("L"), dtype=float)
+        rows = (paper @ lanczos(105, 28).T).round().clip(0, 255)
+        expected = 255 - (lanczos(105, 28) @ rows).round().clip(0, 255)
+        assert abs(image[0].numpy() - expected).max() <= 1
+        assert expected.max() > 100
+
+
+def test_the_seed_decides_the_split(omniglot):
+    first, again, other = (load_omniglot(omniglot, seed=seed) for seed in (0, 0, 1))
+    assert first.test.names == again.test.names != other.test.names
+
+
+def test_episodes_of_a_real_layout(omniglot):
+    train = load_omniglot(omniglot).train
+    tasks = train.episodes(ways=5, shots=1, queries=2).batch(range(3))
+    assert tasks.support_x.shape == (3, 5, 1, 28, 28)
+    assert tasks.query_x.dtype == torch.uint8
+    with pytest.raises(ValueError, match=r"the class images_\w+/\w+/character\d\d has 3 instances"):
+        train.episodes(ways=5, shots=2, queries=2)
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "message"),
+    [
+        (lambda f: (f, "nowhere"), FileNotFoundError, "there is no folder .*nowhere"),
+        (lambda f: remove(f / "images_evaluation"), FileNotFoundError, "images_evaluation.zip"),
+        (lambda f: remove(f / "images_background"), FileNotFoundError, "images_background: unp"),
+        (lambda f: empty(f / "images_background"), ValueError, "images_background has no folders"),
+        (lambda f: empty(f / "images_evaluation" / "Tifinagh" / "character03"), ValueError,
+         "Tifinagh/character03 has no drawings"),
+        (lambda f: cut(f / "images_background" / "Latin" / "character02"), ValueError,
+         r"Latin/character02/0011_01.png is no image, or a part of one"),
+        (lambda f: overwrite(f / "images_background" / "Latin" / "character02"), ValueError,
+         r"0011_01.png is no image.*copy the file again"),
+    ],
+)  # fmt: skip
+def test_a_damaged_omniglot_is_named(omniglot, harm, error, message):
+    changed = harm(omniglot)
+    folder = omniglot / changed[1] if isinstance(changed, tuple) else omniglot
+    with pytest.raises(error, match=message):
+        load_omniglot(folder)
+
+
+def test_unfit_arguments_of_omniglot(omniglot):
+    with pytest.raises(ValueError, match="side=0 is not positive"):
+        load_omniglot(omniglot, side=0)
+    with pytest.raises(ValueError, match="split='letters' is unknown: pass 'characters'"):
+        load_omniglot(omniglot, split="letters")
+
+
+def remove(path):
+    empty(path)
+    path.rmdir()
+
+
+def empty(path):
+    for child in path.iterdir():
+        if child.is_dir():
+            remove(child)
+        else:
+            child.unlink()
+
+
+def cut(folder):
+    path = sorted(folder.iterdir())[0]
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def overwrite(folder):
+    sorted(folder.iterdir())[0].write_bytes(b"<html>not found</html>")
+
+
+# ---- Mini-ImageNet ----
+
+CLASSES = {"train": ["n01", "n02", "n03"], "val": ["n04", "n05"], "test": ["n06", "n07"]}
+SIZES = {"n01": 5, "n02": 6, "n03": 4, "n04": 4, "n05": 4, "n06": 4, "n07": 4}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    (tmp_path / "images").mkdir()
+    for part, labels in CLASSES.items():
+        rows = ["filename,label"]
+        for label in labels:
+            for i in range(SIZES[label]):
+                grey = 20 * int(label[1:]) + i
+                colour = (grey, 255 - grey, 60)
+                name = f"{label}{i:08}.jpg"
+                Image.new("RGB", (100 + i, 90), colour).save(tmp_path / "images" / name, quality=95)
+                rows.append(f"{name},{label}")
+        (tmp_path / f"{part}.csv").write_text("\r\n".join(rows) + "\r\n")
+    return tmp_path
+
+
+def test_mini_imagenet_follows_its_lists(photographs):
+    splits = load_mini_imagenet(photographs, side=12)
+    assert [classes.names for classes in splits] == list(CLASSES.values())
+    for classes in splits:
+        for name, images in zip(classes.names, classes.images, strict=True):
+            assert images.shape == (SIZES[name], 3, 12, 12) and images.dtype == torch.uint8
+            grey = 20 * int(name[1:]) + torch.arange(SIZES[name])
+            expected = torch.stack([grey, 255 - grey, torch.full_like(grey, 60)], 1)
+            # JPEG rounds
+            assert (images.float().mean((2, 3)) - expected).abs().max() < 4
+
+
+def test_classes_of_different_sizes_make_episodes(photographs):
+    train = load_mini_imagenet(photographs, side=4).train
+    tasks = train.episodes(ways=3, shots=1, queries=3).batch(range(40))
+    red = tasks.query_x[..., 0, 0, 0].float()
+    # each class's photographs differ by at most 5, classes by 20
+    classes = ((red - 20) / 20).round().unflatten(1, (3, 3))
+    assert (classes == classes[:, :, :1]).all()
+    assert (classes[:, :, 0].sort().values == torch.tensor([0.0, 1.0, 2.0])).all()
+    assert len(tasks.query_x[..., 0, 0, 0].unique()) >= 12
+    with pytest.raises(ValueError, match=r"the class n03 has 4 instances, fewer than .* 1 \+ 4"):
+        train.episodes(ways=2, shots=1, queries=4)
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "message"),
+    [
+        (lambda f: remove(f), FileNotFoundError, "there is no folder"),
+        (lambda f: remove(f / "images"), FileNotFoundError, "images: the images belong there"),
+        (lambda f: (f / "val.csv").unlink(), FileNotFoundError, "there is no list .*val.csv"),
+        (lambda f: (f / "test.csv").write_text(""), ValueError, r"test.csv begins with \[\]"),
+        (lambda f: (f / "test.csv").write_text("a,b\nc,d\n"), ValueError, "must be filename,label"),
+        (lambda f: (f / "test.csv").write_bytes(b"\xff\xfe\xfa"), ValueError, "no text file"),
+        (lambda f: (f / "test.csv").write_text("filename,label\n"), ValueError, "lists no images"),
+        (lambda f: append(f / "val.csv", "n0400000000.jpg"), ValueError,
+         "line 10 of .*val.csv lacks a filename or a label"),
+        (lambda f: append(f / "val.csv", "n0400000000.jpg,n04"), ValueError,
+         "line 10 of .*val.csv lists n0400000000.jpg again"),
+        (lambda f: append(f / "test.csv", "n0400000000.jpg,n06"), ValueError,
+         "n0400000000.jpg is in val.csv and in test.csv"),
+        (lambda f: append(f / "test.csv", "other.jpg,n01"), ValueError,
+         "the class n01 is in train.csv and in test.csv"),
+        (lambda f: append(f / "test.csv", "other.jpg,n06"), FileNotFoundError,
+         "there is no image .*other.jpg, which test.csv lists"),
+        (lambda f: (f / "images" / "n0500000002.jpg").write_bytes(b"\xff\xd8\xff"), ValueError,
+         "n0500000002.jpg is no image, or a part of one"),
+        (lambda f: halve(f / "images" / "n0500000002.jpg"), ValueError,
+         "n0500000002.jpg is no image, or a part of one"),
+    ],
+)  # fmt: skip
+def test_a_damaged_mini_imagenet_is_named(photographs, harm, error, message):
+    harm(photographs)
+    with pytest.raises(error, match=message):
+        load_mini_imagenet(photographs)
+
+
+def append(path, line):
+    path.write_text(path.read_text() + line + "\n")
+
+
+def halve(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+# ---- What they share ----
+
+
+def test_read_image(tmp_path):
+    path = tmp_path / "image.png"
+    Image.new("RGB", (7, 5), (200, 100, 50)).save(path)
+    assert read_image(path, 3, colour=True).float().mean((1, 2)).tolist() == [200, 100, 50]
+    grey = read_image(path, 3, colour=False)
+    # the luma of ITU-R 601
+    assert abs(float(grey.float().mean()) - (0.299 * 200 + 0.587 * 100 + 0.114 * 50)) < 1
+    with pytest.raises(FileNotFoundError, match=re.escape(f"there is no file {tmp_path / 'x'}")):
+        read_image(tmp_path / "x", 3, colour=False)
+
+
+def test_classes_have_names_of_their_own():
+    images = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="2 classes have 1 different names"):
+        ClassImages([images, images], ["a", "a"])
