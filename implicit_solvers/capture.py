@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from implicit_solvers.affine_norms import applies_weight
 from implicit_solvers.autodiff import (
     ambient_level,
     forward_level,
@@ -121,11 +122,13 @@ class Captured:
     ``tensors`` matter to derivatives or to a ``vmap``; ``buffers`` are those that it writes, such
     as running statistics. ``slots`` are the modules' dictionaries and names that held what was
     read: ``torch.func.functional_call`` puts others there before a backward pass runs.
+    ``normalizes`` tells whether the function calls a normalization of `affine_norms`.
     """
 
     tensors: tuple[Tensor, ...] = ()
     buffers: tuple[Tensor, ...] = ()
     slots: tuple[tuple[dict[str, Any], str, Tensor], ...] = ()
+    normalizes: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.tensors or self.buffers)
@@ -135,6 +138,7 @@ class Captured:
             _union(self.tensors, other.tensors),
             _union(self.buffers, other.buffers),
             self.slots + other.slots,
+            self.normalizes or other.normalizes,
         )
 
 
@@ -201,6 +205,7 @@ class _Recording(_Scope):
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
         self.constants: dict[int, Tensor] = {}
         self.buffers: list[tuple[Tensor, Tensor, int]] = []
+        self.normalizes = False
 
     def after(self, out: Any) -> None:
         """Remember the tensors in ``out``: they were computed inside."""
@@ -209,7 +214,8 @@ class _Recording(_Scope):
                 self.known[id(leaf)] = leaf
 
     def before(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Remember buffers that an operation is about to write, such as running statistics."""
+        """Remember buffers that an operation is about to write, and whether it normalizes."""
+        self.normalizes = self.normalizes or applies_weight(func, args, kwargs)
         if not _writes(func, args, kwargs):
             return
         for leaf in tree_leaves((args, kwargs)):
@@ -395,7 +401,7 @@ def capture(
     buffers = _union((), tuple(buffer for buffer, _, _ in recording.buffers))
     read = (*tensors, *recording.constants.values())
     slots = tuple(_slots_of(owner, read)) if read else ()
-    return Captured(tensors, buffers, slots)
+    return Captured(tensors, buffers, slots, recording.normalizes)
 
 
 def _requires_grad(value: Any) -> bool:

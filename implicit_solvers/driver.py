@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from implicit_solvers.adjoint import Adjoint, UnrolledAdjoint
+from implicit_solvers.affine_norms import weights_apart
 from implicit_solvers.autodiff import forward_level, is_batched, transforms_active
 from implicit_solvers.capture import (
     Captured,
@@ -116,12 +117,13 @@ def solve_equation(
         return task.read(out, structure, z.shape[:-1])
 
     def explicit(captured: Captured, expected: Sequence[Tensor] = ()) -> Callable[..., Tensor]:
+        evaluate = weights_apart(raw) if captured.normalizes else raw
         if not captured:
-            return raw
+            return evaluate
 
         def fn(z: Tensor, *operands: Tensor) -> Tensor:
             with Substitution(captured, (z, *operands), expected):
-                return raw(z, *operands[: len(tensors)])
+                return evaluate(z, *operands[: len(tensors)])
 
         return fn
 
