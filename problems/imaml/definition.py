@@ -16,15 +16,15 @@ Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradie
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import implicit_solvers as ims
+from implicit_solvers.problems.imaml.attachment import attach_minimum, detached
+from implicit_solvers.problems.imaml.proximal import Strength, check_proximal, proximal_term
 
 __all__ = ["adapt", "meta_loss", "meta_objective", "proximal_loss"]
 
@@ -34,10 +34,11 @@ SOLVER = ims.GradientDescent(lr=0.1, max_steps=16, rtol=None)
 ADJOINT = ims.ImplicitAdjoint(ims.CG(max_steps=5, rtol=None))
 
 
-def proximal_loss(loss: Loss, phi: Any, theta: Any, support: Any, strength: float) -> Tensor:
+def proximal_loss(loss: Loss, phi: Any, theta: Any, support: Any, strength: Strength) -> Tensor:
     """Return ``L(phi, support) + strength/2 |phi - theta|²``, which a task minimizes over ``phi``.
 
-    Source: the paper's equation 3; its ``lambda`` is ``strength``.
+    With a strength for each parameter, the second term is ``1/2 sum_k strength_k (phi_k -
+    theta_k)²``. Source: the paper's equation 3; its ``lambda`` is ``strength``.
 
     Examples
     --------
@@ -45,9 +46,7 @@ def proximal_loss(loss: Loss, phi: Any, theta: Any, support: Any, strength: floa
     >>> proximal_loss(lambda phi, x: (phi - x) ** 2, phi, theta, torch.tensor(3.0), strength=2.0)
     tensor(5.)
     """
-    pairs = zip(tree_leaves(phi), tree_leaves(theta), strict=True)
-    difference = torch.cat([(p - t).flatten() for p, t in pairs])
-    return loss(phi, support) + strength / 2 * difference.square().sum()
+    return loss(phi, support) + proximal_term(phi, theta, strength)
 
 
 def adapt(
@@ -55,9 +54,10 @@ def adapt(
     theta: Any,
     support: Any,
     *,
-    strength: float = 2.0,
+    strength: Strength = 2.0,
     solver: Any = SOLVER,
     adjoint: ims.ImplicitAdjoint = ADJOINT,
+    damping: float = 0.0,
     on_failure: Any = "raise",
 ) -> ims.Solution:
     """Find a task's parameters ``phi`` from ``theta``, differentiably in ``theta``.
@@ -72,15 +72,23 @@ def adapt(
     support
         The data of the task, in the form that ``loss`` takes: any pytree.
     strength
-        The regularization towards ``theta``, the paper's ``lambda``. Where it exceeds the most
-        negative curvature of ``L``, the equation has one solution near ``theta``, and CG is
-        applicable.
+        The regularization towards ``theta``, the paper's ``lambda``: a number, a 0-d tensor, or
+        tensors that broadcast to the leaves of ``theta``, in the same pytree. Tensors get
+        gradients by the same rule; their values cannot be checked where ``vmap`` batches them.
+        Where the strength exceeds the most negative curvature of ``L``, the equation has one
+        solution near ``theta``, and CG is applicable.
     solver
-        How ``phi`` is found: a solver of `implicit_solvers.minimize`. With ``rtol=None`` it makes
-        ``max_steps`` steps and does not judge them, as the paper's algorithm 2 does; the
-        derivative is an estimate then.
+        How ``phi`` is found: a solver of `implicit_solvers.minimize`, or a function
+        ``solver(objective, theta) -> phi``. With ``rtol=None`` a solver makes ``max_steps`` steps
+        and does not judge them, as the paper's algorithm 2 does; the derivative is an estimate
+        then, as it is wherever ``phi`` is not the minimum.
     adjoint
-        How lemma 1's system is solved; the paper's 5 steps of CG.
+        How lemma 1's system is solved; the paper's 5 steps of CG. `GMRES` where the strength is
+        below the most negative curvature, `neumann_adjoint` for the series.
+    damping
+        A share of the strength that is added in lemma 1's system only:
+        ``(1 + damping) I + 1/strength d²L/dphi²``. It shrinks the gradient, and makes CG
+        applicable at more negative curvature. First derivatives only.
     on_failure
         As in `implicit_solvers.minimize`; under ``"warn"``, a task in which CG meets negative
         curvature keeps the estimate that it had.
@@ -95,7 +103,8 @@ def adapt(
     TypeError
         If ``theta`` has a leaf that is no tensor, or none at all.
     ValueError
-        If ``strength`` is not positive and finite, or ``loss`` does not return a 0-d tensor.
+        If ``strength`` is not positive and finite, ``damping`` is negative, or ``loss`` does not
+        return a 0-d tensor.
     ConvergenceError
         If a solve fails and ``on_failure="raise"``; out of ``backward()`` too.
 
@@ -113,20 +122,25 @@ def adapt(
     >>> torch.autograd.grad(phi.sum(), theta)[0]
     tensor([0.6667, 0.6667])
     """
-    leaves = tree_leaves(theta)
-    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
-        kinds = sorted({type(leaf).__name__ for leaf in leaves})
-        raise TypeError(f"theta has leaves of {kinds}: pass a tensor or a pytree of tensors")
-    if not 0 < strength < math.inf:
-        raise ValueError(f"strength={strength} is not positive and finite: pass 2.0, say")
+    check_proximal(strength, damping, theta)
 
-    def inner(phi: Any, theta: Any, support: Any) -> Tensor:
+    def task_objective(phi: Any, theta: Any, support: Any, strength: Any) -> Tensor:
         return proximal_loss(loss, phi, theta, support, strength)
 
     # The start gets no gradient: theta acts through the proximal term, so it is an argument too.
-    return ims.minimize(
-        inner, theta, (theta, support), solver=solver, adjoint=adjoint, on_failure=on_failure
-    )
+    args, options = (theta, support, strength), {"adjoint": adjoint, "on_failure": on_failure}
+    if hasattr(solver, "step"):
+        found = ims.minimize(task_objective, theta, args, solver=solver, **options)
+    else:
+        fixed = detached(args)
+        found = solver(lambda phi: task_objective(phi, *fixed), fixed[0])
+    if hasattr(solver, "step") and not damping:
+        return found
+
+    def distance(phi: Any, center: Any) -> Tensor:
+        return damping * proximal_term(phi, center, strength)
+
+    return attach_minimum(task_objective, found, args, distance=distance, **options)
 
 
 def meta_loss(loss: Loss, theta: Any, support: Any, query: Any, **adaptation: Any) -> Tensor:

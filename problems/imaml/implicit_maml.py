@@ -1,0 +1,240 @@
+"""Implicit MAML as a `Method`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+import implicit_solvers as ims
+from implicit_solvers.problems.imaml import definition
+from implicit_solvers.problems.imaml.batching import Batching
+from implicit_solvers.problems.imaml.meta_gradient import (
+    MetaGradient,
+    OverTasks,
+    TaskGradients,
+    average_over_tasks,
+    gradient_of_each,
+)
+from implicit_solvers.problems.imaml.method import Criterion, Model, Predictor
+from implicit_solvers.problems.imaml.proximal import Strength, check_damping, check_strength
+
+__all__ = ["Imaml", "imaml_hf"]
+
+LOG_STRENGTH = "imaml.log_strength"
+ADJOINT = "adjoint of minimize of task_objective"
+
+
+@dataclass(frozen=True)
+class Imaml:
+    """Implicit MAML: ``theta`` descends ``1/M sum_i L(phi_i(theta), query_i)`` by lemma 1.
+
+    ``phi_i`` minimizes ``L(phi, support_i) + strength/2 |phi - theta|²``, and the meta-gradient is
+    ``1/M sum_i A_i^-1 dL(phi_i, query_i)/dphi`` with
+    ``A_i = (1 + damping) I + 1/strength d²L(phi_i, support_i)/dphi²``.
+
+    Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients" (2019),
+    algorithms 1 and 2. A task in which the inner loop or the linear solve fails is left out.
+
+    Parameters
+    ----------
+    strength
+        The regularization towards ``theta``, the paper's ``lambda``: a positive number, a 0-d
+        tensor, or tensors that broadcast to the leaves of ``theta``, in the same pytree. None: it
+        is learned, as the exponential of what `extend` puts into ``theta``.
+    solver
+        How ``phi`` is found: a solver of `implicit_solvers.minimize` (gradient descent with a
+        budget or a tolerance; `NewtonCG` is Hessian-free with a line search; `TorchOptimizer`), or
+        a function ``solver(objective, theta) -> phi``.
+    adjoint
+        How the linear system is solved: ``CG`` with a budget of 5 steps, or to a tolerance;
+        ``GMRES`` where the strength is below the most negative curvature; `neumann_adjoint`.
+    damping
+        A share of the strength that is added to the linear system alone.
+
+    Raises
+    ------
+    TypeError
+        If ``adjoint`` is no ``ImplicitAdjoint``.
+    ValueError
+        If ``strength`` is not positive and finite, or ``damping`` is negative.
+
+    Examples
+    --------
+    Two tasks, ``L = |phi - y|²/2``: ``phi = (y + 2 theta) / 3``, and the meta-gradient is the mean
+    of ``2/3 (phi - y_query)``.
+
+    >>> model, criterion = lambda theta, x: theta * x, lambda out, y: (out - y).square().sum() / 2
+    >>> x, theta = torch.ones(2, 1), torch.tensor(0.0)
+    >>> supports, queries = (x, torch.tensor([[3.0], [6.0]])), (x, torch.zeros(2, 1))
+    >>> exact = Imaml(2.0, ims.NewtonCG(), ims.ImplicitAdjoint(ims.CG()))
+    >>> exact.meta_gradient(model, criterion, theta, supports, queries).gradient
+    tensor(1.)
+    """
+
+    strength: Strength | None = 2.0
+    solver: Any = ims.GradientDescent(0.1, max_steps=16, rtol=None)
+    adjoint: ims.ImplicitAdjoint = field(
+        default=ims.ImplicitAdjoint(ims.CG(max_steps=5, rtol=None))
+    )
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.strength, (int, float)):
+            check_strength(self.strength, torch.zeros(()))
+        check_damping(self.damping)
+        if not isinstance(self.adjoint, ims.ImplicitAdjoint):
+            raise TypeError(
+                f"Imaml has the adjoint {type(self.adjoint).__name__}: pass an ImplicitAdjoint "
+                "(Maml differentiates through the steps)"
+            )
+
+    def extend(
+        self, theta: dict[str, Tensor], strength: float = 2.0, *, per_parameter: bool = False
+    ) -> dict[str, Tensor]:
+        """Return ``theta`` with the logarithm of a learned strength, for ``Imaml(strength=None)``.
+
+        The model does not see it. Its gradient comes from the same rule as that of ``theta``.
+
+        Parameters
+        ----------
+        theta
+            The parameters of the model, by name.
+        strength
+            Where the learning begins.
+        per_parameter
+            Whether each tensor of ``theta`` has a strength of its own.
+
+        Examples
+        --------
+        >>> Imaml(strength=None).extend({"w": torch.zeros(2)}, strength=1.0)
+        {'w': tensor([0., 0.]), 'imaml.log_strength': tensor(0.)}
+        """
+        check_strength(strength, torch.zeros(()))
+        keys = [f"{LOG_STRENGTH}.{name}" for name in theta] if per_parameter else [LOG_STRENGTH]
+        like = next(iter(theta.values()))
+        return {
+            **theta,
+            **{key: torch.full_like(like, 0).sum() + math.log(strength) for key in keys},
+        }
+
+    def adapt(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> Predictor:
+        """Return the predictor at ``phi``; as in `Method`."""
+        phi = self._solve(model, criterion, theta, support).value
+        return lambda x: model(phi, x)
+
+    def meta_gradient(
+        self,
+        model: Model,
+        criterion: Criterion,
+        theta: Any,
+        supports: Any,
+        queries: Any,
+        *,
+        tasks_at_once: int | None = None,
+        batching: Batching = Batching.VMAP,
+    ) -> MetaGradient:
+        """Return the implicit meta-gradient; as in `Method`."""
+        if any(getattr(leaf, "requires_grad", False) for leaf in tree_leaves(self.strength)):
+            raise ValueError(
+                "strength requires a gradient, which meta_gradient does not return: pass "
+                "strength=None and extend(theta) to learn it, or detach it"
+            )
+
+        def query_loss(theta: Any, support: Any, query: Any) -> tuple[Tensor, ...]:
+            solution = self._solve(model, criterion, theta, support)
+            x, y = query
+            return criterion(model(solution.value, x), y), solution.status, solution.residual
+
+        def evaluate(over_tasks: OverTasks, supports: Any, queries: Any) -> TaskGradients:
+            with ims.monitor() as log, _failures_left_out():
+                gradient, loss, status, residual = gradient_of_each(
+                    over_tasks, query_loss, theta, supports, queries
+                )
+            adjoint = next(record for record in log.records if record.equation == ADJOINT)
+            failed = (status > ims.Status.BUDGET) | (adjoint.status > ims.Status.BUDGET)
+            return TaskGradients(gradient, loss, failed, residual, adjoint.residual.reshape(-1))
+
+        return average_over_tasks(
+            evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
+        )
+
+    def _solve(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> ims.Solution:
+        strength, parameters = self.strength, theta
+        if strength is None:
+            strength, parameters = _learned_strength(theta)
+
+        def loss(phi: Any, data: Any) -> Tensor:
+            x, y = data
+            return criterion(model(phi, x), y)
+
+        return definition.adapt(
+            loss,
+            parameters,
+            support,
+            strength=strength,
+            solver=self.solver,
+            adjoint=self.adjoint,
+            damping=self.damping,
+            on_failure="mask",
+        )
+
+
+def _learned_strength(theta: Any) -> tuple[Strength, dict[str, Tensor]]:
+    """Split what `Imaml.extend` returns into a strength and the parameters of the model."""
+    learned = (
+        [key for key in theta if key.startswith(LOG_STRENGTH)] if isinstance(theta, dict) else []
+    )
+    if not learned:
+        raise ValueError(
+            f"strength=None learns it, and theta has no {LOG_STRENGTH!r}: pass extend(theta), or "
+            "a strength"
+        )
+    parameters = {name: value for name, value in theta.items() if name not in learned}
+    if LOG_STRENGTH in learned:
+        return theta[LOG_STRENGTH].exp(), parameters
+    return {name: theta[f"{LOG_STRENGTH}.{name}"].exp() for name in parameters}, parameters
+
+
+def imaml_hf(
+    strength: Strength | None = 2.0,
+    steps: int = 5,
+    cg_steps: int = 5,
+    **options: Any,
+) -> Imaml:
+    """Return `Imaml` with the Hessian-free inner loop: Newton's steps by CG, with a line search.
+
+    Parameters
+    ----------
+    strength
+        As in `Imaml`.
+    steps
+        Newton's steps in the inner loop.
+    cg_steps
+        Products with the Hessian in each, and steps of CG for the meta-gradient.
+    **options
+        Further fields of `Imaml`.
+
+    Examples
+    --------
+    >>> imaml_hf(steps=3).solver
+    NewtonCG(rtol=None, ...max_steps=3, max_products=5, ...)
+    """
+    solver = ims.NewtonCG(rtol=None, max_steps=steps, max_products=cg_steps)
+    adjoint = ims.ImplicitAdjoint(ims.CG(max_steps=cg_steps, rtol=None))
+    return Imaml(strength, **{"solver": solver, "adjoint": adjoint, **options})
+
+
+@contextlib.contextmanager
+def _failures_left_out() -> Iterator[None]:
+    """Silence the warning about tasks that fail: the result says which were left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ims.ConvergenceWarning)
+        yield

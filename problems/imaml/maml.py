@@ -1,0 +1,263 @@
+"""MAML: gradients through the steps of the inner loop."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+import implicit_solvers as ims
+from implicit_solvers.problems.imaml.batching import Batching
+from implicit_solvers.problems.imaml.definition import proximal_loss
+from implicit_solvers.problems.imaml.inner_loop import check_inner_loop, gradient_steps, rms_norm
+from implicit_solvers.problems.imaml.meta_gradient import (
+    MetaGradient,
+    OverTasks,
+    TaskGradients,
+    average_over_tasks,
+    gradient_of_each,
+)
+from implicit_solvers.problems.imaml.method import Criterion, Model, Predictor
+
+__all__ = ["FirstOrderMaml", "Maml", "unrolled_meta_loss"]
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def unrolled_meta_loss(
+    loss: Loss,
+    theta: Any,
+    support: Any,
+    query: Any,
+    *,
+    steps: int,
+    lr: float,
+    strength: float,
+) -> Tensor:
+    """Return `meta_loss` as a chain of gradient steps, to be differentiated through.
+
+    Parameters
+    ----------
+    loss
+        ``loss(phi, data)`` returns a 0-d tensor.
+    theta, support, query
+        The meta-parameters and the data of one task.
+    steps, lr
+        The gradient steps ``phi <- phi - lr grad`` from ``theta``.
+    strength
+        Of the proximal term ``strength/2 |phi - theta|²``; 0 for none.
+
+    Notes
+    -----
+    Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning" (2017); with iMAML's proximal
+    term, both methods adapt to the same parameters.
+
+    Examples
+    --------
+    >>> loss = lambda phi, x: (phi - x) ** 2 / 2
+    >>> theta, x, y = torch.tensor(0.0), torch.tensor(4.0), torch.tensor(0.0)
+    >>> unrolled_meta_loss(loss, theta, x, y, steps=1, lr=0.5, strength=0.0)
+    tensor(2.)
+    """
+    return loss(gradient_steps(_inner(loss, theta, support, strength), theta, lr, steps), query)
+
+
+def _inner(loss: Loss, theta: Any, support: Any, strength: float) -> Callable[[Any], Tensor]:
+    if strength == 0:
+        return lambda phi: loss(phi, support)
+    return lambda phi: proximal_loss(loss, phi, theta, support, strength)
+
+
+def _task_loss(model: Model, criterion: Criterion) -> Loss:
+    def loss(phi: Any, data: Any) -> Tensor:
+        x, y = data
+        return criterion(model(phi, x), y)
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Maml:
+    """MAML: ``theta`` descends the query loss after ``steps`` gradient steps, through the steps.
+
+    Memory grows with the steps; with ``checkpoint``, with their square root, at the price of
+    making them again. Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning" (2017).
+
+    Parameters
+    ----------
+    lr, steps
+        The inner loop: ``steps`` steps ``phi <- phi - lr grad`` from ``theta``.
+    checkpoint
+        Keep only some iterates and compute the others again in the backward pass: True, or every
+        how many steps one is kept (True: the square root of ``steps``).
+    proximal
+        The strength of a term ``proximal/2 |phi - theta|²`` in the inner loop; MAML has none.
+
+    Raises
+    ------
+    ValueError
+        If ``lr`` or ``steps`` is no step length or number of steps, or ``checkpoint`` or
+        ``proximal`` is negative.
+
+    Examples
+    --------
+    >>> model, criterion = lambda theta, x: theta * x, lambda out, y: (out - y).square().sum() / 2
+    >>> support, query = (torch.ones(1, 1), torch.ones(1, 1)), (torch.ones(1, 1), torch.zeros(1, 1))
+    >>> Maml(0.5, 1).meta_gradient(model, criterion, torch.tensor(0.0), support, query).gradient
+    tensor(0.2500)
+    """
+
+    lr: float = 0.1
+    steps: int = 5
+    checkpoint: bool | int = False
+    proximal: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_inner_loop("Maml", self.lr, self.steps, self.proximal)
+        if not isinstance(self.checkpoint, int) or self.checkpoint < 0:
+            raise ValueError(
+                f"Maml has checkpoint={self.checkpoint!r}: pass True, False, or a number of steps"
+            )
+
+    def adapt(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> Predictor:
+        """Return the predictor after the steps; as in `Method`."""
+        phi = self._phi(_task_loss(model, criterion), theta, support)
+        return lambda x: model(phi, x)
+
+    def meta_gradient(
+        self,
+        model: Model,
+        criterion: Criterion,
+        theta: Any,
+        supports: Any,
+        queries: Any,
+        *,
+        tasks_at_once: int | None = None,
+        batching: Batching = Batching.VMAP,
+    ) -> MetaGradient:
+        """Return the gradient through the steps; as in `Method`."""
+        loss = _task_loss(model, criterion)
+
+        def query_loss(theta: Any, support: Any, query: Any) -> tuple[Tensor, ...]:
+            phi = self._phi(loss, theta, support)
+            with torch.no_grad():
+                residual = rms_norm(grad(_inner(loss, theta, support, self.proximal))(phi))
+            return loss(phi, query), residual
+
+        def evaluate(over_tasks: OverTasks, supports: Any, queries: Any) -> TaskGradients:
+            return without_solver(
+                *gradient_of_each(over_tasks, query_loss, theta, supports, queries)
+            )
+
+        return average_over_tasks(
+            evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
+        )
+
+    def _phi(self, loss: Loss, theta: Any, support: Any) -> Any:
+        if not self.checkpoint or not self.steps:
+            return gradient_steps(
+                _inner(loss, theta, support, self.proximal), theta, self.lr, self.steps
+            )
+        every = round(math.sqrt(self.steps)) if self.checkpoint is True else self.checkpoint
+
+        def objective(phi: Any, theta: Any, support: Any) -> Tensor:
+            return _inner(loss, theta, support, self.proximal)(phi)
+
+        with warnings.catch_warnings():
+            # a task that overflows is left out of the mean, and reported there
+            warnings.simplefilter("ignore", ims.ConvergenceWarning)
+            return ims.minimize(
+                objective,
+                theta,
+                (theta, support),
+                solver=ims.GradientDescent(self.lr, max_steps=self.steps, rtol=None),
+                adjoint=ims.UnrolledAdjoint(checkpoint=every),
+                on_failure="warn",
+            ).value
+
+
+@dataclass(frozen=True)
+class FirstOrderMaml:
+    """First-order MAML: the query loss's gradient at ``phi``, as if ``phi`` moved with ``theta``.
+
+    It is `Maml` with the gradients of the inner loop taken to be constant: ``dphi/dtheta = I``.
+    Source: Finn, Abbeel and Levine (2017), section 5.2.
+
+    Parameters
+    ----------
+    lr, steps, proximal
+        As in `Maml`.
+
+    Raises
+    ------
+    ValueError
+        As `Maml`.
+
+    Examples
+    --------
+    >>> model, criterion = lambda theta, x: theta * x, lambda out, y: (out - y).square().sum() / 2
+    >>> support, query = (torch.ones(1, 1), torch.ones(1, 1)), (torch.ones(1, 1), torch.zeros(1, 1))
+    >>> method = FirstOrderMaml(0.5, 1)
+    >>> method.meta_gradient(model, criterion, torch.tensor(0.0), support, query).gradient
+    tensor(0.5000)
+    """
+
+    lr: float = 0.1
+    steps: int = 5
+    proximal: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_inner_loop("FirstOrderMaml", self.lr, self.steps, self.proximal)
+
+    def adapt(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> Predictor:
+        """Return the predictor after the steps; as in `Method`."""
+        inner = _inner(_task_loss(model, criterion), theta, support, self.proximal)
+        phi = gradient_steps(inner, theta, self.lr, self.steps, detach=True)
+        return lambda x: model(phi, x)
+
+    def meta_gradient(
+        self,
+        model: Model,
+        criterion: Criterion,
+        theta: Any,
+        supports: Any,
+        queries: Any,
+        *,
+        tasks_at_once: int | None = None,
+        batching: Batching = Batching.VMAP,
+    ) -> MetaGradient:
+        """Return the mean of the query losses' gradients at ``phi``; as in `Method`."""
+        loss = _task_loss(model, criterion)
+
+        def adapted(support: Any) -> tuple[Any, Tensor]:
+            inner = _inner(loss, theta, support, self.proximal)
+            phi = gradient_steps(inner, theta, self.lr, self.steps, detach=True)
+            return phi, rms_norm(grad(inner)(phi))
+
+        def query_loss(phi: Any, support: Any, query: Any) -> tuple[Tensor, ...]:
+            return (loss(phi, query),)
+
+        def evaluate(over_tasks: OverTasks, supports: Any, queries: Any) -> TaskGradients:
+            phi, residual = over_tasks(adapted)(supports)
+            gradient, value = gradient_of_each(
+                over_tasks, query_loss, phi, supports, queries, shared=False
+            )
+            return without_solver(gradient, value, residual.detach())
+
+        return average_over_tasks(
+            evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
+        )
+
+
+def without_solver(gradient: Any, loss: Tensor, residual: Tensor) -> TaskGradients:
+    """Return the contributions of tasks in which no solver can fail."""
+    nothing = torch.full_like(loss, torch.nan)
+    return TaskGradients(
+        gradient, loss, torch.zeros_like(loss, dtype=torch.bool), residual, nothing
+    )

@@ -1,0 +1,238 @@
+"""What a meta-batch of tasks says about the meta-parameters, task by task and in the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from implicit_solvers.problems.imaml.batching import Batching
+
+__all__ = ["MetaGradient", "TaskGradients", "average_over_tasks", "gradient_of_each", "task_count"]
+
+
+class MetaGradient(NamedTuple):
+    """The meta-gradient of a batch of tasks.
+
+    Attributes
+    ----------
+    gradient
+        The mean over the tasks that were not left out, like ``theta``; zero if none is left.
+    loss
+        ``(tasks,)``, the query loss after adaptation; NaN where the task was left out.
+    left_out
+        ``(tasks,)`` bool: NaN or infinity in the loss or gradient of the task, or a failure of its
+        inner loop or adjoint.
+    inner_residual
+        ``(tasks,)``, the norm (RMS over entries) of the inner objective's gradient at ``phi``; NaN
+        where the method does not compute it.
+    adjoint_residual
+        ``(tasks,)``, the relative residual of the outer linear solve; NaN where there is none.
+    """
+
+    gradient: Any
+    loss: Tensor
+    left_out: Tensor
+    inner_residual: Tensor
+    adjoint_residual: Tensor
+
+
+class TaskGradients(NamedTuple):
+    """What some tasks contribute to a `MetaGradient`; every tensor has the tasks in front.
+
+    Attributes
+    ----------
+    gradient
+        Like ``theta``, with the tasks in front.
+    loss
+        ``(tasks,)``, the query loss.
+    failed
+        ``(tasks,)`` bool: a solver reported a failure.
+    inner_residual, adjoint_residual
+        ``(tasks,)``, as in `MetaGradient`.
+    """
+
+    gradient: Any
+    loss: Tensor
+    failed: Tensor
+    inner_residual: Tensor
+    adjoint_residual: Tensor
+
+
+OverTasks = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def task_count(supports: Any, queries: Any) -> int:
+    """Return the number of tasks of a meta-batch, the first dimension of all of its tensors.
+
+    Raises
+    ------
+    ValueError
+        If there is no tensor, or the first dimensions differ.
+
+    Examples
+    --------
+    >>> x, y = torch.zeros(4, 2, 1), torch.zeros(4, 2)
+    >>> task_count((x, y), (x, y))
+    4
+    """
+    leaves = [leaf for leaf in tree_leaves((supports, queries)) if isinstance(leaf, Tensor)]
+    sizes = {leaf.shape[0] if leaf.dim() else None for leaf in leaves}
+    if len(sizes) != 1 or None in sizes:
+        shapes = [tuple(leaf.shape) for leaf in leaves]
+        raise ValueError(
+            f"supports and queries have shapes {shapes}: the first dimension of each tensor is "
+            "the tasks, and must be the same"
+        )
+    return int(leaves[0].shape[0])
+
+
+def gradient_of_each(
+    over_tasks: OverTasks,
+    fn: Callable[[Any, Any, Any], tuple[Tensor, ...]],
+    theta: Any,
+    supports: Any,
+    queries: Any,
+    *,
+    shared: bool = True,
+) -> tuple[Any, ...]:
+    """Return the gradient with respect to ``theta`` of each task's loss, and what ``fn`` returned.
+
+    Every task has a copy of ``theta``, and one backward pass reaches them all. It keeps no graph
+    of itself, as ``torch.func.grad`` would, whose memory checkpoints could not save.
+
+    Parameters
+    ----------
+    over_tasks
+        Maps a function to one over a first dimension.
+    fn
+        ``fn(theta, support, query)`` returns the loss of one task, 0-d, and further tensors, which
+        are not differentiated.
+    theta, supports, queries
+        As in `average_over_tasks`.
+    shared
+        Whether all tasks have one ``theta``; else it has the tasks in front, too.
+
+    Returns
+    -------
+    tuple
+        The gradients, like ``theta`` with the tasks in front; the losses ``(tasks,)``; the further
+        tensors.
+
+    Raises
+    ------
+    ValueError
+        If the losses do not depend on ``theta``.
+
+    Examples
+    --------
+    >>> x = torch.tensor([1.0, 2.0])
+    >>> vmap = torch.func.vmap
+    >>> gradient_of_each(vmap, lambda t, s, q: (s * t**2, q), torch.tensor(3.0), x, x)
+    (tensor([ 6., 12.]), tensor([ 9., 18.]), tensor([1., 2.]))
+    """
+    count = task_count(supports, queries)
+    leaves, tree = tree_flatten(theta)
+    if shared:
+        leaves = [leaf.expand(count, *leaf.shape) for leaf in leaves]
+    copies = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    with torch.enable_grad():
+        loss, *more = over_tasks(fn)(tree_unflatten(copies, tree), supports, queries)
+        if not loss.requires_grad:
+            raise ValueError(
+                "the query loss does not depend on theta: the model must use its first argument, "
+                "and neither model nor criterion may detach or convert tensors"
+            )
+        slopes = torch.autograd.grad(loss.sum(), copies, allow_unused=True)
+    gradient = [
+        torch.zeros_like(c) if g is None else g for c, g in zip(copies, slopes, strict=True)
+    ]
+    return (tree_unflatten(gradient, tree), loss.detach(), *(t.detach() for t in more))
+
+
+def average_over_tasks(
+    evaluate: Callable[[OverTasks, Any, Any], TaskGradients],
+    theta: Any,
+    supports: Any,
+    queries: Any,
+    *,
+    tasks_at_once: int | None = None,
+    batching: Batching = Batching.VMAP,
+) -> MetaGradient:
+    """Evaluate tasks in chunks and average what was not left out.
+
+    Parameters
+    ----------
+    evaluate
+        ``evaluate(over_tasks, supports, queries)`` returns the gradients of some tasks, where
+        ``over_tasks(fn)`` is ``fn`` over a first dimension of its arguments.
+    theta
+        The meta-parameters.
+    supports, queries
+        Pytrees of tensors with the tasks as first dimension.
+    tasks_at_once
+        How many tasks are evaluated together; all, if left out.
+    batching
+        Whether the tasks that are evaluated together are batched by ``vmap``; else they take turns,
+        one at once.
+
+    Raises
+    ------
+    ValueError
+        If the tensors do not have the same number of tasks, or ``tasks_at_once`` is not positive.
+
+    Examples
+    --------
+    >>> def evaluate(over_tasks, supports, queries):
+    ...     def task(s, q):
+    ...         return s - q, (s - q) ** 2, torch.zeros((), dtype=torch.bool)
+    ...
+    ...     gradient, loss, failed = over_tasks(task)(supports, queries)
+    ...     return TaskGradients(gradient, loss, failed, loss, loss)
+    >>> s, q = torch.tensor([1.0, float("nan"), 5.0]), torch.zeros(3)
+    >>> mean = average_over_tasks(evaluate, torch.tensor(0.0), s, q, tasks_at_once=2)
+    >>> mean.gradient, mean.loss, mean.left_out
+    (tensor(3.), tensor([ 1., nan, 25.]), tensor([False,  True, False]))
+    """
+    count = task_count(supports, queries)
+    if tasks_at_once is None:
+        tasks_at_once = max(count, 1)
+    if not isinstance(tasks_at_once, int) or tasks_at_once < 1:
+        raise ValueError(
+            f"tasks_at_once={tasks_at_once!r}: pass a positive number, or None for all tasks"
+        )
+    if batching is Batching.LOOP:
+        tasks_at_once = 1
+    total = tree_map(lambda t: torch.zeros_like(t.detach()), theta)
+    parts = []
+    for first in range(0, count, tasks_at_once):
+        chunk = slice(first, first + tasks_at_once)
+        some = [
+            tree_map(lambda t: t[chunk] if isinstance(t, Tensor) else t, data)  # noqa: B023
+            for data in (supports, queries)
+        ]
+        out = evaluate(batching.over_tasks, *some)
+        left_out = out.failed | ~torch.isfinite(out.loss) | ~_finite(out.gradient)
+        total = tree_map(lambda t, g: t + _sum_of(g, ~left_out), total, out.gradient)  # noqa: B023
+        loss = torch.where(left_out, torch.nan, out.loss)
+        parts.append((loss, left_out, out.inner_residual, out.adjoint_residual))
+    if not parts:
+        nothing = next(iter(tree_leaves(total))).new_zeros(0)
+        return MetaGradient(total, nothing, nothing.bool(), nothing.clone(), nothing.clone())
+    columns = [torch.cat(column).detach() for column in zip(*parts, strict=True)]
+    kept = (~columns[1]).sum().clamp(min=1)
+    return MetaGradient(tree_map(lambda t: (t / kept).detach(), total), *columns)
+
+
+def _finite(gradient: Any) -> Tensor:
+    leaves = [torch.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in tree_leaves(gradient)]
+    return torch.stack(leaves).all(0)
+
+
+def _sum_of(gradient: Tensor, kept: Tensor) -> Tensor:
+    """Return the sum over the tasks kept, whatever the others hold."""
+    mask = kept.reshape(-1, *(1,) * (gradient.dim() - 1))
+    return torch.where(mask, gradient, 0.0).sum(0)

@@ -1,0 +1,93 @@
+"""A ``torch.nn.Module`` as a function of its parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from implicit_solvers.problems.imaml.method import Model
+
+__all__ = ["functional_model"]
+
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+INSTANCE_NORM = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def functional_model(network: nn.Module) -> tuple[Model, dict[str, Tensor]]:
+    """Return ``model(parameters, x)`` and the parameters that the network has now, by name.
+
+    The parameters are detached copies, and the model is a copy of the network. Batch normalization
+    is transductive: it uses the statistics of the examples at hand (all support, or all query
+    examples of one task), as the paper's networks do; under ``vmap`` each task has its own.
+
+    Parameters
+    ----------
+    network
+        Any module. Its batch normalizations must not track statistics, which tasks that are
+        batched cannot share: build them with ``track_running_stats=False``, or use ``GroupNorm``.
+
+    Raises
+    ------
+    TypeError
+        If ``network`` is no ``torch.nn.Module``.
+    ValueError
+        If a batch or instance normalization tracks statistics.
+
+    Notes
+    -----
+    Torch (2.8 to 2.15) differentiates batch, instance and layer normalizations with a weight
+    wrongly in ``vjp(vmap(grad(...)))``, which products with the Hessians of batched tasks are.
+    Without a weight it is right: the model multiplies by the weight afterwards.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model, theta = functional_model(nn.Linear(3, 2))
+    >>> model(theta, torch.zeros(5, 3)).shape
+    torch.Size([5, 2])
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network is a {type(network).__name__}: pass a torch.nn.Module")
+    for name, module in network.named_modules():
+        if getattr(module, "track_running_stats", False):
+            raise ValueError(
+                f"{name or 'the network'} is a {type(module).__name__} that tracks running "
+                "statistics, which batched tasks cannot update: pass track_running_stats=False "
+                "(each task is normalized by its own examples), or use GroupNorm"
+            )
+    parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
+    own = copy.deepcopy(network)
+    for module in own.modules():
+        if isinstance(module, BATCH_NORM + INSTANCE_NORM + (nn.LayerNorm,)):
+            module.forward = _weighted_afterwards(module)  # type: ignore[assignment]
+
+    def model(parameters: dict[str, Tensor], x: Any) -> Tensor:
+        return functional_call(own, parameters, (x,))
+
+    return model, parameters
+
+
+def _weighted_afterwards(norm: Any) -> Callable[[Tensor], Tensor]:
+    """Return the forward of ``norm`` with its weight and bias applied to the normalized input."""
+    bare = copy.deepcopy(norm)
+    for name in ("weight", "bias"):
+        bare.register_parameter(name, None)
+
+    def forward(x: Tensor) -> Tensor:
+        out: Tensor = type(bare).forward(bare, x)
+        after = 0  # the dimensions of an example behind those of a weight
+        if isinstance(norm, BATCH_NORM):
+            after = max(x.dim() - 2, 0)
+        elif isinstance(norm, INSTANCE_NORM):
+            after = 1 + INSTANCE_NORM.index(next(k for k in INSTANCE_NORM if isinstance(norm, k)))
+        if norm.weight is not None:
+            out = out * norm.weight.reshape(*norm.weight.shape, *(1,) * after)
+        if norm.bias is not None:
+            out = out + norm.bias.reshape(*norm.bias.shape, *(1,) * after)
+        return out
+
+    return forward

@@ -1,0 +1,195 @@
+"""R2D2: a ridge regression on learned features, in closed form."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from implicit_solvers.problems.imaml.batching import Batching
+from implicit_solvers.problems.imaml.maml import without_solver
+from implicit_solvers.problems.imaml.meta_gradient import (
+    MetaGradient,
+    OverTasks,
+    TaskGradients,
+    average_over_tasks,
+    gradient_of_each,
+)
+from implicit_solvers.problems.imaml.method import Criterion, Model, Predictor
+
+__all__ = ["R2D2", "ridge_weights"]
+
+LOG_RIDGE, SCALE, BIAS = "r2d2.log_ridge", "r2d2.scale", "r2d2.bias"
+KEYS = (LOG_RIDGE, SCALE, BIAS)
+
+
+def ridge_weights(features: Tensor, targets: Tensor, ridge: Tensor | float) -> Tensor:
+    """Return ``W = (X^T X + ridge I)^-1 X^T Y``, which minimizes ``|X W - Y|² + ridge |W|²``.
+
+    The system solved is the smaller one: with fewer examples than features, by Woodbury,
+    ``W = X^T (X X^T + ridge I)^-1 Y``.
+
+    Parameters
+    ----------
+    features, targets
+        ``X (n, d)`` and ``Y (n, k)``.
+    ridge
+        A positive number, or a 0-d tensor.
+
+    Examples
+    --------
+    >>> ridge_weights(torch.eye(2), torch.tensor([[2.0], [4.0]]), 1.0)
+    tensor([[1.],
+            [2.]])
+    """
+    n, d = features.shape
+    wide = n < d
+    gram = features @ features.mT if wide else features.mT @ features
+    system = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky_ex(system).L
+    if wide:
+        return features.mT @ torch.cholesky_solve(targets, factor)
+    return torch.cholesky_solve(features.mT @ targets, factor)
+
+
+@dataclass(frozen=True)
+class R2D2:
+    """Ridge regression on features that the model gives: the inner problem has a closed form.
+
+    ``W`` is the ridge solution on the support features `X` (`ridge_weights`), the outputs for
+    features ``X'`` are ``scale X' W + bias``, and ``theta`` descends the query loss through all
+    of it. Source: Bertinetto, Henriques, Torr and Vedaldi, "Meta-learning with differentiable
+    closed-form solvers" (2019).
+
+    Parameters
+    ----------
+    ways
+        The number of classes: integer targets become one-hot rows. None: the targets are real,
+        ``(n, k)`` or ``(n,)``.
+    ridge
+        The ridge, and where its learning begins.
+    scale, bias
+        Of the outputs, and where their learning begins.
+
+    Raises
+    ------
+    ValueError
+        If ``ridge`` or ``scale`` is not positive and finite, ``ways`` no number of classes, or
+        the targets do not fit ``ways``.
+
+    Notes
+    -----
+    ``model(theta, x)`` returns features ``(n, d)``. What `extend` adds to ``theta``, under the
+    keys ``r2d2.log_ridge``, ``r2d2.scale`` and ``r2d2.bias``, is learned with the features; the
+    model does not see it. Without those keys the fields hold, unlearned.
+
+    Examples
+    --------
+    >>> method = R2D2(ridge=1.0)
+    >>> features, criterion = (
+    ...     lambda theta, x: theta["w"] * x,
+    ...     lambda out, y: (out - y).square().mean(),
+    ... )
+    >>> theta = method.extend({"w": torch.tensor(1.0)})
+    >>> predict = method.adapt(features, criterion, theta, (torch.eye(2), torch.tensor([2.0, 4.0])))
+    >>> predict(torch.eye(2))
+    tensor([1., 2.])
+    """
+
+    ways: int | None = None
+    ridge: float = 1.0
+    scale: float = 1.0
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("ridge", "scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"R2D2 has {name}={getattr(self, name)}: pass a positive number")
+        if self.ways is not None and (not isinstance(self.ways, int) or self.ways < 2):
+            raise ValueError(f"R2D2 has ways={self.ways!r}: pass the number of classes, or None")
+
+    def extend(self, theta: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return ``theta`` with the parameters of the head, to be learned too.
+
+        Examples
+        --------
+        >>> sorted(R2D2().extend({"w": torch.zeros(2)}))
+        ['r2d2.bias', 'r2d2.log_ridge', 'r2d2.scale', 'w']
+        """
+        like = next(iter(theta.values()))
+        values = {LOG_RIDGE: math.log(self.ridge), SCALE: self.scale, BIAS: self.bias}
+        head = {
+            name: torch.tensor(value, dtype=like.dtype, device=like.device)
+            for name, value in values.items()
+        }
+        return {**theta, **head}
+
+    def adapt(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> Predictor:
+        """Return the predictor with the ridge solution on the support; as in `Method`."""
+        head = theta if isinstance(theta, dict) else {}
+        parameters = theta
+        if any(name in head for name in KEYS):
+            parameters = {name: value for name, value in theta.items() if name not in KEYS}
+        x, y = support
+        targets, squeeze = self._targets(y)
+        features = _features(model(parameters, x))
+        ridge = head[LOG_RIDGE].exp() if LOG_RIDGE in head else self.ridge
+        W = ridge_weights(features, targets.to(features.dtype), ridge)
+
+        def predict(x: Any) -> Tensor:
+            out = head.get(SCALE, self.scale) * (_features(model(parameters, x)) @ W)
+            out = out + head.get(BIAS, self.bias)
+            return out.squeeze(-1) if squeeze else out
+
+        return predict
+
+    def meta_gradient(
+        self,
+        model: Model,
+        criterion: Criterion,
+        theta: Any,
+        supports: Any,
+        queries: Any,
+        *,
+        tasks_at_once: int | None = None,
+        batching: Batching = Batching.VMAP,
+    ) -> MetaGradient:
+        """Return the gradient through the closed form; as in `Method`."""
+
+        def query_loss(theta: Any, support: Any, query: Any) -> tuple[Tensor, ...]:
+            x, y = query
+            return (criterion(self.adapt(model, criterion, theta, support)(x), y),)
+
+        def evaluate(over_tasks: OverTasks, supports: Any, queries: Any) -> TaskGradients:
+            gradient, loss = gradient_of_each(over_tasks, query_loss, theta, supports, queries)
+            return without_solver(gradient, loss, torch.full_like(loss, torch.nan))
+
+        return average_over_tasks(
+            evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
+        )
+
+    def _targets(self, y: Tensor) -> tuple[Tensor, bool]:
+        """Return the rows to fit, and whether outputs lose their last dimension."""
+        if self.ways is not None:
+            if y.is_floating_point() or y.dim() != 1:
+                raise ValueError(
+                    f"targets are {y.dtype} of shape {tuple(y.shape)} for ways={self.ways}: pass "
+                    "integer classes (n,), or ways=None for regression"
+                )
+            return F.one_hot(y, self.ways), False
+        if not y.is_floating_point():
+            raise ValueError(f"targets are {y.dtype}: pass ways, the number of classes")
+        return (y.unsqueeze(-1), True) if y.dim() == 1 else (y, False)
+
+
+def _features(out: Tensor) -> Tensor:
+    if out.dim() != 2:
+        raise ValueError(
+            f"the model returned {tuple(out.shape)}: R2D2 needs features of shape (examples, "
+            "features), flatten them"
+        )
+    return out
