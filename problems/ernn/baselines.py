@@ -1,0 +1,204 @@
+"""Two published recurrent networks that are special cases of the equilibrium cell.
+
+Both have the interface of ``torch.nn.RNN``, and are what ERNN is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from implicit_solvers.problems.ernn.cell import ERNNCell
+from implicit_solvers.problems.ernn.definition import Coefficients, unrolled
+from implicit_solvers.problems.ernn.layer import ERNN
+from implicit_solvers.problems.ernn.leak import Leak
+from implicit_solvers.problems.ernn.modes import Equilibrium, Unrolled
+
+__all__ = ["FastRNN", "FastRNNCell", "ImplicitEulerRNN"]
+
+
+class FastRNNCell(ERNNCell):
+    r"""A cell with a residual connection of two learned weights.
+
+    .. math:: h_k = \sigma(\alpha)\, \phi(U h_{k-1} + W x_k + c) + \sigma(\beta)\, h_{k-1}
+
+    It is one Euler step of `ERNNCell` with the step size :math:`\sigma(\alpha)` and
+    :math:`\gamma b = -\sigma(\beta) / \sigma(\alpha)`. Source: Kusupati et al., "FastGRNN: a fast,
+    accurate, stable and tiny kilobyte sized gated recurrent neural network" (2018), section 3.1.
+
+    Parameters
+    ----------
+    input_size, hidden_size
+        The numbers of inputs ``I`` and of hidden units ``H``.
+    nonlinearity
+        As in `ERNNCell`.
+    alpha, beta
+        The weights' logits at the start; -3 and 3 as in the authors' code.
+    initial_norm
+        The spectral norm of ``U`` at the start.
+    bias, device, dtype
+        As in `ERNNCell`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Examples
+    --------
+    >>> cell = FastRNNCell(3, 4)
+    >>> x, h = torch.randn(2, 3), torch.randn(2, 4)
+    >>> inner = torch.tanh(h @ cell.coefficients().U.T + cell.drive(x))
+    >>> alpha, beta = cell.alpha.sigmoid(), cell.beta.sigmoid()
+    >>> bool(torch.allclose(cell(x, h), alpha * inner + beta * h, atol=1e-6))
+    True
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        nonlinearity: Any = torch.tanh,
+        alpha: float = -3.0,
+        beta: float = 3.0,
+        initial_norm: float = 1.0,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, value in {"alpha": alpha, "beta": beta}.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name}={value} is not finite: pass a logit, such as -3.0")
+        super().__init__(
+            input_size,
+            hidden_size,
+            mode=Unrolled(steps=1, learned=False),
+            nonlinearity=nonlinearity,
+            learn_gamma=False,
+            initial_norm=initial_norm,
+            bias=bias,
+        )
+        del self.step_sizes  # the weight alpha takes its place
+        self.alpha, self.beta = nn.Parameter(torch.tensor(alpha)), nn.Parameter(torch.tensor(beta))
+        self.to(device=device, dtype=dtype)
+
+    def coefficients(self) -> Coefficients:
+        """Return ``U``, ``gamma``, ``a`` and ``b``, differentiable in the parameters."""
+        U, gamma, a, _ = super().coefficients()
+        return Coefficients(U, gamma, a, -self.beta.sigmoid() / (self.alpha.sigmoid() * gamma))
+
+    def advance(
+        self, drive: Tensor, previous: Tensor | None, c: Coefficients, start: Tensor | None = None
+    ) -> Tensor:
+        """Return the next state, as `ERNNCell.advance`."""
+        before = torch.zeros_like(drive) if previous is None else previous
+        return unrolled(drive, before, c, self.phi, self.alpha.sigmoid().unsqueeze(0))
+
+
+class FastRNN(ERNN):
+    """A recurrent network of `FastRNNCell`, with the interface of ``torch.nn.RNN``.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, batch_first, dropout, bidirectional
+        As in `ERNN`.
+    **options
+        The keywords of `FastRNNCell`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Examples
+    --------
+    >>> output, h_n = FastRNN(3, 4, num_layers=2, bidirectional=True)(torch.randn(5, 7, 3))
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 7, 8]), torch.Size([4, 7, 4]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+        )
+        replaced: list[Any] = list(self.cells)
+        self.cells = nn.ModuleList(
+            FastRNNCell(cell.input_size, hidden_size, **options) for cell in replaced
+        )
+
+
+class ImplicitEulerRNN(ERNN):
+    r"""A recurrent network whose states are implicit Euler steps of a leaky network.
+
+    .. math:: h_k = h_{k-1} + \eta\,(\phi(U h_k + W x_k + c) - h_k)
+
+    It is `ERNN` with :math:`a = 0`, :math:`\gamma = (1 + \eta) / \eta` and
+    :math:`b = -1 / (1 + \eta)`, none of them learned. Differentiated through the equilibrium.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, batch_first, dropout, bidirectional
+        As in `ERNN`.
+    step_size
+        The step :math:`\eta`, positive.
+    mode
+        An `Equilibrium`.
+    **options
+        Further keywords of `ERNNCell`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Examples
+    --------
+    >>> output, h_n = ImplicitEulerRNN(3, 4, step_size=0.5)(torch.randn(5, 7, 3))
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 7, 4]), torch.Size([1, 7, 4]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        step_size: float = 0.5,
+        mode: Equilibrium = Equilibrium(),  # noqa: B008
+        **options: Any,
+    ) -> None:
+        if not 0 < step_size < math.inf:
+            raise ValueError(f"step_size={step_size} is not positive and finite: pass 0.5, say")
+        if not isinstance(mode, Equilibrium):
+            raise TypeError(f"mode is {mode!r}: pass an Equilibrium, which solves for the step")
+        given = {"initial_norm": 1.0, **options}
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            mode=mode,
+            gamma=(1 + step_size) / step_size,
+            learn_gamma=False,
+            leak=Leak(0.0, -1 / (1 + step_size)),
+            **given,
+        )

@@ -1,0 +1,62 @@
+"""How much of the previous state a cell takes in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["LEAKY", "Leak"]
+
+
+@dataclass(frozen=True)
+class Leak:
+    r"""The coefficients ``a`` and ``b`` of the previous state.
+
+    .. math:: \phi(U (h + a h_{k-1}) + W x_k + \beta) = \gamma (h + b h_{k-1})
+
+    Where ``a = b``, the sum ``h_k + a h_{k-1}`` depends on ``x_k`` alone: the states are sums of
+    features without memory, and ``dh_k / dh_{k-1} = -a I``. With ``a != b`` the previous state is
+    seen through ``phi``, ``(a - b) U h_{k-1}`` of it, as in a usual recurrent network.
+
+    Parameters
+    ----------
+    a, b
+        1 and 1 in the paper, -1 and -1 in its later version; or where training begins.
+    learned
+        Whether they are parameters of the cell.
+
+    Raises
+    ------
+    ValueError
+        If one is not finite.
+
+    Examples
+    --------
+    >>> Leak(-1.0, -1.0).parallel, LEAKY.parallel
+    (True, False)
+    """
+
+    a: float = 1.0
+    b: float = 1.0
+    learned: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are none."""
+        if not (math.isfinite(self.a) and math.isfinite(self.b)):
+            raise ValueError(f"leak has a={self.a} and b={self.b}: pass finite numbers")
+
+    @property
+    def parallel(self) -> bool:
+        """Whether all time steps can be computed at once: ``a`` and ``b`` are and stay equal."""
+        return self.a == self.b and not self.learned
+
+
+LEAKY = Leak(3.0, -0.25, learned=True)
+"""Where the leaky cell begins to learn.
+
+What carries memory from step to step is ``a U``, what the equilibrium bends is ``U``. With
+``|U| = 0.3`` the equilibrium is far from where it gets slow and singular, ``|U| = gamma``, and
+``a = 3`` makes ``a U``, nearly orthogonal, a recurrence of norm 0.9: with ``a = 1`` both would have
+to be the same matrix, and a strong memory a badly conditioned equilibrium. A small negative ``b``
+lets a quarter of the previous state through as it is.
+"""

@@ -1,0 +1,83 @@
+"""The nonlinearity of a cell and how steep it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Nonlinearity", "nonlinearity_of"]
+
+
+@dataclass(frozen=True)
+class Nonlinearity:
+    """An elementwise function that never decreases, with its largest slope.
+
+    Parameters
+    ----------
+    function
+        Maps a tensor of any shape to one of that shape, elementwise.
+    slope
+        The largest ``function'``: what bounds the recurrent matrix.
+
+    Raises
+    ------
+    ValueError
+        If ``slope`` is not positive and finite.
+
+    Examples
+    --------
+    >>> Nonlinearity(torch.nn.functional.softplus, slope=1.0)(torch.tensor(0.0))
+    tensor(0.6931)
+    """
+
+    function: Callable[[Tensor], Tensor]
+    slope: float
+
+    def __post_init__(self) -> None:
+        """Refuse a slope that bounds nothing."""
+        if not 0 < self.slope < math.inf:
+            raise ValueError(
+                f"slope={self.slope} is not positive and finite: pass the largest derivative of "
+                "the function"
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the function."""
+        return self.function(x)
+
+
+_KNOWN: dict[Any, float] = {torch.tanh: 1.0, torch.relu: 1.0, torch.sigmoid: 0.25}
+
+
+def nonlinearity_of(given: Any) -> Nonlinearity:
+    """Return ``given`` with its slope.
+
+    Parameters
+    ----------
+    given
+        ``torch.tanh``, ``torch.relu``, ``torch.sigmoid``, or a `Nonlinearity`.
+
+    Raises
+    ------
+    TypeError
+        If it is another function, whose slope is not known.
+
+    Examples
+    --------
+    >>> nonlinearity_of(torch.sigmoid).slope
+    0.25
+    """
+    if isinstance(given, Nonlinearity):
+        return given
+    try:
+        return Nonlinearity(given, _KNOWN[given])
+    except (KeyError, TypeError):
+        raise TypeError(
+            f"nonlinearity is {given!r}: pass torch.tanh, torch.relu, torch.sigmoid, or "
+            "Nonlinearity(function, slope=...)"
+        ) from None
