@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
@@ -132,10 +132,11 @@ def initial_parameters(network: nn.Module, generator: Generator) -> Parameters:
 
 def cross_entropy(network: nn.Module) -> Callable[[Parameters, tuple[Tensor, Tensor]], Tensor]:
     """Return the loss of ``network`` as a function of its parameters and (images, labels)."""
+    model, _ = imaml.functional_model(network)
 
     def loss(parameters: Parameters, data: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = data
-        return F.cross_entropy(functional_call(network, parameters, (images,)), labels)
+        return F.cross_entropy(model(parameters, images), labels)
 
     return loss
 
@@ -145,10 +146,11 @@ def adapted_predictions(
 ) -> Tensor:
     """Return the labels ``(tasks, queries)`` that each task's network gives after adaptation."""
     loss = cross_entropy(network)
+    model, _ = imaml.functional_model(network)
 
     def predict(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         phi = imaml.adapt(loss, theta, (support_x, support_y), **adaptation).value
-        return functional_call(network, phi, (query_x,)).argmax(-1)
+        return model(phi, query_x).argmax(-1)
 
     with torch.no_grad():
         batched = vmap(predict, chunk_size=TASKS_AT_ONCE)
