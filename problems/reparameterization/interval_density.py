@@ -145,19 +145,20 @@ class IntervalDensity(Distribution):
         _, log_weight, value = self._points(a, b, nodes)
         return torch.where(some, torch.logsumexp(log_weight + value, 0), -torch.inf)
 
-    def _log_parts(self, value: Tensor) -> tuple[Tensor, Tensor]:
+    def log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `log_cdf` and `log_survival` from the same integrals."""
         value = torch.minimum(torch.maximum(value, self.low), self.high)
-        return self._log_integral(self.low, value), self._log_integral(value, self.high)
+        below, above = self._log_integral(self.low, value), self._log_integral(value, self.high)
+        total = torch.logaddexp(below, above)
+        return below - total, above - total
 
     def log_cdf(self, value: Tensor) -> Tensor:
         """Return ``ln F(z)``; the arguments are those of `cdf`."""
-        below, above = self._log_parts(value)
-        return below - torch.logaddexp(below, above)
+        return self.log_tails(value)[0]
 
     def log_survival(self, value: Tensor) -> Tensor:
         """Return ``ln(1 - F(z))``; the arguments are those of `cdf`."""
-        below, above = self._log_parts(value)
-        return above - torch.logaddexp(below, above)
+        return self.log_tails(value)[1]
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return ``F(z)``.

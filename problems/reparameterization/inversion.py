@@ -153,7 +153,8 @@ def with_derivatives(
     >>> torch.autograd.grad(z, a)[0]
     tensor([0.1667])
     """
-    value = equation(z.detach(), *args).detach()
+    with torch.no_grad():
+        value = equation(z.detach(), *args).detach()
     return ims.attach(
         lambda z, value, *args: equation(z, *args) - value,
         z,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,18 +17,16 @@ from torch.distributions import (
     MixtureSameFamily,
     Normal,
     StudentT,
+    VonMises,
 )
 
-from implicit_solvers.problems.reparameterization.special.beta import log_betainc, log_betaincc
-from implicit_solvers.problems.reparameterization.special.gamma import (
-    log_gammainc,
-    log_gammaincc,
+from implicit_solvers.problems.reparameterization.special.log_tails import (
+    log_beta_tails,
+    log_gamma_tails,
+    student_t_log_tails,
+    von_mises_log_tails,
 )
 from implicit_solvers.problems.reparameterization.special.normal import log_ndtr
-from implicit_solvers.problems.reparameterization.special.student_t import (
-    student_t_logcdf,
-    student_t_logsf,
-)
 
 __all__ = ["bounds", "has_accurate_tails", "like_parameters", "log_odds", "log_tails"]
 
@@ -36,9 +35,9 @@ __all__ = ["bounds", "has_accurate_tails", "like_parameters", "log_odds", "log_t
 def log_tails(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``ln F(z)`` and ``ln(1 - F(z))``.
 
-    Both come from the methods ``log_cdf`` and ``log_survival`` of the distribution, or from what is
-    known of torch's distribution that it is a subclass of. Else from ``cdf``: where that is
-    rounded to 0 or 1, the logarithm is that of the smallest normal number.
+    Both come from the distribution's method ``log_tails``, or ``log_cdf`` and ``log_survival``, or
+    from what is known of torch's distribution that it is a subclass of. Else from ``cdf``: where
+    that is rounded to 0 or 1, the logarithm is that of the smallest normal number.
 
     Parameters
     ----------
@@ -57,6 +56,9 @@ def log_tails(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     >>> log_tails(Normal(0.0, 1.0), torch.tensor(0.0))
     (tensor(-0.6931), tensor(-0.6931))
     """
+    if hasattr(distribution, "log_tails"):
+        both: tuple[Tensor, Tensor] = distribution.log_tails(z)
+        return both
     if _has_methods(distribution):
         return distribution.log_cdf(z), distribution.log_survival(z)
     probability = distribution.cdf(z)
@@ -78,20 +80,25 @@ def _exponential(distribution: Exponential, z: Tensor) -> tuple[Tensor, Tensor]:
 
 @log_tails.register
 def _gamma(distribution: Gamma, z: Tensor) -> tuple[Tensor, Tensor]:
-    a, x = distribution.concentration, distribution.rate * z
-    return log_gammainc(a, x), log_gammaincc(a, x)
+    return log_gamma_tails(distribution.concentration, distribution.rate * z)
 
 
 @log_tails.register
 def _beta(distribution: Beta, z: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = distribution.concentration1, distribution.concentration0
-    return log_betainc(a, b, z), log_betaincc(a, b, z)
+    return log_beta_tails(distribution.concentration1, distribution.concentration0, z)
 
 
 @log_tails.register
 def _student_t(distribution: StudentT, z: Tensor) -> tuple[Tensor, Tensor]:
     t = (z - distribution.loc) / distribution.scale
-    return student_t_logcdf(t, distribution.df), student_t_logsf(t, distribution.df)
+    return student_t_log_tails(t, distribution.df)
+
+
+@log_tails.register
+def _von_mises(distribution: VonMises, z: Tensor) -> tuple[Tensor, Tensor]:
+    # from the angle opposite to the location
+    angle = torch.remainder(z - distribution.loc + math.pi, 2 * math.pi) - math.pi
+    return von_mises_log_tails(angle, distribution.concentration)
 
 
 def _has_methods(distribution: Any) -> bool:
@@ -163,6 +170,8 @@ def bounds(distribution: Distribution) -> tuple[Any, Any]:
     (0.0, inf)
     """
     if isinstance(distribution, MixtureSameFamily):
+        if isinstance(distribution.component_distribution, VonMises):
+            return -math.pi, math.pi
         low, high = bounds(distribution.component_distribution)
         low = low.amin(-1) if isinstance(low, Tensor) and low.dim() else low
         return low, high.amax(-1) if isinstance(high, Tensor) and high.dim() else high

@@ -26,7 +26,7 @@ from implicit_solvers.problems.reparameterization.special.beta import (
     log_betaincc,
 )
 
-__all__ = ["Beta", "beta_logit_quantile", "beta_logit_variable"]
+__all__ = ["Beta", "beta_logit_quantile", "beta_logit_variable", "simplex_mode"]
 
 
 def beta_logit_variable(a: Tensor, b: Tensor) -> Tensor:
@@ -109,6 +109,35 @@ _logit_quantile = ims.elementwise_function(
 )
 
 
+def simplex_mode(concentration: Tensor) -> Tensor:
+    """Return the mode of a Dirichlet distribution, ``max(a_i - 1, 0)`` divided by their sum.
+
+    Parameters
+    ----------
+    concentration : Tensor
+        ``a``, ``(..., K)``.
+
+    Returns
+    -------
+    Tensor
+        Where all ``a_i`` are less than 1, the first vertex, one of the points where the density is
+        infinite; NaN where it is constant or the largest is 1.
+
+    Examples
+    --------
+    >>> simplex_mode(torch.tensor([[2.0, 4.0], [0.5, 0.5], [1.0, 1.0]]))
+    tensor([[0.2500, 0.7500],
+            [1.0000, 0.0000],
+            [   nan,    nan]])
+    """
+    excess = (concentration - 1).clamp(min=0)
+    everywhere = (concentration < 1).all(-1, keepdim=True)
+    total = torch.where(everywhere, 1.0, excess.sum(-1, keepdim=True))
+    vertex = torch.zeros_like(concentration)
+    vertex[..., 0] = 1
+    return torch.where(everywhere, vertex, excess / total)
+
+
 class Beta(torch.distributions.Beta):
     r"""The beta distribution with parameters ``a`` and ``b``, with implicit derivatives.
 
@@ -151,6 +180,11 @@ class Beta(torch.distributions.Beta):
         """
         a, b = self.concentration1.to(torch.float64), self.concentration0.to(torch.float64)
         return torch.distributions.Beta(a, b, validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        """The mode as in torch, also under ``vmap``; see `simplex_mode`."""
+        return simplex_mode(torch.stack([self.concentration1, self.concentration0], -1))[..., 0]
 
     def _rsample_logit(self, sample_shape: Sequence[int]) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.reparameterization.distributions.beta import beta_logit_quantile
+from implicit_solvers.problems.reparameterization.distributions.beta import (
+    beta_logit_quantile,
+    simplex_mode,
+)
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_variable
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
 from implicit_solvers.problems.reparameterization.special.beta import betainc
@@ -59,6 +62,11 @@ class Dirichlet(torch.distributions.Dirichlet):
         """
         concentration = self.concentration.to(torch.float64)
         return torch.distributions.Dirichlet(concentration, validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        """The mode as in torch, also under ``vmap``; see `simplex_mode`."""
+        return simplex_mode(self.concentration)
 
     def _rsample_log(self, sample_shape: Sequence[int]) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))

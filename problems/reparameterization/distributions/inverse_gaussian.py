@@ -201,13 +201,18 @@ class InverseGaussian(Distribution):
             self._validate_sample(value)
         return _log_density(value, self.loc, self.concentration)
 
+    def log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `log_cdf` and `log_survival` from one evaluation."""
+        both: tuple[Tensor, Tensor] = _log_tails(value, self.loc, self.concentration)
+        return both
+
     def log_cdf(self, value: Tensor) -> Tensor:
         """Return ``ln F(x)``, also where ``F`` underflows; the arguments are those of `cdf`."""
-        return _log_tails(value, self.loc, self.concentration)[0]
+        return self.log_tails(value)[0]
 
     def log_survival(self, value: Tensor) -> Tensor:
         """Return ``ln(1 - F(x))``, also where ``F`` is rounded to 1; arguments as for `cdf`."""
-        return _log_tails(value, self.loc, self.concentration)[1]
+        return self.log_tails(value)[1]
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return ``F(x)``.

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, MultivariateNormal
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    VonMises,
+)
 
+import implicit_solvers as ims
+from implicit_solvers.problems.reparameterization.distributions.motion import motion, rebuild
+from implicit_solvers.problems.reparameterization.distributions.von_mises import (
+    log_arc_tails,
+    von_mises_quantile,
+)
 from implicit_solvers.problems.reparameterization.inversion import (
     place,
     quantile,
@@ -116,20 +129,41 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         with torch.no_grad():
             z = self.sample(torch.Size(sample_shape)).detach()
         if not self.event_shape:
-            return with_derivatives(lambda z: log_odds(self, z), z, (), z.dim())
+            return self._attach(z)
         lanes = z.dim() - len(self.event_shape)
         return with_derivatives(self._conditional_log_odds, z, (), lanes)
 
+    def _attach(self, z: Tensor) -> Tensor:
+        """Return samples of a univariate mixture with their derivatives."""
+        family = rebuild(self.component_distribution)
+        if family is None:
+            return with_derivatives(lambda z: log_odds(self, z), z, (), z.dim())
+        make, parameters = family
+        move = ims.elementwise_function(
+            lambda z, *_: torch.zeros_like(z),
+            functools.partial(_shares, make),
+            name="sample of a mixture",
+        )
+        # The derivatives of the equation are those of F, divided by q; so F need not be known.
+        return ims.attach(
+            lambda z, start, *args: z - start - move(z.unsqueeze(-1), *args).sum(-1),
+            z,
+            (z, self._log_weights, *parameters),
+            batch_dims=z.dim(),
+            in_dims=(0, *(None,) * (1 + len(parameters))) if z.dim() else None,
+        )
+
     def log_cdf(self, value: Tensor) -> Tensor:
         """Return ``ln F(z)``, as exact in the lower tail as the components; see `cdf`."""
-        return self._log_tails(value)[0]
+        return self.log_tails(value)[0]
 
     def log_survival(self, value: Tensor) -> Tensor:
         """Return ``ln(1 - F(z))``, as exact in the upper tail as the components; see `cdf`."""
-        return self._log_tails(value)[1]
+        return self.log_tails(value)[1]
 
-    def _log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        tails = log_tails(self.component_distribution, value.unsqueeze(-1))
+    def log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `log_cdf` and `log_survival` from one evaluation of the components."""
+        tails = _component_tails(self.component_distribution, value.unsqueeze(-1))
         below, above = (torch.logsumexp(self._log_weights + tail, -1) for tail in tails)
         return below, above
 
@@ -197,7 +231,7 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         component = self.component_distribution
         split = torch.full_like(self._log_weights, 0.5).expand(component.batch_shape)
         of_each = expectation(
-            lambda z: -self._log_density(z), lambda u: quantile(component, u), split
+            lambda z: -self._log_density(z), lambda u: _component_quantile(component, u), split
         )
         return (self._log_weights.exp() * of_each).sum(-1)
 
@@ -234,7 +268,7 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
                 z.shape, (*component.batch_shape, component.event_shape.numel())
             )
             z = z.expand(shape).unflatten(-1, component.event_shape)
-            tensors = (*log_tails(marginal, z), marginal.log_prob(z))
+            tensors = (*_component_tails(marginal, z), marginal.log_prob(z))
             below, above, log_density = (
                 t.flatten(t.dim() - len(self.event_shape)) for t in tensors
             )
@@ -326,3 +360,49 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
             return below.flatten(lanes)[..., i], above.flatten(lanes)[..., i]
 
         return solve_tails(tails, u, low, high)
+
+
+def _component_tails(component: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(component, VonMises):
+        return log_arc_tails(z, component.loc, component.concentration)
+    return log_tails(component, z)
+
+
+def _component_quantile(component: Any, u: Tensor) -> Tensor:
+    if isinstance(component, VonMises):
+        return component.loc + von_mises_quantile(u, component.concentration).to(u.dtype)
+    return quantile(component, u)
+
+
+def _shares(
+    make: Callable[..., Any], _: Tensor, z: Tensor, log_weights: Tensor, *parameters: Tensor
+) -> list[Any]:
+    r"""Return how each component moves a sample, ``dz = sum_k (...)_k``; all are ``(..., K)``.
+
+    .. math:: r_k \frac{\partial z_k}{\partial \phi_k}, \qquad
+              -\frac{w_k (F_k - F)}{q} = \frac{w_k ((1 - F_k) - (1 - F))}{q}
+              \quad \text{by } \ln w_k
+
+    Not by ``z``, which is a sample itself. What overflows is cut off below the largest number: so
+    it is not NaN in the gradients of other samples.
+    """
+    most = math.log(torch.finfo(z.dtype).max) - math.log(8 * log_weights.shape[-1])
+    component = functools.cache(lambda: make(*parameters))
+    moved = functools.cache(lambda: motion(component(), z))
+    density = functools.cache(lambda: log_weights + component().log_prob(z))
+    responsibility = functools.cache(lambda: density().softmax(-1))
+
+    def by_log_weight() -> Tensor:
+        log_q = density().logsumexp(-1, keepdim=True)
+        below, above = (log_weights + tail - log_q for tail in moved().tails())
+        lower = (below.logsumexp(-1, keepdim=True) < above.logsumexp(-1, keepdim=True)).detach()
+        of_each = torch.where(lower, below, above).clamp(max=most).exp()
+        excess = of_each - log_weights.exp() * of_each.sum(-1, keepdim=True)
+        return torch.where(lower, -excess, excess)
+
+    def by_parameter(place: int) -> Tensor:
+        slope = moved().slopes[place]
+        return responsibility() * (slope() if callable(slope) else slope)
+
+    places = range(len(parameters))
+    return [None, by_log_weight, *(functools.partial(by_parameter, i) for i in places)]

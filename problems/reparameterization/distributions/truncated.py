@@ -158,15 +158,13 @@ class Truncated(Distribution):
         return log_cdf, torch.where(above, nothing, torch.where(below, 0.0, log_survival))
 
     def _log_mass(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return ``ln(F_0(b) - F_0(a))`` from the smaller tails."""
-        (cdf_a, survival_a), (cdf_b, survival_b) = self._tails(a), self._tails(b)
-        upper, lower = survival_a < cdf_a, cdf_b < survival_b
-        larger = torch.where(upper, survival_a, torch.where(lower, cdf_b, 0.0))
-        from_above = torch.where(upper, survival_b, torch.where(lower, -torch.inf, survival_b))
-        from_below = torch.where(upper, -torch.inf, cdf_a)
-        rest = (from_above - larger).exp() + (from_below - larger).exp()
-        some = rest < 1
-        return torch.where(some, larger + torch.log1p(-torch.where(some, rest, 0.0)), -torch.inf)
+        """Return ``ln(F_0(b) - F_0(a))``."""
+        return _between(self._tails(a), self._tails(b))
+
+    def _log_masses(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `_log_mass` of (a, b), (b, c) and (a, c)."""
+        below, here, above = self._tails(a), self._tails(b), self._tails(c)
+        return _between(below, here), _between(here, above), _between(below, above)
 
     @property
     def _log_total(self) -> Tensor:
@@ -200,6 +198,12 @@ class Truncated(Distribution):
         inside = (value >= low) & (value <= high)
         safe = torch.where(inside, value, place(torch.zeros_like(value), low, high).detach())
         return torch.where(inside, self.base.log_prob(safe) - self._log_total, -torch.inf)
+
+    def log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `log_cdf` and `log_survival`, with one evaluation of what they share."""
+        low, high = self._ends
+        below, above, total = self._log_masses(low, self._inside(value), high)
+        return below - total, above - total
 
     def log_cdf(self, value: Tensor) -> Tensor:
         """Return ``ln F(z)``, exact in the lower tail; the arguments are those of `cdf`."""
@@ -366,6 +370,9 @@ class TruncatedNormal(Truncated):
     def _log_mass(self, a: Tensor, b: Tensor) -> Tensor:
         return log_normal_mass(self._standardized(a), self._standardized(b))
 
+    def _log_masses(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._log_mass(a, b), self._log_mass(b, c), self._log_mass(a, c)
+
     def _expectation(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Integrate from where the density is exp(-40) of its largest value."""
         alpha, beta = self._standardized(self.low), self._standardized(self.high)
@@ -390,6 +397,18 @@ class TruncatedNormal(Truncated):
         """The variance."""
         mean = self.mean
         return self._expectation(lambda z: (z - mean).square())
+
+
+def _between(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    """Return ``ln(F_0(b) - F_0(a))`` from the smaller of both tails at ``a`` and ``b``."""
+    (cdf_a, survival_a), (cdf_b, survival_b) = a, b
+    upper, lower = survival_a < cdf_a, cdf_b < survival_b
+    larger = torch.where(upper, survival_a, torch.where(lower, cdf_b, 0.0))
+    from_above = torch.where(upper, survival_b, torch.where(lower, -torch.inf, survival_b))
+    from_below = torch.where(upper, -torch.inf, cdf_a)
+    rest = (from_above - larger).exp() + (from_below - larger).exp()
+    some = rest < 1
+    return torch.where(some, larger + torch.log1p(-torch.where(some, rest, 0.0)), -torch.inf)
 
 
 def _fall(slope: Tensor) -> Tensor:

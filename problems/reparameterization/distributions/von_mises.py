@@ -14,6 +14,7 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     elementwise_root,
     probability,
 )
+from implicit_solvers.problems.reparameterization.special.log_tails import von_mises_log_arcs
 from implicit_solvers.problems.reparameterization.special.von_mises import (
     von_mises_cdf,
     von_mises_logsf,
@@ -64,6 +65,40 @@ def wrapped(angle: Tensor, dtype: torch.dtype) -> Tensor:
     below = torch.nextafter(end, torch.zeros_like(end))
     lowest = -below if end.item() > math.pi else -end
     return x + (x.clamp(lowest, below) - x).detach()
+
+
+def log_arc_tails(angle: Tensor, loc: Tensor, concentration: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the logarithms of the probabilities of the arcs on both sides of an angle.
+
+    .. math:: \ln \int_{-\pi}^x p, \qquad \ln \int_x^{\pi} p
+
+    Both begin at ``-pi``, whatever the location: only so do the CDFs of several von Mises
+    distributions add up to that of their mixture.
+
+    Parameters
+    ----------
+    angle : Tensor
+        ``x``, in radians, modulo ``2 pi``.
+    loc, concentration : Tensor
+        Parameters, broadcast with ``x``.
+
+    Returns
+    -------
+    tuple of Tensor
+        Differentiable in all arguments, with the dtype of ``loc``. One of them is a difference,
+        with an absolute error of 1e-16 times the larger term.
+
+    Examples
+    --------
+    >>> below, above = log_arc_tails(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(2.0))
+    >>> below.exp(), above.exp()
+    (tensor(0.5000), tensor(0.5000))
+    """
+    x, m, k = torch.broadcast_tensors(*(t.to(torch.float64) for t in (angle, loc, concentration)))
+    below, above = von_mises_log_arcs(
+        wrapped(x - m, torch.float64), wrapped(-math.pi - m, torch.float64), k
+    )
+    return below.to(loc.dtype), above.to(loc.dtype)
 
 
 class VonMises(torch.distributions.VonMises):

@@ -48,7 +48,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
     """Where a function is evaluated.
 
     ``x`` and ``t`` are 1/2 and 0 in place of the edges, x = 0 and x = 1. ``low`` is x or its
@@ -91,13 +91,13 @@ class _Point:
         return self.join(function(self.a, self.b, self.x, self.t, self.w), at_zero, at_one)
 
 
-def _point(
+def point(
     name: str,
     a: Tensor | float,
     b: Tensor | float,
     x: Tensor | float | None,
     logit_x: Tensor | float | None,
-) -> _Point:
+) -> Point:
     if x is None and logit_x is not None:
         by_logit = True
         dtype, *shapes, place = doubles(name, a=a, b=b, logit_x=logit_x)
@@ -116,7 +116,7 @@ def _point(
         raise TypeError(f"{name}: pass either x or logit_x")
     p, q = (torch.where((s > 0) & (s < torch.inf), s, torch.nan) for s in shapes)
     w = imbalance_of_logit(p, q, t) if by_logit else imbalance(p, q, inside)
-    return _Point(dtype, by_logit, p, q, inside, t, w, zero, one, low, high)
+    return Point(dtype, by_logit, p, q, inside, t, w, zero, one, low, high)
 
 
 def betainc(
@@ -167,7 +167,7 @@ def betainc(
     >>> torch.func.jacrev(betainc)(a[0], 1.0, x)  # x^a ln x
     tensor(-0.6931)
     """
-    at = _point("betainc", a, b, x, logit_x)
+    at = point("betainc", a, b, x, logit_x)
     return at.evaluate(lower, at.first_term(False), 1 - at.first_term(False, upper=True))
 
 
@@ -203,7 +203,7 @@ def betaincc(
     >>> betaincc(2.0, 1.0, logit_x=-torch.tensor(1e-20, dtype=torch.float64).log())
     tensor(2.0000e-20, dtype=torch.float64)
     """
-    at = _point("betaincc", a, b, x, logit_x)
+    at = point("betaincc", a, b, x, logit_x)
     return at.evaluate(upper, 1 - at.first_term(False), at.first_term(False, upper=True))
 
 
@@ -237,7 +237,7 @@ def log_betainc(
     >>> log_betainc(2000.0, 1.0, torch.tensor([0.5, 1.0]))
     tensor([-1386.2943,     0.0000])
     """
-    at = _point("log_betainc", a, b, x, logit_x)
+    at = point("log_betainc", a, b, x, logit_x)
     return at.evaluate(
         log_lower, at.first_term(True), at.nothing - at.first_term(False, upper=True)
     )
@@ -273,7 +273,7 @@ def log_betaincc(
     >>> log_betaincc(1.0, 2000.0, torch.tensor([0.0, 0.5]))
     tensor([    0.0000, -1386.2943])
     """
-    at = _point("log_betaincc", a, b, x, logit_x)
+    at = point("log_betaincc", a, b, x, logit_x)
     return at.evaluate(
         log_upper, at.nothing - at.first_term(False), at.first_term(True, upper=True)
     )
@@ -312,7 +312,7 @@ def beta_sample_derivatives(
     >>> beta_sample_derivatives(2.0, 1.0, torch.tensor(0.5))[0]
     tensor(0.1733)
     """
-    at = _point("beta_sample_derivatives", a, b, x, None)
+    at = point("beta_sample_derivatives", a, b, x, None)
     by_a, by_b = slopes(at.a, at.b, at.x, at.t, at.w)
     density = at.x * (1 - at.x)
     low, high = at.low, at.high
@@ -356,7 +356,7 @@ def beta_logit_sample_derivatives(
     >>> beta_logit_sample_derivatives(1e-3, 1.0, torch.tensor(-1e3))[0]
     tensor(1000000.)
     """
-    at = _point("beta_logit_sample_derivatives", a, b, None, logit_x)
+    at = point("beta_logit_sample_derivatives", a, b, None, logit_x)
     by_a, by_b = slopes(at.a, at.b, at.x, at.t, at.w)
     at_zero, at_one = edge_slope(at.a, at.b, at.low), edge_slope(at.b, at.a, at.high)
     by_a = at.join(by_a, -at.low / at.a + at.nothing, at_one)

@@ -102,7 +102,7 @@ lower, upper, log_lower, log_upper = (
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
     """Where a function is evaluated.
 
     ``z`` and ``u`` are 1 and 0 in place of the edges, z = 0 and z = inf. ``low`` and ``high`` hold
@@ -144,9 +144,9 @@ class _Point:
         return torch.where(self.zero, at_zero, out).to(self.dtype)
 
 
-def _point(
+def point(
     name: str, a: Tensor | float, z: Tensor | float | None, log_z: Tensor | float | None
-) -> _Point:
+) -> Point:
     if z is None and log_z is not None:
         by_log = True
         dtype, shape, place = doubles(name, a=a, log_z=log_z)
@@ -163,7 +163,7 @@ def _point(
         raise TypeError(f"{name}: pass either z or log_z")
     shape = torch.where((shape > 0) & (shape < torch.inf), shape, torch.nan)
     low, high = torch.where(zero, place, 1.0), torch.where(infinite, place, 1.0)
-    return _Point(dtype, by_log, shape, inside, u, zero, infinite, low, high)
+    return Point(dtype, by_log, shape, inside, u, zero, infinite, low, high)
 
 
 def gammainc(
@@ -208,7 +208,7 @@ def gammainc(
     >>> torch.func.jacrev(gammainc)(a[1], z)
     tensor(-0.2762)
     """
-    at = _point("gammainc", a, z, log_z)
+    at = point("gammainc", a, z, log_z)
     return at.evaluate(lower, at.first_term, 1 + at.nothing)
 
 
@@ -241,7 +241,7 @@ def gammaincc(
     >>> gammaincc(2.0, torch.tensor([1.0, 80.0]))
     tensor([7.3576e-01, 1.4619e-33])
     """
-    at = _point("gammaincc", a, z, log_z)
+    at = point("gammaincc", a, z, log_z)
     return at.evaluate(upper, 1 - at.first_term, at.nothing)
 
 
@@ -271,7 +271,7 @@ def log_gammainc(
     >>> log_gammainc(1e3, torch.tensor([1.0, 1e3]))
     tensor([-5.9131e+03, -6.8477e-01])
     """
-    at = _point("log_gammainc", a, z, log_z)
+    at = point("log_gammainc", a, z, log_z)
     log_low = at.low if at.by_log else at.low.log()
     return at.evaluate(log_lower, at.a * log_low - (at.a + 1).lgamma(), at.nothing)
 
@@ -302,7 +302,7 @@ def log_gammaincc(
     >>> log_gammaincc(2.0, torch.tensor([1.0, 1e4]))
     tensor([-3.0685e-01, -9.9908e+03])
     """
-    at = _point("log_gammaincc", a, z, log_z)
+    at = point("log_gammaincc", a, z, log_z)
     return at.evaluate(log_upper, at.nothing - at.first_term, at.nothing - at.exponential)
 
 
@@ -336,7 +336,7 @@ def gamma_sample_derivative(a: Tensor | float, z: Tensor | float) -> Tensor:
     >>> gamma_sample_derivative(3.0, torch.tensor([1e-9, 3.0, 30.0]))
     tensor([7.3265e-09, 1.0570e+00, 2.6859e+00])
     """
-    at = _point("gamma_sample_derivative", a, z, None)
+    at = point("gamma_sample_derivative", a, z, None)
     at_zero = at.nothing - torch.xlogy(at.low, at.low.detach()) / at.a
     return at.evaluate(lambda a, z, u: z * slope(a, z, u), at_zero, at.nothing + at.high.log())
 
@@ -372,7 +372,7 @@ def gamma_log_sample_derivative(a: Tensor | float, log_z: Tensor | float) -> Ten
     >>> gamma_log_sample_derivative(1e-3, torch.tensor(-2e3))
     tensor(1999424.3750)
     """
-    at = _point("gamma_log_sample_derivative", a, None, log_z)
+    at = point("gamma_log_sample_derivative", a, None, log_z)
     return at.evaluate(slope, at.nothing - at.low / at.a, at.nothing)
 
 

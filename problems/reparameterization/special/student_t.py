@@ -44,7 +44,7 @@ Value = Callable[[Tensor, Tensor], Tensor]
 
 
 @in_double(24)
-def _tails(t: Tensor, df: Tensor, *, nodes: int) -> Values:
+def tails(t: Tensor, df: Tensor, *, nodes: int) -> Values:
     """Return ``S = P(T > t)``, ``ln S``, ``f / S`` and ``t f / S``."""
     y = evaluation.growth(t, df)
     log_small, ratio = evaluation.tails(y, df, nodes)
@@ -113,59 +113,62 @@ def _last(value: Value, name: str) -> Value:
     return ims.elementwise_function(value, None, name=name)
 
 
-_score = _last(_of_growth(evaluation.growth, _score_value), "score of student_t")
+score = _last(_of_growth(evaluation.growth, _score_value), "score of student_t")
 _tilt = _last(_of_growth(evaluation.growth, _tilt_value), "d ln(t f)/d ln t of student_t")
-_curvature = _last(
+curvature = _last(
     _of_growth(evaluation.growth, evaluation.curvature, 24),
     "second derivative of student_t_sample",
 )
-_drift = _last(lambda t, df: _drift_value(t, df)[0], "derivative of d ln t/ddf of student_t")
+drift = _last(lambda t, df: _drift_value(t, df)[0], "derivative of d ln t/ddf of student_t")
 
 
-def _slope(t: Tensor, df: Tensor) -> Tensor:
+def log_density_slope(t: Tensor, df: Tensor) -> Tensor:
     """Return ``d ln f/dt``."""
     return -(df + 1) * (t / (df + t * t))
 
 
-_relative = ims.elementwise_function(
+relative_slope = ims.elementwise_function(
     _of_growth(evaluation.growth, evaluation.relative_slope, 22),
-    lambda _, t, df: [lambda: _drift(t, df), lambda: _curvature(t, df)],
+    lambda _, t, df: [lambda: drift(t, df), lambda: curvature(t, df)],
     name="d ln t/ddf of student_t",
 )
 _density = ims.elementwise_function(
     lambda t, df: _densities(t, df)[0],
-    lambda f, t, df: [lambda: f * _slope(t, df), lambda: f * _score(t, df)],
+    lambda f, t, df: [lambda: f * log_density_slope(t, df), lambda: f * score(t, df)],
     name="student_t_density",
 )
 _mass = ims.elementwise_function(
     lambda t, df: _densities(t, df)[1],
-    lambda m, t, df: [lambda: _density(t, df) * _tilt(t, df), lambda: m * _score(t, df)],
+    lambda m, t, df: [lambda: _density(t, df) * _tilt(t, df), lambda: m * score(t, df)],
     name="t f(t) of student_t",
 )
 _hazard: Value = ims.elementwise_function(
-    lambda t, df: _tails(t, df)[2],
+    lambda t, df: tails(t, df)[2],
     lambda r, t, df: [
-        lambda: r * (r + _slope(t, df)),
-        lambda: r * (_score(t, df) - _relative_hazard(t, df) * _relative(t, df)),
+        lambda: r * (r + log_density_slope(t, df)),
+        lambda: r * (score(t, df) - _relative_hazard(t, df) * relative_slope(t, df)),
     ],
     name="student_t_hazard",
 )
 _relative_hazard: Value = ims.elementwise_function(
-    lambda t, df: _tails(t, df)[3],
+    lambda t, df: tails(t, df)[3],
     lambda r, t, df: [
         lambda: _hazard(t, df) * (r + _tilt(t, df)),
-        lambda: r * (_score(t, df) - r * _relative(t, df)),
+        lambda: r * (score(t, df) - r * relative_slope(t, df)),
     ],
     name="t f(t) / P(T > t) of student_t",
 )
 _sf = ims.elementwise_function(
-    lambda t, df: _tails(t, df)[0],
-    lambda _, t, df: [lambda: -_density(t, df), lambda: _mass(t, df) * _relative(t, df)],
+    lambda t, df: tails(t, df)[0],
+    lambda _, t, df: [lambda: -_density(t, df), lambda: _mass(t, df) * relative_slope(t, df)],
     name="student_t_sf",
 )
 _log_sf = ims.elementwise_function(
-    lambda t, df: _tails(t, df)[1],
-    lambda _, t, df: [lambda: -_hazard(t, df), lambda: _relative_hazard(t, df) * _relative(t, df)],
+    lambda t, df: tails(t, df)[1],
+    lambda _, t, df: [
+        lambda: -_hazard(t, df),
+        lambda: _relative_hazard(t, df) * relative_slope(t, df),
+    ],
     name="student_t_logsf",
 )
 
@@ -370,7 +373,7 @@ def student_t_sample_derivative(df: Tensor | float, t: Tensor | float) -> Tensor
     """
 
     def derivative(t: Tensor, df: Tensor) -> Tensor:
-        return t * _relative(t, df)
+        return t * relative_slope(t, df)
 
     return _evaluate("student_t_sample_derivative", derivative, t, df, torch.neg)
 

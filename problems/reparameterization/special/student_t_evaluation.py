@@ -36,7 +36,18 @@ from implicit_solvers.problems.reparameterization.special.gamma_ratio import (
 )
 from implicit_solvers.problems.reparameterization.special.quadrature import clustered_nodes
 
-__all__ = ["curvature", "growth", "growth_of_log", "log_mass", "relative_slope", "score", "tails"]
+__all__ = [
+    "curvature",
+    "growth",
+    "growth_of_log",
+    "log_mass",
+    "relative_slope",
+    "score",
+    "tail_and_slope",
+    "tails",
+]
+
+Values = tuple[Tensor, ...]
 
 CUTOFF = 36.0  # the integrals end where the integrand has fallen by exp(-36)
 SERIES_DF = 1.0  # the power series serves smaller degrees of freedom, where
@@ -179,27 +190,40 @@ def log_mass(y: Tensor, df: Tensor) -> Tensor:
     return log_gamma_ratio(0.5 * df) - 0.5 * math.log(math.pi) - 0.5 * df * y
 
 
-def tails(y: Tensor, df: Tensor, nodes: int) -> tuple[Tensor, ...]:
+def _tails_by_series(y: Tensor, df: Tensor, total: Tensor) -> Values:
+    a = 0.5 * df
+    rest = a * total
+    lead = log_gamma_ratio(a + 1) - ((2 * math.sqrt(math.pi)) * (a + 0.5)).log()
+    return lead - a * y + rest.log1p(), df / (1 + rest)
+
+
+def _slope_by_series(y: Tensor, df: Tensor, total: Tensor, by_a: Tensor) -> Tensor:
+    a = 0.5 * df
+    q, q1 = 1 + a * total, total + a * by_a
+    log_slope = -y + _series_offset(a) + q1 / q
+    return 0.5 / df * (1 + q * log_slope / (-(-y).expm1()).sqrt())
+
+
+def _tails_by_mean(y: Tensor, df: Tensor, total: Tensor, tail: bool) -> Values:
+    total = total * _length(y, df, tail)
+    log_factor = log_mass(y, df)
+    if tail:
+        return log_factor + total.log(), 1 / total
+    rest = 0.5 - log_factor.exp() * total
+    return rest.log(), log_factor.exp() / rest
+
+
+def tails(y: Tensor, df: Tensor, nodes: int) -> Values:
     """Return ``ln P(T > t)`` and ``B exp(-n y / 2) / P(T > t)`` for ``t >= 0``."""
 
-    def series(y: Tensor, df: Tensor) -> tuple[Tensor, ...]:
-        a = 0.5 * df
-        rest = a * _series_sums(y, a, 0)[0]
-        lead = log_gamma_ratio(a + 1) - ((2 * math.sqrt(math.pi)) * (a + 0.5)).log()
-        return lead - a * y + rest.log1p(), df / (1 + rest)
+    def series(y: Tensor, df: Tensor) -> Values:
+        return _tails_by_series(y, df, _series_sums(y, 0.5 * df, 0)[0])
 
-    def quadrature(
-        y: Tensor, df: Tensor, at_zero: Tensor, tail: bool, flat: bool
-    ) -> tuple[Tensor, ...]:
+    def quadrature(y: Tensor, df: Tensor, at_zero: Tensor, tail: bool, flat: bool) -> Values:
         total = torch.zeros_like(y)
         for weight, density, *_ in _points(y, df, tail, flat, nodes):
             total.add_(density, alpha=weight)
-        total.mul_(_length(y, df, tail))
-        log_factor = log_mass(y, df)
-        if tail:
-            return log_factor + total.log(), 1 / total
-        rest = 0.5 - log_factor.exp() * total
-        return rest.log(), log_factor.exp() / rest
+        return _tails_by_mean(y, df, total, tail)
 
     log_small, ratio = _regions(y, df, (-torch.inf, 0.0), series, quadrature)
     return log_small, torch.where(y == torch.inf, df, ratio)
@@ -208,16 +232,11 @@ def tails(y: Tensor, df: Tensor, nodes: int) -> tuple[Tensor, ...]:
 def relative_slope(y: Tensor, df: Tensor, nodes: int) -> Tensor:
     """Return ``d = d ln t / dn``."""
 
-    def series(y: Tensor, df: Tensor) -> tuple[Tensor, ...]:
-        a = 0.5 * df
-        total, by_a, _ = _series_sums(y, a, 1)
-        q, q1 = 1 + a * total, total + a * by_a
-        log_slope = -y + _series_offset(a) + q1 / q
-        return (0.5 / df * (1 + q * log_slope / (-(-y).expm1()).sqrt()),)
+    def series(y: Tensor, df: Tensor) -> Values:
+        total, by_a, _ = _series_sums(y, 0.5 * df, 1)
+        return (_slope_by_series(y, df, total, by_a),)
 
-    def quadrature(
-        y: Tensor, df: Tensor, at_zero: Tensor, tail: bool, flat: bool
-    ) -> tuple[Tensor, ...]:
+    def quadrature(y: Tensor, df: Tensor, at_zero: Tensor, tail: bool, flat: bool) -> Values:
         half = 0.5 / df
         total = torch.zeros_like(y)
         for weight, density, _, c, r in _points(y, df, tail, flat, nodes):
@@ -226,6 +245,26 @@ def relative_slope(y: Tensor, df: Tensor, nodes: int) -> Tensor:
         return (total * _relative_length(y, df, tail),)
 
     return _regions(y, df, (-torch.inf,), series, quadrature)[0]
+
+
+def tail_and_slope(y: Tensor, df: Tensor, nodes: int) -> Values:
+    """Return ``ln P(T > t)`` for ``t >= 0`` and ``d``, from the same nodes."""
+
+    def series(y: Tensor, df: Tensor) -> Values:
+        total, by_a, _ = _series_sums(y, 0.5 * df, 1)
+        return _tails_by_series(y, df, total)[0], _slope_by_series(y, df, total, by_a)
+
+    def quadrature(y: Tensor, df: Tensor, at_zero: Tensor, tail: bool, flat: bool) -> Values:
+        half = 0.5 / df
+        total, moment = torch.zeros_like(y), torch.zeros_like(y)
+        for weight, density, _, c, r in _points(y, df, tail, flat, nodes):
+            total.add_(density, alpha=weight)
+            s = r.mul_(half).sub_(c, alpha=0.5).add_(at_zero)
+            moment.addcmul_(density, s, value=weight)
+        log_small, _ = _tails_by_mean(y, df, total, tail)
+        return log_small, moment * _relative_length(y, df, tail)
+
+    return _regions(y, df, (-torch.inf, -torch.inf), series, quadrature)
 
 
 def curvature(y: Tensor, df: Tensor, nodes: int) -> Tensor:

@@ -136,28 +136,28 @@ def _both_sides(
     )
 
 
-def _log_density(z: Tensor, k: Tensor) -> Tensor:
+def log_density(z: Tensor, k: Tensor) -> Tensor:
     return -k * _versine(z) - (2 * math.pi * torch.special.i0e(k)).log()
 
 
 @in_double(24, 12)
-def _tails(z: Tensor, k: Tensor, *, nodes: int) -> tuple[Tensor, ...]:
+def tails(z: Tensor, k: Tensor, *, nodes: int) -> tuple[Tensor, ...]:
     """Return ``P(Z > z)``, its logarithm, and the hazard ``f / P(Z > z)``."""
 
     def formula(z: Tensor, k: Tensor, offset: Tensor, tail: bool) -> tuple[Tensor, ...]:
         (k0,) = _moments(z, k, tail, nodes, 0)
-        log_density = _log_density(z, k)
+        log_f = log_density(z, k)
         if tail:
-            return log_density + k0.log(), 1 / k0, log_density
-        rest = 0.5 - log_density.exp() * k0
-        return rest.log(), log_density.exp() / rest, log_density
+            return log_f + k0.log(), 1 / k0, log_f
+        rest = 0.5 - log_f.exp() * k0
+        return rest.log(), log_f.exp() / rest, log_f
 
-    log_small, ratio, log_density = _both_sides(z, k, 3, formula)
+    log_small, ratio, log_f = _both_sides(z, k, 3, formula)
     upper, small = z >= 0, log_small.exp()
     return (
         torch.where(upper, small, 1 - small),
         torch.where(upper, log_small, (-small).log1p()),
-        torch.where(upper, ratio, log_density.exp() / (1 - small)),
+        torch.where(upper, ratio, log_f.exp() / (1 - small)),
     )
 
 
@@ -188,7 +188,7 @@ def _curvature(z: Tensor, k: Tensor, *, nodes: int) -> tuple[Tensor, ...]:
 
 @in_double(0, 0)
 def _density_value(z: Tensor, k: Tensor, *, nodes: int) -> tuple[Tensor, ...]:
-    inside = _log_density(z.clamp(-math.pi, math.pi), k).exp()
+    inside = log_density(z.clamp(-math.pi, math.pi), k).exp()
     return (torch.where(k >= 0, inside, torch.nan),)
 
 
@@ -203,36 +203,36 @@ def _score_value(z: Tensor, k: Tensor, *, nodes: int) -> tuple[Tensor, ...]:
 # ------------------------------------------------------------------------- differentiable functions
 
 # d ln f/dk, d^2 z/dk^2, f, dz/dk and f / P(Z > z) with what is known of their derivatives
-_score = ims.elementwise_function(lambda z, k: _score_value(z, k)[0], None, name="von_mises_score")
+score = ims.elementwise_function(lambda z, k: _score_value(z, k)[0], None, name="von_mises_score")
 _second = ims.elementwise_function(
     lambda z, k: _curvature(z, k)[0], None, name="second derivative of von_mises_sample"
 )
 _density = ims.elementwise_function(
     lambda z, k: _density_value(z, k)[0],
-    lambda f, z, k: [lambda: -k * z.sin() * f, lambda: _score(z, k) * f],
+    lambda f, z, k: [lambda: -k * z.sin() * f, lambda: score(z, k) * f],
     name="von_mises_density",
 )
-_derivative = ims.elementwise_function(
+derivative = ims.elementwise_function(
     lambda z, k: _slope(z, k)[0],
-    lambda g, z, k: [lambda: k * z.sin() * g - _score(z, k), lambda: _second(z, k)],
+    lambda g, z, k: [lambda: k * z.sin() * g - score(z, k), lambda: _second(z, k)],
     name="von_mises_sample_derivative",
 )
 _hazard = ims.elementwise_function(
-    lambda z, k: _tails(z, k)[2],
+    lambda z, k: tails(z, k)[2],
     lambda r, z, k: [
         lambda: r * (r - k * z.sin()),
-        lambda: r * (_score(z, k) - r * _derivative(z, k)),
+        lambda: r * (score(z, k) - r * derivative(z, k)),
     ],
     name="von_mises_hazard",
 )
 _sf = ims.elementwise_function(
-    lambda z, k: _tails(z, k)[0],
-    lambda _, z, k: [lambda: -_density(z, k), lambda: _density(z, k) * _derivative(z, k)],
+    lambda z, k: tails(z, k)[0],
+    lambda _, z, k: [lambda: -_density(z, k), lambda: _density(z, k) * derivative(z, k)],
     name="von_mises_sf",
 )
 _log_sf = ims.elementwise_function(
-    lambda z, k: _tails(z, k)[1],
-    lambda _, z, k: [lambda: -_hazard(z, k), lambda: _hazard(z, k) * _derivative(z, k)],
+    lambda z, k: tails(z, k)[1],
+    lambda _, z, k: [lambda: -_hazard(z, k), lambda: _hazard(z, k) * derivative(z, k)],
     name="von_mises_logsf",
 )
 
@@ -348,7 +348,7 @@ def von_mises_sample_derivative(concentration: Tensor | float, z: Tensor | float
     >>> von_mises_sample_derivative(0.0, torch.tensor([-1.0, 0.5]))
     tensor([ 0.8415, -0.4794])
     """
-    return _derivative(z, concentration)
+    return derivative(z, concentration)
 
 
 def von_mises_sample(z: Tensor | float, concentration: Tensor | float) -> Tensor:

@@ -8,6 +8,7 @@ from scipy import integrate, stats
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 from implicit_solvers.problems.reparameterization import ImplicitReparameterization
+from implicit_solvers.testing import check_implicit_gradients
 
 SAMPLES = 100_000
 SLOPES = 20_000
@@ -31,13 +32,13 @@ def check_distribution(q, transform):
         assert stats.kstest(margin, "uniform").pvalue > 1e-4
 
 
-def estimates(make, parameters, cost):
+def estimates(make, parameters, cost, count=SLOPES):
     """Mean and standard error of dE[cost]/dphi, for the entries of each parameter."""
     torch.manual_seed(2)
-    lanes = [p.expand(SLOPES, *p.shape).clone().requires_grad_() for p in parameters]
+    lanes = [p.expand(count, *p.shape).clone().requires_grad_() for p in parameters]
     z = make(*lanes).rsample()
-    slopes = [s.reshape(SLOPES, -1) for s in grad(cost(z).sum(), lanes)]
-    return [(s.mean(0).numpy(), s.std(0).numpy() / SLOPES**0.5) for s in slopes]
+    slopes = [s.reshape(count, -1) for s in grad(cost(z).sum(), lanes)]
+    return [(s.mean(0).numpy(), s.std(0).numpy() / count**0.5) for s in slopes]
 
 
 def check_expectations(make, parameters, density, interval, breaks=()):
@@ -72,6 +73,17 @@ def check_orders(quantile, parameters):
     leaves = [p.clone().requires_grad_() for p in parameters]
     assert gradcheck(quantile, leaves, fast_mode=True, check_forward_ad=True)
     assert gradgradcheck(quantile, leaves, fast_mode=True)
+
+
+def check_gradients(layer, parameters, **options):
+    """`check_implicit_gradients` of a layer.
+
+    It judges by what rounding changes in a result; where ``F`` is a sum of several terms, that is
+    some times more: errors of 1e-9 are none.
+    """
+    report = check_implicit_gradients(layer, None, parameters, **options)
+    for entry in report.failures:
+        assert entry.error is not None and entry.error < 1e-9, str(report)
 
 
 def check_identity(make, parameters, transform, shape=(20,)):

@@ -6,6 +6,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import integrate, stats
 from torch import distributions as td
 
@@ -14,9 +16,9 @@ from implicit_solvers.problems.reparameterization import (
     IntervalDensity,
     definition,
 )
+from tests.problems.imaml.test_definition import logic_lines
 from tests.problems.reparameterization import sample_checks as checks
 from tests.problems.reparameterization.sample_checks import double
-from tests.problems.test_imaml import logic_lines
 
 
 def well(depth, low, high):
@@ -56,11 +58,69 @@ def test_a_sample_moves_as_the_closed_form_says():
 
 def test_a_distribution_without_sampler():
     top = torch.tensor([2.0, 5.0], dtype=torch.float64, requires_grad=True)
-    z = ImplicitReparameterization(Triangle(top)).rsample((20_000,))
+    z = ImplicitReparameterization(Triangle(top)).rsample((checks.SAMPLES,))
     for lane, end in zip(z.detach().T.numpy(), top.tolist(), strict=True):
         assert stats.kstest(lane, lambda x, end=end: (x / end) ** 2).pvalue > 1e-4
     (slope,) = torch.autograd.grad(z.sum(), top)
     torch.testing.assert_close(slope, (z / top).sum(0).detach(), rtol=1e-8, atol=0)
+
+
+class Gompertz(td.Distribution):
+    """``1 - F = exp(-a (exp(b z) - 1))``, by the CDF alone; it has no sampler."""
+
+    arg_constraints: ClassVar[dict] = {}
+    support = td.constraints.positive
+
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+        super().__init__(a.shape, validate_args=False)
+
+    def log_survival(self, z):
+        return -self.a * (self.b * z).expm1()
+
+    def log_cdf(self, z):
+        return (-self.log_survival(z).expm1()).log()
+
+    def cdf(self, z):
+        return self.log_cdf(z).exp()
+
+
+def gompertz(a, b):
+    return ImplicitReparameterization(Gompertz(a, b), validate_args=False)
+
+
+def drawn_again(tool, *shape):
+    """Samples whose noise is the same for all parameters."""
+    torch.manual_seed(3)
+    return tool.rsample(shape)
+
+
+def test_samples_of_the_tool_follow_the_cdf():
+    q = Gompertz(*double(0.3, 1.5))
+    torch.manual_seed(1)
+    z = ImplicitReparameterization(q).rsample((checks.SAMPLES,)).numpy()
+    assert stats.kstest(z, stats.gompertz(0.3, scale=1 / 1.5).cdf).pvalue > 1e-4
+
+
+def test_gradients_of_expectations_by_the_tool():
+    density = lambda z, a, b: stats.gompertz.pdf(z, a, scale=1 / b).item()
+    ends = lambda a, b: (0.0, 12.0)
+    checks.check_expectations(gompertz, double(0.3, 1.5), density, ends)
+
+
+def test_derivatives_of_all_orders_by_the_tool():
+    checks.check_orders(lambda *p: drawn_again(gompertz(*p), 2), double(0.3, 1.5))
+
+
+@settings(max_examples=2)
+@given(st.floats(0.05, 3), st.floats(0.2, 4))
+def test_drawn_parameters_of_the_tool(a, b):
+    layer = lambda *p: drawn_again(gompertz(*p))
+    checks.check_gradients(layer, double(a, b), order=1, vmap=False, starts=0)
+
+
+def test_the_cdf_of_a_sample_of_the_tool_is_constant():
+    checks.check_identity(gompertz, double(0.3, 1.5), lambda q, z: q.distribution.cdf(z))
 
 
 def test_a_chain_of_conditional_cdfs():
@@ -82,11 +142,39 @@ def test_a_chain_of_conditional_cdfs():
 def test_samples_of_a_density_follow_its_cdf():
     q = well(*double(*WELL))
     torch.manual_seed(1)
-    z = q.rsample((20_000,)).numpy()
+    z = q.sample((100_000,)).numpy()
     # an independent CDF
     grid = np.linspace(WELL[1], WELL[2], 20_001)
     mass = integrate.cumulative_simpson(np.exp(-WELL[0] * (grid**2 - 1) ** 2), x=grid, initial=0)
     assert stats.kstest(z, lambda x: np.interp(x, grid, mass / mass[-1])).pvalue > 1e-4
+
+
+def test_gradients_of_expectations_of_a_density():
+    """Against the gradient of a trapezoidal rule, whose ends are the density's."""
+    parameters = double(*WELL)
+    s = torch.linspace(0, 1, 4001, dtype=torch.float64)
+
+    def expectation(depth, low, high, cost):
+        z = low + s * (high - low)
+        density = (-depth * (z * z - 1) ** 2).exp()
+        return torch.trapezoid(cost(z) * density, z) / torch.trapezoid(density, z)
+
+    for cost, _ in checks.COSTS.values():
+        exact = torch.func.grad(lambda *p, g=cost: expectation(*p, g), argnums=(0, 1, 2))(
+            *parameters
+        )
+        found = checks.estimates(well, parameters, cost, 4_000)
+        for (mean, error), slope in zip(found, exact, strict=True):
+            assert (np.abs(mean - slope.numpy()) <= 4 * error + 1e-6).all()
+
+
+@settings(max_examples=2)
+@given(st.floats(0.1, 3), st.floats(-2, 0), st.floats(0.5, 2), st.floats(0.1, 0.9))
+def test_drawn_parameters_of_a_density(depth, low, width, u):
+    u = torch.tensor(u, dtype=torch.float64)
+    parameters = double(depth, low, low + width)
+    layer = lambda *p: well(*p).icdf(u)
+    checks.check_gradients(layer, parameters, order=1, vmap=False, starts=0)
 
 
 def test_moments_of_a_density():
@@ -105,10 +193,9 @@ def test_moments_of_a_density():
     )
 
 
-@pytest.mark.nightly
 def test_derivatives_of_all_orders_of_a_density():
     u = torch.tensor([0.3], dtype=torch.float64)
-    checks.check_orders(lambda *p: well(*p).icdf(u), double(*WELL))
+    checks.check_orders(lambda u, *p: well(*p).icdf(u), (u, *double(*WELL)))
 
 
 def test_the_cdf_of_a_sample_is_constant():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import kl_divergence
 
+from implicit_solvers.problems.reparameterization import ImplicitReparameterization
 from implicit_solvers.problems.reparameterization.distributions import (
     Beta,
     Dirichlet,
@@ -23,7 +24,7 @@ from implicit_solvers.problems.reparameterization.distributions import (
     StudentT,
     VonMises,
 )
-from implicit_solvers.testing import assert_implicit_gradients
+from tests.problems.reparameterization import sample_checks as checks
 
 SAMPLES = 100_000
 
@@ -132,7 +133,7 @@ def test_samples_have_the_margins_of_scipy():
 def test_correlations_have_the_margins_of_the_lkj_distribution(dim):
     torch.manual_seed(2)
     eta = 0.6
-    factor = LKJCholesky(dim, torch.tensor(eta, dtype=torch.float64)).sample((SAMPLES // 2,))
+    factor = LKJCholesky(dim, torch.tensor(eta, dtype=torch.float64)).sample((SAMPLES,))
     correlation = factor @ factor.mT
     b = eta + dim / 2 - 1
     margin = scipy.stats.beta(b, b, loc=-1, scale=2)
@@ -348,6 +349,16 @@ def test_a_sample_keeps_its_cdf(case):
         assert float((gradient * p.detach().abs().clamp(min=1)).abs().max()) < 1e-8
 
 
+def test_an_attached_vector_keeps_its_transform():
+    """``d/dphi F(z(phi); phi) = 0`` where ``z`` is all that moves: `rsample` moves chi2 too."""
+    torch.manual_seed(6)
+    parameters = [p.requires_grad_() for p in double(3.5, LOC, FACTOR)]
+    distribution = MultivariateStudentT(*parameters, validate_args=False)
+    kept = distribution.rosenblatt(ImplicitReparameterization(distribution).rsample((20,)))
+    for gradient in torch.autograd.grad(kept, parameters, torch.randn_like(kept)):
+        assert float(gradient.abs().max()) < 1e-8
+
+
 @each
 def test_a_quantile_keeps_its_cdf(case):
     torch.manual_seed(7)
@@ -436,12 +447,26 @@ def test_gradcheck_with_the_noise_held_fixed(case):
     assert gradgradcheck(quantiles, inputs, check_fwd_over_rev=True, fast_mode=True)
 
 
+def LKJ3(concentration, validate_args=None):
+    return LKJCholesky(3, concentration, validate_args)
+
+
+def with_tril(df, loc, log_diagonal, validate_args=None):
+    below = torch.ones(3, 3, dtype=torch.float64).tril(-1)
+    return MultivariateStudentT(df, loc, 0.3 * below + log_diagonal.exp().diag(), validate_args)
+
+
 positive = st.floats(-2, 3).map(lambda x: 10.0**x)
+shape_parameter = st.floats(-1, 1.5).map(lambda x: 10.0**x)
+three = st.tuples(*3 * [st.floats(-1, 1)])
 DRAWN = {
     "gamma": (Gamma, st.tuples(positive, positive)),
     "beta": (Beta, st.tuples(positive, positive)),
     "student_t": (StudentT, st.tuples(positive, st.floats(-5, 5), positive)),
     "von_mises": (VonMises, st.tuples(st.floats(-1, 1), positive)),
+    "dirichlet": (Dirichlet, st.tuples(st.tuples(*3 * [shape_parameter]))),
+    "lkj_cholesky": (LKJ3, st.tuples(shape_parameter)),
+    "multivariate_student_t": (with_tril, st.tuples(shape_parameter, three, three)),
 }
 
 
@@ -452,7 +477,7 @@ def test_drawn_parameters(name):
     @settings(max_examples=2)
     @given(strategy, st.floats(0.2, 0.8))
     def check(parameters, u):
-        check_quantile(make, parameters, u, order=1, vmap=False)
+        check_quantile(make, parameters, u, FREE.get(name), order=1, vmap=False, starts=0)
 
     check()
 
@@ -465,16 +490,23 @@ def test_more_drawn_parameters(name):
     @settings(max_examples=60)
     @given(strategy, st.floats(0.01, 0.99))
     def check(parameters, u):
-        check_quantile(make, parameters, u)
+        check_quantile(make, parameters, u, FREE.get(name))
 
     check()
 
 
-def check_quantile(make, parameters, u, **options):
-    def layer(*parameters):
-        return make(*parameters, validate_args=False).icdf(torch.tensor(u, dtype=torch.float64))
+FREE = {"dirichlet": 2, "lkj_cholesky": 3, "multivariate_student_t": 3}
 
-    assert_implicit_gradients(layer, None, double(*parameters), **options)
+
+def check_quantile(make, parameters, u, free=None, **options):
+    # multivariate: other noise in each coordinate
+    noise = torch.tensor(u, dtype=torch.float64)
+    noise = noise if free is None else torch.linspace(1, 0.5, free, dtype=torch.float64) * noise
+
+    def layer(*parameters):
+        return value_of(make(*parameters, validate_args=False), noise)
+
+    checks.check_gradients(layer, double(*parameters), **options)
 
 
 # ------------------------------------------------------------------------------------------ vmap
@@ -582,6 +614,23 @@ def test_quantiles_at_the_ends(case):
     else:
         assert ends.tolist() == pytest.approx(case.reference.support(), abs=0)
     assert not ends.isnan().any()
+
+
+def test_modes_are_those_of_torch_also_in_lanes():
+    vectors = [[0.5, 0.5, 2.0], [1, 1, 1], [2, 3, 4], [0.2, 0.5, 0.3], [1, 2, 3], [0.9, 0.5, 1]]
+    concentration = torch.tensor(vectors, dtype=torch.float64)
+    pairs = concentration[:, 0], concentration[:, 1]
+    for ours, theirs, args in (
+        (Dirichlet, torch.distributions.Dirichlet, (concentration,)),
+        (Beta, torch.distributions.Beta, pairs),
+    ):
+        expected = theirs(*args).mode
+        lanes = torch.func.vmap(lambda *a, make=ours: make(*a, validate_args=False).mode)(*args)
+        for found in (ours(*args).mode, lanes):
+            torch.testing.assert_close(found, expected, equal_nan=True)
+    slope = torch.func.grad(lambda a: Beta(a, 4.0, validate_args=False).mode)
+    # (a - 1) / (a + 2)
+    torch.testing.assert_close(slope(*double(3.0)), double(3 / 25)[0])
 
 
 def test_moments_that_do_not_exist():

@@ -29,6 +29,8 @@ from implicit_solvers.problems.cli.topic_model import (
     unigram,
 )
 from implicit_solvers.problems.cli.training import Schedule, fit
+from implicit_solvers.problems.cli.vae import validation_split
+from implicit_solvers.problems.data.digits import load_digits
 from implicit_solvers.problems.data.reuters import Corpus
 
 VAE = [
@@ -47,7 +49,7 @@ def softplus(x):
 
 def log_densities(name, h):
     """ln q, ln p, and the logarithm of dz/dy, on a grid of ``y`` where the tails fall fast."""
-    positive = [0.01 + softplus(x) for x in h]
+    positive = [0.01 + softplus(x + LATENTS[name].start) for x in h]
     if name == "normal":
         q, y = scipy.stats.norm(h[0], positive[1]), np.linspace(-90, 90, 400001)
         return y, q.logpdf(y), scipy.stats.norm.logpdf(y), np.zeros_like(y)
@@ -91,6 +93,16 @@ def test_quantiles_of_the_priors(name):
 
 
 @pytest.mark.parametrize("name", LATENTS)
+def test_what_the_decoder_sees_is_standardized_by_the_prior(name):
+    latent, n = LATENTS[name], 100000
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    features = latent.features(latent.prior_quantile(u).unsqueeze(-1))
+    assert features.shape == (n, latent.width)
+    np.testing.assert_allclose(features.mean(0), 0, atol=2e-4)
+    np.testing.assert_allclose(features.square().mean(0), 1, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", LATENTS)
 def test_the_elbo_is_a_bound_that_rises(name):
     torch.manual_seed(0)
     model = Autoencoder(LATENTS[name], 1, 4, hidden=16)
@@ -131,7 +143,7 @@ def test_the_likelihood_is_that_of_bernoulli_pixels():
 def topic_model(name, topics=3, concentration=0.5):
     torch.manual_seed(0)
     totals = torch.tensor([5.0, 1, 3, 0])
-    return TopicModel(POSTERIORS[name], topics, concentration, totals, hidden=8, dropout=0.0)
+    return TopicModel(POSTERIORS[name], topics, concentration, totals, 8, 0.0, topic_noise=1.0)
 
 
 @pytest.mark.parametrize("name", POSTERIORS)
@@ -198,6 +210,25 @@ def test_no_word_of_held_out_documents_is_trained_on():
     assert (documents.observed + documents.scored == counts[::5]).all()
 
 
+def test_no_test_document_is_seen_when_settings_are_chosen():
+    counts = torch.arange(12).repeat_interleave(2).reshape(12, 2)
+    documents = split(Corpus(counts, ("a", "b"), ("",) * 12), validation=True)
+    assert (documents.train == counts[[2, 3, 4, 7, 8, 9]]).all()
+    assert (documents.observed + documents.scored == counts[[1, 6, 11]]).all()
+
+
+def test_no_test_image_is_seen_when_settings_are_chosen():
+    digits = load_digits()
+    parts = validation_split(digits)
+    assert parts.test.shape == (337, 64) and parts.side == 8
+    for whole, train, test in [
+        (digits.train, parts.train, parts.test),
+        (digits.train_labels, parts.train_labels, parts.test_labels),
+    ]:
+        np.testing.assert_array_equal(test, whole[::4])
+        np.testing.assert_array_equal(train, np.delete(whole.numpy(), np.s_[::4], axis=0))
+
+
 def test_perplexity_and_unigram():
     counts = torch.tensor([[1, 2, 0], [0, 4, 3]])
     p = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.5, 0.375]], dtype=torch.float64)
@@ -231,8 +262,8 @@ def test_a_run_writes_its_results(finished):
         for row, training in zip(metrics["elbo"], metrics["trainings"], strict=True):
             assert row["mean"] == pytest.approx(training["fit"] - training["divergence"])
             assert np.shape(training["test"]) == (2,)
-            # even odds of all pixels give -64 ln 2 = -44.4
-            assert -50 < row["mean"] < 0
+            # even odds of all pixels give -64 ln 2 = -44.4; posteriors start away from the prior
+            assert -50 < training["fit"] < 0 < training["divergence"] < 10
     else:
         figures = ["figure.png"]
         scores = metrics["perplexity"]
@@ -307,6 +338,7 @@ def test_a_finished_run_can_be_resumed_and_leaves_the_global_generator_alone(fin
     "options",
     [
         *("vae --latents cauchy", "vae --dimensions 0", "vae --seeds 0", "vae --lr nan"),
+        *("vae --start inf", "lda --topic-noise 0"),
         *("lda --topics 0", "lda --dropout 1", "lda --concentration -1", "lda --first-seed -1"),
     ],
 )
@@ -321,6 +353,51 @@ def test_a_folder_without_mnist_is_an_error(tmp_path, capsys):
     assert main(["reparam", "vae", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "train-images-idx3-ubyte" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_images_of_another_size(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in [("train", 12), ("t10k", 6)]:
+        images, labels = rng.integers(0, 256, (count, 5, 5), "u1"), np.arange(count, dtype="u1")
+        for name, array in [("images-idx3", images), ("labels-idx1", labels)]:
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (tmp_path / f"{part}-{name}-ubyte").write_bytes(header + array.tobytes())
+    out = tmp_path / "out"
+    assert main([*VAE, "--batch", "5", "--data", str(tmp_path), "--out", str(out)]) == 0
+    assert json.loads((out / "config.json").read_text())["data"] == str(tmp_path)
+    for training in metrics_of(out)["trainings"]:
+        # noise cannot be learned: even odds of all pixels give -25 ln 2 = -17.3
+        assert training["fit"] == pytest.approx(-25 * math.log(2), abs=2)
+    assert (out / "decoded.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "settings"),
+    [
+        ([*VAE, "--latents", "beta"], ["--start", "-1.5"], {"starts": {"beta": -1.5}}),
+        (
+            [*LDA, "--posteriors", "dirichlet"],
+            ["--dropout", "0.25", "--topic-noise", "0.7"],
+            {"settings": {"dirichlet": {"dropout": 0.25, "topic_noise": 0.7}}},
+        ),
+    ],
+    ids=["vae", "lda"],
+)
+def test_settings_are_tried_on_validation_data(command, changes, settings, tmp_path):
+    outs = [tmp_path / name for name in ("test", "validation", "changed")]
+    assert main([*command, "--out", str(outs[0])]) == 0
+    assert main([*command, "--validation", "--out", str(outs[1])]) == 0
+    assert main([*command, "--validation", *changes, "--out", str(outs[2])]) == 0
+    configurations = [json.loads((out / "config.json").read_text()) for out in outs]
+    assert [c["validation"] for c in configurations] == [False, True, True]
+    curves = [metrics_of(out)["trainings"][0]["test"] for out in outs]
+    assert curves[0] != curves[1] != curves[2]
+    (key, changed), *_ = settings.items()
+    before, after = configurations[1].pop(key), configurations[2].pop(key)
+    assert configurations[1] == configurations[2] and before != after
+    for name, value in changed.items():
+        expected = {**before[name], **value} if isinstance(value, dict) else value
+        assert after == {name: expected}
 
 
 WITHOUT_EXTRAS = """

@@ -158,7 +158,7 @@ def random_points(count, seed):
 def test_random_points_against_doubled_nodes(count):
     z, k = random_points(count, seed=0)
     for function, nodes, bound in [
-        (von_mises._tails, 24, 1e-12),
+        (von_mises.tails, 24, 1e-12),
         (von_mises._slope, 22, 1e-11),
         (von_mises._curvature, 24, 1e-11),
     ]:
