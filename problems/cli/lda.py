@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,49 @@ from implicit_solvers.problems.data.reuters import Corpus, load_reuters
 
 __all__ = ["add_arguments", "run"]
 
-# Every fifth document is held out, and its words are split with this seed: not what varies.
+# Every fifth document is a test document, the one after it is for the choice of settings; the words
+# of both are split with this seed: not what varies.
 TEST_EVERY = 5
 SPLIT_SEED = 0
-# Topics learn faster than the encoder: each of their parameters sees one word.
-TOPICS_RATE = 5.0
 # There are few steps: 0.999 would remember the first gradients in a third of them.
 BETAS = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a posterior is trained; chosen for each on validation documents.
+
+    Parameters
+    ----------
+    concentration
+        Of the Dirichlet prior of shares.
+    smoothing
+        Words that the prior of topics adds to each count.
+    lr
+        The encoder's rate in Adam.
+    topics_rate
+        The topics' rate relative to it: each of their parameters sees one word.
+    topic_noise
+        The standard deviation of the first logits of topics.
+    warm_up
+        The share of epochs in which the divergence's weight grows to 1.
+    dropout
+        The share of words hidden from the encoder in training.
+    """
+
+    concentration: float
+    smoothing: float = 0.1
+    lr: float = 6e-3
+    topics_rate: float = 5.0
+    topic_noise: float = 1.0
+    warm_up: float = 0.3
+    dropout: float = 0.5
+
+
+SETTINGS = {
+    "dirichlet": Settings(concentration=0.3),
+    "logistic-normal": Settings(concentration=0.01),
+}
 
 
 @dataclass(frozen=True)
@@ -48,15 +84,12 @@ class Configuration:
     seeds: int = 3
     first_seed: int = 0
     topics: int = 20
-    concentration: float = 0.1
-    smoothing: float = 0.1
     epochs: int = 100
     batch: int = 64
     hidden: int = 100
-    lr: float = 6e-3
-    warm_up: float = 0.3
-    dropout: float = 0.5
     samples: int = 50
+    settings: dict[str, Settings] = field(default_factory=lambda: dict(SETTINGS))
+    validation: bool = False
 
     def runs(self) -> list[tuple[str, int]]:
         """Return the posteriors and seeds of all trainings."""
@@ -73,20 +106,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "seeds": (positive_integer, "trainings of each posterior"),
         "first_seed": (whole, "the first of their seeds"),
         "topics": (positive_integer, "topics"),
-        "concentration": (positive, "parameter of the Dirichlet prior of shares"),
-        "smoothing": (positive, "words that the prior of topics adds to each count"),
         "epochs": (positive_integer, "passes over the documents"),
         "batch": (positive_integer, "documents in a step of Adam"),
         "hidden": (positive_integer, "width of the encoder's layers"),
-        "lr": (positive, "the encoder's rate in Adam"),
-        "warm_up": (positive, "share of epochs in which the divergence's weight grows to 1"),
-        "dropout": (_probability, "share of words hidden from the encoder in training"),
         "samples": (positive_integer, "samples for the mean of a posterior"),
     }
     for name, (kind, text) in numbers.items():
         value = getattr(default, name)
         option = "--" + name.replace("_", "-")
         add(option, type=kind, default=value, metavar="N", help=f"{text} (%(default)s)")
+    group = parser.add_argument_group(
+        "settings", "Each posterior has its own, chosen on validation documents."
+    )
+    settings: dict[str, tuple[Callable[[str], float], str]] = {
+        "concentration": (positive, "parameter of the Dirichlet prior of shares"),
+        "smoothing": (positive, "words that the prior of topics adds to each count"),
+        "lr": (positive, "the encoder's rate in Adam"),
+        "topics_rate": (positive, "the topics' rate relative to it"),
+        "topic_noise": (positive, "standard deviation of the first logits of topics"),
+        "warm_up": (positive, "share of epochs in which the divergence's weight grows to 1"),
+        "dropout": (_probability, "share of words hidden from the encoder in training"),
+    }
+    for name, (number, text) in settings.items():
+        chosen = ", ".join(f"{key} {getattr(SETTINGS[key], name):g}" for key in POSTERIORS)
+        option = "--" + name.replace("_", "-")
+        group.add_argument(option, type=number, metavar="N", help=f"{text} ({chosen})")
+    add(
+        "--validation",
+        action="store_true",
+        help="leave out the test documents, and score others that are then not trained on",
+    )
     out = Path("runs/reparam-lda")
     add("--out", type=Path, default=out, help="folder of the results (%(default)s)")
     add("--resume", action="store_true", help="go on from the checkpoint in that folder")
@@ -115,17 +164,21 @@ class Documents:
     scored: Tensor
 
 
-def split(corpus: Corpus) -> Documents:
+def split(corpus: Corpus, validation: bool = False) -> Documents:
     """Hold out every fifth document, and split its words into halves.
 
     Parameters
     ----------
     corpus
         The documents.
+    validation
+        Whether to leave out the test documents, and hold out every fifth document of another kind:
+        settings are chosen on these.
     """
-    held_out = torch.arange(len(corpus.counts)) % TEST_EVERY == 0
+    fold = torch.arange(len(corpus.counts)) % TEST_EVERY
+    held_out = fold == int(validation)
     observed, scored = halves(corpus.counts[held_out], SPLIT_SEED)
-    train = corpus.counts[~held_out]
+    train = corpus.counts[fold > int(validation)]
     return Documents(*(part.to(torch.float32) for part in (train, observed, scored)))
 
 
@@ -133,8 +186,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     start = time.perf_counter()
     torch.set_num_threads(1)
-    names = Configuration.__dataclass_fields__
-    configuration = Configuration(**{name: getattr(arguments, name) for name in names})
+    configuration = _configuration(arguments)
     out: Path = arguments.out
     console = Console()
     try:
@@ -146,7 +198,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write_json(out / "config.json", asdict(configuration))
-    documents = split(corpus)
+    documents = split(corpus, configuration.validation)
     try:
         with torch.random.fork_rng(devices=[]):
             content = train_all(
@@ -191,15 +243,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _configuration(arguments: argparse.Namespace) -> Configuration:
+    given = vars(arguments)
+    names = [name for name in Configuration.__dataclass_fields__ if name in given]
+    changes = {n: given[n] for n in Settings.__dataclass_fields__ if given[n] is not None}
+    settings = {name: replace(SETTINGS[name], **changes) for name in arguments.posteriors}
+    return Configuration(**{name: given[name] for name in names}, settings=settings)
+
+
 def _fresh(configuration: Configuration, documents: Documents, name: str, seed: int) -> TopicModel:
     torch.manual_seed(seed)
+    settings = configuration.settings[name]
     return TopicModel(
         POSTERIORS[name],
         configuration.topics,
-        configuration.concentration,
+        settings.concentration,
         documents.train.sum(0),
         configuration.hidden,
-        configuration.dropout,
+        settings.dropout,
+        settings.topic_noise,
     )
 
 
@@ -207,14 +269,15 @@ def _begin(
     configuration: Configuration, documents: Documents
 ) -> Callable[[tuple[str, int], dict[str, Any] | None], Training]:
     """Return how `train_all` begins a training."""
-    schedule = Schedule(configuration.epochs, configuration.batch, configuration.warm_up)
 
     def begin(run: tuple[str, int], state: dict[str, Any] | None) -> Training:
         name, seed = run
+        settings = configuration.settings[name]
+        schedule = Schedule(configuration.epochs, configuration.batch, settings.warm_up)
         model = _fresh(configuration, documents, name, seed)
         groups = [
-            {"params": [model.topic_logits], "lr": TOPICS_RATE * configuration.lr},
-            {"params": list(model.encoder.parameters()), "lr": configuration.lr},
+            {"params": [model.topic_logits], "lr": settings.topics_rate * settings.lr},
+            {"params": list(model.encoder.parameters()), "lr": settings.lr},
         ]
         optimizer = torch.optim.Adam(groups, betas=BETAS)
 
@@ -222,7 +285,7 @@ def _begin(
             likelihood, divergence = model(batch)
             # a Dirichlet prior of topics in the softmax basis: MacKay, "Choice of basis for Laplace
             # approximation" (1998)
-            log_prior = configuration.smoothing * model.log_topics().sum() / len(documents.train)
+            log_prior = settings.smoothing * model.log_topics().sum() / len(documents.train)
             value = (weight * divergence - likelihood).mean() - log_prior
             return value, likelihood - divergence
 
@@ -297,8 +360,9 @@ def _print_results(
             table.add_row(f"{100 * topic['share']:.1f}%", " ".join(topic["words"]))
         console.print(table)
     words = metrics["words"]
+    kind = "validation" if configuration.validation else "test"
     title = (
-        f"Perplexity of {words['scored']:,} words of {len(documents.scored)} held-out documents, "
+        f"Perplexity of {words['scored']:,} words of {len(documents.scored)} {kind} documents, "
         f"given the documents' other {words['inferred_from']:,} words"
     )
     table = Table("", "perplexity", title=title, title_justify="left")

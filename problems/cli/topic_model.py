@@ -17,8 +17,6 @@ __all__ = ["POSTERIORS", "Posterior", "TopicModel", "halves", "perplexity", "uni
 
 # Positive parameters stay above it.
 LEAST = 1e-2
-# Standard deviation of the first logits of topics: with 0.1, few of the topics are ever used.
-TOPIC_NOISE = 1.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,8 @@ class TopicModel(nn.Module):
     dropout
         The probability with which a word is hidden from the encoder during training, so that it
         learns from parts of documents.
+    topic_noise
+        The standard deviation of the noise. If it is small, few of the topics are ever used.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class TopicModel(nn.Module):
         totals: Tensor,
         hidden: int,
         dropout: float,
+        topic_noise: float,
     ) -> None:
         super().__init__()
         self.family = posterior
@@ -120,7 +121,7 @@ class TopicModel(nn.Module):
             *(nn.Linear(hidden, hidden), nn.Softplus()),
             nn.Linear(hidden, posterior.outputs * topics),
         )
-        noise = TOPIC_NOISE * torch.randn(topics, len(totals))
+        noise = topic_noise * torch.randn(topics, len(totals))
         self.topic_logits = nn.Parameter((totals + 1).log() + noise)
 
     def log_topics(self) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from implicit_solvers.problems.cli.training import Schedule, Training, fit, trai
 from implicit_solvers.problems.cli.vae_figure import LABELS, draw_decoded, draw_elbo, draw_torus
 from implicit_solvers.problems.data.digits import Digits, load_digits, load_mnist
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "run", "validation_split"]
+
+VALIDATION_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,17 @@ class Configuration:
     dimensions: list[int] = field(default_factory=lambda: [2, 10, 20])
     seeds: int = 3
     first_seed: int = 0
-    epochs: int = 80
+    epochs: int = 160
     batch: int = 128
     hidden: int = 128
     lr: float = 3e-3
     warm_up: float = 0.4
     samples: int = 20
+    starts: dict[str, float] = field(
+        default_factory=lambda: {name: latent.start for name, latent in LATENTS.items()}
+    )
     data: str = "digits"
+    validation: bool = False
 
     def runs(self) -> list[tuple[str, int, int]]:
         """Return the latents, dimensions and seeds of all trainings."""
@@ -77,6 +84,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         option = "--" + name.replace("_", "-")
         add(option, type=kind, default=value, metavar="N", help=f"{text} (%(default)s)")
     add(
+        "--start",
+        type=_finite,
+        metavar="X",
+        help="what is added to the outputs for positive parameters (each latent has its own)",
+    )
+    add(
+        "--validation",
+        action="store_true",
+        help="leave out the test images, and score every fourth of the training images instead",
+    )
+    add(
         "--data",
         default=default.data,
         metavar="digits|FOLDER",
@@ -98,21 +116,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not finite")
+    return value
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     start = time.perf_counter()
     torch.set_num_threads(1)
-    names = Configuration.__dataclass_fields__
-    configuration = Configuration(**{name: getattr(arguments, name) for name in names})
-    if configuration.data != "digits":
-        # another working folder must not make another run of it
-        data = str(Path(configuration.data).resolve())
-        configuration = Configuration(**{**asdict(configuration), "data": data})
+    configuration = _configuration(arguments)
     out: Path = arguments.out
     console = Console()
     try:
         own = configuration.data == "digits"
         digits = load_digits() if own else load_mnist(Path(configuration.data))
+        if configuration.validation:
+            digits = validation_split(digits)
         out.mkdir(parents=True, exist_ok=True)
         path = out / "checkpoint.pt"
         checkpoint = load_checkpoint(path, asdict(configuration)) if arguments.resume else None
@@ -147,6 +169,36 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(_table(summary, configuration, digits))
     console.print(f"{timing['total']:.0f} s. Results and figures are in {out}.")
     return 0
+
+
+def _configuration(arguments: argparse.Namespace) -> Configuration:
+    given = vars(arguments)
+    names = [name for name in Configuration.__dataclass_fields__ if name in given]
+    starts = {
+        name: LATENTS[name].start if arguments.start is None else arguments.start
+        for name in arguments.latents
+    }
+    configuration = Configuration(**{name: given[name] for name in names}, starts=starts)
+    if configuration.data == "digits":
+        return configuration
+    # another working folder must not make another run of it
+    return replace(configuration, data=str(Path(configuration.data).resolve()))
+
+
+def validation_split(digits: Digits) -> Digits:
+    """Return the images to train on, every fourth of them in place of the test images.
+
+    Parameters
+    ----------
+    digits
+        Whose test images are left out.
+    """
+    held_out = torch.arange(len(digits.train)) % VALIDATION_EVERY == 0
+    return Digits(
+        *(digits.train[~held_out], digits.train[held_out]),
+        *(digits.train_labels[~held_out], digits.train_labels[held_out]),
+        digits.side,
+    )
 
 
 def _begin(configuration: Configuration, digits: Digits) -> Callable[[Any, Any], Training]:
@@ -186,7 +238,8 @@ def _fresh(
     configuration: Configuration, name: str, dimensions: int, seed: int, pixels: int
 ) -> Autoencoder:
     torch.manual_seed(seed)
-    return Autoencoder(LATENTS[name], dimensions, pixels, configuration.hidden)
+    latent = replace(LATENTS[name], start=configuration.starts[name])
+    return Autoencoder(latent, dimensions, pixels, configuration.hidden)
 
 
 def _draw(
@@ -228,8 +281,9 @@ def _summary(
 def _table(
     summary: Sequence[Mapping[str, Any]], configuration: Configuration, digits: Digits
 ) -> Table:
+    kind = "validation" if configuration.validation else "test"
     title = (
-        f"ELBO of {len(digits.test)} test images, nats an image: mean ± standard deviation over "
+        f"ELBO of {len(digits.test)} {kind} images, nats an image: mean ± standard deviation over "
         f"{configuration.seeds} seeds (divergence from the prior)"
     )
     headings = [f"{dimensions} dimensions" for dimensions in configuration.dimensions]

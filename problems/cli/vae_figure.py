@@ -73,7 +73,8 @@ def draw_elbo(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
         styles = ["solid", "dashed", "dotted"]
         if len(dimensions) == 3:
             named = ", ".join(f"{s}: {d}" for s, d in zip(styles, dimensions, strict=True))
-            right.text(0.98, 0.03, f"dimensions {named}", transform=right.transAxes, ha="right")
+            note = f"{named} dimensions"
+            right.text(0.98, 0.03, note, transform=right.transAxes, ha="right")
         figure.savefig(path, dpi=100)
 
 
