@@ -100,7 +100,7 @@ NORMAL_PRIOR = Normal(0.0, 1.0)
 GAMMA_PRIOR = Gamma(1.0, 1.0)
 BETA_PRIOR = Beta(1.0, 1.0)
 
-# The starts were chosen on validation images: docs/reparameterization.md.
+# What other starts give on validation images is in docs/reparameterization.md.
 LATENTS = {
     "normal": Latent(
         outputs=2,

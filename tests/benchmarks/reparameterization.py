@@ -7,9 +7,10 @@
 A case draws samples and differentiates their sum, in float64 on one thread. Each sample has
 parameters of its own; all of a mixture share theirs. Each case has a fresh process, in which
 torch's implementation and this one take turns; TensorFlow Probability (compiled by JAX) has
-another. Times are medians. Errors are the largest of ``dz/dphi`` relative to central differences
-of the CDF in 60 digits (mpmath), at the samples drawn; where the gradient goes through other
-variables than the sample alone, there is nothing to compare.
+another. Times are medians of CPU time, which other processes change less than the clock's. Errors
+are the largest of ``dz/dphi`` relative to central differences of the CDF in 60 digits (mpmath), at
+the samples drawn; where the gradient goes through other variables than the sample alone, there is
+nothing to compare.
 """
 
 import argparse
@@ -110,11 +111,11 @@ def measure_torch(case, rounds, scale):
     seconds = {name: [] for name in samplers}
     for round in range(-1, rounds):
         for name, sampler in samplers.items():
-            start = time.perf_counter()
+            start = time.process_time()
             z = sampler(case, phi, mixture_shape(case, scale))
             torch.autograd.grad(z.sum(), phi)
             if round >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return {
         name: {"ms": milliseconds(seconds[name]), "points": points_of(case, name, sampler, phi)}
         for name, sampler in samplers.items()
@@ -197,9 +198,9 @@ def measure_tfp(case, rounds, scale):
     phi = [jnp.asarray(p) for p in parameters(case, scale)]
     seconds = []
     for round in range(-1, rounds):
-        start = time.perf_counter()
+        start = time.process_time()
         gradients, z = jax.block_until_ready(gradient(phi, jax.random.PRNGKey(round + 1)))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     points = None
     if comparable(case, "tfp"):
         points = [c[: POINTS[case]].tolist() for c in (*phi, z, *gradients)]

@@ -279,7 +279,8 @@ def student_t_motion(t: Tensor | float, df: Tensor | float) -> tuple[Tensor, Ten
     Returns
     -------
     tuple of Tensor
-        ``ln F(t)``, ``ln(1 - F(t))`` and ``dt/dn``, from one evaluation.
+        ``ln F(t)``, ``ln(1 - F(t))`` and ``dt/dn``, from one evaluation, with derivatives of first
+        order.
 
     Raises
     ------

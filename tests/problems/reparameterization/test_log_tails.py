@@ -123,10 +123,10 @@ def test_every_mode(name, side):
     check_every_mode(lambda x, p: pair(x, p)[side], *double(x[:2], p[:2]))
 
 
-@pytest.mark.parametrize("place, orders", [(0, 2), (1, 2), (2, 1)], ids=["below", "above", "slope"])
-def test_every_mode_of_the_motion(place, orders):
+@pytest.mark.parametrize("place", range(3), ids=["below", "above", "slope"])
+def test_every_mode_of_the_motion(place):
     function = lambda t, df: student_t_motion(t, df)[place]
-    check_every_mode(function, *double([-1.5, 0.3], [0.7, 3.0]), orders=orders)
+    check_every_mode(function, *double([-1.5, 0.3], [0.7, 3.0]), orders=1)
 
 
 # -------------------------------------------------------------------------------------- the ends
