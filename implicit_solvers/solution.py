@@ -45,6 +45,8 @@ class Status(enum.IntEnum):
     BREAKDOWN = 7
     REJECTED = 8
     BRACKET = 9
+    INFEASIBLE = 10
+    UNBOUNDED = 11
 
     @property
     def help(self) -> str:
@@ -73,8 +75,8 @@ _HELP = {
         "there and has no derivative; start elsewhere, or regularize the problem"
     ),
     Status.INDEFINITE: (
-        "the operator is not positive definite, which this solver needs: use LU() or GMRES(), or "
-        "add damping"
+        "the operator (of a quadratic program, Q) is not positive definite (semidefinite), which "
+        "this solver needs: use LU() or GMRES(), or add damping"
     ),
     Status.BREAKDOWN: (
         "the Krylov space stopped growing before the residual met the tolerance: the operator is "
@@ -87,6 +89,14 @@ _HELP = {
     Status.BRACKET: (
         "the function has the same sign at both ends of the bracket, or wherever one was searched "
         "for: pass bracket=(lo, hi) with values of different sign, or use Newton()"
+    ),
+    Status.INFEASIBLE: (
+        "the constraints contradict each other, as multipliers found on the way prove: no point "
+        "meets them all; relax a constraint"
+    ),
+    Status.UNBOUNDED: (
+        "the objective falls without end along a direction that the constraints allow: add the "
+        "constraints that are missing, or a quadratic term"
     ),
 }
 

@@ -1,0 +1,145 @@
+"""Boxes, and the balls of two norms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.problems.projections.simplex import shrink
+from implicit_solvers.problems.projections.validation import check_array, read_radius
+
+__all__ = ["project_box", "project_l1_ball", "project_l2_ball"]
+
+
+def project_box(v: Tensor, lower: float | Tensor, upper: float | Tensor) -> Tensor:
+    """Project onto the box ``{x : lower <= x <= upper}``.
+
+    Parameters
+    ----------
+    v
+        ``(..., n)``, floating.
+    lower, upper
+        Numbers, or tensors that broadcast to ``v``; infinite where there is no bound. Where a
+        tensor has ``lower > upper`` the result is NaN.
+
+    Returns
+    -------
+    Tensor
+        Like ``v``, differentiable in all three. At a bound there is a kink; the derivative there
+        is the one from inside.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Examples
+    --------
+    >>> project_box(torch.tensor([-2.0, 0.5, 3.0]), 0.0, 1.0)
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    v = check_array("v", v)
+    lo, hi = _bound("lower", lower, v), _bound("upper", upper, v)
+    numbers = not isinstance(lower, Tensor) and not isinstance(upper, Tensor)
+    if numbers and not lower <= upper:
+        raise ValueError(f"lower is {lower} and upper is {upper}: pass lower <= upper")
+    inside = torch.where(v < lo, lo, torch.where(v > hi, hi, v))
+    return torch.where(lo <= hi, inside, torch.nan)
+
+
+def _bound(name: str, bound: float | Tensor, v: Tensor) -> Tensor:
+    if not isinstance(bound, Tensor):
+        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+            raise TypeError(f"{name} is a {type(bound).__name__}: pass a number or a tensor")
+        return v.new_tensor(bound)
+    if bound.dtype != v.dtype or bound.device != v.device:
+        raise TypeError(
+            f"{name} is {bound.dtype} on {bound.device}, and v is {v.dtype} on {v.device}: use "
+            "one dtype and device"
+        )
+    try:
+        fits = torch.broadcast_shapes(bound.shape, v.shape) == v.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} has the shape {tuple(bound.shape)}, which does not broadcast to that of v, "
+            f"{tuple(v.shape)}"
+        )
+    return bound
+
+
+def project_l1_ball(v: Tensor, radius: float | Tensor = 1.0) -> Tensor:
+    r"""Project onto the ball ``{x : sum_i |x_i| <= radius}``.
+
+    The nearest point is ``v`` itself, or ``x_i = sign(v_i) max(|v_i| - tau, 0)`` with the ``tau``
+    that puts it on the boundary: sparse.
+
+    Parameters
+    ----------
+    v
+        ``(..., n)``, floating; each row is projected.
+    radius
+        As in `project_simplex`.
+
+    Returns
+    -------
+    Tensor
+        Like ``v``, differentiable in ``v`` and ``radius``, kinks aside.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Notes
+    -----
+    Source: Duchi et al., "Efficient Projections onto the l1-Ball for Learning in High Dimensions"
+    (2008).
+
+    Examples
+    --------
+    >>> project_l1_ball(torch.tensor([1.0, -0.5, 0.125]))
+    tensor([ 0.7500, -0.2500,  0.0000])
+    """
+    v = check_array("v", v)
+    size = read_radius(radius, v)
+    sizes = v.abs()
+    shrunk = v.sign() * shrink(sizes, size)
+    return torch.where(sizes.sum(-1, keepdim=True) <= size, v, shrunk)
+
+
+def project_l2_ball(v: Tensor, radius: float | Tensor = 1.0) -> Tensor:
+    r"""Project onto the ball ``{x : |x|_2 <= radius}``: ``v``, or ``radius v / |v|``.
+
+    Parameters
+    ----------
+    v
+        ``(..., n)``, floating; each row is projected.
+    radius
+        As in `project_simplex`.
+
+    Returns
+    -------
+    Tensor
+        Like ``v``, differentiable in ``v`` and ``radius``; on the sphere, the derivative is the
+        one from inside.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Examples
+    --------
+    >>> project_l2_ball(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
+    v = check_array("v", v)
+    size = read_radius(radius, v)
+    largest = v.detach().abs().amax(-1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)
+    squares = (v / scale).square().sum(-1, keepdim=True)  # of one at least: no overflow
+    inside = squares.sqrt() * scale <= size
+    norm = torch.where(inside & (size > 0), 1.0, squares).sqrt() * scale
+    return torch.where(inside, v, size * (v / norm))

@@ -1,0 +1,55 @@
+"""What the projections require of their inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_array", "check_number", "read_radius"]
+
+
+def check_array(name: str, value: Any, dims: int = 1) -> Tensor:
+    """Return a floating tensor of at least ``dims`` dimensions, none of the last empty."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}: pass a tensor")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} is {value.dtype}: pass float32 or float64")
+    what = "a vector" if dims == 1 else "a matrix"
+    if value.dim() < dims or 0 in value.shape[value.dim() - dims :]:
+        raise ValueError(
+            f"{name} has the shape {tuple(value.shape)}: pass {what} with entries, lanes in front"
+        )
+    return value
+
+
+def check_number(name: str, value: float, least: float, strict: bool = True) -> float:
+    """Return a number above (or at) a bound."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a {type(value).__name__}: pass a number or a tensor")
+    if not (value > least or (value == least and not strict)):
+        raise ValueError(f"{name} is {value}: pass a number {'above' if strict else '>='} {least}")
+    return float(value)
+
+
+def read_radius(radius: float | Tensor, like: Tensor) -> Tensor:
+    """Return radii ``(..., 1)`` for rows ``(..., n)``, NaN where one is not positive."""
+    if not isinstance(radius, Tensor):
+        return like.new_full((1,), check_number("radius", radius, 0.0))
+    if radius.dtype != like.dtype or radius.device != like.device:
+        raise TypeError(
+            f"radius is {radius.dtype} on {radius.device}, and v is {like.dtype} on "
+            f"{like.device}: use one dtype and device"
+        )
+    lanes = tuple(like.shape[:-1])
+    try:
+        fits = tuple(torch.broadcast_shapes(radius.shape, lanes)) == lanes
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"radius has the shape {tuple(radius.shape)}, and v has lanes {lanes}: pass a number, "
+            "or a tensor that broadcasts to the lanes"
+        )
+    return torch.where(radius > 0, radius, torch.nan).unsqueeze(-1)

@@ -1,0 +1,42 @@
+"""The polish: solve on the set of constraints that seem active."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.problems.qp.condensed import solve_condensed
+from implicit_solvers.problems.qp.kkt import times
+from implicit_solvers.problems.qp.standard_form import Program
+
+__all__ = ["solve_on_active_set"]
+
+
+def solve_on_active_set(
+    program: Program,
+    z: Tensor,
+    slope: Tensor,
+    excess: Tensor,
+    L: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Make the rows with a weight equalities, drop the others, and solve.
+
+    Returns where it starts from, the present iterate without the multipliers dropped, and the
+    move from there: two steps of the method of multipliers.
+    """
+    Q, p, R = program.Q, program.p, program.R
+    n = p.shape[-1]
+    y = z[:, n:]
+    kept = torch.where(weights > 0, y, 0.0)
+    slope = slope + times(R.mT, kept - y)
+    excess = torch.where(weights > 0, excess, 0.0)
+    dx, dy = torch.zeros_like(p), torch.zeros_like(y)
+    slope_left, excess_left = slope, excess
+    for _ in range(2):
+        step = -solve_condensed(L, slope_left + times(R.mT, weights * excess_left))
+        dx = dx + step
+        dy = dy + weights * (times(R, step) + excess_left)
+        slope_left = slope + times(Q, dx) + times(R.mT, dy)
+        excess_left = torch.where(weights > 0, excess + times(R, dx), 0.0)
+    return torch.cat([z[:, :n], kept], -1), torch.cat([dx, dy], -1)
