@@ -19,7 +19,9 @@ def regression(budget):
     Q[:d, :d] = X[train].T @ X[train] / 300
     p = torch.cat([-X[train].T @ y[train] / 300, torch.zeros(d).double()])
     eye, one = torch.eye(d).double(), torch.ones(1, d).double()
-    G = torch.cat([torch.cat([eye, -eye], 1), torch.cat([-eye, -eye], 1), torch.cat([0 * one, one], 1)])
+    G = torch.cat(
+        [torch.cat([eye, -eye], 1), torch.cat([-eye, -eye], 1), torch.cat([0 * one, one], 1)]
+    )
     h = torch.cat([torch.zeros(*budget.shape, 2 * d).double(), budget.unsqueeze(-1)], -1)
     return quadratic_program(Q, p, G, h).value.x[..., :d]
 
@@ -33,11 +35,23 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained"
 at = budgets.detach()
 for name, path in zip(data.feature_names, w.T.detach(), strict=True):
     strong = path.abs().max() > 0.12
-    left.plot(at, path, label=name if strong else None, color=None if strong else "0.75", linewidth=1.5 if strong else 1)
+    left.plot(
+        at,
+        path,
+        label=name if strong else None,
+        color=None if strong else "0.75",
+        linewidth=1.5 if strong else 1,
+    )
 left.set(xlabel="budget", ylabel="coefficient", title="the coefficients enter one by one")
 left.legend(fontsize="small")
 right.plot(at, errors.detach(), color="tab:blue")
 for i in range(4, 60, 11):
     along = torch.tensor([-0.07, 0.07]).double()
-    right.plot(at[i] + along, errors[i].detach() + slopes[i] * along, color="tab:red", linewidth=2.5)
-right.set(xlabel="budget", ylabel="mean squared error", title="held-out error, and its slope by the library (red)")
+    right.plot(
+        at[i] + along, errors[i].detach() + slopes[i] * along, color="tab:red", linewidth=2.5
+    )
+right.set(
+    xlabel="budget",
+    ylabel="mean squared error",
+    title="held-out error, and its slope by the library (red)",
+)

@@ -47,6 +47,15 @@ with torch.no_grad():
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 left.semilogy(losses, color="tab:blue")
-left.set(xlabel="step", ylabel="cross-entropy", title=f"learning: {accuracy:.0%} of the test images right")
+left.set(
+    xlabel="step",
+    ylabel="cross-entropy",
+    title=f"learning: {accuracy:.0%} of the test images right",
+)
 right.plot(active, color="tab:red")
-right.set(xlabel="step", ylabel="share of constraints active", ylim=(0, 0.5), title="the learned constraints are in use")
+right.set(
+    xlabel="step",
+    ylabel="share of constraints active",
+    ylim=(0, 0.5),
+    title="the learned constraints are in use",
+)

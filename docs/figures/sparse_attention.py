@@ -33,7 +33,13 @@ axes = left.subplots()
 for alpha, name in ((1.0, "softmax"), (1.5, "entmax, 1.5"), (2.0, "sparsemax")):
     weights, loss = learned(alpha)
     positive = weights[query][weights[query] > 0].sort(descending=True).values
-    axes.loglog(range(1, len(positive) + 1), positive, "o-", markersize=3, label=f"{name}: {len(positive)} images, loss {loss:.3f}")
+    axes.loglog(
+        range(1, len(positive) + 1),
+        positive,
+        "o-",
+        markersize=3,
+        label=f"{name}: {len(positive)} images, loss {loss:.3f}",
+    )
     if alpha == 1.5:
         shown = weights[query]
 axes.set(xlabel="image, in the order of its weight", ylabel="weight", ylim=(1e-5, 5))

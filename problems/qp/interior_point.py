@@ -321,7 +321,7 @@ class InteriorPoint:
         a = reach(dy, ds)
         mu_predicted = _complementarity(s + a * ds, state.y + a * dy).unsqueeze(-1)
         target = (mu_predicted / mu).pow(3) * mu
-        # where the prediction reaches but a part of the way, steps with the whole correction can cycle
+        # after a short predictor step the whole correction can make the iteration cycle
         dx, dy, ds = direction(s * duals + a * ds * dy[:, :m] - target)
         length = reach(dy, ds)
         a = _TO_THE_BOUNDARY * length
