@@ -83,7 +83,7 @@ def adapt(
         and does not judge them, as the paper's algorithm 2 does; the derivative is an estimate
         then, as it is wherever ``phi`` is not the minimum.
     adjoint
-        How lemma 1's system is solved; the paper's 5 steps of CG. `GMRES` where the strength is
+        How lemma 1's system is solved; the paper's 5 steps of CG. `MINRES` where the strength is
         below the most negative curvature, `neumann_adjoint` for the series.
     damping
         A share of the strength that is added in lemma 1's system only:

@@ -55,7 +55,8 @@ class Imaml:
         a function ``solver(objective, theta) -> phi``.
     adjoint
         How the linear system is solved: ``CG`` with a budget of 5 steps, or to a tolerance;
-        ``GMRES`` where the strength is below the most negative curvature; `neumann_adjoint`.
+        ``MINRES`` or ``GMRES`` where the strength is below the most negative curvature;
+        `neumann_adjoint`.
     damping
         A share of the strength that is added to the linear system alone.
 

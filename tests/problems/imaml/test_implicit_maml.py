@@ -158,7 +158,7 @@ def test_the_budgets_of_algorithm_2_step_by_step():
     assert max(outer) > 1e-3  # far from solved: the residual means something
 
 
-INDEFINITE = {"GMRES": ims.GMRES(), "LU": ims.LU()}
+INDEFINITE = {"MINRES": ims.MINRES(), "GMRES": ims.GMRES(), "LU": ims.LU()}
 
 
 @pytest.mark.parametrize("name", INDEFINITE)

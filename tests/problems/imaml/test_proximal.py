@@ -161,6 +161,30 @@ def test_failures_stay_failures():
     torch.testing.assert_close(slope, torch.tensor(4.0).double())
 
 
+def test_a_minimum_that_was_not_reached_has_no_derivative():
+    a = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    curvatures = torch.tensor([10.0, 1e-3, 10.0], dtype=torch.float64)
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+
+    def lane(a, curvature):
+        def objective(phi, scale):
+            return curvature * (phi - scale * a) ** 2 / 2
+
+        solver = ims.GradientDescent(0.1, max_steps=5)  # one step where the curvature is 10
+        found = ims.minimize(
+            objective, torch.zeros_like(a), (scale,), solver=solver, on_failure="mask"
+        )
+        attached = attach_minimum(objective, found, (scale,), adjoint=CG, on_failure="mask")
+        return attached.value, attached.status
+
+    values, statuses = vmap(lane)(a, curvatures)
+    assert statuses.tolist() == [0, ims.Status.MAX_STEPS, 0]
+    torch.testing.assert_close(values[[0, 2]], a[[0, 2]])
+    assert values[1].isfinite()
+    slope = torch.autograd.grad(values.sum(), scale)[0]
+    torch.testing.assert_close(slope, torch.tensor(4.0).double())
+
+
 def test_a_point_that_is_not_finite_is_an_error():
     a = torch.tensor(1.0, requires_grad=True)
     with pytest.raises(ims.ConvergenceError, match="parabola"):

@@ -1,0 +1,440 @@
+"""Time of iMAML's meta-gradient: the tables of docs/imaml.md.
+
+    OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/imaml.py
+    ... --torchopt PYTHON     # of an environment with torchopt and torch
+    ... --jax PYTHON          # of an environment with jax
+    ... --convolutions        # the few-shot network too: vmap, a loop, and which one is chosen
+
+32 tasks of sine regression, 10 points to learn from and 10 of the query, a network with two hidden
+layers of 40 (tanh), 16 inner steps, 5 steps of CG, float64, one thread. Every side gets the same
+numbers, lives in a process of its own, and computes the gradient that a plain loop in this file
+does; its distance from that is checked before it is timed. Sides take turns. A time is the
+processor's, the median over rounds, and the best; a ratio is the median of the rounds' ratios, so
+that other load on the machine falls on all sides.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+TASKS, POINTS, WIDTH = 32, 10, 40
+STEPS, CG_STEPS, LR, STRENGTH = 16, 5, 0.05, 2.0
+SIDES = {
+    "ours": "this library, `vmap`",
+    "ours_loop": "this library, task by task",
+    "func": "hand-written `torch.func`",
+    "plain": "hand-written loop over tasks",
+    "torchopt": "TorchOpt, `custom_root`",
+    "torchopt_module": "TorchOpt, `ImplicitMetaGradientModule`",
+    "jax": "JAX, `vmap` and `jit`",
+}
+
+
+def numbers():
+    """Return the parameters and the data (tasks, points, 1), as float64 arrays."""
+    rng = np.random.default_rng(0)
+    sizes = [(1, WIDTH), (WIDTH, WIDTH), (WIDTH, 1)]
+    theta = []
+    for fan_in, fan_out in sizes:
+        theta += [
+            rng.normal(size=(fan_in, fan_out)) / 2 / fan_in**0.5,
+            0.1 * rng.normal(size=fan_out),
+        ]
+    x = rng.uniform(-3, 3, (TASKS, 2 * POINTS, 1))
+    y = rng.uniform(0.5, 1.5, (TASKS, 1, 1)) * np.sin(x + rng.uniform(0, np.pi, (TASKS, 1, 1)))
+    return theta, (x[:, :POINTS], y[:, :POINTS]), (x[:, POINTS:], y[:, POINTS:])
+
+
+# ------------------------------------------------------------------------------------- the sides
+
+
+def torch_numbers():
+    import torch
+
+    torch.set_num_threads(1)
+    theta, *data = numbers()
+    return [torch.from_numpy(t) for t in theta], *(
+        tuple(map(torch.from_numpy, pair)) for pair in data
+    )
+
+
+def loss_of(phi, x, y, tanh):
+    w1, b1, w2, b2, w3, b3 = phi
+    out = tanh(tanh(x @ w1 + b1) @ w2 + b2) @ w3 + b3
+    return ((out - y) ** 2).mean()
+
+
+def ours(loop=False):
+    import torch
+
+    import implicit_solvers as ims
+    from implicit_solvers.problems import imaml
+
+    theta, supports, queries = torch_numbers()
+    method = imaml.Imaml(
+        STRENGTH,
+        ims.GradientDescent(LR, max_steps=STEPS, rtol=None),
+        ims.ImplicitAdjoint(ims.CG(max_steps=CG_STEPS, rtol=None)),
+    )
+
+    def model(phi, x):
+        w1, b1, w2, b2, w3, b3 = phi
+        return torch.tanh(torch.tanh(x @ w1 + b1) @ w2 + b2) @ w3 + b3
+
+    def criterion(out, y):
+        return (out - y).square().mean()
+
+    batching = imaml.Batching.LOOP if loop else imaml.Batching.VMAP
+
+    def call():
+        got = method.meta_gradient(model, criterion, theta, supports, queries, batching=batching)
+        assert not got.left_out.any()
+        return got.gradient
+
+    return call
+
+
+def ours_loop():
+    return ours(loop=True)
+
+
+def func():
+    """Write the algorithm for one task, as short as it can be, and let ``vmap`` batch it."""
+    import torch
+    from torch.func import grad, vjp, vmap
+
+    theta, supports, queries = torch_numbers()
+
+    def dot(u, v):
+        return sum((a * b).sum() for a, b in zip(u, v, strict=True))
+
+    def task(x, y, query_x, query_y):
+        def inner(phi):
+            pull = sum((p - t).square().sum() for p, t in zip(phi, theta, strict=True))
+            return loss_of(phi, x, y, torch.tanh) + STRENGTH / 2 * pull
+
+        phi = theta
+        for _ in range(STEPS):
+            phi = [p - LR * g for p, g in zip(phi, grad(inner)(phi), strict=True)]
+        b = grad(lambda phi: loss_of(phi, query_x, query_y, torch.tanh))(phi)
+        _, product = vjp(grad(inner), phi)
+        w, r, p = [torch.zeros_like(t) for t in b], b, b
+        rr = dot(r, r)
+        for _ in range(CG_STEPS):
+            (Ap,) = product(p)
+            a = rr / dot(p, Ap)
+            w = [s + a * t for s, t in zip(w, p, strict=True)]
+            r = [s - a * t for s, t in zip(r, Ap, strict=True)]
+            rr, old = dot(r, r), rr
+            p = [s + rr / old * t for s, t in zip(r, p, strict=True)]
+        return [STRENGTH * t for t in w]
+
+    return lambda: [t.mean(0) for t in vmap(task)(*supports, *queries)]
+
+
+def plain():
+    """Write the algorithm with `torch.autograd.grad`, task by task."""
+    import torch
+
+    theta, supports, queries = torch_numbers()
+
+    def dot(u, v):
+        return sum((a * b).sum() for a, b in zip(u, v, strict=True))
+
+    def task(x, y, query_x, query_y):
+        def inner(phi):
+            pull = sum((p - t).square().sum() for p, t in zip(phi, theta, strict=True))
+            return loss_of(phi, x, y, torch.tanh) + STRENGTH / 2 * pull
+
+        phi = [t.clone().requires_grad_() for t in theta]
+        for _ in range(STEPS):
+            slopes = torch.autograd.grad(inner(phi), phi)
+            phi = [(p - LR * g).detach().requires_grad_() for p, g in zip(phi, slopes, strict=True)]
+        b = torch.autograd.grad(loss_of(phi, query_x, query_y, torch.tanh), phi)
+        slopes = torch.autograd.grad(inner(phi), phi, create_graph=True)
+        w, r, p = [torch.zeros_like(t) for t in b], b, b
+        rr = dot(r, r)
+        for _ in range(CG_STEPS):
+            Ap = torch.autograd.grad(slopes, phi, p, retain_graph=True)
+            a = rr / dot(p, Ap)
+            w = [s + a * t for s, t in zip(w, p, strict=True)]
+            r = [s - a * t for s, t in zip(r, Ap, strict=True)]
+            rr, old = dot(r, r), rr
+            p = [s + rr / old * t for s, t in zip(r, p, strict=True)]
+        return [STRENGTH * t for t in w]
+
+    def call():
+        total = [torch.zeros_like(t) for t in theta]
+        for data in zip(*supports, *queries, strict=True):
+            total = [s + t for s, t in zip(total, task(*data), strict=True)]
+        return [t / TASKS for t in total]
+
+    return call
+
+
+def torchopt():
+    import torch
+    import torchopt
+    from torchopt.diff.implicit import custom_root
+
+    theta, supports, queries = torch_numbers()
+
+    def inner(phi, theta, x, y):
+        pull = sum((p - t).square().sum() for p, t in zip(phi, theta, strict=True))
+        return loss_of(phi, x, y, torch.tanh) + STRENGTH / 2 * pull
+
+    slope = torch.func.grad(inner)
+    cg = torchopt.linear_solve.solve_cg(maxiter=CG_STEPS, rtol=0.0, atol=0.0)
+
+    @custom_root(slope, argnums=1, solve=cg)
+    def solve(phi, theta, x, y):
+        for _ in range(STEPS):
+            with torch.enable_grad():
+                phi = tuple(p.detach().requires_grad_() for p in phi)
+                slopes = torch.autograd.grad(inner(phi, theta, x, y), phi)
+            phi = tuple(p.detach() - LR * g for p, g in zip(phi, slopes, strict=True))
+        return phi
+
+    def call():
+        leaves = tuple(t.clone().requires_grad_() for t in theta)
+        start = tuple(t.clone() for t in theta)
+        total = 0.0
+        for x, y, query_x, query_y in zip(*supports, *queries, strict=True):
+            total = total + loss_of(solve(start, leaves, x, y), query_x, query_y, torch.tanh)
+        return torch.autograd.grad(total / TASKS, leaves)
+
+    return call
+
+
+def torchopt_module():
+    import torch
+    import torchopt
+
+    theta, supports, queries = torch_numbers()
+    cg = torchopt.linear_solve.solve_cg(maxiter=CG_STEPS, rtol=0.0, atol=0.0)
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.phi = torch.nn.ParameterList([t.clone() for t in theta])
+
+        def forward(self, x, y):
+            return loss_of(self.phi, x, y, torch.tanh)
+
+    class Adapted(torchopt.nn.ImplicitMetaGradientModule, linear_solve=cg):
+        def __init__(self, meta):
+            super().__init__()
+            self.meta = meta
+            self.net = torchopt.module_clone(meta, by="deepcopy", detach_buffers=True)
+
+        def objective(self, x, y):
+            pairs = zip(self.parameters(), self.meta_parameters(), strict=True)
+            pull = sum((p - t).square().sum() for p, t in pairs)
+            return self.net(x, y) + STRENGTH / 2 * pull
+
+        def solve(self, x, y):
+            parameters = tuple(self.parameters())
+            with torch.enable_grad():
+                for _ in range(STEPS):
+                    slopes = torch.autograd.grad(self.objective(x, y), parameters)
+                    with torch.no_grad():
+                        for p, g in zip(parameters, slopes, strict=True):
+                            p -= LR * g
+            return self
+
+    meta = Network()
+
+    def call():
+        total = 0.0
+        for x, y, query_x, query_y in zip(*supports, *queries, strict=True):
+            total = total + Adapted(meta).solve(x, y).net(query_x, query_y)
+        return torch.autograd.grad(total / TASKS, tuple(meta.parameters()))
+
+    return call
+
+
+def jax():
+    import os
+
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    theta, supports, queries = numbers()
+    theta = [jnp.asarray(t) for t in theta]
+    data = [jnp.asarray(a) for a in (*supports, *queries)]
+    tree = jax.tree_util.tree_map
+
+    def dot(u, v):
+        return sum(jnp.vdot(a, b) for a, b in zip(u, v, strict=True))
+
+    def task(theta, x, y, query_x, query_y):
+        def inner(phi):
+            pull = sum(((p - t) ** 2).sum() for p, t in zip(phi, theta, strict=True))
+            return loss_of(phi, x, y, jnp.tanh) + STRENGTH / 2 * pull
+
+        def step(_, phi):
+            return tree(lambda p, g: p - LR * g, phi, jax.grad(inner)(phi))
+
+        phi = jax.lax.fori_loop(0, STEPS, step, theta)
+        b = jax.grad(lambda phi: loss_of(phi, query_x, query_y, jnp.tanh))(phi)
+        _, product = jax.linearize(jax.grad(inner), phi)
+
+        def cg(_, state):
+            w, r, p, rr = state
+            Ap = product(p)
+            a = rr / dot(p, Ap)
+            w = tree(lambda s, t: s + a * t, w, p)
+            r = tree(lambda s, t: s - a * t, r, Ap)
+            new = dot(r, r)
+            return w, r, tree(lambda s, t: s + new / rr * t, r, p), new
+
+        zero = tree(jnp.zeros_like, b)
+        w, *_ = jax.lax.fori_loop(0, CG_STEPS, cg, (zero, b, b, dot(b, b)))
+        return tree(lambda t: STRENGTH * t, w)
+
+    batched = jax.jit(
+        lambda theta, *data: tree(
+            lambda t: t.mean(0), jax.vmap(task, in_axes=(None, 0, 0, 0, 0))(theta, *data)
+        )
+    )
+    return lambda: jax.block_until_ready(batched(theta, *data))
+
+
+# --------------------------------------------------------------------------------- taking turns
+
+
+def serve(side):
+    """Answer each line on standard input: the gradient at first, then the seconds of a call."""
+    call = globals()[side]()
+    gradient = [np.asarray(t).tolist() for t in call()]
+    print(json.dumps(gradient), flush=True)
+    for _ in sys.stdin:
+        start = time.process_time()
+        call()
+        print(json.dumps(time.process_time() - start), flush=True)
+
+
+class Side:
+    """A process that computes meta-gradients when asked to."""
+
+    def __init__(self, name, python):
+        self.process = subprocess.Popen(
+            [python, "-W", "ignore", __file__, "--serve", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.seconds = []
+        self.gradient = np.concatenate([np.ravel(t) for t in self._answer()])
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a side ended before it answered: see its error above")
+        return json.loads(line)
+
+    def call(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(pythons, rounds):
+    """Print a line for each side: times, the ratio to ours, and the distance of the gradient."""
+    sides = {name: Side(name, python) for name, python in pythons.items()}
+    reference = np.concatenate([np.ravel(t) for t in plain()()])
+    for name, side in sides.items():
+        error = np.linalg.norm(side.gradient - reference) / np.linalg.norm(reference)
+        if not error < 1e-9:
+            raise SystemExit(f"{name}: the gradient is {error:.1e} from the reference: not timed")
+    for round in range(-1, rounds):
+        for side in sides.values():
+            seconds = side.call()
+            if round >= 0:
+                side.seconds.append(seconds)
+    print("| | ms, median | ms, best | times ours |\n|---|---|---|---|")
+    for name, side in sides.items():
+        ratios = [s / o for s, o in zip(side.seconds, sides["ours"].seconds, strict=True)]
+        print(
+            f"| {SIDES[name]} | {1e3 * statistics.median(side.seconds):.1f} | "
+            f"{1e3 * min(side.seconds):.1f} | {statistics.median(ratios):.2f} |"
+        )
+        side.close()
+
+
+def convolutions(rounds):
+    """Print the seconds of a task by `vmap` and by a loop, and the choice, for three batches."""
+    import torch
+    import torch.nn.functional as F
+
+    from implicit_solvers.problems import imaml
+    from implicit_solvers.problems.cli.imaml.networks import classifier, initial_parameters
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    network = classifier(28, 1, 32, 5)
+    model, _ = imaml.functional_model(network)
+    theta = initial_parameters(network, generator)
+    method = imaml.Imaml(STRENGTH)
+    print("| tasks together | `vmap`, s a task | loop, s a task | chosen |\n|---|---|---|---|")
+    for tasks in (1, 4, 8):
+        supports, queries = (
+            (
+                torch.rand(tasks, 5 * n, 1, 28, 28, generator=generator),
+                torch.arange(5).repeat_interleave(n).expand(tasks, -1),
+            )
+            for n in (1, 10)
+        )
+
+        def call(supports, queries, batching):
+            method.meta_gradient(
+                model, F.cross_entropy, theta, supports, queries, batching=batching
+            )
+
+        seconds = {batching: [] for batching in imaml.Batching}
+        for _ in range(rounds):
+            for batching, measured in seconds.items():
+                start = time.process_time()
+                call(supports, queries, batching)
+                measured.append((time.process_time() - start) / tasks)
+        choice = imaml.faster_batching(call, supports, queries)
+        vmap, loop = (statistics.median(measured) for measured in seconds.values())
+        print(f"| {tasks} | {vmap:.3f} | {loop:.3f} | {choice.batching.value} |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--torchopt", metavar="PYTHON", help="interpreter with torchopt and torch")
+    parser.add_argument("--jax", metavar="PYTHON", help="interpreter with jax")
+    parser.add_argument("--convolutions", action="store_true", help="time the few-shot network too")
+    arguments = parser.parse_args()
+    if arguments.serve:
+        return serve(arguments.serve)
+    pythons = dict.fromkeys(("ours", "ours_loop", "func", "plain"), sys.executable)
+    if arguments.torchopt:
+        pythons["torchopt"] = pythons["torchopt_module"] = arguments.torchopt
+    if arguments.jax:
+        pythons["jax"] = arguments.jax
+    compare(pythons, arguments.rounds)
+    if arguments.convolutions:
+        convolutions(max(3, arguments.rounds // 4))
+    return None
+
+
+if __name__ == "__main__":
+    main()
