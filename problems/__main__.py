@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from implicit_solvers.problems.cli import check, demo, reparam
+from implicit_solvers.problems.cli import check, demo, ernn, imaml, reparam
 
 __all__ = ["main"]
 
@@ -44,6 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Experiments on gradients of expectations by implicit reparameterization.",
     )
     reparam.add_arguments(command)
+    command = commands.add_parser(
+        "imaml",
+        help="meta-learning by implicit gradients: one method, tables and figures",
+        description="Meta-learn with one method on one kind of tasks, and score it on unseen ones. "
+        "Experiments with many methods are commands of their own.",
+    )
+    imaml.add_arguments(command)
+    command = commands.add_parser(
+        "ernn",
+        help="recurrent networks on an equilibrium manifold: training, gradients, trajectories",
+        description="Experiments on recurrent networks whose states are equilibria.",
+    )
+    ernn.add_arguments(command)
     arguments = parser.parse_args(argv)
     missing = [name for name in arguments.modules if not _importable(name)]
     if missing:

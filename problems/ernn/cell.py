@@ -16,6 +16,7 @@ from implicit_solvers.problems.ernn.definition import (
     memoryless,
     unrolled,
 )
+from implicit_solvers.problems.ernn.fused import FUSED, fused_memoryless
 from implicit_solvers.problems.ernn.initialization import factors_of
 from implicit_solvers.problems.ernn.leak import Leak
 from implicit_solvers.problems.ernn.modes import Equilibrium, Unrolled
@@ -269,16 +270,25 @@ class ERNNCell(nn.Module):
         """Return ``h_k + a h_{k-1}`` of a cell with ``a = b``, for inputs ``(..., I)``."""
         assert isinstance(self.mode, Equilibrium)
         options = self._options(self.mode)
-        V, share = c.U / c.gamma, self.phi.slope / 2
+        V, share, phi = c.U / c.gamma, self.phi.slope / 2, self.phi.function
         R = torch.linalg.inv(torch.eye(len(V), dtype=V.dtype, device=V.device) - share * V)
         G = R @ V
-        if self.phi.function is torch.tanh:
+        if tanh := phi is torch.tanh:
             # in 2 z: tanh(z) = 2 sigmoid(2 z) - 1, and torch's sigmoid takes a tenth of its time
             drive = self.drive(x, 2 * R, -2 * G.sum(-1))
-            z = memoryless(drive, 4 * G, torch.sigmoid, share / 4, **options)
-            return (2 * torch.sigmoid(z) - 1) / c.gamma
-        z = memoryless(self.drive(x, R), G, self.phi, share, **options)
-        return self.phi(z) / c.gamma
+            G, share, phi = 4 * G, share / 4, torch.sigmoid
+        else:
+            drive = self.drive(x, R)
+        if self._fused(phi):
+            y = fused_memoryless(drive, G, phi, share, **options)
+        else:
+            y = phi(memoryless(drive, G, phi, share, **options))
+        return y * (2 / c.gamma) - 1 / c.gamma if tanh else y / c.gamma
+
+    def _fused(self, phi: Any) -> bool:
+        assert isinstance(self.mode, Equilibrium)
+        left_out = self.mode.solver is None and self.mode.adjoint is None
+        return left_out and isinstance(self.well_posed, SpectralNorm) and phi in FUSED
 
     def _options(self, mode: Equilibrium) -> dict[str, Any]:
         contraction = isinstance(self.well_posed, SpectralNorm)

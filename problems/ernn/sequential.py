@@ -52,10 +52,10 @@ def run_sequentially(
     settled: Tensor | None = None
     for drive in steps.split(cell.drive(rows)):
         count = len(drive)
-        before, h_ended = h[:count], h[count:]
+        before = h[:count]  # longer sequences come first
         start = settled[:count] - (c.b * before).detach() if settled is not None else None
         new = cell.advance(drive, before, c, start)
         settled = (new + c.b * before).detach() if warm else None
         states.append(new)
-        h = torch.cat([new, h_ended]) if len(h_ended) else new
+        h = new
     return torch.cat(states)

@@ -1,0 +1,416 @@
+"""``implicit-solvers imaml``: tiny runs of every method from end to end, and wrong use."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from implicit_solvers.problems.__main__ import main
+from implicit_solvers.problems.cli.imaml import run as run_module
+from implicit_solvers.problems.cli.imaml import training
+from implicit_solvers.problems.cli.imaml.configuration import configuration_from
+from implicit_solvers.problems.cli.imaml.problem import load_problem
+from implicit_solvers.problems.cli.imaml.run import Machine, train_and_score
+from implicit_solvers.problems.cli.imaml.training import meta_train
+from implicit_solvers.problems.data.episodes import Tasks
+from tests.problems.cli.imaml.tiny_runs import GLYPHS, METHODS, WAVES, metrics_of
+from tests.problems.data.image_folders import make_mini_imagenet, make_omniglot
+
+SMALL_WAVES = {
+    **{"data": "sinusoid", "method": "maml", "shots": 3, "queries": 4, "width": 6, "steps": 4},
+    **{"meta_batch": 3, "inner_steps": 2, "validation_tasks": 4, "evaluation_tasks": 5},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("data", [GLYPHS, WAVES], ids=["glyphs", "sinusoid"])
+def test_every_method_runs_from_end_to_end(data, method, tmp_path, capsys):
+    command = ["imaml", "--method", method, *data, "--steps", "4", "--seed", "3"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["checkpoint.pt", "config.json", "learning.png", "metrics.json"]
+    assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
+    configuration = json.loads((tmp_path / "config.json").read_text())
+    assert (configuration["method"], configuration["seed"]) == (method, 3)
+
+    metrics = metrics_of(tmp_path)
+    name = "accuracy" if data is GLYPHS else "squared error"
+    assert metrics["score"]["name"] == name
+    assert metrics["score"]["low"] <= metrics["score"]["mean"] <= metrics["score"]["high"]
+    assert metrics["score"]["tasks"] == (6 if data is GLYPHS else 5)
+    assert [steps for steps, _ in metrics["history"]["validation"]] == [2, 4]
+    assert metrics["validation"] == metrics["history"]["validation"][-1][1]
+    assert np.isfinite(np.array(metrics["history"]["loss"], dtype=float)).all()
+    assert metrics["tasks_left_out"] == []
+    assert (metrics["residuals"]["adjoint"] is not None) == method.startswith("imaml")
+    assert (metrics["residuals"]["inner"] is not None) == (method not in ("reptile", "r2d2"))
+    printed = capsys.readouterr().out
+    assert f"{method}: {name} " in printed and str(tmp_path) in printed
+
+
+@pytest.mark.parametrize("method", ["imaml-gd", "r2d2"])
+@pytest.mark.parametrize("make", [make_omniglot, make_mini_imagenet])
+def test_folders_of_images_are_learned_from(make, method, tmp_path):
+    folder = tmp_path / "images of mine"
+    folder.mkdir()
+    make(folder)
+    kind = "omniglot" if make is make_omniglot else "mini-imagenet"
+    options = [
+        *("--method", method, "--data", f"{kind}:{folder}", "--side", "8", "--width", "4"),
+        *("--ways", "2", "--queries", "1", "--steps", "2", "--meta-batch", "2"),
+        *("--inner-steps", "2", "--normalization", "group", "--strength", "50"),
+        *("--validations", "1", "--validation-tasks", "3", "--evaluation-tasks", "4"),
+    ]
+    assert main(["imaml", *options, "--out", str(tmp_path / "run")]) == 0
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["score"]["tasks"] == 4
+    assert None not in metrics["history"]["loss"]
+
+
+def test_training_lowers_the_error():
+    """R2D2 on sine waves: 60 meta-steps at least halve the error of random features."""
+    options = {**SMALL_WAVES, "method": "r2d2", "shots": 10, "width": 40, "meta_batch": 8}
+    configuration = configuration_from({**options, "steps": 60, "lr": 0.01, "scale": 1.0})
+    problem = load_problem(configuration)
+    tasks = problem.test.batch(range(200))
+
+    def error(theta):
+        scores = [
+            problem.score(
+                problem.method.adapt(problem.model, problem.criterion, theta, (sx, sy))(qx), qy
+            )
+            for sx, sy, qx, qy in zip(*tasks, strict=True)
+        ]
+        return float(torch.stack(scores).mean().detach())
+
+    theta, history = meta_train(problem, configuration, None)
+    assert error(theta) < error(problem.first) / 2
+    assert history.steps == 60
+
+
+# ---- Options ----
+
+
+@pytest.mark.parametrize("ending", ["toml", "json"])
+def test_a_file_of_options_is_overridden_by_the_command_line(ending, tmp_path):
+    options = {**SMALL_WAVES, "validations": 1}
+    path = tmp_path / f"run.{ending}"
+    if ending == "json":
+        path.write_text(json.dumps(options))
+    else:
+        lines = [f"{name.replace('_', '-')} = {json.dumps(v)}" for name, v in options.items()]
+        path.write_text("\n".join(lines))
+    for out, changes in [("file", []), ("changed", ["--inner-lr", "0.004"])]:
+        command = ["imaml", "--config", str(path), *changes, "--out", str(tmp_path / out)]
+        assert main(command) == 0
+    written = [json.loads((tmp_path / o / "config.json").read_text()) for o in ("file", "changed")]
+    assert {name: written[0][name] for name in options} == options
+    assert written[1] == {**written[0], "inner_lr": 0.004}
+    assert written[0]["inner_lr"] != 0.004
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "run.json cannot be read"),
+        ("[1]", "must hold a table of options, not list"),
+        ('{"way": 3}', "has the unknown option way: --help lists the options"),
+        ('{"ways": 0}', "ways = 0 is unfit (0 is not positive)"),
+        ('{"ways": 2.5}', "ways = 2.5 is unfit"),
+        ('{"ways": true}', "ways = True must be no truth value"),
+        ('{"pooling": 1}', "pooling = 1 must be true or false"),
+        ('{"method": "mamal"}', "method = 'mamal' is none of imaml-gd, imaml-hf, maml"),
+        ('{"strength": -1}', "strength = -1 is unfit (-1 is not positive and finite)"),
+        ('{"data": "omniglot"}', "is no data: pass glyphs, sinusoid, omniglot:FOLDER"),
+        ('{"size": "huge"}', "has the unknown option size"),
+    ],
+)
+def test_a_wrong_file_of_options_is_refused(text, message, tmp_path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    assert main(["imaml", "--config", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_of_options_is_refused(tmp_path, capsys):
+    assert main(["imaml", "--config", str(tmp_path / "none.toml"), "--out", str(tmp_path)]) == 2
+    assert "none.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strength", "0"], "--strength: 0 is not positive and finite"),
+        (["--strength", "-2"], "--strength: -2 is not positive and finite"),
+        (["--strength", "nan"], "--strength: nan is not positive and finite"),
+        (["--damping", "-1"], "--damping: -1 is not positive and finite"),
+        (["--ways", "0"], "--ways: 0 is not positive"),
+        (["--seed", "-1"], "--seed: -1 is negative"),
+        (["--data", "letters"], "'letters' is no data"),
+        (["--data", "omniglot:"], "'omniglot:' is no data"),
+        (["--method", "mamal"], "invalid choice: 'mamal'"),
+    ],
+)
+def test_unfit_options_are_refused(options, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["imaml", *options])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ways", "1"], "ways=1: a task needs two classes or more"),
+        (["--data", "sinusoid", "--ways", "5"], "ways=5: sine waves have no classes"),
+        (["--side", "15"], "side=15: glyphs have a side of 28, 14, 7 or 4 pixels"),
+        (["--shots", "2"], "images has 3 instances of each class, fewer than shots + queries"),
+        (["--ways", "2000"], "ways=2000 is more than the "),
+        (["--width", "6", "--normalization", "group"], "width=6 is no multiple of 4"),
+        (["--memory-limit", "1e-6"], "memory_limit=1e+03 bytes, and one task needs"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(options, message, tmp_path, capsys):
+    assert main(["imaml", *GLYPHS, *options, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "harm", "message"),
+    [
+        (None, "", "there is no folder"),
+        (make_omniglot, "images_background/Latin/character02/0011_01.png", "is no image, or a par"),
+        (make_mini_imagenet, "images/n0500000002.jpg", "is no image, or a part of one"),
+        (make_mini_imagenet, "val.csv", "its first line must be filename,label"),
+    ],
+)
+def test_a_missing_or_corrupt_folder_is_named(make, harm, message, tmp_path, capsys):
+    folder = tmp_path / "data"
+    kind = "mini-imagenet" if make is make_mini_imagenet else "omniglot"
+    if make:
+        folder.mkdir()
+        make(folder)
+        (folder / harm).write_bytes(b"<html>not found</html>")
+    command = ["imaml", *GLYPHS, "--data", f"{kind}:{folder}", "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert message in error and harm.split("/")[-1] in error and str(folder) in error
+
+
+def test_a_class_with_too_few_examples_is_named(tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    make_omniglot(folder)
+    command = ["imaml", *GLYPHS, "--side", "8", "--shots", "2", "--data", f"omniglot:{folder}"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "has 3 instances, fewer than shots + queries = 2 + 2" in error
+    assert "the class images_" in error
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"ways": 5}, {"width": 64, "meta_batch": 32, "inner_steps": 16, "steps": 60_000}),
+        ({"ways": 20}, {"width": 64, "meta_batch": 16, "inner_steps": 25, "steps": 60_000}),
+        (
+            {"data": "mini-imagenet:images"},
+            {"side": 84, "pooling": True, "meta_batch": 4, "inner_steps": 10, "strength": 0.5},
+        ),
+        ({"ways": 20, "meta_batch": 3, "steps": 7}, {"width": 64, "meta_batch": 3, "steps": 7}),
+    ],
+)
+def test_one_flag_gives_the_papers_size(given, expected):
+    """Its numbers for Omniglot and Mini-ImageNet; what is given overrides them."""
+    configuration = asdict(configuration_from({**given, "size": "paper"}))
+    assert {name: configuration[name] for name in expected} == expected
+
+
+def test_another_working_folder_makes_no_other_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = configuration_from({"data": "omniglot:images"})
+    assert here == configuration_from({"data": f"omniglot:{tmp_path}/images"})
+    assert here.folder == tmp_path / "images"
+
+
+# ---- Checkpoints ----
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, capsys):
+    command = ["imaml", *WAVES, "--method", "maml", "--steps", "2", "--out", str(tmp_path)]
+    assert main(command) == 0
+    before = (tmp_path / "metrics.json").read_bytes()
+    assert main([*command, "--resume", "--inner-lr", "0.003", "--seed", "5"]) == 2
+    error = capsys.readouterr().err
+    assert "was written with inner_lr 0.02, seed 0 where" in error.replace(
+        " where this run has 0.003", ""
+    )
+    assert "pass the same options, or leave --resume out" in error
+    assert (tmp_path / "metrics.json").read_bytes() == before
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_corrupt_checkpoint_is_refused(content, tmp_path, capsys):
+    command = ["imaml", *WAVES, "--method", "maml", "--steps", "2", "--out", str(tmp_path)]
+    path = tmp_path / "checkpoint.pt"
+    if content is None:
+        assert main(command) == 0
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(content)
+    assert main([*command, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert f"{path} is no checkpoint of this command" in error
+    assert "delete it, or leave --resume out" in error
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path, capsys):
+    class Malicious:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"configuration": Malicious()}, path)
+    assert main(["imaml", *WAVES, "--resume", "--out", str(tmp_path)]) == 2
+    assert "is no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path):
+    command = ["imaml", *WAVES, "--method", "reptile", "--steps", "3", "--out", str(tmp_path)]
+    assert main(command) == 0
+    first = metrics_of(tmp_path)
+    assert main([*command, "--resume"]) == 0
+    assert metrics_of(tmp_path) == first
+
+
+# ---- How it is computed ----
+
+
+class _Poisoned:
+    """Tasks, one of which has a NaN in its support."""
+
+    def __init__(self, source, number):
+        self.source, self.number = source, number
+
+    def batch(self, tasks):
+        batch = Tasks(*(part.clone() for part in self.source.batch(tasks)))
+        for i, task in enumerate(tasks):
+            if task == self.number:
+                batch.support_x[i, 0] = float("nan")
+        return batch
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_with_nan_is_left_out_and_reported(method, tmp_path, monkeypatch):
+    """Task 4 is the second of the second step, whose gradient is the mean of the two others."""
+    options = {**SMALL_WAVES, "method": method, "strength": 40.0, "newton_steps": 1}
+    problem = load_problem(configuration_from(options))
+    poisoned = replace(problem, train=_Poisoned(problem.train, 4))
+    calls = []
+
+    def recorded(method, model, criterion, theta, supports, queries, **keywords):
+        theta = {name: value.clone() for name, value in theta.items()}
+        result = original(method, model, criterion, theta, supports, queries, **keywords)
+        calls.append((theta, supports, queries, result))
+        return result
+
+    original = training.distributed_meta_gradient
+    monkeypatch.setattr(run_module, "load_problem", lambda *arguments: poisoned)
+    monkeypatch.setattr(training, "distributed_meta_gradient", recorded)
+    metrics = train_and_score(configuration_from(options), tmp_path, Machine())
+    assert metrics["tasks_left_out"] == [[1, 4]]
+    assert metrics_of(tmp_path)["tasks_left_out"] == [[1, 4]]
+    assert all(loss is not None for loss in metrics["history"]["loss"])
+
+    theta, *data, result = calls[1]
+    supports, queries = (tuple(part[[0, 2]] for part in parts) for parts in data)
+    others = problem.method.meta_gradient(
+        problem.model, problem.criterion, theta, supports, queries
+    )
+    torch.testing.assert_close(result.gradient, others.gradient, rtol=1e-4, atol=1e-5)
+    assert result.loss.isnan().tolist() == [False, True, False]
+
+
+def test_tasks_left_out_are_printed(tmp_path, monkeypatch, capsys):
+    problem = load_problem(configuration_from(SMALL_WAVES))
+    poisoned = replace(problem, train=_Poisoned(problem.train, 4))
+    monkeypatch.setattr(run_module, "load_problem", lambda *arguments: poisoned)
+    command = ["imaml", *WAVES, "--method", "maml", "--steps", "4", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert "1 of 12 tasks left out" in capsys.readouterr().out
+
+
+def test_a_step_without_a_usable_task_changes_nothing():
+    """Adam would move on a gradient of zero, by its memory of the first step."""
+
+    class Broken:
+        def batch(self, tasks):
+            batch = problem.train.batch(tasks)
+            if min(tasks) < 3:
+                return batch
+            return batch._replace(support_x=torch.full_like(batch.support_x, torch.nan))
+
+    configuration = configuration_from({**SMALL_WAVES, "lr": 3e-3})
+    problem = load_problem(configuration)
+    seen = []
+    theta, history = meta_train(
+        replace(problem, train=Broken()),
+        configuration,
+        None,
+        report=lambda history: seen.append(history.steps),
+    )
+    assert len(history.left_out) == 9 and history.loss[1:] == [None] * 3
+    # Adam's first step has the length of its rate in every direction
+    moved = torch.cat([(theta[k] - v).flatten() for k, v in problem.first.items()]).abs()
+    assert float(moved.max()) == pytest.approx(3e-3, rel=1e-3)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_the_memory_limit_makes_chunks(tmp_path, monkeypatch):
+    """The chunks are what `tasks_that_fit` says, and change rounding only."""
+    chunks = []
+    original = training.distributed_meta_gradient
+
+    def recorded(*arguments, tasks_at_once, **keywords):
+        chunks.append(tasks_at_once)
+        return original(*arguments, tasks_at_once=tasks_at_once, **keywords)
+
+    monkeypatch.setattr(training, "distributed_meta_gradient", recorded)
+    command = ["imaml", *GLYPHS, "--method", "imaml-gd", "--steps", "1", "--meta-batch", "6"]
+    for limit in ([], ["--memory-limit", "1"], ["--memory-limit", "0.0001"]):
+        assert main([*command, *limit, "--out", str(tmp_path / str(len(chunks)))]) == 0
+    assert chunks[:2] == [None, 6] and 1 <= chunks[2] < 6
+    losses = [metrics_of(tmp_path / str(i))["history"]["loss"][0] for i in range(3)]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
+
+def test_the_faster_batching_is_chosen_once_and_reported(tmp_path, capsys):
+    options = ["--method", "maml", "--batching", "auto", "--steps", "2", "--out", str(tmp_path)]
+    assert main(["imaml", *WAVES, *options]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    seconds = metrics["timing"]["a_task"]
+    assert metrics["batching"] == min(seconds, key=seconds.get)
+    assert f"tasks evaluated by {metrics['batching']} (vmap " in capsys.readouterr().out
+    # a run that goes on keeps the choice, even if the measurement would now say otherwise
+    path = tmp_path / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    other = "loop" if metrics["batching"] == "vmap" else "vmap"
+    checkpoint["history"]["batching"] = other
+    torch.save(checkpoint, path)
+    assert main(["imaml", *WAVES, *options, "--resume"]) == 0
+    assert metrics_of(tmp_path)["batching"] == other
+
+
+def test_batchings_agree(tmp_path):
+    command = ["imaml", *WAVES, "--method", "imaml-gd", "--steps", "1"]
+    losses = []
+    for batching in ("vmap", "loop"):
+        out = tmp_path / batching
+        assert main([*command, "--batching", batching, "--out", str(out)]) == 0
+        metrics = metrics_of(out)
+        assert metrics["batching"] == batching
+        losses.append(metrics["history"]["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
