@@ -82,6 +82,8 @@ html_theme = "furo"
 html_title = f"implicit-solvers {release}"
 html_favicon = "static/icon.svg"
 html_logo = "static/icon.svg"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"
 
