@@ -7,16 +7,22 @@ come from the implicit function theorem, by one linear solve, in every mode of `
 
 from implicit_solvers import nn as nn
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
+from implicit_solvers.autodiff import transformed
 from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
 from implicit_solvers.elementwise import elementwise_function
 from implicit_solvers.error_estimates import gradient_error
 from implicit_solvers.fixed_points import fixed_point
+from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.linear.banded import Banded
+from implicit_solvers.linear.bicgstab import BiCGStab
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.cholesky import Cholesky
 from implicit_solvers.linear.diagonal import Diagonal
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.linear_operator import LinearOperator
+from implicit_solvers.linear.lsmr import LSMR
 from implicit_solvers.linear.lu import LU
+from implicit_solvers.linear.minres import MINRES
 from implicit_solvers.linear.neumann import Neumann
 from implicit_solvers.linear.operators import (
     DiagonalOperator,
@@ -27,7 +33,13 @@ from implicit_solvers.linear.operators import (
     MatrixOperator,
 )
 from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.qr import QR
 from implicit_solvers.linear.solve import linear_solve
+from implicit_solvers.linear.sparse import SparseOperator
+from implicit_solvers.linear.structured import Structured
+from implicit_solvers.linear.superlu import SuperLU
+from implicit_solvers.linear.svd import SVD
+from implicit_solvers.linear.tridiagonal import TridiagonalOperator
 from implicit_solvers.minimization import minimize
 from implicit_solvers.monitoring import Monitor, SolveRecord, monitor
 from implicit_solvers.nonlinear_least_squares import least_squares
@@ -70,6 +82,7 @@ __all__ = [
     "AUTO",
     "Auto",
     "rms",
+    "transformed",
     # linear systems
     "linear_solve",
     "LinearOperator",
@@ -78,13 +91,23 @@ __all__ = [
     "JacobianOperator",
     "HessianOperator",
     "DiagonalOperator",
+    "TridiagonalOperator",
+    "SparseOperator",
     "IdentityOperator",
     # linear solvers
     "LU",
     "Cholesky",
+    "QR",
+    "SVD",
     "Diagonal",
+    "Banded",
+    "SuperLU",
+    "Structured",
     "CG",
+    "MINRES",
     "GMRES",
+    "BiCGStab",
+    "LSMR",
     "Neumann",
     "Jacobi",
     # solvers for equations
@@ -110,6 +133,7 @@ __all__ = [
     "ImplicitAdjoint",
     "OneStepAdjoint",
     "UnrolledAdjoint",
+    "AdjointStart",
     "gradient_error",
     # results
     "Solution",

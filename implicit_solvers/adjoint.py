@@ -6,16 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from implicit_solvers.linear.cg import CG
-from implicit_solvers.linear.cholesky import Cholesky
 from implicit_solvers.linear.diagonal import Diagonal
-from implicit_solvers.linear.direct import DirectSolver
-from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.neumann import Neumann
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import LinearSolver
-from implicit_solvers.linear.solve import DENSE_LIMIT, default_linear_solver
+from implicit_solvers.linear.solve import DENSE_LIMIT, default_linear_solver, is_linear_solver
 from implicit_solvers.problem import Equation
 
 __all__ = ["Adjoint", "ImplicitAdjoint", "OneStepAdjoint", "UnrolledAdjoint"]
@@ -67,7 +63,7 @@ class ImplicitAdjoint:
             # a Hessian that is indefinite after all is reported by CG, and solved by LU
             large = equation.kind == "minimize" and n > DENSE_LIMIT
             return default_linear_solver(n, positive_definite=large)
-        if isinstance(solver, type) or not isinstance(solver, (DirectSolver, CG, GMRES, Neumann)):
+        if not is_linear_solver(solver):
             name = getattr(solver, "__name__", type(solver).__name__)
             raise TypeError(
                 f"adjoint has linear_solver={name}: pass an instance of a linear solver, as LU()"
@@ -77,7 +73,7 @@ class ImplicitAdjoint:
                 "adjoint has linear_solver=Diagonal(), and the Jacobian of an equation is not "
                 "known to be diagonal: use LU() or GMRES()"
             )
-        if isinstance(solver, (CG, Cholesky)) and not equation.symmetric:
+        if solver.symmetric_only and not equation.symmetric:
             raise ValueError(
                 f"adjoint has linear_solver={type(solver).__name__}(...), which needs a symmetric "
                 f"operator, and the Jacobian of a {equation.kind} equation is not known to be "

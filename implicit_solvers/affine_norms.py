@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["applies_weight", "weights_apart"]
+__all__ = ["WeightsApart", "applies_weight", "weights_apart"]
 
 # Where a function takes its weight and its bias, and whether they belong to channels.
 _NORMS: dict[Any, tuple[int, int, bool]] = {
@@ -41,7 +41,7 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: s
     return args[place] if len(args) > place else kwargs.get(name)
 
 
-class _WeightsApart(TorchFunctionMode):
+class WeightsApart(TorchFunctionMode):
     """A mode in which normalizations leave their weights to a product and a sum."""
 
     def __torch_function__(
@@ -67,7 +67,7 @@ def weights_apart(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return ``fn`` with the weights of its normalizations applied apart."""
 
     def separated(*tensors: Tensor) -> Tensor:
-        with _WeightsApart():
+        with WeightsApart():
             return fn(*tensors)
 
     return separated

@@ -35,6 +35,7 @@ from torch.utils._pytree import tree_map_only
 __all__ = [
     "LegacyBatch",
     "ambient_level",
+    "differentiable",
     "forward_level",
     "forward_mode_disabled",
     "is_batched",
@@ -46,10 +47,16 @@ __all__ = [
     "no_saved_tensor_hooks",
     "peel",
     "pushforward",
+    "transformed",
     "transforms_active",
     "unwrap_once",
     "vjp",
 ]
+
+
+def differentiable(tensor: Tensor) -> bool:
+    """Tell whether a tensor is of a dtype that derivatives exist for."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 @contextlib.contextmanager
@@ -145,6 +152,19 @@ def ambient_level() -> int:
 def transforms_active() -> bool:
     """Tell whether a ``torch.func`` transform is active."""
     return peek_interpreter_stack() is not None
+
+
+def transformed() -> bool:
+    """Tell whether a ``torch.func`` transform, forward mode, or a compiler is at work.
+
+    A fast path on plain tensors, written for ``backward()`` alone, has to step aside then.
+
+    Examples
+    --------
+    >>> transformed(), torch.func.vmap(lambda x: x * transformed())(torch.ones(2))
+    (False, tensor([1., 1.]))
+    """
+    return transforms_active() or forward_level() or torch.compiler.is_compiling()
 
 
 def forward_level() -> bool:

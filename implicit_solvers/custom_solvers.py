@@ -228,12 +228,14 @@ def _decorator(
     def decorate(solver: Callable[..., Any]) -> Callable[..., Solution]:
         @functools.wraps(solver)
         def solve(z0: Any, *args: Any) -> Solution:
-            structure = Structure.of(z0, "z0")
+            structure = Structure.of(z0, "z0").as_real()
             tensors, join = split_tensors(args)
 
             def call(z: Tensor, lane_tensors: list[Tensor]) -> Tensor:
                 out = solver(structure.unravel(z), *join(lane_tensors))
-                out = tree_map(functools.partial(_as_tensor, like=z), out)
+                out = tree_map(
+                    functools.partial(_as_tensor, dtype=structure.dtype, device=z.device), out
+                )
                 return structure.check_like(out, z.shape[:-1], "your solver", "z0")
 
             def run(problem: EquationProblem, z: Tensor) -> Outcome:
@@ -265,7 +267,7 @@ def _lane(problem: EquationProblem, i: int, count: int) -> list[Tensor]:
     ]
 
 
-def _as_tensor(leaf: Any, like: Tensor) -> Tensor:
+def _as_tensor(leaf: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(leaf, Tensor):
         return leaf.detach()
-    return torch.as_tensor(leaf, dtype=like.dtype, device=like.device)
+    return torch.as_tensor(leaf, dtype=dtype, device=device)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from implicit_solvers.autodiff import (
+    differentiable,
     forward_mode_disabled,
     live,
     nested_jvp,
@@ -26,6 +27,7 @@ from implicit_solvers.autodiff import (
 from implicit_solvers.first_order import first_order_only
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.lane_map import JacobianTemplate, OperatorTemplate
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.preconditioners import Jacobi
@@ -143,6 +145,7 @@ class AttachSpec:
     hints: int = 0
     preconditioner: OperatorTemplate | Jacobi | None = None
     preconditioner_tensors: int = 0
+    adjoint_start: AdjointMemory | None = None
 
     @property
     def lead(self) -> int:
@@ -164,7 +167,7 @@ class AttachSpec:
         return (w * self.equation.condition(z, *theta)).sum(-1)
 
     def linear(self, transposed: bool) -> LinearSolveSpec:
-        """Return the solve with ``dF/dz`` at the solution."""
+        """Return the solve with ``dF/dz`` at the solution; transposed, for a gradient."""
         lanes, lead = self.lanes, self.lead
         everywhere = (True,) * len(lanes.sizes)
         known = lanes.native_carried
@@ -187,6 +190,7 @@ class AttachSpec:
             preconditioner=self.preconditioner,
             preconditioner_tensors=self.preconditioner_tensors,
             transposed=transposed and not symmetric,
+            adjoint_start=self.adjoint_start if transposed else None,
         )
 
 
@@ -288,7 +292,7 @@ def _condition(
     spec: AttachSpec, z: Tensor, theta: Sequence[Tensor], needed: Sequence[bool]
 ) -> tuple[Callable[..., Tensor], list[int]]:
     """Return the equation at ``z`` as a function of the operands needed, and their places."""
-    places = [i for i, t in enumerate(theta) if needed[i] and t.is_floating_point()]
+    places = [i for i, t in enumerate(theta) if needed[i] and differentiable(t)]
     on_lanes = spec.own_lanes.over(spec.equation.condition)
 
     def condition(*free: Tensor) -> Tensor:

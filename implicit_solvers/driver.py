@@ -32,9 +32,10 @@ from implicit_solvers.differentiate import (
 )
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import LinearSolver
-from implicit_solvers.linear.solve import operator_template
+from implicit_solvers.linear.solve import check_adjoint_start, operator_template
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import OnFailure, Solution, Status, failed
 from implicit_solvers.structure import Structure, split_tensors
@@ -62,6 +63,7 @@ class Task:
     has_aux: bool = False
     on_failure: OnFailure = "raise"
     differentiated: type[Equation] | None = None
+    adjoint_start: AdjointStart | None = None
 
     @property
     def label(self) -> str:
@@ -89,7 +91,7 @@ def solve_equation(
     the two ``ends`` of a bracket, side by side.
     """
     _check(task, args)
-    structure = Structure.of(z0, "z0", task.batch_dims)
+    structure = Structure.of(z0, "z0", task.batch_dims).as_real()
     tensors, join = split_tensors(args)
     native_carried = _read_in_dims(task, args, structure)
     if getattr(task.solver, "brackets", False) and structure.size != 1:
@@ -107,6 +109,7 @@ def solve_equation(
         task.adjoint.check(task.solver)
     else:
         adjoint_solver = task.adjoint.solver_for(task.equation, structure.size)
+    check_adjoint_start(task.adjoint_start, adjoint_solver)
     if run is None:
         run = partial(iterate, task.solver)
 
@@ -186,6 +189,9 @@ def solve_equation(
             hints=hints,
             preconditioner=M,
             preconditioner_tensors=len(M_tensors),
+            adjoint_start=(
+                None if task.adjoint_start is None else AdjointMemory(task.adjoint_start, structure)
+            ),
         )
         with isolated():
             z = attach_derivatives(attach, z, status, (*factors, *M_tensors, *operands))

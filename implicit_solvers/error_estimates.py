@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
-from implicit_solvers.autodiff import vjp
+from implicit_solvers.autodiff import differentiable, vjp
 from implicit_solvers.capture import Substitution, capture
 from implicit_solvers.driver import Task, name_of, solve_equation
 from implicit_solvers.fixed_points import FixedPointEquation, fixed_point
@@ -102,7 +102,7 @@ def gradient_error(
             f"equation is {name_of(equation)}: pass root, fixed_point, minimize or least_squares"
         )
     kind, read = _STATEMENTS[equation]
-    structure = Structure.of(solution.value, "solution.value")
+    structure = Structure.of(solution.value, "solution.value").as_real()
     tensors, join = split_tensors(args)
     leaves, tree = tree_flatten(solution.value)
     leaves = [leaf.detach() for leaf in leaves]
@@ -119,7 +119,7 @@ def gradient_error(
             return fn(z, *join(operands[: len(tensors)]))
 
     operands = [t.detach() for t in (*tensors, *captured.tensors)]
-    places = [i for i, t in enumerate(operands) if t.is_floating_point()]
+    places = [i for i, t in enumerate(operands) if differentiable(t)]
     if cotangent is None:
         weight = torch.ones_like(structure.ravel(point))
     else:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.root_finding import like_unknown
 from implicit_solvers.solution import OnFailure, Solution
@@ -39,6 +40,7 @@ def fixed_point(
     in_dims: Any = None,
     has_aux: bool = False,
     on_failure: OnFailure = "raise",
+    adjoint_start: AdjointStart | None = None,
 ) -> Solution:
     """Find a fixed point ``z = fn(z, *args)``, differentiable in everything that ``fn`` uses.
 
@@ -50,13 +52,13 @@ def fixed_point(
     fn
         ``fn(z, *args)`` returns the next iterate, with the structure, shapes and dtype of ``z``.
     z0
-        The start: a tensor (0-d too) or a pytree of tensors of one real floating dtype and
+        The start: a tensor (0-d too) or a pytree of tensors of one floating dtype and
         device. It gets no gradient.
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
         `Anderson`, by default; `FixedPointIteration`, `Aitken`, or any solver for roots.
-    adjoint, batch_dims, in_dims, has_aux, on_failure
+    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start
         As in `root`.
 
     Returns
@@ -96,5 +98,6 @@ def fixed_point(
         in_dims,
         has_aux,
         on_failure,
+        adjoint_start=adjoint_start,
     )
     return solve_equation(task, z0, args)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import vmap
 
-from implicit_solvers.autodiff import LegacyBatch, live, nested_jvp, vjp
+from implicit_solvers.autodiff import LegacyBatch, differentiable, live, nested_jvp, vjp
 from implicit_solvers.lanes import Lanes
 
 __all__ = ["LaneSum", "lane_gradient", "lane_pushforward"]
@@ -58,7 +58,7 @@ class LaneSum:
             value, pull = vjp(total, *(own[place] for place in places))
             slopes = pull(torch.ones_like(value))
             return torch.stack(
-                [(s * d).sum() for s, d in zip(slopes, directions, strict=True)]
+                [(s.conj() * d).real.sum() for s, d in zip(slopes, directions, strict=True)]
             ).sum()
 
         lanes = self.lanes
@@ -106,7 +106,7 @@ class LaneGradient(Function):
         spec = ctx.spec
         keep, *tensors = live(*ctx.saved_tensors)
         given = [(p, c) for p, c in zip(spec.wrt, live(*cotangents), strict=True) if c is not None]
-        wrt = tuple(i for i, t in enumerate(tensors) if t.is_floating_point())
+        wrt = tuple(i for i, t in enumerate(tensors) if differentiable(t))
         result: list[Any] = [None] * len(tensors)
         if given:
             along = spec.directional(tuple(p for p, _ in given), wrt, len(tensors), outputs=True)
@@ -244,19 +244,20 @@ def lane_pushforward(
     keep: Tensor,
     tensors: Sequence[Tensor],
     tangents: Sequence[Tensor | None],
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the derivative along ``tangents`` of a lane-wise ``fn``, zero where not kept.
 
-    ``fn`` maps ``(first, *rest)`` to something of the shape of ``first``; ``tangents`` belong to
-    the rest. It is the gradient, in ``w``, of ``<w, fn>``'s derivative.
+    ``fn`` maps ``(first, *rest)`` to something of the shape of ``out``, or of ``first`` if left
+    out; ``tangents`` belong to the rest. It is the gradient, in ``w``, of ``<w, fn>``'s derivative.
     """
     first, *rest = tensors
 
     def paired(first: Tensor, w: Tensor, *rest: Tensor) -> Tensor:
-        return (w * fn(first, *rest)).sum(-1)
+        return (w.conj() * fn(first, *rest)).real.sum(-1)
 
     spec = LaneSum(paired, lanes.prepend(), (1,))
     moving = [(i + 2, t) for i, t in enumerate(tangents) if t is not None]
     along = spec.directional(tuple(i for i, _ in moving), (1,), len(tensors) + 1, outputs=False)
-    w = torch.zeros_like(first)
+    w = torch.zeros_like(first if out is None else out)
     return LaneGradient.apply(along, keep, first, w, *rest, *(t for _, t in moving))[0]

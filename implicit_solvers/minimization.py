@@ -11,6 +11,7 @@ from torch import Tensor
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solvers.newton_cg import NewtonCG
@@ -39,10 +40,10 @@ def read_objective(out: Any, structure: Structure, lanes: Sequence[int]) -> Tens
             f"fn returned {shape}: an objective is one number for each lane, a tensor of shape "
             f"{tuple(lanes)}"
         )
-    if out.dtype != structure.dtype:
+    if out.dtype != structure.flat_dtype:
         raise TypeError(
             f"fn returned {out.dtype} where z0 has {structure.dtype}: convert z0 or the tensors "
-            "that the function uses, so that all have one dtype"
+            "that the function uses, so that all have one dtype (an objective is real)"
         )
     return out
 
@@ -58,6 +59,7 @@ def minimize(
     in_dims: Any = None,
     has_aux: bool = False,
     on_failure: OnFailure = "raise",
+    adjoint_start: AdjointStart | None = None,
 ) -> Solution:
     """Find a local minimum ``z`` of ``fn(z, *args)``, differentiable in everything ``fn`` uses.
 
@@ -69,14 +71,14 @@ def minimize(
     fn
         ``fn(z, *args)`` returns the objective: a 0-d tensor, or one number for each lane.
     z0
-        The start: a tensor (0-d too) or a pytree of tensors of one real floating dtype and
+        The start: a tensor (0-d too) or a pytree of tensors of one floating dtype and
         device. It gets no gradient: where the start is a parameter that the solution depends on
         (as in iMAML), pass it in ``args`` too.
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
         `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`.
-    adjoint, batch_dims, in_dims, has_aux, on_failure
+    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start
         As in `root`.
 
     Returns
@@ -115,5 +117,6 @@ def minimize(
         in_dims,
         has_aux,
         on_failure,
+        adjoint_start=adjoint_start,
     )
     return solve_equation(task, z0, args)

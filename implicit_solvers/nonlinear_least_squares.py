@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, UnrolledAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
@@ -53,7 +54,7 @@ def read_residuals(out: Any, structure: Structure, lanes: Sequence[int]) -> Tens
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
             raise TypeError(f"fn returned a {type(leaf).__name__}: return tensors of residuals")
-        if leaf.dtype != structure.dtype:
+        if leaf.dtype not in (structure.dtype, structure.flat_dtype):
             raise TypeError(
                 f"fn returned {leaf.dtype} where z0 has {structure.dtype}: convert z0 or the "
                 "tensors that the function uses, so that all have one dtype"
@@ -63,6 +64,7 @@ def read_residuals(out: Any, structure: Structure, lanes: Sequence[int]) -> Tens
                 f"fn returned residuals of shape {tuple(leaf.shape)}: they must begin with the "
                 f"lanes {tuple(lanes)}"
             )
+    leaves = [torch.stack((t.real, t.imag), -1) if t.is_complex() else t for t in leaves]
     flat = [leaf.reshape((*lanes, math.prod(leaf.shape[k:]))) for leaf in leaves]
     return torch.cat(flat, dim=-1)
 
@@ -79,6 +81,7 @@ def least_squares(
     in_dims: Any = None,
     has_aux: bool = False,
     on_failure: OnFailure = "raise",
+    adjoint_start: AdjointStart | None = None,
 ) -> Solution:
     """Minimize ``|fn(z, *args)|^2 / 2``, differentiable in everything that ``fn`` uses.
 
@@ -92,7 +95,7 @@ def least_squares(
         ``fn(z, *args)`` returns the residuals: a tensor or pytree of tensors of any shape (with
         the lanes in front).
     z0
-        The start: a tensor (0-d too) or a pytree of tensors of one real floating dtype and
+        The start: a tensor (0-d too) or a pytree of tensors of one floating dtype and
         device. It gets no gradient.
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
@@ -102,7 +105,7 @@ def least_squares(
     gauss_newton
         Whether the derivative uses ``J^T J`` in place of the full Hessian. It is biased unless
         the residuals vanish, hence of first order only: an error when it is differentiated again.
-    adjoint, batch_dims, in_dims, has_aux, on_failure
+    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start
         As in `root`.
 
     Returns
@@ -154,5 +157,6 @@ def least_squares(
         has_aux,
         on_failure,
         GaussNewtonEquation if gauss_newton else None,
+        adjoint_start=adjoint_start,
     )
     return solve_equation(task, z0, args)

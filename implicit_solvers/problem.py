@@ -129,7 +129,6 @@ class EquationProblem:
             JacobianTemplate(fn, symmetric=symmetric),
             self.lanes.prepend(),
             self.shape,
-            z.shape[-1],
             (self._grid(z), *self.operands),
             like=z,
         )

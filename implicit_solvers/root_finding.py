@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
@@ -48,6 +49,7 @@ def root(
     in_dims: Any = None,
     has_aux: bool = False,
     on_failure: OnFailure = "raise",
+    adjoint_start: AdjointStart | None = None,
 ) -> Solution:
     """Find a root ``z`` of ``fn(z, *args) = 0``, differentiable in everything that ``fn`` uses.
 
@@ -61,9 +63,10 @@ def root(
     fn
         ``fn(z, *args)`` returns the residual, with the structure, shapes and dtype of ``z``.
     z0
-        The start: a tensor (0-d too) or a pytree of tensors of one real floating dtype and
-        device. It gets no gradient. With a bracket it only says what ``z`` looks like, and may
-        be None.
+        The start: a tensor (0-d too) or a pytree of tensors of one floating dtype and
+        device. It gets no gradient. If it is complex, its real and imaginary parts are solved for,
+        so that ``fn`` need not be holomorphic; gradients follow torch's convention. With a
+        bracket it only says what ``z`` looks like, and may be None.
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     bracket
@@ -87,6 +90,9 @@ def root(
         ``"raise"``: `ConvergenceError` if a lane fails, out of ``backward()`` too; ``"warn"``:
         `ConvergenceWarning`, best iterate kept; ``"mask"``: best iterate kept, and the lane
         contributes nothing to gradients.
+    adjoint_start
+        An `AdjointStart`, for an adjoint with an iterative linear solver: where the backward
+        solve starts, and where it leaves its solution for the next.
 
     Returns
     -------
@@ -139,6 +145,7 @@ def root(
         in_dims,
         has_aux,
         on_failure,
+        adjoint_start=adjoint_start,
     )
     return solve_equation(task, z0, args, ends=ends)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,17 @@ __all__ = ["Structure", "split_tensors"]
 
 @dataclass(frozen=True)
 class Structure:
-    """The shape of an unknown: its tree, its leaves' shapes, and how many dimensions are lanes."""
+    """The shape of an unknown: its tree, its leaves' shapes, and how many dimensions are lanes.
+
+    With ``real_view``, a complex unknown is raveled to its real and imaginary parts, alternating.
+    """
 
     tree: TreeSpec
     shapes: tuple[torch.Size, ...]
     native: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    real_view: bool = False
 
     @staticmethod
     def of(value: Any, name: str, batch_dims: int = 0) -> Structure:
@@ -31,7 +35,7 @@ class Structure:
         Raises
         ------
         TypeError
-            If a leaf is no tensor, or is not of a real floating dtype.
+            If a leaf is no tensor, or is not of a floating dtype, real or complex.
         ValueError
             If there is no leaf, if leaves differ in dtype or device, or if a leaf has fewer than
             ``batch_dims`` dimensions or other lanes than the first.
@@ -45,12 +49,7 @@ class Structure:
                     f"{name} has a leaf of type {type(leaf).__name__}: every leaf must be a "
                     "tensor (torch.as_tensor makes one)"
                 )
-            if leaf.is_complex():
-                raise TypeError(
-                    f"{name} is complex ({leaf.dtype}): solve for its real and imaginary parts "
-                    "(torch.view_as_real)"
-                )
-            if not leaf.is_floating_point():
+            if not (leaf.is_floating_point() or leaf.is_complex()):
                 raise TypeError(
                     f"{name} has dtype {leaf.dtype}: an unknown must be floating; "
                     f"pass {name}.to(torch.float64)"
@@ -75,38 +74,49 @@ class Structure:
         native = tuple(leaves[0].shape[:batch_dims])
         return Structure(tree, shapes, native, leaves[0].dtype, leaves[0].device)
 
+    def as_real(self) -> Structure:
+        """Return the structure with complex leaves seen as pairs of real numbers."""
+        return replace(self, real_view=self.dtype.is_complex)
+
+    @property
+    def flat_dtype(self) -> torch.dtype:
+        """The dtype of the raveled unknown."""
+        return self.dtype.to_real() if self.real_view else self.dtype
+
+    def _sizes(self) -> list[int]:
+        factor = 2 if self.real_view else 1
+        return [factor * math.prod(shape) for shape in self.shapes]
+
     @property
     def size(self) -> int:
         """The number of unknowns of one lane."""
-        return sum(math.prod(shape) for shape in self.shapes)
+        return sum(self._sizes())
 
     def ravel(self, value: Any) -> Tensor:
         """Return the leaves of ``value``, one after the other, as ``(*native, n)``."""
         return self._join(tree_flatten(value)[0])
 
     def _join(self, leaves: Sequence[Tensor]) -> Tensor:
-        if len(leaves) == 1:
-            leaf = leaves[0]
-            lanes = leaf.shape[: leaf.dim() - len(self.shapes[0])]
-            return leaf.reshape((*lanes, math.prod(self.shapes[0])))
         lanes = leaves[0].shape[: leaves[0].dim() - len(self.shapes[0])]
-        flat = [
-            leaf.reshape((*lanes, math.prod(shape)))
-            for leaf, shape in zip(leaves, self.shapes, strict=True)
-        ]
+        if self.real_view:
+            leaves = [torch.stack((leaf.real, leaf.imag), -1) for leaf in leaves]
+        sizes = self._sizes()
+        if len(leaves) == 1:
+            return leaves[0].reshape((*lanes, sizes[0]))
+        flat = [leaf.reshape((*lanes, k)) for leaf, k in zip(leaves, sizes, strict=True)]
         return torch.cat(flat, dim=-1)
 
     def unravel(self, flat: Tensor) -> Any:
         """Return the pytree of a tensor ``(*lanes, n)``; any lanes in front are kept."""
         lanes = flat.shape[:-1]
-        if len(self.shapes) == 1:
-            leaves = [flat.reshape((*lanes, *self.shapes[0]))]
-        else:
-            sizes = [math.prod(shape) for shape in self.shapes]
-            leaves = [
-                part.reshape((*lanes, *shape))
-                for part, shape in zip(flat.split(sizes, dim=-1), self.shapes, strict=True)
-            ]
+        parts = [flat] if len(self.shapes) == 1 else flat.split(self._sizes(), dim=-1)
+        pair = (2,) if self.real_view else ()
+        leaves = [
+            part.reshape((*lanes, *shape, *pair))
+            for part, shape in zip(parts, self.shapes, strict=True)
+        ]
+        if self.real_view:
+            leaves = [torch.complex(leaf[..., 0], leaf[..., 1]) for leaf in leaves]
         return tree_unflatten(leaves, self.tree)
 
     def check_like(self, value: Any, lanes: Sequence[int], name: str, like: str) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import vmap
 
-from implicit_solvers.autodiff import live, nested_jvp, pushforward, vjp
+from implicit_solvers.autodiff import differentiable, live, nested_jvp, pushforward, vjp
 from implicit_solvers.problem import EquationProblem
 
 __all__ = ["unroll"]
@@ -35,7 +35,7 @@ class Segment(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         """Evaluate again and pull back."""
         g, *tensors = live(g, *ctx.saved_tensors)
-        places = [i for i, t in enumerate(tensors) if t.is_floating_point()]
+        places = [i for i, t in enumerate(tensors) if differentiable(t)]
         pull = vjp(_at(ctx.spec, tensors, places), *(tensors[i] for i in places))[1]
         result: list[Any] = [None] * len(tensors)
         for place, slope in zip(places, pull(g), strict=True):
@@ -45,7 +45,7 @@ class Segment(Function):
     @nested_jvp
     def jvp(spec: Any, saved: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Any:
         """Push forward."""
-        places = [i for i, t in enumerate(saved) if t.is_floating_point()]
+        places = [i for i, t in enumerate(saved) if differentiable(t)]
         fn = _at(spec, list(saved), places)
         return pushforward(fn, [saved[i] for i in places], [tangents[i + 1] for i in places])
 

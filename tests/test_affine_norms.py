@@ -101,6 +101,20 @@ def test_second_derivatives_of_an_equilibrium_under_vmap_are_those_of_a_loop():
     torch.testing.assert_close(batched, looped, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_linear_solves_with_hessians_under_vmap_are_those_of_a_loop(name):
+    loss, theta, x = regularized_loss(name)
+    b = {key: torch.ones_like(value) for key, value in theta.items()}
+
+    def score(theta, x):
+        A = ims.HessianOperator(loss, theta, ({k: v + 0.1 for k, v in theta.items()}, x))
+        return weighted_sum(ims.linear_solve(A, b, solver=ims.GMRES()).value.values())
+
+    batched = grad(lambda theta: vmap(score, (None, 0))(theta, x).sum())(theta)
+    looped = grad(lambda theta: sum(score(theta, task) for task in x))(theta)
+    assert_trees_close(batched, looped, rtol=1e-6, atol=1e-8)
+
+
 X, W, B = torch.randn(5, 3, 4, dtype=F64), torch.randn(3, dtype=F64), torch.randn(3, dtype=F64)
 V = torch.randn(4, dtype=F64)
 CALLS = {

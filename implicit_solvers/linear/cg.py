@@ -8,15 +8,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import AUTO, Auto, rms
 
 __all__ = ["CG"]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1, keepdim=True)
 
 
 class CGState(NamedTuple):
@@ -62,6 +59,7 @@ class CG:
     max_steps: int = 1000
     compact: bool = True
     monotone: ClassVar[bool] = False
+    symmetric_only: ClassVar[bool] = True
 
     def init(self, problem: LinearProblem, x: Tensor) -> CGState:
         """Start at ``x``."""
@@ -73,18 +71,20 @@ class CG:
             )
         r = problem.residual(x)
         y = problem.precondition(r)
-        return CGState(x, r, y, _dot(r, y), rms(r), torch.zeros_like(r[:, 0], dtype=torch.int64))
+        return CGState(
+            x, r, y, real_inner(r, y), rms(r), torch.zeros_like(r[:, 0], dtype=torch.int64)
+        )
 
     def step(self, problem: LinearProblem, state: CGState) -> CGState:
         """Make a step along the current direction and choose the next."""
         Ap = problem.A.mv(state.direction)
-        curvature = _dot(state.direction, Ap)
+        curvature = real_inner(state.direction, Ap)
         bad = (curvature <= 0) & (state.rho != 0)
         alpha = torch.where(curvature > 0, state.rho / curvature, 0.0)
         x = state.z + alpha * state.direction
         r = state.residual - alpha * Ap
         y = problem.precondition(r)
-        rho = _dot(r, y)
+        rho = real_inner(r, y)
         beta = torch.where(state.rho != 0, rho / state.rho, 0.0)
         flag = torch.where(bad.squeeze(-1), int(Status.INDEFINITE), 0)
         error = torch.where(torch.isfinite(curvature.squeeze(-1)), rms(r), torch.nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Cholesky(DirectSolver):
     >>> ims.linear_solve(A, torch.tensor([6.0, 7.0]), solver=Cholesky()).value
     tensor([1., 1.])
     """
+
+    symmetric_only: ClassVar[bool] = True
 
     def factor(self, A: LaneMap) -> Factors:
         """Return the triangles and what LAPACK said of each; -1 for a matrix with NaN or inf."""

@@ -36,8 +36,9 @@ class Diagonal(DirectSolver):
         return (A.diagonal_entries(),)
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
-        """Return ``b`` divided by the diagonal."""
-        return b / factors[0].unsqueeze(-1)
+        """Return ``b`` divided by the diagonal, or by its conjugate."""
+        entries = factors[0].unsqueeze(-1)
+        return b / (entries.conj() if transposed else entries)
 
     def status(self, factors: Factors) -> Tensor:
         """Return SINGULAR where an entry is zero."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from implicit_solvers.linear.lane_map import LaneMap
@@ -15,8 +17,16 @@ class DirectSolver:
     """A solver that factors the operators once and then solves any number of systems.
 
     ``factor`` takes the operators of a grid of lanes, ``solve`` the factors and right-hand sides
-    ``(grid, n, columns)``, and ``status`` tells which operators it could not factor.
+    ``(grid, n, columns)``, and ``status`` tells which operators it could not factor. Factors that
+    are ``keepable`` may be of an earlier step in some lanes and of a later one in others.
     """
+
+    symmetric_only: ClassVar[bool] = False
+    keepable: ClassVar[bool] = True
+
+    def session(self) -> DirectSolver:
+        """Return the solver for one solve and its derivatives; itself, if it keeps nothing."""
+        return self
 
     def factor(self, A: LaneMap) -> Factors:
         """Return the factors of each operator, tensors ``(grid, ...)``."""

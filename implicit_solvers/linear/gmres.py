@@ -83,6 +83,7 @@ class GMRES:
     restart: int = 50
     compact: bool = True
     monotone: ClassVar[bool] = True
+    symmetric_only: ClassVar[bool] = False
 
     def init(self, problem: LinearProblem, x: Tensor) -> GMRESState:
         """Start at ``x``."""
@@ -123,9 +124,9 @@ class GMRES:
         w = problem.A.mv(direction)
         before = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
         old = basis[:, : j + 1]
-        h = (old @ w.unsqueeze(-1)).squeeze(-1)
+        h = (old.conj() @ w.unsqueeze(-1)).squeeze(-1)
         w = w - (h.unsqueeze(-2) @ old).squeeze(-2)
-        again = (old @ w.unsqueeze(-1)).squeeze(-1)
+        again = (old.conj() @ w.unsqueeze(-1)).squeeze(-1)
         w = w - (again.unsqueeze(-2) @ old).squeeze(-2)
         after = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
         eps = torch.finfo(w.dtype).eps
@@ -144,7 +145,7 @@ class GMRES:
         triangle[:, j, j] = torch.where(singular, 1.0, size).squeeze(-1)
         upper, lower = state.rotation[:, j], state.rotation[:, j + 1]
         # A column that adds nothing gets no weight: its right-hand side is set to zero.
-        rotation[:, j] = torch.where(singular, 0.0, c * upper + s * lower)
+        rotation[:, j] = torch.where(singular, 0.0, c.conj() * upper + s * lower)
         rotation[:, j + 1] = torch.where(singular, upper, c * lower - s * upper)
         error = (state.beta[:, 0, 0] * rotation[:, j + 1, 0]).abs() / max(n, 1) ** 0.5
         error = torch.where(torch.isfinite(before.squeeze(-1)), error, torch.nan)

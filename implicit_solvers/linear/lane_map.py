@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,14 @@ class Template(Protocol):
     def diagonal(self) -> bool:
         """Whether the map is known to be diagonal."""
 
+    @property
+    def bands(self) -> tuple[int, int] | None:
+        """How many diagonals below and above the main one may hold anything, if that is known."""
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """The numbers of rows and columns, or None for a square map of whatever it is given."""
+
     def mv(self, v: Tensor, *tensors: Tensor) -> Tensor:
         """Return ``A(*tensors) v`` for one lane."""
 
@@ -59,31 +67,37 @@ class OperatorTemplate:
     build: Callable[[Sequence[Tensor]], LinearOperator]
     within: Callable[[Sequence[Tensor]], Any]
     structure: Structure
+    out: Structure
     symmetric: bool
     positive_definite: bool
     diagonal: bool
+    bands: tuple[int, int] | None
     costly: bool
     name: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of rows and columns."""
+        return self.out.size, self.structure.size
 
     def mv(self, v: Tensor, *tensors: Tensor) -> Tensor:
         """Return ``A v``."""
         with self.within(tensors):
             out = self.build(tensors).mv(self.structure.unravel(v))
-        return self.structure.check_like(out, v.shape[:-1], self.name, "b")
+        return self.out.check_like(out, v.shape[:-1], self.name, "b")
 
     def rmv(self, v: Tensor, *tensors: Tensor) -> Tensor:
         """Return ``A^T v``."""
         if self.symmetric:
             return self.mv(v, *tensors)
         with self.within(tensors):
-            return self.structure.ravel(self.build(tensors).rmv(self.structure.unravel(v)))
+            return self.structure.ravel(self.build(tensors).rmv(self.out.unravel(v)))
 
     def dense(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the matrix; closed forms stay as they are, the rest is probed."""
-        n = self.structure.size
         with self.within(tensors):
             matrix = self.build(tensors).dense(self._structure_like(like))
-        return matrix.expand((*like.shape[:-1], n, n))
+        return matrix.expand((*like.shape[:-1], *self.shape))
 
     def diagonal_entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the diagonal."""
@@ -92,8 +106,7 @@ class OperatorTemplate:
 
     def _structure_like(self, like: Tensor) -> Structure:
         # selected lanes come in another grid than the whole
-        old = self.structure
-        return Structure(old.tree, old.shapes, tuple(like.shape[:-1]), old.dtype, old.device)
+        return replace(self.structure, native=tuple(like.shape[:-1]))
 
     def products(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Products:
         """Return ``mv`` and ``rmv``; a costly operator is linearized once."""
@@ -101,10 +114,10 @@ class OperatorTemplate:
         if not self.costly:
             return (lambda v: mv(v, *tensors)), (lambda v: rmv(v, *tensors))
         zeros = torch.zeros_like(like)
-        _, pull = vjp(lambda v: mv(v, *tensors), zeros)
+        out, pull = vjp(lambda v: mv(v, *tensors), zeros)
         if self.symmetric:
             return (lambda v: pull(v)[0]), (lambda v: pull(v)[0])
-        _, push = vjp(pull, zeros)
+        _, push = vjp(pull, torch.zeros_like(out))
         return (lambda v: push((v,))[0]), (lambda v: pull(v)[0])
 
 
@@ -116,6 +129,8 @@ class JacobianTemplate:
     symmetric: bool = False
     positive_definite: bool = False
     diagonal: bool = False
+    bands: tuple[int, int] | None = None
+    shape: ClassVar[None] = None
 
     def mv(self, v: Tensor, *tensors: Tensor) -> Tensor:
         """Return ``J v``, by two pullbacks."""
@@ -172,8 +187,6 @@ class LaneMap:
         The lanes that the tensors carry.
     shape
         The grid of operators.
-    n
-        The number of unknowns of a lane.
     tensors
         What the operators are made of.
     columns
@@ -181,7 +194,7 @@ class LaneMap:
     transposed
         Whether ``mv`` multiplies with the transpose.
     like
-        A tensor of the dtype and device of the vectors.
+        A vector: a tensor of their dtype and device, and of their size if the map is square.
     """
 
     def __init__(
@@ -189,17 +202,17 @@ class LaneMap:
         template: Template,
         lanes: Lanes,
         shape: tuple[int, ...],
-        n: int,
         tensors: Sequence[Tensor],
         *,
         like: Tensor,
         columns: int = 1,
         transposed: bool = False,
     ) -> None:
-        self.template, self.lanes, self.shape, self.n = template, lanes, shape, n
+        self.template, self.lanes, self.shape = template, lanes, shape
         self.tensors: Sequence[Tensor] = tuple(tensors)
         self.columns, self.transposed = columns, transposed
         self.like = like
+        self.n = like.shape[-1] if template.shape is None else template.shape[1]
         self._products: Products | None = None
 
     @property
@@ -220,15 +233,18 @@ class LaneMap:
     def _like(self) -> Tensor:
         return self.like.new_zeros(*self.shape, self.n)
 
-    def _apply(self, which: int, v: Tensor) -> Tensor:
+    def _make_products(self) -> Products:
         if self._products is None:
             self._products = self.template.products(self.lanes, self._like(), self.tensors)
-        product = self._products[which]
+        return self._products
+
+    def _apply(self, which: int, v: Tensor) -> Tensor:
+        product = self._make_products()[which]
         if self.columns == 1:
-            return product(v.reshape((*self.shape, self.n))).reshape(-1, self.n)
-        stacked = v.reshape(self.columns, *self.shape, self.n)
+            return product(v.reshape((*self.shape, v.shape[-1]))).reshape(len(v), -1)
+        stacked = v.reshape(self.columns, *self.shape, v.shape[-1])
         with no_saved_tensor_hooks():
-            return vmap(product, randomness="different")(stacked).reshape(-1, self.n)
+            return vmap(product, randomness="different")(stacked).reshape(len(v), -1)
 
     def mv(self, v: Tensor) -> Tensor:
         """Return the product with each lane of ``v (N, n)``."""
@@ -240,14 +256,42 @@ class LaneMap:
 
     def dense(self) -> Tensor:
         """Return the matrices ``(grid, m, n)``, never transposed."""
-        matrices = self._on_grid(self.template.dense)
+        matrices = self.on_grid(self.template.dense)
         return matrices.reshape(self.grid, *matrices.shape[-2:])
 
     def diagonal_entries(self) -> Tensor:
         """Return the diagonals ``(grid, n)``."""
-        return self._on_grid(self.template.diagonal_entries).reshape(self.grid, self.n)
+        return self.on_grid(self.template.diagonal_entries).reshape(self.grid, self.n)
 
-    def _on_grid(self, fn: Callable[..., Tensor]) -> Tensor:
+    def probe(self, probes: Tensor) -> Tensor:
+        """Return the products with vectors ``(k, n)`` that all operators share, ``(k, grid, m)``.
+
+        They are never those of the transpose.
+        """
+        product = self._make_products()[0]
+        with no_saved_tensor_hooks():
+            out = vmap(lambda v: product(v.expand(*self.shape, self.n).contiguous()))(probes)
+        return out.reshape(len(probes), self.grid, out.shape[-1])
+
+    def bands(self, below: int, above: int) -> Tensor:
+        """Return the diagonals of banded operators, ``(grid, below + above + 1, n)``, by probing.
+
+        Row ``above + i - j`` and column ``j`` hold the entry in row ``i`` and column ``j``; one
+        product serves every ``below + above + 1``-th column. Source: Curtis, Powell and Reid, "On
+        the estimation of sparse Jacobian matrices", J. Inst. Maths Applics 13 (1974).
+        """
+        width, n = below + above + 1, self.n
+        column = torch.arange(n, device=self.like.device)
+        color = column % width
+        probes = (color == torch.arange(width, device=column.device).unsqueeze(-1)).to(self.like)
+        products = self.probe(probes)
+        row = column + torch.arange(-above, below + 1, device=column.device).unsqueeze(-1)
+        inside = (row >= 0) & (row < n)
+        entries = products[color.expand(width, n), :, row.clamp(0, n - 1)].permute(2, 0, 1)
+        return torch.where(inside, entries, 0.0)
+
+    def on_grid(self, fn: Callable[..., Tensor]) -> Tensor:
+        """Return ``fn(like, *tensors)`` of each operator, where ``like`` is a vector of zeros."""
         return self.lanes.over(fn)(self._like(), *self.tensors)
 
     def take(self, index: Tensor) -> LaneMap:
@@ -260,7 +304,6 @@ class LaneMap:
             self.template,
             lanes,
             shape,
-            self.n,
             tensors,
             like=self.like,
             columns=columns,

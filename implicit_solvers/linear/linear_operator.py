@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import register_pytree_node, tree_map
+from torch.utils._pytree import register_pytree_node, tree_flatten, tree_map
 
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.structure import Structure
@@ -55,13 +55,13 @@ class LinearOperator:
     """A linear map ``v -> A v`` on tensors or pytrees of one structure, known by its products.
 
     Operators add, subtract, multiply (``A @ B``) and scale (``2 * A``); ``A @ v`` is the product
-    with a vector, ``A.T`` the transpose, ``A.dense()`` the matrix.
+    with a vector, ``A.T`` the transpose, ``A.H`` the conjugate transpose, ``A.dense()`` the matrix.
 
     Attributes
     ----------
     symmetric, positive_definite, diagonal
         What the caller knows of the operator; solvers trust it. Positive definite implies
-        symmetric.
+        symmetric. A complex operator is called symmetric if it equals its conjugate transpose.
     """
 
     symmetric: bool
@@ -70,27 +70,48 @@ class LinearOperator:
     costly: ClassVar[bool] = False
 
     @property
+    def bands(self) -> tuple[int, int] | None:
+        """How many diagonals below and above the main one may hold anything, if that is known."""
+        return (0, 0) if self.diagonal else None
+
+    @property
     def structure(self) -> Structure | None:
         """The structure of the vectors, or None if the operator takes any."""
         raise NotImplementedError
+
+    @property
+    def out_structure(self) -> Structure | None:
+        """The structure of the products: another one if the operator is rectangular."""
+        return self.structure
 
     def mv(self, v: Any) -> Any:
         """Return ``A v``."""
         raise NotImplementedError
 
     def rmv(self, v: Any) -> Any:
-        """Return ``A^T v``."""
+        """Return ``A^T v``; ``A^H v`` if the operator is complex."""
         if self.symmetric:
             return self.mv(v)
-        return vjp(self.mv, tree_map(torch.zeros_like, v))[1](v)[0]
+        zeros = tree_map(torch.zeros_like, v)
+        if self.structure is not None and self.out_structure is not None:
+            first = tree_flatten(v)[0][0]
+            lanes = first.shape[: first.dim() - len(self.out_structure.shapes[0])]
+            zeros = self.structure.unravel(first.new_zeros(*lanes, self.structure.size))
+        return vjp(self.mv, zeros)[1](v)[0]
 
     @property
     def T(self) -> LinearOperator:
         """The transpose."""
-        return self if self.symmetric else TransposedOperator(self)
+        complex_ = self.structure is not None and self.structure.dtype.is_complex
+        return self if self.symmetric and not complex_ else TransposedOperator(self)
+
+    @property
+    def H(self) -> LinearOperator:
+        """The conjugate transpose."""
+        return self if self.symmetric else TransposedOperator(self, conjugate=True)
 
     def dense(self, structure: Structure | None = None) -> Tensor:
-        """Return the matrix ``(*lanes, n, n)`` over the raveled vectors.
+        """Return the matrix ``(*lanes, m, n)`` over the raveled vectors.
 
         Parameters
         ----------
@@ -100,12 +121,14 @@ class LinearOperator:
         structure = structure or self.structure
         if structure is None:
             raise ValueError(f"{type(self).__name__}.dense() needs the structure of its vectors")
+        out = self.out_structure if self.rectangular else structure
+        assert out is not None
         eye = torch.eye(structure.size, dtype=structure.dtype, device=structure.device)
 
         def column(e: Tensor) -> Tensor:
             v = structure.unravel(e.expand(*structure.native, structure.size).contiguous())
             name = f"the product of {type(self).__name__}"
-            return structure.check_like(self.mv(v), structure.native, name, "its vector")
+            return out.check_like(self.mv(v), structure.native, name, "its vector")
 
         return vmap(column, out_dims=-1)(eye)
 
@@ -121,6 +144,11 @@ class LinearOperator:
         )
         return structure.ravel(self.mv(structure.unravel(ones)))
 
+    @property
+    def rectangular(self) -> bool:
+        """Whether products have another structure than vectors."""
+        return not _alike(self.structure, self.out_structure)
+
     def __add__(self, other: LinearOperator) -> LinearOperator:
         if not isinstance(other, LinearOperator):
             return NotImplemented
@@ -134,7 +162,7 @@ class LinearOperator:
             return NotImplemented
         return SumOperator(self, -other)
 
-    def __mul__(self, scale: float | Tensor) -> LinearOperator:
+    def __mul__(self, scale: complex | Tensor) -> LinearOperator:
         if isinstance(scale, LinearOperator):
             return NotImplemented
         return ScaledOperator(self, scale)
@@ -147,16 +175,22 @@ class LinearOperator:
         return self.mv(other)
 
 
-def _same_vectors(left: LinearOperator, right: LinearOperator, verb: str) -> None:
+def _alike(a: Structure | None, b: Structure | None) -> bool:
+    """Tell whether vectors of two structures, lanes aside, are interchangeable."""
+    if a is None or b is None or a is b:
+        return True
+    return (a.tree, a.shapes, a.dtype, a.device) == (b.tree, b.shapes, b.dtype, b.device)
+
+
+def _same_vectors(a: Structure | None, b: Structure | None, verb: str) -> None:
     """Refuse to combine operators on different vectors."""
-    a, b = left.structure, right.structure
-    if a is None or b is None:
-        return
-    if (a.tree, a.shapes, a.dtype, a.device) != (b.tree, b.shapes, b.dtype, b.device):
+    if not _alike(a, b):
+        assert a is not None and b is not None
         raise ValueError(
             f"cannot {verb} operators on vectors of shapes {[tuple(s) for s in a.shapes]} "
             f"({a.dtype}, {a.device}) and {[tuple(s) for s in b.shapes]} ({b.dtype}, {b.device}): "
             "both must take the same vectors"
+            + (", that is, what the right one returns" if verb == "multiply" else "")
         )
 
 
@@ -169,7 +203,8 @@ class SumOperator(LinearOperator):
     right: LinearOperator
 
     def __post_init__(self) -> None:
-        _same_vectors(self.left, self.right, "add")
+        _same_vectors(self.left.structure, self.right.structure, "add")
+        _same_vectors(self.left.out_structure, self.right.out_structure, "add")
 
     @property
     def symmetric(self) -> bool:  # type: ignore[override]
@@ -187,6 +222,12 @@ class SumOperator(LinearOperator):
         return self.left.diagonal and self.right.diagonal
 
     @property
+    def bands(self) -> tuple[int, int] | None:
+        """The wider ones of either."""
+        a, b = self.left.bands, self.right.bands
+        return None if a is None or b is None else (max(a[0], b[0]), max(a[1], b[1]))
+
+    @property
     def costly(self) -> bool:  # type: ignore[override]
         """Whether one is."""
         return self.left.costly or self.right.costly
@@ -195,6 +236,11 @@ class SumOperator(LinearOperator):
     def structure(self) -> Structure | None:
         """The structure of either."""
         return self.left.structure or self.right.structure
+
+    @property
+    def out_structure(self) -> Structure | None:
+        """The structure of either's products."""
+        return self.left.out_structure or self.right.out_structure
 
     def mv(self, v: Any) -> Any:
         """Return ``left v + right v``."""
@@ -220,17 +266,23 @@ class ProductOperator(LinearOperator):
     positive_definite: ClassVar[bool] = False  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        _same_vectors(self.left, self.right, "multiply")
+        _same_vectors(self.left.structure, self.right.out_structure, "multiply")
 
     @property
     def symmetric(self) -> bool:  # type: ignore[override]
-        """Whether both are diagonal."""
-        return self.diagonal
+        """Whether both are diagonal, and symmetric."""
+        return self.diagonal and self.left.symmetric and self.right.symmetric
 
     @property
     def diagonal(self) -> bool:  # type: ignore[override]
         """Whether both are."""
         return self.left.diagonal and self.right.diagonal
+
+    @property
+    def bands(self) -> tuple[int, int] | None:
+        """The sum of both."""
+        a, b = self.left.bands, self.right.bands
+        return None if a is None or b is None else (a[0] + b[0], a[1] + b[1])
 
     @property
     def costly(self) -> bool:  # type: ignore[override]
@@ -239,8 +291,13 @@ class ProductOperator(LinearOperator):
 
     @property
     def structure(self) -> Structure | None:
-        """The structure of either."""
-        return self.left.structure or self.right.structure
+        """The structure of the vectors of ``right``."""
+        return self.right.structure or self.left.structure
+
+    @property
+    def out_structure(self) -> Structure | None:
+        """The structure of the products of ``left``."""
+        return self.left.out_structure or self.right.out_structure
 
     def mv(self, v: Any) -> Any:
         """Return ``left right v``."""
@@ -253,7 +310,9 @@ class ProductOperator(LinearOperator):
     def dense(self, structure: Structure | None = None) -> Tensor:
         """Return the product of the matrices."""
         structure = structure or self.structure
-        return self.left.dense(structure) @ self.right.dense(structure)
+        right = self.right.dense(structure)
+        between = self.right.out_structure if self.right.rectangular else structure
+        return self.left.dense(between) @ right
 
 
 @operator_pytree("operator", "scale")
@@ -262,7 +321,7 @@ class ScaledOperator(LinearOperator):
     """``scale * operator``, with a number or a 0-d tensor."""
 
     operator: LinearOperator
-    scale: float | Tensor
+    scale: complex | Tensor
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, Tensor) and self.scale.dim() > 0:
@@ -273,19 +332,26 @@ class ScaledOperator(LinearOperator):
 
     @property
     def symmetric(self) -> bool:  # type: ignore[override]
-        """Whether the operator is."""
-        return self.operator.symmetric
+        """Whether the operator is, and the scale is real."""
+        scale = self.scale
+        real = not (scale.is_complex() if isinstance(scale, Tensor) else isinstance(scale, complex))
+        return real and self.operator.symmetric
 
     @property
     def positive_definite(self) -> bool:  # type: ignore[override]
         """Whether the operator is, and the scale is a positive number."""
-        known = not isinstance(self.scale, Tensor) and self.scale > 0
+        known = not isinstance(self.scale, (Tensor, complex)) and self.scale > 0
         return known and self.operator.positive_definite
 
     @property
     def diagonal(self) -> bool:  # type: ignore[override]
         """Whether the operator is."""
         return self.operator.diagonal
+
+    @property
+    def bands(self) -> tuple[int, int] | None:
+        """Those of the operator."""
+        return self.operator.bands
 
     @property
     def costly(self) -> bool:  # type: ignore[override]
@@ -297,13 +363,19 @@ class ScaledOperator(LinearOperator):
         """The structure of the operator."""
         return self.operator.structure
 
+    @property
+    def out_structure(self) -> Structure | None:
+        """The structure of the operator's products."""
+        return self.operator.out_structure
+
     def mv(self, v: Any) -> Any:
         """Return ``scale * (operator v)``."""
         return tree_map(lambda t: self.scale * t, self.operator.mv(v))
 
     def rmv(self, v: Any) -> Any:
-        """Return ``scale * (operator^T v)``."""
-        return tree_map(lambda t: self.scale * t, self.operator.rmv(v))
+        """Return ``scale * (operator^T v)``, the scale conjugated."""
+        scale = self.scale.conj() if isinstance(self.scale, Tensor) else self.scale.conjugate()
+        return tree_map(lambda t: scale * t, self.operator.rmv(v))
 
     def dense(self, structure: Structure | None = None) -> Tensor:
         """Return the scaled matrix."""
@@ -313,11 +385,23 @@ class ScaledOperator(LinearOperator):
 @operator_pytree("operator")
 @dataclass(frozen=True, eq=False)
 class TransposedOperator(LinearOperator):
-    """The transpose of an operator."""
+    """The transpose of an operator, or its conjugate transpose."""
 
     operator: LinearOperator
+    conjugate: bool = False
     symmetric: ClassVar[bool] = False  # type: ignore[misc]
     positive_definite: ClassVar[bool] = False  # type: ignore[misc]
+
+    @property
+    def diagonal(self) -> bool:  # type: ignore[override]
+        """Whether the operator is."""
+        return self.operator.diagonal
+
+    @property
+    def bands(self) -> tuple[int, int] | None:
+        """Those of the operator, exchanged."""
+        bands = self.operator.bands
+        return None if bands is None else (bands[1], bands[0])
 
     @property
     def costly(self) -> bool:  # type: ignore[override]
@@ -326,22 +410,38 @@ class TransposedOperator(LinearOperator):
 
     @property
     def structure(self) -> Structure | None:
-        """The structure of the operator."""
+        """The structure of the operator's products."""
+        return self.operator.out_structure
+
+    @property
+    def out_structure(self) -> Structure | None:
+        """The structure of the operator's vectors."""
         return self.operator.structure
 
     @property
     def T(self) -> LinearOperator:
-        """The operator itself."""
-        return self.operator
+        """The operator itself, conjugated if this is a conjugate transpose."""
+        return super().T if self.conjugate else self.operator
+
+    @property
+    def H(self) -> LinearOperator:
+        """The operator itself, conjugated if this is a plain transpose."""
+        return self.operator if self.conjugate else super().H
+
+    def _conjugated(self, product: Callable[[Any], Any], v: Any) -> Any:
+        if self.conjugate:
+            return product(v)
+        return tree_map(torch.conj, product(tree_map(torch.conj, v)))
 
     def mv(self, v: Any) -> Any:
         """Return ``operator^T v``."""
-        return self.operator.rmv(v)
+        return self._conjugated(self.operator.rmv, v)
 
     def rmv(self, v: Any) -> Any:
-        """Return ``operator v``."""
-        return self.operator.mv(v)
+        """Return ``operator v``, conjugated if this is a plain transpose."""
+        return self._conjugated(self.operator.mv, v)
 
     def dense(self, structure: Structure | None = None) -> Tensor:
         """Return the transposed matrix."""
-        return self.operator.dense(structure).mT
+        matrix = self.operator.dense(None if self.rectangular else structure)
+        return matrix.mH if self.conjugate else matrix.mT

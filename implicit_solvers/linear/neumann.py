@@ -53,6 +53,7 @@ class Neumann:
     max_steps: int = 1000
     compact: bool = True
     monotone: ClassVar[bool] = False
+    symmetric_only: ClassVar[bool] = False
 
     def init(self, problem: LinearProblem, x: Tensor) -> NeumannState:
         """Start at ``x``."""

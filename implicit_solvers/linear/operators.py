@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_structure
 
-from implicit_solvers.autodiff import vjp
+from implicit_solvers.autodiff import differentiable, vjp
 from implicit_solvers.linear.linear_operator import LinearOperator, operator_pytree
 from implicit_solvers.structure import Structure
 
@@ -37,16 +37,16 @@ class MatrixOperator(LinearOperator):
     Parameters
     ----------
     matrix
-        ``(*lanes, n, n)``, real floating.
+        ``(*lanes, m, n)``, floating, real or complex.
     symmetric, positive_definite
         What is known of the matrix.
 
     Raises
     ------
     TypeError
-        If ``matrix`` is no real floating tensor.
+        If ``matrix`` is no floating tensor.
     ValueError
-        If it is not square.
+        If it has fewer than two dimensions, or is said to be symmetric and is not square.
 
     Examples
     --------
@@ -61,20 +61,30 @@ class MatrixOperator(LinearOperator):
 
     def __post_init__(self) -> None:
         matrix = self.matrix
-        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+        if not isinstance(matrix, Tensor) or not differentiable(matrix):
             kind = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
-            raise TypeError(f"matrix is {kind}: pass a real floating tensor")
-        if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2]:
-            raise ValueError(
-                f"matrix has shape {tuple(matrix.shape)}: pass a square one, (*lanes, n, n)"
-            )
+            raise TypeError(f"matrix is {kind}: pass a floating tensor")
+        if matrix.dim() < 2:
+            raise ValueError(f"matrix has shape {tuple(matrix.shape)}: pass one (*lanes, m, n)")
         _imply_symmetry(self)
+        if self.symmetric and matrix.shape[-1] != matrix.shape[-2]:
+            raise ValueError(
+                f"matrix has shape {tuple(matrix.shape)}, and a symmetric one is square: leave "
+                "symmetric and positive_definite out"
+            )
 
     @property
     def structure(self) -> Structure:
         """Vectors of n entries."""
         m = self.matrix
         return Structure(tree_structure(m), (m.shape[-1:],), tuple(m.shape[:-2]), m.dtype, m.device)
+
+    @property
+    def out_structure(self) -> Structure:
+        """Vectors of m entries."""
+        m = self.matrix
+        rows = torch.Size((m.shape[-2],))
+        return Structure(tree_structure(m), (rows,), tuple(m.shape[:-2]), m.dtype, m.device)
 
     def mv(self, v: Tensor) -> Tensor:
         """Return ``A v``."""
@@ -83,8 +93,8 @@ class MatrixOperator(LinearOperator):
         return (v.unsqueeze(-2) @ self.matrix.mT).squeeze(-2)
 
     def rmv(self, v: Tensor) -> Tensor:
-        """Return ``A^T v``."""
-        return (v.unsqueeze(-2) @ self.matrix).squeeze(-2)
+        """Return ``A^T v``, of a complex matrix ``A^H v``."""
+        return (v.unsqueeze(-2) @ self.matrix.conj()).squeeze(-2)
 
     def dense(self, structure: Structure | None = None) -> Tensor:
         """Return the matrix."""
@@ -106,6 +116,8 @@ class FunctionOperator(LinearOperator):
         used.
     symmetric, positive_definite
         What is known of the operator.
+    out_like
+        A vector like those that ``fn`` returns, if they are not like ``like``.
 
     Examples
     --------
@@ -120,6 +132,7 @@ class FunctionOperator(LinearOperator):
 
     fn: Callable[[Any], Any]
     vectors: Structure
+    products: Structure
     symmetric: bool
     positive_definite: bool
 
@@ -129,9 +142,13 @@ class FunctionOperator(LinearOperator):
         like: Any,
         symmetric: bool = False,
         positive_definite: bool = False,
+        out_like: Any = None,
     ) -> None:
+        vectors = Structure.of(like, "like")
+        products = vectors if out_like is None else Structure.of(out_like, "out_like")
         object.__setattr__(self, "fn", fn)
-        object.__setattr__(self, "vectors", Structure.of(like, "like"))
+        object.__setattr__(self, "vectors", vectors)
+        object.__setattr__(self, "products", products)
         object.__setattr__(self, "symmetric", symmetric or positive_definite)
         object.__setattr__(self, "positive_definite", positive_definite)
 
@@ -139,6 +156,11 @@ class FunctionOperator(LinearOperator):
     def structure(self) -> Structure:
         """The structure of ``like``."""
         return self.vectors
+
+    @property
+    def out_structure(self) -> Structure:
+        """The structure of ``out_like``."""
+        return self.products
 
     def mv(self, v: Any) -> Any:
         """Return ``fn(v)``."""
@@ -148,18 +170,23 @@ class FunctionOperator(LinearOperator):
 @operator_pytree("z", "args")
 @dataclass(frozen=True, eq=False)
 class JacobianOperator(LinearOperator):
-    """The Jacobian of ``fn(z, *args)`` with respect to ``z``, by products: ``n x n``.
+    """The Jacobian of ``fn(z, *args)`` with respect to ``z``, by products.
 
     Parameters
     ----------
     fn
-        A function from ``z`` to the same structure.
+        A function from ``z`` to the same structure, or to that of ``out_like``. If ``z`` is
+        complex, it must be holomorphic: solves check their residual, which refutes one that is not.
     z
         The point: a tensor or pytree of tensors of one floating dtype.
     args
         Further arguments, pytrees.
     symmetric, positive_definite
         What is known of the Jacobian.
+    out_like
+        What ``fn`` returns looks like this, if not like ``z``.
+    detect
+        Whether a solve looks for diagonal and tridiagonal structure first (`Structured`).
 
     Examples
     --------
@@ -173,10 +200,14 @@ class JacobianOperator(LinearOperator):
     args: tuple[Any, ...] = ()
     symmetric: bool = False
     positive_definite: bool = False
+    out_like: Any = None
+    detect: bool = False
     costly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Structure.of(self.z, "z")
+        if self.out_like is not None and not isinstance(self.out_like, Structure):
+            object.__setattr__(self, "out_like", Structure.of(self.out_like, "out_like"))
         _imply_symmetry(self)
 
     @property
@@ -184,12 +215,17 @@ class JacobianOperator(LinearOperator):
         """The structure of ``z``."""
         return Structure.of(self.z, "z")
 
+    @property
+    def out_structure(self) -> Structure:
+        """The structure of what ``fn`` returns."""
+        return self.structure if self.out_like is None else self.out_like
+
     def _flat(self) -> tuple[Structure, Callable[[Tensor], Tensor], Tensor]:
         structure = self.structure
 
         def flat(z: Tensor) -> Tensor:
             out = self.fn(structure.unravel(z), *self.args)
-            return structure.check_like(out, (), "fn", "z")
+            return self.out_structure.check_like(out, (), "fn", "z")
 
         return structure, flat, structure.ravel(self.z)
 
@@ -198,12 +234,12 @@ class JacobianOperator(LinearOperator):
         structure, flat, z = self._flat()
         out, pull = vjp(flat, z)
         _, push = vjp(pull, torch.zeros_like(out))
-        return structure.unravel(push((structure.ravel(v),))[0])
+        return self.out_structure.unravel(push((structure.ravel(v),))[0])
 
     def rmv(self, v: Any) -> Any:
         """Return ``J^T v``, by a pullback."""
         structure, flat, z = self._flat()
-        return structure.unravel(vjp(flat, z)[1](structure.ravel(v))[0])
+        return structure.unravel(vjp(flat, z)[1](self.out_structure.ravel(v))[0])
 
 
 @operator_pytree("z", "args")
@@ -237,7 +273,11 @@ class HessianOperator(LinearOperator):
     costly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        Structure.of(self.z, "z")
+        if Structure.of(self.z, "z").dtype.is_complex:
+            raise TypeError(
+                "z is complex, and a Hessian is not linear over complex numbers: take that of a "
+                "function of torch.view_as_real(z)"
+            )
 
     @property
     def structure(self) -> Structure:
@@ -267,7 +307,7 @@ class DiagonalOperator(LinearOperator):
     entries
         The diagonal: a tensor, or a pytree of tensors, of the vectors' structure and shapes.
     positive_definite
-        Whether all entries are known to be positive.
+        Whether all entries are known to be positive, of complex entries too.
 
     Examples
     --------
@@ -277,11 +317,15 @@ class DiagonalOperator(LinearOperator):
 
     entries: Any
     positive_definite: bool = False
-    symmetric: ClassVar[bool] = True  # type: ignore[misc]
     diagonal: ClassVar[bool] = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         Structure.of(self.entries, "entries")
+
+    @property
+    def symmetric(self) -> bool:  # type: ignore[override]
+        """Whether the entries are known to be real."""
+        return self.positive_definite or not self.structure.dtype.is_complex
 
     @property
     def structure(self) -> Structure:
@@ -291,6 +335,10 @@ class DiagonalOperator(LinearOperator):
     def mv(self, v: Any) -> Any:
         """Return the product entry by entry."""
         return tree_map(torch.mul, self.entries, v)
+
+    def rmv(self, v: Any) -> Any:
+        """Return the product with the conjugate of each entry."""
+        return tree_map(lambda e, u: e.conj() * u, self.entries, v)
 
     def dense(self, structure: Structure | None = None) -> Tensor:
         """Return the diagonal matrix."""

@@ -2,6 +2,14 @@
 
 Backward: ``b' = A^-T x'`` and ``phi' = -vjp of (phi -> A(phi) x) at b'``; forward:
 ``dx = A^-1 (db - dA x)``. Each is a linear solve again, by the same rule and the same factors.
+
+A least-squares solver returns ``x = A^+ b``, and the pseudo-inverse turns with the range of ``A``
+and with that of ``A^T``. With ``r = b - A x``, ``y = A^+T x``, and while the rank stays,
+``dx = A^+ (db - dA x + A^+T dA^T r - A u) + u`` where ``u = dA^T y``; backward
+``b' = A^+T x'`` and ``phi'`` is the gradient of
+``-<b', A x> + <r, A A^+ b'> + <y, A (x' - A^T b')>`` in the ``A``s written out. Source: Golub and
+Pereyra, "The differentiation of pseudo-inverses and nonlinear least squares problems whose
+variables separate", SIAM J. Numer. Anal. 10 (1973). For complex operators read ``^H`` for ``^T``.
 """
 
 from __future__ import annotations
@@ -15,9 +23,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from implicit_solvers.autodiff import LegacyBatch, live, nested_jvp, pushforward, vjp
+from implicit_solvers.autodiff import (
+    LegacyBatch,
+    differentiable,
+    live,
+    nested_jvp,
+    pushforward,
+    vjp,
+)
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.lane_map import LaneMap, Template
 from implicit_solvers.linear.preconditioners import DiagonalMap, Jacobi
@@ -51,6 +67,7 @@ class LinearSolveSpec:
     preconditioner: Template | Jacobi | None = None
     preconditioner_tensors: int = 0
     transposed: bool = False
+    adjoint_start: AdjointMemory | None = None
 
     @property
     def operator_lanes(self) -> Lanes:
@@ -67,14 +84,40 @@ class LinearSolveSpec:
         """Whether lanes that failed are left out of every derivative."""
         return self.on_failure == "mask"
 
+    @property
+    def nullspaces(self) -> tuple[bool, bool]:
+        """Whether ``A^T`` and ``A`` may map something to zero: then ``x = A^+ b``."""
+        shape = self.template.shape
+        find = getattr(self.solver, "nullspaces", None)
+        if find is None:
+            return False, False
+        left, right = find(*shape) if shape is not None else find(1, 1)
+        return (right, left) if self.transposed else (left, right)
+
+    def size(self, b: Tensor) -> int:
+        """Return the number of unknowns of a lane."""
+        shape = self.template.shape
+        return b.shape[-1] if shape is None else shape[0 if self.transposed else 1]
+
     def one_lane(self, x: Tensor, *phi: Tensor) -> Tensor:
         """Return ``A(phi) x`` (or ``A(phi)^T x``) of one lane."""
         product = self.template.rmv if self.transposed else self.template.mv
         return product(x, *phi)
 
     def paired(self, x: Tensor, w: Tensor, *phi: Tensor) -> Tensor:
-        """Return ``<w, A(phi) x>`` of one lane."""
-        return (w * self.one_lane(x, *phi)).sum(-1)
+        """Return the real part of ``<w, A(phi) x>`` of one lane."""
+        return (w.conj() * self.one_lane(x, *phi)).real.sum(-1)
+
+    def times(self, x: Tensor, w: Tensor, phi: Sequence[Tensor], keep: Tensor) -> Tensor:
+        """Return ``A(phi) x``, like ``w``, and zero in lanes not to keep if lanes are left out."""
+        if self.masked:
+            lanes = self.operator_lanes.prepend()
+            return lane_gradient(self.paired, lanes, keep, (x, torch.zeros_like(w), *phi), [1])[0]
+        return self.operator_lanes.over(self.one_lane)(x, *phi)
+
+    def flipped(self) -> LinearSolveSpec:
+        """Return the spec of the transpose."""
+        return replace(self, transposed=not self.transposed and not self.template.symmetric)
 
     def derived(self, transposed: bool) -> LinearSolveSpec:
         """Return the spec of a solve that a derivative asks for."""
@@ -82,6 +125,7 @@ class LinearSolveSpec:
             self,
             transposed=transposed and not self.template.symmetric,
             adjoint=True,
+            adjoint_start=None,
             label=self.label if self.adjoint else f"adjoint of {self.label}",
         )
 
@@ -110,7 +154,7 @@ class LinearSolve(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the factors, whether given or made."""
-        spec, _, _, skip, *operands = inputs
+        spec, b, _, skip, *operands = inputs
         x, status, _, _, *made = output
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -118,56 +162,56 @@ class LinearSolve(Function):
             spec = _with_factors(spec, len(made))
         ctx.spec = spec
         bad = failed(status) if skip is None else failed(status) | skip
-        ctx.save_for_backward(x, bad, *made, *operands)
-        ctx.save_for_forward(x, bad, *made, *operands)
+        like_b = b if any(spec.nullspaces) else x
+        ctx.save_for_backward(x, like_b, bad, *made, *operands)
+        ctx.save_for_forward(x, like_b, bad, *made, *operands)
 
     @staticmethod
     def backward(ctx: Any, gx: Tensor | None, *_: Any) -> tuple[Any, ...]:
         """Solve with the transpose."""
         spec, inputs = ctx.spec, len(ctx.needs_input_grad)
-        gx, x, bad, *operands = live(gx, *ctx.saved_tensors)
+        gx, x, b, bad, *operands = live(gx, *ctx.saved_tensors)
         if gx is None:
             return (None,) * inputs
-        skip = bad if spec.masked else None
-        again = spec.derived(not spec.transposed)
-        gb, status, *_ = LinearSolve.apply(again, gx, None, skip, *operands)
+        memory = None if spec.adjoint else spec.adjoint_start
+        gb, also_bad = _again(spec, True, gx, bad, operands, memory)
         phi = spec.operator_tensors(operands)
-        needed = ctx.needs_input_grad[inputs - len(phi) :]
-        product, places = _product(spec, x, phi, needed)
+        places = _places(phi, ctx.needs_input_grad[inputs - len(phi) :])
         result: list[Any] = [None] * len(phi)
-        if places and spec.masked:
-            keep = ~(bad | failed(status))
-            slopes: Any = lane_gradient(
-                spec.paired,
-                spec.operator_lanes.prepend(),
-                keep,
-                (x, -gb, *phi),
-                [i + 2 for i in places],
-            )
-        elif places:
-            slopes = vjp(product, *(phi[i] for i in places))[1](-gb)
         if places:
-            for place, g in zip(places, slopes, strict=True):
+            bad = bad | also_bad
+            pairs = [(x, -gb)]
+            if any(spec.nullspaces):
+                more, bad = _turning_pairs(spec, gx, x, b, gb, bad, operands)
+                pairs += more
+            for place, g in zip(places, _slopes(spec, pairs, phi, places, bad), strict=True):
                 result[place] = g
         return (None, gb, *(None,) * (inputs - 2 - len(phi)), *result)
 
     @nested_jvp
     def jvp(spec: LinearSolveSpec, saved: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Any:
         """Solve for the tangent."""
-        x, bad, *operands = saved
+        x, b, bad, *operands = saved
         phi = spec.operator_tensors(operands)
         db, dphi = tangents[1], tangents[len(tangents) - len(phi) :]
-        rhs = torch.zeros_like(x) if db is None else db
-        product, places = _product(spec, x, phi, [t is not None for t in dphi])
-        if places and spec.masked:
-            moving = [t if i in places else None for i, t in enumerate(dphi)]
-            lanes = spec.operator_lanes
-            rhs = rhs - lane_pushforward(spec.one_lane, lanes, ~bad, (x, *phi), moving)
-        elif places:
-            primals, moved = [phi[i] for i in places], [dphi[i] for i in places]
-            rhs = rhs - pushforward(product, primals, moved)
-        skip = bad if spec.masked else None
-        dx = LinearSolve.apply(spec.derived(spec.transposed), rhs, None, skip, *operands)[0]
+        rhs = torch.zeros_like(b) if db is None else db
+        places = _places(phi, [t is not None for t in dphi])
+        outside: Tensor | None = None
+        if places:
+            keep = ~bad
+            rhs = rhs - _moved(spec, spec.transposed, x, b, phi, dphi, places, keep)
+            left, right = spec.nullspaces
+            if left:
+                r = b - spec.times(x, b, phi, keep)
+                moved = _moved(spec, not spec.transposed, r, x, phi, dphi, places, keep)
+                rhs = rhs + _again(spec, True, moved, bad, operands)[0]
+            if right:
+                y = _again(spec, True, x, bad, operands)[0]
+                outside = _moved(spec, not spec.transposed, y, x, phi, dphi, places, keep)
+                rhs = rhs - spec.times(outside, b, phi, keep)
+        dx = _again(spec, False, rhs, bad, operands)[0]
+        if outside is not None:
+            dx = dx + outside
         made = len(operands) - (len(tangents) - 4)
         return dx, *(None,) * (3 + made)
 
@@ -225,20 +269,98 @@ def solve_linear(
     return x, status, iterations, residual
 
 
-def _product(
-    spec: LinearSolveSpec, x: Tensor, phi: Sequence[Tensor], needed: Sequence[bool]
-) -> tuple[Callable[..., Tensor], list[int]]:
-    """Return ``A(phi) x`` as a function of the tensors needed of phi, and their places."""
-    places = [i for i, t in enumerate(phi) if needed[i] and t.is_floating_point()]
+def _again(
+    spec: LinearSolveSpec,
+    adjoint: bool,
+    b: Tensor,
+    bad: Tensor,
+    operands: Sequence[Tensor],
+    memory: AdjointMemory | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Solve with the same operator or its transpose; return also which lanes failed."""
+    skip = bad if spec.masked else None
+    derived = replace(spec.derived(spec.transposed != adjoint), adjoint_start=memory)
+    x, status, *_ = LinearSolve.apply(derived, b, None, skip, *operands)
+    return x, failed(status)
+
+
+def _turning_pairs(
+    spec: LinearSolveSpec,
+    gx: Tensor,
+    x: Tensor,
+    b: Tensor,
+    gb: Tensor,
+    bad: Tensor,
+    operands: Sequence[Tensor],
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Return the ``(v, w)`` of the terms ``<w, A v>`` that a pseudo-inverse adds; and bad lanes."""
+    left, right = spec.nullspaces
+    phi, pairs = spec.operator_tensors(operands), []
+    if left:
+        h, also_bad = _again(spec, False, gb, bad, operands)
+        pairs.append((h, b - spec.times(x, b, phi, ~bad)))
+        bad = bad | also_bad
+    if right:
+        y, also_bad = _again(spec, True, x, bad, operands)
+        pairs.append((gx - spec.flipped().times(gb, x, phi, ~bad), y))
+        bad = bad | also_bad
+    return pairs, bad
+
+
+def _slopes(
+    spec: LinearSolveSpec,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    phi: Sequence[Tensor],
+    places: Sequence[int],
+    bad: Tensor,
+) -> Sequence[Tensor]:
+    """Return the gradient of the sum of ``<w, A(phi) v>`` over the pairs ``(v, w)``."""
+    if spec.masked:
+        lanes, wrt = spec.operator_lanes.prepend(), [i + 2 for i in places]
+        parts = [lane_gradient(spec.paired, lanes, ~bad, (v, w, *phi), wrt) for v, w in pairs]
+        return [sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True)]
     on_lanes = spec.operator_lanes.over(spec.one_lane)
+
+    def products(*free: Tensor) -> tuple[Tensor, ...]:
+        filled = list(phi)
+        for place, tensor in zip(places, free, strict=True):
+            filled[place] = tensor
+        return tuple(on_lanes(v, *filled) for v, _ in pairs)
+
+    pull = vjp(products, *(phi[i] for i in places))[1]
+    slopes: Sequence[Tensor] = pull(tuple(w for _, w in pairs))
+    return slopes
+
+
+def _moved(
+    spec: LinearSolveSpec,
+    transposed: bool,
+    v: Tensor,
+    out: Tensor,
+    phi: Sequence[Tensor],
+    dphi: Sequence[Tensor | None],
+    places: Sequence[int],
+    keep: Tensor,
+) -> Tensor:
+    """Return ``dA v``, or that of the transpose, shaped like ``out``."""
+    one_lane = replace(spec, transposed=transposed).one_lane
+    lanes = spec.operator_lanes
+    if spec.masked:
+        moving = [t if i in places else None for i, t in enumerate(dphi)]
+        return lane_pushforward(one_lane, lanes, keep, (v, *phi), moving, out)
 
     def product(*free: Tensor) -> Tensor:
         filled = list(phi)
         for place, tensor in zip(places, free, strict=True):
             filled[place] = tensor
-        return on_lanes(x, *filled)
+        return lanes.over(one_lane)(v, *filled)
 
-    return product, places
+    return pushforward(product, [phi[i] for i in places], [dphi[i] for i in places])
+
+
+def _places(phi: Sequence[Tensor], needed: Sequence[bool]) -> list[int]:
+    """Return which tensors of phi a derivative is asked for."""
+    return [i for i, t in enumerate(phi) if needed[i] and differentiable(t)]
 
 
 def _with_factors(spec: LinearSolveSpec, count: int) -> LinearSolveSpec:
@@ -288,7 +410,7 @@ def _run(
     if skip is not None:
         b = torch.where(skip.unsqueeze(-1), 0.0, b)
     watch = observe(spec.label, spec.solver)
-    n = b.shape[-1]
+    n = spec.size(b)
     grid = _Grid(spec.lanes, b.shape[:-1])
     first = spec.hints
     second = first + spec.preconditioner_tensors
@@ -300,17 +422,22 @@ def _run(
             template,
             kept.keep(range(lo, hi)),
             grid.grid,
-            n,
             operands[lo:hi],
             like=b,
             columns=grid.columns,
             transposed=spec.transposed,
         )
 
+    memory = spec.adjoint_start if spec.adjoint else None
+    if memory is not None:
+        start = memory.read(b)
+        if start is not None:
+            # a lane that nothing depends on has no way to go
+            start = torch.where((b == 0).all(-1, keepdim=True), 0.0, start)
     A = lane_map(spec.template, second, len(operands))
     made: tuple[Tensor, ...] = ()
-    if flat.shape[0] == 0 or n == 0:
-        x = torch.zeros_like(flat)
+    if flat.numel() == 0 or n == 0:
+        x = flat.new_zeros(flat.shape[0], n)
         status = torch.zeros(flat.shape[0], dtype=torch.int64, device=b.device)
         iterations = torch.zeros_like(status)
     elif isinstance(spec.solver, DirectSolver):
@@ -326,14 +453,14 @@ def _run(
             M = spec.preconditioner.of(A)
         elif spec.preconditioner is not None:
             M = lane_map(spec.preconditioner, first, second)
-        zero = torch.zeros_like(flat) if start is None else grid.flat(start)
+        zero = flat.new_zeros(flat.shape[0], n) if start is None else grid.flat(start)
         x, status, iterations = _solve_iteratively(spec, A, M, flat, zero)
 
-    residual = rms(flat - A.mv(x)) if flat.numel() else flat.new_zeros(flat.shape[0])
+    residual = rms(flat - A.mv(x)) if flat.numel() else rms(flat)
     idle = (flat == 0).all(-1)
     finite = torch.isfinite(x).all(-1)
     status = torch.where(finite | failed(status), status, int(Status.NONFINITE))
-    if isinstance(spec.solver, DirectSolver):
+    if isinstance(spec.solver, DirectSolver) and not spec.nullspaces[0]:
         # pivots may look regular where nothing of the solution is right
         wrong = residual > torch.finfo(b.dtype).eps ** 0.25 * rms(flat)
         status = torch.where(wrong & ~failed(status), int(Status.SINGULAR), status)
@@ -352,6 +479,8 @@ def _run(
     x = grid.back(x)
     if spec.adjoint and spec.masked:
         x = torch.where(failed(status).unsqueeze(-1), 0.0, x)
+    if memory is not None:
+        memory.write(x)
     return x, status, iterations, residual, *made
 
 
@@ -369,13 +498,13 @@ def _spread(
 def _solve_directly(
     spec: LinearSolveSpec, A: LaneMap, b: Tensor, hints: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    solver, n = spec.solver, b.shape[-1]
+    solver = spec.solver
     assert isinstance(solver, DirectSolver)
-    columns = b.reshape(A.columns, A.grid, n).permute(1, 2, 0)
 
     def solve(factors: tuple[Tensor, ...], rhs: Tensor) -> Tensor:
-        x = solver.solve(factors, rhs.reshape(A.columns, A.grid, n).permute(1, 2, 0), A.transposed)
-        return x.permute(2, 0, 1).reshape(-1, n)
+        columns = rhs.reshape(A.columns, A.grid, rhs.shape[-1]).permute(1, 2, 0)
+        x = solver.solve(factors, columns, A.transposed)
+        return x.permute(2, 0, 1).reshape(len(rhs), -1)
 
     one = torch.ones(len(b), dtype=torch.int64, device=b.device)
     if hints and not spec.exact:
@@ -384,7 +513,7 @@ def _solve_directly(
             return x, torch.zeros_like(one), steps, hints
         hints = ()
     factors = hints or solver.factor(A)
-    x = solver.solve(factors, columns, A.transposed).permute(2, 0, 1).reshape(-1, n)
+    x = solve(factors, b)
     return x, solver.status(factors).repeat(A.columns), one, factors
 
 
@@ -429,8 +558,9 @@ def _solve_iteratively(
     if solver.rtol is None:
         return x, status, iterations
     goal = linear_tolerance(solver.rtol, solver.atol, b, rms)
+    judge = getattr(solver, "error_at", lambda problem, x: rms(problem.residual(x)))
     for _ in range(3):
-        short = (status == Status.CONVERGED) & (rms(problem.residual(x)) > 1.1 * goal)
+        short = (status == Status.CONVERGED) & (judge(problem, x) > 1.1 * goal)
         if not bool(short.any()):
             return x, status, iterations
         out = iterate(solver, problem, x)

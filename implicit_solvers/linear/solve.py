@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from implicit_solvers.affine_norms import WeightsApart
 from implicit_solvers.capture import Substitution, capture, isolated, resolve
 from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
+from implicit_solvers.linear.banded import Banded
+from implicit_solvers.linear.bicgstab import BiCGStab
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.cholesky import Cholesky
 from implicit_solvers.linear.diagonal import Diagonal
@@ -20,30 +25,63 @@ from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lane_map import OperatorTemplate
 from implicit_solvers.linear.linear_operator import LinearOperator
+from implicit_solvers.linear.lsmr import LSMR
 from implicit_solvers.linear.lu import LU
+from implicit_solvers.linear.minres import MINRES
 from implicit_solvers.linear.neumann import Neumann
-from implicit_solvers.linear.operators import FunctionOperator
+from implicit_solvers.linear.operators import FunctionOperator, JacobianOperator
 from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.qr import QR
 from implicit_solvers.linear.rule import LinearSolver, LinearSolveSpec, solve_linear
+from implicit_solvers.linear.sparse import SparseOperator
+from implicit_solvers.linear.structured import Structured
+from implicit_solvers.linear.superlu import SuperLU
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
 
-__all__ = ["default_linear_solver", "linear_solve", "operator_template"]
+__all__ = [
+    "check_adjoint_start",
+    "default_linear_solver",
+    "is_linear_solver",
+    "linear_solve",
+    "operator_template",
+]
 
 DENSE_LIMIT = 512
 """Up to this many unknowns a matrix is formed and factored when no solver is named."""
 
 
+def is_linear_solver(solver: object) -> bool:
+    """Tell whether ``solver`` is an instance of a solver for linear systems."""
+    return isinstance(solver, (DirectSolver, CG, MINRES, GMRES, BiCGStab, LSMR, Neumann))
+
+
 def default_linear_solver(
-    n: int, *, positive_definite: bool = False, diagonal: bool = False
+    n: int,
+    *,
+    positive_definite: bool = False,
+    diagonal: bool = False,
+    banded: bool = False,
+    sparse: bool = False,
+    detect: bool = False,
+    rectangular: bool = False,
 ) -> LinearSolver:
     """Choose a linear solver.
 
-    Diagonal operators are divided by; up to 512 unknowns `Cholesky` solves positive definite
-    and `LU` all other systems; beyond, `CG` and `GMRES` do.
+    Diagonal operators are divided by, banded and square sparse ones factored as such (sparse ones
+    on the CPU only). Of the others, up to 512 unknowns, `Cholesky` solves positive definite, `QR`
+    rectangular and `LU` all other systems; beyond, `CG`, `LSMR` and `GMRES` do.
     """
+    if sparse and not rectangular:
+        return SuperLU()
+    if detect and not rectangular:
+        return Structured()
+    if rectangular:
+        return QR() if n <= DENSE_LIMIT else LSMR()
     if diagonal:
         return Diagonal()
+    if banded:
+        return Banded()
     if n <= DENSE_LIMIT:
         return Cholesky() if positive_definite else LU()
     return CG() if positive_definite else GMRES()
@@ -59,8 +97,12 @@ def linear_solve(
     check: bool = False,
     batch_dims: int = 0,
     on_failure: OnFailure = "raise",
+    adjoint_start: AdjointStart | None = None,
 ) -> Solution:
     """Solve ``A x = b``.
+
+    If ``A`` is rectangular, or the solver is `SVD`, the solution is ``A^+ b``: of all ``x`` with
+    least ``norm(b - A x)`` the one of least norm.
 
     The solution is differentiable, in both modes and to any order, in ``b`` and in every tensor
     that ``A`` is made of or that its function captures; ``torch.func.vmap`` solves many systems,
@@ -69,15 +111,17 @@ def linear_solve(
     Parameters
     ----------
     A
-        A `LinearOperator`, square.
+        A `LinearOperator`.
     b
-        The right-hand side: a tensor or pytree of tensors of one real floating dtype, with the
-        structure that ``A`` takes. With one dimension more at the end, ``(n, k)`` for a
+        The right-hand side: a tensor or pytree of tensors of one floating dtype, with the
+        structure that ``A`` returns. With one dimension more at the end, ``(n, k)`` for a
         `MatrixOperator`, it is ``k`` right-hand sides.
     solver
-        How to solve: `LU`, `Cholesky`, `Diagonal`, `CG`, `GMRES`, `Neumann`. Left out,
-        `Diagonal` for a diagonal operator; up to 512 unknowns `Cholesky` for a positive definite
-        one, else `LU`; beyond, `CG` or `GMRES`.
+        How to solve: `LU`, `Cholesky`, `QR`, `SVD`, `Diagonal`, `Banded`, `SuperLU`, `CG`,
+        `MINRES`, `GMRES`, `BiCGStab`, `LSMR`, `Neumann`. Left out, `Diagonal` for a diagonal
+        operator, `Banded` for a banded one, `SuperLU` for a sparse one on the CPU; of the others,
+        up to 512 unknowns, `Cholesky` for a positive definite one, `QR` for a rectangular one,
+        else `LU`; beyond, `CG`, `LSMR` or `GMRES`.
     x0
         Where an iterative solver starts, like ``b``; zero if left out. It gets no gradient.
     preconditioner
@@ -90,6 +134,9 @@ def linear_solve(
     on_failure
         ``"raise"``: `ConvergenceError` if a lane fails; ``"warn"``: `ConvergenceWarning`;
         ``"mask"``: neither.
+    adjoint_start
+        An `AdjointStart`, for iterative solvers: where the backward solve starts, and where it
+        leaves its solution for the next.
 
     Returns
     -------
@@ -125,19 +172,36 @@ def linear_solve(
     if not isinstance(batch_dims, int) or batch_dims < 0:
         raise ValueError(f"batch_dims is {batch_dims!r}: pass the number of lane dimensions")
     structure, columns = _right_hand_side(A, b, batch_dims)
+    unknowns = _unknowns(A, structure)
     _check_solver(solver, preconditioner)
     if check:
         _check_flags(A, structure)
     if solver is None:
         solver = default_linear_solver(
-            structure.size,
+            max(structure.size, unknowns.size),
             positive_definite=A.positive_definite,
             diagonal=A.diagonal,
+            banded=A.bands is not None,
+            sparse=isinstance(A, SparseOperator) and A.values.device.type == "cpu",
+            detect=isinstance(A, JacobianOperator) and A.detect,
+            rectangular=A.rectangular,
         )
+    if A.rectangular and not hasattr(solver, "nullspaces"):
+        raise ValueError(
+            f"A is rectangular, {structure.size} x {unknowns.size}, and {type(solver).__name__} "
+            "solves square systems: use QR(), SVD() or LSMR()"
+        )
+    check_adjoint_start(adjoint_start, solver)
     if x0 is not None and isinstance(solver, DirectSolver):
         raise ValueError(
             f"x0 is given, and {type(solver).__name__} is a direct solver, which has no "
             "start: leave x0 out, or use CG() or GMRES()"
+        )
+    if isinstance(solver, LSMR) and not (x0 is None and preconditioner is None):
+        what = "preconditioner" if x0 is None else "x0"
+        raise ValueError(
+            f"{what} is given, and with it LSMR() would not find the solution of least norm: solve "
+            "for x - x0 with the right-hand side b - A x0, or scale the operator"
         )
     if x0 is not None:
         _check_start(x0, b)
@@ -148,7 +212,9 @@ def linear_solve(
         )
 
     def one(b: Any, x0: Any) -> Solution:
-        return _solve(A, b, structure, solver, x0, preconditioner, on_failure)
+        return _solve(
+            A, b, structure, unknowns, solver, x0, preconditioner, on_failure, adjoint_start
+        )
 
     if columns:
         starts = None if x0 is None else -1
@@ -157,9 +223,7 @@ def linear_solve(
 
 
 def _check_solver(solver: Any, preconditioner: Any) -> None:
-    if isinstance(solver, type) or not (
-        solver is None or isinstance(solver, (DirectSolver, CG, GMRES, Neumann))
-    ):
+    if solver is not None and not is_linear_solver(solver):
         what = "the class" if isinstance(solver, type) else "an object of type"
         name = getattr(solver, "__name__", type(solver).__name__)
         raise TypeError(
@@ -173,6 +237,22 @@ def _check_solver(solver: Any, preconditioner: Any) -> None:
         name = getattr(preconditioner, "__name__", type(preconditioner).__name__)
         raise TypeError(
             f"preconditioner is {name}: pass Jacobi(), an operator, or a function v -> M v"
+        )
+
+
+def check_adjoint_start(start: Any, solver: LinearSolver | None) -> None:
+    """Refuse a start of the backward solve that is none, or a solver that does not begin at one."""
+    if start is None:
+        return
+    if not isinstance(start, AdjointStart):
+        raise TypeError(
+            f"adjoint_start is a {type(start).__name__}: pass an AdjointStart(), or "
+            "AdjointStart(value) with a value like the solution"
+        )
+    if solver is None or isinstance(solver, (DirectSolver, LSMR)):
+        raise ValueError(
+            f"adjoint_start is given, and the backward solve by {type(solver).__name__} has no "
+            "start: leave it out, or name an iterative solver, as GMRES() or CG()"
         )
 
 
@@ -193,7 +273,7 @@ def _check_start(x0: Any, b: Any) -> None:
 def _right_hand_side(A: LinearOperator, b: Any, batch_dims: int) -> tuple[Structure, bool]:
     """Return the structure of one right-hand side and whether ``b`` holds several."""
     structure = Structure.of(b, "b", batch_dims)
-    wanted = A.structure
+    wanted = A.out_structure
     if wanted is None:
         return structure, False
     if wanted.tree != structure.tree:
@@ -240,16 +320,26 @@ def _right_hand_side(A: LinearOperator, b: Any, batch_dims: int) -> tuple[Struct
     )
 
 
+def _unknowns(A: LinearOperator, b: Structure) -> Structure:
+    """Return the structure of the solution, in the lanes of the right-hand side."""
+    x = A.structure
+    return b if x is None else replace(x, native=b.native, real_view=b.real_view)
+
+
 def _solve(
     A: LinearOperator,
     b: Any,
     structure: Structure,
+    unknowns: Structure,
     solver: LinearSolver,
     x0: Any,
     preconditioner: Any,
     on_failure: OnFailure,
+    adjoint_start: AdjointStart | None,
 ) -> Solution:
     template, tensors = operator_template(A, b, structure, "A")
+    if isinstance(solver, DirectSolver):
+        solver = solver.session()
     M: Any = preconditioner
     M_tensors: list[Tensor] = []
     if preconditioner is not None and not isinstance(preconditioner, Jacobi):
@@ -269,6 +359,7 @@ def _solve(
         on_failure,
         preconditioner=M,
         preconditioner_tensors=len(M_tensors),
+        adjoint_start=None if adjoint_start is None else AdjointMemory(adjoint_start, structure),
     )
     start = None
     if x0 is not None:
@@ -277,7 +368,7 @@ def _solve(
     rhs = structure.ravel(tree_map(resolve, b))
     with isolated():
         x, status, iterations, residual = solve_linear(spec, rhs, start, None, operands)
-    value = structure.unravel(x)
+    value = unknowns.unravel(x)
     return Solution(value, status == Status.CONVERGED, iterations, residual, status)
 
 
@@ -289,8 +380,11 @@ def _carries_lanes(tensors: Sequence[Tensor], native: tuple[int, ...]) -> list[b
 def operator_template(
     A: LinearOperator, b: Any, structure: Structure, name: str
 ) -> tuple[OperatorTemplate, list[Tensor]]:
-    """Write an operator as a function of all its tensors, the captured ones included."""
-    wanted = A.structure
+    """Write an operator as a function of all its tensors, the captured ones included.
+
+    ``structure`` is that of its products, ``b`` a product or anything like one.
+    """
+    wanted = A.out_structure
     if wanted is not None and (wanted.tree, wanted.shapes, wanted.dtype) != (
         structure.tree,
         structure.shapes,
@@ -302,6 +396,9 @@ def operator_template(
             "operators and vectors of one structure and dtype"
         )
     own, join = split_tensors(A)
+    unknowns = _unknowns(A, structure)
+    if A.rectangular:
+        b = unknowns.unravel(structure.ravel(b).new_zeros(*structure.native, unknowns.size))
     leaves, tree = tree_flatten(b)
     flat = [t.detach() for t in leaves]
 
@@ -316,17 +413,22 @@ def operator_template(
         return join(tensors[:count])
 
     def within(tensors: Sequence[Tensor]) -> Any:
-        if not captured:
-            return contextlib.nullcontext()
-        return Substitution(captured, tensors)
+        scope = contextlib.ExitStack()
+        if captured:
+            scope.enter_context(Substitution(captured, tensors))
+        if captured.normalizes:
+            scope.enter_context(WeightsApart())
+        return scope
 
     template = OperatorTemplate(
         build,
         within,
+        unknowns,
         structure,
         A.symmetric,
         A.positive_definite,
         A.diagonal,
+        A.bands,
         A.costly,
         f"the product of {name}",
     )
@@ -350,20 +452,22 @@ def _check_flags(A: LinearOperator, structure: Structure) -> None:
         return structure.unravel(draw)
 
     def dot(a: Any, b: Any) -> Tensor:
-        return (structure.ravel(a) * structure.ravel(b)).sum(-1)
+        return (structure.ravel(a).conj() * structure.ravel(b)).sum(-1)
 
     u, v = probe(), probe()
     with torch.no_grad():
         Au, Av = A.mv(u), A.mv(v)
-        left, right = dot(u, Av), dot(v, Au)
-        size = (dot(u, u) * dot(Av, Av)).sqrt() + (dot(v, v) * dot(Au, Au)).sqrt()
+        left, right = dot(u, Av), dot(Au, v)
+        size = (dot(u, u) * dot(Av, Av)).abs().sqrt() + (dot(v, v) * dot(Au, Au)).abs().sqrt()
         tolerance = 100 * torch.finfo(structure.dtype).eps * size
         if bool(((left - right).abs() > tolerance).any()):
             raise ValueError(
-                f"A says symmetric=True, and u.Av = {left.flatten()[0]:.6g} differs from v.Au = "
-                f"{right.flatten()[0]:.6g} for random u, v: leave the flag out"
+                f"A says symmetric=True, and u.Av = {left.flatten()[0].item():.6g} differs from "
+                f"Au.v = {right.flatten()[0].item():.6g} for random u, v: leave the flag out"
             )
-        if A.positive_definite and bool((torch.minimum(dot(u, Au), dot(v, Av)) <= 0).any()):
+        if A.positive_definite and bool(
+            (torch.minimum(dot(u, Au).real, dot(v, Av).real) <= 0).any()
+        ):
             raise ValueError(
                 "A says positive_definite=True, and u.Au <= 0 for a random u: leave the flag out"
             )

@@ -119,6 +119,11 @@ class Broyden:
                 f"Broyden has linear_solver={self.linear_solver!r}, which is not direct: pass "
                 "LU(), or leave it out"
             )
+        if self.linear_solver is not None and not self.linear_solver.keepable:
+            raise ValueError(
+                f"Broyden has linear_solver={self.linear_solver!r}, whose factors have a form of "
+                "their own at each step: pass LU(), or leave it out"
+            )
 
     def init(self, problem: EquationProblem, z: Tensor) -> BroydenState:
         """Evaluate the residual and choose the first approximation."""

@@ -125,10 +125,10 @@ class Newton:
         solver = self._linear_solver(z.shape[-1])
         inverse: Factors = ()
         if self.reuse > 0:
-            if not isinstance(solver, DirectSolver):
+            if not isinstance(solver, DirectSolver) or not solver.keepable:
                 raise ValueError(
-                    f"Newton(reuse={self.reuse}) needs a direct linear solver, and "
-                    f"{type(solver).__name__}() solves for {z.shape[-1]} unknowns: pass "
+                    f"Newton(reuse={self.reuse}) needs a direct linear solver with factors to "
+                    f"keep, and {type(solver).__name__}() solves for {z.shape[-1]} unknowns: pass "
                     "linear_solver=LU(), or leave reuse out"
                 )
             inverse = factor_jacobian(solver, problem, z)

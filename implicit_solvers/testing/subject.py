@@ -241,7 +241,17 @@ def _refuse(fn: Any, z0: Any, args: Any, kind: str, equation: Any) -> None:
             "check a layer against its equation"
         )
     if z0 is not None:
-        Structure.of(z0, "z0")
+        _refuse_complex(z0, "z0")
+
+
+def _refuse_complex(value: Any, name: str) -> Structure:
+    structure = Structure.of(value, name)
+    if structure.dtype.is_complex:
+        raise TypeError(
+            f"{name} is complex ({structure.dtype}): check a function of its real and imaginary "
+            "parts (torch.view_as_real)"
+        )
+    return structure
 
 
 def _copied(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -317,7 +327,7 @@ def _layer(fn: Any, args: tuple[Any, ...], kind: str, equation: Any, options: An
 
 def _refuse_equation(equation: Any, z: Any, args: tuple[Any, ...], kind: str) -> None:
     """Refuse an equation that does not have the shape of what the layer returned."""
-    structure = Structure.of(z, "the layer's value")
+    structure = _refuse_complex(z, "the layer's value")
     if kind in ("root", "fixed_point"):
         with torch.no_grad():
             out = equation(_copy(z), *_copy(args))

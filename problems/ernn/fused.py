@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from implicit_solvers.autodiff import forward_level, transforms_active
+import implicit_solvers as ims
 from implicit_solvers.problems.ernn.definition import Phi, memoryless
 
 __all__ = ["FUSED", "fused_memoryless"]
@@ -61,17 +61,12 @@ def fused_memoryless(drive: Tensor, G: Tensor, phi: Phi, share: float, **options
     >>> fused_memoryless(drive, G, torch.relu, share=0.0).round(decimals=4).tolist()
     [[6.0], [0.0]]
     """
-    if _plain():
+    if not ims.transformed():
         try:
             return _Settle.apply(drive, G, phi, share, options)
         except _UnsettledError:
             pass
     return phi(memoryless(drive, G, phi, share, **options))
-
-
-def _plain() -> bool:
-    """Return whether nothing but backward mode of first order may be asked for."""
-    return not (transforms_active() or forward_level() or torch.compiler.is_compiling())
 
 
 class _UnsettledError(ArithmeticError):

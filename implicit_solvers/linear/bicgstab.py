@@ -1,0 +1,104 @@
+"""Stabilized biconjugate gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.linear.inner_products import inner
+from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.solution import Status
+from implicit_solvers.tolerance import AUTO, Auto, rms
+
+__all__ = ["BiCGStab"]
+
+
+class BiCGStabState(NamedTuple):
+    """The state of `BiCGStab`; ``shadow`` is the vector that residuals are made orthogonal to."""
+
+    z: Tensor
+    residual: Tensor
+    shadow: Tensor
+    direction: Tensor
+    rho: Tensor
+    error: Tensor
+    flag: Tensor
+
+
+@dataclass(frozen=True)
+class BiCGStab:
+    """Stabilized biconjugate gradients, for any regular operator, in memory of a few vectors.
+
+    A step makes two products. Preconditioning is from the right, so that the residual is that of
+    the system itself. Where the recurrence breaks down it begins again from the residual, and if
+    that does not help the lane ends with status BREAKDOWN; nearly skew-symmetric operators are
+    hard for it (use `GMRES`). Source: van der Vorst, "Bi-CGSTAB: a fast and smoothly converging
+    variant of Bi-CG for the solution of nonsymmetric linear systems", SIAM J. Sci. Stat. Comput.
+    13 (1992).
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``. ``rtol=None`` makes
+        exactly ``max_steps`` steps and judges nothing.
+    max_steps
+        The number of steps allowed, of two products each.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> A = ims.MatrixOperator(torch.tensor([[2.0, 1.0], [0.0, 4.0]]))
+    >>> ims.linear_solve(A, torch.tensor([3.0, 4.0]), solver=BiCGStab()).value
+    tensor([1.0000, 1.0000])
+    """
+
+    rtol: float | Auto | None = AUTO
+    atol: float | Auto = AUTO
+    max_steps: int = 1000
+    compact: bool = True
+    monotone: ClassVar[bool] = False
+    symmetric_only: ClassVar[bool] = False
+
+    def init(self, problem: LinearProblem, x: Tensor) -> BiCGStabState:
+        """Start at ``x``."""
+        r = problem.residual(x)
+        flag = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return BiCGStabState(x, r, r, r, inner(r, r), rms(r), flag)
+
+    def step(self, problem: LinearProblem, state: BiCGStabState) -> BiCGStabState:
+        """Make a step of biconjugate gradients and one that minimizes the residual."""
+        eps = torch.finfo(state.z.dtype).eps
+        r, shadow = state.residual, state.shadow
+        forward = problem.precondition(state.direction)
+        v = problem.A.mv(forward)
+        along = inner(shadow, v)
+        lost = along.abs() <= eps * _norm(shadow) * _norm(v)
+        alpha = torch.where(lost, 0.0, state.rho / along)
+        s = r - alpha * v
+        ahead = problem.precondition(s)
+        t = problem.A.mv(ahead)
+        square = inner(t, t)
+        omega = torch.where(square == 0, 0.0, inner(t, s) / square)
+        x = state.z + alpha * forward + omega * ahead
+        residual = s - omega * t
+        rho = inner(shadow, residual)
+        beta = (rho / state.rho) * (alpha / omega)
+        # a shadow that says nothing of the residual any more is replaced by it
+        again = lost | (omega == 0) | (rho.abs() <= eps * _norm(shadow) * _norm(residual))
+        direction = residual + beta * (state.direction - omega * v)
+        direction = torch.where(again, residual, direction)
+        shadow = torch.where(again, residual, shadow)
+        rho = torch.where(again, inner(residual, residual), rho)
+        error = torch.where(torch.isfinite(along.abs().squeeze(-1)), rms(residual), torch.nan)
+        stuck = (lost & (omega == 0)).squeeze(-1) & (error > eps * rms(problem.b))
+        flag = torch.where(stuck, int(Status.BREAKDOWN), 0)
+        return BiCGStabState(x, residual, shadow, direction, rho, error, flag)
+
+
+def _norm(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)

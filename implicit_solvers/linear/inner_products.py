@@ -1,0 +1,17 @@
+"""Inner products of lanes of vectors, real or complex."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["inner", "real_inner"]
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a^H b`` of each lane of ``(N, n)``, as ``(N, 1)``."""
+    return (a.conj() * b).sum(-1, keepdim=True)
+
+
+def real_inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the real part of ``a^H b`` of each lane, as ``(N, 1)``."""
+    return inner(a, b).real

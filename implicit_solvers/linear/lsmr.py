@@ -1,0 +1,193 @@
+"""Least squares by minimal residuals of the normal equations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.tolerance import AUTO, Auto, rms
+
+__all__ = ["LSMR"]
+
+
+def _norm(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def _unit(v: Tensor) -> tuple[Tensor, Tensor]:
+    length = _norm(v)
+    return torch.where(length > 0, v / length, 0.0), length
+
+
+def _rotation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``c, s, r`` with ``c a + s b = r`` and ``c b = s a``."""
+    r = torch.hypot(a, b)
+    return torch.where(r > 0, a / r, 1.0), torch.where(r > 0, b / r, 0.0), r
+
+
+class LSMRState(NamedTuple):
+    """The state of `LSMR`, in the notation of its source.
+
+    ``u, v, alpha`` are those of the bidiagonalization, the other scalars those of the two QR
+    factorizations; ``h`` and ``bar`` are the directions, ``Ah`` and ``Abar`` their products, and
+    ``size`` estimates the norm of the operator.
+    """
+
+    z: Tensor
+    residual: Tensor
+    u: Tensor
+    v: Tensor
+    h: Tensor
+    bar: Tensor
+    Ah: Tensor
+    Abar: Tensor
+    alpha: Tensor
+    alphabar: Tensor
+    zetabar: Tensor
+    rho: Tensor
+    rhobar: Tensor
+    theta: Tensor
+    cbar: Tensor
+    sbar: Tensor
+    size: Tensor
+    error: Tensor
+    flag: Tensor
+
+
+@dataclass(frozen=True)
+class LSMR:
+    """Least squares by products with ``A`` and ``A^T``, for any operator, rectangular or not.
+
+    The solution is ``A^+ b``, of all ``x`` with least ``norm(b - A x)`` the one of least norm.
+    Mathematically it is MINRES on the normal equations; the number of steps grows with the
+    condition number of ``A``. A derivative solves twice more than that of a square system: with
+    the pseudo-inverse's formula, on operators of the same rank. No start and no preconditioner,
+    which would change the norm that is least. Source: Fong and Saunders, "LSMR: an iterative
+    algorithm for sparse least-squares problems", SIAM J. Sci. Comput. 33 (2011).
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``, or when
+        ``|A^T r| / (s |r|) rms(b)`` is no more than that, with ``r = b - A x`` and the estimate
+        ``s`` of the norm of ``A`` from two steps of the power method. ``rtol=None`` makes exactly
+        ``max_steps`` steps and judges nothing.
+    max_steps
+        The number of steps allowed, of one product with ``A`` and one with ``A^T`` each.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> A = ims.MatrixOperator(torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]))
+    >>> sol = ims.linear_solve(A, torch.tensor([1.0, 3.0, 5.0]), solver=LSMR())
+    >>> sol.value, int(sol.iterations)
+    (tensor([1.0000, 2.0000]), 2)
+    """
+
+    rtol: float | Auto | None = AUTO
+    atol: float | Auto = AUTO
+    max_steps: int = 1000
+    compact: bool = True
+    monotone: ClassVar[bool] = False
+    symmetric_only: ClassVar[bool] = False
+
+    def nullspaces(self, rows: int, columns: int) -> tuple[bool, bool]:
+        """Whether ``A^T`` and ``A`` may have a null space."""
+        return True, True
+
+    def _size(self, problem: LinearProblem) -> Tensor:
+        """Return an estimate of the norm of ``A`` from below."""
+        v = _unit(problem.A.rmv(problem.b))[0]
+        v = _unit(problem.A.rmv(problem.A.mv(v)))[0]
+        return _norm(problem.A.mv(v))
+
+    def _error(
+        self, problem: LinearProblem, residual: Tensor, normal: Tensor, size: Tensor
+    ) -> Tensor:
+        cosine = torch.where(normal > 0, normal / (size * _norm(residual)), 0.0).squeeze(-1)
+        return torch.minimum(rms(residual), cosine * rms(problem.b))
+
+    def error_at(self, problem: LinearProblem, x: Tensor) -> Tensor:
+        """Return what is compared with the tolerance, from products with ``x``."""
+        r = problem.residual(x)
+        return self._error(problem, r, _norm(problem.A.rmv(r)), self._size(problem))
+
+    def init(self, problem: LinearProblem, x: Tensor) -> LSMRState:
+        """Start at ``x``."""
+        r = problem.residual(x)
+        u, beta = _unit(r)
+        v, alpha = _unit(problem.A.rmv(u))
+        one, zero = torch.ones_like(beta), torch.zeros_like(beta)
+        size = self._size(problem)
+        return LSMRState(
+            x,
+            r,
+            u,
+            v,
+            v,
+            torch.zeros_like(v),
+            torch.zeros_like(u),
+            torch.zeros_like(u),
+            alpha,
+            alpha,
+            alpha * beta,
+            one,
+            one,
+            zero,
+            one,
+            zero,
+            size,
+            self._error(problem, r, alpha * beta, size),
+            torch.zeros(len(x), dtype=torch.int64, device=x.device),
+        )
+
+    def step(self, problem: LinearProblem, state: LSMRState) -> LSMRState:
+        """Bidiagonalize further, rotate twice, and follow the new direction."""
+        st = state
+        Av = problem.A.mv(st.v)
+        Ah = Av - (st.theta / st.rho) * st.Ah
+        u, beta = _unit(Av - st.alpha * st.u)
+        v, alpha = _unit(problem.A.rmv(u) - beta * st.v)
+
+        c, s, rho = _rotation(st.alphabar, beta)
+        theta, alphabar = s * alpha, c * alpha
+        thetabar = st.sbar * rho
+        cbar, sbar, rhobar = _rotation(st.cbar * rho, theta)
+        zeta = cbar * st.zetabar
+        turn = thetabar * rho / (st.rho * st.rhobar)
+        ended = (rho == 0) | (rhobar == 0)
+        bar = st.h - turn * st.bar
+        Abar = Ah - turn * st.Abar
+        length = torch.where(ended, 0.0, zeta / (rho * rhobar))
+        residual = st.residual - length * Abar
+        zetabar = torch.where(ended, 0.0, -sbar * st.zetabar)
+        error = self._error(problem, residual, zetabar.abs(), st.size)
+        finite = torch.isfinite(alpha + beta).squeeze(-1)
+        one = torch.ones_like(rho)
+        return LSMRState(
+            st.z + length * bar,
+            residual,
+            u,
+            v,
+            v - torch.where(ended, 0.0, theta / rho) * st.h,
+            bar,
+            Ah,
+            Abar,
+            alpha,
+            alphabar,
+            zetabar,
+            torch.where(ended, one, rho),
+            torch.where(ended, one, rhobar),
+            theta,
+            cbar,
+            sbar,
+            st.size,
+            torch.where(finite, error, torch.nan),
+            st.flag,
+        )
