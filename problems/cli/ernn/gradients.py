@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from implicit_solvers.problems.cli.ernn.figure_training import (
+    add_figure_arguments,
+    configuration_of,
+    train_networks,
+)
 from implicit_solvers.problems.cli.ernn.gradients_figure import draw_gradients
 from implicit_solvers.problems.cli.ernn.jacobians import (
     distances_from_identity,
@@ -24,8 +28,8 @@ from implicit_solvers.problems.cli.ernn.jacobians import (
 )
 from implicit_solvers.problems.cli.ernn.models import LABELS, MODELS, Build, SequenceModel
 from implicit_solvers.problems.cli.options import positive, positive_integer, whole
-from implicit_solvers.problems.cli.run_folder import CheckpointError, load_checkpoint, write_json
-from implicit_solvers.problems.cli.training import Schedule, Training, fit, train_all
+from implicit_solvers.problems.cli.run_folder import write_json
+from implicit_solvers.problems.cli.training import Schedule, Training, fit
 from implicit_solvers.problems.data.pixel_sequences import load_digit_sequences
 from implicit_solvers.problems.data.sequences import SequenceTask
 
@@ -94,16 +98,7 @@ class Configuration:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    default = Configuration()
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=list(NETWORKS),
-        default=default.models,
-        metavar="MODEL",
-        help=f"of {' '.join(NETWORKS)} ({' '.join(default.models)})",
-    )
-    for name, kind, text in (
+    numbers = (
         ("epochs", positive_integer, "passes over the sequences"),
         ("batch", positive_integer, "sequences in a step of Adam"),
         ("hidden", positive_integer, "size of the hidden states"),
@@ -113,27 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("long", _several, "steps over which trained networks are followed"),
         ("norm", positive, "spectral norm of U where the steps K are counted"),
         ("seed", whole, "of networks and orders"),
-    ):
-        value = getattr(default, name)
-        parser.add_argument(
-            f"--{name}", type=kind, default=value, metavar="N", help=f"{text} (%(default)s)"
-        )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/ernn-gradients"),
-        help="folder of the results (%(default)s)",
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in that folder"
-    )
-    parser.add_argument(
-        "--checkpoint-every",
-        type=positive_integer,
-        default=1,
-        metavar="N",
-        help="epochs from one checkpoint to the next (%(default)s)",
-    )
+    add_figure_arguments(parser, Configuration(), numbers, NETWORKS, Path("runs/ernn-gradients"), 1)
 
 
 def _several(text: str) -> int:
@@ -148,34 +124,17 @@ def run(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     torch.set_num_threads(1)
     console = Console()
-    options = {name: getattr(arguments, name) for name in asdict(Configuration())}
-    configuration = Configuration(**{**options, "models": list(dict.fromkeys(arguments.models))})
+    configuration = configuration_of(arguments, Configuration())
     out: Path = arguments.out
-    path = out / "checkpoint.pt"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoint = load_checkpoint(path, asdict(configuration)) if arguments.resume else None
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_json(out / "config.json", asdict(configuration))
     task = load_digit_sequences(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            content = train_all(
-                configuration.models,
-                _begin(configuration, task),
-                asdict(configuration),
-                path,
-                checkpoint,
-                arguments.checkpoint_every,
-                console,
-            )
-        trainings = content["results"]
-        curves = _follow(configuration, task, content["kept"])
-    except KeyboardInterrupt:
-        print("interrupted: the same command with --resume goes on", file=sys.stderr)
-        return 130
+
+    def follow(content: State) -> tuple[list[State], list[State]]:
+        return content["results"], _follow(configuration, task, content["kept"])
+
+    found = train_networks(arguments, configuration, _begin(configuration, task), console, follow)
+    if isinstance(found, int):
+        return found
+    trainings, curves = found
     distances = [
         {"steps": k, "step_size": size, "distance": distance, "norm": norm}
         for size in STEP_SIZES

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,17 @@ import torch
 from rich.console import Console
 from torch import Generator, Tensor, nn
 
+from implicit_solvers.problems.cli.ernn.figure_training import (
+    add_figure_arguments,
+    configuration_of,
+    train_networks,
+)
 from implicit_solvers.problems.cli.ernn.jacobians import step_of
 from implicit_solvers.problems.cli.ernn.models import LABELS, MODELS, Build
 from implicit_solvers.problems.cli.ernn.trajectories_figure import draw_trajectories
 from implicit_solvers.problems.cli.options import positive, positive_integer, whole
-from implicit_solvers.problems.cli.run_folder import CheckpointError, load_checkpoint, write_json
-from implicit_solvers.problems.cli.training import Schedule, Training, fit, train_all
+from implicit_solvers.problems.cli.run_folder import write_json
+from implicit_solvers.problems.cli.training import Schedule, Training, fit
 
 __all__ = ["NETWORKS", "Configuration", "add_arguments", "rings", "run", "trajectories"]
 
@@ -128,16 +132,7 @@ def trajectories(rnn: nn.Module, x: Tensor, hidden: int) -> Tensor:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    default = Configuration()
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=list(NETWORKS),
-        default=default.models,
-        metavar="MODEL",
-        help=f"of {' '.join(NETWORKS)} ({' '.join(default.models)})",
-    )
-    for name, kind, text in (
+    numbers = (
         ("epochs", positive_integer, "passes over the sequences"),
         ("train", positive_integer, "sequences"),
         ("batch", positive_integer, "sequences in a step of Adam"),
@@ -147,26 +142,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("noise", positive, "standard deviation of what is added to a point"),
         ("drawn", positive_integer, "sequences drawn of each class"),
         ("seed", whole, "of networks and data"),
-    ):
-        value = getattr(default, name)
-        parser.add_argument(
-            f"--{name}", type=kind, default=value, metavar="N", help=f"{text} (%(default)s)"
-        )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/ernn-trajectories"),
-        help="folder of the results (%(default)s)",
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in that folder"
-    )
-    parser.add_argument(
-        "--checkpoint-every",
-        type=positive_integer,
-        default=5,
-        metavar="N",
-        help="epochs from one checkpoint to the next (%(default)s)",
+    add_figure_arguments(
+        parser,
+        Configuration(),
+        numbers,
+        NETWORKS,
+        Path("runs/ernn-trajectories"),
+        checkpoint_every=5,
     )
 
 
@@ -182,31 +165,11 @@ def run(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     torch.set_num_threads(1)
     console = Console()
-    options = {name: getattr(arguments, name) for name in asdict(Configuration())}
-    configuration = Configuration(**{**options, "models": list(dict.fromkeys(arguments.models))})
+    configuration = configuration_of(arguments, Configuration())
     out: Path = arguments.out
-    path = out / "checkpoint.pt"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoint = load_checkpoint(path, asdict(configuration)) if arguments.resume else None
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_json(out / "config.json", asdict(configuration))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            content = train_all(
-                configuration.models,
-                _begin(configuration),
-                asdict(configuration),
-                path,
-                checkpoint,
-                arguments.checkpoint_every,
-                console,
-            )
-    except KeyboardInterrupt:
-        print("interrupted: the same command with --resume goes on", file=sys.stderr)
-        return 130
+    content = train_networks(arguments, configuration, _begin(configuration), console)
+    if isinstance(content, int):
+        return content
     each = configuration.drawn
     x, y = _drawn(configuration)
     paths = {}
