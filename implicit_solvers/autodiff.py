@@ -47,9 +47,11 @@ __all__ = [
     "no_saved_tensor_hooks",
     "peel",
     "pushforward",
+    "slope",
     "transformed",
     "transforms_active",
     "unwrap_once",
+    "unwatched",
     "vjp",
 ]
 
@@ -152,6 +154,29 @@ def ambient_level() -> int:
 def transforms_active() -> bool:
     """Tell whether a ``torch.func`` transform is active."""
     return peek_interpreter_stack() is not None
+
+
+def unwatched() -> bool:
+    """Tell whether nothing differentiates or batches what is computed here."""
+    watched = transforms_active() or torch.is_grad_enabled() or forward_level()
+    return not (watched or torch.is_inference_mode_enabled())
+
+
+def slope(
+    fn: Callable[..., Tensor], z: Tensor, operands: Sequence[Tensor], *, again: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return ``z`` as a leaf, and the gradient of ``fn(z, *operands).sum()`` with respect to it.
+
+    For where nothing else watches (`unwatched`): plain autograd on a vmapped function takes three
+    quarters of the time of a vmapped `vjp`. With ``again`` the gradient can be differentiated.
+    """
+    with torch.enable_grad(), no_saved_tensor_hooks():
+        leaf = z.detach().requires_grad_()
+        total = fn(leaf, *operands).sum()
+        if not total.requires_grad:
+            return leaf, torch.zeros_like(z)
+        (gradient,) = torch.autograd.grad(total, leaf, create_graph=again, materialize_grads=True)
+    return leaf, gradient
 
 
 def transformed() -> bool:

@@ -28,7 +28,7 @@ from implicit_solvers.first_order import first_order_only
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
-from implicit_solvers.linear.lane_map import JacobianTemplate, OperatorTemplate
+from implicit_solvers.linear.lane_map import OperatorTemplate
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import LinearSolver, LinearSolveSpec, solve_linear
@@ -176,10 +176,9 @@ class AttachSpec:
             carried=(*lanes.carried[:lead], everywhere, *lanes.carried[lead:]),
             native_carried=None if known is None else (*known[:lead], True, *known[lead:]),
         )
-        symmetric = self.equation.symmetric
         assert self.linear_solver is not None
         return LinearSolveSpec(
-            JacobianTemplate(self.equation.condition, symmetric=symmetric),
+            self.equation.jacobian(),
             self.linear_solver,
             lanes,
             f"adjoint of {self.label}",
@@ -189,7 +188,7 @@ class AttachSpec:
             exact=False,
             preconditioner=self.preconditioner,
             preconditioner_tensors=self.preconditioner_tensors,
-            transposed=transposed and not symmetric,
+            transposed=transposed and not self.equation.symmetric,
             adjoint_start=self.adjoint_start if transposed else None,
         )
 

@@ -36,6 +36,14 @@ class Equation:
         """Return ``F(z)``, zero at a solution."""
         raise NotImplementedError
 
+    def condition_over(self, lanes: Lanes) -> Callable[..., Tensor]:
+        """Return `condition` as a function of all lanes."""
+        return lanes.over(self.condition)
+
+    def jacobian(self) -> JacobianTemplate:
+        """Return the Jacobian of the condition."""
+        return JacobianTemplate(self.condition, symmetric=self.symmetric)
+
 
 class EquationProblem:
     """``F(z) = 0`` in each of N lanes: everything is a tensor formula on ``z (N, n)``.
@@ -65,7 +73,7 @@ class EquationProblem:
         self.equation, self.lanes = equation, lanes
         self.shape, self.operands = tuple(shape), tuple(operands)
         self.start = start
-        self._condition = lanes.over(equation.condition)
+        self._condition = equation.condition_over(lanes)
         self._fn = lanes.over(equation.fn)
 
     @property
@@ -113,7 +121,7 @@ class EquationProblem:
 
     def linearize(self, z: Tensor) -> LaneMap:
         """Return the Jacobian of the condition at ``z``."""
-        return self._jacobian(self.equation.condition, z, self.equation.symmetric)
+        return self._jacobian(self.equation.jacobian(), z)
 
     def residuals(self, z: Tensor) -> Tensor:
         """Return the ``r(z) (N, m)`` whose squares are reduced: those of a fit, else ``F(z)``."""
@@ -122,11 +130,11 @@ class EquationProblem:
     def linearize_residuals(self, z: Tensor) -> ResidualMap:
         """Return the Jacobian of `residuals` at ``z``, ``m x n``."""
         fn = self.equation.fn if self.fits else self.equation.condition
-        return ResidualMap(self._jacobian(fn, z, False))
+        return ResidualMap(self._jacobian(JacobianTemplate(fn), z))
 
-    def _jacobian(self, fn: Callable[..., Tensor], z: Tensor, symmetric: bool) -> LaneMap:
+    def _jacobian(self, template: JacobianTemplate, z: Tensor) -> LaneMap:
         return LaneMap(
-            JacobianTemplate(fn, symmetric=symmetric),
+            template,
             self.lanes.prepend(),
             self.shape,
             (self._grid(z), *self.operands),

@@ -69,7 +69,7 @@ class CG:
                 "known to be symmetric: pass symmetric=True or positive_definite=True to the "
                 "operator if it is, or use GMRES() or LU()"
             )
-        r = problem.residual(x)
+        r = problem.first_residual(x)
         y = problem.precondition(r)
         return CGState(
             x, r, y, real_inner(r, y), rms(r), torch.zeros_like(r[:, 0], dtype=torch.int64)

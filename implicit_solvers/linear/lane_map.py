@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from implicit_solvers.autodiff import no_saved_tensor_hooks, vjp
+from implicit_solvers.autodiff import no_saved_tensor_hooks, slope, unwatched, vjp
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.structure import Structure
@@ -123,13 +123,17 @@ class OperatorTemplate:
 
 @dataclass(frozen=True)
 class JacobianTemplate:
-    """The Jacobian of a raveled ``fn(z, *operands)``; its tensors are ``z`` and the operands."""
+    """The Jacobian of a raveled ``fn(z, *operands)``; its tensors are ``z`` and the operands.
+
+    The ``potential``, if there is one, is the scalar function whose gradient ``fn`` is.
+    """
 
     fn: Callable[..., Tensor]
     symmetric: bool = False
     positive_definite: bool = False
     diagonal: bool = False
     bands: tuple[int, int] | None = None
+    potential: Callable[..., Tensor] | None = None
     shape: ClassVar[None] = None
 
     def mv(self, v: Tensor, *tensors: Tensor) -> Tensor:
@@ -161,7 +165,20 @@ class JacobianTemplate:
     def products(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Products:
         """Return ``mv`` and ``rmv`` on one linearization."""
         z, *operands = tensors
-        fn = lanes.keep(range(1, len(tensors))).over(self.fn)
+        others = lanes.keep(range(1, len(tensors)))
+        if self.potential is not None and unwatched():
+            leaf, gradient = slope(others.over(self.potential), z, operands, again=True)
+
+            def product(v: Tensor) -> Tensor:
+                if not gradient.requires_grad:
+                    return torch.zeros_like(v)
+                with no_saved_tensor_hooks():
+                    return torch.autograd.grad(
+                        gradient, leaf, v, retain_graph=True, materialize_grads=True
+                    )[0]
+
+            return product, product
+        fn = others.over(self.fn)
         out, pull = vjp(lambda u: fn(u, *operands), z)
 
         def rmv(v: Tensor) -> Tensor:

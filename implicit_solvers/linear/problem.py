@@ -38,6 +38,10 @@ class LinearProblem:
         """Return ``b - A x``."""
         return self.b - self.A.mv(x)
 
+    def first_residual(self, x: Tensor) -> Tensor:
+        """Return ``b - A x``, without the product at the usual start, zero."""
+        return self.residual(x) if bool((x != 0).any()) else self.b.clone()
+
     def precondition(self, r: Tensor) -> Tensor:
         """Return ``M r``."""
         return r if self.M is None else self.M.mv(r)

@@ -118,7 +118,9 @@ class GradientDescent:
         """Move against the gradient."""
         if isinstance(state, SearchState):
             return self._searched(problem, state)
-        velocity = self.momentum * state.velocity - self.lr * state.gradient
+        velocity = -self.lr * state.gradient
+        if self.momentum:
+            velocity = velocity + self.momentum * state.velocity
         z = state.z + velocity
         gradient = problem.residual(z)
         return GradientDescentState(z, gradient, velocity, self.norm(gradient), state.flag)
