@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from implicit_solvers.linear.choice import DENSE_LIMIT, default_linear_solver, is_linear_solver
 from implicit_solvers.linear.diagonal import Diagonal
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.neumann import Neumann
 from implicit_solvers.linear.preconditioners import Jacobi
-from implicit_solvers.linear.rule import LinearSolver
-from implicit_solvers.linear.solve import DENSE_LIMIT, default_linear_solver, is_linear_solver
+from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import Equation
 
 __all__ = ["Adjoint", "ImplicitAdjoint", "OneStepAdjoint", "UnrolledAdjoint"]

@@ -31,7 +31,8 @@ from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.lane_map import OperatorTemplate
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.preconditioners import Jacobi
-from implicit_solvers.linear.rule import LinearSolver, LinearSolveSpec, solve_linear
+from implicit_solvers.linear.rule import solve_linear
+from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
 from implicit_solvers.masking import lane_gradient, lane_pushforward
 from implicit_solvers.monitoring import observe
 from implicit_solvers.problem import Equation, EquationProblem

@@ -34,8 +34,8 @@ from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
 from implicit_solvers.linear.preconditioners import Jacobi
-from implicit_solvers.linear.rule import LinearSolver
 from implicit_solvers.linear.solve import check_adjoint_start, operator_template
+from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import OnFailure, Solution, Status, failed
 from implicit_solvers.structure import Structure, split_tensors

@@ -14,9 +14,8 @@ variables separate", SIAM J. Numer. Anal. 10 (1973). For complex operators read 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,103 +30,14 @@ from implicit_solvers.autodiff import (
     pushforward,
     vjp,
 )
-from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
-from implicit_solvers.linear.direct import DirectSolver
-from implicit_solvers.linear.lane_map import LaneMap, Template
-from implicit_solvers.linear.preconditioners import DiagonalMap, Jacobi
-from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.linear.lane_solve import solve_in_lanes
+from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.masking import lane_gradient, lane_pushforward
-from implicit_solvers.monitoring import observe
-from implicit_solvers.solution import OnFailure, Status, enforce, failed
-from implicit_solvers.tolerance import AUTO, linear_tolerance, rms
+from implicit_solvers.solution import failed
 
-__all__ = ["LinearSolveSpec", "LinearSolver", "solve_linear"]
-
-LinearSolver = DirectSolver | IterativeSolver
-
-
-@dataclass(frozen=True)
-class LinearSolveSpec:
-    """What a linear solve is, its tensors aside.
-
-    Its operands are, in this order, ``hints`` factors of a direct solver (``exact`` if they are
-    those of this very operator), the tensors of the preconditioner, and those of the operator.
-    """
-
-    template: Template
-    solver: LinearSolver
-    lanes: Lanes
-    label: str
-    on_failure: OnFailure
-    adjoint: bool = False
-    hints: int = 0
-    exact: bool = True
-    preconditioner: Template | Jacobi | None = None
-    preconditioner_tensors: int = 0
-    transposed: bool = False
-    adjoint_start: AdjointMemory | None = None
-
-    @property
-    def operator_lanes(self) -> Lanes:
-        """The lanes of the operator's tensors."""
-        first = self.hints + self.preconditioner_tensors
-        return self.lanes.keep(range(first, len(self.lanes.carried)))
-
-    def operator_tensors(self, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the operands that the operator is made of."""
-        return operands[self.hints + self.preconditioner_tensors :]
-
-    @property
-    def masked(self) -> bool:
-        """Whether lanes that failed are left out of every derivative."""
-        return self.on_failure == "mask"
-
-    @property
-    def nullspaces(self) -> tuple[bool, bool]:
-        """Whether ``A^T`` and ``A`` may map something to zero: then ``x = A^+ b``."""
-        shape = self.template.shape
-        find = getattr(self.solver, "nullspaces", None)
-        if find is None:
-            return False, False
-        left, right = find(*shape) if shape is not None else find(1, 1)
-        return (right, left) if self.transposed else (left, right)
-
-    def size(self, b: Tensor) -> int:
-        """Return the number of unknowns of a lane."""
-        shape = self.template.shape
-        return b.shape[-1] if shape is None else shape[0 if self.transposed else 1]
-
-    def one_lane(self, x: Tensor, *phi: Tensor) -> Tensor:
-        """Return ``A(phi) x`` (or ``A(phi)^T x``) of one lane."""
-        product = self.template.rmv if self.transposed else self.template.mv
-        return product(x, *phi)
-
-    def paired(self, x: Tensor, w: Tensor, *phi: Tensor) -> Tensor:
-        """Return the real part of ``<w, A(phi) x>`` of one lane."""
-        return (w.conj() * self.one_lane(x, *phi)).real.sum(-1)
-
-    def times(self, x: Tensor, w: Tensor, phi: Sequence[Tensor], keep: Tensor) -> Tensor:
-        """Return ``A(phi) x``, like ``w``, and zero in lanes not to keep if lanes are left out."""
-        if self.masked:
-            lanes = self.operator_lanes.prepend()
-            return lane_gradient(self.paired, lanes, keep, (x, torch.zeros_like(w), *phi), [1])[0]
-        return self.operator_lanes.over(self.one_lane)(x, *phi)
-
-    def flipped(self) -> LinearSolveSpec:
-        """Return the spec of the transpose."""
-        return replace(self, transposed=not self.transposed and not self.template.symmetric)
-
-    def derived(self, transposed: bool) -> LinearSolveSpec:
-        """Return the spec of a solve that a derivative asks for."""
-        return replace(
-            self,
-            transposed=transposed and not self.template.symmetric,
-            adjoint=True,
-            adjoint_start=None,
-            label=self.label if self.adjoint else f"adjoint of {self.label}",
-        )
+__all__ = ["solve_linear"]
 
 
 class LinearSolve(Function):
@@ -149,7 +59,7 @@ class LinearSolve(Function):
         batch = LegacyBatch((b, skip, *operands))
         if batch.active:
             return batch.apply(LinearSolve.vmap, spec, b, start, skip, *operands)
-        return _run(spec, b, start, skip, operands)
+        return solve_in_lanes(spec, b, start, skip, operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -373,198 +283,3 @@ def _with_factors(spec: LinearSolveSpec, count: int) -> LinearSolveSpec:
         native_carried=None if known is None else (lanes.native > 0,) * count + known,
     )
     return replace(spec, lanes=lanes, hints=count, exact=True)
-
-
-class _Grid:
-    """The lanes of a solve as columns times a grid of operators."""
-
-    def __init__(self, lanes: Lanes, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
-        self.shared = lanes.shared_levels()
-        rest = [i for i in range(len(self.shape)) if i not in self.shared]
-        self.order = (*self.shared, *rest)
-        self.grid = tuple(self.shape[i] for i in rest)
-        self.columns = math.prod(self.shape[i] for i in self.shared)
-
-    def flat(self, t: Tensor) -> Tensor:
-        """Return ``(*shape, ...)`` as ``(columns * grid, ...)``."""
-        k = len(self.shape)
-        lanes = math.prod(self.shape)
-        return t.permute((*self.order, *range(k, t.dim()))).reshape((lanes, *t.shape[k:]))
-
-    def back(self, t: Tensor) -> Tensor:
-        """Undo `flat`."""
-        k = len(self.shape)
-        t = t.reshape((*(self.shape[i] for i in self.order), *t.shape[1:]))
-        inverse = sorted(range(k), key=lambda i: self.order[i])
-        return t.permute((*inverse, *range(k, t.dim()))).contiguous()
-
-
-def _run(
-    spec: LinearSolveSpec,
-    b: Tensor,
-    start: Tensor | None,
-    skip: Tensor | None,
-    operands: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
-    if skip is not None:
-        b = torch.where(skip.unsqueeze(-1), 0.0, b)
-    watch = observe(spec.label, spec.solver)
-    n = spec.size(b)
-    grid = _Grid(spec.lanes, b.shape[:-1])
-    first = spec.hints
-    second = first + spec.preconditioner_tensors
-    kept = spec.lanes.without(grid.shared)
-    flat = grid.flat(b)
-
-    def lane_map(template: Template, lo: int, hi: int) -> LaneMap:
-        return LaneMap(
-            template,
-            kept.keep(range(lo, hi)),
-            grid.grid,
-            operands[lo:hi],
-            like=b,
-            columns=grid.columns,
-            transposed=spec.transposed,
-        )
-
-    memory = spec.adjoint_start if spec.adjoint else None
-    if memory is not None:
-        start = memory.read(b)
-        if start is not None:
-            # a lane that nothing depends on has no way to go
-            start = torch.where((b == 0).all(-1, keepdim=True), 0.0, start)
-    A = lane_map(spec.template, second, len(operands))
-    made: tuple[Tensor, ...] = ()
-    if flat.numel() == 0 or n == 0:
-        x = flat.new_zeros(flat.shape[0], n)
-        status = torch.zeros(flat.shape[0], dtype=torch.int64, device=b.device)
-        iterations = torch.zeros_like(status)
-    elif isinstance(spec.solver, DirectSolver):
-        hints = tuple(
-            _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
-        )
-        x, status, iterations, factors = _solve_directly(spec, A, flat, hints)
-        if not hints:
-            made = tuple(t.reshape((*grid.grid, *t.shape[1:])) for t in factors)
-    else:
-        M: Any = None
-        if isinstance(spec.preconditioner, Jacobi):
-            M = spec.preconditioner.of(A)
-        elif spec.preconditioner is not None:
-            M = lane_map(spec.preconditioner, first, second)
-        zero = flat.new_zeros(flat.shape[0], n) if start is None else grid.flat(start)
-        x, status, iterations = _solve_iteratively(spec, A, M, flat, zero)
-
-    residual = rms(flat - A.mv(x)) if flat.numel() else rms(flat)
-    idle = (flat == 0).all(-1)
-    finite = torch.isfinite(x).all(-1)
-    status = torch.where(finite | failed(status), status, int(Status.NONFINITE))
-    if isinstance(spec.solver, DirectSolver) and not spec.nullspaces[0]:
-        # pivots may look regular where nothing of the solution is right
-        wrong = residual > torch.finfo(b.dtype).eps ** 0.25 * rms(flat)
-        status = torch.where(wrong & ~failed(status), int(Status.SINGULAR), status)
-    # the best iterate of a lane that came to nothing is where it began
-    x = torch.where(finite.unsqueeze(-1), x, 0.0 if start is None else grid.flat(start))
-    if spec.adjoint:
-        # whatever the operator, a lane that nothing depends on has the adjoint zero
-        x = torch.where(idle.unsqueeze(-1), 0.0, x)
-        status = torch.where(idle, 0, status)
-        residual = torch.where(idle, 0.0, residual)
-    status, iterations, residual = grid.back(status), grid.back(iterations), grid.back(residual)
-    if watch.active:
-        size = rms(b)
-        watch.done(iterations, torch.where(size > 0, residual / size, residual), status)
-    enforce(spec.on_failure, spec.label, status, iterations, residual, warn_masked=spec.adjoint)
-    x = grid.back(x)
-    if spec.adjoint and spec.masked:
-        x = torch.where(failed(status).unsqueeze(-1), 0.0, x)
-    if memory is not None:
-        memory.write(x)
-    return x, status, iterations, residual, *made
-
-
-def _spread(
-    factor: Tensor, carries: tuple[bool, ...], grid: tuple[int, ...], lanes: Lanes
-) -> Tensor:
-    """Return a factor with one entry for each place of the grid, ``(prod(grid), ...)``."""
-    rest = factor.shape[sum(carries) + lanes.native :]
-    position = iter(factor.shape)
-    lead = [next(position) if c else 1 for c in carries]
-    native = [next(position) for _ in range(lanes.native)]
-    return factor.reshape((*lead, *native, *rest)).expand((*grid, *rest)).reshape((-1, *rest))
-
-
-def _solve_directly(
-    spec: LinearSolveSpec, A: LaneMap, b: Tensor, hints: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    solver = spec.solver
-    assert isinstance(solver, DirectSolver)
-
-    def solve(factors: tuple[Tensor, ...], rhs: Tensor) -> Tensor:
-        columns = rhs.reshape(A.columns, A.grid, rhs.shape[-1]).permute(1, 2, 0)
-        x = solver.solve(factors, columns, A.transposed)
-        return x.permute(2, 0, 1).reshape(len(rhs), -1)
-
-    one = torch.ones(len(b), dtype=torch.int64, device=b.device)
-    if hints and not spec.exact:
-        x, good, steps = _refine(A, b, lambda rhs: solve(hints, rhs))
-        if bool(good.all()):
-            return x, torch.zeros_like(one), steps, hints
-        hints = ()
-    factors = hints or solver.factor(A)
-    x = solve(factors, b)
-    return x, solver.status(factors).repeat(A.columns), one, factors
-
-
-def _refine(
-    A: LaneMap, b: Tensor, solve: Callable[[Tensor], Tensor], most: int = 8
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve with the factors of a nearby operator, by iterative refinement.
-
-    Returns the solution, whether it is as good as a linear solve is asked to be, and the number
-    of steps. Source: Golub and Van Loan, "Matrix Computations", section 3.5.
-    """
-    x = solve(b)
-    r = b - A.mv(x)
-    error, goal = rms(r), 4 * torch.finfo(b.dtype).eps * rms(b)
-    steps = torch.ones(len(b), dtype=torch.int64, device=b.device)
-    for _ in range(most):
-        running = error > goal
-        if not bool(running.any()):
-            break
-        better = x + solve(r)
-        new_r = b - A.mv(better)
-        new_error = rms(new_r)
-        improved = running & (new_error < 0.5 * error)
-        if not bool(improved.any()):
-            break
-        x = torch.where(improved.unsqueeze(-1), better, x)
-        r = torch.where(improved.unsqueeze(-1), new_r, r)
-        error = torch.where(improved, new_error, error)
-        steps = steps + running
-    return x, error <= linear_tolerance(AUTO, AUTO, b, rms), steps
-
-
-def _solve_iteratively(
-    spec: LinearSolveSpec, A: LaneMap, M: LaneMap | DiagonalMap | None, b: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Iterate, and go on from there where the recursive residual promised more than is true."""
-    solver = spec.solver
-    assert not isinstance(solver, DirectSolver)
-    problem = LinearProblem(A, b, M)
-    out = iterate(solver, problem, x)
-    x, status, iterations = out.z, out.status, out.iterations
-    if solver.rtol is None:
-        return x, status, iterations
-    goal = linear_tolerance(solver.rtol, solver.atol, b, rms)
-    judge = getattr(solver, "error_at", lambda problem, x: rms(problem.residual(x)))
-    for _ in range(3):
-        short = (status == Status.CONVERGED) & (judge(problem, x) > 1.1 * goal)
-        if not bool(short.any()):
-            return x, status, iterations
-        out = iterate(solver, problem, x)
-        x = torch.where(short.unsqueeze(-1), out.z, x)
-        status = torch.where(short, out.status, status)
-        iterations = torch.where(short, iterations + out.iterations, iterations)
-    return x, torch.where(short, int(Status.STALLED), status), iterations

@@ -16,75 +16,24 @@ from implicit_solvers.affine_norms import WeightsApart
 from implicit_solvers.capture import Substitution, capture, isolated, resolve
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
-from implicit_solvers.linear.banded import Banded
-from implicit_solvers.linear.bicgstab import BiCGStab
-from implicit_solvers.linear.cg import CG
-from implicit_solvers.linear.cholesky import Cholesky
-from implicit_solvers.linear.diagonal import Diagonal
+from implicit_solvers.linear.choice import default_linear_solver, is_linear_solver
 from implicit_solvers.linear.direct import DirectSolver
-from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lane_map import OperatorTemplate
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.lsmr import LSMR
-from implicit_solvers.linear.lu import LU
-from implicit_solvers.linear.minres import MINRES
-from implicit_solvers.linear.neumann import Neumann
 from implicit_solvers.linear.operators import FunctionOperator, JacobianOperator
 from implicit_solvers.linear.preconditioners import Jacobi
-from implicit_solvers.linear.qr import QR
-from implicit_solvers.linear.rule import LinearSolver, LinearSolveSpec, solve_linear
+from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.sparse import SparseOperator
-from implicit_solvers.linear.structured import Structured
-from implicit_solvers.linear.superlu import SuperLU
+from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
 
 __all__ = [
     "check_adjoint_start",
-    "default_linear_solver",
-    "is_linear_solver",
     "linear_solve",
     "operator_template",
 ]
-
-DENSE_LIMIT = 512
-"""Up to this many unknowns a matrix is formed and factored when no solver is named."""
-
-
-def is_linear_solver(solver: object) -> bool:
-    """Tell whether ``solver`` is an instance of a solver for linear systems."""
-    return isinstance(solver, (DirectSolver, CG, MINRES, GMRES, BiCGStab, LSMR, Neumann))
-
-
-def default_linear_solver(
-    n: int,
-    *,
-    positive_definite: bool = False,
-    diagonal: bool = False,
-    banded: bool = False,
-    sparse: bool = False,
-    detect: bool = False,
-    rectangular: bool = False,
-) -> LinearSolver:
-    """Choose a linear solver.
-
-    Diagonal operators are divided by, banded and square sparse ones factored as such (sparse ones
-    on the CPU only). Of the others, up to 512 unknowns, `Cholesky` solves positive definite, `QR`
-    rectangular and `LU` all other systems; beyond, `CG`, `LSMR` and `GMRES` do.
-    """
-    if sparse and not rectangular:
-        return SuperLU()
-    if detect and not rectangular:
-        return Structured()
-    if rectangular:
-        return QR() if n <= DENSE_LIMIT else LSMR()
-    if diagonal:
-        return Diagonal()
-    if banded:
-        return Banded()
-    if n <= DENSE_LIMIT:
-        return Cholesky() if positive_definite else LU()
-    return CG() if positive_definite else GMRES()
 
 
 def linear_solve(

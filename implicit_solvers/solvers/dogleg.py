@@ -13,7 +13,7 @@ from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.linear.rule import LinearSolver
+from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.gauss_newton import full_step, iterative_solver, normal_step
 from implicit_solvers.solvers.trust_region import (

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
+from implicit_solvers.linear.choice import DENSE_LIMIT
 from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.linear.rule import LinearSolver
-from implicit_solvers.linear.solve import DENSE_LIMIT
+from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem, ResidualMap
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms

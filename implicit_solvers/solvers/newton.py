@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.iterate import iterate
+from implicit_solvers.linear.choice import default_linear_solver
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
-from implicit_solvers.linear.rule import LinearSolver
-from implicit_solvers.linear.solve import default_linear_solver
+from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.backtracking import backtrack
