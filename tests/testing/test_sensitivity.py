@@ -7,7 +7,7 @@ import implicit_solvers as ims
 from implicit_solvers import differentiate, driver, nonlinear_least_squares
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.capture import Captured
-from implicit_solvers.linear import rule
+from implicit_solvers.linear import lane_solve
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.testing import check_implicit_gradients
 
@@ -96,7 +96,7 @@ def test_a_stale_factorization(monkeypatch):
         good = torch.ones(len(b), dtype=torch.bool)
         return x, good, good.long()
 
-    monkeypatch.setattr(rule, "_refine", trusting)
+    monkeypatch.setattr(lane_solve, "_refine", trusting)
     report = check_root(solver=ims.Newton(rtol=1e-7, atol=1e-7))
     assert {"reverse mode", "forward mode"} <= failed(report), str(report)
     assert all("stale factorization" in cause for cause in report.causes), str(report)
