@@ -1,0 +1,103 @@
+"""Clarabel, an interior-point solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import implicit_solvers as ims
+from implicit_solvers.problems.convex.cones import Cones
+
+__all__ = ["Clarabel", "ConeSolution"]
+
+
+class ConeSolution(NamedTuple):
+    """What a solver found: ``x``, the multipliers ``y``, the slack ``s``, a status, the steps."""
+
+    x: np.ndarray
+    y: np.ndarray
+    s: np.ndarray
+    status: ims.Status
+    steps: int
+
+
+_STATUS = {
+    "Solved": ims.Status.CONVERGED,
+    "AlmostSolved": ims.Status.STALLED,
+    "PrimalInfeasible": ims.Status.INFEASIBLE,
+    "AlmostPrimalInfeasible": ims.Status.INFEASIBLE,
+    "DualInfeasible": ims.Status.UNBOUNDED,
+    "AlmostDualInfeasible": ims.Status.UNBOUNDED,
+    "MaxIterations": ims.Status.MAX_STEPS,
+}
+
+
+@dataclass(frozen=True)
+class Clarabel:
+    """Clarabel: a primal-dual interior-point method for quadratic objectives over cones.
+
+    Parameters
+    ----------
+    rtol, atol
+        Clarabel's tolerances for the gap and feasibility, relative and absolute.
+    max_steps
+        The number of interior-point steps allowed.
+    polish
+        How many Newton steps on the `normal_map` may follow, until rounding is reached.
+    workers
+        How many threads solve the lanes of a batch; Clarabel lets them run side by side. Left
+        out, one for each processor.
+
+    Notes
+    -----
+    Source: Goulart and Chen, "Clarabel: An interior-point solver for conic programs with quadratic
+    objectives" (2024).
+
+    Examples
+    --------
+    >>> Clarabel(max_steps=50).rtol
+    1e-08
+    """
+
+    rtol: float = 1e-8
+    atol: float = 1e-8
+    max_steps: int = 200
+    polish: int = 10
+    workers: int | None = None
+
+    def solve(
+        self, P: Any, c: np.ndarray, A: Any, b: np.ndarray, cones: Cones, start: Any
+    ) -> ConeSolution:
+        """Solve one program; ``P`` is the upper triangle, and the matrices are sparse.
+
+        An interior-point method cannot use the start.
+        """
+        import clarabel  # type: ignore[import-untyped]
+
+        settings = clarabel.DefaultSettings()
+        settings.verbose = False
+        settings.max_iter = self.max_steps
+        settings.tol_gap_abs = settings.tol_feas = self.atol
+        settings.tol_gap_rel = self.rtol
+        solution = clarabel.DefaultSolver(P, c, A, b, _cones(cones), settings).solve()
+        return ConeSolution(
+            np.array(solution.x),
+            np.array(solution.z),
+            np.array(solution.s),
+            _STATUS.get(str(solution.status), ims.Status.STALLED),
+            solution.iterations,
+        )
+
+
+def _cones(cones: Cones) -> list[Any]:
+    import clarabel
+
+    return [
+        *([clarabel.ZeroConeT(cones.zero)] if cones.zero else []),
+        *([clarabel.NonnegativeConeT(cones.nonnegative)] if cones.nonnegative else []),
+        *(clarabel.SecondOrderConeT(k) for k in cones.second_order),
+        *(clarabel.PSDTriangleConeT(k) for k in cones.semidefinite),
+        *(clarabel.ExponentialConeT() for _ in range(cones.exponential)),
+    ]

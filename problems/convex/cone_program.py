@@ -1,0 +1,220 @@
+"""A CVXPY problem as a cone program whose data are affine in its parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from implicit_solvers.problems.convex.affine_map import AffineMap, Reading, SparsityPattern
+from implicit_solvers.problems.convex.cones import Cones
+
+if TYPE_CHECKING:
+    import cvxpy
+
+__all__ = ["ConeProgram"]
+
+_SYMMETRIC = ("symmetric", "PSD", "NSD")
+
+
+@dataclass(frozen=True, eq=False)
+class ConeProgram:
+    """``min x^T P x / 2 + c^T x`` such that ``A x + s = b``, ``s`` in ``cones``.
+
+    Attributes
+    ----------
+    n, cones
+        The number of variables; the cones, of dimension ``m``.
+    entries
+        For each parameter the places of the entries that CVXPY reads, row by row, if it is
+        structured (symmetric, diagonal, sparse); None for all of them, column by column.
+    P, c, A, b
+        The data as functions of the parameters; the matrices row by row.
+    upper, rows
+        Where the upper triangle of ``P``, and ``A``, may have entries.
+    variables
+        How the variables asked for are read off ``x``.
+    duals
+        How the dual variables asked for are read off ``y``, a tuple for each constraint.
+    """
+
+    n: int
+    cones: Cones
+    entries: tuple[np.ndarray | None, ...]
+    P: AffineMap
+    c: AffineMap
+    A: AffineMap
+    b: AffineMap
+    upper: SparsityPattern
+    rows: SparsityPattern
+    variables: tuple[Reading, ...]
+    duals: tuple[tuple[Reading, ...], ...]
+
+    @staticmethod
+    def of(
+        problem: cvxpy.Problem,
+        parameters: Sequence[cvxpy.Parameter],
+        variables: Sequence[cvxpy.Variable],
+        duals: Sequence[Any],
+    ) -> ConeProgram:
+        """Have CVXPY reduce the problem, once."""
+        with warnings.catch_warnings():
+            # CVXPY's own, of structured variables, in the name of its caller
+            warnings.filterwarnings("ignore", "Reading from a sparse CVXPY expression")
+            data, chain, inverse = problem.get_problem_data("CLARABEL", solver_opts={})
+        program = data["param_prob"]
+        cones = _read_cones(program.cone_dims)
+        n, m = program.x.size, cones.size
+        reduced = {
+            old.id: new.id
+            for step in chain.reductions
+            for old, new in getattr(step, "_parameters", {}).items()
+        }
+        offsets = [program.param_id_to_col[reduced.get(p.id, p.id)] for p in parameters]
+        entries = tuple(entries_of(p) if p.id in reduced else None for p in parameters)
+        sizes = [
+            p.size if kept is None else kept.size
+            for p, kept in zip(parameters, entries, strict=True)
+        ]
+
+        def read(matrix: Any) -> AffineMap:
+            return AffineMap.of(matrix, offsets, sizes)
+
+        P = _by_rows(program.P, n, n, width=program.A.shape[1])
+        A = _by_rows(program.A, m, n + 1, width=program.A.shape[1])
+        in_b = A.row % (n + 1) == n
+        places = A.row[~in_b]
+        flat = places // (n + 1) * n + places % (n + 1)
+        A_map = _rows(-A.data[~in_b], flat, A.col[~in_b], (m * n, A.shape[1]))
+        b_map = _rows(A.data[in_b], A.row[in_b] // (n + 1), A.col[in_b], (m, A.shape[1]))
+        upper = P.row // n <= P.row % n
+        linear = program.q if hasattr(program, "q") else program.c  # older CVXPY
+        return ConeProgram(
+            n,
+            cones,
+            entries,
+            read(P),
+            read(linear[:-1]),
+            read(A_map),
+            read(b_map),
+            SparsityPattern.of(P.row[upper] // n, P.row[upper] % n, (n, n)),
+            SparsityPattern.of(flat // n, flat % n, (m, n)),
+            tuple(_read_variable(v, program, chain, inverse) for v in variables),
+            _read_duals(duals, n, m, chain, inverse) if duals else (),
+        )
+
+
+def entries_of(parameter: cvxpy.Parameter) -> np.ndarray | None:
+    """Return which entries of a structured parameter or variable count, by their place in it.
+
+    They are flat places, row by row; None stands for all.
+    """
+    attributes, shape = parameter.attributes, parameter.shape
+    if any(attributes[name] for name in _SYMMETRIC):
+        return np.ravel_multi_index(np.triu_indices(shape[0]), shape)
+    if attributes["diag"]:
+        return np.ravel_multi_index(np.diag_indices(shape[0]), shape)
+    if attributes.get("sparsity"):
+        return np.ravel_multi_index(tuple(parameter.sparse_idx), shape)
+    return None
+
+
+def _by_rows(tensor: Any, rows: int, columns: int, width: int) -> Any:
+    """Return a stack of matrices, flattened by columns, flattened by rows, without zeros."""
+    if tensor is None:
+        return scipy.sparse.coo_array((rows * columns, width))
+    entries = scipy.sparse.coo_array(tensor)
+    row = entries.row.astype(np.int64)
+    by_rows = row % rows * columns + row // rows
+    return _rows(entries.data, by_rows, entries.col, (rows * columns, width))
+
+
+def _rows(data: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> Any:
+    found = scipy.sparse.coo_array((data, (rows, columns)), shape=shape)
+    found.sum_duplicates()
+    found.eliminate_zeros()
+    return found
+
+
+def _read_cones(dims: Any) -> Cones:
+    if dims.p3d or getattr(dims, "pnd", None):
+        raise NotImplementedError(
+            "problem has power cones, which ConvexLayer does not project onto: leave "
+            "approx=False out of power, pnorm and geo_mean, and write PowCone3D with second-order "
+            "cones, as cvxpy.geo_mean"
+        )
+    return Cones(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp)
+
+
+def _read_variable(variable: Any, program: Any, chain: Any, inverse: Any) -> Reading:
+    """Find the variable among those that the reductions left."""
+    ident = variable.id
+    for step, record in zip(chain.reductions, inverse, strict=False):
+        if type(step).__name__ == "CvxAttr2Constr" and record:
+            renamed = record[0].get(ident)
+            ident = ident if renamed is None else renamed.id
+    first = program.var_id_to_col.get(ident)
+    if first is None:
+        raise ValueError(f"variables has {variable.name()}, which the problem does not depend on")
+    kept, shape = entries_of(variable), variable.shape
+    place = np.zeros(max(variable.size, 1), dtype=np.int64)
+    coefficient = np.ones_like(place, dtype=np.float64)
+    if kept is None:
+        order = np.arange(variable.size).reshape(shape, order="F").ravel()
+        place[:] = first + order
+    else:
+        coefficient[:] = 0.0
+        where = [kept]
+        if any(variable.attributes[name] for name in _SYMMETRIC):
+            row, column = np.unravel_index(kept, shape)
+            where.append(np.ravel_multi_index((column, row), shape))
+        for own in where:
+            place[own], coefficient[own] = first + np.arange(kept.size), 1.0
+    return Reading(
+        torch.from_numpy(place.reshape(shape)), torch.from_numpy(coefficient.reshape(shape))
+    )
+
+
+def _read_duals(
+    constraints: Sequence[Any], n: int, m: int, chain: Any, inverse: Any
+) -> tuple[tuple[Reading, ...], ...]:
+    """Find the dual variables as functions of ``y`` by what CVXPY makes of three vectors."""
+
+    def recover(y: np.ndarray) -> list[list[np.ndarray]]:
+        raw = SimpleNamespace(
+            x=np.zeros(n), z=y, s=np.zeros(m), status="Solved", obj_val=0.0, iterations=0
+        )
+        raw.solve_time = 0.0
+        found = chain.invert(raw, inverse).dual_vars
+        values = []
+        for constraint in constraints:
+            before = [dual.value for dual in constraint.dual_variables]
+            constraint.save_dual_value(found[constraint.id])
+            values.append([np.asarray(dual.value) for dual in constraint.dual_variables])
+            for dual, value in zip(constraint.dual_variables, before, strict=True):
+                dual.save_value(value)
+        return values
+
+    ones, counts = recover(np.ones(m)), recover(np.arange(1.0, m + 1))
+    probe = np.random.default_rng(0).normal(size=m)
+    readings = []
+    for one, count, truth in zip(ones, counts, recover(probe), strict=True):
+        own = []
+        for coefficient, weighted, expected in zip(one, count, truth, strict=True):
+            safe = np.where(coefficient == 0, 1.0, coefficient)
+            place = np.rint(weighted / safe).astype(np.int64) - 1
+            place = np.where(coefficient == 0, 0, place).clip(0, m - 1)
+            if not np.allclose(coefficient * probe[place], expected, rtol=1e-12, atol=1e-12):
+                raise NotImplementedError(
+                    "duals has a constraint whose dual variable is no selection of the cone "
+                    "program's: leave it out"
+                )
+            own.append(Reading(torch.as_tensor(place), torch.as_tensor(coefficient * 1.0)))
+        readings.append(tuple(own))
+    return tuple(readings)

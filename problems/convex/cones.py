@@ -1,0 +1,195 @@
+"""Products of cones: their sizes, the projection onto the dual cone, its Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.problems.convex.exponential_cone import (
+    linearize_exponential_projection,
+    project_exponential_cone,
+)
+from implicit_solvers.problems.convex.symmetric_vectors import from_svec, svec, svec_basis
+from implicit_solvers.problems.projections import project_psd_cone, project_second_order_cone
+
+__all__ = ["Cones", "linearize_dual_projection", "project_dual_cone"]
+
+
+@dataclass(frozen=True)
+class Cones:
+    """A product of cones, in this order.
+
+    Parameters
+    ----------
+    zero
+        The number of equations: the cone ``{0}``, whose dual cone is everything.
+    nonnegative
+        The number of inequalities.
+    second_order
+        The dimensions of the cones ``{(t, x) : |x|_2 <= t}``.
+    semidefinite
+        The sizes ``k`` of the matrices; their entries are ``svec``, ``k (k + 1) / 2`` of them.
+    exponential
+        The number of cones ``{(r, s, t) : s exp(r / s) <= t}``.
+
+    Examples
+    --------
+    >>> Cones(zero=1, second_order=(3, 3), semidefinite=(2,), exponential=2).size
+    16
+    """
+
+    zero: int = 0
+    nonnegative: int = 0
+    second_order: tuple[int, ...] = ()
+    semidefinite: tuple[int, ...] = ()
+    exponential: int = 0
+
+    @property
+    def size(self) -> int:
+        """The dimension."""
+        triangles = sum(k * (k + 1) // 2 for k in self.semidefinite)
+        return self.linear + sum(self.second_order) + triangles + 3 * self.exponential
+
+    @property
+    def linear(self) -> int:
+        """The number of equations and inequalities."""
+        return self.zero + self.nonnegative
+
+    @property
+    def curved(self) -> bool:
+        """Whether a projection has derivatives other than zero and one, known up to rounding."""
+        return self.size > self.linear
+
+    def blocks(self) -> Iterator[tuple[str, int, slice, int, int]]:
+        """Yield runs of equal cones: kind, ``k``, place, how many, and of what dimension."""
+        runs = [
+            *(("second order", k, k) for k in self.second_order),
+            *(("semidefinite", k, k * (k + 1) // 2) for k in self.semidefinite),
+            *(("exponential", 3, 3) for _ in range(self.exponential)),
+        ]
+        first = self.linear
+        for (kind, k, size), run in groupby(runs):
+            count = len(list(run))
+            yield kind, k, slice(first, first + count * size), count, size
+            first += count * size
+
+
+def project_dual_cone(u: Tensor, cones: Cones) -> Tensor:
+    """Project ``u (..., m)`` onto the dual of a product of cones.
+
+    Differentiable to any order, off the boundaries that the projections onto the factors name.
+
+    Parameters
+    ----------
+    u
+        ``(..., m)``, floating.
+    cones
+        The cones, of dimension ``m`` together.
+
+    Returns
+    -------
+    Tensor
+        Like ``u``.
+
+    Notes
+    -----
+    Source: Agrawal, Barratt, Boyd, Busseti and Moursi, "Differentiating through a cone program"
+    (2019); the dual of the exponential cone by Moreau's decomposition.
+
+    Examples
+    --------
+    >>> project_dual_cone(torch.tensor([-1.0, -1.0, 2.0]), Cones(zero=1, nonnegative=2))
+    tensor([-1.,  0.,  2.])
+    """
+    z = cones.zero
+    parts = [u[..., :z], torch.relu(u[..., z : cones.linear])]
+    for kind, k, place, count, size in cones.blocks():
+        v = u[..., place].unflatten(-1, (count, size))
+        if kind == "second order":
+            projected = project_second_order_cone(v)
+        elif kind == "semidefinite":
+            # at the tip the derivative from inside, which the equation of the projection has not
+            tip = (v == 0).all(-1, keepdim=True)
+            S = from_svec(torch.where(tip, 1.0, v), k)
+            projected = torch.where(tip, v, svec(project_psd_cone(S, on_failure="mask")))
+        else:
+            projected = v + project_exponential_cone(-v)
+        parts.append(projected.flatten(-2))
+    return torch.cat(parts, -1)
+
+
+def linearize_dual_projection(u: Tensor, cones: Cones) -> tuple[Tensor, Tensor]:
+    """Return `project_dual_cone` and its Jacobian ``D``, symmetric and block-diagonal.
+
+    Parameters
+    ----------
+    u, cones
+        As there.
+
+    Returns
+    -------
+    tuple of Tensor
+        ``(..., m)`` and ``(..., m, m)``, made of closed forms; not meant to be differentiated.
+
+    Examples
+    --------
+    >>> linearize_dual_projection(torch.tensor([-1.0, 2.0]), Cones(nonnegative=2))[1]
+    tensor([[0., 0.],
+            [0., 1.]])
+    """
+    z, m = cones.zero, cones.size
+    bounded = u[..., z : cones.linear]
+    parts = [u[..., :z], torch.relu(bounded)]
+    free = torch.ones_like(u[..., :z])
+    diagonal = torch.cat([free, (bounded > 0).to(u), torch.zeros_like(u[..., cones.linear :])], -1)
+    D = torch.diag_embed(diagonal)
+    places, entries = [], []
+    for kind, k, place, count, size in cones.blocks():
+        v = u[..., place].unflatten(-1, (count, size))
+        if kind == "second order":
+            y, block = project_second_order_cone(v), _second_order_jacobian(v)
+        elif kind == "semidefinite":
+            y, block = _linearize_semidefinite(v, k)
+        else:
+            p, J = linearize_exponential_projection(-v)
+            y, block = v + p, torch.eye(3, dtype=u.dtype, device=u.device) - J
+        parts.append(y.flatten(-2))
+        rows = torch.arange(place.start, place.stop, device=u.device).reshape(count, size)
+        places.append((rows.unsqueeze(-1) * m + rows.unsqueeze(-2)).flatten())
+        entries.append(block.flatten(-3))
+    if places:
+        flat = D.flatten(-2).index_copy(-1, torch.cat(places), torch.cat(entries, -1))
+        D = flat.unflatten(-1, (m, m))
+    return torch.cat(parts, -1), D
+
+
+def _second_order_jacobian(v: Tensor) -> Tensor:
+    t, x = v[..., :1], v[..., 1:]
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    outside = (norm > t.abs()).unsqueeze(-1)
+    norm = torch.where(norm > 0, norm, 1.0)
+    n, ratio = x / norm, (t / norm).unsqueeze(-1)
+    eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
+    inner = (1 + ratio) * eye[1:, 1:] - ratio * n.unsqueeze(-1) * n.unsqueeze(-2)
+    top = torch.cat([torch.ones_like(t), n], -1).unsqueeze(-2)
+    boundary = torch.cat([top, torch.cat([n.unsqueeze(-1), inner], -1)], -2) / 2
+    rest = torch.where(t.unsqueeze(-1) < 0, torch.zeros_like(eye), eye)
+    return torch.where(outside, boundary, rest)
+
+
+def _linearize_semidefinite(v: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, V = torch.linalg.eigh(from_svec(v, k))
+    y = svec((V * values.clamp(min=0).unsqueeze(-2)) @ V.mT)
+    # at a zero eigenvalue the derivative from inside, as `project_psd_cone` has it
+    least = torch.finfo(v.dtype).eps ** 0.5 * values.abs().amax(-1, keepdim=True)
+    values = torch.where(values.abs() < least.clamp(min=torch.finfo(v.dtype).tiny), least, values)
+    sizes, positive = values.abs(), values.clamp(min=0)
+    sums = sizes.unsqueeze(-1) + sizes.unsqueeze(-2)
+    both = positive.unsqueeze(-1) + positive.unsqueeze(-2)
+    share = torch.where(sums > 0, both / torch.where(sums > 0, sums, 1.0), 1.0)
+    turned = (V.mT.unsqueeze(-3) @ svec_basis(k, v) @ V.unsqueeze(-3)).flatten(-2)
+    return y, turned @ (share.flatten(-2).unsqueeze(-1) * turned.mT)

@@ -1,0 +1,272 @@
+"""CVXPY problems as layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import implicit_solvers as ims
+from implicit_solvers.problems.convex.clarabel import Clarabel
+from implicit_solvers.problems.convex.cone_program import ConeProgram
+from implicit_solvers.problems.convex.cone_solver import ConeMethod, ConeSolver
+from implicit_solvers.problems.convex.cones import project_dual_cone
+from implicit_solvers.problems.convex.inputs import (
+    check_problem,
+    check_values,
+    without_wrong_signs,
+)
+from implicit_solvers.problems.convex.normal_map import normal_map
+from implicit_solvers.problems.convex.normal_map_lu import NormalMapLU
+from implicit_solvers.problems.convex.scaling import program_scales
+
+if TYPE_CHECKING:
+    import cvxpy
+
+__all__ = ["ConvexLayer", "ConvexProgramValue"]
+
+_RANKS = (2, 1, 2, 1)
+_WITHOUT_SOLUTION = (ims.Status.INFEASIBLE, ims.Status.UNBOUNDED, ims.Status.NONFINITE)
+
+
+class ConvexProgramValue(NamedTuple):
+    """The solution of a convex program; each tensor has the lanes in front.
+
+    Attributes
+    ----------
+    variables
+        The values of the variables asked for, in their order.
+    duals
+        The dual variables of the constraints asked for, in their order and with CVXPY's signs: a
+        tensor, or a tuple of them where CVXPY has several (second-order and exponential cones).
+    point
+        The solution ``(x, y - s)`` of the cone program, in the solver's units, ``(..., n + m)``:
+        the ``start`` of the next solve, if it is to be warm.
+
+    Examples
+    --------
+    >>> import cvxpy
+    >>> x, b = cvxpy.Variable(), cvxpy.Parameter()
+    >>> bound = x >= b
+    >>> layer = ConvexLayer(cvxpy.Problem(cvxpy.Minimize(x**2), [bound]), [b], [x], duals=[bound])
+    >>> layer(torch.tensor(3.0)).value.duals
+    (tensor(6.),)
+    """
+
+    variables: tuple[Tensor, ...]
+    duals: tuple[Any, ...]
+    point: Tensor
+
+
+class ConvexLayer(torch.nn.Module):
+    r"""A CVXPY problem as a differentiable function of its parameters.
+
+    CVXPY reduces the problem once to a cone program
+
+    .. math:: \min_x \tfrac12 x^\top P x + c^\top x
+              \quad\text{such that}\quad A x + s = b, \; s \in K
+
+    whose ``P``, ``c``, ``A``, ``b`` are affine in the parameters; ``K`` is a product of zero,
+    nonnegative, second-order, positive semidefinite and exponential cones. Each call applies that
+    map in torch, solves the lanes on the CPU in float64, and refines the solutions by Newton's
+    method on the `normal_map`. The derivatives are those of that equation, in every mode of torch
+    and, where the projections onto the cones have them, to any order.
+
+    Called as ``layer(*values, start=None)`` with a tensor for each parameter, of its shape, with
+    lanes in front or without: leading dimensions are lanes, and so is every ``torch.func.vmap``. A
+    value without lanes is shared by them, and gets the sum of their gradients. Symmetric (``PSD``,
+    ``NSD``) parameters: the symmetric part is used. ``start`` is the ``point`` of an earlier
+    solution, of a problem nearby: where Newton's method gets from there to a solution, the solver
+    does not run; it starts there otherwise, if it can.
+
+    Parameters
+    ----------
+    problem
+        A ``cvxpy.Problem``, convex (DCP) and affine in the parameters (DPP).
+    parameters
+        All parameters of the problem, in the order in which the layer takes their values.
+    variables
+        The variables whose values are asked for.
+    duals
+        The constraints whose dual variables are asked for, objects of ``problem.constraints``.
+    solver
+        `Clarabel`, by default, or `SCS`.
+    adjoint
+        How to differentiate; without a linear solver in it, by `NormalMapLU`.
+    on_failure
+        As in `implicit_solvers.root`. A lane fails as INFEASIBLE or UNBOUNDED (by the solver's
+        certificate), NONFINITE (its parameters are not finite, or have a sign that their
+        declaration rules out), MAX_STEPS or STALLED. In the first three cases it has no solution,
+        and holds NaN.
+
+    Raises
+    ------
+    implicit_solvers.ConvergenceError
+        When called, if a lane fails and ``on_failure="raise"``; out of ``backward()`` too, where
+        the solution is not unique and a derivative in need of that was asked for.
+    TypeError, ValueError
+        If the problem, or an input, is unfit; the message names it.
+    NotImplementedError
+        If the problem has power cones.
+
+    Notes
+    -----
+    A call returns an `implicit_solvers.Solution` whose value is a `ConvexProgramValue` of the
+    values' dtype and device. A lane has converged when its relative error, the ``residual``, is at
+    most 1e-6; it is near rounding, unless the solution is degenerate. The cone solver's own steps
+    are not counted in ``iterations``.
+
+    Where a constraint holds with the multiplier zero, the solution has a kink, and the derivative
+    is one-sided. Everything is dense: a lane needs memory and time for a matrix of ``n + m`` rows.
+
+    Source: Agrawal, Amos, Barratt, Boyd, Diamond and Kolter, "Differentiable Convex Optimization
+    Layers" (2019); Agrawal, Barratt, Boyd, Busseti and Moursi, "Differentiating through a cone
+    program" (2019).
+
+    Examples
+    --------
+    Nonnegative least squares, for two right-hand sides at once:
+
+    >>> import cvxpy
+    >>> x, A, b = cvxpy.Variable(2), cvxpy.Parameter((3, 2)), cvxpy.Parameter(3)
+    >>> problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(A @ x - b)), [x >= 0])
+    >>> layer = ConvexLayer(problem, [A, b], [x])
+    >>> A_value = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], requires_grad=True)
+    >>> b_values = torch.tensor([[1.0, 1.0, 2.0], [3.0, -3.0, 0.0]], requires_grad=True)
+    >>> (best,) = layer(A_value, b_values).value.variables
+    >>> best.detach().round(decimals=4).abs()
+    tensor([[1.0000, 1.0000],
+            [1.5000, 0.0000]])
+    >>> best.sum().backward()
+    >>> b_values.grad[1]
+    tensor([0.5000, 0.0000, 0.5000])
+    """
+
+    def __init__(
+        self,
+        problem: cvxpy.Problem,
+        parameters: Sequence[cvxpy.Parameter],
+        variables: Sequence[cvxpy.Variable],
+        *,
+        duals: Sequence[Any] = (),
+        solver: ConeMethod | None = None,
+        adjoint: ims.ImplicitAdjoint | None = None,
+        on_failure: Literal["raise", "warn", "mask"] = "raise",
+    ) -> None:
+        super().__init__()
+        check_problem(problem, parameters, variables, duals)
+        if solver is not None and not callable(getattr(solver, "solve", None)):
+            raise TypeError(f"solver is {solver!r}: pass Clarabel() or SCS()")
+        if on_failure not in ("raise", "warn", "mask"):
+            raise ValueError(f'on_failure is {on_failure!r}: use "raise", "warn" or "mask"')
+        self.declared = tuple(parameters)
+        self.program = ConeProgram.of(problem, parameters, variables, duals)
+        self.solver: ConeMethod = Clarabel() if solver is None else solver
+        self.adjoint = ims.ImplicitAdjoint() if adjoint is None else adjoint
+        self.on_failure = on_failure
+
+    def forward(self, *values: Tensor, start: Tensor | None = None) -> ims.Solution:
+        """Solve the problem at these values of its parameters."""
+        program, cones = self.program, self.program.cones
+        n, m = program.n, cones.size
+        grid, dims = check_values(values, self.declared)
+        like = values[0] if values else torch.zeros(())
+        thetas = [
+            self._flatten(value, parameter, entries, dim)
+            for value, parameter, entries, dim in zip(
+                values, self.declared, program.entries, dims, strict=True
+            )
+        ]
+        P, c = program.P(thetas).unflatten(-1, (n, n)), program.c(thetas)
+        A, b = program.A(thetas).unflatten(-1, (m, n)), program.b(thetas)
+        cost, rows = program_scales(P, c, A, cones)
+        P, c = cost[..., None, None] * P, cost[..., None] * c
+        A, b = rows[..., None] * A, rows * b
+        lanes, batched = math.prod(grid), len(grid) > 0
+        args, in_dims = [], []
+        for tensor, rank in zip((P, c, A, b), _RANKS, strict=True):
+            shared = tensor.dim() == rank
+            own = tensor.shape[tensor.dim() - rank :]
+            args.append(tensor if shared else tensor.expand(*grid, *own).reshape(lanes, *own))
+            in_dims.append(None if shared else 0)
+        z0 = torch.zeros((lanes,) * batched + (n + m,), dtype=torch.float64)
+        if start is not None:
+            z0 = self._read_start(start, grid, n + m).reshape(z0.shape)
+        linear_solver, adjoint = NormalMapLU(cones), self.adjoint
+        if adjoint.linear_solver is None or isinstance(adjoint.linear_solver, NormalMapLU):
+            adjoint = replace(adjoint, linear_solver=linear_solver)
+        warm = start is not None
+        solution = ims.root(
+            partial(normal_map, cones=cones),
+            z0,
+            tuple(args),
+            solver=ConeSolver(self.solver, linear_solver, program.upper, program.rows, warm),
+            adjoint=adjoint,
+            batch_dims=int(batched),
+            in_dims=tuple(in_dims) if batched else None,
+            on_failure=self.on_failure,
+        )
+        status = solution.status.reshape(grid)
+        z = solution.value.reshape(*grid, n + m)
+        for code in _WITHOUT_SOLUTION:
+            z = torch.where((status == int(code)).unsqueeze(-1), torch.nan, z)
+        return replace(
+            solution,
+            value=self._value(z, rows / cost[..., None], like),
+            converged=solution.converged.reshape(grid),
+            iterations=solution.iterations.reshape(grid),
+            residual=_like(solution.residual.reshape(grid), like),
+            status=status,
+        )
+
+    def _flatten(
+        self, value: Tensor, parameter: cvxpy.Parameter, entries: np.ndarray | None, dim: int
+    ) -> Tensor:
+        """Return the entries that CVXPY reads, in float64 on the CPU."""
+        refuse = self.on_failure == "raise"
+        value = without_wrong_signs(value, parameter, dim, refuse).to("cpu", torch.float64)
+        if any(parameter.attributes[name] for name in ("symmetric", "PSD", "NSD")):
+            value = (value + value.mT) / 2
+        if parameter.attributes["diag"]:
+            value = value.diagonal(dim1=-2, dim2=-1).diag_embed()
+        if entries is not None:
+            return value.flatten(dim)[..., torch.from_numpy(entries)]
+        own = reversed(range(dim, value.dim()))
+        columns = value.permute((*range(dim), *own))
+        return columns.reshape(*value.shape[:dim], parameter.size)
+
+    @staticmethod
+    def _read_start(start: Any, grid: tuple[int, ...], size: int) -> Tensor:
+        if not isinstance(start, Tensor) or not start.is_floating_point():
+            raise TypeError("start is no floating tensor: pass the value.point of a solution")
+        try:
+            near = start.detach().to("cpu", torch.float64).expand(*grid, size)
+        except RuntimeError:
+            raise ValueError(
+                f"start has the shape {tuple(start.shape)}, and the layer needs {(*grid, size)}: "
+                "pass the value.point of a solution of this layer"
+            ) from None
+        return torch.where(near.isfinite().all(-1, keepdim=True), near, 0.0)
+
+    def _value(self, z: Tensor, unit: Tensor, like: Tensor) -> ConvexProgramValue:
+        """Read what was asked for off the solution of the cone program."""
+        program = self.program
+        x, u = z[..., : program.n], z[..., program.n :]
+        variables = tuple(_like(read(x), like) for read in program.variables)
+        duals: tuple[Any, ...] = ()
+        if program.duals:
+            y = unit * project_dual_cone(u, program.cones)
+            for reads in program.duals:
+                parts = tuple(_like(read(y), like) for read in reads)
+                duals = (*duals, parts[0] if len(parts) == 1 else parts)
+        return ConvexProgramValue(variables, duals, _like(z, like))
+
+
+def _like(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.device, like.dtype)
