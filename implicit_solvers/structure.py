@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from implicit_solvers.cached import cached_property
+
 __all__ = ["Structure", "split_tensors"]
 
 
@@ -83,14 +85,20 @@ class Structure:
         """The dtype of the raveled unknown."""
         return self.dtype.to_real() if self.real_view else self.dtype
 
+    @cached_property
     def _sizes(self) -> list[int]:
         factor = 2 if self.real_view else 1
         return [factor * math.prod(shape) for shape in self.shapes]
 
-    @property
+    @cached_property
+    def _bare(self) -> bool:
+        """Whether the unknown is one tensor in no container."""
+        return self.tree.is_leaf()
+
+    @cached_property
     def size(self) -> int:
-        """The number of unknowns of one lane."""
-        return sum(self._sizes())
+        """Return the number of unknowns of one lane."""
+        return sum(self._sizes)
 
     def ravel(self, value: Any) -> Tensor:
         """Return the leaves of ``value``, one after the other, as ``(*native, n)``."""
@@ -100,7 +108,7 @@ class Structure:
         lanes = leaves[0].shape[: leaves[0].dim() - len(self.shapes[0])]
         if self.real_view:
             leaves = [torch.stack((leaf.real, leaf.imag), -1) for leaf in leaves]
-        sizes = self._sizes()
+        sizes = self._sizes
         if len(leaves) == 1:
             return leaves[0].reshape((*lanes, sizes[0]))
         flat = [leaf.reshape((*lanes, k)) for leaf, k in zip(leaves, sizes, strict=True)]
@@ -109,19 +117,23 @@ class Structure:
     def unravel(self, flat: Tensor) -> Any:
         """Return the pytree of a tensor ``(*lanes, n)``; any lanes in front are kept."""
         lanes = flat.shape[:-1]
-        parts = [flat] if len(self.shapes) == 1 else flat.split(self._sizes(), dim=-1)
+        parts = [flat] if len(self.shapes) == 1 else flat.split(self._sizes, dim=-1)
         pair = (2,) if self.real_view else ()
         leaves = [
-            part.reshape((*lanes, *shape, *pair))
-            for part, shape in zip(parts, self.shapes, strict=True)
+            # torch 2.8 cannot compile a strict zip here
+            part.reshape((*lanes, *self.shapes[place], *pair))
+            for place, part in enumerate(parts)
         ]
         if self.real_view:
             leaves = [torch.complex(leaf[..., 0], leaf[..., 1]) for leaf in leaves]
-        return tree_unflatten(leaves, self.tree)
+        return leaves[0] if self._bare else tree_unflatten(leaves, self.tree)
 
     def check_like(self, value: Any, lanes: Sequence[int], name: str, like: str) -> Tensor:
         """Ravel ``value``, which must have this structure, or say what it was instead."""
-        leaves, tree = tree_flatten(value)
+        if self._bare and isinstance(value, Tensor):
+            leaves, tree = [value], self.tree
+        else:
+            leaves, tree = tree_flatten(value)
         if tree != self.tree:
             raise ValueError(
                 f"{name} returned the structure {tree}, and {like} has {self.tree}: "
@@ -150,6 +162,8 @@ class Structure:
 
 def split_tensors(tree: Any) -> tuple[list[Tensor], Any]:
     """Split a pytree into its tensors and a function that puts tensors back in their places."""
+    if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
+        return list(tree), tuple
     leaves, spec = tree_flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 

@@ -22,6 +22,9 @@ class LU(DirectSolver):
     its column after scaling, which no scaling of rows or columns changes. Source: Golub and Van
     Loan, "Matrix Computations", sections 3.4 and 3.5.
 
+    For square operators ``(*lanes, n, n)`` of every floating and complex dtype;
+    operators known by products are formed first.
+
     Examples
     --------
     >>> import implicit_solvers as ims
@@ -36,15 +39,28 @@ class LU(DirectSolver):
 
     def factor_dense(self, matrix: Tensor) -> Factors:
         """Factor matrices ``(grid, n, n)``."""
-        n, eps = matrix.shape[-1], torch.finfo(matrix.dtype).eps
+        n = matrix.shape[-1]
         if n == 0:
             return (matrix[..., 0, :], matrix, matrix[..., 0, :].int(), _regular(matrix))
-        largest = matrix.abs().amax(-1)
-        scale = torch.where(largest > 0, 1 / largest, 1.0)
-        scaled = matrix * scale.unsqueeze(-1)
-        factors, pivots, _ = torch.linalg.lu_factor_ex(scaled)
+        if matrix.is_complex() or torch.compiler.is_compiling():
+            scale = _scale(matrix.abs())
+            scaled = matrix * scale.unsqueeze(-1)
+            factors, pivots, _ = torch.linalg.lu_factor_ex(scaled)
+        else:
+            # one column-major buffer serves for all: fresh memory costs as much as the arithmetic
+            factors = torch.empty_like(matrix.mT, memory_format=torch.contiguous_format).mT
+            scale = _scale(torch.abs(matrix, out=factors))
+            torch.mul(matrix, scale.unsqueeze(-1), out=factors)
+            pivots = torch.empty(matrix.shape[:-1], dtype=torch.int32, device=matrix.device)
+            info = torch.empty(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
+            torch.linalg.lu_factor_ex(factors, out=(factors, pivots, info))
         pivot = factors.diagonal(dim1=-2, dim2=-1).abs()
-        regular = (pivot > n * eps * scaled.abs().amax(-2)).all(-1)
+        least = n * torch.finfo(matrix.dtype).eps
+        # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
+        regular = (pivot > least).all(-1)
+        if torch.compiler.is_compiling() or matrix.is_cuda or not bool(regular.all()):
+            largest = (matrix * scale.unsqueeze(-1)).abs().amax(-2)
+            regular = (pivot > least * largest).all(-1)
         return scale, factors, pivots, regular
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
@@ -57,10 +73,17 @@ class LU(DirectSolver):
 
     def status(self, factors: Factors) -> Tensor:
         """Return SINGULAR where a pivot vanishes, NONFINITE where the matrix is not finite."""
-        _, lu, _, regular = factors
-        finite = torch.isfinite(lu).flatten(1).all(-1)
+        scale, _, _, regular = factors
+        finite = (scale.abs() > 0).all(-1)
         status = torch.where(regular, 0, int(Status.SINGULAR))
         return torch.where(finite, status, int(Status.NONFINITE))
+
+
+def _scale(sizes: Tensor) -> Tensor:
+    """Return what makes the largest entry of each row 1; NaN for a row with NaN, 0 for inf."""
+    largest = sizes.amax(-1)
+    scale = torch.where(largest == 0, 1.0, 1 / largest)
+    return scale.clamp(max=torch.finfo(sizes.dtype).max)
 
 
 def _regular(matrix: Tensor) -> Tensor:

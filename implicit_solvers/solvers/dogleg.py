@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import (
+    check_count,
+    check_linear_solver,
+    check_number,
+    check_stopping,
+)
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.gmres import GMRES
@@ -16,18 +23,22 @@ from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.gauss_newton import full_step, iterative_solver, normal_step
+from implicit_solvers.solvers.newton import solve_factored
 from implicit_solvers.solvers.trust_region import (
     LinearModel,
     TrustRegionState,
     decomposed,
     length,
     linearized,
+    modeled,
     search,
     start,
 )
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["Dogleg"]
+
+_PAYS_WELL = 0.25
 
 
 @dataclass(frozen=True)
@@ -64,11 +75,18 @@ class Dogleg:
         Maps residuals or gradients ``(N, n)`` to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    reuse
+        The factors of a root's Jacobian serve for further steps ``z <- z + p``, ``J p = -F(z)``,
+        where these would end the solve within so many, at the rate at which the last step
+        reduced the residual; 0: every step linearizes. Each lane decides for itself. Such a step
+        costs one evaluation; one that does not halve the residual is taken back, and counts.
 
     Raises
     ------
     TypeError
         If ``linear_solver`` is not an iterative solver.
+    ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------
@@ -88,8 +106,17 @@ class Dogleg:
     shrinks: int = 30
     norm: Norm = rms
     compact: bool = True
+    reuse: int = 2
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_linear_solver(self)
+        check_number(self, "first_radius", above=0)
+        check_count(self, "shrinks")
+        check_count(self, "reuse")
 
     def _linear_solver(self, problem: EquationProblem, z: Tensor) -> IterativeSolver | None:
         return iterative_solver(self, z, CG(rtol=1e-3) if problem.fits else GMRES(rtol=1e-3))
@@ -100,39 +127,125 @@ class Dogleg:
         if self._linear_solver(problem, z) is None and not problem.fits:
             # before the first step: the factors of the identity
             eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-            factors = LU().factor_dense(eye.expand(len(z), -1, -1))
+            one = LU().factor_dense(eye.unsqueeze(0))
+            factors = tuple(t.expand(len(z), *t.shape[1:]) for t in one)
         return start(problem, self.norm, z, factors)
 
     def step(self, problem: EquationProblem, state: TrustRegionState) -> TrustRegionState:
-        """Follow the dogleg to the edge of the region, and shrink it until the step pays."""
+        """Step with the factors at hand where they serve, and with a new Jacobian elsewhere."""
+        running = state.flag == 0
+        fresh, stale = running & ~state.stale, running & state.stale
+        if not state.factors or not bool(fresh.any()):
+            return self._linearize(problem, state)
+        if 2 * int(stale.sum()) > len(stale):
+            return _merged(problem, state, fresh, self._linearize(problem, state), self._chord)
+        return _merged(problem, state, stale, self._chord(problem, state), self._linearize)
+
+    def _chord(self, problem: EquationProblem, state: TrustRegionState) -> TrustRegionState:
+        return self._newton(problem, state, ~state.stale, 0.5)
+
+    def _linearize(self, problem: EquationProblem, state: TrustRegionState) -> TrustRegionState:
+        """Take Newton's whole step where that pays well, and follow the dogleg elsewhere."""
         solver = self._linear_solver(problem, state.z)
-        model = linearized(problem, state, dense=solver is None)
-        if solver is None:
-            newton, factors = _factored(problem, model)
-            state = state._replace(factors=factors)
-        else:
-            newton = _iterated(problem, model, solver)
-        corner, end = _legs(model, newton)
+        if solver is not None or problem.fits:
+            model = linearized(problem, state, dense=solver is None)
+            newton = _fitted(model) if solver is None else _iterated(problem, model, solver)
+            return search(problem, self, state, model, _Way(model, newton, state.flag))
+        matrix = problem.linearize_residuals(state.z).dense()
+        state = state._replace(factors=LU().factor_dense(matrix))
+        whole = self._newton(problem, state, torch.ones_like(state.stale), _PAYS_WELL)
+        slow = (state.flag == 0) & ~(whole.error <= _PAYS_WELL * state.error)
+        return _merged(problem, state, slow, whole, self._follow, matrix)
 
-        def propose(radius: Tensor) -> Tensor:
-            return _within(corner, end, radius.unsqueeze(-1)) / model.scale
+    def _follow(
+        self, problem: EquationProblem, state: TrustRegionState, matrix: Tensor
+    ) -> TrustRegionState:
+        """Go along the dogleg to the edge of the region, and shrink it until the step pays."""
+        model = modeled(matrix, state)
+        newton, flag = solve_factored(LU(), state.factors, -state.residuals)
+        regular = (flag == 0) & torch.isfinite(newton).all(-1)
+        newton = _with_shortest(model, newton, regular)
+        found = search(problem, self, state, model, _Way(model, newton, state.flag))
+        return found._replace(stale=~(regular & self._soon(problem, found, state.error)))
 
-        return search(problem, self, state, model, propose)
+    def _newton(
+        self, problem: EquationProblem, state: TrustRegionState, allowed: Tensor, goal: float
+    ) -> TrustRegionState:
+        """Make Newton's step by the factors, where allowed and if ``|F|`` falls by the ``goal``."""
+        p = LU().solve(state.factors, -state.residuals.unsqueeze(-1), False).squeeze(-1)
+        trial = state.z + p
+        residuals = problem.residuals(trial)
+        error = self.norm(residuals)
+        pays = allowed & (error <= goal * state.error)
+        take = pays.unsqueeze(-1)
+        new = state._replace(
+            z=torch.where(take, trial, state.z),
+            residuals=torch.where(take, residuals, state.residuals),
+            error=torch.where(pays, error, state.error),
+        )
+        return new._replace(stale=~(pays & self._soon(problem, new, state.error)))
+
+    def _soon(self, problem: EquationProblem, state: TrustRegionState, before: Tensor) -> Tensor:
+        """Tell where the rate of the last step, from then on, leads to the end soon enough."""
+        if self.rtol is None or self.reuse == 0:
+            return torch.zeros_like(state.stale)
+        left = (state.error / problem.tolerance(self, state.z)).log().clamp(min=0)
+        return (state.error < before) & (left <= self.reuse * (before / state.error).log())
 
 
-def _factored(problem: EquationProblem, model: LinearModel) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the Newton or Gauss-Newton step by a factorization, and the factors of a root's."""
+def _merged(
+    problem: EquationProblem,
+    state: TrustRegionState,
+    which: Tensor,
+    other: TrustRegionState,
+    compute: Callable[..., TrustRegionState],
+    *lanes: Tensor,
+) -> TrustRegionState:
+    """Return ``compute(problem, state, *lanes)`` in some of the lanes, and the other elsewhere."""
+    if not bool(which.any()):
+        return other
+    if bool(which.all()):
+        return compute(problem, state, *lanes)
+    index = which.nonzero().squeeze(-1)
+    if not problem.separable:
+        return other.put(index, compute(problem, state, *lanes).take(index))
+    part = compute(problem.take(index), state.take(index), *(t[index] for t in lanes))
+    return other.put(index, part)
+
+
+class _Way:
+    """The points ``p`` where the way from zero to Newton's step leaves ``|D p| <= radius``."""
+
+    def __init__(self, model: LinearModel, newton: Tensor, flag: Tensor) -> None:
+        self.model, self.newton = model, newton
+        self.legs: tuple[Tensor, Tensor] | None = None
+        self.fall = model.fall(newton)
+        # rounding or an iterative solver may have spoiled the step
+        reach = torch.where(self.fall >= 0.99, length(newton * model.scale), torch.inf)
+        self.reach = torch.where(flag != 0, 0.0, reach)
+
+    def __call__(self, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the point for each radius ``(N,)``, and what it promises."""
+        if bool((self.reach <= radius).all()):
+            return self.newton, self.fall
+        if self.legs is None:
+            self.legs = _legs(self.model, self.newton, self.fall)
+        p = _within(*self.legs, radius.unsqueeze(-1)) / self.model.scale
+        return p, self.model.fall(p)
+
+
+def _fitted(model: LinearModel) -> Tensor:
+    """Return the Gauss-Newton step."""
     assert model.matrix is not None
-    factors: tuple[Tensor, ...] = ()
-    if problem.fits:
-        newton, regular = full_step(model.matrix, model.residuals)
-    else:
-        factors = LU().factor_dense(model.matrix)
-        newton = LU().solve(factors, -model.residuals.unsqueeze(-1), False).squeeze(-1)
-        regular = (LU().status(factors) == 0) & torch.isfinite(newton).all(-1)
-    if not bool(regular.all()):
-        newton = torch.where(regular.unsqueeze(-1), newton, _shortest(model))
-    return newton, factors
+    return _with_shortest(model, *full_step(model.matrix, model.residuals))
+
+
+def _with_shortest(model: LinearModel, newton: Tensor, regular: Tensor) -> Tensor:
+    """Put the shortest of the best steps where the Jacobian is not regular."""
+    if bool(regular.all()):
+        return newton
+    index = (~regular).nonzero().squeeze(-1)
+    return newton.index_copy(0, index, _shortest(model.take(index)))
 
 
 def _shortest(model: LinearModel) -> Tensor:
@@ -145,20 +258,22 @@ def _shortest(model: LinearModel) -> Tensor:
 def _iterated(problem: EquationProblem, model: LinearModel, solver: IterativeSolver) -> Tensor:
     """Return the Newton or Gauss-Newton step by products; an inexact one is a step too."""
     if problem.fits:
+        assert model.jacobian is not None
         damping = torch.zeros_like(model.gradient[:, :1])
         return normal_step(model.jacobian, model.gradient, damping, solver)
+    assert model.jacobian is not None
     linear = LinearProblem(model.jacobian.jacobian, -model.residuals)
     return iterate(solver, linear, torch.zeros_like(model.gradient)).z
 
 
-def _legs(model: LinearModel, newton: Tensor) -> tuple[Tensor, Tensor]:
+def _legs(model: LinearModel, newton: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
     """Return, scaled, the best step along the gradient and the end of the way."""
     gradient = model.gradient / model.scale
     along = length(model.mv(gradient / model.scale)) ** 2
     corner = -gradient * (length(gradient) ** 2 / along).unsqueeze(-1)
     corner = torch.where((along > 0).unsqueeze(-1), corner, 0.0)
     # a step that rounding or an iterative solver spoiled ends the way at its corner
-    helps = model.fall(newton) >= model.fall(corner / model.scale)
+    helps = fall >= model.fall(corner / model.scale)
     return corner, torch.where(helps.unsqueeze(-1), newton * model.scale, corner)
 
 

@@ -8,6 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import (
+    check_count,
+    check_linear_solver,
+    check_number,
+    check_stopping,
+)
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
@@ -86,6 +92,13 @@ class LevenbergMarquardt:
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
 
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_linear_solver(self)
+        check_number(self, "first_radius", above=0)
+        check_count(self, "shrinks")
+
     def init(self, problem: EquationProblem, z: Tensor) -> TrustRegionState:
         """Evaluate the residuals at the start."""
         return start(problem, self.norm, z)
@@ -95,11 +108,19 @@ class LevenbergMarquardt:
         solver = iterative_solver(self, state.z, CG(rtol=1e-3))
         model = linearized(problem, state, dense=solver is None)
         if solver is None:
-            return search(problem, self, state, model, _DampedSteps(model))
+            steps = _DampedSteps(model)
 
-        def propose(radius: Tensor) -> Tensor:
+            def within(radius: Tensor) -> tuple[Tensor, Tensor]:
+                p = steps.within(radius)
+                return p, model.fall(p)
+
+            return search(problem, self, state, model, within)
+
+        def propose(radius: Tensor) -> tuple[Tensor, Tensor]:
             damping = (length(model.gradient) / radius).unsqueeze(-1)
-            return normal_step(model.jacobian, model.gradient, damping, solver)
+            assert model.jacobian is not None
+            p = normal_step(model.jacobian, model.gradient, damping, solver)
+            return p, model.fall(p)
 
         return search(problem, self, state, model, propose, damped=True)
 
@@ -114,7 +135,7 @@ class _DampedSteps:
         self.full, self.regular = full_step(matrix, model.residuals)
         self.decomposed: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def __call__(self, radius: Tensor) -> Tensor:
+    def within(self, radius: Tensor) -> Tensor:
         """Return the steps; a length of up to 1.1 times the radius will do."""
         inside = self.regular & (length(self.full) <= radius)
         if bool(inside.all()):

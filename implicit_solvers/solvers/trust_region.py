@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ __all__ = [
     "decomposed",
     "length",
     "linearized",
+    "modeled",
     "search",
     "start",
 ]
@@ -28,7 +29,8 @@ class TrustRegionState(NamedTuple):
     """The state of a trust-region solver.
 
     A step ``p`` is looked for in ``|scale p| <= radius``; an infinite radius is still to be
-    chosen. ``factors`` are those of the last Jacobian, if it was factored.
+    chosen. ``factors`` are those of the last Jacobian, if it was factored; where they are
+    ``stale``, the next step linearizes.
     """
 
     z: Tensor
@@ -37,7 +39,26 @@ class TrustRegionState(NamedTuple):
     flag: Tensor
     scale: Tensor
     radius: Tensor
+    stale: Tensor
     factors: tuple[Tensor, ...] = ()
+
+    def take(self, index: Tensor) -> TrustRegionState:
+        """Return the state of some of the lanes."""
+        *lanes, factors = self
+        return TrustRegionState(
+            *(t[index] for t in lanes),  # type: ignore[arg-type]
+            factors=tuple(t[index] for t in factors),  # type: ignore[misc]
+        )
+
+    def put(self, index: Tensor, part: TrustRegionState) -> TrustRegionState:
+        """Return the state with other lanes at ``index``; without factors, these stay."""
+
+        def merged(whole: Sequence[Tensor], part: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(t.index_copy(0, index, a) for t, a in zip(whole, part, strict=True))
+
+        factors = merged(self.factors, part.factors) if part.factors else self.factors
+        lanes = merged(self[:-1], part[:-1])
+        return TrustRegionState(*lanes, factors=factors)  # type: ignore[misc, arg-type]
 
 
 class TrustRegionSolver(Protocol):
@@ -68,7 +89,7 @@ class LinearModel:
     """
 
     residuals: Tensor
-    jacobian: ResidualMap
+    jacobian: ResidualMap | None
     matrix: Tensor | None
     scale: Tensor
     gradient: Tensor
@@ -76,8 +97,15 @@ class LinearModel:
     def mv(self, p: Tensor) -> Tensor:
         """Return ``J p``."""
         if self.matrix is None:
+            assert self.jacobian is not None
             return self.jacobian.mv(p)
         return (self.matrix @ p.unsqueeze(-1)).squeeze(-1)
+
+    def take(self, index: Tensor) -> LinearModel:
+        """Return the model of some of the lanes, of a Jacobian that was formed."""
+        assert self.matrix is not None
+        parts = (t[index] for t in (self.matrix, self.scale, self.gradient))
+        return LinearModel(self.residuals[index], None, *parts)
 
     def fall(self, p: Tensor) -> Tensor:
         """Return by which part of itself ``|r + J p|^2`` is less than ``|r|^2``."""
@@ -99,7 +127,8 @@ def start(
     error = _error(problem, norm, z, residuals)
     flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     unset = torch.full_like(error, torch.inf)
-    return TrustRegionState(z, residuals, error, flag, torch.zeros_like(z), unset, factors)
+    stale = torch.ones_like(flag, dtype=torch.bool)
+    return TrustRegionState(z, residuals, error, flag, torch.zeros_like(z), unset, stale, factors)
 
 
 def _error(problem: EquationProblem, norm: Norm, z: Tensor, residuals: Tensor) -> Tensor:
@@ -107,18 +136,22 @@ def _error(problem: EquationProblem, norm: Norm, z: Tensor, residuals: Tensor) -
 
 
 def linearized(problem: EquationProblem, state: TrustRegionState, dense: bool) -> LinearModel:
-    """Return the model at the iterate.
-
-    Where the Jacobian is formed, each unknown is scaled by the largest norm that its column has
-    had; one for a column of zeros.
-    """
+    """Return the model at the iterate; ``dense`` says whether to form the Jacobian."""
     jacobian, r = problem.linearize_residuals(state.z), state.residuals
-    if not dense:
-        return LinearModel(r, jacobian, None, torch.ones_like(state.z), jacobian.rmv(r))
-    matrix = jacobian.dense()
+    if dense:
+        return modeled(jacobian.dense(), state)
+    return LinearModel(r, jacobian, None, torch.ones_like(state.z), jacobian.rmv(r))
+
+
+def modeled(matrix: Tensor, state: TrustRegionState) -> LinearModel:
+    """Return the model of a Jacobian ``(N, m, n)`` that was formed.
+
+    Each unknown is scaled by the largest norm that its column has had; one for a column of zeros.
+    """
     largest = torch.maximum(state.scale, torch.linalg.vector_norm(matrix, dim=-2))
     scale = torch.where(largest > 0, largest, 1.0)
-    return LinearModel(r, jacobian, matrix, scale, (r.unsqueeze(-2) @ matrix).squeeze(-2))
+    r = state.residuals
+    return LinearModel(r, None, matrix, scale, (r.unsqueeze(-2) @ matrix).squeeze(-2))
 
 
 def decomposed(model: LinearModel) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,44 +172,40 @@ def search(
     solver: TrustRegionSolver,
     state: TrustRegionState,
     model: LinearModel,
-    propose: Callable[[Tensor], Tensor],
+    propose: Callable[[Tensor], tuple[Tensor, Tensor]],
     *,
     damped: bool = False,
 ) -> TrustRegionState:
     """Shrink the region until the step that ``propose(radius)`` finds in it reduces ``|r|``.
 
-    A step is taken if ``|r|^2`` falls by ``1e-4`` of what the model promised; near the minimum of
-    a fit, where both falls drown in rounding, if the norm of the gradient falls. Where a root's
-    model promises nothing any more, or no step pays, the lane is STALLED. Steps that are
-    ``damped`` never reach the edge of the region.
+    ``propose`` returns the step and its `LinearModel.fall`. A step is taken if ``|r|^2`` falls by
+    ``1e-4`` of what the model promised; near the minimum of a fit, where both falls drown in
+    rounding, if the norm of the gradient falls. Where a root's model promises nothing any more,
+    or no step pays, the lane is STALLED. Steps that are ``damped`` never reach the edge of the
+    region.
     """
-    eps, size = torch.finfo(state.z.dtype).eps, length(state.residuals)
+    size = length(state.residuals)
     radius = solver.first_radius * torch.maximum(length(model.scale * state.z), size)
     unset = torch.isinf(state.radius)
     radius = torch.where(unset, radius, state.radius)
-    finite = torch.isfinite(model.gradient).all(-1) & torch.isfinite(model.scale).all(-1)
+    finite = torch.isfinite(model.gradient.sum(-1) + model.scale.sum(-1))
     flag = torch.where(finite, 0, int(Status.NONFINITE))
     z, residuals = state.z, state.residuals
-    accepted, done = torch.zeros_like(finite), ~finite
+    accepted, done = torch.zeros_like(finite), ~finite | (state.flag != 0)
     for _ in range(solver.shrinks + 1):
-        p = propose(radius)
+        p, promised = propose(radius)
         trial = state.z + p
         new = problem.residuals(trial)
-        promised, actual = model.fall(p), 1 - (length(new) / size) ** 2
-        ratio = torch.nan_to_num(actual / promised, nan=-1.0)
-        pays = (ratio >= 1e-4) & torch.isfinite(actual)
-        stuck = (trial == state.z).all(-1) | ~(promised > (0.0 if problem.fits else eps**0.5))
-        if problem.fits:
-            drowned = (promised <= eps**0.5) & (actual.abs() <= eps**0.5)
-            if bool((drowned & ~done).any()):
-                settles = solver.norm(problem.residual(trial)) < state.error
-                pays = torch.where(drowned & (actual <= 100 * eps), settles, pays)
-                ratio = torch.where(drowned, ratio.clamp(0.1, 0.4), ratio)
-        ratio = torch.where(pays, ratio, 0.0)
-        pays = pays & ~done & ~stuck
+        actual = 1 - (length(new) / size) ** 2
+        ratio = actual / promised
+        stuck = torch.zeros_like(done)
+        if bool((((ratio >= 0.9) & (promised > 0.5)) | done).all()):
+            pays = ~done
+        else:
+            ratio, pays, stuck = _weighed(problem, solver, state, trial, promised, actual, done)
+            flag = torch.where(stuck & ~done, int(Status.STALLED), flag)
         take = pays.unsqueeze(-1)
         z, residuals = torch.where(take, trial, z), torch.where(take, new, residuals)
-        flag = torch.where(stuck & ~done, int(Status.STALLED), flag)
         accepted = accepted | pays
         reach = length(model.scale * p)
         radius = torch.where(done, radius, _changed(radius, unset, reach, ratio, damped))
@@ -190,7 +219,32 @@ def search(
     error = state.error
     if bool(accepted.any()):
         error = torch.where(accepted, _error(problem, solver.norm, z, residuals), error)
-    return TrustRegionState(z, residuals, error, flag, model.scale, radius, state.factors)
+    return state._replace(
+        z=z, residuals=residuals, error=error, flag=flag, scale=model.scale, radius=radius
+    )
+
+
+def _weighed(
+    problem: EquationProblem,
+    solver: TrustRegionSolver,
+    state: TrustRegionState,
+    trial: Tensor,
+    promised: Tensor,
+    actual: Tensor,
+    done: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the part of its promise that a step kept, whether it pays, and whether none will."""
+    eps = torch.finfo(trial.dtype).eps
+    ratio = torch.nan_to_num(actual / promised, nan=-1.0)
+    pays = (ratio >= 1e-4) & torch.isfinite(actual)
+    stuck = (trial == state.z).all(-1) | ~(promised > (0.0 if problem.fits else eps**0.5))
+    if problem.fits:
+        drowned = (promised <= eps**0.5) & (actual.abs() <= eps**0.5)
+        if bool((drowned & ~done).any()):
+            settles = solver.norm(problem.residual(trial)) < state.error
+            pays = torch.where(drowned & (actual <= 100 * eps), settles, pays)
+            ratio = torch.where(drowned, ratio.clamp(0.1, 0.4), ratio)
+    return torch.where(pays, ratio, 0.0), pays & ~done & ~stuck, stuck
 
 
 def _changed(radius: Tensor, unset: Tensor, reach: Tensor, ratio: Tensor, damped: bool) -> Tensor:

@@ -696,16 +696,16 @@ B12 = seeded(12, seed=6)
 BAND = torch.diag(SCALES) + 0.2 * torch.diag((SCALES[1:] * SCALES[:-1]).sqrt(), 1)
 
 PRECONDITIONED = [
-    ("CG-Jacobi", ims.CG(), ILL_SPD, ims.Jacobi(), 25),
+    ("CG-Jacobi", ims.CG(), ILL_SPD, ims.Jacobi(), 15),
     (
         "CG-operator",
         ims.CG(),
         ILL_SPD,
         ims.DiagonalOperator(1 / SCALES, positive_definite=True),
-        25,
+        15,
     ),
-    ("CG-function", ims.CG(), ILL_SPD, lambda r: r / SCALES, 25),
-    ("MINRES-Jacobi", ims.MINRES(), ILL_SPD, ims.Jacobi(), 25),
+    ("CG-function", ims.CG(), ILL_SPD, lambda r: r / SCALES, 15),
+    ("MINRES-Jacobi", ims.MINRES(), ILL_SPD, ims.Jacobi(), 15),
     ("BiCGStab-operator", ims.BiCGStab(), ILL, ims.MatrixOperator(NEARLY), 8),
     ("GMRES-Jacobi", ims.GMRES(restart=6), BAND, ims.Jacobi(), 60),
     ("GMRES-operator", ims.GMRES(restart=6), ILL, ims.MatrixOperator(NEARLY), 8),

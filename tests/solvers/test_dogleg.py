@@ -72,7 +72,8 @@ def test_root_from_the_standard_start(problem, dtype, solver):
     residual = problem.fn(sol.value.double(), problem.theta().to(dtype).double())
     assert float(residual.abs().max()) < (1e-9 if dtype == F64 else 1e-2)
     if problem.regular and problem not in MANY:
-        assert error(sol.value.double(), problem.solution) < (1e-9 if dtype == F64 else 1e-4)
+        # powell-badly-scaled: a residual at float32's tolerance, 5e-5, leaves 5e-4 of the value open
+        assert error(sol.value.double(), problem.solution) < (1e-9 if dtype == F64 else 2e-4)
 
 
 @both
@@ -82,8 +83,52 @@ def test_root_from_the_standard_start(problem, dtype, solver):
     ids=str,
 )
 def test_easy_problems_take_newton_steps(problem, solver):
-    newton = problem.solve(solver=ims.Newton())
-    assert int(problem.solve(solver=solver).iterations) <= int(newton.iterations)
+    steps = int(problem.solve(solver=ims.Newton()).iterations)
+    if isinstance(solver, ims.Dogleg):
+        # old factors, where two steps with them are to end it
+        assert int(problem.solve(solver=solver).iterations) <= steps + 2
+        solver = ims.Dogleg(reuse=0)
+    assert int(problem.solve(solver=solver).iterations) <= steps
+
+
+def counting(fn):
+    def counted(z, *args):
+        counted.calls += 1
+        return fn(z, *args)
+
+    counted.calls = 0
+    return counted
+
+
+def test_old_factors_save_linearizations():
+    fn = lambda z: torch.tanh(z) + z - torch.linspace(0, 2, 5, dtype=F64)
+    evaluations, iterations = [], []
+    for reuse in (0, 2, 100):
+        counted = counting(fn)
+        sol = ims.root(counted, torch.zeros(5, dtype=F64), solver=ims.Dogleg(reuse=reuse))
+        evaluations.append(counted.calls - int(sol.iterations))
+        iterations.append(int(sol.iterations))
+        assert error(fn(sol.value), torch.zeros(5, dtype=F64)) < 1e-11
+    # a linearization evaluates fn once more
+    assert evaluations[0] > evaluations[1] > evaluations[2]
+    assert iterations[0] < iterations[2]
+
+
+def test_old_factors_are_each_lanes_own_choice():
+    starts = torch.linspace(-3, 3, 40, dtype=F64).reshape(20, 2)
+    fn = lambda z: torch.tanh(3 * z) + z**3 - z.flip(0) / 2 - 1
+    solve = lambda z: ims.root(fn, z, solver=ims.Dogleg(reuse=4))
+    together = vmap(solve)(starts)
+    alone = [solve(z) for z in starts]
+    counts = torch.stack([sol.iterations for sol in alone])
+    assert len(counts.unique()) > 2
+    assert int((together.iterations - counts).abs().max()) <= 1
+    torch.testing.assert_close(together.value, torch.stack([sol.value for sol in alone]))
+
+
+def test_reuse_is_a_number_of_steps():
+    with pytest.raises(ValueError, match="reuse=-1"):
+        ims.Dogleg(reuse=-1)
 
 
 def from_random_starts(problem, solver, count):
