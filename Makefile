@@ -4,27 +4,33 @@
 #   PYTHON=python3.12 make test        another interpreter (only used to create .venv)
 #   make test PYTEST_ARGS="-k kepler"  arguments passed on to pytest
 #   make test JOBS=8                   parallel test processes (default 2)
+#   make bench TASKS="newton cg"       some of the benchmarks; BENCH_ARGS=--quick for a look at each
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 PYTEST_ARGS ?=
 PORT ?= 8000
+TASKS ?=
+BENCH_ARGS ?=
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-nightly test-oldest test-newest lint format docs docs-test docs-serve wheel-test clean distclean
+.PHONY: help demo test test-nightly test-oldest test-newest bench bench-env bench-docs
+.PHONY: lint format docs docs-test docs-serve wheel-test clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # ---- Environments ------------------------------------------------------------------------------------------
 
+BENCH_ENVS = $(addprefix .venv-bench/,peers tfp qpth cvxpylayers)
+
 # pip is what venv writes last, so that an interrupted creation is repeated.
-$(VENV)/bin/pip .venv-oldest/bin/pip .venv-newest/bin/pip: %/bin/pip:
+$(VENV)/bin/pip .venv-oldest/bin/pip .venv-newest/bin/pip $(BENCH_ENVS:%=%/bin/pip): %/bin/pip:
 	@command -v "$(PYTHON)" >/dev/null || { \
 		echo "error: '$(PYTHON)' not found; name a Python >= 3.11: PYTHON=python3.11 make ..." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -40,6 +46,24 @@ $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/pip
 .venv-oldest/.installed: pyproject.toml | .venv-oldest/bin/pip
 	.venv-oldest/bin/python -m pip --disable-pip-version-check install --quiet -e '.[test]' 'torch==2.8.*'
 	@touch $@
+
+# The libraries that benchmarks compare with. One that does not install is left out; the next run tries again.
+.venv-bench/peers/.installed: PEERS = "jax>=0.4.30" "optimistix>=0.0.9" "lineax>=0.0.7" "jaxopt>=0.8" \
+	"torchdeq>=0.1" "torchopt>=0.7" "xitorch>=0.5"
+.venv-bench/tfp/.installed: PEERS = "tensorflow-probability>=0.24 jax>=0.4.30,<0.5"
+.venv-bench/qpth/.installed: PEERS = "qpth>=0.0.15"
+.venv-bench/cvxpylayers/.installed: PEERS = "cvxpylayers>=0.1.6"
+
+$(BENCH_ENVS:%=%/.installed): %/.installed: pyproject.toml | %/bin/pip
+	@set -e; pip="$*/bin/python -m pip --disable-pip-version-check install --quiet"; missing=; \
+	case $* in */tfp) ;; *) $$pip 'torch>=2.8' 'scipy>=1.12' 'rich>=13.0'; $$pip --no-deps -e . ;; esac; \
+	for peer in $(PEERS); do \
+		echo "$*: $$peer"; \
+		$$pip $$peer || { missing="$$missing $${peer%%[>= ]*}"; }; \
+	done; \
+	if [ "$$missing" ]; then \
+		echo "warning: not installed, and left out of the benchmarks:$$missing (the error is above)" >&2; \
+	else touch $@; fi
 
 # ---- For users ---------------------------------------------------------------------------------------------
 
@@ -67,6 +91,16 @@ test-newest: .venv-newest/bin/pip ## the tests on the newest torch (upgraded at 
 	.venv-newest/bin/python -m pip --disable-pip-version-check install --quiet --upgrade torch
 	.venv-newest/bin/python -c 'import torch; print("torch", torch.__version__)'
 	.venv-newest/bin/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# ---- Benchmarks --------------------------------------------------------------------------------------------
+
+bench-env: $(BENCH_ENVS:%=%/.installed) ## the libraries that are compared with, in .venv-bench
+
+bench: $(VENV)/.installed-test ## time against the libraries of bench-env; tables and numbers to runs/bench
+	$(BIN)/python tests/benchmarks/run.py $(if $(TASKS),--tasks $(TASKS)) $(BENCH_ARGS)
+
+bench-docs: $(VENV)/.installed-test ## write the tables and charts of docs/benchmarks.md from runs/bench
+	$(BIN)/python tests/benchmarks/report.py
 
 # ---- For developers ----------------------------------------------------------------------------------------
 
@@ -111,4 +145,4 @@ clean: ## remove what was built and cached (environments and runs/ stay)
 	find implicit_solvers problems tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environments too
-	rm -rf .venv .venv-oldest .venv-newest *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest .venv-bench *.egg-info

@@ -4,7 +4,13 @@ Nothing is fetched, neither by the build nor by a reader: MathJax comes from the
 sphinx-mathjax-offline and is served from the site itself.
 """
 
+import re
 from importlib.metadata import version as installed_version
+
+from docutils import nodes
+from sphinx.addnodes import literal_emphasis
+
+from implicit_solvers import rms
 
 project = "implicit-solvers"
 author = "The implicit-solvers authors"
@@ -95,6 +101,9 @@ def public_name(app, env, node, contnode):
     `implicit_solvers.LinearOperator`.
     """
     target = node.get("reftarget", "")
+    if node.get("refdomain") == "py" and isinstance(contnode, literal_emphasis):
+        # the type of a parameter, in short, whether or not it can be linked
+        contnode[:] = [nodes.Text(contnode.astext().rpartition(".")[2])]
     if node.get("refdomain") != "py" or not target.startswith("implicit_solvers."):
         return None
     domain = env.get_domain("py")
@@ -104,6 +113,20 @@ def public_name(app, env, node, contnode):
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, contnode)
 
 
+def brief_signature(app, what, name, obj, options, signature, returns):
+    """Write a default that is a function by its name."""
+    if signature:
+        signature = re.sub(r"<function (\w+)>", r"\1", signature)
+    return signature, returns
+
+
+def no_default_as_method(app, what, name, obj, skip, options):
+    """Leave out the function that is the default of a solver's field ``norm``: it is no method."""
+    return True if what == "class" and obj is rms and name == "norm" else None
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", brief_signature)
+    app.connect("autodoc-skip-member", no_default_as_method)
     app.connect("missing-reference", public_name)

@@ -7,6 +7,7 @@ come from the implicit function theorem, by one linear solve, in every mode of `
 
 from implicit_solvers import nn as nn
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
+from implicit_solvers.allocation import retain_freed_memory
 from implicit_solvers.autodiff import transformed
 from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
 from implicit_solvers.elementwise import elementwise_function
@@ -143,4 +144,6 @@ __all__ = [
     "SolveRecord",
     "ConvergenceError",
     "ConvergenceWarning",
+    # the process
+    "retain_freed_memory",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.linear.choice import DENSE_LIMIT, default_linear_solver, is_linear_solver
 from implicit_solvers.linear.diagonal import Diagonal
 from implicit_solvers.linear.linear_operator import LinearOperator
@@ -20,6 +21,10 @@ __all__ = ["Adjoint", "ImplicitAdjoint", "OneStepAdjoint", "UnrolledAdjoint"]
 @dataclass(frozen=True)
 class ImplicitAdjoint:
     """Differentiate by the implicit function theorem, with one linear solve.
+
+    For the condition ``F(z, theta) = 0``: ``dz = -A^-1 B dtheta``, where ``A = dF/dz`` and
+    ``B = dF/dtheta``, and in reverse ``theta' = -B^T w`` with ``A^T w = z'``. Source: Griewank and
+    Walther, "Evaluating Derivatives" (2008), chapter 15.
 
     Parameters
     ----------
@@ -126,7 +131,8 @@ class UnrolledAdjoint:
     Memory grows with the number of steps; the start gets a gradient. It works through
     `FixedPointIteration` and `GradientDescent`, in every mode and to any order; under
     ``torch.func.vmap`` only with ``rtol=None`` on the solver (use ``batch_dims`` otherwise, or let
-    ``fn`` handle the batch).
+    ``fn`` handle the batch). Source of checkpoints: Chen, Xu, Zhang and Guestrin, "Training Deep
+    Nets with Sublinear Memory Cost" (2016).
 
     Parameters
     ----------
@@ -137,8 +143,8 @@ class UnrolledAdjoint:
 
     Raises
     ------
-    ValueError
-        When a solve begins that cannot be unrolled.
+    TypeError, ValueError
+        If ``checkpoint`` is no number of steps; when a solve begins that cannot be unrolled.
 
     Examples
     --------
@@ -155,6 +161,11 @@ class UnrolledAdjoint:
     checkpoint: int | None = None
     biased: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        if self.checkpoint is not None:
+            check_count(self, "checkpoint", least=1)
+
     def check(self, solver: Any) -> None:
         """Refuse a solver that cannot be unrolled."""
         if not getattr(solver, "unrollable", False):
@@ -163,14 +174,7 @@ class UnrolledAdjoint:
                 "be differentiated through; use FixedPointIteration(), GradientDescent() without a "
                 "line search, or ImplicitAdjoint()"
             )
-        if self.checkpoint is None:
-            return
-        if not isinstance(self.checkpoint, int) or self.checkpoint < 1:
-            raise ValueError(
-                f"UnrolledAdjoint has checkpoint={self.checkpoint!r}: pass a number of steps, or "
-                "None"
-            )
-        if getattr(solver, "remembers", False):
+        if self.checkpoint is not None and getattr(solver, "remembers", False):
             raise ValueError(
                 f"UnrolledAdjoint(checkpoint={self.checkpoint}) with "
                 f"solver={type(solver).__name__}, whose steps depend on earlier ones: leave "

@@ -82,6 +82,8 @@ def no_saved_tensor_hooks() -> Iterator[None]:
 
 def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
     """Evaluate ``fn`` and return its value with its pullback, as ``torch.func.vjp`` does."""
+    if torch.compiler.is_compiling():
+        return cast(Any, torch.func.vjp(fn, *primals))
     with no_saved_tensor_hooks():
         out, pull = cast(Any, torch.func.vjp(fn, *primals))
 
@@ -113,7 +115,7 @@ def live(*tensors: Any) -> Any:
 
     A pullback of ``torch.func.vjp`` may run a ``Function``'s backward after its level has ended.
     """
-    return tree_map_only(torch.Tensor, unwrap_if_dead, tensors)
+    return tuple(unwrap_if_dead(t) if isinstance(t, Tensor) else t for t in tensors)
 
 
 def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) -> Any:
@@ -158,6 +160,8 @@ def transforms_active() -> bool:
 
 def unwatched() -> bool:
     """Tell whether nothing differentiates or batches what is computed here."""
+    if torch.compiler.is_compiling():
+        return False
     watched = transforms_active() or torch.is_grad_enabled() or forward_level()
     return not (watched or torch.is_inference_mode_enabled())
 

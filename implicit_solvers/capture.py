@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from implicit_solvers.affine_norms import applies_weight
+from implicit_solvers.affine_norms import WeightsApart, is_written_out
 from implicit_solvers.autodiff import (
     ambient_level,
     forward_level,
@@ -80,6 +80,9 @@ def note(outputs: Any) -> None:
             scope.after(outputs)
 
 
+_PLAIN = frozenset({int, float, bool, str, slice, type(None), torch.dtype, torch.device})
+
+
 class _Scope(TorchFunctionMode):
     """A mode that replaces the tensors that operations read, while it is the innermost scope."""
 
@@ -102,6 +105,10 @@ class _Scope(TorchFunctionMode):
     def before(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Take note of an operation and the tensors as they were written."""
 
+    def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Do the operation."""
+        return func(*args, **kwargs)
+
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -109,10 +116,24 @@ class _Scope(TorchFunctionMode):
         if _innermost() is not self:
             return func(*args, **kwargs)
         self.before(func, args, kwargs)
-        args, kwargs = tree_map_only(torch.Tensor, self.see, (args, kwargs))
-        out = func(*args, **kwargs)
+        args, kwargs = _seen(args, self.see), _seen(kwargs, self.see)
+        out = self.call(func, args, kwargs)
         self.after(out)
         return out
+
+
+def _seen(value: Any, see: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``see`` to the tensors among arguments, in a tenth of the time of a pytree map."""
+    if isinstance(value, Tensor):
+        return see(value)
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([_seen(part, see) for part in value])
+    if kind is dict:
+        return {key: _seen(part, see) for key, part in value.items()}
+    if kind in _PLAIN:
+        return value
+    return tree_map_only(Tensor, see, value)
 
 
 @dataclass(frozen=True)
@@ -132,6 +153,18 @@ class Captured:
 
     def __bool__(self) -> bool:
         return bool(self.tensors or self.buffers)
+
+    def unmoved(self, operands: Sequence[Tensor]) -> bool:
+        """Tell whether a substitution by the last of ``operands`` would change no value."""
+        if self.buffers or self.normalizes:
+            return False
+        if any(slots.get(name) is not tensor for slots, name, tensor in self.slots):
+            return False
+        given = operands[len(operands) - len(self.tensors) :]
+        return all(
+            t.shape == c.shape and t.stride() == c.stride() and t.data_ptr() == c.data_ptr()
+            for t, c in zip(given, self.tensors, strict=True)
+        )
 
     def __or__(self, other: Captured) -> Captured:
         return Captured(
@@ -209,13 +242,13 @@ class _Recording(_Scope):
 
     def after(self, out: Any) -> None:
         """Remember the tensors in ``out``: they were computed inside."""
-        for leaf in tree_leaves(out):
+        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.known[id(leaf)] = leaf
 
     def before(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Remember buffers that an operation is about to write, and whether it normalizes."""
-        self.normalizes = self.normalizes or applies_weight(func, args, kwargs)
+        self.normalizes = self.normalizes or is_written_out(func, args, kwargs)
         if not _writes(func, args, kwargs):
             return
         for leaf in tree_leaves((args, kwargs)):
@@ -223,6 +256,13 @@ class _Recording(_Scope):
                 continue
             if not (leaf.requires_grad or is_functorch_wrapped_tensor(leaf)):
                 self.buffers.append((leaf, leaf.clone(), leaf._version))
+
+    def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Do the operation; a normalization as it is done when it is differentiated."""
+        if not is_written_out(func, args, kwargs):
+            return func(*args, **kwargs)
+        with WeightsApart():
+            return func(*args, **kwargs)
 
     def kept(self) -> tuple[Tensor, ...]:
         """Return what was found and somebody else still holds.

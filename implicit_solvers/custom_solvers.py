@@ -59,6 +59,9 @@ def attach(
 ) -> Any:
     """Return a root of ``fn(z, *args) = 0`` that you have already, with its derivatives.
 
+    They are ``dz = -(df/dz)^-1 (df/dargs) dargs``. Source: Blondel et al., "Efficient and Modular
+    Implicit Differentiation" (2022), section 2.
+
     Parameters
     ----------
     fn
@@ -114,7 +117,8 @@ def custom_root(
     The solver is called as ``solver(z0, *args)`` and returns the root, as tensors or NumPy arrays
     of the structure of ``z0``. It runs without gradients, on plain tensors, and need not be
     differentiable. The decorated solver takes the same arguments and returns a `Solution`, whose
-    convergence the library judges by the residual.
+    convergence the library judges by the residual. Source: Blondel et al., "Efficient and Modular
+    Implicit Differentiation" (2022), section 2.
 
     Parameters
     ----------

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
-from implicit_solvers.adjoint import Adjoint, UnrolledAdjoint
+from implicit_solvers.adjoint import UnrolledAdjoint
 from implicit_solvers.affine_norms import weights_apart
 from implicit_solvers.autodiff import forward_level, is_batched, transforms_active
 from implicit_solvers.capture import (
@@ -30,52 +30,21 @@ from implicit_solvers.differentiate import (
     solve_lanes,
     solve_plainly,
 )
+from implicit_solvers.graph_break import frames_compiled, outside_of_graphs
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
-from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
+from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.solve import check_adjoint_start, operator_template
 from implicit_solvers.linear.specification import LinearSolver
-from implicit_solvers.problem import Equation, EquationProblem
-from implicit_solvers.solution import OnFailure, Solution, Status, failed
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.structure import Structure, split_tensors
+from implicit_solvers.task import Task, check_task, name_of, read_in_dims
+from implicit_solvers.traced_equation import obstacle, solve_in_graph
 from implicit_solvers.unrolling import unroll
 
 __all__ = ["Task", "name_of", "solve_equation"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a public function was asked for, its tensors aside.
-
-    ``read`` ravels and checks what ``fn`` returns, given the structure of ``z`` and the shape of
-    the lanes at hand. ``differentiated`` is the equation that derivatives come from, if it is not
-    the one that is solved.
-    """
-
-    equation: type[Equation]
-    fn: Callable[..., Any]
-    read: Callable[[Any, Structure, Sequence[int]], Tensor]
-    solver: Any
-    adjoint: Adjoint
-    batch_dims: int = 0
-    in_dims: Any = None
-    has_aux: bool = False
-    on_failure: OnFailure = "raise"
-    differentiated: type[Equation] | None = None
-    adjoint_start: AdjointStart | None = None
-
-    @property
-    def label(self) -> str:
-        """The kind of the equation and the name of its function."""
-        return f"{self.equation.kind} of {name_of(self.fn)}"
-
-
-def name_of(fn: Any) -> str:
-    """Return the name of a function, or of the class of a callable object."""
-    while isinstance(fn, partial):
-        fn = fn.func
-    return getattr(fn, "__name__", type(fn).__name__)
 
 
 def solve_equation(
@@ -90,10 +59,19 @@ def solve_equation(
     ``run`` finds the solutions; left out, the task's solver iterates. It begins at ``z0``, or at
     the two ``ends`` of a bracket, side by side.
     """
-    _check(task, args)
+    if torch.compiler.is_compiling():
+        traced = task if task.in_graph is None else replace(task, solver=task.in_graph)
+        why = obstacle(traced, z0, args, run, ends)
+        if why is None:
+            return solve_in_graph(traced, z0, args)
+        return outside_of_graphs(why, solve_equation, task, z0, args, run, ends)
+    if frames_compiled():
+        solution: Solution = torch.compiler.disable(solve_equation)(task, z0, args, run, ends)
+        return solution
+    check_task(task, args)
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()
     tensors, join = split_tensors(args)
-    native_carried = _read_in_dims(task, args, structure)
+    native_carried = read_in_dims(task, args, structure)
     if getattr(task.solver, "brackets", False) and structure.size != 1:
         raise ValueError(
             f"z0 has {structure.size} unknowns, and solver={type(task.solver).__name__}() is for "
@@ -113,11 +91,7 @@ def solve_equation(
     if run is None:
         run = partial(iterate, task.solver)
 
-    def raw(z: Tensor, *tensors: Tensor) -> Tensor:
-        out = task.fn(structure.unravel(z), *join(tensors))
-        if task.has_aux:
-            out = _first_of_two(out)
-        return task.read(out, structure, z.shape[:-1])
+    raw = task.raveled(structure, join)
 
     def explicit(captured: Captured, expected: Sequence[Tensor] = ()) -> Callable[..., Tensor]:
         evaluate = weights_apart(raw) if captured.normalizes else raw
@@ -128,6 +102,7 @@ def solve_equation(
             with Substitution(captured, (z, *operands), expected):
                 return evaluate(z, *operands[: len(tensors)])
 
+        fn.substitutes = True  # type: ignore[attr-defined]
         return fn
 
     def lanes(extra: int) -> Lanes:
@@ -258,14 +233,6 @@ def _differentiable(operands: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in operands)
 
 
-def _first_of_two(out: Any) -> Any:
-    if not isinstance(out, tuple) or len(out) != 2:
-        raise ValueError(
-            f"fn returned a {type(out).__name__} with has_aux=True: return a pair (value, aux)"
-        )
-    return out[0]
-
-
 def _preconditioner(
     task: Task, structure: Structure, z: Tensor, args: Any
 ) -> tuple[Any, list[Tensor]]:
@@ -282,85 +249,3 @@ def _preconditioner(
 
 def _detach(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def _check(task: Task, args: Any) -> None:
-    if not callable(task.fn):
-        raise TypeError(f"fn is a {type(task.fn).__name__}: pass a function fn(z, *args)")
-    if not isinstance(args, tuple):
-        raise TypeError(
-            f"args is a {type(args).__name__}: pass a tuple, as args=(theta,) for one argument"
-        )
-    if task.on_failure not in ("raise", "warn", "mask"):
-        raise ValueError(f'on_failure is {task.on_failure!r}: use "raise", "warn" or "mask"')
-    if not isinstance(task.batch_dims, int) or task.batch_dims < 0:
-        raise ValueError(f"batch_dims is {task.batch_dims!r}: pass the number of lane dimensions")
-    solver, kind = task.solver, task.equation.kind
-    if solver is None:
-        return
-    if isinstance(solver, type) or not hasattr(solver, "step"):
-        name = solver.__name__ if isinstance(solver, type) else type(solver).__name__
-        what = "class" if isinstance(solver, type) else "object"
-        raise TypeError(
-            f"solver is the {what} {name}: pass an instance of a solver for {kind}, as Newton()"
-        )
-    solves = getattr(solver, "solves", ("linear systems",))
-    if kind not in solves:
-        raise ValueError(
-            f"solver={type(solver).__name__}() solves {', '.join(solves)} and was given to "
-            f"{kind}: choose a solver for {kind}, or leave it out"
-        )
-
-
-def _read_in_dims(
-    task: Task, args: tuple[Any, ...], structure: Structure
-) -> tuple[bool, ...] | None:
-    """Tell for each tensor in ``args`` whether it carries the native lanes; None if unknown."""
-    in_dims = task.in_dims
-    if task.batch_dims == 0:
-        if in_dims is not None:
-            raise ValueError(
-                f"in_dims is {in_dims!r} and batch_dims is 0: pass batch_dims, the number of lane "
-                "dimensions of z0, too"
-            )
-        return (False,) * len(split_tensors(args)[0])
-    if in_dims is None:
-        return None
-    if isinstance(in_dims, int):
-        in_dims = (in_dims,) * len(args)
-    if not isinstance(in_dims, tuple) or len(in_dims) != len(args):
-        raise ValueError(
-            f"in_dims is {in_dims!r} for {len(args)} args: pass a tuple with 0 or None for each, "
-            "or a pytree of them"
-        )
-    carried: list[bool] = []
-    for i, (dims, arg) in enumerate(zip(in_dims, args, strict=True)):
-        for dim, leaf in _broadcast(dims, arg, i):
-            if not isinstance(leaf, Tensor):
-                continue
-            if dim not in (0, None):
-                raise ValueError(
-                    f"in_dims has {dim!r} for args[{i}]: lanes come first, use 0 or None"
-                )
-            lanes = tuple(leaf.shape[: task.batch_dims])
-            if dim == 0 and lanes != structure.native:
-                raise ValueError(
-                    f"in_dims says that args[{i}] carries lanes, and its shape is "
-                    f"{tuple(leaf.shape)} where z0 has lanes {structure.native}: put None for it, "
-                    "or expand it"
-                )
-            carried.append(dim == 0)
-    return tuple(carried)
-
-
-def _broadcast(dims: Any, arg: Any, i: int) -> list[tuple[Any, Any]]:
-    leaves, spec = tree_flatten(arg)
-    if dims is None or isinstance(dims, int):
-        return [(dims, leaf) for leaf in leaves]
-    given, given_spec = tree_flatten(dims)
-    if given_spec != spec:
-        raise ValueError(
-            f"in_dims has the structure {given_spec} for args[{i}], which has {spec}: use 0 or "
-            "None for all of it, or the same structure"
-        )
-    return list(zip(given, leaves, strict=True))

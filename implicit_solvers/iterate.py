@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiled_step import compilable, compiled_step, in_own_memory, padded
 from implicit_solvers.solution import Status, failed
 from implicit_solvers.tolerance import Auto
+from implicit_solvers.traced_loop import loop_in_graph
 
 __all__ = ["IterativeSolver", "LaneProblem", "Outcome", "State", "iterate"]
 
-_RUNNING = -1
+_RUNNING, _ENDED = -1, -2
+_UNROLLED = 16
 
 
 class State(Protocol):
     """What a solver carries from step to step: a named tuple of tensors ``(N, ...)`` and numbers.
 
     ``z`` is the iterate ``(N, n)``, ``error`` the norm of its residual ``(N,)``, and ``flag`` a
-    `Status` ``(N,)`` that ends a lane which has not converged (0: go on).
+    `Status` ``(N,)`` that ends a lane which has not converged (0: go on). The loop gives lanes that
+    have ended a ``flag`` other than 0: whatever a step does in them is not looked at.
     """
 
     @property
@@ -96,30 +101,47 @@ class Outcome(NamedTuple):
 def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome:
     """Step from ``z (N, n)`` until every lane has converged, failed, or used its steps up.
 
-    A lane that has ended keeps its state. When at most half of the lanes are left, they go on
-    without the others (unless the solver says ``compact=False``). A lane that failed returns its
-    best iterate; with ``rtol=None`` exactly ``max_steps`` steps are made and the last is returned.
+    A lane that has ended keeps its iterate and its error. When at most half of the lanes are left,
+    they go on without the others (unless the solver says ``compact=False``). A lane that failed
+    returns its best iterate; with ``rtol=None`` exactly ``max_steps`` steps are made and the last
+    is returned.
+
+    Whether lanes are left is asked every ``check_every`` steps of a solver that has this field: a
+    GPU has to wait for the answer. Between, lanes that have ended are computed and not looked at.
     """
+    if torch.compiler.is_compiling():
+        return _iterate_in_graph(solver, problem, z)
     budget = solver.rtol is None
+    every = getattr(solver, "check_every", 1)
     refresh = getattr(solver, "refresh", None)
     state = solver.init(problem, z)
+    advance: Callable[[Any, Any], Any] = solver.step
+    compiled = compilable(solver, problem)
+    if compiled:
+        advance, state = compiled_step(solver, problem), in_own_memory(state)
     status = torch.full((len(z),), _RUNNING, dtype=torch.int64, device=z.device)
-    iterations = torch.zeros_like(status)
+    running, iterations = status == _RUNNING, torch.zeros_like(status)
     best_z, best_error = state.z, state.error
     places: Tensor | None = None
     full: tuple[Tensor, ...] | None = None
 
     for step in range(solver.max_steps + 1):
-        status = torch.where(status == _RUNNING, _judge(solver, problem, state, budget), status)
-        running = status == _RUNNING
-        left = int(running.sum())
+        going = _goes_on(solver, problem, state, budget) & running
+        looks = step % every == 0 or step == solver.max_steps
+        left = int(going.sum()) if looks else -1
+        if left < running.shape[0]:
+            ends = running & ~going
+            status = torch.where(ends, _judge(solver, problem, state, budget), status)
+            iterations = torch.where(ends, step, iterations)
+            running = going
         if left == 0:
             break
         if step == solver.max_steps:
             out_of_steps = Status.BUDGET if budget else Status.MAX_STEPS
             status = torch.where(running, int(out_of_steps), status)
+            iterations = torch.where(running, step, iterations)
             break
-        if solver.compact and problem.separable and 2 * left <= len(status):
+        if looks and solver.compact and problem.separable and 2 * left <= running.shape[0]:
             ended = _result(state, status, iterations, best_z, best_error)
             keep = running.nonzero().squeeze(-1)
             if full is None:
@@ -128,17 +150,23 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
                 assert places is not None
                 _scatter(full, places, ended)
                 places = places[keep]
+            if compiled:
+                keep = padded(keep, running.shape[0])
             problem, state = problem.take(keep), _select(state, keep)
-            status, iterations, running = status[keep], iterations[keep], running[keep]
+            status, iterations = status[keep], iterations[keep]
             best_z, best_error = best_z[keep], best_error[keep]
+            status[left:] = _ENDED  # of lanes that only pad
+            running = status == _RUNNING
+        idle = left < running.shape[0]
+        if idle:
+            state = state._replace(flag=torch.where(running, state.flag, _ENDED))
         if refresh is not None:
             state = refresh(problem, state)
-        new = solver.step(problem, state)
-        state = new if left == len(status) else _where(running, new, state)
-        iterations = iterations + running
+        new = advance(problem, state)
+        state = _with_ended(running, new, state) if idle else new
         if not solver.monotone and not budget:
             worse = ~(state.error < best_error)
-            if bool(worse.any()):
+            if every > 1 or bool(worse.any()):
                 best_z = torch.where(worse.unsqueeze(-1), best_z, state.z)
                 best_error = torch.where(worse, best_error, state.error)
             else:
@@ -155,14 +183,69 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     return Outcome(ended[0], ended[1], ended[2], ended[3], ended[4:])
 
 
+def _iterate_in_graph(solver: IterativeSolver, problem: Any, z: Tensor) -> Outcome:
+    """Iterate without a branch that depends on values: all lanes step until the last is done.
+
+    A small budget of steps is unrolled.
+    """
+    whole = getattr(solver, "iterate_in_graph", None)
+    if whole is not None:
+        return Outcome(*whole(problem, z))
+    budget = solver.rtol is None
+    keeps_best = not (solver.monotone or budget)
+    state = solver.init(problem, z)
+    status = torch.full((len(z),), _RUNNING, dtype=torch.int64, device=z.device)
+    status = torch.where(status == _RUNNING, _judge(solver, problem, state, budget), status)
+    iterations = torch.zeros_like(status)
+    best = (state.z, state.error) if keeps_best else ()
+
+    def unfinished(carry: tuple[Any, ...]) -> Tensor:
+        return (carry[1] == _RUNNING) & (carry[2] < solver.max_steps)
+
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        state, status, iterations, best = carry
+        running = unfinished(carry)
+        state = state._replace(flag=torch.where(running, state.flag, _ENDED))
+        state = _where(running, solver.step(problem.aliased(), state), state)
+        status = torch.where(running, _judge(solver, problem, state, budget), status)
+        if best:
+            better = running & (state.error < best[1])
+            best_z = torch.where(better.unsqueeze(-1), state.z, best[0])
+            best = (best_z, torch.where(better, state.error, best[1]))
+        return state, status, iterations + running, best
+
+    def several(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        for _ in range(getattr(solver, "check_every", 1)):
+            carry = body(carry)
+        return carry
+
+    carry = (state, status, iterations, best)
+    if budget and solver.max_steps <= _UNROLLED:
+        for _ in range(solver.max_steps):
+            carry = body(carry)
+    else:
+        carry = loop_in_graph(lambda carry: unfinished(carry).any(), several, carry)
+    state, status, iterations, best = carry
+    out_of_steps = Status.BUDGET if budget else Status.MAX_STEPS
+    status = torch.where(status == _RUNNING, int(out_of_steps), status)
+    ended = _result(state, status, iterations, *(best or (state.z, state.error)))
+    return Outcome(ended[0], ended[1], ended[2], ended[3], ended[4:])
+
+
+def _goes_on(solver: IterativeSolver, problem: LaneProblem, state: State, budget: bool) -> Tensor:
+    """Tell which lanes `_judge` would leave running, if they ran: the usual answer, for less."""
+    going = (state.flag == 0) & (state.error < torch.inf)
+    return going if budget else going & (state.error > problem.tolerance(solver, state.z))
+
+
 def _judge(solver: IterativeSolver, problem: LaneProblem, state: State, budget: bool) -> Tensor:
     status = torch.where(state.flag != 0, state.flag, _RUNNING)
-    finite = torch.isfinite(state.error)
+    measure = state.error
     if not budget:
         tolerance = problem.tolerance(solver, state.z)
-        status = torch.where(state.error <= tolerance, 0, status)
-        finite = finite & torch.isfinite(tolerance)
-    return torch.where(finite, status, int(Status.NONFINITE))
+        status = torch.where(measure <= tolerance, 0, status)
+        measure = measure + tolerance
+    return torch.where(torch.isfinite(measure), status, int(Status.NONFINITE))
 
 
 def _result(
@@ -177,7 +260,21 @@ def _result(
 
 def _scatter(full: tuple[Tensor, ...], places: Tensor, part: tuple[Tensor, ...]) -> None:
     for whole, piece in zip(full, part, strict=True):
-        whole[places] = piece
+        whole[places] = piece[: len(places)]
+
+
+def _with_ended(running: Tensor, new: Any, old: Any) -> Any:
+    """Return ``new``, with what is asked of lanes that have ended from ``old``.
+
+    A state of plain fields need keep its iterate and error only; one that computes what it
+    returns is kept whole.
+    """
+    computed = [isinstance(getattr(type(new), k, None), property) for k in ("z", "factors")]
+    if any(computed):
+        return _where(running, new, old)
+    return new._replace(
+        z=_where(running, new.z, old.z), error=_where(running, new.error, old.error)
+    )
 
 
 def _where(running: Tensor, new: Any, old: Any) -> Any:

@@ -71,10 +71,12 @@ class Lanes:
         for level in reversed(range(len(self.sizes))):
             dims = (0, *(0 if levels[level] else None for levels in self.carried))
             fn = vmap(fn, in_dims=dims, randomness="different")
-        if not self.sizes:
+        if not self.sizes or torch.compiler.is_compiling():
             return fn
 
         def on_all_lanes(*tensors: Tensor) -> Tensor:
+            if torch.compiler.is_compiling():
+                return fn(*tensors)
             with no_saved_tensor_hooks():
                 return fn(*tensors)
 

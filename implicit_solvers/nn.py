@@ -230,7 +230,7 @@ class Root(_Layer):
     >>> x = torch.tensor([2.0, 10.0], requires_grad=True)
     >>> z = layer(x)
     >>> z
-    tensor([1., 2.], grad_fn=<...>)
+    tensor([1.0000, 2.0000], grad_fn=<...>)
     >>> z.sum().backward()
     >>> x.grad  # 1 / (3 z^2 + 1)
     tensor([0.2500, 0.0769])

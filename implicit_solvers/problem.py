@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from implicit_solvers.autodiff import vjp
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.lane_map import JacobianTemplate, LaneMap, Products
 from implicit_solvers.tolerance import equation_tolerance
+from implicit_solvers.traced_loop import alias
 
 __all__ = ["Equation", "EquationProblem", "ResidualMap"]
 
@@ -77,6 +79,16 @@ class EquationProblem:
         self._fn = lanes.over(equation.fn)
 
     @property
+    def source(self) -> Any:
+        """The function that the user wrote."""
+        return inspect.unwrap(self.equation.fn)
+
+    @property
+    def substitutes(self) -> bool:
+        """Whether the function reads other tensors in the places of those that it captured."""
+        return getattr(self.equation.fn, "substitutes", False)
+
+    @property
     def kind(self) -> str:
         """What is solved: ``"root"``, ``"fixed_point"``, ``"minimize"``, ``"least_squares"``."""
         return self.equation.kind
@@ -101,12 +113,12 @@ class EquationProblem:
         return equation_tolerance(solver.rtol, solver.atol, z, solver.norm, self.start)
 
     def _grid(self, z: Tensor) -> Tensor:
-        return z.reshape((*self.shape, z.shape[-1]))
+        return z if len(self.shape) == 1 else z.reshape((*self.shape, z.shape[-1]))
 
     def residual(self, z: Tensor) -> Tensor:
         """Return the optimality condition ``F(z)``, ``(N, n)``."""
         out = self._condition(self._grid(z), *self.operands)
-        return out.reshape(self.count, out.shape[-1])
+        return out if len(self.shape) == 1 else out.reshape(self.count, out.shape[-1])
 
     def evaluate(self, z: Tensor) -> Tensor:
         """Return the function itself: ``(N,)`` for an objective, ``(N, m)`` otherwise."""
@@ -133,13 +145,15 @@ class EquationProblem:
         return ResidualMap(self._jacobian(JacobianTemplate(fn), z))
 
     def _jacobian(self, template: JacobianTemplate, z: Tensor) -> LaneMap:
+        grid = self._grid(z)
         return LaneMap(
-            template,
-            self.lanes.prepend(),
-            self.shape,
-            (self._grid(z), *self.operands),
-            like=z,
+            template, self.lanes.prepend(), self.shape, (grid, *self.operands), like=grid
         )
+
+    def aliased(self) -> EquationProblem:
+        """Return the problem as the body of a loop in a graph has to see it."""
+        operands = [alias(t) for t in self.operands]
+        return EquationProblem(self.equation, self.lanes, self.shape, operands, self.start)
 
     def take(self, index: Tensor) -> EquationProblem:
         """Return the problem of some of the lanes."""

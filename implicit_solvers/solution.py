@@ -166,7 +166,7 @@ register_pytree_node(Solution, _flatten, _unflatten, serialized_type_name="ims.S
 
 def failed(status: Tensor) -> Tensor:
     """Tell for each lane whether its status is a failure; a budget is none."""
-    return status > Status.BUDGET
+    return status > int(Status.BUDGET)
 
 
 def enforce(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable
 
@@ -13,28 +14,32 @@ __all__ = ["AUTO", "Auto", "Norm", "equation_tolerance", "linear_tolerance", "rm
 Norm = Callable[[Tensor], Tensor]
 
 
-class Auto:
+class Auto(enum.Enum):
     """The type of `AUTO`: a tolerance left to the dtype."""
+
+    AUTO = "AUTO"
 
     def __repr__(self) -> str:
         """Show what it stands for."""
         return "AUTO"
 
-    def __eq__(self, other: object) -> bool:
-        """Compare by type, so that a pickled solver equals its original."""
-        return isinstance(other, Auto)
 
-    def __hash__(self) -> int:
-        """Agree with equality."""
-        return hash(Auto)
-
-
-AUTO = Auto()
+AUTO = Auto.AUTO
 """A tolerance that follows from ``torch.finfo(dtype).eps`` when the solve starts."""
 
 
 def rms(lanes: Tensor) -> Tensor:
-    """Return the root mean square of each lane of ``(N, n)``, as ``(N,)``.
+    """Return the root mean square of each lane, ``sqrt(sum_i v_i^2 / n)``.
+
+    Parameters
+    ----------
+    lanes
+        ``(N, n)``, floating or complex.
+
+    Returns
+    -------
+    Tensor
+        ``(N,)``, real.
 
     Examples
     --------

@@ -79,3 +79,39 @@ def test_linear_systems(row, n):
     with ims.monitor() as log:
         ims.linear_solve(operator, torch.ones(n))
     assert log.records[0].solver == named(promised(f"`linear_solve`, {row}")[0], n)
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def rows(page, title):
+    """Return the table under a title of the measured page: the head, and the rows."""
+    section = re.split(r"\n#+ ", page.partition(f" {title}\n")[2])[0]
+    head, _, *body = [cells(line) for line in section.splitlines() if line.startswith("|")]
+    return head, [row for row in body if row[0] not in ("no-root", "chebyquad-8")]
+
+
+def test_the_measured_numbers_are_those_of_the_solver_table():
+    page = (Path(__file__).parents[1] / "docs" / "solver_table.md").read_text()
+    head, measured = rows(page, "From random starts")
+    mean = measured[-1]
+    random = dict(zip(head, mean, strict=True))
+    assert mean[0] == "mean"
+    summary = TABLE.partition("| problems | solver | solved |")[2].splitlines()[2:]
+    title, found = "", 0
+    for line in summary[: summary.index("")]:
+        first, solver, solved, calls, share = cells(line)
+        title = title if first in ("", "of one unknown") else first
+        names, body = rows(page, title)
+        column = [row[names.index(solver)] for row in body]
+        tried = [cell for cell in column if cell != "refused"]
+        ended = [
+            int(c.split("/")[1]) if "/" in c else int(c) for c in tried if c[0] in "*0123456789"
+        ]
+        assert solved == f"{len(ended)} of {len(tried)}", (title, solver)
+        assert int(calls) == sorted(ended)[len(ended) // 2], (title, solver)
+        known = title == "Roots" and solver in random
+        assert share == (f"{random[solver]}%" if known else ""), (title, solver)
+        found += 1
+    assert found == 19

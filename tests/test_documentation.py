@@ -97,3 +97,10 @@ def test_problems_use_public_names_only():
             assert target == "implicit_solvers" or target.startswith(public), (
                 f"{path} imports {target}"
             )
+
+
+def test_problems_do_not_import_their_command_line():
+    for path in (ROOT / "problems").rglob("*.py"):
+        if "cli" in path.relative_to(ROOT / "problems").parts or path.name == "__main__.py":
+            continue
+        assert "implicit_solvers.problems.cli" not in path.read_text(), path

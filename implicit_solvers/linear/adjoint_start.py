@@ -22,13 +22,19 @@ class AdjointStart:
     zero, and leaves ``w`` there. With a tolerance the gradient is the same, up to that tolerance,
     for fewer products; with a budget (``rtol=None``) the start is part of the estimate. Derivatives
     of the gradient, and forward mode, start at zero. The object is a place to keep numbers: no
-    gradient flows through it.
+    gradient flows through it. Source: Pedregosa, "Hyperparameter optimization with approximate
+    gradient" (2016), section 5.
 
     Parameters
     ----------
     value
         The first start, like the solution ``z`` (under ``vmap``, with all lanes in front); zero if
         left out.
+
+    Raises
+    ------
+    TypeError
+        If a leaf of ``value`` is no tensor.
 
     Examples
     --------

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
@@ -44,6 +45,14 @@ class CG:
         The number of products allowed.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------
@@ -58,8 +67,14 @@ class CG:
     atol: float | Auto = AUTO
     max_steps: int = 1000
     compact: bool = True
+    check_every: int = 1
     monotone: ClassVar[bool] = False
     symmetric_only: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "check_every", least=1)
 
     def init(self, problem: LinearProblem, x: Tensor) -> CGState:
         """Start at ``x``."""
@@ -81,11 +96,12 @@ class CG:
         curvature = real_inner(state.direction, Ap)
         bad = (curvature <= 0) & (state.rho != 0)
         alpha = torch.where(curvature > 0, state.rho / curvature, 0.0)
-        x = state.z + alpha * state.direction
-        r = state.residual - alpha * Ap
+        x = torch.addcmul(state.z, alpha, state.direction)
+        r = torch.addcmul(state.residual, alpha, Ap, value=-1)
         y = problem.precondition(r)
         rho = real_inner(r, y)
         beta = torch.where(state.rho != 0, rho / state.rho, 0.0)
         flag = torch.where(bad.squeeze(-1), int(Status.INDEFINITE), 0)
-        error = torch.where(torch.isfinite(curvature.squeeze(-1)), rms(r), torch.nan)
-        return CGState(x, r, y + beta * state.direction, rho, error, flag)
+        # NaN where the curvature is not finite
+        error = rms(r) + 0 * curvature.squeeze(-1)
+        return CGState(x, r, torch.addcmul(y, beta, state.direction), rho, error, flag)

@@ -8,6 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_stopping
+from implicit_solvers.linear.gmres_in_graph import gmres_in_graph
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import AUTO, Auto, rms
@@ -68,6 +70,14 @@ class GMRES:
         The size of the Krylov space at which the method starts again from its iterate.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------
@@ -82,8 +92,15 @@ class GMRES:
     max_steps: int = 1000
     restart: int = 50
     compact: bool = True
+    check_every: int = 1
     monotone: ClassVar[bool] = True
     symmetric_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "check_every", least=1)
+        check_count(self, "restart", least=1)
 
     def init(self, problem: LinearProblem, x: Tensor) -> GMRESState:
         """Start at ``x``."""
@@ -98,6 +115,12 @@ class GMRES:
         flag = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         triangle = eye[:, :m, :m].clone()
         return GMRESState(x, basis, directions, eye.clone(), triangle, beta, flag, 0, rms(r), flag)
+
+    def iterate_in_graph(
+        self, problem: LinearProblem, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Iterate from ``x`` in a compiled graph."""
+        return gmres_in_graph(self, problem, x)
 
     def refresh(self, problem: LinearProblem, state: GMRESState) -> GMRESState:
         """Make room for the next vector, or start again from the iterate if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,11 @@ from implicit_solvers.autodiff import no_saved_tensor_hooks, slope, unwatched, v
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.structure import Structure
+from implicit_solvers.traced_loop import alias
 
 __all__ = ["JacobianTemplate", "LaneMap", "OperatorTemplate", "Template"]
+
+_MANY_ENTRIES = 1 << 16
 
 Products = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
@@ -53,6 +57,9 @@ class Template(Protocol):
     def dense(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the matrix of one lane."""
 
+    def matrices(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the matrices of all lanes."""
+
     def diagonal_entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the diagonal of one lane."""
 
@@ -62,9 +69,13 @@ class Template(Protocol):
 
 @dataclass(frozen=True)
 class OperatorTemplate:
-    """A user's operator on vectors of a given structure; ``build`` makes it of its tensors."""
+    """A user's operator on vectors of a given structure; ``build`` makes it of its tensors.
+
+    It is used ``within`` a context, which does nothing where the tensors let it go ``bare``.
+    """
 
     build: Callable[[Sequence[Tensor]], LinearOperator]
+    bare: Callable[[Sequence[Tensor]], bool]
     within: Callable[[Sequence[Tensor]], Any]
     structure: Structure
     out: Structure
@@ -99,6 +110,10 @@ class OperatorTemplate:
             matrix = self.build(tensors).dense(self._structure_like(like))
         return matrix.expand((*like.shape[:-1], *self.shape))
 
+    def matrices(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the matrices of all lanes."""
+        return lanes.over(self.dense)(like, *tensors)
+
     def diagonal_entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the diagonal."""
         with self.within(tensors):
@@ -110,6 +125,8 @@ class OperatorTemplate:
 
     def products(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Products:
         """Return ``mv`` and ``rmv``; a costly operator is linearized once."""
+        if not (self.costly or lanes.sizes) and self.bare(tensors):
+            return self._direct_products(tensors)
         mv, rmv = lanes.over(self.mv), lanes.over(self.rmv)
         if not self.costly:
             return (lambda v: mv(v, *tensors)), (lambda v: rmv(v, *tensors))
@@ -119,6 +136,18 @@ class OperatorTemplate:
             return (lambda v: pull(v)[0]), (lambda v: pull(v)[0])
         _, push = vjp(pull, torch.zeros_like(out))
         return (lambda v: push((v,))[0]), (lambda v: pull(v)[0])
+
+    def _direct_products(self, tensors: Sequence[Tensor]) -> Products:
+        """Return ``mv`` and ``rmv`` of one operator that is built once."""
+        operator, structure, out = self.build(tensors), self.structure, self.out
+
+        def mv(v: Tensor) -> Tensor:
+            return out.check_like(operator.mv(structure.unravel(v)), v.shape[:-1], self.name, "b")
+
+        def rmv(v: Tensor) -> Tensor:
+            return structure.ravel(operator.rmv(out.unravel(v)))
+
+        return mv, mv if self.symmetric else rmv
 
 
 @dataclass(frozen=True)
@@ -153,10 +182,42 @@ class JacobianTemplate:
         """Return ``J``: by columns, of a basis that the lanes share; rectangular too."""
         z, *operands = tensors
         out, pull = vjp(lambda u: self.fn(u, *operands), z)
+        if torch.compiler.is_compiling():
+            rows = vmap(lambda e: pull(e.expand(out.shape).contiguous())[0], out_dims=-2)
+            return rows(torch.eye(out.shape[-1], dtype=z.dtype, device=z.device))
         _, push = vjp(pull, torch.zeros_like(out))
         eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         columns = vmap(lambda e: push((e.expand(z.shape).contiguous(),))[0], out_dims=-1)
         return columns(eye)
+
+    def matrices(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """Return ``J`` of all lanes; where nothing watches, and few are asked for, by rows.
+
+        That takes half of the calls. For large batches what is computed decides, and columns of a
+        basis that the lanes share take less of it.
+        """
+        if like.numel() * like.shape[-1] <= _MANY_ENTRIES and unwatched():
+            # some of torch's derivatives have no batching rule at first order, and one at second
+            with contextlib.suppress(RuntimeError):
+                return self._rows(lanes, tensors)
+        return lanes.over(self.dense)(like, *tensors)
+
+    def _rows(self, lanes: Lanes, tensors: Sequence[Tensor]) -> Tensor:
+        fn = lanes.keep(range(1, len(tensors))).over(self.fn)
+        with torch.enable_grad(), no_saved_tensor_hooks():
+            leaf = tensors[0].detach().requires_grad_()
+            out = fn(leaf, *tensors[1:])
+            m, n = out.shape[-1], leaf.shape[-1]
+            if not out.requires_grad:
+                return out.new_zeros(*out.shape, n)
+
+            def row(e: Tensor) -> Tensor:
+                return torch.autograd.grad(
+                    out, leaf, e.expand(out.shape), retain_graph=True, materialize_grads=True
+                )[0]
+
+            eye = torch.eye(m, dtype=out.dtype, device=out.device)
+            return vmap(row, out_dims=-2)(eye)
 
     def diagonal_entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the diagonal of ``J``."""
@@ -251,6 +312,9 @@ class LaneMap:
         return self.like.new_zeros(*self.shape, self.n)
 
     def _make_products(self) -> Products:
+        if torch.compiler.is_compiling():
+            # a linearization cannot be carried into the body of a loop
+            return self.template.products(self.lanes, self._like(), self.tensors)
         if self._products is None:
             self._products = self.template.products(self.lanes, self._like(), self.tensors)
         return self._products
@@ -273,7 +337,7 @@ class LaneMap:
 
     def dense(self) -> Tensor:
         """Return the matrices ``(grid, m, n)``, never transposed."""
-        matrices = self.on_grid(self.template.dense)
+        matrices = self.template.matrices(self.lanes, self._like(), self.tensors)
         return matrices.reshape(self.grid, *matrices.shape[-2:])
 
     def diagonal_entries(self) -> Tensor:
@@ -310,6 +374,18 @@ class LaneMap:
     def on_grid(self, fn: Callable[..., Tensor]) -> Tensor:
         """Return ``fn(like, *tensors)`` of each operator, where ``like`` is a vector of zeros."""
         return self.lanes.over(fn)(self._like(), *self.tensors)
+
+    def aliased(self) -> LaneMap:
+        """Return the map as the body of a loop in a graph has to see it."""
+        return LaneMap(
+            self.template,
+            self.lanes,
+            self.shape,
+            [alias(t) for t in self.tensors],
+            like=self.like,
+            columns=self.columns,
+            transposed=self.transposed,
+        )
 
     def take(self, index: Tensor) -> LaneMap:
         """Return the map of some of the lanes."""

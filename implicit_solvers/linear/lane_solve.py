@@ -19,6 +19,7 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.monitoring import observe
 from implicit_solvers.solution import Status, enforce, failed
 from implicit_solvers.tolerance import AUTO, linear_tolerance, rms
+from implicit_solvers.traced_loop import loop_in_graph
 
 __all__ = ["solve_in_lanes"]
 
@@ -32,7 +33,7 @@ class _Grid:
         rest = [i for i in range(len(self.shape)) if i not in self.shared]
         self.order = (*self.shared, *rest)
         self.grid = tuple(self.shape[i] for i in rest)
-        self.columns = math.prod(self.shape[i] for i in self.shared)
+        self.columns = math.prod([self.shape[i] for i in self.shared])
 
     def flat(self, t: Tensor) -> Tensor:
         """Return ``(*shape, ...)`` as ``(columns * grid, ...)``."""
@@ -84,6 +85,8 @@ def solve_in_lanes(
     second = first + spec.preconditioner_tensors
     kept = spec.lanes.without(grid.shared)
     flat = grid.flat(b)
+    if torch.compiler.is_compiling():
+        flat = flat.clone()
 
     def lane_map(template: Template, lo: int, hi: int) -> LaneMap:
         return LaneMap(
@@ -143,7 +146,8 @@ def solve_in_lanes(
     if watch.active:
         size = rms(b)
         watch.done(iterations, torch.where(size > 0, residual / size, residual), status)
-    enforce(spec.on_failure, spec.label, status, iterations, residual, warn_masked=spec.adjoint)
+    if not torch.compiler.is_compiling():
+        enforce(spec.on_failure, spec.label, status, iterations, residual, warn_masked=spec.adjoint)
     x = grid.back(x)
     if spec.adjoint and spec.masked:
         x = torch.where(failed(status).unsqueeze(-1), 0.0, x)
@@ -186,32 +190,38 @@ def _solve_directly(
 
 
 def _refine(
-    A: LaneMap, b: Tensor, solve: Callable[[Tensor], Tensor], most: int = 8
+    A: LaneMap, b: Tensor, solve: Callable[[Tensor], Tensor], most: int = 5
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve with the factors of a nearby operator, by iterative refinement.
 
     Returns the solution, whether it is as good as a linear solve is asked to be, and the number
-    of steps. Source: Golub and Van Loan, "Matrix Computations", section 3.5.
+    of steps: no more than a factorization of a small operator costs, and none where they would not
+    end it. Source: Golub and Van Loan, "Matrix Computations", section 3.5.
     """
     x = solve(b)
     r = b - A.mv(x)
-    error, goal = rms(r), 4 * torch.finfo(b.dtype).eps * rms(b)
+    size, error = rms(b), rms(r)
+    goal = 4 * torch.finfo(b.dtype).eps * size
     steps = torch.ones(len(b), dtype=torch.int64, device=b.device)
+    if bool((error <= goal).all()):
+        return x, torch.ones_like(error, dtype=torch.bool), steps
+    # each step gains what the first did: where that is too little, fresh factors are better
+    slow = ~((error / size) ** most * error <= goal) & (size > 0)
+    if bool(slow.any()):
+        return x, ~slow & (error <= goal), steps
+    enough = linear_tolerance(AUTO, AUTO, b, rms)
     for _ in range(most):
-        running = error > goal
-        if not bool(running.any()):
-            break
         better = x + solve(r)
         new_r = b - A.mv(better)
         new_error = rms(new_r)
-        improved = running & (new_error < 0.5 * error)
+        improved = (error > goal) & (new_error < 0.5 * error)
         if not bool(improved.any()):
             break
         x = torch.where(improved.unsqueeze(-1), better, x)
         r = torch.where(improved.unsqueeze(-1), new_r, r)
         error = torch.where(improved, new_error, error)
-        steps = steps + running
-    return x, error <= linear_tolerance(AUTO, AUTO, b, rms), steps
+        steps = steps + improved
+    return x, error <= enough, steps
 
 
 def _solve_iteratively(
@@ -221,18 +231,30 @@ def _solve_iteratively(
     solver = spec.solver
     assert not isinstance(solver, DirectSolver)
     problem = LinearProblem(A, b, M)
-    out = iterate(solver, problem, x)
-    x, status, iterations = out.z, out.status, out.iterations
     if solver.rtol is None:
-        return x, status, iterations
+        out = iterate(solver, problem, x)
+        return out.z, out.status, out.iterations
     goal = linear_tolerance(solver.rtol, solver.atol, b, rms)
     judge = getattr(solver, "error_at", lambda problem, x: rms(problem.residual(x)))
-    for _ in range(3):
-        short = (status == Status.CONVERGED) & (judge(problem, x) > 1.1 * goal)
-        if not bool(short.any()):
-            return x, status, iterations
-        out = iterate(solver, problem, x)
+
+    def go_on(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x, status, iterations, short = carry
+        here = problem.aliased() if torch.compiler.is_compiling() else problem
+        out = iterate(solver, here, x)
         x = torch.where(short.unsqueeze(-1), out.z, x)
         status = torch.where(short, out.status, status)
         iterations = torch.where(short, iterations + out.iterations, iterations)
+        short = (status == int(Status.CONVERGED)) & (judge(here, x) > 1.1 * goal)
+        return x, status, iterations, short
+
+    none = torch.zeros(len(b), dtype=torch.int64, device=b.device)
+    carry: tuple[Tensor, ...] = (x, none, none, torch.ones_like(none, dtype=torch.bool))
+    if torch.compiler.is_compiling():
+        carry = loop_in_graph(lambda c: c[3].any(), go_on, carry, 4)
+    else:
+        for _ in range(4):
+            if not bool(carry[3].any()):
+                break
+            carry = go_on(carry)
+    x, status, iterations, short = carry
     return x, torch.where(short, int(Status.STALLED), status), iterations

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_stopping
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.tolerance import AUTO, Auto, rms
 
@@ -81,6 +82,11 @@ class LSMR:
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
     Examples
     --------
     >>> import implicit_solvers as ims
@@ -96,6 +102,10 @@ class LSMR:
     compact: bool = True
     monotone: ClassVar[bool] = False
     symmetric_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
 
     def nullspaces(self, rows: int, columns: int) -> tuple[bool, bool]:
         """Whether ``A^T`` and ``A`` may have a null space."""

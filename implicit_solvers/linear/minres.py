@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
@@ -62,6 +63,14 @@ class MINRES:
         The number of products allowed.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------
@@ -76,8 +85,14 @@ class MINRES:
     atol: float | Auto = AUTO
     max_steps: int = 1000
     compact: bool = True
+    check_every: int = 1
     monotone: ClassVar[bool] = False
     symmetric_only: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "check_every", least=1)
 
     def init(self, problem: LinearProblem, x: Tensor) -> MINRESState:
         """Start at ``x``."""

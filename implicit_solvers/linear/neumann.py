@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_stopping
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.tolerance import AUTO, Auto, rms
 
@@ -28,7 +29,9 @@ class Neumann:
     """The Neumann series ``x = sum_k (I - A)^k b``, for operators near the identity.
 
     ``max_steps=k, rtol=None`` gives the sum of its first ``k`` terms. It converges if the spectral
-    radius of ``I - A`` (of ``I - A M`` with a preconditioner) is below one.
+    radius of ``I - A`` (of ``I - A M`` with a preconditioner) is below one. Source: Lorraine, Vicol
+    and Duvenaud, "Optimizing Millions of Hyperparameters by Implicit Differentiation" (2020), its
+    use as an adjoint.
 
     Parameters
     ----------
@@ -39,6 +42,11 @@ class Neumann:
         The number of products allowed.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------
@@ -54,6 +62,10 @@ class Neumann:
     compact: bool = True
     monotone: ClassVar[bool] = False
     symmetric_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
 
     def init(self, problem: LinearProblem, x: Tensor) -> NeumannState:
         """Start at ``x``."""

@@ -15,7 +15,8 @@ __all__ = ["DiagonalMap", "Jacobi"]
 class Jacobi:
     """Divide by the operator's diagonal; zeros in it are left alone.
 
-    An operator without a closed form is probed with ``n`` products for its diagonal.
+    An operator without a closed form is probed with ``n`` products for its diagonal. Source: Saad,
+    "Iterative Methods for Sparse Linear Systems" (2003), section 10.2.
 
     Examples
     --------
@@ -43,6 +44,10 @@ class DiagonalMap:
     def mv(self, v: Tensor) -> Tensor:
         """Return the product."""
         return self.entries * v
+
+    def aliased(self) -> DiagonalMap:
+        """Return the map itself: no transform reads its entries."""
+        return self
 
     def take(self, index: Tensor) -> DiagonalMap:
         """Return the map of some of the lanes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from implicit_solvers.linear.lane_map import LaneMap
@@ -18,6 +19,7 @@ class LinearProblem:
 
     def __init__(self, A: LaneMap, b: Tensor, M: LaneMap | DiagonalMap | None = None) -> None:
         self.A, self.b, self.M = A, b, M
+        self._size: Tensor | None = None
 
     @property
     def separable(self) -> bool:
@@ -27,12 +29,25 @@ class LinearProblem:
     def tolerance(self, solver: Any, z: Tensor) -> Tensor:
         """Return ``atol + rtol norm(b)``."""
         rtol = 0.0 if solver.rtol is None else solver.rtol
-        return linear_tolerance(rtol, solver.atol, self.b, rms)
+        return linear_tolerance(rtol, solver.atol, self.b, self._norm)
+
+    def _norm(self, b: Tensor) -> Tensor:
+        """Return the norm of the right-hand side, computed once."""
+        if torch.compiler.is_compiling():
+            return rms(b)
+        if self._size is None:
+            self._size = rms(b)
+        return self._size
 
     def take(self, index: Tensor) -> LinearProblem:
         """Return the problem of some of the lanes."""
         M = None if self.M is None else self.M.take(index)
         return LinearProblem(self.A.take(index), self.b[index], M)
+
+    def aliased(self) -> LinearProblem:
+        """Return the problem as the body of a loop in a graph has to see it."""
+        M = None if self.M is None else self.M.aliased()
+        return LinearProblem(self.A.aliased(), self.b, M)
 
     def residual(self, x: Tensor) -> Tensor:
         """Return ``b - A x``."""
@@ -40,7 +55,9 @@ class LinearProblem:
 
     def first_residual(self, x: Tensor) -> Tensor:
         """Return ``b - A x``, without the product at the usual start, zero."""
-        return self.residual(x) if bool((x != 0).any()) else self.b.clone()
+        if torch.compiler.is_compiling() or bool((x != 0).any()):
+            return self.residual(x)
+        return self.b.clone()
 
     def precondition(self, r: Tensor) -> Tensor:
         """Return ``M r``."""
@@ -60,7 +77,11 @@ class ForcedProblem(LinearProblem):
 
     def tolerance(self, solver: Any, z: Tensor) -> Tensor:
         """Return ``eta norm(b)``."""
-        return self.forcing * rms(self.b)
+        return self.forcing * self._norm(self.b)
+
+    def aliased(self) -> ForcedProblem:
+        """Return the problem as the body of a loop in a graph has to see it."""
+        return ForcedProblem(super().aliased(), self.forcing)
 
     def take(self, index: Tensor) -> ForcedProblem:
         """Return the problem of some of the lanes."""

@@ -13,7 +13,16 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from implicit_solvers.affine_norms import WeightsApart
-from implicit_solvers.capture import Substitution, capture, isolated, resolve
+from implicit_solvers.autodiff import transforms_active, unwatched
+from implicit_solvers.capture import (
+    Captured,
+    Substitution,
+    capture,
+    isolated,
+    nested,
+    resolve,
+)
+from implicit_solvers.graph_break import frames_compiled, outside_of_graphs
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
 from implicit_solvers.linear.choice import default_linear_solver, is_linear_solver
@@ -26,6 +35,7 @@ from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
+from implicit_solvers.linear.traced_system import solve_linear_in_graph, system_obstacle
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
 
@@ -48,14 +58,16 @@ def linear_solve(
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
 ) -> Solution:
-    """Solve ``A x = b``.
+    """Solve ``A x = b``, and differentiate by ``dx = A^-1 (db - dA x)``.
 
     If ``A`` is rectangular, or the solver is `SVD`, the solution is ``A^+ b``: of all ``x`` with
     least ``norm(b - A x)`` the one of least norm.
 
     The solution is differentiable, in both modes and to any order, in ``b`` and in every tensor
     that ``A`` is made of or that its function captures; ``torch.func.vmap`` solves many systems,
-    and lanes that share ``A`` share its factorization.
+    and lanes that share ``A`` share its factorization. Source of the rule: Giles, "Collected matrix
+    derivative results for forward and reverse mode algorithmic differentiation" (2008), section
+    2.3.1.
 
     Parameters
     ----------
@@ -123,7 +135,7 @@ def linear_solve(
     structure, columns = _right_hand_side(A, b, batch_dims)
     unknowns = _unknowns(A, structure)
     _check_solver(solver, preconditioner)
-    if check:
+    if check and not torch.compiler.is_compiling():
         _check_flags(A, structure)
     if solver is None:
         solver = default_linear_solver(
@@ -159,6 +171,17 @@ def linear_solve(
             f"preconditioner is given, and {type(solver).__name__} is a direct solver: leave it "
             "out, or use CG() or GMRES()"
         )
+
+    if torch.compiler.is_compiling() or frames_compiled():
+        options: dict[str, Any] = {"solver": solver, "x0": x0, "preconditioner": preconditioner}
+        options |= {"check": check, "batch_dims": batch_dims, "on_failure": on_failure}
+        options |= {"adjoint_start": adjoint_start}
+        if not torch.compiler.is_compiling():
+            solution: Solution = torch.compiler.disable(linear_solve)(A, b, **options)
+            return solution
+        why = system_obstacle(A, b, solver, columns, check, adjoint_start, on_failure)
+        if why is not None:
+            return outside_of_graphs(why, linear_solve, A, b, **options)
 
     def one(b: Any, x0: Any) -> Solution:
         return _solve(
@@ -315,10 +338,13 @@ def _solve(
         start = structure.check_like(x0, structure.native, "x0", "b").detach()
     operands = [resolve(t) for t in (*M_tensors, *tensors)]
     rhs = structure.ravel(tree_map(resolve, b))
-    with isolated():
-        x, status, iterations, residual = solve_linear(spec, rhs, start, None, operands)
+    if torch.compiler.is_compiling():
+        x, status, iterations, residual = solve_linear_in_graph(spec, rhs, start, operands)
+    else:
+        with isolated():
+            x, status, iterations, residual = solve_linear(spec, rhs, start, None, operands)
     value = unknowns.unravel(x)
-    return Solution(value, status == Status.CONVERGED, iterations, residual, status)
+    return Solution(value, status == int(Status.CONVERGED), iterations, residual, status)
 
 
 def _carries_lanes(tensors: Sequence[Tensor], native: tuple[int, ...]) -> list[bool] | None:
@@ -355,13 +381,23 @@ def operator_template(
         v = tree_unflatten(list(tensors[: len(flat)]), tree)
         return join(tensors[len(flat) :]).mv(v)
 
-    captured = capture(evaluate, (*flat, *own), f"the function of {type(A).__name__}", A)
+    captured = Captured()
+    if not torch.compiler.is_compiling():  # a compiler sees what a function captures
+        captured = capture(evaluate, (*flat, *own), f"the function of {type(A).__name__}", A)
     count = len(own)
+    outermost = not (transforms_active() or torch.is_inference_mode_enabled() or nested())
 
     def build(tensors: Sequence[Tensor]) -> LinearOperator:
         return join(tensors[:count])
 
+    def bare(tensors: Sequence[Tensor]) -> bool:
+        if not (captured or captured.normalizes):
+            return True
+        return outermost and unwatched() and captured.unmoved(tensors)
+
     def within(tensors: Sequence[Tensor]) -> Any:
+        if bare(tensors):
+            return contextlib.nullcontext()
         scope = contextlib.ExitStack()
         if captured:
             scope.enter_context(Substitution(captured, tensors))
@@ -371,6 +407,7 @@ def operator_template(
 
     template = OperatorTemplate(
         build,
+        bare,
         within,
         unknowns,
         structure,

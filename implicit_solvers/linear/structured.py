@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.linear.banded import Banded
 from implicit_solvers.linear.diagonal import Diagonal
 from implicit_solvers.linear.direct import DirectSolver, Factors
@@ -63,8 +64,7 @@ class Structured(DirectSolver):
 
     def __post_init__(self) -> None:
         """Refuse a width that is none, and a fallback that factors nothing."""
-        if self.widest < 0:
-            raise ValueError(f"Structured has widest={self.widest!r}: pass a number >= 0")
+        check_count(self, "widest")
         if not isinstance(self.fallback, DirectSolver):
             raise TypeError(
                 f"Structured has fallback={self.fallback!r}, which is not direct: pass LU()"

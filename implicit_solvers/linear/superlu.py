@@ -34,6 +34,11 @@ class SuperLU(DirectSolver):
     ordering
         How columns are ordered to keep the factors sparse: SuperLU's ``permc_spec``.
 
+    Raises
+    ------
+    ValueError
+        If ``ordering`` is none of them.
+
     Examples
     --------
     >>> import implicit_solvers as ims

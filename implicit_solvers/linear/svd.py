@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
@@ -32,6 +33,11 @@ class SVD(DirectSolver):
         Singular values of at most ``rcond`` times the largest count as zero. Left out,
         ``eps`` times the larger number of rows and columns.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
     Examples
     --------
     >>> import implicit_solvers as ims
@@ -41,6 +47,11 @@ class SVD(DirectSolver):
     """
 
     rcond: float | Auto = AUTO
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        if not isinstance(self.rcond, Auto):
+            check_number(self, "rcond", least=0, below=1)
 
     def nullspaces(self, rows: int, columns: int) -> tuple[bool, bool]:
         """Whether ``A^T`` and ``A`` may have a null space."""

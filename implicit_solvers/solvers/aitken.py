@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_number, check_stopping
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
@@ -56,6 +57,11 @@ class Aitken:
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
     Examples
     --------
     >>> import implicit_solvers as ims
@@ -72,6 +78,12 @@ class Aitken:
     compact: bool = True
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_number(self, "damping", above=0, most=1)
+        check_number(self, "growth", above=0)
 
     def init(self, problem: EquationProblem, z: Tensor) -> AitkenState:
         """Evaluate the residual at the start."""

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
@@ -15,8 +16,9 @@ __all__ = ["Anderson"]
 
 
 class AndersonState(NamedTuple):
-    """The state of `Anderson`: the last differences of iterates and residuals, newest first.
+    """The state of `Anderson`: the last differences of iterates and residuals.
 
+    Their places are filled in turn, by the ``turn``-th step the place ``turn`` modulo the window.
     ``depth`` counts the differences that a lane remembers; with none, its step is a plain one.
     """
 
@@ -25,6 +27,7 @@ class AndersonState(NamedTuple):
     steps: Tensor
     changes: Tensor
     depth: Tensor
+    turn: Tensor
     error: Tensor
     flag: Tensor
 
@@ -63,11 +66,21 @@ class Anderson:
         Maps residuals ``(N, n)`` to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether a step is compiled to one graph, once for each function, dtype and shape.
     regularization
         The weight of Tikhonov's term, relative to the differences' own size: for maps with noise
         (float32, dropout), 1e-8 to 1e-2.
     growth
         By how much an accelerated step may raise the residual's norm; ``inf`` by anything finite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------
@@ -86,59 +99,75 @@ class Anderson:
     compact: bool = True
     regularization: float = 0.0
     growth: float = 2.0
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
 
     def __post_init__(self) -> None:
-        """Refuse a negative weight."""
-        if not self.regularization >= 0:
-            raise ValueError(
-                f"Anderson has regularization={self.regularization!r}: pass a number >= 0"
-            )
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "check_every", least=1)
+        check_count(self, "window", least=1)
+        check_number(self, "damping", above=0, most=1)
+        check_number(self, "regularization", least=0)
+        check_number(self, "growth", above=0)
 
     def init(self, problem: EquationProblem, z: Tensor) -> AndersonState:
         """Evaluate the residual at the start; remember nothing."""
         residual = problem.residual(z)
         memory = z.new_zeros(len(z), min(self.window, z.shape[-1]), z.shape[-1])
         flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return AndersonState(z, residual, memory, memory, flag, self.norm(residual), flag)
+        return AndersonState(z, residual, memory, memory, flag, flag, self.norm(residual), flag)
 
     def step(self, problem: EquationProblem, state: AndersonState) -> AndersonState:
         """Mix the last steps so that their residuals cancel best."""
-        weights = _least_squares(state.changes, state.residual, self.regularization)
-        mixed = state.steps - self.damping * state.changes
-        step = -self.damping * state.residual - (weights.unsqueeze(-2) @ mixed).squeeze(-2)
+        window = state.steps.shape[1]
+        turn = state.turn.amax()
+        age = torch.arange(window, device=turn.device)
+        newest_first = (turn - 1 - age) % window
+        remembered = age < state.depth.unsqueeze(-1)
+        weights = _least_squares(
+            state.changes[:, newest_first], remembered, state.residual, self.regularization
+        )[:, newest_first.argsort()].unsqueeze(-2)
+        mixed = (weights @ state.steps - self.damping * (weights @ state.changes)).squeeze(-2)
+        step = -self.damping * state.residual - mixed
         z = state.z + step
         residual = problem.residual(z)
         error = self.norm(residual)
-        change = residual - state.residual
-        window = state.steps.shape[1]
-        steps = torch.cat([step.unsqueeze(1), state.steps], 1)[:, :window]
-        changes = torch.cat([change.unsqueeze(1), state.changes], 1)[:, :window]
 
         farthest = self.norm(self.damping * state.residual) / torch.finfo(z.dtype).eps ** 0.5
         better = (error <= self.growth * state.error) & (self.norm(step) <= farthest)
         accepted = (state.depth == 0) | better
-        keep = accepted.reshape(-1, 1, 1)
+        keep, place = accepted.unsqueeze(-1), (turn % window).reshape(1)
+        # a step taken back may hold NaN, which no weight of zero would silence
+        change = torch.where(keep, residual - state.residual, 0.0)
+        step = torch.where(keep, step, 0.0)
         return AndersonState(
-            torch.where(keep[:, 0], z, state.z),
-            torch.where(keep[:, 0], residual, state.residual),
-            torch.where(keep, steps, 0.0),
-            torch.where(keep, changes, 0.0),
+            torch.where(keep, z, state.z),
+            torch.where(keep, residual, state.residual),
+            state.steps.index_copy(1, place, step.unsqueeze(1)),
+            state.changes.index_copy(1, place, change.unsqueeze(1)),
             torch.where(accepted, state.depth + 1, 0),
+            state.turn + 1,
             torch.where(accepted, error, state.error),
             state.flag,
         )
 
 
-def _least_squares(rows: Tensor, target: Tensor, regularization: float) -> Tensor:
+def _least_squares(
+    rows: Tensor, remembered: Tensor, target: Tensor, regularization: float
+) -> Tensor:
     """Return the ``c (N, m)`` that minimize ``|target - c rows|``; rows that add nothing get 0.
+
+    So do rows that a lane does not remember ``(N, m)``, whatever they hold.
 
     QR of the scaled rows; a diagonal entry below ``sqrt(eps)`` marks a row that nearly depends on
     newer ones.
     """
-    size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    matrix = torch.where(size > 0, rows / size, 0.0).mT
+    size = torch.linalg.vector_norm(rows, dim=-1)
+    used = remembered & (size > 0)
+    matrix = torch.where(used.unsqueeze(-1), rows / size.unsqueeze(-1), 0.0).mT
     if regularization > 0:
         m = rows.shape[1]
         eye = torch.eye(m, dtype=rows.dtype, device=rows.device)
@@ -152,5 +181,4 @@ def _least_squares(rows: Tensor, target: Tensor, regularization: float) -> Tenso
     r = torch.where(usable.unsqueeze(-2), r, 0.0) + torch.diag_embed((~usable).to(r.dtype))
     rhs = torch.where(usable, (q.mT @ target.unsqueeze(-1)).squeeze(-1), 0.0)
     c = torch.linalg.solve_triangular(r, rhs.unsqueeze(-1), upper=True).squeeze(-1)
-    size = size.squeeze(-1)
-    return torch.where(size > 0, c / size, 0.0)
+    return torch.where(used, c / size, 0.0)

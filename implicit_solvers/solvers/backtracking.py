@@ -9,6 +9,7 @@ from torch import Tensor
 
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.tolerance import Norm
+from implicit_solvers.traced_loop import loop_in_graph
 
 __all__ = ["Found", "backtrack"]
 
@@ -67,27 +68,47 @@ def backtrack(
     Source: Dennis and Schnabel, "Numerical Methods for Unconstrained Optimization and Nonlinear
     Equations", section 6.3.
     """
-    z, residual, error = start
-    limit = error if limit is None else limit
-    length = torch.ones_like(error)
-    accepted = torch.zeros_like(searching)
-    for _ in range(solver.halvings + 1):
+    limit = start[2] if limit is None else limit
+
+    def attempt(problem: EquationProblem, searching: Tensor, length: Tensor) -> Found:
         trial = start[0] + length.unsqueeze(-1) * direction
-        new_residual = problem.residual(trial)
-        new_error = solver.norm(new_residual)
+        residual = problem.residual(trial)
+        error = solver.norm(residual)
         good = searching
         if solver.halvings > 0:
-            good = searching & (new_error <= limit - 1e-4 * length * start[2])
-        if bool(good.all()):
-            return Found(trial, new_residual, new_error, good)
-        take = good.unsqueeze(-1)
-        z, residual = torch.where(take, trial, z), torch.where(take, new_residual, residual)
-        error = torch.where(good, new_error, error)
-        accepted = accepted | good
+            good = searching & (error <= limit - 1e-4 * length * start[2])
+        return Found(trial, residual, error, good)
+
+    def keep(found: Found, new: Found, searching: Tensor) -> tuple[Found, Tensor]:
+        good, take = new.accepted, new.accepted.unsqueeze(-1)
+        found = Found(
+            torch.where(take, new.z, found.z),
+            torch.where(take, new.residual, found.residual),
+            torch.where(good, new.error, found.error),
+            found.accepted | good,
+        )
         searching = searching & ~good
-        if once is not None:
-            searching = searching & ~once
+        return found, searching if once is None else searching & ~once
+
+    found, length = Found(*start, torch.zeros_like(searching)), torch.ones_like(start[2])
+    if solver.halvings == 0 and (torch.compiler.is_compiling() or searching.is_cuda):
+        # nothing to ask, and a GPU would wait for the answer
+        return keep(found, attempt(problem, searching, length), searching)[0]
+    if torch.compiler.is_compiling():
+
+        def body(carry: tuple[Found, Tensor, Tensor]) -> tuple[Found, Tensor, Tensor]:
+            found, searching, length = carry
+            found, searching = keep(found, attempt(problem.aliased(), searching, length), searching)
+            return found, searching, torch.where(searching, 0.5 * length, length)
+
+        carry = (found, searching, length)
+        return loop_in_graph(lambda c: c[1].any(), body, carry, solver.halvings + 1)[0]
+    for _ in range(solver.halvings + 1):
+        new = attempt(problem, searching, length)
+        if bool(new.accepted.all()):
+            return new
+        found, searching = keep(found, new, searching)
         if not bool(searching.any()):
             break
         length = torch.where(searching, 0.5 * length, length)
-    return Found(z, residual, error, accepted)
+    return found

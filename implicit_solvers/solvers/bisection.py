@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.bracket import (
@@ -57,6 +58,11 @@ class Bisection:
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
     Examples
     --------
     >>> import implicit_solvers as ims
@@ -74,6 +80,11 @@ class Bisection:
     monotone: ClassVar[bool] = False
     brackets: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "expansions")
 
     def init(self, problem: EquationProblem, z: Tensor) -> BisectionState:
         """Find the bracket."""

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.problem import EquationProblem
@@ -86,6 +87,11 @@ class Broyden:
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
     Examples
     --------
     >>> import implicit_solvers as ims
@@ -109,11 +115,11 @@ class Broyden:
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
 
     def __post_init__(self) -> None:
-        """Refuse an empty memory, and a linear solver that factors nothing."""
-        if self.memory < 1:
-            raise ValueError(f"Broyden has memory={self.memory!r}: pass a number of updates, >= 1")
-        if not self.growth >= 1:
-            raise ValueError(f"Broyden has growth={self.growth!r}: pass a number >= 1")
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "memory", least=1)
+        check_count(self, "halvings")
+        check_number(self, "growth", least=1)
         if not isinstance(self.linear_solver, DirectSolver | None):
             raise TypeError(
                 f"Broyden has linear_solver={self.linear_solver!r}, which is not direct: pass "

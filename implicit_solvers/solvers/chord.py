@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.problem import EquationProblem
@@ -61,6 +62,16 @@ class Chord:
         Maps residuals ``(N, n)`` to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether a step is compiled to one graph, once for each function, dtype and shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------
@@ -77,11 +88,16 @@ class Chord:
     halvings: int = 30
     norm: Norm = rms
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")
 
     def __post_init__(self) -> None:
-        """Refuse a linear solver that factors nothing."""
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "check_every", least=1)
+        check_count(self, "halvings")
         if not isinstance(self.linear_solver, DirectSolver):
             raise TypeError(
                 f"Chord has linear_solver={self.linear_solver!r}, which is not direct: pass LU(), "
@@ -100,7 +116,7 @@ class Chord:
         """Solve for a direction and search along it."""
         direction, flag = solve_factored(self.linear_solver, state.inverse, -state.residual)
         start = (state.z, state.residual, state.error)
-        found = backtrack(problem, self, start, direction, flag == 0)
+        found = backtrack(problem, self, start, direction, (flag == 0) & (state.flag == 0))
         if self.rtol is not None:
             flag = torch.where(found.accepted | (flag != 0), flag, int(Status.STALLED))
         z, residual, error, _ = found

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
@@ -27,7 +28,9 @@ class FixedPointState(NamedTuple):
 class FixedPointIteration:
     """Picard iteration: ``z <- z + damping (g(z) - z)``.
 
-    It converges if ``(1 - damping) I + damping g'`` is a contraction near the fixed point.
+    It converges if ``(1 - damping) I + damping g'`` is a contraction near the fixed point. Source:
+    Ortega and Rheinboldt, "Iterative Solution of Nonlinear Equations in Several Variables" (1970),
+    chapter 12.
 
     Parameters
     ----------
@@ -42,6 +45,16 @@ class FixedPointIteration:
         Maps residuals ``(N, n)`` to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether a step is compiled to one graph, once for each function, dtype and shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------
@@ -56,9 +69,17 @@ class FixedPointIteration:
     damping: float = 1.0
     norm: Norm = rms
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
     unrollable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "check_every", least=1)
+        check_number(self, "damping", above=0, most=1)
 
     def init(self, problem: EquationProblem, z: Tensor) -> FixedPointState:
         """Evaluate the residual at the start."""

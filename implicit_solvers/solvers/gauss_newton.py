@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_linear_solver, check_stopping
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.choice import DENSE_LIMIT
@@ -82,6 +83,12 @@ class GaussNewton:
     compact: bool = True
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("least_squares",)
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_linear_solver(self)
+        check_count(self, "halvings")
 
     def init(self, problem: EquationProblem, z: Tensor) -> GaussNewtonState:
         """Evaluate residuals and gradient at the start."""

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.line_search import LineSearch, Point, objective, search
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
@@ -66,6 +67,16 @@ class GradientDescent:
         Maps gradients ``(N, n)`` to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether a step is compiled to one graph, once for each function, dtype and shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------
@@ -83,10 +94,17 @@ class GradientDescent:
     line_search: LineSearch | None = None
     norm: Norm = rms
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
 
     def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "check_every", least=1)
+        check_number(self, "lr", above=0)
+        check_number(self, "momentum", least=0, below=1)
         if self.line_search is not None and self.momentum != 0:
             raise ValueError(
                 f"GradientDescent has momentum={self.momentum!r} and a line_search: with momentum "

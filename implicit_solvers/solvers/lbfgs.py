@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.line_search import Point, StrongWolfe, objective, search
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
@@ -60,6 +61,11 @@ class LBFGS:
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
     Examples
     --------
     >>> import implicit_solvers as ims
@@ -81,9 +87,12 @@ class LBFGS:
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
 
     def __post_init__(self) -> None:
-        if self.memory < 1:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "memory")
+        if self.memory == 0:
             raise ValueError(
-                f"LBFGS has memory={self.memory!r}: pass at least 1, or use "
+                "LBFGS has memory=0: pass at least 1, or use "
                 "GradientDescent(line_search=StrongWolfe()), which remembers nothing"
             )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.autodiff import vjp
+from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.iterate import iterate
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
@@ -147,6 +148,11 @@ class Backtracking:
     compact
         Whether lanes that have found their length leave the computation.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
     Examples
     --------
     >>> import implicit_solvers as ims
@@ -164,9 +170,10 @@ class Backtracking:
     monotone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_share("Backtracking", "decrease", self.decrease, 0.0, 0.5)
-        _check_share("Backtracking", "shrink", self.shrink, 0.0, 1.0)
-        _check_steps("Backtracking", self.max_steps)
+        """Refuse hyperparameters that make no sense."""
+        check_number(self, "decrease", above=0, below=0.5)
+        check_number(self, "shrink", above=0, below=1)
+        check_count(self, "max_steps", least=1)
 
     def init(self, line: Line, z: Tensor) -> BacktrackingState:
         """Take the first length to try from ``z (N, 1)``; nothing is accepted yet."""
@@ -246,6 +253,11 @@ class StrongWolfe:
     compact
         Whether lanes that have found their length leave the computation.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
     Examples
     --------
     >>> import implicit_solvers as ims
@@ -263,11 +275,10 @@ class StrongWolfe:
     monotone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_share("StrongWolfe", "decrease", self.decrease, 0.0, 0.5)
-        _check_share(
-            "StrongWolfe", "curvature", self.curvature, self.decrease, 1 - 2 * self.decrease
-        )
-        _check_steps("StrongWolfe", self.max_steps)
+        """Refuse hyperparameters that make no sense."""
+        check_number(self, "decrease", above=0, below=0.5)
+        check_number(self, "curvature", above=self.decrease, below=1 - 2 * self.decrease)
+        check_count(self, "max_steps", least=1)
 
     def init(self, line: Line, z: Tensor) -> StrongWolfeState:
         """Take the first length to try from ``z (N, 1)``; the bracket is the half line."""
@@ -375,13 +386,3 @@ def _beyond(before: Tensor, last: Tensor) -> Tensor:
     secant = b - gb * (b - a) / (gb - ga)
     ahead = torch.where(gb > ga, secant, torch.inf)
     return torch.minimum(torch.maximum(ahead, 2 * b), 10 * b)
-
-
-def _check_share(owner: str, name: str, value: float, low: float, high: float) -> None:
-    if not low < value < high:
-        raise ValueError(f"{owner} has {name}={value!r}: pass a number between {low} and {high}")
-
-
-def _check_steps(owner: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{owner} has max_steps={value!r}: at least one length must be tried")

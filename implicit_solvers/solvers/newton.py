@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_linear_solver, check_stopping
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.choice import default_linear_solver
 from implicit_solvers.linear.direct import DirectSolver, Factors
@@ -84,11 +85,21 @@ class Newton:
         Maps residuals ``(N, n)`` to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether a step is compiled to one graph, once for each function, dtype and shape.
     reuse
         A factorization serves again while each step reduces the residual's norm to at most
         ``reuse`` times what it was, in [0, 1); 0 never, so that every step factors. Each lane
         decides for itself. A step by old factors that reduces nothing is taken back, and counts.
         Only direct solvers can. See `Chord` for factors that serve always.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------
@@ -106,11 +117,17 @@ class Newton:
     norm: Norm = rms
     compact: bool = True
     reuse: float = 0.0
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")
 
     def __post_init__(self) -> None:
-        """Refuse a rate of contraction that is none."""
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "check_every", least=1)
+        check_linear_solver(self)
+        check_count(self, "halvings")
         if not 0 <= self.reuse < 1:
             raise ValueError(
                 f"Newton has reuse={self.reuse!r}: pass a number in [0, 1), or use Chord()"
@@ -132,7 +149,7 @@ class Newton:
                     "linear_solver=LU(), or leave reuse out"
                 )
             inverse = factor_jacobian(solver, problem, z)
-        elif isinstance(solver, LU):
+        elif isinstance(solver, LU) and not torch.compiler.is_compiling():
             # before the first step: the factors of the identity
             eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
             one = LU().factor_dense(eye.unsqueeze(0))
@@ -142,7 +159,15 @@ class Newton:
         stale = torch.full_like(flag, self.reuse == 0, dtype=torch.bool)
         forcing = torch.full_like(error, _FIRST_FORCING)
         return NewtonState(
-            z, residual, error, flag, inverse, stale, forcing, isinstance(solver, LU), True
+            z,
+            residual,
+            error,
+            flag,
+            inverse,
+            stale,
+            forcing,
+            isinstance(solver, LU),
+            self.reuse > 0,
         )
 
     def step(self, problem: EquationProblem, state: NewtonState) -> NewtonState:
@@ -154,7 +179,7 @@ class Newton:
             self,
             (state.z, state.residual, state.error),
             direction,
-            flag == 0,
+            (flag == 0) & (state.flag == 0),
             once=~fresh if self.reuse > 0 else None,
         )
         stale = state.stale

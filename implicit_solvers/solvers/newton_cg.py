@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG, CGState
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
@@ -59,6 +60,11 @@ class NewtonCG:
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
     Examples
     --------
     >>> import implicit_solvers as ims
@@ -76,6 +82,12 @@ class NewtonCG:
     compact: bool = True
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("minimize",)
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "max_products", least=1)
+        check_count(self, "halvings")
 
     def init(self, problem: EquationProblem, z: Tensor) -> NewtonCGState:
         """Evaluate objective and gradient at the start."""

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.backtracking import backtrack
@@ -84,9 +85,10 @@ class Steffensen:
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
 
     def __post_init__(self) -> None:
-        """Refuse an increment of no length."""
-        if not self.reach > 0:
-            raise ValueError(f"Steffensen has reach={self.reach!r}: pass a positive number")
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "halvings")
+        check_number(self, "reach", above=0)
 
     def init(self, problem: EquationProblem, z: Tensor) -> SteffensenState:
         """Evaluate the residual at the start."""

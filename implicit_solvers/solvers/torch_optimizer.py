@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from implicit_solvers.hyperparameters import check_stopping
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
@@ -64,10 +65,11 @@ class TorchOptimizer:
     TypeError
         If ``optimizer`` is no such class, or an option is a tensor or otherwise not hashable.
     ValueError
-        If the optimizer is not elementwise (LBFGS, Muon, Adafactor), needs more than dense
-        gradients (SparseAdam), goes up (``maximize=True``), or moves where the gradient vanishes:
-        ``weight_decay`` (0.01 unless you pass 0 to AdamW) and ASGD's ``lambd`` add a term to what
-        is minimized, so that the derivatives of the solution would be those of another function.
+        If ``rtol``, ``atol`` or ``max_steps`` is negative; if the optimizer is not elementwise
+        (LBFGS, Muon, Adafactor), needs more than dense gradients (SparseAdam), goes up
+        (``maximize=True``), or moves where the gradient vanishes: ``weight_decay`` (0.01 unless you
+        pass 0 to AdamW) and ASGD's ``lambd`` add a term to what is minimized, so that the
+        derivatives of the solution would be those of another function.
 
     Examples
     --------
@@ -119,6 +121,7 @@ class TorchOptimizer:
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        check_stopping(self)
 
     def init(self, problem: EquationProblem, z: Tensor) -> TorchOptimizerState:
         """Evaluate the gradient at the start, and see what the optimizer remembers."""

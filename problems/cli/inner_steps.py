@@ -12,7 +12,7 @@ from torch.func import grad
 
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
-from implicit_solvers.problems.cli.live_memory import LiveMemory
+from implicit_solvers.problems.live_memory import LiveMemory
 
 __all__ = ["Cost", "measure_costs", "unrolled_meta_loss"]
 

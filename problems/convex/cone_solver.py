@@ -133,14 +133,14 @@ class ConeSolver:
     def _refine(self, data: Lanes, z: Tensor, index: Tensor, least: int = 0) -> Refined:
         some = data if len(index) == len(z) else data.take(index)
         steps = max(self.method.polish, least)
-        goal = torch.finfo(z.dtype).eps ** 0.75
-        return refine(some, z[index], self.linear_solver, steps, goal)
+        return refine(some, z[index], self.linear_solver, steps, _goal(z))
 
     def _continue(self, data: Lanes, start: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
         """Return where Newton's method arrived, and the lanes where it did not."""
         index = finite.nonzero().squeeze(-1)
         tried = self._refine(data, start, index, least=1)
-        arrived = tried.error <= self.atol
+        some = data if len(index) == len(start) else data.take(index)
+        arrived = (tried.error <= _goal(start)) & ~_tiny_objective(some, tried.z)
         points = torch.zeros_like(start)
         points[index] = torch.where(arrived.unsqueeze(-1), tried.z, 0.0)
         return points, finite.index_copy(0, index, ~arrived)
@@ -148,14 +148,11 @@ class ConeSolver:
     def _solve_small(self, data: Lanes, points: Tensor, candidates: Tensor) -> Tensor:
         """Solve lanes again, in other units, whose objective is tiny beside the tolerances."""
         n = data.c.shape[-1]
-        x = points[:, :n]
-        curved = (x.unsqueeze(-2) @ data.P @ x.unsqueeze(-1)).flatten(1).sum(-1)
-        size = curved.abs().maximum((data.c * x).sum(-1).abs())
-        small = candidates & (size > 0) & (size < _SMALL_OBJECTIVE)
-        index = small.nonzero().squeeze(-1)
+        index = (candidates & _tiny_objective(data, points)).nonzero().squeeze(-1)
         if len(index) == 0:
             return points
-        factor = torch.exp2((-torch.log2(size[index])).round().clamp(max=_LARGEST_FACTOR))
+        size = _objective_size(data, points)[index]
+        factor = torch.exp2((-torch.log2(size)).round().clamp(max=_LARGEST_FACTOR))
         P, c, A, b = data.take(index)
         scaled = Lanes(factor[:, None, None] * P, factor[:, None] * c, A, b)
         again = torch.zeros_like(points[index])
@@ -200,6 +197,23 @@ class ConeSolver:
 def _ranked(t: Tensor, rank: int) -> Tensor:
     """Return ``(N, ...)`` where there are lanes, without the grid's ones."""
     return t.reshape(-1, *t.shape[t.dim() - rank :]) if t.dim() > rank else t
+
+
+def _goal(z: Tensor) -> float:
+    """Return the relative error that refinement strives for."""
+    return torch.finfo(z.dtype).eps ** 0.75
+
+
+def _objective_size(data: Lanes, z: Tensor) -> Tensor:
+    """Return the larger of the two terms of the objective, ``(N,)``."""
+    x = z[:, : data.c.shape[-1]]
+    curved = (x.unsqueeze(-2) @ data.P @ x.unsqueeze(-1)).flatten(1).sum(-1)
+    return curved.abs().maximum((data.c * x).sum(-1).abs())
+
+
+def _tiny_objective(data: Lanes, z: Tensor) -> Tensor:
+    size = _objective_size(data, z)
+    return (size > 0) & (size < _SMALL_OBJECTIVE)
 
 
 def _finite(data: Lanes, lanes: int) -> Tensor:

@@ -22,8 +22,9 @@ class NormalMapLU(ims.LU):
     singular, while ``x`` has derivatives: the system for them has solutions, of which the one of
     least norm is taken. Where a system has no solution, because what was asked for has no
     derivative, the lane ends as SINGULAR. Singular is a matrix, rows scaled to equal size, with a
-    pivot of at most ``eps**(2/3)`` times the largest entry of its column; singular values up to
-    ``eps**(2/3)`` times the largest count as zero.
+    pivot of at most ``t`` times the largest entry of its column, and singular values up to ``t``
+    times the largest count as zero. With equations and inequalities alone the matrix is known up to
+    rounding, and ``t`` is ``10 n eps``; with other cones ``eps**(2/3)``.
 
     Parameters
     ----------

@@ -62,7 +62,8 @@ class Unrolled:
     """The state is what a number of Euler steps from zero reach, differentiated step by step.
 
     The published cell. It is no equilibrium: ``dh_k / dh_{k-1}`` differs from ``-I``, the more so
-    the fewer and the smaller the steps.
+    the fewer and the smaller the steps. Source: Kag, Zhang and Saligrama, "RNNs Incrementally
+    Evolving on an Equilibrium Manifold" (2020), section 3.
 
     Parameters
     ----------

@@ -47,7 +47,15 @@ class Batching(enum.Enum):
 
 
 class BatchingChoice(NamedTuple):
-    """The faster `Batching`, and the seconds for a task of each that were measured."""
+    """The faster `Batching`, and the seconds for a task of each that were measured.
+
+    Attributes
+    ----------
+    batching
+        `Batching.VMAP` or `Batching.LOOP`.
+    vmap_seconds, loop_seconds
+        Wall-clock time of a meta-gradient, divided by its tasks.
+    """
 
     batching: Batching
     vmap_seconds: float

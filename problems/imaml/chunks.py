@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from implicit_solvers.problems.cli.live_memory import LiveMemory
+from implicit_solvers.problems.live_memory import LiveMemory
 
 __all__ = ["tasks_that_fit"]
 

@@ -40,6 +40,17 @@ def proximal_loss(loss: Loss, phi: Any, theta: Any, support: Any, strength: Stre
     With a strength for each parameter, the second term is ``1/2 sum_k strength_k (phi_k -
     theta_k)²``. Source: the paper's equation 3; its ``lambda`` is ``strength``.
 
+    Parameters
+    ----------
+    phi, theta
+        Pytrees of floating tensors of one structure: the task's and the meta-parameters.
+    loss
+        ``loss(phi, data)`` returns a 0-d tensor.
+    support
+        The data from which the task learns, in the form that ``loss`` takes.
+    strength
+        A number, a 0-d tensor, or tensors like ``theta``.
+
     Examples
     --------
     >>> phi, theta = torch.tensor(1.0), torch.tensor(0.0)

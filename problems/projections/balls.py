@@ -12,7 +12,9 @@ __all__ = ["project_box", "project_l1_ball", "project_l2_ball"]
 
 
 def project_box(v: Tensor, lower: float | Tensor, upper: float | Tensor) -> Tensor:
-    """Project onto the box ``{x : lower <= x <= upper}``.
+    """Project onto the box ``{x : lower <= x <= upper}``: ``min(max(v, lower), upper)``.
+
+    Source: Parikh and Boyd, "Proximal Algorithms" (2014), section 6.2.4.
 
     Parameters
     ----------
@@ -111,6 +113,8 @@ def project_l1_ball(v: Tensor, radius: float | Tensor = 1.0) -> Tensor:
 
 def project_l2_ball(v: Tensor, radius: float | Tensor = 1.0) -> Tensor:
     r"""Project onto the ball ``{x : |x|_2 <= radius}``: ``v``, or ``radius v / |v|``.
+
+    Source: Parikh and Boyd, "Proximal Algorithms" (2014), section 6.5.1.
 
     Parameters
     ----------

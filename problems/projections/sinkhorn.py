@@ -65,7 +65,7 @@ def sinkhorn(
     row_sums, column_sums
         ``r (..., n)`` and ``c (..., m)``, positive, of the same total; by default equal, ones where
         neither is given. A lane with an entry that is not positive, or with totals that differ by
-        more than ``sqrt(eps)``, fails as NONFINITE.
+        more than ``sqrt(eps)``, fails (as NONFINITE).
     temperature
         ``T``; the smaller, the nearer to a corner, and the harder.
     sweeps
@@ -85,7 +85,7 @@ def sinkhorn(
     Raises
     ------
     implicit_solvers.ConvergenceError
-        If a lane fails and ``on_failure="raise"``.
+        If a lane fails and ``on_failure="raise"``; it tells totals that differ.
     TypeError, ValueError
         If an argument is unfit; the message names it.
 
@@ -117,6 +117,8 @@ def sinkhorn(
     flat = scores.reshape(count, n, m)
     total, close = rows.sum(-1), torch.finfo(rows.dtype).eps ** 0.5
     same = (total - columns.sum(-1)).abs() <= close * total
+    if on_failure == "raise" and not ims.transformed():
+        _refuse_other_totals(total, columns.sum(-1), same)
     log_rows = torch.where(same.unsqueeze(-1), rows.log(), torch.nan)
     log_columns = columns.log()
     with torch.no_grad():
@@ -138,6 +140,19 @@ def sinkhorn(
     ).value
     f, g = z.split([n, m], -1)
     return (flat + f.unsqueeze(-1) + g.unsqueeze(-2)).exp().reshape(scores.shape)
+
+
+def _refuse_other_totals(rows: Tensor, columns: Tensor, same: Tensor) -> None:
+    """Raise where the totals ``(N,)`` of rows and columns, both numbers, are not the same."""
+    apart = ~same & rows.isfinite() & columns.isfinite()
+    if bool(apart.any()):
+        lane = int(apart.nonzero()[0])
+        count = f" ({int(apart.sum())} of {len(apart)} lanes differ)" if len(apart) > 1 else ""
+        raise ims.ConvergenceError(
+            f"sinkhorn is INFEASIBLE: row_sums add up to {rows[lane].item():.6g} and column_sums "
+            f"to {columns[lane].item():.6g} in lane {lane}{count}, and no matrix has both; scale "
+            "one of them"
+        )
 
 
 def _sums(name: str, sums: Tensor, scores: Tensor, n: int) -> Tensor:

@@ -3,18 +3,18 @@
     OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/adjoints.py
 
 Gradients are compared with the float64 derivative of the converged solution (a dense solve);
-times are medians of forward and backward; memory is the peak of live tensors.
+times are medians of the processor time of
+forward and backward; memory is the peak of live tensors.
 """
 
-import statistics
-import time
+import argparse
+import functools
 
 import torch
+from comparison import medians
 
 import implicit_solvers as ims
-from implicit_solvers.problems.cli.live_memory import LiveMemory
-
-ROUNDS = 7
+from implicit_solvers.problems.live_memory import LiveMemory
 
 
 def equilibrium():
@@ -82,23 +82,28 @@ def regression():
     }
 
 
-def table(title, gradient, adjoints):
+def table(title, gradient, adjoints, rounds):
     """Print a row for each adjoint: error, milliseconds, megabytes."""
     exact = gradient(ims.ImplicitAdjoint(ims.LU()))
     print(f"\n{title}\n\n| adjoint | relative error | ms | MB |\n|---|---|---|---|")
-    seconds = {name: [] for name in adjoints}
-    for _ in range(ROUNDS):
-        for name, adjoint in adjoints.items():
-            start = time.perf_counter()
-            gradient(adjoint)
-            seconds[name].append(time.perf_counter() - start)
+    sides = {name: functools.partial(gradient, adjoint) for name, adjoint in adjoints.items()}
+    seconds = medians(sides, rounds)
     for name, adjoint in adjoints.items():
         with LiveMemory() as memory:
             error = float((gradient(adjoint) - exact).norm() / exact.norm())
-        median = 1e3 * statistics.median(seconds[name])
-        print(f"| {name} | {error:.1e} | {median:.0f} | {memory.peak / 2**20:.1f} |")
+        ms = 1e3 * seconds[name]
+        print(f"| {name} | {error:.1e} | {ms:.0f} | {memory.peak / 2**20:.1f} |")
+
+
+def main():
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    table("Equilibrium", *equilibrium(), rounds)
+    table("Logistic regression", *regression(), rounds)
 
 
 if __name__ == "__main__":
-    table("Equilibrium", *equilibrium())
-    table("Logistic regression", *regression())
+    main()

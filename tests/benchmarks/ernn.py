@@ -11,11 +11,12 @@ sequential cell in float64, solved to rounding.
 """
 
 import argparse
+import functools
 import statistics
 import sys
-import time
 
 import torch
+from comparison import alternate
 from torch import nn
 
 import implicit_solvers as ims
@@ -62,17 +63,11 @@ def errors(nets, steps, batch=4):
 def measure(nets, steps, rounds):
     """Return the processor seconds of every round, by the side."""
     x, gradient = torch.randn(2, steps, 64, SIZE)
-    seconds = {name: [] for name in nets}
-    for round in range(-1, rounds):
-        for name, net in nets.items():
-            # one round of the sequential cell is as long as fifty of the others
-            if name == "sequential" and round >= max(1, rounds // 5):
-                continue
-            start = time.process_time()
-            passes(net, x, gradient)
-            if round >= 0:
-                seconds[name].append(time.process_time() - start)
-    return seconds
+    calls = {name: functools.partial(passes, net, x, gradient) for name, net in nets.items()}
+    # one round of the sequential cell is as long as fifty of the others
+    rare = {"sequential": calls.pop("sequential")}
+    seconds = alternate(calls, rounds) | alternate(rare, max(1, rounds // 5))
+    return {name: [cpu for _, cpu in own] for name, own in seconds.items()}
 
 
 def main():

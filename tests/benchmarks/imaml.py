@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/imaml.py
     ... --torchopt PYTHON     # of an environment with torchopt and torch
     ... --jax PYTHON          # of an environment with jax
+    ... --compiled            # compile=True too
     ... --convolutions        # the few-shot network too: vmap, a loop, and which one is chosen
 
 32 tasks of sine regression, 10 points to learn from and 10 of the query, a network with two hidden
@@ -14,18 +15,19 @@ that other load on the machine falls on all sides.
 """
 
 import argparse
-import json
+import functools
 import statistics
-import subprocess
 import sys
-import time
 
 import numpy as np
+from comparison import medians
+from worker import Worker, in_turns, seconds_of, serve
 
 TASKS, POINTS, WIDTH = 32, 10, 40
 STEPS, CG_STEPS, LR, STRENGTH = 16, 5, 0.05, 2.0
 SIDES = {
     "ours": "this library, `vmap`",
+    "ours_compiled": "this library, `vmap`, `compile=True`",
     "ours_loop": "this library, task by task",
     "func": "hand-written `torch.func`",
     "plain": "hand-written loop over tasks",
@@ -69,7 +71,7 @@ def loss_of(phi, x, y, tanh):
     return ((out - y) ** 2).mean()
 
 
-def ours(loop=False):
+def ours(loop=False, compiled=False):
     import torch
 
     import implicit_solvers as ims
@@ -78,7 +80,7 @@ def ours(loop=False):
     theta, supports, queries = torch_numbers()
     method = imaml.Imaml(
         STRENGTH,
-        ims.GradientDescent(LR, max_steps=STEPS, rtol=None),
+        ims.GradientDescent(LR, max_steps=STEPS, rtol=None, compile=compiled),
         ims.ImplicitAdjoint(ims.CG(max_steps=CG_STEPS, rtol=None)),
     )
 
@@ -97,6 +99,10 @@ def ours(loop=False):
         return got.gradient
 
     return call
+
+
+def ours_compiled():
+    return ours(compiled=True)
 
 
 def ours_loop():
@@ -310,67 +316,33 @@ def jax():
 # --------------------------------------------------------------------------------- taking turns
 
 
-def serve(side):
-    """Answer each line on standard input: the gradient at first, then the seconds of a call."""
+def answers(side):
+    """Return the functions that answer ``gradient`` and ``seconds``."""
     call = globals()[side]()
-    gradient = [np.asarray(t).tolist() for t in call()]
-    print(json.dumps(gradient), flush=True)
-    for _ in sys.stdin:
-        start = time.process_time()
-        call()
-        print(json.dumps(time.process_time() - start), flush=True)
-
-
-class Side:
-    """A process that computes meta-gradients when asked to."""
-
-    def __init__(self, name, python):
-        self.process = subprocess.Popen(
-            [python, "-W", "ignore", __file__, "--serve", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.seconds = []
-        self.gradient = np.concatenate([np.ravel(t) for t in self._answer()])
-
-    def _answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("a side ended before it answered: see its error above")
-        return json.loads(line)
-
-    def call(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+    return {
+        "gradient": lambda: np.concatenate([np.ravel(np.asarray(t)) for t in call()]).tolist(),
+        "seconds": lambda: seconds_of(call),
+    }
 
 
 def compare(pythons, rounds):
     """Print a line for each side: times, the ratio to ours, and the distance of the gradient."""
-    sides = {name: Side(name, python) for name, python in pythons.items()}
+    workers = {name: Worker(python, __file__, name) for name, python in pythons.items()}
     reference = np.concatenate([np.ravel(t) for t in plain()()])
-    for name, side in sides.items():
-        error = np.linalg.norm(side.gradient - reference) / np.linalg.norm(reference)
+    for name, worker in workers.items():
+        gradient = np.array(worker.ask("gradient"))
+        error = np.linalg.norm(gradient - reference) / np.linalg.norm(reference)
         if not error < 1e-9:
             raise SystemExit(f"{name}: the gradient is {error:.1e} from the reference: not timed")
-    for round in range(-1, rounds):
-        for side in sides.values():
-            seconds = side.call()
-            if round >= 0:
-                side.seconds.append(seconds)
+    seconds = in_turns(workers, rounds)
     print("| | ms, median | ms, best | times ours |\n|---|---|---|---|")
-    for name, side in sides.items():
-        ratios = [s / o for s, o in zip(side.seconds, sides["ours"].seconds, strict=True)]
+    for name, worker in workers.items():
+        ratios = [s / o for s, o in zip(seconds[name], seconds["ours"], strict=True)]
         print(
-            f"| {SIDES[name]} | {1e3 * statistics.median(side.seconds):.1f} | "
-            f"{1e3 * min(side.seconds):.1f} | {statistics.median(ratios):.2f} |"
+            f"| {SIDES[name]} | {1e3 * statistics.median(seconds[name]):.1f} | "
+            f"{1e3 * min(seconds[name]):.1f} | {statistics.median(ratios):.2f} |"
         )
-        side.close()
+        worker.close()
 
 
 def convolutions(rounds):
@@ -402,14 +374,9 @@ def convolutions(rounds):
                 model, F.cross_entropy, theta, supports, queries, batching=batching
             )
 
-        seconds = {batching: [] for batching in imaml.Batching}
-        for _ in range(rounds):
-            for batching, measured in seconds.items():
-                start = time.process_time()
-                call(supports, queries, batching)
-                measured.append((time.process_time() - start) / tasks)
+        sides = {b: functools.partial(call, supports, queries, b) for b in imaml.Batching}
+        vmap, loop = (seconds / tasks for seconds in medians(sides, rounds).values())
         choice = imaml.faster_batching(call, supports, queries)
-        vmap, loop = (statistics.median(measured) for measured in seconds.values())
         print(f"| {tasks} | {vmap:.3f} | {loop:.3f} | {choice.batching.value} |", flush=True)
 
 
@@ -421,11 +388,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--torchopt", metavar="PYTHON", help="interpreter with torchopt and torch")
     parser.add_argument("--jax", metavar="PYTHON", help="interpreter with jax")
+    parser.add_argument("--compiled", action="store_true", help="time compile=True too")
     parser.add_argument("--convolutions", action="store_true", help="time the few-shot network too")
     arguments = parser.parse_args()
     if arguments.serve:
-        return serve(arguments.serve)
+        return serve(answers(arguments.serve))
     pythons = dict.fromkeys(("ours", "ours_loop", "func", "plain"), sys.executable)
+    if arguments.compiled:
+        pythons["ours_compiled"] = sys.executable
     if arguments.torchopt:
         pythons["torchopt"] = pythons["torchopt_module"] = arguments.torchopt
     if arguments.jax:

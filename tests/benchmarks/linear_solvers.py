@@ -7,10 +7,10 @@ side, relative to the one by the first solver of each problem, a direct one.
 """
 
 import argparse
-import statistics
-import time
+import functools
 
 import torch
+from comparison import medians
 
 import implicit_solvers as ims
 
@@ -89,21 +89,21 @@ def main():
     torch.set_num_threads(1)
     print("| problem | solver | ms | iterations | difference |\n|---|---|---|---|---|")
     for name, A, solvers, b in problems():
-        reference = None
-        for solver in solvers:
-            seconds = []
-            for _ in range(rounds + 1):
-                right = b.clone().requires_grad_()
-                start = time.process_time()
-                sol = ims.linear_solve(A, right, solver=solver)
-                (gradient,) = torch.autograd.grad(sol.value.square().sum(), right)
-                seconds.append(time.process_time() - start)
-            if reference is None:
-                reference = gradient
-            error = float((gradient - reference).norm() / reference.norm())
-            ms = 1e3 * statistics.median(seconds[1:])
-            solved = f"{ms:.3g} | {int(sol.iterations)} | {error:.0e}"
-            print(f"| {name} | `{type(solver).__name__}()` | {solved} |")
+        calls = {type(s).__name__: functools.partial(gradient, A, b, s) for s in solvers}
+        exact = next(iter(calls.values()))()[0]
+        seconds = medians(calls, rounds)
+        for label, call in calls.items():
+            found, iterations = call()
+            error = float((found - exact).norm() / exact.norm())
+            solved = f"{1e3 * seconds[label]:.3g} | {iterations} | {error:.0e}"
+            print(f"| {name} | `{label}()` | {solved} |")
+
+
+def gradient(A, b, solver):
+    """Return the gradient in the right-hand side, and the steps of the forward solve."""
+    right = b.clone().requires_grad_()
+    sol = ims.linear_solve(A, right, solver=solver)
+    return torch.autograd.grad(sol.value.square().sum(), right)[0], int(sol.iterations)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,18 @@ entry, against a dense solve on the active set in NumPy.
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
-import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from worker import Worker, in_turns, seconds_of, serve
 
 LANES, VARIABLES, INEQUALITIES = 128, 32, 32
-ROUNDS, REPEATS = 15, 5
+REPEATS = 5
 
 
 def programs():
@@ -77,8 +75,8 @@ def exact(Q, p, G, h, near):
     return x, (dQ, dx, dG, dh)
 
 
-def serve(side):
-    """Answer ``time`` and ``error`` on the standard input with numbers."""
+def answers(side):
+    """Return the functions that answer ``seconds`` and ``errors``."""
     torch.set_num_threads(1)
     solve = SIDES[side]()
     operands = [t.requires_grad_() for t in programs()]
@@ -87,75 +85,53 @@ def serve(side):
         x = solve(*operands)
         return x, torch.autograd.grad(x.square().sum(), operands)
 
-    for line in sys.stdin:
-        if line.strip() == "time":
-            start = time.process_time()
-            for _ in range(REPEATS):
-                both()
-            answer = 1e3 * (time.process_time() - start) / REPEATS
-        else:
-            x, gradients = both()
-            value_error = gradient_error = 0.0
-            for lane in range(LANES):
-                own = [t[lane].detach().numpy() for t in operands]
-                truth, slopes = exact(*own, x[lane].detach().numpy())
-                value_error = max(value_error, abs(x[lane].detach().numpy() - truth).max())
-                for g, slope in zip(gradients, slopes, strict=True):
-                    found = g[lane].numpy()
-                    if g.shape[1:] == (VARIABLES, VARIABLES) and g is gradients[0]:
-                        found = (found + found.T) / 2
-                    gradient_error = max(gradient_error, abs(found - slope).max())
-            answer = [float(value_error), float(gradient_error)]
-        print(json.dumps(answer), flush=True)
+    def seconds():
+        return seconds_of(lambda: [both() for _ in range(REPEATS)]) / REPEATS
+
+    def errors():
+        x, gradients = both()
+        value_error = gradient_error = 0.0
+        for lane in range(LANES):
+            own = [t[lane].detach().numpy() for t in operands]
+            truth, slopes = exact(*own, x[lane].detach().numpy())
+            value_error = max(value_error, abs(x[lane].detach().numpy() - truth).max())
+            for g, slope in zip(gradients, slopes, strict=True):
+                found = g[lane].numpy()
+                if g.shape[1:] == (VARIABLES, VARIABLES) and g is gradients[0]:
+                    found = (found + found.T) / 2
+                gradient_error = max(gradient_error, abs(found - slope).max())
+        return float(value_error), float(gradient_error)
+
+    return {"seconds": seconds, "errors": errors}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--qpth", metavar="PYTHON", help="an interpreter that has qpth and torch")
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve)
+        serve(answers(options.serve))
         return
     interpreters = {"implicit_solvers": sys.executable}
     if options.qpth:
         interpreters["qpth"] = options.qpth
-    processes = {
-        side: subprocess.Popen(
-            [python, __file__, "--serve", side],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for side, python in interpreters.items()
-    }
-
-    def ask(side, what):
-        process = processes[side]
-        process.stdin.write(what + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    errors = {side: ask(side, "error") for side in processes}
-    times = {side: [] for side in processes}
-    for side in processes:
-        ask(side, "time")
-    for turn in range(ROUNDS):
-        for side in list(processes)[:: 1 if turn % 2 else -1]:
-            times[side].append(ask(side, "time"))
+    workers = {side: Worker(python, __file__, side) for side, python in interpreters.items()}
+    errors = {side: worker.ask("errors") for side, worker in workers.items()}
+    times = in_turns(workers, options.rounds)
     print("| library | ms, median (least) | error of x | error of the gradients |")
     print("|---|---|---|---|")
-    for side in processes:
-        median, least = statistics.median(times[side]), min(times[side])
+    for side in workers:
+        median, least = 1e3 * statistics.median(times[side]), 1e3 * min(times[side])
         x, gradient = errors[side]
         print(f"| {side} | {median:.1f} ({least:.1f}) | {x:.1e} | {gradient:.1e} |")
     if "qpth" in times:
         pairs = zip(times["qpth"], times["implicit_solvers"], strict=True)
         ratio = statistics.median(theirs / own for theirs, own in pairs)
-        print(f"\nqpth takes {ratio:.2f} times as long (median of {ROUNDS} turns)")
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
+        print(f"\nqpth takes {ratio:.2f} times as long (median of {options.rounds} turns)")
+    for worker in workers.values():
+        worker.close()
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ nothing to compare.
 """
 
 import argparse
+import functools
+import itertools
 import json
 import math
-import statistics
 import subprocess
 import sys
-import time
+
+from comparison import medians
 
 CASES = {
     "gamma": "Gamma, 10⁶",
@@ -108,16 +110,15 @@ def measure_torch(case, rounds, scale):
     samplers = {"ours": ours}
     if case not in ("von_mises", "mixture"):
         samplers["torch"] = torchs
-    seconds = {name: [] for name in samplers}
-    for round in range(-1, rounds):
-        for name, sampler in samplers.items():
-            start = time.process_time()
-            z = sampler(case, phi, mixture_shape(case, scale))
-            torch.autograd.grad(z.sum(), phi)
-            if round >= 0:
-                seconds[name].append(time.process_time() - start)
+
+    def gradient(sampler):
+        z = sampler(case, phi, mixture_shape(case, scale))
+        return torch.autograd.grad(z.sum(), phi)
+
+    calls = {name: functools.partial(gradient, sampler) for name, sampler in samplers.items()}
+    seconds = medians(calls, rounds)
     return {
-        name: {"ms": milliseconds(seconds[name]), "points": points_of(case, name, sampler, phi)}
+        name: {"ms": 1e3 * seconds[name], "points": points_of(case, name, sampler, phi)}
         for name, sampler in samplers.items()
     }
 
@@ -138,10 +139,6 @@ def points_of(case, name, sampler, phi):
     if case == "dirichlet":
         columns.append(gammas_again(few))
     return [c.tolist() for c in columns]
-
-
-def milliseconds(seconds):
-    return 1e3 * statistics.median(seconds)
 
 
 def comparable(case, name):
@@ -196,15 +193,13 @@ def measure_tfp(case, rounds, scale):
 
     gradient = jax.jit(jax.grad(total, has_aux=True))
     phi = [jnp.asarray(p) for p in parameters(case, scale)]
-    seconds = []
-    for round in range(-1, rounds):
-        start = time.process_time()
-        gradients, z = jax.block_until_ready(gradient(phi, jax.random.PRNGKey(round + 1)))
-        seconds.append(time.process_time() - start)
+    keys = (jax.random.PRNGKey(i) for i in itertools.count())
+    seconds = medians({"tfp": lambda: jax.block_until_ready(gradient(phi, next(keys)))}, rounds)
+    gradients, z = gradient(phi, next(keys))
     points = None
     if comparable(case, "tfp"):
         points = [c[: POINTS[case]].tolist() for c in (*phi, z, *gradients)]
-    return {"tfp": {"ms": milliseconds(seconds[1:]), "points": points}}
+    return {"tfp": {"ms": 1e3 * seconds["tfp"], "points": points}}
 
 
 # --------------------------------------------------------------------------------- the reference

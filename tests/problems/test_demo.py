@@ -23,8 +23,8 @@ from implicit_solvers.problems.cli.few_shot import (
     nearest_neighbour_predictions,
 )
 from implicit_solvers.problems.cli.inner_steps import measure_costs, unrolled_meta_loss
-from implicit_solvers.problems.cli.live_memory import LiveMemory
 from implicit_solvers.problems.data.glyphs import Episodes
+from implicit_solvers.problems.live_memory import LiveMemory
 
 TINY = [
     *("demo", "--meta-steps", "20", "--tasks-per-step", "2", "--inner-steps", "3"),

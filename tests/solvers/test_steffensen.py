@@ -187,7 +187,7 @@ def test_more_than_one_unknown_is_refused(shape):
 
 @pytest.mark.parametrize("reach", [0.0, -1.0, float("nan")])
 def test_reach_has_to_be_positive(reach):
-    with pytest.raises(ValueError, match="reach.*positive"):
+    with pytest.raises(ValueError, match="reach.*pass a number > 0"):
         ims.Steffensen(reach=reach)
 
 

@@ -577,3 +577,38 @@ def test_every_problem(problem):
     report = checked(problem, order=2, vmap=True)
     solved = not any(entry.check == "solve" for entry in report.failures)
     assert report.passed == (problem.regular and solved), str(report)
+
+
+@pytest.mark.parametrize("name", ["Picard", "Anderson", "minimum"])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_accurate_layers_of_unknown_equations_pass(name, n):
+    """The values of a layer have the error of its solver, which differences magnify."""
+    generator = torch.Generator().manual_seed(7 * n)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    for _ in range(8):
+        M, x = randn(n, n), randn(n)
+        M = 0.6 * M / torch.linalg.matrix_norm(M, 2)
+        S = M @ M.T + torch.eye(n, dtype=torch.float64)
+
+        def cell(z, x, M=M):
+            return torch.tanh(M @ z + x)
+
+        def objective(z, x, S=S):
+            return 0.5 * z @ (S @ z) + 0.1 * (z**4).sum() - x @ z
+
+        layers = {
+            "Picard": lambda x: (
+                ims.fixed_point(
+                    cell, torch.zeros_like(x), (x,), solver=ims.FixedPointIteration()
+                ).value
+            ),
+            "Anderson": lambda x: ims.fixed_point(cell, torch.zeros_like(x), (x,)).value,
+            "minimum": lambda x: ims.minimize(objective, torch.zeros_like(x), (x,)).value,
+        }
+        report = check_implicit_gradients(layers[name], args=(x,), order=1, vmap=False)
+        assert report.passed, report
+        judged = [e for e in report.entries if e.check in ("reverse mode", "forward mode")]
+        assert all(e.result == "ok" and e.tolerance < 1e-7 for e in judged), report

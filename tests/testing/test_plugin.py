@@ -6,6 +6,11 @@ import sys
 import hypothesis
 import pytest
 
+# pytester forgets what a run in this process imports, and torch can be loaded only once
+import torch._dynamo  # noqa: F401
+
+import implicit_solvers.testing  # noqa: F401
+
 pytest_plugins = ["pytester"]
 
 CHECKS = """
@@ -128,3 +133,16 @@ def test_the_check_needs_neither_pytest_nor_hypothesis():
     run = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "needs hypothesis: pip install hypothesis" in run.stdout
+
+
+def test_torch_is_imported_by_nobody_who_does_not_ask(pytester):
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_one(pytestconfig):
+            assert pytestconfig.pluginmanager.hasplugin("implicit_solvers")
+            assert "torch" not in sys.modules and "implicit_solvers" not in sys.modules
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)

@@ -150,6 +150,9 @@ def _begin(
         def epochs() -> Iterator[tuple[Curve, Callable[[], State]]]:
             validate = lambda: evaluate(model, task.validation)[0]  # noqa: E731
             try:
+                # the first step is the largest: Adam divides the rate by 1 - beta
+                if rate / (1 - optimizer.defaults["betas"][0]) > torch.finfo(torch.float32).max:
+                    raise _DivergedError(f"a step of the rate {rate:g} overflows: lower the rate")
                 for curve, current in fit(
                     model, optimizer, numbers, loss, validate, schedule, seed, state
                 ):

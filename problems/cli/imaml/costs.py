@@ -16,11 +16,11 @@ from torch import Generator
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
 from implicit_solvers.problems.cli.few_shot import WAYS, classifier, initial_parameters
-from implicit_solvers.problems.cli.live_memory import LiveMemory
 from implicit_solvers.problems.cli.options import positive_integer, whole
 from implicit_solvers.problems.cli.progress_bar import progress_bar
 from implicit_solvers.problems.cli.run_folder import write_json
 from implicit_solvers.problems.data.glyphs import IMAGE_SIDE
+from implicit_solvers.problems.live_memory import LiveMemory
 
 __all__ = ["CostRow", "add_arguments", "measure_meta_gradients", "run"]
 

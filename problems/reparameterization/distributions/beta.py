@@ -158,6 +158,11 @@ class Beta(torch.distributions.Beta):
     validate_args : bool, optional
         Whether to check parameters and values, as in ``torch.distributions``; False under ``vmap``.
 
+    Raises
+    ------
+    ValueError
+        If a parameter is outside of its range, and ``validate_args`` is not False.
+
     Examples
     --------
     The mean is ``a / (a + b)``, whose derivatives at ``a = b = 1`` are 1/4 and -1/4:

@@ -41,6 +41,11 @@ class Dirichlet(torch.distributions.Dirichlet):
     validate_args : bool, optional
         Whether to check parameters and values, as in ``torch.distributions``; False under ``vmap``.
 
+    Raises
+    ------
+    ValueError
+        If a parameter is outside of its range, and ``validate_args`` is not False.
+
     Examples
     --------
     The mean is ``a_i / sum(a)``, that of ``z_1`` has the derivatives 2/9, -1/9, -1/9 here:

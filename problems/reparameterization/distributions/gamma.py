@@ -76,6 +76,11 @@ class Gamma(torch.distributions.Gamma):
     validate_args : bool, optional
         Whether to check parameters and values, as in ``torch.distributions``; False under ``vmap``.
 
+    Raises
+    ------
+    ValueError
+        If a parameter is outside of its range, and ``validate_args`` is not False.
+
     Examples
     --------
     The mean is ``a / r``, whose derivatives at ``a = 2``, ``r = 1`` are 1 and -2:

@@ -46,6 +46,11 @@ class LKJCholesky(torch.distributions.LKJCholesky):
     validate_args : bool, optional
         Whether to check parameters and values, as in ``torch.distributions``; False under ``vmap``.
 
+    Raises
+    ------
+    ValueError
+        If a parameter is outside of its range, and ``validate_args`` is not False.
+
     Examples
     --------
     The derivative of ``E[C_ij^2]`` is ``-2 / (2 eta + d - 1)^2``, -1/8 here:

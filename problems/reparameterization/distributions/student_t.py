@@ -109,6 +109,11 @@ class StudentT(torch.distributions.StudentT):
     validate_args : bool, optional
         Whether to check parameters and values, as in ``torch.distributions``; False under ``vmap``.
 
+    Raises
+    ------
+    ValueError
+        If a parameter is outside of its range, and ``validate_args`` is not False.
+
     Examples
     --------
     The variance is ``n / (n - 2)``, whose derivative at ``n = 10`` is -1/32:

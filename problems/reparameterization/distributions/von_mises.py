@@ -122,6 +122,11 @@ class VonMises(torch.distributions.VonMises):
     validate_args : bool, optional
         Whether to check parameters and values, as in ``torch.distributions``; False under ``vmap``.
 
+    Raises
+    ------
+    ValueError
+        If a parameter is outside of its range, and ``validate_args`` is not False.
+
     Examples
     --------
     The mean of ``cos(x - m)`` is ``A(k) = I1(k) / I0(k)``, with ``A' = 1 - A / k - A^2``:

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import implicit_solvers as ims
 from implicit_solvers.problems.convex import Clarabel, Cones, ConvexLayer, project_dual_cone
 
 CONES = Cones(zero=1, nonnegative=2, second_order=(3,), semidefinite=(3,), exponential=1)
@@ -149,6 +148,14 @@ class TestUnits:
         torch.testing.assert_close(solve(*values), expected, rtol=1e-7, atol=1e-7)
         _, moved = torch.func.jvp(solve, values, moves)
         torch.testing.assert_close(moved, slope, rtol=1e-6, atol=1e-6)
+
+    def test_of_a_warm_start(self):
+        mean, root, limit = self.portfolios()
+        point = self.layer(1e-8 * mean, 1e-4 * root, limit).value.point
+        moved = 1.1 * mean.flip(-1)
+        warm = self.layer(1e-8 * moved, 1e-4 * root, limit, start=point).value.variables
+        cold = self.layer(moved, root, limit).value.variables
+        torch.testing.assert_close(warm, cold, rtol=1e-7, atol=1e-7)
 
     @pytest.mark.parametrize("unit", [1e-8, 1e-4, 1e6])
     def test_of_the_constraints(self, unit):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from implicit_solvers.problems import imaml
-from implicit_solvers.problems.cli.live_memory import LiveMemory
+from implicit_solvers.problems.live_memory import LiveMemory
 from tests.problems.imaml.meta_tasks import (
     assert_same,
     curves,

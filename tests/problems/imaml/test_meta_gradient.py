@@ -12,13 +12,13 @@ from torch import nn
 from torch.func import vmap
 
 from implicit_solvers.problems import imaml
-from implicit_solvers.problems.cli.live_memory import LiveMemory
 from implicit_solvers.problems.imaml.meta_gradient import (
     TaskGradients,
     average_over_tasks,
     gradient_of_each,
     task_count,
 )
+from implicit_solvers.problems.live_memory import LiveMemory
 from tests.problems.imaml.meta_tasks import assert_same, curves, quadratics, ravel
 
 

@@ -368,6 +368,23 @@ def test_bad_input(call, error, message):
         call()
 
 
+def test_sinkhorn_tells_totals_that_differ():
+    scores, rows = torch.zeros(3, 2, 2), torch.tensor([[0.5, 0.5], [1.0, 0.5], [0.5, 0.5]])
+    columns = torch.tensor([0.25, 0.75], requires_grad=True)
+    words = "INFEASIBLE.* 1.5 and column_sums to 1 in lane 1 .1 of 3.*scale"
+    with pytest.raises(ims.ConvergenceError, match=words):
+        sinkhorn(scores, rows, columns)
+    # under a transform the numbers cannot be read, and NONFINITE is what remains to be said
+    with pytest.raises(ims.ConvergenceError, match="NONFINITE"):
+        torch.func.vmap(sinkhorn, in_dims=(0, 0, None))(scores, rows, columns.detach())
+    P = sinkhorn(scores, rows, columns, on_failure="mask")
+    assert bool(P[1].isnan().all()) and bool(P[[0, 2]].isfinite().all())
+    P[[0, 2]].square().sum().backward()
+    assert bool(columns.grad.isfinite().all())
+    with pytest.raises(ims.ConvergenceError, match="NONFINITE"):
+        sinkhorn(scores, rows, torch.tensor([2.0, -1.0]).expand(3, 2) * rows.sum(-1, keepdim=True))
+
+
 def test_bad_lanes():
     radius = torch.tensor([1.0, -1.0])
     for project in (project_simplex, project_l1_ball, project_l2_ball):
@@ -376,5 +393,5 @@ def test_bad_lanes():
     assert bool(project_box(v, v + 1, v).isnan().all())
     with pytest.raises(ims.ConvergenceError, match="NONFINITE"):
         entmax(v, torch.tensor([1.5, 0.9]))
-    with pytest.raises(ims.ConvergenceError, match="NONFINITE"):
+    with pytest.raises(ims.ConvergenceError, match="INFEASIBLE"):
         sinkhorn(v, torch.tensor([1.0, 2.0]), torch.ones(3) / 3)

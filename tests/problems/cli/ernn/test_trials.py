@@ -157,6 +157,14 @@ def test_all_rates_may_fail(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_rate_whose_step_overflows_fails_by_itself(tmp_path):
+    task = generate_adding(4, train=8, validation=4, test=4)
+    _, results = run(task, tmp_path, models=["rnn"], rates=[1e38, 3e37, 1e-2], seeds=1)
+    overflow, huge, good = results
+    assert overflow["failed"] == "a step of the rate 1e+38 overflows: lower the rate"
+    assert "failed" in huge and "failed" not in good
+
+
 def test_gradients_are_clipped(tmp_path, monkeypatch):
     norms = []
     step = torch.optim.Adam.step

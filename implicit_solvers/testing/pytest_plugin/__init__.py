@@ -2,19 +2,24 @@
 
 ``--implicit-ci`` registers and loads the hypothesis profile ``ci``: derandomized, without
 deadlines, thirty examples. ``--implicit-seed N`` seeds ``random`` and ``torch`` before every test.
-Where a test fails, the reports of the gradient checks that it made are shown below its traceback.
-Without these options and checks nothing changes.
+Where a test fails, the reports of the gradient checks that it made are shown below its traceback,
+if the test's file imports ``implicit_solvers``. Without these options and checks nothing changes.
+
+It is installed as a package of its own, ``pytest_implicit_solvers``, since pytest imports it in every
+run: ``implicit_solvers`` would bring torch.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from implicit_solvers.testing.report import Report, record_reports
+if TYPE_CHECKING:
+    from implicit_solvers.testing.report import Report
 
 __all__ = [
     "pytest_addoption",
@@ -24,7 +29,7 @@ __all__ = [
     "pytest_runtest_setup",
 ]
 
-_REPORTS = pytest.StashKey[list[Report]]()
+_REPORTS: pytest.StashKey[list[Report]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,6 +69,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Seed, if a seed was given, after the fixtures of the test were made."""
     seed = item.config.getoption("implicit_seed")
     if seed is not None:
+        import torch
+
         random.seed(seed)
         torch.manual_seed(seed)
 
@@ -71,6 +78,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Collect the reports that a test makes."""
+    if "implicit_solvers" not in sys.modules:
+        return (yield)
+    from implicit_solvers.testing.report import record_reports
+
     with record_reports() as reports:
         item.stash[_REPORTS] = reports
         return (yield)

@@ -1,0 +1,138 @@
+"""Linear systems inside a compiled graph, with a derivative of first order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.graph_break import common_obstacle
+from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.linear.bicgstab import BiCGStab
+from implicit_solvers.linear.cg import CG
+from implicit_solvers.linear.cholesky import Cholesky
+from implicit_solvers.linear.diagonal import Diagonal
+from implicit_solvers.linear.direct import DirectSolver, Factors
+from implicit_solvers.linear.gmres import GMRES
+from implicit_solvers.linear.lane_solve import solve_in_lanes
+from implicit_solvers.linear.linear_operator import LinearOperator
+from implicit_solvers.linear.lu import LU
+from implicit_solvers.linear.minres import MINRES
+from implicit_solvers.linear.neumann import Neumann
+from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
+from implicit_solvers.solution import OnFailure, failed
+from implicit_solvers.traced_derivative import unless, with_adjoint, with_inverse
+
+__all__ = [
+    "TRACED_LINEAR",
+    "differentiated",
+    "linear_obstacle",
+    "solve_linear_in_graph",
+    "system_obstacle",
+]
+
+TRACED_LINEAR: tuple[type, ...] = (LU, Cholesky, Diagonal, CG, MINRES, GMRES, BiCGStab, Neumann)
+
+
+def linear_obstacle(solver: LinearSolver) -> str | None:
+    """Say why a linear solver cannot be part of a graph, and what to do; None if it can."""
+    if isinstance(solver, TRACED_LINEAR):
+        return None
+    names = [f"{cls.__name__}()" for cls in TRACED_LINEAR]
+    return (
+        f"cannot use {type(solver).__name__}() in a compiled graph: use {', '.join(names[:-1])} or "
+        f"{names[-1]}"
+    )
+
+
+def system_obstacle(
+    A: LinearOperator,
+    b: Any,
+    solver: LinearSolver,
+    columns: bool,
+    check: bool,
+    adjoint_start: AdjointStart | None,
+    on_failure: OnFailure,
+) -> str | None:
+    """Say why a linear solve cannot be part of a graph, and what to do; None if it can."""
+    if (why := common_obstacle("linear_solve", on_failure, (A, b))) is not None:
+        return why
+    what = "implicit_solvers: linear_solve"
+    if (why := linear_obstacle(solver)) is not None:
+        return f"{what} {why}"
+    iterative = not isinstance(solver, DirectSolver)
+    if torch.compiler.is_exporting() and iterative and not torch.compiler.is_dynamo_compiling():
+        return f"{what} by {type(solver).__name__}() is exported with strict=True only"
+    if columns:
+        return (
+            f"{what} cannot solve for several columns in a compiled graph: make lanes of them, "
+            "with batch_dims"
+        )
+    if check:
+        return f"{what} cannot check=True in a compiled graph: check outside of it"
+    if adjoint_start is not None:
+        return f"{what} cannot keep an adjoint_start in a compiled graph: leave it out"
+    return None
+
+
+def solve_linear_in_graph(
+    spec: LinearSolveSpec, b: Tensor, start: Tensor | None, operands: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ``x`` and the status, iterations and residual of each lane."""
+    with torch.no_grad():
+        # copies: what a loop reads may share no memory
+        constants = [t.detach().clone() for t in operands]
+        x, status, iterations, residual, *made = solve_in_lanes(
+            spec, b.detach().clone(), start, None, constants
+        )
+    if torch.is_grad_enabled():
+        bad = failed(status)
+        point = torch.where(bad.unsqueeze(-1), 0.0, x)
+        phi = [unless(bad.all(), t) for t in spec.operator_tensors(operands)]
+        r = spec.one_lane(point, *phi) - b
+        x = differentiated(spec, x, r, bad, constants, lambda: tuple(made))
+    return x, status, iterations, residual
+
+
+def differentiated(
+    spec: LinearSolveSpec,
+    z: Tensor,
+    r: Tensor,
+    bad: Tensor,
+    constants: Sequence[Tensor],
+    factor: Callable[[], Factors],
+) -> Tensor:
+    """Return ``z (*lanes, n)`` with the derivative of ``-A^-1 r``, ``A`` held constant.
+
+    ``factor`` factors ``A`` for a direct solver; without a solver ``A`` is one.
+    """
+    if not r.requires_grad:
+        return z
+    solver: LinearSolver | None = spec.solver
+    if solver is None:
+        return with_inverse(z, r, lambda r: r, bad)
+    if isinstance(solver, DirectSolver):
+        with torch.no_grad():
+            factors = factor()
+            unfit = (solver.status(factors) != 0).reshape(bad.shape)
+
+        def inverse(r: Tensor) -> Tensor:
+            return solver.solve(factors, r.reshape(-1, r.shape[-1], 1), False).reshape(r.shape)
+
+        return with_inverse(z, r, inverse, bad | unfit)
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            f"implicit_solvers: torch.export cannot keep the adjoint by {type(solver).__name__}(): "
+            "use LU() for it, or export under torch.no_grad()"
+        )
+    transposed = replace(spec.derived(True), preconditioner=None, preconditioner_tensors=0)
+    transposed = replace(transposed, lanes=spec.operator_lanes)
+    phi = spec.operator_tensors(constants)
+
+    def adjoint(g: Tensor) -> Tensor:
+        return solve_in_lanes(transposed, g, None, bad, phi)[0]
+
+    return with_adjoint(z, r, adjoint, bad)

@@ -1,0 +1,159 @@
+"""What a public function was asked for, and whether that is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from implicit_solvers.adjoint import Adjoint
+from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.problem import Equation
+from implicit_solvers.solution import OnFailure
+from implicit_solvers.structure import Structure, split_tensors
+
+__all__ = ["Task", "check_task", "name_of", "read_in_dims"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a public function was asked for, its tensors aside.
+
+    ``read`` ravels and checks what ``fn`` returns, given the structure of ``z`` and the shape of
+    the lanes at hand. ``differentiated`` is the equation that derivatives come from, if it is not
+    the one that is solved; ``in_graph`` is the solver inside of a compiled graph, if it is another.
+    """
+
+    equation: type[Equation]
+    fn: Callable[..., Any]
+    read: Callable[[Any, Structure, Sequence[int]], Tensor]
+    solver: Any
+    adjoint: Adjoint
+    batch_dims: int = 0
+    in_dims: Any = None
+    has_aux: bool = False
+    on_failure: OnFailure = "raise"
+    differentiated: type[Equation] | None = None
+    adjoint_start: AdjointStart | None = None
+    in_graph: Any = None
+
+    @property
+    def label(self) -> str:
+        """The kind of the equation and the name of its function."""
+        return f"{self.equation.kind} of {name_of(self.fn)}"
+
+    def raveled(
+        self, structure: Structure, join: Callable[[Sequence[Tensor]], Any]
+    ) -> Callable[..., Tensor]:
+        """Return ``fn`` as a function of a raveled ``z`` and the tensors of its arguments."""
+
+        def fn(z: Tensor, *tensors: Tensor) -> Tensor:
+            out = self.fn(structure.unravel(z), *join(tensors))
+            if self.has_aux:
+                out = _first_of_two(out)
+            return self.read(out, structure, z.shape[:-1])
+
+        fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
+        return fn
+
+
+def name_of(fn: Any) -> str:
+    """Return the name of a function, or of the class of a callable object."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def _first_of_two(out: Any) -> Any:
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise ValueError(
+            f"fn returned a {type(out).__name__} with has_aux=True: return a pair (value, aux)"
+        )
+    return out[0]
+
+
+def check_task(task: Task, args: Any) -> None:
+    """Refuse what is unfit in a task, or in the arguments of its function."""
+    if not callable(task.fn):
+        raise TypeError(f"fn is a {type(task.fn).__name__}: pass a function fn(z, *args)")
+    if not isinstance(args, tuple):
+        raise TypeError(
+            f"args is a {type(args).__name__}: pass a tuple, as args=(theta,) for one argument"
+        )
+    if task.on_failure not in ("raise", "warn", "mask"):
+        raise ValueError(f'on_failure is {task.on_failure!r}: use "raise", "warn" or "mask"')
+    if not isinstance(task.batch_dims, int) or task.batch_dims < 0:
+        raise ValueError(f"batch_dims is {task.batch_dims!r}: pass the number of lane dimensions")
+    solver, kind = task.solver, task.equation.kind
+    if solver is None:
+        return
+    if isinstance(solver, type) or not hasattr(solver, "step"):
+        name = solver.__name__ if isinstance(solver, type) else type(solver).__name__
+        what = "class" if isinstance(solver, type) else "object"
+        raise TypeError(
+            f"solver is the {what} {name}: pass an instance of a solver for {kind}, as Newton()"
+        )
+    solves = getattr(solver, "solves", ("linear systems",))
+    if kind not in solves:
+        raise ValueError(
+            f"solver={type(solver).__name__}() solves {', '.join(solves)} and was given to "
+            f"{kind}: choose a solver for {kind}, or leave it out"
+        )
+
+
+def read_in_dims(
+    task: Task, args: tuple[Any, ...], structure: Structure
+) -> tuple[bool, ...] | None:
+    """Tell for each tensor in ``args`` whether it carries the native lanes; None if unknown."""
+    in_dims = task.in_dims
+    if task.batch_dims == 0:
+        if in_dims is not None:
+            raise ValueError(
+                f"in_dims is {in_dims!r} and batch_dims is 0: pass batch_dims, the number of lane "
+                "dimensions of z0, too"
+            )
+        return (False,) * len(split_tensors(args)[0])
+    if in_dims is None:
+        return None
+    if isinstance(in_dims, int):
+        in_dims = (in_dims,) * len(args)
+    if not isinstance(in_dims, tuple) or len(in_dims) != len(args):
+        raise ValueError(
+            f"in_dims is {in_dims!r} for {len(args)} args: pass a tuple with 0 or None for each, "
+            "or a pytree of them"
+        )
+    carried: list[bool] = []
+    for i, (dims, arg) in enumerate(zip(in_dims, args, strict=True)):
+        for dim, leaf in _broadcast(dims, arg, i):
+            if not isinstance(leaf, Tensor):
+                continue
+            if dim not in (0, None):
+                raise ValueError(
+                    f"in_dims has {dim!r} for args[{i}]: lanes come first, use 0 or None"
+                )
+            lanes = tuple(leaf.shape[: task.batch_dims])
+            if dim == 0 and lanes != structure.native:
+                raise ValueError(
+                    f"in_dims says that args[{i}] carries lanes, and its shape is "
+                    f"{tuple(leaf.shape)} where z0 has lanes {structure.native}: put None for it, "
+                    "or expand it"
+                )
+            carried.append(dim == 0)
+    return tuple(carried)
+
+
+def _broadcast(dims: Any, arg: Any, i: int) -> list[tuple[Any, Any]]:
+    leaves, spec = tree_flatten(arg)
+    if dims is None or isinstance(dims, int):
+        return [(dims, leaf) for leaf in leaves]
+    given, given_spec = tree_flatten(dims)
+    if given_spec != spec:
+        raise ValueError(
+            f"in_dims has the structure {given_spec} for args[{i}], which has {spec}: use 0 or "
+            "None for all of it, or the same structure"
+        )
+    return list(zip(given, leaves, strict=True))

@@ -1,0 +1,96 @@
+"""The implicit-function rule inside a compiled graph, of first order.
+
+A solution leaves the graph as ``z + (s - s)`` with ``s = -A^-1 r``, where ``r`` is the residual at
+the solution, a differentiable function of all that it reads, and ``A`` the Jacobian there, held
+constant. The derivative of ``s`` is that of the implicit function theorem; its own derivative
+would not be, so that the two operations around ``r`` refuse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+__all__ = ["unless", "with_adjoint", "with_inverse"]
+
+
+@torch.library.custom_op("implicit_solvers::residual", mutates_args=())
+def _residual(r: Tensor) -> Tensor:
+    """Return ``r``, whose gradient cannot be differentiated."""
+    return r.clone()
+
+
+@torch.library.custom_op("implicit_solvers::first_order", mutates_args=())
+def _first_order(w: Tensor, r: Tensor) -> Tensor:
+    """Return ``w``, which cannot be differentiated, nor can what ``r`` is made of."""
+    return w.clone()
+
+
+@_residual.register_fake
+def _(r: Tensor) -> Tensor:
+    return torch.empty_like(r)
+
+
+@_first_order.register_fake
+def _(w: Tensor, r: Tensor) -> Tensor:
+    return torch.empty_like(w)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+
+
+def _mark(ctx: Any, w: Tensor) -> Tensor:
+    return _first_order(w, ctx.saved_tensors[0])
+
+
+def _refuse(ctx: Any, *_: Tensor) -> Any:
+    raise RuntimeError(
+        "the derivative of a solution in a compiled graph is of first order only, and it was "
+        "differentiated again: leave the solve out of torch.compile for higher derivatives"
+    )
+
+
+_residual.register_autograd(_mark, setup_context=_keep)
+_first_order.register_autograd(_refuse)
+
+
+def unless(bad: Tensor, tensor: Tensor, harmless: Tensor | None = None) -> Tensor:
+    """Return ``tensor``; where ``bad``, what is ``harmless``, or the tensor without a gradient."""
+    return torch.where(bad, tensor.detach() if harmless is None else harmless, tensor)
+
+
+def with_inverse(z: Tensor, r: Tensor, inverse: Callable[[Tensor], Tensor], bad: Tensor) -> Tensor:
+    """Return ``z`` with the derivative of ``-A^-1 r``, by differentiable operations.
+
+    ``inverse`` returns ``A^-1 r`` for ``r (*lanes, n)``; ``bad`` lanes have no derivative.
+    """
+    skip = bad.unsqueeze(-1)
+    # once more afterwards: the inverse may make NaN of zero there
+    s = torch.where(skip, 0.0, -inverse(torch.where(skip, 0.0, _residual(r))))
+    return z + (s - s.detach())
+
+
+def with_adjoint(z: Tensor, r: Tensor, adjoint: Callable[[Tensor], Tensor], bad: Tensor) -> Tensor:
+    """Return ``z`` with the derivative of ``-A^-1 r``, where ``adjoint`` returns ``A^-T g``."""
+    r = torch.where(bad.unsqueeze(-1), 0.0, _residual(r))
+    return _Adjoint.apply(z, r, adjoint)
+
+
+class _Adjoint(Function):
+    """Return ``z``; the gradient of ``r`` is ``-A^-T`` times that of ``z``."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, r: Tensor, adjoint: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``z``."""
+        ctx.adjoint = adjoint
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
+        """Solve with the transpose."""
+        return None, -ctx.adjoint(g), None

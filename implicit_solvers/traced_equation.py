@@ -1,0 +1,150 @@
+"""Equations inside a compiled graph: ``torch.compile(fullgraph=True)`` and ``torch.export``.
+
+Everything here is traced: no branch depends on the value of a tensor. All lanes step until the
+last is done, those that have ended keep their state, and the derivative is of first order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint
+from implicit_solvers.graph_break import common_obstacle
+from implicit_solvers.iterate import iterate
+from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.direct import DirectSolver, Factors
+from implicit_solvers.linear.specification import LinearSolveSpec
+from implicit_solvers.linear.traced_system import differentiated, linear_obstacle
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solution import Solution, Status, failed
+from implicit_solvers.solvers.anderson import Anderson
+from implicit_solvers.solvers.chord import Chord
+from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
+from implicit_solvers.solvers.gradient_descent import GradientDescent
+from implicit_solvers.solvers.newton import Newton
+from implicit_solvers.structure import Structure, split_tensors
+from implicit_solvers.task import Task, check_task, read_in_dims
+from implicit_solvers.tolerance import rms
+from implicit_solvers.traced_derivative import unless
+
+__all__ = ["obstacle", "solve_in_graph"]
+
+_EXPORTED = (FixedPointIteration, Anderson)
+_TRACED = (Newton, Chord, FixedPointIteration, Anderson, GradientDescent)
+
+
+def obstacle(task: Task, z0: Any, args: Any, run: Any, ends: Any) -> str | None:
+    """Say why a solve cannot be part of a graph, and what to do; None if it can."""
+    kind = task.equation.kind
+    if (why := common_obstacle(kind, task.on_failure, (z0, args))) is not None:
+        return why
+    what = f"implicit_solvers: {kind} in a compiled graph"
+    solver = task.solver
+    if run is not None or ends is not None or not isinstance(solver, _TRACED):
+        name = "a solver of your own" if run is not None else f"{type(solver).__name__}()"
+        return f"{what} cannot use {name}: use {_names(_TRACED)}"
+    if torch.compiler.is_exporting() and not isinstance(solver, _EXPORTED):
+        name = f"{type(solver).__name__}()"
+        return (
+            f"implicit_solvers: torch.export cannot trace derivatives, which {name} needs: use "
+            f"{_names(_EXPORTED)}, or torch.compile"
+        )
+    if getattr(solver, "reuse", 0):
+        return f"{what} cannot reuse factors: leave reuse out of {type(solver).__name__}"
+    if getattr(solver, "line_search", None) is not None:
+        return f"{what} cannot use a line_search: leave it out of {type(solver).__name__}"
+    inner = getattr(solver, "linear_solver", None)
+    if inner is not None and (why := linear_obstacle(inner)) is not None:
+        return f"implicit_solvers: {type(solver).__name__} {why}"
+    if not isinstance(task.adjoint, (ImplicitAdjoint, OneStepAdjoint)):
+        return f"{what} cannot use {type(task.adjoint).__name__}: use ImplicitAdjoint()"
+    backward = getattr(task.adjoint, "linear_solver", None)
+    if backward is not None and (why := linear_obstacle(backward)) is not None:
+        return f"implicit_solvers: the adjoint {why}"
+    if task.adjoint.preconditioner is not None:
+        return f"{what} cannot precondition its adjoint: leave preconditioner out of the adjoint"
+    if task.adjoint_start is not None:
+        return f"{what} cannot keep an adjoint_start: leave it out"
+    return None
+
+
+def _names(classes: tuple[type, ...]) -> str:
+    names = [f"{cls.__name__}()" for cls in classes]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def solve_in_graph(task: Task, z0: Any, args: tuple[Any, ...]) -> Solution:
+    """Solve from ``z0``, with ``on_failure="mask"``, and attach the first derivative."""
+    check_task(task, args)
+    structure = Structure.of(z0, "z0", task.batch_dims).as_real()
+    tensors, join = split_tensors(args)
+    carried = read_in_dims(task, args, structure)
+    lanes = Lanes.of(len(tensors), task.batch_dims, carried)
+    equation = task.equation(task.raveled(structure, join))
+    shape, n = structure.native, structure.size
+    with torch.no_grad():
+        start = structure.ravel(z0).detach().reshape(-1, n)
+        # copies: what a loop reads may share no memory
+        constants = [t.detach().clone() for t in tensors]
+        problem = EquationProblem(equation, lanes, shape, constants, rms(start))
+        out = iterate(task.solver, problem, start)
+        bad = failed(out.status)
+    z = out.z
+    if torch.is_grad_enabled():
+        z = _attached(task, problem, out.z, bad, tensors)
+    value = structure.unravel(z.reshape((*shape, n)))
+    status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
+    solution = Solution(
+        value, status == int(Status.CONVERGED), iterations, out.error.reshape(shape), status
+    )
+    if task.has_aux:
+        solution = replace(solution, aux=task.fn(value, *args)[1])
+    return solution
+
+
+def _attached(
+    task: Task, problem: EquationProblem, z: Tensor, bad: Tensor, tensors: list[Tensor]
+) -> Tensor:
+    """Return ``z (N, n)`` with the derivative of the implicit function theorem."""
+    equation, lanes, shape = problem.equation, problem.lanes, problem.shape
+    # zero times NaN is NaN: lanes that failed get what belongs to one that did not, if there is one
+    good = (~bad).to(torch.int64).argmax().reshape(1)
+    point = _harmless(z, bad, good)
+    known = lanes.native_carried or (False,) * len(tensors)
+    safe = [
+        _harmless(t, bad, good) if carries else unless(bad.all(), t)
+        for t, carries in zip(tensors, known, strict=True)
+    ]
+    constants = [t.detach().clone() for t in safe]
+    grid = point.reshape((*shape, point.shape[-1]))
+
+    def factor() -> Factors:
+        at_point = EquationProblem(equation, lanes, shape, constants)
+        return solver.factor(at_point.linearize(point)) if isinstance(solver, DirectSolver) else ()
+
+    adjoint: Any = task.adjoint
+    solver: Any = adjoint.solver_for(task.equation, z.shape[-1])
+    spec = LinearSolveSpec(
+        equation.jacobian(), solver, lanes.prepend(), task.label, "mask", adjoint=True
+    )
+    r = equation.condition(grid, *safe)
+    if torch.compiler.is_exporting() and r.requires_grad and solver is not None:
+        raise ValueError(
+            "implicit_solvers: torch.export cannot trace the Jacobian of an adjoint: export under "
+            "torch.no_grad(), or use OneStepAdjoint()"
+        )
+    z = z.reshape(grid.shape)
+    return differentiated(spec, z, r, bad.reshape(shape), (grid, *constants), factor)
+
+
+def _harmless(tensor: Tensor, bad: Tensor, good: Tensor) -> Tensor:
+    """Return a tensor that carries lanes, with what the ``good`` lane has in ``bad`` ones."""
+    flat = tensor.detach().reshape(len(bad), -1)
+    other = flat.index_select(0, good)
+    if other.is_floating_point():
+        other = torch.where(torch.isfinite(other), other, 1.0)
+    return unless(bad.unsqueeze(-1), tensor.reshape(len(bad), -1), other).reshape(tensor.shape)

@@ -1,0 +1,251 @@
+"""512 positive definite systems of 64 unknowns, each with a matrix of its own.
+
+    python tests/benchmarks/batched_cg.py [--rounds 11] [--only ours lineax] [--out FOLDER]
+
+The gradient of ``|x|^2 / 2`` in the matrices and the right-hand sides.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import processor
+
+if __name__ == "__main__":
+    processor.one_core()
+
+import numpy as np
+from comparison import Call, Side, Task, compiled, run_as_script
+
+LANES, SIZE = 512, 64
+TOLERANCE = 1e-10
+STEPS = 500
+
+
+def numbers() -> tuple[np.ndarray, np.ndarray]:
+    """Return matrices with condition numbers about 20, and right-hand sides."""
+    rng = np.random.default_rng(0)
+    G = rng.normal(size=(LANES, SIZE, 2 * SIZE))
+    A = G @ G.transpose(0, 2, 1) / (2 * SIZE) + 0.05 * np.eye(SIZE)
+    return A, rng.normal(size=(LANES, SIZE))
+
+
+def exact() -> Sequence[np.ndarray]:
+    """Solve and differentiate by LAPACK."""
+    A, b = numbers()
+    x = np.linalg.solve(A, b[..., None])[..., 0]
+    w = np.linalg.solve(A, x[..., None])[..., 0]
+    return x, -w[:, :, None] * x[:, None, :], w
+
+
+def tensors() -> list[Any]:
+    import torch
+
+    return [torch.from_numpy(a).requires_grad_() for a in numbers()]
+
+
+# ------------------------------------------------------------------------------------- this library
+
+
+def ours(solver: Any = None) -> Call:
+    import torch
+
+    import implicit_solvers as ims
+
+    A, b = tensors()
+
+    def solve(A, b):
+        operator = ims.MatrixOperator(A, positive_definite=True)
+        return ims.linear_solve(operator, b, solver=solver).value
+
+    def call():
+        x = torch.func.vmap(solve)(A, b)
+        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
+
+    return call
+
+
+def by_cg() -> Call:
+    import implicit_solvers as ims
+
+    return ours(ims.CG(rtol=TOLERANCE))
+
+
+def compiled_cg() -> Call:
+    import implicit_solvers as ims
+
+    return ours(compiled(ims.CG(rtol=TOLERANCE)))
+
+
+def one_graph(direct: bool) -> Call:
+    """Compile the whole solve and its backward pass; lanes by ``batch_dims``, as it must be."""
+    import torch
+
+    import implicit_solvers as ims
+
+    A, b = tensors()
+    solver = ims.Cholesky() if direct else ims.CG(rtol=TOLERANCE)
+
+    @torch.compile(fullgraph=True)
+    def solve(A, b):
+        operator = ims.MatrixOperator(A, positive_definite=True)
+        how: dict[str, Any] = {"batch_dims": 1, "on_failure": "mask"}
+        return ims.linear_solve(operator, b, solver=solver, **how).value
+
+    def call():
+        x = solve(A, b)
+        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
+
+    return call
+
+
+# --------------------------------------------------------------------------------- written by hand
+
+
+def torch_cg(A: Any, b: Any) -> Any:
+    """Iterate until the last system is solved."""
+    import torch
+
+    def dot(u, v):
+        return (u * v).sum(-1, keepdim=True)
+
+    x, r, p = torch.zeros_like(b), b.clone(), b.clone()
+    rho = dot(r, r)
+    limit = TOLERANCE**2 * rho
+    for _ in range(STEPS):
+        if (rho <= limit).all():
+            break
+        Ap = (A @ p.unsqueeze(-1)).squeeze(-1)
+        alpha = rho / dot(p, Ap)
+        x, r = x + alpha * p, r - alpha * Ap
+        rho, old = dot(r, r), rho
+        p = r + (rho / old) * p
+    return x
+
+
+def torch_by_hand() -> Call:
+    import torch
+
+    A, b = tensors()
+
+    def call():
+        with torch.no_grad():
+            x = torch_cg(A, b)
+            w = torch_cg(A, x)
+            return x, -w.unsqueeze(-1) * x.unsqueeze(-2), w
+
+    return call
+
+
+def torch_solve() -> Call:
+    import torch
+
+    A, b = tensors()
+
+    def call():
+        x = torch.linalg.solve(A, b)
+        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
+
+    return call
+
+
+def torch_cholesky() -> Call:
+    import torch
+
+    A, b = tensors()
+
+    def call():
+        with torch.no_grad():
+            factor = torch.linalg.cholesky(A)
+            x = torch.cholesky_solve(b.unsqueeze(-1), factor)
+            w = torch.cholesky_solve(x, factor)
+            return x.squeeze(-1), -w * x.mT, w.squeeze(-1)
+
+    return call
+
+
+# ------------------------------------------------------------------------------------------ peers
+
+
+def jax_side(solve: Any) -> Call:
+    """Jit the gradient of ``solve(A, b)``, batched."""
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    A, b = (jnp.asarray(a) for a in numbers())
+
+    def loss(A, b):
+        x = jax.vmap(solve)(A, b)
+        return (x**2).sum() / 2, x
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+
+    def call():
+        slopes, x = jax.block_until_ready(gradient(A, b))
+        return x, *slopes
+
+    return call
+
+
+def jax_scipy() -> Call:
+    import jax
+
+    return jax_side(lambda A, b: jax.scipy.sparse.linalg.cg(lambda v: A @ v, b, tol=TOLERANCE)[0])
+
+
+def lineax(direct: bool) -> Call:
+    import lineax as lx
+
+    solver = lx.Cholesky() if direct else lx.CG(rtol=TOLERANCE, atol=TOLERANCE, max_steps=STEPS)
+
+    def solve(A, b):
+        operator = lx.MatrixLinearOperator(A, lx.positive_semidefinite_tag)
+        return lx.linear_solve(operator, b, solver).value
+
+    return jax_side(solve)
+
+
+def xitorch() -> Call:
+    import torch
+    import xitorch
+    from xitorch.linalg import solve
+
+    A, b = tensors()
+    options = {"method": "cg", "rtol": TOLERANCE, "atol": 0.0, "posdef": True, "max_niter": STEPS}
+
+    def call():
+        operator = xitorch.LinearOperator.m(A, is_hermitian=True)
+        x = solve(operator, b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
+        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
+
+    return call
+
+
+TASK = Task(
+    "batched_cg",
+    "Batched CG, 512 systems, n = 64",
+    ("x", "dA", "db"),
+    exact,
+    (
+        Side("ours, default (Cholesky)", ours, ours=True),
+        Side("ours, CG(rtol=1e-10)", by_cg, ours=True),
+        Side("ours, CG, compiled steps", compiled_cg, ours=True),
+        Side("ours, CG, compiled whole", lambda: one_graph(False), ours=True),
+        Side("ours, Cholesky, compiled whole", lambda: one_graph(True), ours=True),
+        Side("torch by hand, CG", torch_by_hand),
+        Side("torch by hand, Cholesky", torch_cholesky),
+        Side("torch.linalg.solve (LU)", torch_solve),
+        Side("jax.scipy, CG", jax_scipy),
+        Side("lineax, CG", lambda: lineax(False)),
+        Side("lineax, Cholesky", lambda: lineax(True)),
+        Side("xitorch, CG", xitorch),
+    ),
+    rounds=11,
+)
+
+
+if __name__ == "__main__":
+    sys.exit(run_as_script(TASK))

@@ -1,0 +1,286 @@
+"""One matrix-free system of 4,096 unknowns by conjugate gradients.
+
+    python tests/benchmarks/cg.py [--rounds 21] [--only ours lineax] [--out FOLDER]
+
+The operator is the five-point Laplacian on 64 x 64 points plus a positive field ``d``, given by
+its products. The gradient of ``|x|^2 / 2`` in ``d`` and the right-hand side.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import processor
+
+if __name__ == "__main__":
+    processor.one_core()
+
+import numpy as np
+from comparison import Call, Side, Task, compiled, run_as_script
+
+EDGE = 64
+TOLERANCE = 1e-10
+STEPS = 500
+
+
+def numbers() -> tuple[np.ndarray, np.ndarray]:
+    """Return the field, between 1/2 and 3/2, and the right-hand side."""
+    rng = np.random.default_rng(0)
+    return rng.uniform(0.5, 1.5, EDGE**2), rng.normal(size=EDGE**2)
+
+
+def exact() -> Sequence[np.ndarray]:
+    """Solve and differentiate by SciPy's sparse factorization."""
+    import scipy.sparse as sp
+
+    d, b = numbers()
+    line = sp.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(EDGE, EDGE))
+    eye = sp.eye_array(EDGE)
+    A = (sp.kron(line, eye) + sp.kron(eye, line) + sp.diags_array(d)).tocsc()
+    factors = sp.linalg.splu(A)
+    x = factors.solve(b)
+    w = factors.solve(x)
+    return x, -w * x, w
+
+
+def product(v: Any, d: Any, pad: Any) -> Any:
+    """Return the Laplacian of ``v`` on the grid plus ``d v``, with zeros outside of it."""
+    grid = v.reshape(*v.shape[:-1], EDGE, EDGE)
+    p = pad(grid)
+    near = p[..., :-2, 1:-1] + p[..., 2:, 1:-1] + p[..., 1:-1, :-2] + p[..., 1:-1, 2:]
+    return ((4 + d.reshape(EDGE, EDGE)) * grid - near).reshape(v.shape)
+
+
+def torch_product(v: Any, d: Any) -> Any:
+    import torch
+
+    return product(v, d, lambda grid: torch.nn.functional.pad(grid, (1, 1, 1, 1)))
+
+
+def tensors() -> list[Any]:
+    import torch
+
+    return [torch.from_numpy(a).requires_grad_() for a in numbers()]
+
+
+# ------------------------------------------------------------------------------------- this library
+
+
+def ours(solver: Any = None, product: Any = torch_product) -> Call:
+    import torch
+
+    import implicit_solvers as ims
+
+    d, b = tensors()
+
+    def call():
+        A = ims.FunctionOperator(lambda v: product(v, d), like=b, positive_definite=True)
+        x = ims.linear_solve(A, b, solver=solver).value
+        return x, *torch.autograd.grad(x.square().sum() / 2, (d, b))
+
+    return call
+
+
+def tuned() -> Call:
+    import implicit_solvers as ims
+
+    return ours(ims.CG(rtol=TOLERANCE))
+
+
+def compiled_cg() -> Call:
+    import implicit_solvers as ims
+
+    return ours(compiled(ims.CG(rtol=TOLERANCE)))
+
+
+def one_graph() -> Call:
+    """Compile the whole solve and its backward pass."""
+    import torch
+
+    import implicit_solvers as ims
+
+    d, b = tensors()
+
+    @torch.compile(fullgraph=True)
+    def solve(d, b):
+        A = ims.FunctionOperator(lambda v: torch_product(v, d), like=b, positive_definite=True)
+        return ims.linear_solve(A, b, solver=ims.CG(rtol=TOLERANCE), on_failure="mask").value
+
+    def call():
+        x = solve(d, b)
+        return x, *torch.autograd.grad(x.square().sum() / 2, (d, b))
+
+    return call
+
+
+# --------------------------------------------------------------------------------- written by hand
+
+
+def torch_cg(product: Any, b: Any) -> Any:
+    import torch
+
+    x, r, p = torch.zeros_like(b), b.clone(), b.clone()
+    rho = r @ r
+    limit = TOLERANCE**2 * rho
+    for _ in range(STEPS):
+        if rho <= limit:
+            break
+        Ap = product(p)
+        alpha = rho / (p @ Ap)
+        x = x + alpha * p
+        r = r - alpha * Ap
+        rho, old = r @ r, rho
+        p = r + (rho / old) * p
+    return x
+
+
+def torch_by_hand() -> Call:
+    import torch
+
+    d, b = tensors()
+
+    def call():
+        with torch.no_grad():
+            x = torch_cg(lambda v: torch_product(v, d), b)
+            w = torch_cg(lambda v: torch_product(v, d), x)
+        return x, *torch.autograd.grad(torch_product(x, d), d, -w), w
+
+    return call
+
+
+def scipy() -> Call:
+    from scipy.sparse.linalg import LinearOperator, cg
+
+    d, b = numbers()
+    padded = np.zeros((EDGE + 2, EDGE + 2))
+
+    def pad(grid):
+        # np.pad takes longer than all the rest
+        padded[1:-1, 1:-1] = grid
+        return padded
+
+    A = LinearOperator((EDGE**2, EDGE**2), lambda v: product(v, d, pad), dtype=np.float64)
+
+    def call():
+        x, left = cg(A, b, rtol=TOLERANCE)
+        w, also_left = cg(A, x, rtol=TOLERANCE)
+        assert left == also_left == 0
+        return x, -w * x, w
+
+    return call
+
+
+# ------------------------------------------------------------------------------------------ peers
+
+
+def jax_side(solve: Any) -> Call:
+    """Jit the gradient of ``solve(product, b)``."""
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    d, b = (jnp.asarray(a) for a in numbers())
+
+    def loss(d, b):
+        x = solve(lambda v: product(v, d, lambda grid: jnp.pad(grid, 1)), b)
+        return (x**2).sum() / 2, x
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+
+    def call():
+        slopes, x = jax.block_until_ready(gradient(d, b))
+        return x, *slopes
+
+    return call
+
+
+def jax_scipy() -> Call:
+    import jax
+
+    return jax_side(lambda A, b: jax.scipy.sparse.linalg.cg(A, b, tol=TOLERANCE)[0])
+
+
+def lineax() -> Call:
+    import jax
+    import lineax as lx
+
+    def solve(product, b):
+        like = jax.ShapeDtypeStruct(b.shape, b.dtype)
+        A = lx.FunctionLinearOperator(product, like, tags=lx.positive_semidefinite_tag)
+        return lx.linear_solve(A, b, lx.CG(rtol=TOLERANCE, atol=TOLERANCE, max_steps=STEPS)).value
+
+    return jax_side(solve)
+
+
+def torchopt() -> Call:
+    import torch
+    import torchopt
+    from torchopt.diff.implicit import custom_root
+
+    d, b = tensors()
+
+    def f(x, d, b):
+        return torch_product(x, d) - b
+
+    @custom_root(f, argnums=(1, 2), solve=torchopt.linear_solve.solve_cg(rtol=TOLERANCE, atol=0.0))
+    def solve(x, d, b):
+        found = torchopt.linear_solve.solve_cg(rtol=TOLERANCE, atol=0.0)
+        return found(lambda v: torch_product(v, d), b)
+
+    def call():
+        x = solve(torch.zeros_like(b), d, b)
+        return x, *torch.autograd.grad(x.square().sum() / 2, (d, b))
+
+    return call
+
+
+def xitorch() -> Call:
+    import torch
+    import xitorch
+    from xitorch.linalg import solve
+
+    class Field(xitorch.LinearOperator):
+        def __init__(self, d):
+            super().__init__((EDGE**2, EDGE**2), True, d.dtype, d.device)
+            self.d = d
+
+        def _mv(self, v):
+            return torch_product(v, self.d)
+
+        def _getparamnames(self, prefix=""):
+            return [prefix + "d"]
+
+    d, b = tensors()
+    options = {"method": "cg", "rtol": TOLERANCE, "atol": 0.0, "posdef": True, "max_niter": STEPS}
+
+    def call():
+        x = solve(Field(d), b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
+        return x, *torch.autograd.grad(x.square().sum() / 2, (d, b))
+
+    return call
+
+
+TASK = Task(
+    "cg",
+    "CG, matrix-free, n = 4,096",
+    ("x", "dd", "db"),
+    exact,
+    (
+        Side("ours, default", ours, ours=True),
+        Side("ours, tuned: CG(rtol=1e-10)", tuned, ours=True),
+        Side("ours, compiled steps", compiled_cg, ours=True),
+        Side("ours, compiled whole", one_graph, ours=True),
+        Side("torch by hand", torch_by_hand),
+        Side("SciPy", scipy),
+        Side("jax.scipy", jax_scipy),
+        Side("lineax", lineax),
+        Side("TorchOpt", torchopt),
+        Side("xitorch", xitorch),
+    ),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(run_as_script(TASK))
