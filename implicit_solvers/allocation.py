@@ -54,4 +54,5 @@ def retain_freed_memory(limit: int = 512 << 20) -> bool:
         return False
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     settings = ((_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD), (_TRIM_THRESHOLD, limit))
-    return all([mallopt(option, value) == 1 for option, value in settings])
+    made = [mallopt(option, value) for option, value in settings]
+    return made == [1, 1]

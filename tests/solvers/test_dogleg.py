@@ -72,7 +72,7 @@ def test_root_from_the_standard_start(problem, dtype, solver):
     residual = problem.fn(sol.value.double(), problem.theta().to(dtype).double())
     assert float(residual.abs().max()) < (1e-9 if dtype == F64 else 1e-2)
     if problem.regular and problem not in MANY:
-        # powell-badly-scaled: a residual at float32's tolerance, 5e-5, leaves 5e-4 of the value open
+        # powell-badly-scaled: float32's tolerance of the residual, 5e-5, leaves 5e-4 of z open
         assert error(sol.value.double(), problem.solution) < (1e-9 if dtype == F64 else 2e-4)
 
 

@@ -5,8 +5,8 @@ deadlines, thirty examples. ``--implicit-seed N`` seeds ``random`` and ``torch``
 Where a test fails, the reports of the gradient checks that it made are shown below its traceback,
 if the test's file imports ``implicit_solvers``. Without these options and checks nothing changes.
 
-It is installed as a package of its own, ``pytest_implicit_solvers``, since pytest imports it in every
-run: ``implicit_solvers`` would bring torch.
+It is installed as a package of its own, ``pytest_implicit_solvers``, since pytest imports it in
+every run: ``implicit_solvers`` would bring torch.
 """
 
 from __future__ import annotations
