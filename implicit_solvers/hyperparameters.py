@@ -57,15 +57,17 @@ def check_number(
         raise ValueError(f"{_owner(solver)} has {name}={value!r}: {wanted}")
 
 
-def check_linear_solver(solver: Any) -> None:
-    """Refuse a ``linear_solver`` that is none; left out, the solve chooses."""
+def check_linear_solver(solver: Any, *, iterative: bool = False) -> None:
+    """Refuse a ``linear_solver`` that is none, or not of the kind; left out, the solve chooses."""
     value = solver.linear_solver
-    solves = hasattr(value, "factor") or hasattr(value, "step")
+    solves = hasattr(value, "step") or (hasattr(value, "factor") and not iterative)
     if value is not None and (isinstance(value, type) or not solves):
         shown = value.__name__ if isinstance(value, type) else repr(value)
+        wanted = "an iterative solver, as CG()," if iterative else "a linear solver, as LU(),"
+        otherwise = "leave it out to factor the Jacobian" if iterative else "leave it out"
         raise TypeError(
-            f"{_owner(solver)} has linear_solver={shown}: pass an instance of a linear solver, as "
-            "LU(), or leave it out"
+            f"{_owner(solver)} has linear_solver={shown}: pass an instance of {wanted} or "
+            f"{otherwise}"
         )
 
 

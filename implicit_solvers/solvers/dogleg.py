@@ -38,7 +38,7 @@ from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["Dogleg"]
 
-_PAYS_WELL = 0.25
+_PAYS_WELL = 0.5
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Dogleg:
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
-        check_linear_solver(self)
+        check_linear_solver(self, iterative=True)
         check_number(self, "first_radius", above=0)
         check_count(self, "shrinks")
         check_count(self, "reuse")

@@ -12,7 +12,6 @@ from implicit_solvers.hyperparameters import check_count, check_linear_solver, c
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.choice import DENSE_LIMIT
-from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem, ResidualMap
@@ -87,7 +86,7 @@ class GaussNewton:
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
-        check_linear_solver(self)
+        check_linear_solver(self, iterative=True)
         check_count(self, "halvings")
 
     def init(self, problem: EquationProblem, z: Tensor) -> GaussNewtonState:
@@ -201,10 +200,5 @@ def iterative_solver(owner: Any, z: Tensor, default: IterativeSolver) -> Iterati
     solver = owner.linear_solver
     if solver is None:
         return default if z.shape[-1] > DENSE_LIMIT else None
-    if isinstance(solver, (type, DirectSolver)) or not hasattr(solver, "step"):
-        name = getattr(solver, "__name__", type(solver).__name__)
-        raise TypeError(
-            f"{type(owner).__name__} has linear_solver={name}: pass an instance of an iterative "
-            "solver, as CG(), or leave it out to factor the Jacobian"
-        )
-    return solver
+    chosen: IterativeSolver = solver
+    return chosen

@@ -95,7 +95,7 @@ class LevenbergMarquardt:
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
-        check_linear_solver(self)
+        check_linear_solver(self, iterative=True)
         check_number(self, "first_radius", above=0)
         check_count(self, "shrinks")
 

@@ -91,6 +91,7 @@ def test_an_exported_linear_system_with_its_gradient(strict):
         first.sum().backward()
 
 
+@pytest.mark.nightly
 def test_exported_conjugate_gradients():
     model = System(ims.CG())
     with torch.no_grad():

@@ -36,7 +36,7 @@ CASES = {
 }
 
 
-LONG = ("GMRES, restarted", "BiCGStab")
+LONG = ("GMRES", "GMRES, restarted", "BiCGStab")
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,9 @@ def refused(value, wrt):
             g.sum().backward(retain_graph=True)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    "backend, loss", [("eager", "square"), ("eager", "sum"), ("aot_eager", "sum")]
+)
 @pytest.mark.parametrize("adjoint", [ims.ImplicitAdjoint(), ims.OneStepAdjoint()])
 def test_second_derivatives_are_errors(adjoint, backend, loss):
     w = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))

@@ -260,9 +260,8 @@ def test_fixed_points(solver):
     "linear_solver", [ims.LU(), ims.CG, "cg", ims.Newton], ids=["LU", "class", "name", "Newton"]
 )
 def test_linear_solver_must_be_iterative(linear_solver, solver):
-    chosen = type(solver)(linear_solver=linear_solver)
-    with pytest.raises(TypeError, match=f"{type(solver).__name__} has linear_solver"):
-        ims.root(lambda z: z - 1, tensor(0.0), solver=chosen)
+    with pytest.raises(TypeError, match=f"{type(solver).__name__} has linear_solver.*iterative"):
+        type(solver)(linear_solver=linear_solver)
 
 
 @both
