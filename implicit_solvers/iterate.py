@@ -119,6 +119,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     compiled = compilable(solver, problem)
     if compiled:
         advance, state = compiled_step(solver, problem), in_own_memory(state)
+        problem = problem.with_basis(z)  # type: ignore[attr-defined]
     status = torch.full((len(z),), _RUNNING, dtype=torch.int64, device=z.device)
     running, iterations = status == _RUNNING, torch.zeros_like(status)
     best_z, best_error = state.z, state.error

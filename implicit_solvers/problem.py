@@ -62,6 +62,8 @@ class EquationProblem:
         The tensors that the function takes after ``z``.
     start
         The size (root mean square) of the start of each lane, ``(N,)``.
+    basis
+        The identity, of which Jacobians are made; left out, it is made when it is needed.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class EquationProblem:
         shape: Sequence[int],
         operands: Sequence[Tensor],
         start: Tensor | None = None,
+        basis: Tensor | None = None,
     ) -> None:
+        self.basis = basis
         self.equation, self.lanes = equation, lanes
         self.shape, self.operands = tuple(shape), tuple(operands)
         self.start = start
@@ -147,19 +151,32 @@ class EquationProblem:
     def _jacobian(self, template: JacobianTemplate, z: Tensor) -> LaneMap:
         grid = self._grid(z)
         return LaneMap(
-            template, self.lanes.prepend(), self.shape, (grid, *self.operands), like=grid
+            template,
+            self.lanes.prepend(),
+            self.shape,
+            (grid, *self.operands),
+            like=grid,
+            basis=self.basis,
+        )
+
+    def with_basis(self, z: Tensor) -> EquationProblem:
+        """Return the problem with the basis that suits ``z`` at hand."""
+        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        return EquationProblem(
+            self.equation, self.lanes, self.shape, self.operands, self.start, basis
         )
 
     def aliased(self) -> EquationProblem:
         """Return the problem as the body of a loop in a graph has to see it."""
         operands = [alias(t) for t in self.operands]
-        return EquationProblem(self.equation, self.lanes, self.shape, operands, self.start)
+        basis = None if self.basis is None else alias(self.basis)
+        return EquationProblem(self.equation, self.lanes, self.shape, operands, self.start, basis)
 
     def take(self, index: Tensor) -> EquationProblem:
         """Return the problem of some of the lanes."""
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
         start = None if self.start is None else self.start[index]
-        return EquationProblem(self.equation, lanes, shape, operands, start)
+        return EquationProblem(self.equation, lanes, shape, operands, start, self.basis)
 
 
 class ResidualMap:

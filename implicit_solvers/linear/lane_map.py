@@ -57,8 +57,10 @@ class Template(Protocol):
     def dense(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the matrix of one lane."""
 
-    def matrices(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the matrices of all lanes."""
+    def matrices(
+        self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor], basis: Tensor | None
+    ) -> Tensor:
+        """Return the matrices of all lanes; ``basis`` is the identity, if it is at hand."""
 
     def diagonal_entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the diagonal of one lane."""
@@ -110,7 +112,9 @@ class OperatorTemplate:
             matrix = self.build(tensors).dense(self._structure_like(like))
         return matrix.expand((*like.shape[:-1], *self.shape))
 
-    def matrices(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    def matrices(
+        self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor], basis: Tensor | None
+    ) -> Tensor:
         """Return the matrices of all lanes."""
         return lanes.over(self.dense)(like, *tensors)
 
@@ -180,17 +184,23 @@ class JacobianTemplate:
 
     def dense(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return ``J``: by columns, of a basis that the lanes share; rectangular too."""
+        z = tensors[0]
+        return self._columns(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device), *tensors)
+
+    def _columns(self, basis: Tensor, *tensors: Tensor) -> Tensor:
         z, *operands = tensors
         out, pull = vjp(lambda u: self.fn(u, *operands), z)
         if torch.compiler.is_compiling():
-            rows = vmap(lambda e: pull(e.expand(out.shape).contiguous())[0], out_dims=-2)
-            return rows(torch.eye(out.shape[-1], dtype=z.dtype, device=z.device))
+            if out.shape[-1] != len(basis):
+                basis = torch.eye(out.shape[-1], dtype=z.dtype, device=z.device)
+            return vmap(lambda e: pull(e.expand(out.shape).contiguous())[0], out_dims=-2)(basis)
         _, push = vjp(pull, torch.zeros_like(out))
-        eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         columns = vmap(lambda e: push((e.expand(z.shape).contiguous(),))[0], out_dims=-1)
-        return columns(eye)
+        return columns(basis)
 
-    def matrices(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    def matrices(
+        self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor], basis: Tensor | None
+    ) -> Tensor:
         """Return ``J`` of all lanes; where nothing watches, and few are asked for, by rows.
 
         That takes half of the calls. For large batches what is computed decides, and columns of a
@@ -200,6 +210,9 @@ class JacobianTemplate:
             # some of torch's derivatives have no batching rule at first order, and one at second
             with contextlib.suppress(RuntimeError):
                 return self._rows(lanes, tensors)
+        if basis is not None:
+            # a compiler that saw how it is made would make it anew in every loop over it
+            return lanes.over(lambda like, *tensors: self._columns(basis, *tensors))(like, *tensors)
         return lanes.over(self.dense)(like, *tensors)
 
     def _rows(self, lanes: Lanes, tensors: Sequence[Tensor]) -> Tensor:
@@ -273,6 +286,8 @@ class LaneMap:
         Whether ``mv`` multiplies with the transpose.
     like
         A vector: a tensor of their dtype and device, and of their size if the map is square.
+    basis
+        The identity, if it is at hand.
     """
 
     def __init__(
@@ -285,7 +300,9 @@ class LaneMap:
         like: Tensor,
         columns: int = 1,
         transposed: bool = False,
+        basis: Tensor | None = None,
     ) -> None:
+        self.basis = basis
         self.template, self.lanes, self.shape = template, lanes, shape
         self.tensors: Sequence[Tensor] = tuple(tensors)
         self.columns, self.transposed = columns, transposed
@@ -337,7 +354,7 @@ class LaneMap:
 
     def dense(self) -> Tensor:
         """Return the matrices ``(grid, m, n)``, never transposed."""
-        matrices = self.template.matrices(self.lanes, self._like(), self.tensors)
+        matrices = self.template.matrices(self.lanes, self._like(), self.tensors, self.basis)
         return matrices.reshape(self.grid, *matrices.shape[-2:])
 
     def diagonal_entries(self) -> Tensor:
@@ -385,6 +402,7 @@ class LaneMap:
             like=self.like,
             columns=self.columns,
             transposed=self.transposed,
+            basis=None if self.basis is None else alias(self.basis),
         )
 
     def take(self, index: Tensor) -> LaneMap:
@@ -401,4 +419,5 @@ class LaneMap:
             like=self.like,
             columns=columns,
             transposed=self.transposed,
+            basis=self.basis,
         )

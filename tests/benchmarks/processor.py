@@ -32,11 +32,13 @@ PACKAGES = (
 def one_core(core: int | None = None) -> None:
     """Keep this process, and those it starts, on one core and one thread.
 
-    Left out, it is the last core of those allowed: the first serves most interrupts.
+    Left out, it is the last core of those allowed: the first serves most interrupts. Torch's
+    compiler forgets earlier runs, so that the time of a first call is what it is.
     """
     for name in THREADS:
         os.environ[name] = "1"
     os.environ.setdefault("XLA_FLAGS", XLA)
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if core is None else core})
 
