@@ -42,7 +42,8 @@ class LU(DirectSolver):
         n = matrix.shape[-1]
         if n == 0:
             return (matrix[..., 0, :], matrix, matrix[..., 0, :].int(), _regular(matrix))
-        if matrix.is_complex() or torch.compiler.is_compiling():
+        eager = matrix.device.type == "cpu" and not torch.compiler.is_compiling()
+        if matrix.is_complex() or not eager:
             scale = _scale(matrix.abs())
             scaled = matrix * scale.unsqueeze(-1)
             factors, pivots, _ = torch.linalg.lu_factor_ex(scaled)
@@ -58,7 +59,8 @@ class LU(DirectSolver):
         least = n * torch.finfo(matrix.dtype).eps
         # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
         regular = (pivot > least).all(-1)
-        if torch.compiler.is_compiling() or matrix.is_cuda or not bool(regular.all()):
+        # (a GPU would have to be waited for)
+        if not eager or not bool(regular.all()):
             largest = (matrix * scale.unsqueeze(-1)).abs().amax(-2)
             regular = (pivot > least * largest).all(-1)
         return scale, factors, pivots, regular
