@@ -55,10 +55,10 @@ def watch(events: list[Event]) -> Iterator[None]:
 
         return mock.patch.object(owner, name, noted)
 
-    def grid(template: Any, lanes: Any, like: Any, tensors: Any) -> int:
+    def grid(template: Any, lanes: Any, like: Any, *rest: Any) -> int:
         return max(like.shape[:-1].numel(), 1)
 
-    def own(solver: Any, matrix: Any) -> int:
+    def own(solver: Any, matrix: Any, *rest: Any) -> int:
         # before the first step a solver may store the factors of the identity
         eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
         return 0 if bool((matrix == eye).all()) else len(matrix)
@@ -67,12 +67,12 @@ def watch(events: list[Event]) -> Iterator[None]:
         return max(len(t) if t.dim() > 1 and t.shape[0] != t.shape[1] else 1 for t in primals)
 
     with (
-        noting(EquationProblem, "residual", "f", lambda problem, z: len(z)),
+        noting(EquationProblem, "residual", "f", lambda problem, z, *rest: len(z)),
         noting(JacobianTemplate, "matrices", "jacobian", grid),
         noting(JacobianTemplate, "products", "linearize", grid),
-        noting(LaneMap, "_apply", "product", lambda A, which, v: len(v)),
+        noting(LaneMap, "_apply", "product", lambda A, which, v, *rest: len(v)),
         noting(LU, "factor_dense", "factor", own),
-        noting(LU, "solve", "solve", lambda solver, factors, b, transposed: len(b)),
+        noting(LU, "solve", "solve", lambda solver, factors, b, *rest: len(b)),
         noting(differentiate, "vjp", "pullback", pulled),
     ):
         yield

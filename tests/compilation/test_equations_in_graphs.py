@@ -253,3 +253,20 @@ def test_nothing_is_differentiated_without_grad():
         out = torch.compile(run, fullgraph=True, backend="aot_eager")(x, W)
     assert not out.value.requires_grad
     torch.testing.assert_close(out.value, run(x, W).value.detach())
+
+
+def test_a_root_without_a_solver_is_found_by_newtons_method():
+    x = torch.linspace(0.5, 2.0, 6, dtype=torch.float64).reshape(3, 2)
+
+    def layer(x, solver=None):
+        fn = lambda z, x: z**3 + z - x
+        options = {"batch_dims": 1, "in_dims": (0,), "on_failure": "mask"}
+        return ims.root(fn, torch.zeros_like(x), (x,), solver=solver, **options)
+
+    (traced, gradients), _ = agree(layer, (x,), steps=3)
+    assert torch.equal(traced.iterations, layer(x, ims.Newton()).iterations)
+    # of the loss in `evaluated`
+    z, weights = traced.value, torch.linspace(0.5, 1.5, 6, dtype=torch.float64).reshape(3, 2)
+    torch.testing.assert_close(gradients[0], 2 * weights * z / (3 * z**2 + 1))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"cannot use Dogleg\(\)"):
+        torch.compile(lambda x: layer(x, ims.Dogleg()).value, fullgraph=True, backend="eager")(x)
