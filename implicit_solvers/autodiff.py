@@ -47,6 +47,7 @@ __all__ = [
     "no_saved_tensor_hooks",
     "peel",
     "pushforward",
+    "saved_tensor_hooks_restored",
     "slope",
     "transformed",
     "transforms_active",
@@ -78,6 +79,22 @@ def no_saved_tensor_hooks() -> Iterator[None]:
     finally:
         for pair in reversed(hooks):
             api._push_saved_tensors_default_hooks(*pair)
+
+
+@contextlib.contextmanager
+def saved_tensor_hooks_restored() -> Iterator[None]:
+    """Allow saved-tensor hooks again afterwards, if they were allowed before.
+
+    Dynamo switches them off where it traces a pullback, and does not always switch them on again:
+    ``torch.utils.checkpoint`` would be refused from then on.
+    """
+    api: Any = torch._C._autograd
+    allowed = api._saved_tensors_hooks_is_enabled()
+    try:
+        yield
+    finally:
+        if allowed and not api._saved_tensors_hooks_is_enabled():
+            api._saved_tensors_hooks_enable()
 
 
 def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:

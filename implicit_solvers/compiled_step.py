@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from implicit_solvers import graph_break
+from implicit_solvers.autodiff import saved_tensor_hooks_restored
 
 __all__ = ["compilable", "compiled_step", "in_own_memory", "padded"]
 
@@ -69,7 +70,8 @@ def _guarded(step: Callable[..., Any], name: str) -> Callable[..., Any]:
         before = config.recompile_limit, config.fail_on_recompile_limit_hit
         config.recompile_limit, config.fail_on_recompile_limit_hit = LIMIT, True
         try:
-            return step(*args)
+            with saved_tensor_hooks_restored():
+                return step(*args)
         except torch._dynamo.exc.TorchDynamoException as error:
             error.add_note(
                 f"{name} compiles its step together with the function that it solves for, "

@@ -35,3 +35,5 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+    # Dynamo switches the checks of distributions off, for the whole process, at its first use
+    torch.distributions.Distribution.set_default_validate_args(True)

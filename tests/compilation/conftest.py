@@ -11,6 +11,8 @@ def _forget():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+    # Dynamo does not always allow saved-tensor hooks again where it traced a pullback
+    torch._C._autograd._saved_tensors_hooks_enable()
 
 
 def pytest_collection_modifyitems(items):
