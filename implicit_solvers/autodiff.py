@@ -39,6 +39,7 @@ __all__ = [
     "forward_level",
     "forward_mode_disabled",
     "is_batched",
+    "is_batchedtensor",
     "is_functorch_wrapped_tensor",
     "level_of",
     "live",

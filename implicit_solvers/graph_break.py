@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
-from torch._C._functorch import is_batchedtensor  # type: ignore[import-untyped,unused-ignore]
 from torch.utils._pytree import tree_leaves
+
+from implicit_solvers.autodiff import is_batchedtensor
 
 __all__ = ["COMPILES", "common_obstacle", "frames_compiled", "outside_of_graphs"]
 
