@@ -36,12 +36,19 @@ class ImplicitAdjoint:
         is biased: of first order only, an error when its derivative is differentiated again.
     preconditioner
         ``Jacobi()``, or a function of ``(z, *args)`` that returns an operator near the inverse of
-        the Jacobian; iterative solvers only.
+        the Jacobian, on vectors like ``z``; iterative solvers only.
 
     Raises
     ------
-    ValueError
-        When a solve begins whose Jacobian ``linear_solver`` is not made for.
+    TypeError, ValueError
+        When a solve begins and ``linear_solver`` is none, or not made for its Jacobian.
+    RuntimeError
+        When the derivative of a truncated Neumann series is differentiated again.
+
+    Notes
+    -----
+    ``z`` is ``(*lanes, n)`` for the solve, whatever its structure, and ``A`` is ``(*lanes, n, n)``,
+    of the unknown's dtype.
 
     Examples
     --------
@@ -97,6 +104,8 @@ class OneStepAdjoint:
     error when the derivative is differentiated again. Source: Fung et al., "JFB: Jacobian-Free
     Backpropagation for Implicit Networks" (2022).
 
+    ``z`` may have any structure, shapes and floating dtype.
+
     Raises
     ------
     ValueError
@@ -127,6 +136,9 @@ class OneStepAdjoint:
 @dataclass(frozen=True)
 class UnrolledAdjoint:
     """Differentiate through the steps that the solver made, to compare with or to learn from.
+
+    For steps ``z_(k+1) = s(z_k, theta)``: ``dz_(k+1) = (ds/dz) dz_k + (ds/dtheta) dtheta``, with
+    ``z`` of any structure, shapes and floating dtype.
 
     Memory grows with the number of steps; the start gets a gradient. It works through
     `FixedPointIteration` and `GradientDescent`, in every mode and to any order; under

@@ -39,6 +39,8 @@ def retain_freed_memory(limit: int = 512 << 20) -> bool:
 
     Notes
     -----
+    It changes where blocks come from, of tensors of any shape and dtype, and no value.
+
     Source: mallopt(3), ``M_MMAP_THRESHOLD`` and ``M_TRIM_THRESHOLD``.
 
     Examples

@@ -206,6 +206,13 @@ def transformed() -> bool:
 
     A fast path on plain tensors, written for ``backward()`` alone, has to step aside then.
 
+    Returns
+    -------
+    bool
+        True inside of ``vmap``, ``grad``, ``jvp`` and the other transforms, of a
+        ``forward_ad.dual_level``, and while ``torch.compile`` traces; False otherwise, whether or
+        not gradients are recorded.
+
     Examples
     --------
     >>> transformed(), torch.func.vmap(lambda x: x * transformed())(torch.ones(2))

@@ -67,8 +67,8 @@ def attach(
     fn
         ``fn(z, *args)`` returns the residual, with the structure, shapes and dtype of ``z``.
     z
-        The root: a tensor or pytree of tensors, found by whatever means. Its own gradient, if it
-        has one, is dropped.
+        The root, found by whatever means: a tensor or pytree of tensors, of any shapes and one
+        floating dtype. Its own gradient, if it has one, is dropped.
     args
         Further arguments of ``fn``, pytrees.
     adjoint
@@ -146,7 +146,8 @@ def custom_root(
     ConvergenceError
         By the decorated solver, if its result is no root and ``on_failure="raise"``.
     TypeError, ValueError
-        By the decorated solver, if an argument or what it returns is unfit.
+        By the decorated solver, if an argument or what it returns is unfit; a ValueError at once,
+        if ``vmap_method`` is none of the two.
 
     Examples
     --------
@@ -173,6 +174,10 @@ def custom_fixed_point(
 ) -> Callable[[Callable[..., Any]], Callable[..., Solution]]:
     """Decorate a solver for ``z = fn(z, *args)`` of your own.
 
+    The derivative is that of `fixed_point`, ``dz = (I - dg/dz)^-1 (dg/dtheta) dtheta`` for ``fn``
+    called ``g``; what the solver does is not differentiated. Source: Blondel et al., "Efficient and
+    Modular Implicit Differentiation" (2022), section 2.
+
     Parameters
     ----------
     fn
@@ -189,6 +194,9 @@ def custom_fixed_point(
     ------
     ConvergenceError
         By the decorated solver, if its result is no fixed point and ``on_failure="raise"``.
+    TypeError, ValueError
+        By the decorated solver, if an argument or what it returns is unfit; a ValueError at once,
+        if ``vmap_method`` is none of the two.
 
     Examples
     --------

@@ -61,6 +61,13 @@ def elementwise_function(
         If, when called, no argument is a tensor, or one is not real and floating.
     NotImplementedError
         If, when differentiated, ``partials`` is None.
+    ValueError
+        If, when differentiated, ``partials`` does not return one entry for each argument.
+
+    Notes
+    -----
+    Source: Griewank and Walther, "Evaluating Derivatives" (2008), chapters 2 and 3: elemental
+    functions and their partial derivatives.
 
     Examples
     --------

@@ -74,21 +74,21 @@ def gradient_error(
     equation
         By which function: `root` (default), `fixed_point`, `minimize`, `least_squares`.
     cotangent
-        The derivative of the loss with respect to ``solution.value``, of its structure; ones if
-        left out.
+        The derivative of the loss with respect to ``solution.value``, of its structure, shapes and
+        dtype; ones if left out.
     adjoint
         The adjoint in use: `ImplicitAdjoint` (default), a budgeted one, `OneStepAdjoint`.
 
     Returns
     -------
     Tensor
-        0-d (one for each lane under ``torch.func.vmap``), over the gradients with respect to all
-        floating tensors in ``args`` and captured; NaN if nothing is to be had at the point.
+        0-d, real (one for each lane under ``torch.func.vmap``), over the gradients with respect to
+        all floating tensors in ``args`` and captured; NaN if nothing is to be had at the point.
 
     Raises
     ------
     ValueError
-        If ``equation`` is none of the four.
+        If ``equation`` is none of the four, or ``cotangent`` not like the solution's value.
 
     Examples
     --------

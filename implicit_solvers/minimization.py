@@ -84,11 +84,12 @@ def minimize(
     Parameters
     ----------
     fn
-        ``fn(z, *args)`` returns the objective: a 0-d tensor, or one number for each lane.
+        ``fn(z, *args)`` returns the objective, real and of the dtype of ``z0``: a 0-d tensor, or
+        one number for each lane, ``(*lanes,)``.
     z0
-        The start: a tensor (0-d too) or a pytree of tensors of one floating dtype and
-        device. It gets no gradient: where the start is a parameter that the solution depends on
-        (as in iMAML), pass it in ``args`` too.
+        The start: a tensor (0-d too) or a pytree of tensors, of any shapes and of one floating
+        dtype and device. It gets no gradient: where the start is a parameter that the solution
+        depends on (as in iMAML), pass it in ``args`` too.
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver

@@ -20,7 +20,7 @@ __all__ = ["Monitor", "SolveRecord", "monitor", "observe"]
 
 @dataclass(frozen=True)
 class SolveRecord:
-    """One solve.
+    """One solve that a `monitor` saw.
 
     Attributes
     ----------
@@ -31,10 +31,20 @@ class SolveRecord:
     lanes
         The number of lanes.
     iterations, residual, status
-        Tensors with one entry for each lane, as in `Solution`; for a linear solve, and so for
-        every adjoint, the residual is ``norm(b - A x) / norm(b)``.
+        Tensors with one entry for each lane, as in `Solution`: int64, of the unknown's dtype, and
+        int64. For a linear solve, and so for every adjoint, the residual is
+        ``norm(b - A x) / norm(b)``.
     seconds
         Wall-clock time.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> with ims.monitor() as log:
+    ...     _ = ims.root(lambda z: z**2 - 4, torch.tensor([1.0, 2.0]), batch_dims=1)
+    >>> record = log.records[0]
+    >>> record.equation, record.solver, record.lanes, record.status
+    ('root of <lambda>', 'Dogleg', 2, tensor([0, 0]))
     """
 
     equation: str
@@ -48,7 +58,26 @@ class SolveRecord:
 
 @dataclass
 class Monitor:
-    """The log that `monitor` fills: a list of `SolveRecord`, with a table."""
+    """The log that `monitor` fills: a list of `SolveRecord`, with a table.
+
+    Attributes
+    ----------
+    records
+        The solves, in the order in which they ended, so that a solve inside of another, and the
+        backward solves, have records of their own.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> from rich.console import Console
+    >>> a = torch.tensor(2.0, requires_grad=True)
+    >>> with ims.monitor() as log:
+    ...     ims.root(lambda z, a: z**2 - a, torch.tensor(1.0), (a,)).value.backward()
+    >>> [record.equation for record in log.adjoints()]
+    ['adjoint of root of <lambda>']
+    >>> log.table(Console(width=90))
+    ┏━...
+    """
 
     records: list[SolveRecord] = field(default_factory=list)
 
@@ -87,8 +116,15 @@ _LOCK = threading.Lock()
 def monitor() -> Iterator[Monitor]:
     """Record every solve inside the block, forward and backward, in a `Monitor`.
 
-    It is the channel for the residual of the adjoint solves. Outside such a block nothing is
-    recorded and nothing is paid.
+    It is the channel for the residual of the adjoint solves, ``norm(b - A x) / norm(b)`` in each
+    lane. Outside such a block nothing is recorded and nothing is paid. Blocks may be nested: each
+    records all solves inside of it, those of other threads included. What ``torch.compile`` traces
+    is not recorded.
+
+    Yields
+    ------
+    Monitor
+        The log, whose ``records`` fill while the block runs.
 
     Examples
     --------

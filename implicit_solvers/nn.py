@@ -223,6 +223,14 @@ class Root(_Layer):
     --------
     implicit_solvers.root, FixedPoint, Minimize
 
+    Notes
+    -----
+    ``x`` and ``z`` may have any structure and shapes; ``z``, which ``init`` makes, has one real
+    floating dtype, and ``cell`` returns that dtype.
+
+    Source: Krantz and Parks, "The Implicit Function Theorem" (2002), chapter 3; as a layer: El
+    Ghaoui et al., "Implicit Deep Learning" (2021).
+
     Examples
     --------
     >>> import torch, implicit_solvers as ims
@@ -273,6 +281,13 @@ class Minimize(_Layer):
     See Also
     --------
     implicit_solvers.minimize, FixedPoint, Root
+
+    Notes
+    -----
+    ``x`` and ``z`` may have any structure and shapes; ``z``, which ``init`` makes, has one real
+    floating dtype, and ``cell`` returns that dtype.
+
+    Source: Gould, Hartley and Campbell, "Deep Declarative Networks" (2022).
 
     Examples
     --------

@@ -50,6 +50,11 @@ class Equation:
 class EquationProblem:
     """``F(z) = 0`` in each of N lanes: everything is a tensor formula on ``z (N, n)``.
 
+    A solver of your own gets one in ``init(problem, z)`` and ``step(problem, state)``. What it
+    needs of it are the methods: `residual` is ``F(z)``, `linearize` its Jacobian, `evaluate` the
+    function itself, `value_and_gradient` an objective and its gradient, `tolerance` what
+    ``norm(F(z))`` may be, `take` the problem of some of the lanes. The library makes it.
+
     Parameters
     ----------
     equation
@@ -59,11 +64,42 @@ class EquationProblem:
     shape
         The grid of lanes, of N places.
     operands
-        The tensors that the function takes after ``z``.
+        The tensors that the function takes after ``z``, of any shapes and dtypes; ``z`` itself has
+        one real floating dtype, and so has everything that the methods return.
     start
         The size (root mean square) of the start of each lane, ``(N,)``.
     basis
         The identity, of which Jacobians are made; left out, it is made when it is needed.
+
+    Examples
+    --------
+    A solver that makes damped steps ``z <- z - 0.1 F(z)``:
+
+    >>> from dataclasses import dataclass
+    >>> from typing import ClassVar, NamedTuple
+    >>> import implicit_solvers as ims
+    >>> class State(NamedTuple):
+    ...     z: torch.Tensor
+    ...     error: torch.Tensor
+    ...     flag: torch.Tensor
+    >>> @dataclass(frozen=True)
+    ... class Damped:
+    ...     rtol: float = 1e-5
+    ...     atol: float = 1e-5
+    ...     max_steps: int = 200
+    ...     norm: object = ims.rms
+    ...     compact: bool = True
+    ...     monotone: ClassVar[bool] = False
+    ...     solves: ClassVar[tuple[str, ...]] = ("root",)
+    ...
+    ...     def init(self, problem: EquationProblem, z):
+    ...         error = self.norm(problem.residual(z))
+    ...         return State(z, error, torch.zeros(len(z), dtype=torch.int64))
+    ...
+    ...     def step(self, problem: EquationProblem, state):
+    ...         return self.init(problem, state.z - 0.1 * problem.residual(state.z))
+    >>> ims.root(lambda z: z**2 - 4, torch.tensor([1.0, 3.0]), solver=Damped(), batch_dims=1).value
+    tensor([2.0000, 2.0000])
     """
 
     def __init__(

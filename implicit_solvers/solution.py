@@ -118,12 +118,13 @@ class Solution:
     value
         The solution, with the structure, shapes and dtype of the start.
     converged
-        Whether the residual met the tolerance; bool.
+        Whether the residual met the tolerance; bool, ``(*lanes,)``, like all statistics: 0-d where
+        there is one problem.
     iterations
         The number of steps taken; int64.
     residual
         The norm (root mean square unless the solver says otherwise) of the optimality condition,
-        or of ``b - A x``, at ``value``; in the dtype of the unknown.
+        or of ``b - A x``, at ``value``; in the dtype of the unknown, real where that is complex.
     status
         `Status` codes; int64.
     aux

@@ -41,6 +41,11 @@ def rms(lanes: Tensor) -> Tensor:
     Tensor
         ``(N,)``, real.
 
+    Raises
+    ------
+    RuntimeError
+        If ``lanes`` holds integers (torch refuses).
+
     Examples
     --------
     >>> rms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))

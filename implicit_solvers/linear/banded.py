@@ -26,6 +26,13 @@ class Banded(DirectSolver):
     the criterion of `LU`. Source: Golub and Van Loan, "Matrix Computations", section 4.3; LAPACK's
     ``gbtrf``.
 
+    For square operators ``(*lanes, n, n)`` in float32, float64 and their complex kin.
+
+    Raises
+    ------
+    ValueError
+        When a solve begins with an operator that is not known to be banded.
+
     Examples
     --------
     >>> import implicit_solvers as ims

@@ -40,6 +40,9 @@ class BiCGStab:
     variant of Bi-CG for the solution of nonsymmetric linear systems", SIAM J. Sci. Stat. Comput.
     13 (1992).
 
+    For square operators ``(*lanes, n, n)`` of every floating and complex dtype, known by their
+    products.
+
     Parameters
     ----------
     rtol, atol

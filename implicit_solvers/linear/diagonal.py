@@ -16,7 +16,16 @@ __all__ = ["Diagonal"]
 
 @dataclass(frozen=True)
 class Diagonal(DirectSolver):
-    """Division by the diagonal, for operators that are diagonal.
+    """Division by the diagonal, for operators that are diagonal: ``x_i = b_i / a_i``.
+
+    For square operators ``(*lanes, n, n)`` of every floating and complex dtype, known to be
+    diagonal: `DiagonalOperator`, `IdentityOperator`, and what is made of them. A lane with a zero
+    on its diagonal is SINGULAR.
+
+    Raises
+    ------
+    ValueError
+        When a solve begins with an operator that is not known to be diagonal.
 
     Examples
     --------

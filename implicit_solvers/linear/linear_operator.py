@@ -55,13 +55,36 @@ class LinearOperator:
     """A linear map ``v -> A v`` on tensors or pytrees of one structure, known by its products.
 
     Operators add, subtract, multiply (``A @ B``) and scale (``2 * A``); ``A @ v`` is the product
-    with a vector, ``A.T`` the transpose, ``A.H`` the conjugate transpose, ``A.dense()`` the matrix.
+    with a vector, ``A.T`` the transpose, ``A.H`` the conjugate transpose, ``A.dense()`` the matrix
+    ``(*lanes, m, n)`` over the raveled vectors.
+
+    It is what `MatrixOperator`, `FunctionOperator`, `JacobianOperator` and the others have in
+    common: annotate with it, and make one of those.
 
     Attributes
     ----------
     symmetric, positive_definite, diagonal
         What the caller knows of the operator; solvers trust it. Positive definite implies
         symmetric. A complex operator is called symmetric if it equals its conjugate transpose.
+    structure, out_structure
+        The shapes, dtype (floating, real or complex) and device of ``v`` and of ``A v``.
+
+    Raises
+    ------
+    ValueError
+        If operators on different vectors are added or multiplied, or one is scaled by a tensor
+        that is not 0-d.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> A = ims.MatrixOperator(torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+    >>> B = 2.0 * A + ims.IdentityOperator()
+    >>> isinstance(B, LinearOperator), B @ torch.ones(2), B.T @ torch.ones(2)
+    (True, tensor([3., 5.]), tensor([5., 3.]))
+    >>> (A @ A).dense()
+    tensor([[2., 0.],
+            [0., 2.]])
     """
 
     symmetric: bool

@@ -70,6 +70,8 @@ class LSMR:
     which would change the norm that is least. Source: Fong and Saunders, "LSMR: an iterative
     algorithm for sparse least-squares problems", SIAM J. Sci. Comput. 33 (2011).
 
+    For operators ``(*lanes, m, n)`` of every floating and complex dtype, known by their products.
+
     Parameters
     ----------
     rtol, atol
@@ -85,7 +87,8 @@ class LSMR:
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
+        begins with ``x0`` or a preconditioner.
 
     Examples
     --------

@@ -54,6 +54,9 @@ class MINRES:
     Anal. 12 (1975); the residual's recurrence: Choi, Paige and Saunders, "MINRES-QLP", SIAM J.
     Sci. Comput. 33 (2011).
 
+    For square operators ``(*lanes, n, n)`` of every floating and complex dtype, known by their
+    products.
+
     Parameters
     ----------
     rtol, atol
@@ -70,7 +73,8 @@ class MINRES:
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
+        begins with an operator that is not known to be symmetric.
 
     Examples
     --------

@@ -33,6 +33,9 @@ class Neumann:
     and Duvenaud, "Optimizing Millions of Hyperparameters by Implicit Differentiation" (2020), its
     use as an adjoint.
 
+    For square operators ``(*lanes, n, n)`` of every floating and complex dtype, known by their
+    products.
+
     Parameters
     ----------
     rtol, atol

@@ -32,7 +32,7 @@ def _imply_symmetry(operator: Any) -> None:
 @operator_pytree("matrix")
 @dataclass(frozen=True, eq=False)
 class MatrixOperator(LinearOperator):
-    """The operator of a matrix.
+    """The operator of a matrix, ``(A v)_i = sum_j a_ij v_j``.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class MatrixOperator(LinearOperator):
 @operator_pytree()
 @dataclass(frozen=True, eq=False, init=False)
 class FunctionOperator(LinearOperator):
-    """The operator of a function that multiplies.
+    """The operator of a function that multiplies, ``A v = fn(v)``.
 
     Parameters
     ----------
@@ -183,13 +183,16 @@ def _one_for_each_lane(matrix: Tensor) -> bool:
 class JacobianOperator(LinearOperator):
     """The Jacobian of ``fn(z, *args)`` with respect to ``z``, by products.
 
+    ``J v`` takes two pullbacks, ``J^T v`` one; no matrix is formed unless a solver needs it.
+    Source: Townsend, "A new trick for calculating Jacobian vector products" (2017).
+
     Parameters
     ----------
     fn
         A function from ``z`` to the same structure, or to that of ``out_like``. If ``z`` is
         complex, it must be holomorphic: solves check their residual, which refutes one that is not.
     z
-        The point: a tensor or pytree of tensors of one floating dtype.
+        The point: a tensor or pytree of tensors, of any shapes and one floating or complex dtype.
     args
         Further arguments, pytrees.
     symmetric, positive_definite
@@ -264,12 +267,15 @@ class JacobianOperator(LinearOperator):
 class HessianOperator(LinearOperator):
     """The Hessian of a scalar ``fn(z, *args)`` with respect to ``z``, by products.
 
+    ``H v`` is the derivative of the gradient along ``v``. Source: Pearlmutter, "Fast exact
+    multiplication by the Hessian", Neural Computation 6 (1994).
+
     Parameters
     ----------
     fn
         A function from ``z`` to a 0-d tensor.
     z
-        The point: a tensor or pytree of tensors of one floating dtype.
+        The point: a tensor or pytree of tensors, of any shapes and one real floating dtype.
     args
         Further arguments, pytrees.
     positive_definite
@@ -323,12 +329,13 @@ class HessianOperator(LinearOperator):
 @operator_pytree("entries")
 @dataclass(frozen=True, eq=False)
 class DiagonalOperator(LinearOperator):
-    """The operator that multiplies each unknown by a number of its own.
+    """The operator that multiplies each unknown by a number of its own, ``(A v)_i = a_i v_i``.
 
     Parameters
     ----------
     entries
-        The diagonal: a tensor, or a pytree of tensors, of the vectors' structure and shapes.
+        The diagonal: a tensor, or a pytree of tensors, of the vectors' structure, shapes and
+        floating or complex dtype.
     positive_definite
         Whether all entries are known to be positive, of complex entries too.
 
@@ -376,7 +383,10 @@ class DiagonalOperator(LinearOperator):
 @operator_pytree()
 @dataclass(frozen=True, eq=False)
 class IdentityOperator(LinearOperator):
-    """The operator that returns its argument.
+    """The operator that returns its argument, ``I v = v``.
+
+    It takes vectors of every structure, shape and dtype. It cannot be written out on its own
+    (``dense`` raises a ValueError): it does not know their number.
 
     Examples
     --------

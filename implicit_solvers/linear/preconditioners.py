@@ -13,10 +13,11 @@ __all__ = ["DiagonalMap", "Jacobi"]
 
 @dataclass(frozen=True)
 class Jacobi:
-    """Divide by the operator's diagonal; zeros in it are left alone.
+    """Divide by the operator's diagonal: ``(M r)_i = r_i / |a_ii|``; zeros in it are left alone.
 
-    An operator without a closed form is probed with ``n`` products for its diagonal. Source: Saad,
-    "Iterative Methods for Sparse Linear Systems" (2003), section 10.2.
+    For square operators ``(*lanes, n, n)`` of every floating and complex dtype. One without a
+    closed form is probed with ``n`` products for its diagonal. Source: Saad, "Iterative Methods for
+    Sparse Linear Systems" (2003), section 10.2.
 
     Examples
     --------

@@ -23,7 +23,7 @@ class QR(DirectSolver):
     (rows, if there are fewer), scaled to equal length, have a condition number of at least
     ``1 / (n eps)``. Source: Golub and Van Loan, "Matrix Computations", sections 5.3 and 5.6.
 
-    For operators ``(*lanes, m, n)`` of every floating and complex dtype;
+    For operators ``(*lanes, m, n)`` in float32, float64 and their complex kin;
     operators known by products are formed first.
 
     Examples

@@ -19,7 +19,7 @@ __all__ = ["SparseOperator"]
 @operator_pytree("values", "rows", "columns")
 @dataclass(frozen=True, eq=False, init=False)
 class SparseOperator(LinearOperator):
-    """The operator of a sparse matrix.
+    """The operator of a sparse matrix, ``(A v)_i = sum_j a_ij v_j`` over its entries.
 
     Products take time proportional to the number of entries; by default `SuperLU` solves on the
     CPU. Derivatives are with respect to the entries on the pattern: a sparse tensor of the same

@@ -29,6 +29,9 @@ class Structured(DirectSolver):
     two products, evaluated as one batch, and no factorization. Every factorization looks anew: the
     structure may differ from one Newton step to the next.
 
+    For square operators ``(*lanes, n, n)`` of the dtypes of what solves in the end: `Diagonal`,
+    `Banded`, or ``fallback``.
+
     Source: Curtis, Powell and Reid, "On the estimation of sparse Jacobian matrices", J. Inst.
     Maths Applics 13 (1974).
 
@@ -44,7 +47,7 @@ class Structured(DirectSolver):
     ValueError
         If ``widest`` is negative, or ``fallback`` solves singular systems (`SVD`).
     TypeError
-        If ``fallback`` is not a direct solver.
+        If ``widest`` is no whole number, or ``fallback`` not a direct solver.
 
     Examples
     --------

@@ -23,7 +23,8 @@ __all__ = ["SuperLU"]
 class SuperLU(DirectSolver):
     """Sparse LU factorization with partial pivoting, for a `SparseOperator`, on the CPU.
 
-    SciPy's SuperLU factors in float32, float64 and their complex kin, each lane of entries once;
+    SciPy's SuperLU factors ``n x n`` matrices in float32, float64 and their complex kin, each lane
+    of entries, ``(*lanes, entries)``, once;
     the backward pass, and every further derivative, uses the factors again. An operator is
     reported as singular if a pivot is at most ``n eps`` times the largest entry of its column of
     ``U``. Source: Demmel, Eisenstat, Gilbert, Li and Liu, "A supernodal approach to sparse partial
@@ -37,7 +38,8 @@ class SuperLU(DirectSolver):
     Raises
     ------
     ValueError
-        If ``ordering`` is none of them.
+        If ``ordering`` is none of them; when a solve begins with another operator than a square
+        `SparseOperator`, or under a ``vmap`` over the pattern of the matrix.
 
     Examples
     --------

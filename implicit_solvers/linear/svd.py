@@ -27,6 +27,9 @@ class SVD(DirectSolver):
     differentiation of pseudo-inverses and nonlinear least squares problems whose variables
     separate", SIAM J. Numer. Anal. 10 (1973).
 
+    For operators ``(*lanes, m, n)`` in float32, float64 and their complex kin; operators known by
+    products are formed first.
+
     Parameters
     ----------
     rcond

@@ -53,7 +53,7 @@ class Aitken:
     growth
         By how much a relaxed step may raise the residual's norm.
     norm
-        Maps residuals ``(N, n)`` to ``(N,)``.
+        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 

@@ -54,14 +54,15 @@ class Bisection:
     expansions
         How often the search for a bracket may go twice as far; only if none is given.
     norm
-        Maps residuals ``(N, 1)`` to ``(N,)``.
+        Maps residuals ``(N, 1)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
+        begins with a lane of more than one unknown.
 
     Examples
     --------

@@ -83,7 +83,7 @@ class Broyden:
     growth
         By how much a step may raise the residual's norm above its least; at least 1.
     norm
-        Maps residuals ``(N, n)`` to ``(N,)``.
+        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 

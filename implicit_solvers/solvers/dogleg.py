@@ -72,7 +72,7 @@ class Dogleg:
     shrinks
         How many times the region may shrink in a step.
     norm
-        Maps residuals or gradients ``(N, n)`` to ``(N,)``.
+        Maps residuals or gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
     reuse
@@ -83,9 +83,7 @@ class Dogleg:
 
     Raises
     ------
-    TypeError
-        If ``linear_solver`` is not an iterative solver.
-    ValueError
+    TypeError, ValueError
         If a hyperparameter makes no sense; the message names it.
 
     Examples

@@ -42,7 +42,7 @@ class FixedPointIteration:
     damping
         The share of the way to ``g(z)``; 1 is the plain iteration.
     norm
-        Maps residuals ``(N, n)`` to ``(N,)``.
+        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
     check_every

@@ -54,16 +54,15 @@ class GaussNewton:
     halvings
         How many times the step length may be halved.
     norm
-        Maps gradients ``(N, n)`` to ``(N,)``.
+        Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 
     Raises
     ------
-    TypeError
-        If ``linear_solver`` is not an iterative solver.
-    ValueError
-        If there are fewer residuals than unknowns; use `LevenbergMarquardt` then.
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
+        begins with fewer residuals than unknowns; use `LevenbergMarquardt` then.
 
     Examples
     --------

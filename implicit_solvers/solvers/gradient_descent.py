@@ -64,7 +64,7 @@ class GradientDescent:
         ``Backtracking()`` or ``StrongWolfe()``; left out, steps have the length ``lr``, and can
         be unrolled (`UnrolledAdjoint`).
     norm
-        Maps gradients ``(N, n)`` to ``(N,)``.
+        Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
     check_every

@@ -57,7 +57,7 @@ class LBFGS:
     line_search
         How the length of a step is found.
     norm
-        Maps gradients ``(N, n)`` to ``(N,)``.
+        Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 

@@ -62,14 +62,14 @@ class LevenbergMarquardt:
     shrinks
         How many times the region may shrink in a step.
     norm
-        Maps gradients or residuals ``(N, n)`` to ``(N,)``.
+        Maps gradients or residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 
     Raises
     ------
-    TypeError
-        If ``linear_solver`` is not an iterative solver.
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
 
     Examples
     --------

@@ -131,6 +131,9 @@ class BacktrackingState(NamedTuple):
 class Backtracking:
     """Shorten the step until the objective falls enough: the rule of Armijo.
 
+    For objectives ``f`` ``(N,)`` and directions ``p`` ``(N, n)`` of a real floating dtype; each
+    lane has its own length.
+
     The length ``t`` is multiplied by ``shrink`` until ``f(z + t p) <= f(z) + decrease t f'``, with
     the slope ``f'`` along ``p`` at ``z``. Where that fall is less than the rounding of the
     objective (``eps**(2/3) max(|f|, 1)``), a slope that has not turned against ``p`` by more than
@@ -228,6 +231,9 @@ class StrongWolfeState(NamedTuple):
 @dataclass(frozen=True)
 class StrongWolfe:
     """Find a length at which the objective has fallen and the slope is nearly gone.
+
+    For objectives ``f`` ``(N,)`` and directions ``p`` ``(N, n)`` of a real floating dtype; each
+    lane has its own length.
 
     With ``phi(t) = f(z + t p)``: ``phi(t) <= phi(0) + decrease t phi'(0)`` and
     ``|phi'(t)| <= curvature |phi'(0)|``. The length grows until a bracket is found, whose lower

@@ -56,7 +56,7 @@ class NewtonCG:
     halvings
         How many times the length of a step may be changed.
     norm
-        Maps gradients ``(N, n)`` to ``(N,)``.
+        Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 

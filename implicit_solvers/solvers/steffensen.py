@@ -55,14 +55,15 @@ class Steffensen:
     halvings
         How many times the step length may be halved; 0 takes full steps always.
     norm
-        Maps residuals ``(N, 1)`` to ``(N,)``.
+        Maps residuals ``(N, 1)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
 
     Raises
     ------
-    ValueError
-        If a lane has more than one unknown.
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
+        begins with a lane of more than one unknown.
 
     Examples
     --------

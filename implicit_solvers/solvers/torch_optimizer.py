@@ -54,7 +54,7 @@ class TorchOptimizer:
     max_steps
         The number of steps allowed.
     norm
-        Maps gradients ``(N, n)`` to ``(N,)``.
+        Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
     **options

@@ -73,9 +73,11 @@ def check_implicit_gradients(
         tensors or a `Solution`; of `nn.Root`, `nn.FixedPoint`, `nn.Minimize` the equation is
         known.
     z0
-        The start of an equation's solve; None for a layer.
+        The start of an equation's solve, tensors of any shapes and one floating dtype; None for a
+        layer.
     args
-        The arguments: pytrees; the derivatives are checked with respect to each floating tensor.
+        The arguments: pytrees; the derivatives are checked with respect to each floating tensor, of
+        whatever shape.
     kind
         ``"root"``, ``"fixed_point"``, ``"minimize"`` or ``"least_squares"``: what the equation is.
     equation
@@ -162,6 +164,11 @@ def check_implicit_gradients(
 def assert_implicit_gradients(*args: Any, **options: Any) -> Report:
     """Call `check_implicit_gradients` with the same arguments, and raise if an entry failed.
 
+    Parameters
+    ----------
+    *args, **options
+        As there, of the same shapes and dtypes.
+
     Returns
     -------
     Report
@@ -171,6 +178,8 @@ def assert_implicit_gradients(*args: Any, **options: Any) -> Report:
     ------
     GradientCheckError
         An AssertionError with the table; ``error.report`` is the report.
+    TypeError, ValueError
+        If an argument of the check is unfit.
 
     Examples
     --------

@@ -14,7 +14,28 @@ __all__ = ["Clarabel", "ConeSolution"]
 
 
 class ConeSolution(NamedTuple):
-    """What a solver found: ``x``, the multipliers ``y``, the slack ``s``, a status, the steps."""
+    """What a solver found for one lane.
+
+    Attributes
+    ----------
+    x
+        The variables, ``(n,)``, float64.
+    y, s
+        The multipliers and the slack ``b - A x``, ``(m,)``, float64.
+    status
+        A `implicit_solvers.Status`.
+    steps
+        The steps that the solver made.
+
+    Examples
+    --------
+    >>> import scipy.sparse
+    >>> one = scipy.sparse.csc_array([[1.0]])  # minimize x^2 / 2 - 3 x, where x <= 1
+    >>> cones = Cones(nonnegative=1)
+    >>> found = Clarabel().solve(one, np.array([-3.0]), one, np.array([1.0]), cones, None)
+    >>> found.x.round(4), found.y.round(4), found.status.name
+    (array([1.]), array([2.]), 'CONVERGED')
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -37,6 +58,9 @@ _STATUS = {
 @dataclass(frozen=True)
 class Clarabel:
     """Clarabel: a primal-dual interior-point method for quadratic objectives over cones.
+
+    ``min x^T P x / 2 + c^T x`` such that ``A x + s = b``, ``s`` in ``K``, in float64, on the CPU,
+    one lane at a time.
 
     Parameters
     ----------

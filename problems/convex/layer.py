@@ -38,10 +38,13 @@ _WITHOUT_SOLUTION = (ims.Status.INFEASIBLE, ims.Status.UNBOUNDED, ims.Status.NON
 class ConvexProgramValue(NamedTuple):
     """The solution of a convex program; each tensor has the lanes in front.
 
+    All are of the dtype and on the device of the values that the layer was called with. A lane
+    without a solution holds NaN.
+
     Attributes
     ----------
     variables
-        The values of the variables asked for, in their order.
+        The values of the variables asked for, in their order, ``(..., *shape)``.
     duals
         The dual variables of the constraints asked for, in their order and with CVXPY's signs: a
         tensor, or a tuple of them where CVXPY has several (second-order and exponential cones).

@@ -45,7 +45,7 @@ def normal_map(z: Tensor, P: Tensor, c: Tensor, A: Tensor, b: Tensor, *, cones: 
         ``(..., n + m)``.
     P, c, A, b
         The program: ``(..., n, n)``, symmetric and positive semidefinite, ``(..., n)``,
-        ``(..., m, n)``, ``(..., m)``.
+        ``(..., m, n)``, ``(..., m)``, of the floating dtype of ``z``.
     cones
         ``K``, of dimension ``m``.
 
@@ -53,6 +53,11 @@ def normal_map(z: Tensor, P: Tensor, c: Tensor, A: Tensor, b: Tensor, *, cones: 
     -------
     Tensor
         Like ``z``.
+
+    Raises
+    ------
+    RuntimeError
+        If shapes or dtypes do not fit (torch refuses; `ConvexLayer` makes them fit).
 
     Notes
     -----

@@ -27,6 +27,9 @@ _STATUS = {
 class SCS:
     """SCS: operator splitting on the homogeneous embedding, for large programs.
 
+    ``min x^T P x / 2 + c^T x`` such that ``A x + s = b``, ``s`` in ``K``, in float64, on the CPU,
+    one lane at a time.
+
     Parameters
     ----------
     rtol, atol

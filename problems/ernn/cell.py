@@ -69,7 +69,20 @@ class ERNNCell(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is unfit, at once or in a call; the message names it.
+    ConvergenceError
+        In a call, or out of ``backward()``, if an equilibrium is not found and the mode's
+        ``on_failure`` is ``"raise"``.
+
+    Notes
+    -----
+    A call takes ``x (B, I)`` and ``h (B, H)``, or without ``B``, in the dtype of the parameters,
+    real and floating, and returns the next state, like ``h``. `definition` derives
+    ``dh_k / dh_(k-1)``.
+
+    Source: Kag, Zhang and Saligrama, "RNNs Evolving on an Equilibrium Manifold: A Panacea for
+    Vanishing and Exploding Gradients?" (2019), equations 4 and 5; "RNNs Incrementally Evolving on
+    an Equilibrium Manifold" (2020).
 
     Examples
     --------

@@ -39,11 +39,17 @@ class Coefficients(NamedTuple):
     Attributes
     ----------
     U
-        The recurrent matrix, ``(H, H)``.
+        The recurrent matrix, ``(H, H)``, of a real floating dtype, like all that follow.
     gamma
         The rate of decay, 0-d, positive.
     a, b
         The shares of the previous state inside and outside of ``phi``, 0-d.
+
+    Examples
+    --------
+    >>> c = Coefficients(torch.eye(2) / 2, *torch.tensor([1.0, -1.0, -1.0]))
+    >>> c.gamma, c.a
+    (tensor(1.), tensor(-1.))
     """
 
     U: Tensor
@@ -58,13 +64,18 @@ def evolution(h: Tensor, previous: Tensor, drive: Tensor, c: Coefficients, phi: 
     Parameters
     ----------
     h, previous
-        The state and that of the time step before, ``(..., H)``.
+        The state and that of the time step before, ``(..., H)``, of the dtype of ``c``.
     drive
         ``W x + bias``, ``(..., H)``.
     c
         The coefficients.
     phi
         The nonlinearity, elementwise.
+
+    Returns
+    -------
+    Tensor
+        Like ``h``.
 
     Examples
     --------

@@ -20,7 +20,9 @@ __all__ = ["ERNN"]
 
 
 class ERNN(nn.Module):
-    """A recurrent network of `ERNNCell`, with the interface of ``torch.nn.RNN``.
+    r"""A recurrent network of `ERNNCell`, with the interface of ``torch.nn.RNN``.
+
+    .. math:: \phi(U (h_k + a h_{k-1}) + W x_k + \beta) = \gamma (h_k + b h_{k-1}), \quad k \ge 1
 
     Parameters
     ----------
@@ -47,7 +49,19 @@ class ERNN(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is unfit, at once or in a call; the message names it.
+    ConvergenceError
+        In a call, or out of ``backward()``, if an equilibrium is not found and the mode's
+        ``on_failure`` is ``"raise"``.
+
+    Notes
+    -----
+    A call takes sequences ``(T, B, I)`` (see ``batch_first``; or a ``PackedSequence``) and states
+    ``(layers * directions, B, H)``, in the dtype of the parameters, real and floating, and returns
+    ``(T, B, directions * H)`` and the last states.
+
+    Source: Kag, Zhang and Saligrama, "RNNs Evolving on an Equilibrium Manifold: A Panacea for
+    Vanishing and Exploding Gradients?" (2019).
 
     Examples
     --------

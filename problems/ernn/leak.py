@@ -30,6 +30,15 @@ class Leak:
     ValueError
         If one is not finite.
 
+    Notes
+    -----
+    ``h`` is ``(..., H)``; ``a`` and ``b`` are numbers here, and 0-d tensors of the parameters'
+    dtype in a cell.
+
+    Source: Kag, Zhang and Saligrama, "RNNs Evolving on an Equilibrium Manifold: A Panacea for
+    Vanishing and Exploding Gradients?" (2019), equation 5, for ``a = b = 1``; "RNNs Incrementally
+    Evolving on an Equilibrium Manifold" (2020) for ``a = b = -1``.
+
     Examples
     --------
     >>> Leak(-1.0, -1.0).parallel, LEAKY.parallel

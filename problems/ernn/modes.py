@@ -13,6 +13,10 @@ __all__ = ["Equilibrium", "Unrolled"]
 class Equilibrium:
     """The state is the equilibrium, differentiated by the implicit function theorem.
 
+    With the state before ``p`` and ``d = W x + beta``, ``h = phi(U (h + a p) + d) / gamma - b p``,
+    and ``dh/dp = -(Phi U - gamma)^-1 (a Phi U - b gamma)`` for the diagonal matrix ``Phi`` of the
+    slopes of ``phi``: ``-a I`` where ``a = b``.
+
     Parameters
     ----------
     solver
@@ -35,7 +39,16 @@ class Equilibrium:
     Raises
     ------
     ValueError
-        If a value is none of these.
+        If ``block`` is not positive, or ``on_failure`` none of the three. What `fixed_point` says
+        of ``solver`` and ``adjoint``, it says in the first call.
+
+    Notes
+    -----
+    States are ``(B, H)``, of the parameters' real floating dtype.
+
+    Source: Kag, Zhang and Saligrama, "RNNs Evolving on an Equilibrium Manifold: A Panacea for
+    Vanishing and Exploding Gradients?" (2019), where the equilibrium is not solved for but
+    approached (`Unrolled`).
 
     Examples
     --------
@@ -60,6 +73,10 @@ class Equilibrium:
 @dataclass(frozen=True)
 class Unrolled:
     """The state is what a number of Euler steps from zero reach, differentiated step by step.
+
+    ``h <- h + step (phi(U (h + a p) + d) - gamma (h + b p))``, once for each step, from ``h = 0``,
+    with the state before ``p`` and ``d = W x + beta``, all ``(B, H)``, of the parameters' real
+    floating dtype.
 
     The published cell. It is no equilibrium: ``dh_k / dh_{k-1}`` differs from ``-I``, the more so
     the fewer and the smaller the steps. Source: Kag, Zhang and Saligrama, "RNNs Incrementally

@@ -17,12 +17,14 @@ __all__ = ["Nonlinearity", "nonlinearity_of"]
 class Nonlinearity:
     """An elementwise function that never decreases, with its largest slope.
 
+    ``0 <= function'(x) <= slope`` for every ``x``; that is trusted, not checked.
+
     Parameters
     ----------
     function
-        Maps a tensor of any shape to one of that shape, elementwise.
+        Maps a tensor of any shape and real floating dtype to one like it, elementwise.
     slope
-        The largest ``function'``: what bounds the recurrent matrix.
+        The largest ``function'``, ``L``: the equilibrium is unique where ``L |U| < gamma``.
 
     Raises
     ------

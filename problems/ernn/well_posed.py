@@ -24,8 +24,8 @@ class SpectralNorm:
 
     .. math:: U = V \min(1, (1 - m) \gamma / (L |V|))
 
-    ``V`` is what is trained: a matrix inside the ball is taken as it is, one outside is scaled onto
-    its surface.
+    ``V``, ``(H, H)`` and of the cell's dtype, is what is trained: a matrix inside the ball is taken
+    as it is, one outside is scaled onto its surface.
 
     Parameters
     ----------
@@ -36,6 +36,11 @@ class SpectralNorm:
     ------
     ValueError
         If it is not between 0 and 1.
+
+    Notes
+    -----
+    Source: Gouk, Frank, Pfahringer and Cree, "Regularisation of neural networks by enforcing
+    Lipschitz continuity" (2021).
 
     Examples
     --------
@@ -56,8 +61,8 @@ class Monotone:
 
     .. math:: U = (1 - m) \frac{\gamma}{L} I - A^T A + B - B^T
 
-    ``A`` and ``B`` are what is trained. The norm of ``U`` is not bounded: fixed-point iterations
-    may diverge where Newton's method finds the one equilibrium.
+    ``A`` and ``B``, ``(H, H)`` and of the cell's dtype, are what is trained. The norm of ``U`` is
+    not bounded: fixed-point iterations may diverge where Newton's method finds the one equilibrium.
 
     Parameters
     ----------
@@ -88,14 +93,19 @@ class Monotone:
 
 @dataclass(frozen=True)
 class Unconstrained:
-    """Leave ``U`` free, as in the paper.
+    """Leave ``U`` free, ``(H, H)`` and of the cell's dtype, as in the paper.
 
     Parameters
     ----------
     check
-        Whether a call in `Equilibrium` mode raises where the margin is not positive, that is,
-        where there may be several equilibria, or none, or a singular one. False leaves it to the
-        solver to find one.
+        Whether a call in `Equilibrium` mode raises a ValueError where the margin
+        ``1 - L lambda_max((U + U^T) / 2) / gamma`` is not positive, that is, where there may be
+        several equilibria, or none, or a singular one. False leaves it to the solver to find one.
+
+    Notes
+    -----
+    Source: Kag, Zhang and Saligrama, "RNNs Evolving on an Equilibrium Manifold: A Panacea for
+    Vanishing and Exploding Gradients?" (2019), where nothing bounds ``U``.
 
     Examples
     --------

@@ -37,7 +37,7 @@ class ImplicitReparameterization:
     distribution
         A ``torch.distributions.Distribution``, continuous, with ``cdf`` (best with ``log_cdf`` and
         ``log_survival``) or, for vectors, ``rosenblatt``. Gradients go to the tensors that these
-        use.
+        use. Samples are ``(..., *batch_shape, *event_shape)``, of its floating dtype.
     transform
         ``F(z)`` instead of the distribution's: each component of the result is uniform, or any
         increasing function of a uniform variable that does not depend on the parameters. It

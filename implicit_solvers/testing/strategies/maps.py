@@ -110,7 +110,8 @@ def contractions(
     Returns
     -------
     SearchStrategy
-        Of `DrawnMap`; it shrinks to ``g(z) = constant tanh(z)``.
+        Of `DrawnMap`, from ``(*lanes, n)`` to ``(*lanes, n)``; it shrinks to
+        ``g(z) = constant tanh(z)``.
 
     Raises
     ------
@@ -173,7 +174,8 @@ def monotone_maps(
     Returns
     -------
     SearchStrategy
-        Of `DrawnMap` with ``lipschitz = m + rotation_speed + 1``.
+        Of `DrawnMap`, from ``(*lanes, n)`` to ``(*lanes, n)``, with
+        ``lipschitz = m + rotation_speed + 1``.
 
     Raises
     ------

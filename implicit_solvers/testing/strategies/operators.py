@@ -61,7 +61,7 @@ def well_conditioned(
     Returns
     -------
     SearchStrategy
-        Of `DrawnOperator`; it shrinks to few unknowns and a diagonal matrix.
+        Of `DrawnOperator`, ``(n, n)``; it shrinks to few unknowns and a diagonal matrix.
 
     Raises
     ------
@@ -99,13 +99,28 @@ def positive_definite(
 ) -> SearchStrategy[DrawnOperator]:
     """Draw a symmetric positive definite matrix ``A = Q diag(lambda) Q^T``.
 
-    Parameters and errors are those of `well_conditioned`, with eigenvalues in the place of
-    singular values.
+    Parameters
+    ----------
+    min_size, max_size
+        The bounds of the number of unknowns.
+    condition
+        The eigenvalues lie between ``scale / condition`` and ``scale``.
+    scale
+        The largest eigenvalue that is drawn.
+    spectrum
+        The eigenvalues, if they shall not be drawn.
+    dtype, device
+        Of the matrix, floating.
 
     Returns
     -------
     SearchStrategy
-        Of `DrawnOperator`; it shrinks to few unknowns and a diagonal matrix.
+        Of `DrawnOperator`, ``(n, n)``; it shrinks to few unknowns and a diagonal matrix.
+
+    Raises
+    ------
+    ValueError
+        As for `well_conditioned`, or if ``spectrum`` has a number that is not positive.
 
     Examples
     --------
@@ -136,13 +151,28 @@ def symmetric_indefinite(
 ) -> SearchStrategy[DrawnOperator]:
     """Draw a regular symmetric matrix ``A = Q diag(lambda) Q^T`` with eigenvalues of both signs.
 
-    Parameters and errors are those of `well_conditioned`, with the eigenvalues' absolute values
-    in the place of singular values, and at least two unknowns.
+    Parameters
+    ----------
+    min_size, max_size
+        The bounds of the number of unknowns, at least two.
+    condition
+        The eigenvalues' absolute values lie between ``scale / condition`` and ``scale``.
+    scale
+        The largest absolute value that is drawn.
+    spectrum
+        The eigenvalues, if they shall not be drawn.
+    dtype, device
+        Of the matrix, floating.
 
     Returns
     -------
     SearchStrategy
-        Of `DrawnOperator`; it shrinks to two unknowns and a diagonal matrix.
+        Of `DrawnOperator`, ``(n, n)``; it shrinks to two unknowns and a diagonal matrix.
+
+    Raises
+    ------
+    ValueError
+        As for `well_conditioned`, or if ``spectrum`` has not numbers of both signs.
 
     Examples
     --------
@@ -201,7 +231,7 @@ def nonsymmetric(
     Returns
     -------
     SearchStrategy
-        Of `DrawnOperator`; it shrinks to two unknowns and a triangular matrix.
+        Of `DrawnOperator`, ``(n, n)``; it shrinks to two unknowns and a triangular matrix.
 
     Raises
     ------
@@ -261,7 +291,8 @@ def singular(
     Returns
     -------
     SearchStrategy
-        Of `DrawnOperator` with zeros at the end of ``spectrum`` and an infinite ``condition``.
+        Of `DrawnOperator`, ``(n, n)``, with zeros at the end of ``spectrum`` and an infinite
+        ``condition``.
 
     Raises
     ------
@@ -331,7 +362,7 @@ def rectangular(
     Returns
     -------
     SearchStrategy
-        Of `DrawnOperator`; it shrinks to two rows and one column.
+        Of `DrawnOperator`, ``(m, n)``; it shrinks to two rows and one column.
 
     Raises
     ------
@@ -392,7 +423,7 @@ def banded(
     Returns
     -------
     SearchStrategy
-        Of `DrawnOperator`; it shrinks to few unknowns and a diagonal matrix.
+        Of `DrawnOperator`, ``(n, n)``; it shrinks to few unknowns and a diagonal matrix.
 
     Raises
     ------

@@ -152,7 +152,7 @@ class Beta(torch.distributions.Beta):
     Parameters
     ----------
     concentration1 : Tensor or float
-        ``a > 0``.
+        ``a > 0``, ``(...)``, floating; samples have its dtype.
     concentration0 : Tensor or float
         ``b > 0``, broadcast with ``a``.
     validate_args : bool, optional

@@ -70,7 +70,7 @@ class Gamma(torch.distributions.Gamma):
     Parameters
     ----------
     concentration : Tensor or float
-        ``a > 0``.
+        ``a > 0``, ``(...)``, floating; samples have its dtype.
     rate : Tensor or float
         ``r > 0``, broadcast with ``a``.
     validate_args : bool, optional

@@ -86,9 +86,10 @@ class InverseGaussian(Distribution):
     Parameters
     ----------
     loc
-        The mean ``mu``, positive; a tensor or number.
+        The mean ``mu``, positive: a floating tensor ``(...)``, whose dtype samples have, or a
+        number.
     concentration
-        The shape ``lambda``, positive; a tensor or number.
+        The shape ``lambda``, positive: a tensor or number that is broadcast with ``loc``.
     validate_args
         As in torch; False under ``torch.func.vmap``.
 

@@ -42,7 +42,7 @@ class LKJCholesky(torch.distributions.LKJCholesky):
     dim : int
         ``d >= 2``.
     concentration : Tensor or float
-        ``eta > 0``.
+        ``eta > 0``, ``(...)``, floating; samples are ``(..., d, d)``, of its dtype.
     validate_args : bool, optional
         Whether to check parameters and values, as in ``torch.distributions``; False under ``vmap``.
 

@@ -59,10 +59,12 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
     Parameters
     ----------
     mixture_distribution
-        ``torch.distributions.Categorical``; gradients go to its ``logits`` or ``probs``.
+        ``torch.distributions.Categorical`` with ``logits`` or ``probs`` ``(..., K)``, which get
+        gradients.
     component_distribution
         Univariate with a CDF; or ``Independent`` of such; or ``MultivariateNormal``. The last
-        batch dimension counts the components. Without ``rsample`` it will do.
+        batch dimension, of length ``K``, counts the components. Without ``rsample`` it will do.
+        Samples are ``(..., *event_shape)``, of its floating dtype.
     validate_args
         As in torch; False under ``torch.func.vmap``, for both distributions too.
 

@@ -103,7 +103,7 @@ class StudentT(torch.distributions.StudentT):
     Parameters
     ----------
     df : Tensor or float
-        ``n > 0``.
+        ``n > 0``, ``(...)``, floating; samples have its dtype.
     loc, scale : Tensor or float
         ``m``, and ``s > 0``; all are broadcast.
     validate_args : bool, optional

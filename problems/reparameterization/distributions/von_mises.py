@@ -115,9 +115,9 @@ class VonMises(torch.distributions.VonMises):
 
     Parameters
     ----------
-    loc : Tensor
-        ``m``, an angle in radians, modulo ``2 pi``.
-    concentration : Tensor
+    loc : Tensor or float
+        ``m``, an angle in radians, modulo ``2 pi``, ``(...)``, floating; samples have its dtype.
+    concentration : Tensor or float
         ``k > 0``, broadcast with ``m``.
     validate_args : bool, optional
         Whether to check parameters and values, as in ``torch.distributions``; False under ``vmap``.

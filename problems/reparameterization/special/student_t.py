@@ -274,8 +274,23 @@ def student_t_cdf(t: Tensor | float, df: Tensor | float) -> Tensor:
 def student_t_sf(t: Tensor | float, df: Tensor | float) -> Tensor:
     """Return the survival function ``1 - F(t)`` of Student's t distribution.
 
-    Computed where it is the smaller one, not by subtraction; arguments, derivatives and errors are
-    those of `student_t_cdf`.
+    Computed where it is the smaller one, not by subtraction.
+
+    Parameters
+    ----------
+    t, df : Tensor or float
+        As in `student_t_cdf`.
+
+    Returns
+    -------
+    Tensor
+        ``1 - F(t)``, with the common dtype of the arguments, and the derivatives and errors of
+        `student_t_cdf`.
+
+    Raises
+    ------
+    TypeError
+        If no argument is a tensor, or one has not a real floating dtype.
 
     Examples
     --------
@@ -288,8 +303,21 @@ def student_t_sf(t: Tensor | float, df: Tensor | float) -> Tensor:
 def student_t_logcdf(t: Tensor | float, df: Tensor | float) -> Tensor:
     """Return ``ln F(t)`` of Student's t distribution, also where ``F`` underflows.
 
-    Arguments are those of `student_t_cdf`; the relative error in float64 is at most 1e-13 where
-    ``F < 1/2``.
+    Parameters
+    ----------
+    t, df : Tensor or float
+        As in `student_t_cdf`.
+
+    Returns
+    -------
+    Tensor
+        ``ln F(t)``, with the common dtype of the arguments; the relative error in float64 is at
+        most 1e-13 where ``F < 1/2``.
+
+    Raises
+    ------
+    TypeError
+        If no argument is a tensor, or one has not a real floating dtype.
 
     Examples
     --------
@@ -302,7 +330,21 @@ def student_t_logcdf(t: Tensor | float, df: Tensor | float) -> Tensor:
 def student_t_logsf(t: Tensor | float, df: Tensor | float) -> Tensor:
     """Return ``ln(1 - F(t))`` of Student's t distribution, also where ``1 - F`` underflows.
 
-    Arguments and errors are those of `student_t_logcdf`.
+    Parameters
+    ----------
+    t, df : Tensor or float
+        As in `student_t_cdf`.
+
+    Returns
+    -------
+    Tensor
+        ``ln(1 - F(t))``, with the common dtype of the arguments, and the errors of
+        `student_t_logcdf`.
+
+    Raises
+    ------
+    TypeError
+        If no argument is a tensor, or one has not a real floating dtype.
 
     Examples
     --------
@@ -327,7 +369,13 @@ def student_t_log_tail(log_t: Tensor | float, df: Tensor | float) -> Tensor:
     Returns
     -------
     Tensor
-        ``ln P(T > t)``, with derivatives and errors as those of `student_t_logcdf`.
+        ``ln P(T > t)``, with the common dtype of the arguments, and the derivatives and errors of
+        `student_t_logcdf`.
+
+    Raises
+    ------
+    TypeError
+        If no argument is a tensor, or one has not a real floating dtype.
 
     Examples
     --------
@@ -395,6 +443,11 @@ def student_t_log_sample_derivative(df: Tensor | float, log_t: Tensor | float) -
     Tensor
         ``d ln|t|/dn``, with the common dtype of the arguments.
 
+    Raises
+    ------
+    TypeError
+        If no argument is a tensor, or one has not a real floating dtype.
+
     Examples
     --------
     Far out ``P(T > t)`` falls like ``t^-n``, and ``d ln t/dn`` tends to ``-(ln t) / n``:
@@ -408,8 +461,23 @@ def student_t_log_sample_derivative(df: Tensor | float, log_t: Tensor | float) -
 def student_t_sample(t: Tensor | float, df: Tensor | float) -> Tensor:
     """Return the sample ``t``, taken as a constant, with its derivative by the degrees of freedom.
 
-    Differentiable to second order by ``df``; arguments and errors are those of
-    `student_t_sample_derivative`.
+    Parameters
+    ----------
+    t : Tensor or float
+        A sample.
+    df : Tensor or float
+        The degrees of freedom with which ``t`` was drawn; it is broadcast with ``t``.
+
+    Returns
+    -------
+    Tensor
+        ``t``, differentiable to second order by ``df``, with the errors of
+        `student_t_sample_derivative`.
+
+    Raises
+    ------
+    TypeError
+        If no argument is a tensor, or one has not a real floating dtype.
 
     Examples
     --------
@@ -422,6 +490,23 @@ def student_t_sample(t: Tensor | float, df: Tensor | float) -> Tensor:
 
 def student_t_log_sample(log_t: Tensor | float, df: Tensor | float) -> Tensor:
     """Return ``ln|t|`` of a sample, as `student_t_sample` returns ``t``: where ``t`` overflows.
+
+    Parameters
+    ----------
+    log_t : Tensor or float
+        The logarithm of the absolute value of a sample.
+    df : Tensor or float
+        The degrees of freedom with which it was drawn, broadcast with ``log_t``.
+
+    Returns
+    -------
+    Tensor
+        ``log_t``, whose derivative by ``df`` is `student_t_log_sample_derivative`.
+
+    Raises
+    ------
+    TypeError
+        If no argument is a tensor, or one has not a real floating dtype.
 
     Examples
     --------
