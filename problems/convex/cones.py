@@ -21,7 +21,7 @@ __all__ = ["Cones", "linearize_dual_projection", "project_dual_cone"]
 
 @dataclass(frozen=True)
 class Cones:
-    """A product of cones, in this order.
+    """A product of cones, in this order: ``K = {0}^z x R_+^l x ...``, a set of vectors ``(m,)``.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class Cones:
 
 
 def project_dual_cone(u: Tensor, cones: Cones) -> Tensor:
-    """Project ``u (..., m)`` onto the dual of a product of cones.
+    """Project ``u (..., m)`` onto the dual of a product of cones, ``argmin_(y in K*) |y - u|``.
 
     Differentiable to any order, off the boundaries that the projections onto the factors name.
 
@@ -88,7 +88,7 @@ def project_dual_cone(u: Tensor, cones: Cones) -> Tensor:
     u
         ``(..., m)``, floating.
     cones
-        The cones, of dimension ``m`` together.
+        The cones, of dimension ``m`` together, which is not checked.
 
     Returns
     -------
@@ -112,10 +112,7 @@ def project_dual_cone(u: Tensor, cones: Cones) -> Tensor:
         if kind == "second order":
             projected = project_second_order_cone(v)
         elif kind == "semidefinite":
-            # at the tip the derivative from inside, which the equation of the projection has not
-            tip = (v == 0).all(-1, keepdim=True)
-            S = from_svec(torch.where(tip, 1.0, v), k)
-            projected = torch.where(tip, v, svec(project_psd_cone(S, on_failure="mask")))
+            projected = svec(project_psd_cone(from_svec(v, k), on_failure="mask"))
         else:
             projected = v + project_exponential_cone(-v)
         parts.append(projected.flatten(-2))

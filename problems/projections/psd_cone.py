@@ -127,7 +127,8 @@ def project_psd_cone(
     Tensor
         ``X``, like ``S``, differentiable to any order. At a zero eigenvalue there is a kink; the
         derivative there is that of a matrix a little to the inside, by ``sqrt(eps)`` times the
-        largest eigenvalue.
+        largest eigenvalue. So the derivative at ``S = 0`` is the identity, as that of
+        `project_second_order_cone` at its tip.
 
     Raises
     ------
@@ -157,13 +158,16 @@ def project_psd_cone(
         fixed = S.detach()
         finite = fixed.isfinite().all(-1, True).all(-2, True)
         values, V = torch.linalg.eigh(torch.where(finite, fixed, 0.0))
-        least = values.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(S.dtype).tiny)
-        least = least * torch.finfo(S.dtype).eps ** 0.5
+        largest = values.abs().amax(-1, keepdim=True)
+        # the projection of s S is s times that of S: no square under- or overflows
+        scale = torch.where(largest >= torch.finfo(S.dtype).tiny, largest, 1.0)
+        least = scale * torch.finfo(S.dtype).eps ** 0.5
         moved = torch.where(values.abs() < least, least, values)
         shift = (V * (moved - values).unsqueeze(-2)) @ V.mT
         exact = (V * values.clamp(min=0).unsqueeze(-2)) @ V.mT
         exact = torch.where(finite, exact, torch.nan)
-    regular = S + shift
+        scale = scale.unsqueeze(-1)
+    regular = (S + shift) / scale
     N = ims.root(
         absolute_value,
         regular.detach().flatten(1),
@@ -174,6 +178,6 @@ def project_psd_cone(
         in_dims=(0,),
         on_failure=on_failure,
     ).value
-    X = (regular + N.reshape(regular.shape)) / 2
+    X = scale * (regular + N.reshape(regular.shape)) / 2
     X = exact + (X - X.detach())
     return X.reshape(*lanes, n, n)

@@ -258,6 +258,35 @@ class TestDerivatives:
         slope = torch.autograd.grad(X.sum(), S)[0]
         torch.testing.assert_close(slope, torch.ones(2, 2).double(), rtol=0, atol=1e-7)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("n", [1, 3])
+    def test_the_zero_matrix_has_the_derivative_from_inside(self, n, dtype):
+        # P(S) = S in the cone: the derivative is the identity on symmetric matrices
+        identity = torch.eye(n * n, dtype=dtype).reshape(n, n, n, n)
+        expected = (identity + identity.swapaxes(2, 3)) / 2
+        zero = torch.zeros(n, n, dtype=dtype)
+        assert torch.equal(project_psd_cone(zero), zero)
+        for jacobian in (jacrev, jacfwd):
+            torch.testing.assert_close(jacobian(project_psd_cone)(zero), expected)
+        second = jacfwd(jacrev(project_psd_cone))(zero)
+        torch.testing.assert_close(second, torch.zeros_like(second), rtol=0, atol=1e-4)
+        lanes = torch.stack([zero, -torch.eye(n, dtype=dtype), zero]).requires_grad_()
+        project_psd_cone(lanes).sum().backward()
+        ones = torch.ones(n, n, dtype=dtype)
+        torch.testing.assert_close(lanes.grad, torch.stack([ones, 0 * ones, ones]))
+
+    @given(seed=st.integers(0, 2**31), exponent=st.integers(-250, 250))
+    def test_units_do_not_change_the_derivatives_of_a_matrix_projection(self, seed, exponent):
+        # P(c S) / c = P(S) for c > 0
+        S, c = drawn("psd_cone", (), seed, 3), 10.0**exponent
+        weights = torch.arange(9.0).reshape(3, 3).double()
+        plain = lambda S: (weights * project_psd_cone(S)).sum()
+        scaled = lambda S: (weights * project_psd_cone(c * S) / c).sum()
+        torch.testing.assert_close(jacrev(scaled)(S), jacrev(plain)(S), rtol=1e-9, atol=1e-9)
+        H = hessian(plain)(S)
+        close = 1e-9 * float(1 + H.abs().max())
+        torch.testing.assert_close(hessian(scaled)(S), H, rtol=0, atol=close)
+
     def test_third_order_of_a_matrix_projection(self):
         S, D = drawn("psd_cone", (2,), 1, 3)
         assert 0 < int((torch.linalg.eigvalsh(S) > 0).sum()) < 3
