@@ -16,7 +16,9 @@ __all__ = ["Anderson"]
 
 
 class AndersonState(NamedTuple):
-    """The state of `Anderson`: the last differences of iterates and residuals.
+    """The state of `Anderson`: the last differences, of the plain steps' ends and of residuals.
+
+    Both are divided by the norm of the difference of the residuals.
 
     Their places are filled in turn, by the ``turn``-th step the place ``turn`` modulo the window.
     ``depth`` counts the differences that a lane remembers; with none, its step is a plain one.
@@ -24,7 +26,7 @@ class AndersonState(NamedTuple):
 
     z: Tensor
     residual: Tensor
-    steps: Tensor
+    ends: Tensor
     changes: Tensor
     depth: Tensor
     turn: Tensor
@@ -38,8 +40,9 @@ class Anderson:
 
     With ``f = z - g(z)`` and the last ``window`` differences ``dz``, ``df``: the weights ``c``
     minimize ``|f - df c|^2 + regularization sum_i |df_i|^2 c_i^2``, and
-    ``z <- z - damping f - (dz - damping df) c``. They come from a QR factorization, newest
-    differences first, in which those that nearly depend on newer ones get no weight.
+    ``z <- z - damping f - (dz - damping df) c``. They come from the normal equations of the
+    differences, scaled to ``|df_i| = 1``, with a ridge of a few rounding errors that grows with
+    their age: of differences that depend on each other, the newest has most of the weight.
 
     Without a history a step is plain, ``z <- z - damping f``, and goes where it goes. Each lane is
     safeguarded for itself: an accelerated step that raises the residual's norm to more than
@@ -116,69 +119,68 @@ class Anderson:
     def init(self, problem: EquationProblem, z: Tensor) -> AndersonState:
         """Evaluate the residual at the start; remember nothing."""
         residual = problem.residual(z)
-        memory = z.new_zeros(len(z), min(self.window, z.shape[-1]), z.shape[-1])
+        memory = z.new_zeros(2, len(z), min(self.window, z.shape[-1]), z.shape[-1])
         flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return AndersonState(z, residual, memory, memory, flag, flag, self.norm(residual), flag)
+        error = self.norm(residual)
+        return AndersonState(z, residual, memory[0], memory[1], flag, flag, error, flag)
 
     def step(self, problem: EquationProblem, state: AndersonState) -> AndersonState:
         """Mix the last steps so that their residuals cancel best."""
-        window = state.steps.shape[1]
-        turn = state.turn.amax()
-        age = torch.arange(window, device=turn.device)
-        newest_first = (turn - 1 - age) % window
-        remembered = age < state.depth.unsqueeze(-1)
-        weights = _least_squares(
-            state.changes[:, newest_first], remembered, state.residual, self.regularization
-        )[:, newest_first.argsort()].unsqueeze(-2)
-        mixed = (weights @ state.steps - self.damping * (weights @ state.changes)).squeeze(-2)
+        mixed = (self._weights(state).unsqueeze(-2) @ state.ends).squeeze(-2)
         step = -self.damping * state.residual - mixed
         z = state.z + step
         residual = problem.residual(z)
         error = self.norm(residual)
 
-        farthest = self.norm(self.damping * state.residual) / torch.finfo(z.dtype).eps ** 0.5
+        farthest = self.damping * state.error / torch.finfo(z.dtype).eps ** 0.5
         better = (error <= self.growth * state.error) & (self.norm(step) <= farthest)
         accepted = (state.depth == 0) | better
-        keep, place = accepted.unsqueeze(-1), (turn % window).reshape(1)
-        # a step taken back may hold NaN, which no weight of zero would silence
-        change = torch.where(keep, residual - state.residual, 0.0)
-        step = torch.where(keep, step, 0.0)
+        keep = accepted.unsqueeze(-1)
+        z = torch.where(keep, z, state.z)
+        residual = torch.where(keep, residual, state.residual)
+        change = residual - state.residual
+        end = torch.sub(z - state.z, change, alpha=self.damping)
+        size = torch.linalg.vector_norm(change, dim=-1, keepdim=True)
+        scale = torch.where(size > torch.finfo(z.dtype).tiny, 1 / size, 0.0)
+        ends, changes = _remember(state, end * scale, change * scale)
         return AndersonState(
-            torch.where(keep, z, state.z),
-            torch.where(keep, residual, state.residual),
-            state.steps.index_copy(1, place, step.unsqueeze(1)),
-            state.changes.index_copy(1, place, change.unsqueeze(1)),
+            z,
+            residual,
+            ends,
+            changes,
             torch.where(accepted, state.depth + 1, 0),
             state.turn + 1,
             torch.where(accepted, error, state.error),
             state.flag,
         )
 
+    def _weights(self, state: AndersonState) -> Tensor:
+        """Return the ``c (N, m)`` that minimize ``|f - df c|``, of the differences as stored."""
+        changes, f = state.changes, state.residual
+        m = changes.shape[1]
+        age = (state.turn.amax() - 1 - torch.arange(m, device=f.device)) % m
+        remembered = age < state.depth.unsqueeze(-1)
+        both = remembered.unsqueeze(-1) & remembered.unsqueeze(-2)
+        eps = torch.finfo(f.dtype).eps
+        ridge = (4 * m * eps * 10.0**age).clamp(max=eps ** (2 / 3))
+        diagonal = torch.where(remembered, self.regularization + ridge, 1.0).to(f.dtype)
+        gram = torch.where(both, changes @ changes.mT, 0.0) + torch.diag_embed(diagonal)
+        rhs = torch.where(remembered, (f.unsqueeze(-2) @ changes.mT).squeeze(-2), 0.0)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        c = torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1)
+        return torch.where((info == 0).unsqueeze(-1), c, 0.0)
 
-def _least_squares(
-    rows: Tensor, remembered: Tensor, target: Tensor, regularization: float
-) -> Tensor:
-    """Return the ``c (N, m)`` that minimize ``|target - c rows|``; rows that add nothing get 0.
 
-    So do rows that a lane does not remember ``(N, m)``, whatever they hold.
-
-    QR of the scaled rows; a diagonal entry below ``sqrt(eps)`` marks a row that nearly depends on
-    newer ones.
-    """
-    size = torch.linalg.vector_norm(rows, dim=-1)
-    used = remembered & (size > 0)
-    matrix = torch.where(used.unsqueeze(-1), rows / size.unsqueeze(-1), 0.0).mT
-    if regularization > 0:
-        m = rows.shape[1]
-        eye = torch.eye(m, dtype=rows.dtype, device=rows.device)
-        below = regularization**0.5 * eye.expand(len(rows), m, m)
-        matrix = torch.cat([matrix, below], -2)
-        target = torch.cat([target, torch.zeros_like(rows[:, :, 0])], -1)
-    q, r = torch.linalg.qr(matrix)
-    diagonal = r.diagonal(dim1=-2, dim2=-1)
-    usable = diagonal.abs() > torch.finfo(rows.dtype).eps ** 0.5
-    # an unusable row leaves the system: its equation becomes c = 0
-    r = torch.where(usable.unsqueeze(-2), r, 0.0) + torch.diag_embed((~usable).to(r.dtype))
-    rhs = torch.where(usable, (q.mT @ target.unsqueeze(-1)).squeeze(-1), 0.0)
-    c = torch.linalg.solve_triangular(r, rhs.unsqueeze(-1), upper=True).squeeze(-1)
-    return torch.where(used, c / size, 0.0)
+def _remember(state: AndersonState, end: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the differences in the place of the oldest ones."""
+    ends, changes = state.ends, state.changes
+    place = (state.turn.amax() % ends.shape[1]).reshape(1)
+    if torch.compiler.is_compiling():
+        return (
+            ends.index_copy(1, place, end.unsqueeze(1)),
+            changes.index_copy(1, place, change.unsqueeze(1)),
+        )
+    # the state before is not looked at again, but for its iterate
+    ends.index_copy_(1, place, end.unsqueeze(1))
+    changes.index_copy_(1, place, change.unsqueeze(1))
+    return ends, changes

@@ -119,6 +119,27 @@ def test_a_step_has_the_weights_of_the_normal_equations(regularization, damping)
         assert error(z[k + 1], expected) < 1e-9, k
 
 
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
+def test_differences_that_depend_on_each_other(dtype, scale):
+    """All are multiples of one vector: the iteration is that of one unknown, the secant method."""
+    u = torch.linspace(0.2, 1, 9, dtype=dtype)
+    v, b = torch.linspace(-0.3, 0.5, 9, dtype=dtype), torch.cos(torch.arange(9, dtype=dtype))
+    solver = ims.Anderson(rtol=0.0, atol=torch.finfo(dtype).eps ** 0.75 * scale)
+
+    def g(z):
+        return u * scale * torch.cos(v @ z / scale) + scale * b
+
+    one = ims.fixed_point(
+        lambda s: scale * ((v @ u) * torch.cos(s / scale) + v @ b), v @ g(0 * b), solver=solver
+    )
+    sol = ims.fixed_point(g, g(0 * b), solver=solver)
+    assert bool(sol.converged) and bool(one.converged)
+    assert int(sol.iterations) <= int(one.iterations) + 1 < 12
+    eps = torch.finfo(dtype).eps
+    assert error(sol.value, u * scale * torch.cos(one.value / scale) + scale * b) < eps**0.7 * scale
+
+
 def test_regularization_shrinks_towards_the_plain_iteration():
     theta = tensor(NETWORK.theta)
     for weight, tolerance in ((1e12, 1e-9), (0.0, 1e-2)):
