@@ -21,8 +21,13 @@ class Cholesky(DirectSolver):
 
     It reads the lower triangle. Source: Golub and Van Loan, "Matrix Computations", section 4.2.
 
-    For square operators ``(*lanes, n, n)`` of every floating and complex dtype;
+    For square operators ``(*lanes, n, n)`` in float32, float64 and their complex kin;
     operators known by products are formed first.
+
+    Raises
+    ------
+    ValueError
+        When a solve begins with an operator that is not known to be symmetric.
 
     Examples
     --------
@@ -53,7 +58,10 @@ class Cholesky(DirectSolver):
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^-1 b``."""
-        return torch.cholesky_solve(b, factors[0])
+        # cholesky_solve would copy the triangles at each call
+        L = factors[0]
+        y = torch.linalg.solve_triangular(L, b, upper=False)
+        return torch.linalg.solve_triangular(L.mH, y, upper=True)
 
     def status(self, factors: Factors) -> Tensor:
         """Return INDEFINITE where the factorization broke down."""

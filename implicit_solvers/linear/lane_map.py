@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -204,12 +205,16 @@ class JacobianTemplate:
         """Return ``J`` of all lanes; where nothing watches, and few are asked for, by rows.
 
         That takes half of the calls. For large batches what is computed decides, and columns of a
-        basis that the lanes share take less of it.
+        basis that the lanes share take less of it; so native lanes are taken one by one.
         """
-        if like.numel() * like.shape[-1] <= _MANY_ENTRIES and unwatched():
+        if unwatched() and like.numel() * like.shape[-1] <= _MANY_ENTRIES:
             # some of torch's derivatives have no batching rule at first order, and one at second
             with contextlib.suppress(RuntimeError):
                 return self._rows(lanes, tensors)
+        elif unwatched() and lanes.native and lanes.separable and not lanes.sizes:
+            # what a function refuses here it may do for the batch; if not, it says so again
+            with contextlib.suppress(Exception), no_saved_tensor_hooks():
+                return lanes.one_by_one(partial(self.dense, like))(*tensors)
         if basis is not None:
             # a compiler that saw how it is made would make it anew in every loop over it
             return lanes.over(lambda like, *tensors: self._columns(basis, *tensors))(like, *tensors)

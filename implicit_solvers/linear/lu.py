@@ -19,10 +19,10 @@ class LU(DirectSolver):
     """LU factorization with partial pivoting, rows scaled to equal size.
 
     An operator is reported as singular if a pivot is at most ``n eps`` times the largest entry of
-    its column after scaling, which no scaling of rows or columns changes. Source: Golub and Van
+    its column of ``U``, which no scaling of rows or columns changes. Source: Golub and Van
     Loan, "Matrix Computations", sections 3.4 and 3.5.
 
-    For square operators ``(*lanes, n, n)`` of every floating and complex dtype;
+    For square operators ``(*lanes, n, n)`` in float32, float64 and their complex kin;
     operators known by products are formed first.
 
     Examples
@@ -34,7 +34,11 @@ class LU(DirectSolver):
     """
 
     def factor(self, A: LaneMap) -> Factors:
-        """Return the scaling, the packed factors, the pivots, and whether each is regular."""
+        """Return the scaling, the packed factors, the pivots, and whether each is regular.
+
+        The packed factors are transposed: LAPACK wants columns that are contiguous, and copies of
+        a tensor keep its rows so.
+        """
         return self.factor_dense(A.dense())
 
     def factor_dense(self, matrix: Tensor) -> Factors:
@@ -55,20 +59,21 @@ class LU(DirectSolver):
             pivots = torch.empty(matrix.shape[:-1], dtype=torch.int32, device=matrix.device)
             info = torch.empty(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
             torch.linalg.lu_factor_ex(factors, out=(factors, pivots, info))
-        pivot = factors.diagonal(dim1=-2, dim2=-1).abs()
+        packed = factors.mT
+        pivot = packed.diagonal(dim1=-2, dim2=-1).abs()
         least = n * torch.finfo(matrix.dtype).eps
         # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
         regular = (pivot > least).all(-1)
         # (a GPU would have to be waited for)
         if not eager or not bool(regular.all()):
-            largest = (matrix * scale.unsqueeze(-1)).abs().amax(-2)
+            largest = packed.tril().abs().amax(-1)
             regular = (pivot > least * largest).all(-1)
-        return scale, factors, pivots, regular
+        return scale, packed, pivots, regular
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^-1 b`` or ``A^-T b``."""
-        scale, lu, pivots, _ = factors
-        scale = scale.unsqueeze(-1)
+        scale, packed, pivots, _ = factors
+        lu, scale = packed.mT, scale.unsqueeze(-1)
         if transposed:
             return scale * torch.linalg.lu_solve(lu, pivots, b, adjoint=True)
         return torch.linalg.lu_solve(lu, pivots, scale * b)

@@ -55,10 +55,13 @@ class NormalMapLU(ims.LU):
         return self.factor_dense(matrix.reshape(-1, *matrix.shape[-2:]))
 
     def factor_dense(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        """Factor matrices ``(grid, n, n)``; pseudo-inverses stand in the place of factors."""
-        scale, lu, pivots, _ = super().factor_dense(matrix)
+        """Factor matrices ``(grid, n, n)``; pseudo-inverses stand in the place of factors.
+
+        Both are transposed.
+        """
+        scale, packed, pivots, _ = super().factor_dense(matrix)
         tol = self._tolerance(matrix)
-        pivot = lu.diagonal(dim1=-2, dim2=-1).abs()
+        pivot = packed.diagonal(dim1=-2, dim2=-1).abs()
         # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
         regular = (pivot > tol).all(-1)
         index = (~regular & (scale.abs() > 0).all(-1)).nonzero().squeeze(-1)
@@ -67,8 +70,8 @@ class NormalMapLU(ims.LU):
             fine = (pivot[index] > tol * scaled.abs().amax(-2)).all(-1)
             regular = regular.index_copy(0, index, fine)
             index, scaled = index[~fine], scaled[~fine]
-            lu = lu.index_copy(0, index, torch.linalg.pinv(scaled, rtol=tol))
-        return scale, lu, pivots, regular
+            packed = packed.index_copy(0, index, torch.linalg.pinv(scaled, rtol=tol).mT)
+        return scale, packed, pivots, regular
 
     def _tolerance(self, matrix: Tensor) -> float:
         eps = torch.finfo(matrix.dtype).eps
@@ -76,12 +79,12 @@ class NormalMapLU(ims.LU):
 
     def solve(self, factors: tuple[Tensor, ...], b: Tensor, transposed: bool) -> Tensor:
         """Return ``J^-1 b`` or ``J^-T b``, for ``b (grid, n, columns)``."""
-        scale, lu, _, regular = factors
+        scale, packed, _, regular = factors
         x = super().solve(factors, b, transposed)
         if bool(regular.all()):
             return x
         scale = scale.unsqueeze(-1)
-        other = scale * (lu.mT @ b) if transposed else lu @ (scale * b)
+        other = scale * (packed @ b) if transposed else packed.mT @ (scale * b)
         return torch.where(regular[:, None, None], x, other)
 
     def status(self, factors: tuple[Tensor, ...]) -> Tensor:
