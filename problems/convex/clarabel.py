@@ -9,6 +9,7 @@ import numpy as np
 
 import implicit_solvers as ims
 from implicit_solvers.problems.convex.cones import Cones
+from implicit_solvers.problems.convex.settings import check_settings
 
 __all__ = ["Clarabel", "ConeSolution"]
 
@@ -74,6 +75,11 @@ class Clarabel:
         How many threads solve the lanes of a batch; Clarabel lets them run side by side. Left
         out, one for each processor.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting makes no sense; the message names it.
+
     Notes
     -----
     Source: Goulart and Chen, "Clarabel: An interior-point solver for conic programs with quadratic
@@ -90,6 +96,10 @@ class Clarabel:
     max_steps: int = 200
     polish: int = 10
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no sense."""
+        check_settings(self)
 
     def solve(
         self, P: Any, c: np.ndarray, A: Any, b: np.ndarray, cones: Cones, start: Any

@@ -10,6 +10,7 @@ import numpy as np
 import implicit_solvers as ims
 from implicit_solvers.problems.convex.clarabel import ConeSolution
 from implicit_solvers.problems.convex.cones import Cones
+from implicit_solvers.problems.convex.settings import check_settings
 
 __all__ = ["SCS"]
 
@@ -42,6 +43,11 @@ class SCS:
         How many threads solve the lanes of a batch; SCS lets them run side by side. Left out, one
         for each processor.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting makes no sense; the message names it.
+
     Notes
     -----
     Source: O'Donoghue, "Operator splitting for a homogeneous embedding of the linear
@@ -58,6 +64,10 @@ class SCS:
     max_steps: int = 100_000
     polish: int = 20
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no sense."""
+        check_settings(self)
 
     def solve(
         self, P: Any, c: np.ndarray, A: Any, b: np.ndarray, cones: Cones, start: Any

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import implicit_solvers as ims
-from implicit_solvers.problems.convex import ConvexLayer, project_exponential_cone
+from implicit_solvers.problems.convex import SCS, Clarabel, ConvexLayer, project_exponential_cone
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +150,25 @@ def test_rows_for_the_exponential_cone():
         project_exponential_cone(torch.zeros(4))
     with pytest.raises(TypeError, match="v is torch.int64"):
         project_exponential_cone(torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("method", [Clarabel, SCS])
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"rtol": -1e-9}, ValueError),
+        ({"rtol": "1e-9"}, TypeError),
+        ({"atol": float("nan")}, ValueError),
+        ({"atol": True}, TypeError),
+        ({"max_steps": 0}, ValueError),
+        ({"max_steps": 10.0}, TypeError),
+        ({"polish": -1}, ValueError),
+        ({"workers": 0}, ValueError),
+        ({"workers": 1.5}, TypeError),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense(method, setting, error):
+    (name,) = setting
+    with pytest.raises(error, match=f"{method.__name__} has {name}="):
+        method(**setting)
