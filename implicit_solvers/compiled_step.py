@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from implicit_solvers import graph_break
 from implicit_solvers.autodiff import saved_tensor_hooks_restored
 
-__all__ = ["compilable", "compiled_step", "in_own_memory", "padded"]
+__all__ = ["bucket", "compilable", "compiled_step", "in_own_memory", "padded"]
 
 LIMIT = 64
 """How many graphs one step of one function may have: for dtypes, shapes, changed closures."""
@@ -98,11 +98,11 @@ def in_own_memory(state: Any) -> Any:
     return tree_map_only(Tensor, lambda t: t.clone(memory_format=torch.contiguous_format), state)
 
 
-def padded(keep: Tensor, most: int) -> Tensor:
-    """Return indices with the first repeated, up to a power of two of at least 8, and ``most``.
+def bucket(lanes: int) -> int:
+    """Return the number of lanes to compute with: a power of two, so that few are compiled for."""
+    return max(_BUCKET, 1 << (lanes - 1).bit_length())
 
-    So few sizes are compiled for.
-    """
-    size = max(_BUCKET, 1 << (len(keep) - 1).bit_length())
-    more = min(size, most) - len(keep)
-    return torch.cat([keep, keep[:1].expand(more)]) if more > 0 else keep
+
+def padded(keep: Tensor, size: int) -> Tensor:
+    """Return ``size`` indices: the first is repeated after the others."""
+    return torch.cat([keep, keep[:1].expand(size - len(keep))])

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from implicit_solvers.compiled_step import compilable, compiled_step, in_own_memory, padded
+from implicit_solvers.compiled_step import bucket, compilable, compiled_step, in_own_memory, padded
 from implicit_solvers.solution import Status, failed
 from implicit_solvers.tolerance import Auto
 from implicit_solvers.traced_loop import loop_in_graph
@@ -47,7 +47,7 @@ class LaneProblem(Protocol):
     def separable(self) -> bool:
         """Whether `take` can select lanes."""
 
-    def tolerance(self, solver: Any, z: Tensor) -> Tensor:
+    def tolerance(self, solver: Any, z: Any) -> Tensor:
         """Return the error at or below which each lane has converged."""
 
     def take(self, index: Tensor) -> Any:
@@ -60,7 +60,8 @@ class IterativeSolver(Protocol):
     A solver whose error never grows says ``monotone = True``, so that the loop need not remember
     the best iterate of a lane that fails. A solver whose state must change its form between steps
     (to grow, to start again) does so in ``refresh(problem, state)``, for all lanes, those that
-    have ended included, without moving their iterates.
+    have ended included, without moving their iterates. A solver that does not step in this loop
+    has a ``whole(problem, z)``, which returns the `Outcome`.
     """
 
     monotone: ClassVar[bool]
@@ -111,6 +112,10 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     """
     if torch.compiler.is_compiling():
         return _iterate_in_graph(solver, problem, z)
+    whole = getattr(solver, "whole", None)
+    if whole is not None:
+        outcome: Outcome = whole(problem, z)
+        return outcome
     budget = solver.rtol is None
     every = getattr(solver, "check_every", 1)
     refresh = getattr(solver, "refresh", None)
@@ -123,6 +128,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     status = torch.full((len(z),), _RUNNING, dtype=torch.int64, device=z.device)
     running, iterations = status == _RUNNING, torch.zeros_like(status)
     best_z, best_error = state.z, state.error
+    lanes = len(z)  # that take part; any after them only pad
     places: Tensor | None = None
     full: tuple[Tensor, ...] | None = None
 
@@ -130,7 +136,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
         going = _goes_on(solver, problem, state, budget) & running
         looks = step % every == 0 or step == solver.max_steps
         left = int(going.sum()) if looks else -1
-        if left < running.shape[0]:
+        if left < lanes:
             ends = running & ~going
             status = torch.where(ends, _judge(solver, problem, state, budget), status)
             iterations = torch.where(ends, step, iterations)
@@ -142,7 +148,8 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
             status = torch.where(running, int(out_of_steps), status)
             iterations = torch.where(running, step, iterations)
             break
-        if looks and solver.compact and problem.separable and 2 * left <= running.shape[0]:
+        fewer = bucket(left) if compiled else left
+        if looks and solver.compact and problem.separable and 2 * fewer <= running.shape[0]:
             ended = _result(state, status, iterations, best_z, best_error)
             keep = running.nonzero().squeeze(-1)
             if full is None:
@@ -152,13 +159,13 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
                 _scatter(full, places, ended)
                 places = places[keep]
             if compiled:
-                keep = padded(keep, running.shape[0])
+                keep = padded(keep, fewer)
             problem, state = problem.take(keep), _select(state, keep)
             status, iterations = status[keep], iterations[keep]
             best_z, best_error = best_z[keep], best_error[keep]
-            status[left:] = _ENDED  # of lanes that only pad
-            running = status == _RUNNING
-        idle = left < running.shape[0]
+            status[left:] = _ENDED
+            running, lanes = status == _RUNNING, left
+        idle = left < lanes
         if idle:
             state = state._replace(flag=torch.where(running, state.flag, _ENDED))
         if refresh is not None:
@@ -236,17 +243,22 @@ def _iterate_in_graph(solver: IterativeSolver, problem: Any, z: Tensor) -> Outco
 def _goes_on(solver: IterativeSolver, problem: LaneProblem, state: State, budget: bool) -> Tensor:
     """Tell which lanes `_judge` would leave running, if they ran: the usual answer, for less."""
     going = (state.flag == 0) & (state.error < torch.inf)
-    return going if budget else going & (state.error > problem.tolerance(solver, state.z))
+    return going if budget else going & (state.error > _tolerance(solver, problem, state))
 
 
 def _judge(solver: IterativeSolver, problem: LaneProblem, state: State, budget: bool) -> Tensor:
     status = torch.where(state.flag != 0, state.flag, _RUNNING)
     measure = state.error
     if not budget:
-        tolerance = problem.tolerance(solver, state.z)
+        tolerance = _tolerance(solver, problem, state)
         status = torch.where(measure <= tolerance, 0, status)
         measure = measure + tolerance
     return torch.where(torch.isfinite(measure), status, int(Status.NONFINITE))
+
+
+def _tolerance(solver: IterativeSolver, problem: LaneProblem, state: State) -> Tensor:
+    # that of a linear problem follows from its right-hand side, and some iterates are costly
+    return problem.tolerance(solver, None if getattr(problem, "linear", False) else state.z)
 
 
 def _result(

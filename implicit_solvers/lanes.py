@@ -103,6 +103,12 @@ class Lanes:
             on_one = vmap(on_one, in_dims=dims, randomness="different")
         return on_one
 
+    def first(self, operands: Sequence[Tensor]) -> list[Tensor]:
+        """Return the operands, ``z`` among them, of a grid of one native lane, the first."""
+        assert self.native_carried is not None and not self.sizes
+        one = (slice(1),) * self.native
+        return [t[one] if has else t for t, has in zip(operands, self.native_carried, strict=True)]
+
     def keep(self, operands: Sequence[int]) -> Lanes:
         """Return the lanes for a selection of the operands."""
         known = self.native_carried

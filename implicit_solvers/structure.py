@@ -96,6 +96,11 @@ class Structure:
         return self.tree.is_leaf()
 
     @cached_property
+    def is_vector(self) -> bool:
+        """Whether the unknown is one tensor ``(n,)`` of a lane, raveled already."""
+        return self._bare and len(self.shapes[0]) == 1 and not self.real_view
+
+    @cached_property
     def size(self) -> int:
         """Return the number of unknowns of one lane."""
         return sum(self._sizes)

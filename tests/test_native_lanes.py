@@ -92,6 +92,22 @@ def test_a_function_that_wants_its_batch_gets_it(columns, fn):
     torch.testing.assert_close(dW, exact_dW, rtol=1e-9, atol=1e-9)
 
 
+def test_a_captured_tensor_of_all_lanes_is_not_paired_with_each(columns):
+    """It answers for all lanes when it is asked for one, which would take their square."""
+
+    def capturing(z, W):
+        return plain(z, W, X)
+
+    matrix = W.clone().requires_grad_()
+    lanes = {"batch_dims": 1, "in_dims": (None,), "solver": ims.Newton(compact=False)}
+    sol = ims.root(capturing, torch.zeros_like(X), (matrix,), **lanes)
+    (dW,) = torch.autograd.grad(sol.value.square().sum(), matrix)
+    assert set(columns) == {(LANES, SIZE)}
+    z, exact_dW, _ = expected()
+    torch.testing.assert_close(sol.value, z, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(dW, exact_dW, rtol=1e-9, atol=1e-9)
+
+
 def test_an_error_of_the_function_is_its_own():
     calls = []
 

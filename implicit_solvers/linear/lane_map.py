@@ -75,6 +75,7 @@ class OperatorTemplate:
     """A user's operator on vectors of a given structure; ``build`` makes it of its tensors.
 
     It is used ``within`` a context, which does nothing where the tensors let it go ``bare``.
+    ``functionless`` tells whether it is known by its tensors alone, with no function in it.
     """
 
     build: Callable[[Sequence[Tensor]], LinearOperator]
@@ -88,6 +89,7 @@ class OperatorTemplate:
     bands: tuple[int, int] | None
     costly: bool
     name: str
+    functionless: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,6 +147,9 @@ class OperatorTemplate:
     def _direct_products(self, tensors: Sequence[Tensor]) -> Products:
         """Return ``mv`` and ``rmv`` of one operator that is built once."""
         operator, structure, out = self.build(tensors), self.structure, self.out
+        if self.functionless and structure.is_vector and out.is_vector:
+            # there is nothing to ravel, nor to check
+            return operator.mv, operator.mv if self.symmetric else operator.rmv
 
         def mv(v: Tensor) -> Tensor:
             return out.check_like(operator.mv(structure.unravel(v)), v.shape[:-1], self.name, "b")
@@ -214,7 +219,9 @@ class JacobianTemplate:
         elif unwatched() and lanes.native and lanes.separable and not lanes.sizes:
             # what a function refuses here it may do for the batch; if not, it says so again
             with contextlib.suppress(Exception), no_saved_tensor_hooks():
-                return lanes.one_by_one(partial(self.dense, like))(*tensors)
+                # one that captures a tensor of all lanes answers for all: of one it must not
+                if self.fn(*lanes.first(tensors)).shape[: lanes.native].numel() == 1:
+                    return lanes.one_by_one(partial(self.dense, like))(*tensors)
         if basis is not None:
             # a compiler that saw how it is made would make it anew in every loop over it
             return lanes.over(lambda like, *tensors: self._columns(basis, *tensors))(like, *tensors)
@@ -344,7 +351,7 @@ class LaneMap:
     def _apply(self, which: int, v: Tensor) -> Tensor:
         product = self._make_products()[which]
         if self.columns == 1:
-            return product(v.reshape((*self.shape, v.shape[-1]))).reshape(len(v), -1)
+            return product(v.reshape((*self.shape, v.shape[-1]))).reshape(v.shape[0], -1)
         stacked = v.reshape(self.columns, *self.shape, v.shape[-1])
         with no_saved_tensor_hooks():
             return vmap(product, randomness="different")(stacked).reshape(len(v), -1)

@@ -107,6 +107,7 @@ def solve_in_lanes(
             start = torch.where((b == 0).all(-1, keepdim=True), 0.0, start)
     A = lane_map(spec.template, second, len(operands))
     made: tuple[Tensor, ...] = ()
+    residual: Tensor | None = None
     if flat.numel() == 0 or n == 0:
         x = flat.new_zeros(flat.shape[0], n)
         status = torch.zeros(flat.shape[0], dtype=torch.int64, device=b.device)
@@ -125,9 +126,10 @@ def solve_in_lanes(
         elif spec.preconditioner is not None:
             M = lane_map(spec.preconditioner, first, second)
         zero = flat.new_zeros(flat.shape[0], n) if start is None else grid.flat(start)
-        x, status, iterations = _solve_iteratively(spec, A, M, flat, zero)
+        x, status, iterations, residual = _solve_iteratively(spec, A, M, flat, zero)
 
-    residual = rms(flat - A.mv(x)) if flat.numel() else rms(flat)
+    if residual is None:
+        residual = rms(flat - A.mv(x)) if flat.numel() else rms(flat)
     idle = (flat == 0).all(-1)
     finite = torch.isfinite(x).all(-1)
     status = torch.where(finite | failed(status), status, int(Status.NONFINITE))
@@ -226,29 +228,37 @@ def _refine(
 
 def _solve_iteratively(
     spec: LinearSolveSpec, A: LaneMap, M: LaneMap | DiagonalMap | None, b: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Iterate, and go on from there where the recursive residual promised more than is true."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Iterate, and go on from there where the recursive residual promised more than is true.
+
+    Returns the solution, the status, the iterations, and the residual where it is known.
+    """
     solver = spec.solver
     assert not isinstance(solver, DirectSolver)
     problem = LinearProblem(A, b, M)
+    measured = getattr(solver, "whole", None) is not None
     if solver.rtol is None:
         out = iterate(solver, problem, x)
-        return out.z, out.status, out.iterations
+        return out.z, out.status, out.iterations, out.error if measured else None
     goal = linear_tolerance(solver.rtol, solver.atol, b, rms)
-    judge = getattr(solver, "error_at", lambda problem, x: rms(problem.residual(x)))
+    judge = getattr(solver, "error_at", None)
 
     def go_on(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x, status, iterations, short = carry
+        x, status, iterations, short, error = carry
         here = problem.aliased() if torch.compiler.is_compiling() else problem
         out = iterate(solver, here, x)
         x = torch.where(short.unsqueeze(-1), out.z, x)
         status = torch.where(short, out.status, status)
         iterations = torch.where(short, iterations + out.iterations, iterations)
-        short = (status == int(Status.CONVERGED)) & (judge(here, x) > 1.1 * goal)
-        return x, status, iterations, short
+        if measured:
+            error = torch.where(short, out.error, error)
+        else:
+            error = rms(here.residual(x)) if judge is None else judge(here, x)
+        short = (status == int(Status.CONVERGED)) & (error > 1.1 * goal)
+        return x, status, iterations, short, error
 
     none = torch.zeros(len(b), dtype=torch.int64, device=b.device)
-    carry: tuple[Tensor, ...] = (x, none, none, torch.ones_like(none, dtype=torch.bool))
+    carry: tuple[Tensor, ...] = (x, none, none, torch.ones_like(none, dtype=torch.bool), 0 * goal)
     if torch.compiler.is_compiling():
         carry = loop_in_graph(lambda c: c[3].any(), go_on, carry, 4)
     else:
@@ -256,5 +266,6 @@ def _solve_iteratively(
             if not bool(carry[3].any()):
                 break
             carry = go_on(carry)
-    x, status, iterations, short = carry
-    return x, torch.where(short, int(Status.STALLED), status), iterations
+    x, status, iterations, short, error = carry
+    status = torch.where(short, int(Status.STALLED), status)
+    return x, status, iterations, error if judge is None else None

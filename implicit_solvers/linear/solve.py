@@ -27,9 +27,11 @@ from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
 from implicit_solvers.linear.choice import default_linear_solver, is_linear_solver
 from implicit_solvers.linear.direct import DirectSolver
+from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lane_map import OperatorTemplate
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.lsmr import LSMR
+from implicit_solvers.linear.mixed_precision import made_of_tensors
 from implicit_solvers.linear.operators import FunctionOperator, JacobianOperator
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
@@ -310,7 +312,7 @@ def _solve(
     adjoint_start: AdjointStart | None,
 ) -> Solution:
     template, tensors = operator_template(A, b, structure, "A")
-    if isinstance(solver, DirectSolver):
+    if isinstance(solver, (DirectSolver, GMRES)):
         solver = solver.session()
     M: Any = preconditioner
     M_tensors: list[Tensor] = []
@@ -382,7 +384,9 @@ def operator_template(
         return join(tensors[len(flat) :]).mv(v)
 
     captured = Captured()
-    if not torch.compiler.is_compiling():  # a compiler sees what a function captures
+    functionless = made_of_tensors(A)
+    # a compiler sees what a function captures
+    if not (torch.compiler.is_compiling() or functionless):
         captured = capture(evaluate, (*flat, *own), f"the function of {type(A).__name__}", A)
     count = len(own)
     outermost = not (transforms_active() or torch.is_inference_mode_enabled() or nested())
@@ -417,6 +421,7 @@ def operator_template(
         A.bands,
         A.costly,
         f"the product of {name}",
+        functionless,
     )
     return template, [*own, *captured.tensors]
 

@@ -39,6 +39,11 @@ TRACED_LINEAR: tuple[type, ...] = (LU, Cholesky, Diagonal, CG, MINRES, GMRES, Bi
 
 def linear_obstacle(solver: LinearSolver) -> str | None:
     """Say why a linear solver cannot be part of a graph, and what to do; None if it can."""
+    if isinstance(solver, GMRES) and solver.inner_dtype is not None:
+        return (
+            f"cannot use GMRES(inner_dtype={solver.inner_dtype}) in a compiled graph: leave "
+            "inner_dtype out"
+        )
     if isinstance(solver, TRACED_LINEAR):
         return None
     names = [f"{cls.__name__}()" for cls in TRACED_LINEAR]

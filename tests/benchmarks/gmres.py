@@ -71,6 +71,14 @@ def tuned() -> Call:
     return ours(ims.GMRES(rtol=TOLERANCE))
 
 
+def mixed_precision() -> Call:
+    import torch
+
+    import implicit_solvers as ims
+
+    return ours(ims.GMRES(rtol=TOLERANCE, inner_dtype=torch.float32))
+
+
 def compiled_gmres() -> Call:
     import implicit_solvers as ims
 
@@ -245,6 +253,7 @@ TASK = Task(
     (
         Side("ours, default", ours, ours=True),
         Side("ours, tuned: GMRES(rtol=1e-10)", tuned, ours=True),
+        Side("ours, mixed precision: inner_dtype=torch.float32", mixed_precision, ours=True),
         Side("ours, compiled steps", compiled_gmres, ours=True),
         Side("ours, compiled whole", one_graph, ours=True),
         Side("torch by hand", torch_by_hand),

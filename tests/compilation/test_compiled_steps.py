@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 
 import implicit_solvers as ims
 from implicit_solvers import compiled_step
+from implicit_solvers.problem import EquationProblem
 
 COMPILE = torch.compile
 
@@ -90,6 +91,32 @@ def test_lanes_that_leave_one_after_the_other(name, monkeypatch):
     assert sol.iterations.min() < sol.iterations.max()
     # the whole batch, and buckets of any smaller size
     assert graphs() <= 4
+
+
+def test_one_lane_that_is_left_is_gathered_once(monkeypatch):
+    """It goes on in the smallest bucket, whose other places only pad."""
+    sizes, take = [], EquationProblem.take
+
+    def counted(problem, index):
+        sizes.append(len(index))
+        return take(problem, index)
+
+    monkeypatch.setattr(EquationProblem, "take", counted)
+    start = torch.zeros_like(X)
+    start[7] = 1e6
+
+    def cubic(z, x, W):
+        return z**3 + torch.tanh(z @ W.T) + z - x
+
+    def call(compiled, x, W):
+        sizes.clear()
+        solver = ims.Newton(compile=compiled, halvings=0)
+        return ims.root(cubic, start, (x, W), solver=solver, **LANES)
+
+    sol = agree(call, X, W)
+    rest = torch.cat([sol.iterations[:7], sol.iterations[8:]])
+    assert int(sol.iterations[7]) > int(rest.max()) + 10
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 8 and sizes.count(8) == 1
 
 
 def test_gradient_descent():
