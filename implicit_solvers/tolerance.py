@@ -76,7 +76,9 @@ def equation_tolerance(
     return absolute + relative * size
 
 
-def linear_tolerance(rtol: float | Auto, atol: float | Auto, b: Tensor, norm: Norm) -> Tensor:
+def linear_tolerance(
+    rtol: float | Auto, atol: float | Tensor | Auto, b: Tensor, norm: Norm
+) -> Tensor:
     """Return the largest ``norm(b - A x)`` that counts as solved: ``atol + rtol norm(b)``.
 
     The default of ``rtol`` is ``eps**(2/3)`` (3.7e-11 in float64, 2.4e-5 in float32), that of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.iterate import iterate
+from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.lane_map import LaneMap, Template
@@ -108,6 +108,11 @@ def solve_in_lanes(
     A = lane_map(spec.template, second, len(operands))
     made: tuple[Tensor, ...] = ()
     residual: Tensor | None = None
+    first_x = None if start is None else grid.flat(start)
+    unit = _unit(flat, first_x) if flat.numel() else None
+    if unit is not None:
+        flat = flat / unit.unsqueeze(-1)
+        first_x = None if first_x is None else first_x / unit.unsqueeze(-1)
     if flat.numel() == 0 or n == 0:
         x = flat.new_zeros(flat.shape[0], n)
         status = torch.zeros(flat.shape[0], dtype=torch.int64, device=b.device)
@@ -125,25 +130,28 @@ def solve_in_lanes(
             M = spec.preconditioner.of(A)
         elif spec.preconditioner is not None:
             M = lane_map(spec.preconditioner, first, second)
-        zero = flat.new_zeros(flat.shape[0], n) if start is None else grid.flat(start)
-        x, status, iterations, residual = _solve_iteratively(spec, A, M, flat, zero)
+        begin = flat.new_zeros(flat.shape[0], n) if first_x is None else first_x
+        problem = LinearProblem(A, flat, M, unit)
+        x, status, iterations, residual = _solve_iteratively(spec.solver, problem, begin)
 
     if residual is None:
         residual = rms(flat - A.mv(x)) if flat.numel() else rms(flat)
     idle = (flat == 0).all(-1)
-    finite = torch.isfinite(x).all(-1)
+    finite = torch.isfinite(x if unit is None else x * unit.unsqueeze(-1)).all(-1)
     status = torch.where(finite | failed(status), status, int(Status.NONFINITE))
     if isinstance(spec.solver, DirectSolver) and not spec.nullspaces[0]:
         # pivots may look regular where nothing of the solution is right
         wrong = residual > torch.finfo(b.dtype).eps ** 0.25 * rms(flat)
         status = torch.where(wrong & ~failed(status), int(Status.SINGULAR), status)
     # the best iterate of a lane that came to nothing is where it began
-    x = torch.where(finite.unsqueeze(-1), x, 0.0 if start is None else grid.flat(start))
+    x = torch.where(finite.unsqueeze(-1), x, 0.0 if first_x is None else first_x)
     if spec.adjoint:
         # whatever the operator, a lane that nothing depends on has the adjoint zero
         x = torch.where(idle.unsqueeze(-1), 0.0, x)
         status = torch.where(idle, 0, status)
         residual = torch.where(idle, 0.0, residual)
+    if unit is not None:
+        x, residual = x * unit.unsqueeze(-1), residual * unit
     status, iterations, residual = grid.back(status), grid.back(iterations), grid.back(residual)
     if watch.active:
         size = rms(b)
@@ -156,6 +164,23 @@ def solve_in_lanes(
     if memory is not None:
         memory.write(x)
     return x, status, iterations, residual, *made
+
+
+def _unit(b: Tensor, start: Tensor | None) -> Tensor | None:
+    """Return units ``(N,)`` in which no square of ``b`` or the start under- or overflows.
+
+    They are powers of two, 1 where sizes are moderate; None if all are.
+    """
+    info = torch.finfo(b.dtype)
+    size = b.abs().amax(-1)
+    if start is not None:
+        size = torch.maximum(size, start.abs().amax(-1))
+    far = (size < info.tiny**0.5 / info.eps) | (size > info.max**0.5 * info.eps)
+    far = far & (size > 0) & (size < torch.inf)
+    if not torch.compiler.is_compiling() and not bool(far.any()):
+        return None
+    exponent = size.log2().round().clamp(math.log2(info.tiny), math.log2(info.max) - 1)
+    return torch.where(far, exponent.exp2(), 1.0)
 
 
 def _spread(
@@ -227,20 +252,18 @@ def _refine(
 
 
 def _solve_iteratively(
-    spec: LinearSolveSpec, A: LaneMap, M: LaneMap | DiagonalMap | None, b: Tensor, x: Tensor
+    solver: IterativeSolver, problem: LinearProblem, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Iterate, and go on from there where the recursive residual promised more than is true.
 
     Returns the solution, the status, the iterations, and the residual where it is known.
     """
-    solver = spec.solver
-    assert not isinstance(solver, DirectSolver)
-    problem = LinearProblem(A, b, M)
+    b = problem.b
     measured = getattr(solver, "whole", None) is not None
     if solver.rtol is None:
         out = iterate(solver, problem, x)
         return out.z, out.status, out.iterations, out.error if measured else None
-    goal = linear_tolerance(solver.rtol, solver.atol, b, rms)
+    goal = problem.tolerance(solver, None)
     judge = getattr(solver, "error_at", None)
 
     def go_on(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

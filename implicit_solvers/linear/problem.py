@@ -9,18 +9,28 @@ from torch import Tensor
 
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.preconditioners import DiagonalMap
-from implicit_solvers.tolerance import linear_tolerance, rms
+from implicit_solvers.tolerance import Auto, linear_tolerance, rms
 
 __all__ = ["ForcedProblem", "LinearProblem"]
 
 
 class LinearProblem:
-    """``A x = b`` in each of N lanes, with a preconditioner ``M`` that approximates the inverse."""
+    """``A x = b`` in each of N lanes, with a preconditioner ``M`` that approximates the inverse.
+
+    ``b`` and ``x`` are measured in a ``unit (N,)`` of each lane, in which an absolute tolerance is
+    not; left out, it is 1.
+    """
 
     linear: ClassVar[bool] = True
 
-    def __init__(self, A: LaneMap, b: Tensor, M: LaneMap | DiagonalMap | None = None) -> None:
-        self.A, self.b, self.M = A, b, M
+    def __init__(
+        self,
+        A: LaneMap,
+        b: Tensor,
+        M: LaneMap | DiagonalMap | None = None,
+        unit: Tensor | None = None,
+    ) -> None:
+        self.A, self.b, self.M, self.unit = A, b, M, unit
         self._goal: tuple[Any, Tensor] | None = None
 
     @property
@@ -39,17 +49,21 @@ class LinearProblem:
     def _tolerance(self, solver: Any) -> Tensor:
         """Return ``atol + rtol norm(b)``."""
         rtol = 0.0 if solver.rtol is None else solver.rtol
-        return linear_tolerance(rtol, solver.atol, self.b, rms)
+        atol = solver.atol
+        if self.unit is not None and not isinstance(atol, Auto):
+            atol = (atol / self.unit).clamp(max=torch.finfo(self.unit.dtype).max ** 0.5)
+        return linear_tolerance(rtol, atol, self.b, rms)
 
     def take(self, index: Tensor) -> LinearProblem:
         """Return the problem of some of the lanes."""
         M = None if self.M is None else self.M.take(index)
-        return LinearProblem(self.A.take(index), self.b[index], M)
+        unit = None if self.unit is None else self.unit[index]
+        return LinearProblem(self.A.take(index), self.b[index], M, unit)
 
     def aliased(self) -> LinearProblem:
         """Return the problem as the body of a loop in a graph has to see it."""
         M = None if self.M is None else self.M.aliased()
-        return LinearProblem(self.A.aliased(), self.b, M)
+        return LinearProblem(self.A.aliased(), self.b, M, self.unit)
 
     def residual(self, x: Tensor) -> Tensor:
         """Return ``b - A x``."""
