@@ -24,7 +24,8 @@ class State(Protocol):
 
     ``z`` is the iterate ``(N, n)``, ``error`` the norm of its residual ``(N,)``, and ``flag`` a
     `Status` ``(N,)`` that ends a lane which has not converged (0: go on). The loop gives lanes that
-    have ended a ``flag`` other than 0: whatever a step does in them is not looked at.
+    have ended a ``flag`` other than 0: whatever a step does in them is not looked at. A state made
+    by steps of its own, before the first, says in ``steps_before (N,)`` how many to count.
     """
 
     @property
@@ -268,6 +269,7 @@ def _result(
     fell_back = fell_back | (failed(status) & ~torch.isfinite(state.error))
     z = torch.where(fell_back.unsqueeze(-1), best_z, state.z)
     error = torch.where(fell_back, best_error, state.error)
+    iterations = iterations + getattr(state, "steps_before", 0)
     return (z, status, iterations, error, *getattr(state, "factors", ()))
 
 

@@ -13,7 +13,7 @@ from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.lane_map import LaneMap, Template
-from implicit_solvers.linear.preconditioners import DiagonalMap, Jacobi
+from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.monitoring import observe

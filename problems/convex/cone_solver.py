@@ -55,6 +55,7 @@ class ConeSolverState(NamedTuple):
     error: Tensor
     flag: Tensor
     factors: tuple[Tensor, ...]
+    steps_before: Tensor
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,22 @@ class ConeSolver:
         data = Lanes(*(_ranked(t, k) for t, k in zip(problem.operands, _RANKS, strict=True)))
         finite = _finite(data, lanes)
         flag = torch.where(finite, 0, int(ims.Status.NONFINITE))
-        points, todo = torch.zeros_like(z), finite
+        points, todo, steps = torch.zeros_like(z), finite, torch.zeros_like(flag)
         if self.warm:
-            points, todo = self._continue(data, z, finite)
+            points, todo, steps = self._continue(data, z, finite)
         for lane, found in self._solve(data, todo.nonzero().squeeze(-1).tolist(), z):
             flag[lane] = int(found.status)
+            steps[lane] += found.steps
             if found.status not in _UNSOLVABLE:
                 points[lane] = torch.from_numpy(np.concatenate([found.x, found.y - found.s]))
         solvable = finite & torch.isfinite(points).all(-1)
         for status in _UNSOLVABLE:
             solvable = solvable & (flag != int(status))
-        points = self._solve_small(data, points, solvable & todo)
+        points = self._solve_small(data, points, solvable & todo, steps)
         index = solvable.nonzero().squeeze(-1)
         refined = self._refine(data, points, index)
         points[index] = refined.z
+        steps[index] += refined.steps
         error = torch.where(finite, torch.ones_like(points[:, 0]), torch.nan)
         error[index] = refined.error
         factors = refined.factors
@@ -124,7 +127,7 @@ class ConeSolver:
                 for t, own in zip(idle, factors, strict=False)
             )
         flag = torch.where(flag == 0, int(ims.Status.STALLED), flag)
-        return ConeSolverState(points, error, flag, factors)
+        return ConeSolverState(points, error, flag, factors, steps)
 
     def step(self, problem: ims.EquationProblem, state: ConeSolverState) -> ConeSolverState:
         """Stay."""
@@ -135,18 +138,26 @@ class ConeSolver:
         steps = max(self.method.polish, least)
         return refine(some, z[index], self.linear_solver, steps, _goal(z))
 
-    def _continue(self, data: Lanes, start: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where Newton's method arrived, and the lanes where it did not."""
+    def _continue(
+        self, data: Lanes, start: Tensor, finite: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where Newton's method arrived, the lanes where it did not, and its steps."""
         index = finite.nonzero().squeeze(-1)
         tried = self._refine(data, start, index, least=1)
         some = data if len(index) == len(start) else data.take(index)
         arrived = (tried.error <= _goal(start)) & ~_tiny_objective(some, tried.z)
         points = torch.zeros_like(start)
         points[index] = torch.where(arrived.unsqueeze(-1), tried.z, 0.0)
-        return points, finite.index_copy(0, index, ~arrived)
+        steps = torch.zeros_like(finite, dtype=torch.int64).index_copy(0, index, tried.steps)
+        return points, finite.index_copy(0, index, ~arrived), steps
 
-    def _solve_small(self, data: Lanes, points: Tensor, candidates: Tensor) -> Tensor:
-        """Solve lanes again, in other units, whose objective is tiny beside the tolerances."""
+    def _solve_small(
+        self, data: Lanes, points: Tensor, candidates: Tensor, steps: Tensor
+    ) -> Tensor:
+        """Solve lanes again, in other units, whose objective is tiny beside the tolerances.
+
+        What that takes is added to their ``steps``.
+        """
         n = data.c.shape[-1]
         index = (candidates & _tiny_objective(data, points)).nonzero().squeeze(-1)
         if len(index) == 0:
@@ -157,9 +168,11 @@ class ConeSolver:
         scaled = Lanes(factor[:, None, None] * P, factor[:, None] * c, A, b)
         again = torch.zeros_like(points[index])
         for lane, found in self._solve(scaled, list(range(len(index))), again):
+            steps[index[lane]] += found.steps
             if found.status not in _UNSOLVABLE:
                 again[lane] = torch.from_numpy(np.concatenate([found.x, found.y - found.s]))
         refined = self._refine(scaled, again, torch.arange(len(index)))
+        steps[index] += refined.steps
         u = refined.z[:, n:]
         y, _ = linearize_dual_projection(u, self.linear_solver.cones)
         better = torch.cat([refined.z[:, :n], y / factor[:, None] - (y - u)], -1)

@@ -122,8 +122,8 @@ class ConvexLayer(torch.nn.Module):
     -----
     A call returns an `implicit_solvers.Solution` whose value is a `ConvexProgramValue` of the
     values' dtype and device. A lane has converged when its relative error, the ``residual``, is at
-    most 1e-6; it is near rounding, unless the solution is degenerate. The cone solver's own steps
-    are not counted in ``iterations``.
+    most 1e-6; it is near rounding, unless the solution is degenerate. Its ``iterations`` are the
+    steps of the cone solver and those of Newton's method after it.
 
     Where a constraint holds with the multiplier zero, the solution has a kink, and the derivative
     is one-sided. Everything is dense: a lane needs memory and time for a matrix of ``n + m`` rows.

@@ -462,6 +462,21 @@ class TestSolvers:
         last = layer(p, low, total, start=start)
         torch.testing.assert_close(first(last), first(solution))
 
+    def test_iterations_are_the_solvers_and_newtons(self):
+        recorder = Recorder(Clarabel())
+        p, low, total = box_values(4)
+        polished, plain = (
+            ConvexLayer(*nearest_in_box(), solver=s)(p, low, total)
+            for s in (recorder, Clarabel(polish=0))
+        )
+        counts = torch.tensor([Clarabel().solve(*q, start=None).steps for q in recorder.programs])
+        assert torch.equal(plain.iterations, counts) and bool((counts > 3).all())
+        added = polished.iterations - counts
+        assert bool((added >= 0).all()) and bool((added <= 3).all()) and bool((added > 0).any())
+        layer = ConvexLayer(*nearest_in_box())
+        warm = layer(p + 1e-4, low, total, start=polished.value.point)
+        assert bool((warm.iterations <= 3).all())
+
     def test_scs_begins_at_the_start(self):
         problem, parameters, variables, _ = TestDuals().every_cone()
         solver = Recorder(SCS())
