@@ -61,8 +61,8 @@ class IterativeSolver(Protocol):
     A solver whose error never grows says ``monotone = True``, so that the loop need not remember
     the best iterate of a lane that fails. A solver whose state must change its form between steps
     (to grow, to start again) does so in ``refresh(problem, state)``, for all lanes, those that
-    have ended included, without moving their iterates. A solver that does not step in this loop
-    has a ``whole(problem, z)``, which returns the `Outcome`.
+    have ended included, without moving their iterates. A solver that need not step in this loop
+    has a ``whole(problem, z)``, which returns the `Outcome`, or None to step in it after all.
     """
 
     monotone: ClassVar[bool]
@@ -114,8 +114,8 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     if torch.compiler.is_compiling():
         return _iterate_in_graph(solver, problem, z)
     whole = getattr(solver, "whole", None)
-    if whole is not None:
-        outcome: Outcome = whole(problem, z)
+    outcome: Outcome | None = None if whole is None else whole(problem, z)
+    if outcome is not None:
         return outcome
     budget = solver.rtol is None
     every = getattr(solver, "check_every", 1)

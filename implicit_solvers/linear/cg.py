@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from implicit_solvers.hyperparameters import check_count, check_stopping
+from implicit_solvers.linear.cg_alone import cg_alone
 from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
@@ -75,6 +76,13 @@ class CG:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
         check_count(self, "check_every", least=1)
+
+    def whole(self, problem: Any, x: Tensor) -> Any:
+        """Iterate a single real system on the CPU; others go step by step."""
+        one = len(x) == 1 and not x.is_complex() and x.device.type == "cpu"
+        if not one or not problem.A.symmetric or type(self).step is not CG.step:
+            return None
+        return cg_alone(self, problem, x)
 
     def init(self, problem: LinearProblem, x: Tensor) -> CGState:
         """Start at ``x``."""

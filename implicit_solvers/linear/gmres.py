@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.hyperparameters import check_count, check_stopping
-from implicit_solvers.iterate import Outcome, iterate
+from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.gmres_in_graph import gmres_in_graph
 from implicit_solvers.linear.iterative_refinement import refine
 from implicit_solvers.linear.mixed_precision import RoundedTensors
@@ -142,13 +141,10 @@ class GMRES:
         object.__setattr__(session, "_rounded", RoundedTensors())
         return session
 
-    @property
-    def whole(self) -> Callable[..., Any] | None:
-        """The way to iterate in mixed precision: not step by step, but by refinement."""
-        return None if self.inner_dtype is None else self._refine
-
-    def _refine(self, problem: LinearProblem, x: Tensor) -> Outcome:
-        assert self.inner_dtype is not None
+    def whole(self, problem: Any, x: Tensor) -> Any:
+        """Iterate in mixed precision: not step by step, but by refinement."""
+        if self.inner_dtype is None:
+            return None
         if x.dtype in (torch.float32, torch.complex64):
             out = iterate(replace(self, inner_dtype=None), problem, x)
             return out._replace(error=rms(problem.residual(out.z)))

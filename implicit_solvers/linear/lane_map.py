@@ -124,7 +124,8 @@ class OperatorTemplate:
     def diagonal_entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the diagonal."""
         with self.within(tensors):
-            return self.build(tensors).diagonal_entries(self._structure_like(like))
+            entries = self.build(tensors).diagonal_entries(self._structure_like(like))
+        return entries.expand((*like.shape[:-1], entries.shape[-1]))
 
     def _structure_like(self, like: Tensor) -> Structure:
         # selected lanes come in another grid than the whole

@@ -259,7 +259,8 @@ def _solve_iteratively(
     Returns the solution, the status, the iterations, and the residual where it is known.
     """
     b = problem.b
-    measured = getattr(solver, "whole", None) is not None
+    # refinement judges by the residual itself
+    measured = getattr(solver, "inner_dtype", None) is not None
     if solver.rtol is None:
         out = iterate(solver, problem, x)
         return out.z, out.status, out.iterations, out.error if measured else None
