@@ -78,6 +78,7 @@ FAILURES = {
     "no curvature": (torch.zeros(3, 3), torch.ones(3)),
     "nan in the matrix": (torch.diag(torch.tensor([1.0, torch.nan, 2.0])), torch.ones(3)),
     "inf in the matrix": (torch.diag(torch.tensor([1.0, torch.inf, 2.0])), torch.ones(3)),
+    "curvature out of range": (1e200 * torch.eye(3, dtype=F64), 1e60 * torch.ones(3, dtype=F64)),
     "nan on the right": (torch.eye(3), torch.tensor([1.0, torch.nan, 0.0])),
     "inf on the right": (torch.eye(3), torch.tensor([1.0, torch.inf, 0.0])),
     "zero on the right": (torch.eye(3), torch.zeros(3)),
