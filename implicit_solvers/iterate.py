@@ -215,7 +215,7 @@ def _iterate_in_graph(solver: IterativeSolver, problem: Any, z: Tensor) -> Outco
         state, status, iterations, best = carry
         running = unfinished(carry)
         state = state._replace(flag=torch.where(running, state.flag, _ENDED))
-        state = _where(running, solver.step(problem.aliased(), state), state)
+        state = _with_ended(running, solver.step(problem.aliased(), state), state)
         status = torch.where(running, _judge(solver, problem, state, budget), status)
         if best:
             better = running & (state.error < best[1])

@@ -48,6 +48,16 @@ def task(comparison, **answers):
     return comparison.Task("toy", "Toy", ("z", "dx"), lambda: EXACT, sides, limit=1e-8, rounds=3)
 
 
+def test_no_side_is_timed_just_after_a_collection_of_garbage(benchmarks, monkeypatch):
+    comparison, called = benchmarks("comparison"), []
+    monkeypatch.setattr(comparison.gc, "collect", lambda: called.append("|"))
+    calls = {name: (lambda name=name: called.append(name)) for name in "abc"}
+    seconds = comparison.alternate(calls, 2)
+    # what comes first after it finds cold caches: "c" is called for that, and not timed
+    assert "".join(called) == "abc" + "|cabc" * 2 + "|"
+    assert [len(own) for own in seconds.values()] == [2, 2, 2]
+
+
 def test_a_side_that_is_right_is_timed_and_one_that_is_wrong_is_not(benchmarks):
     comparison = benchmarks("comparison")
     wrong_value = (EXACT[0] + [0, 1e-3], EXACT[1])

@@ -121,7 +121,7 @@ def solve_in_lanes(
         hints = tuple(
             _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
         )
-        x, status, iterations, factors = _solve_directly(spec, A, flat, hints)
+        x, status, iterations, residual, factors = _solve_directly(spec, A, flat, hints)
         if not hints:
             made = tuple(t.reshape((*grid.grid, *t.shape[1:])) for t in factors)
     else:
@@ -196,7 +196,8 @@ def _spread(
 
 def _solve_directly(
     spec: LinearSolveSpec, A: LaneMap, b: Tensor, hints: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
+    """Return the solution, the status, the iterations, the residual where it is known, factors."""
     solver = spec.solver
     assert isinstance(solver, DirectSolver)
 
@@ -207,35 +208,36 @@ def _solve_directly(
 
     one = torch.ones(len(b), dtype=torch.int64, device=b.device)
     if hints and not spec.exact:
-        x, good, steps = _refine(A, b, lambda rhs: solve(hints, rhs))
+        x, good, steps, error = _refine(A, b, lambda rhs: solve(hints, rhs))
         if bool(good.all()):
-            return x, torch.zeros_like(one), steps, hints
+            return x, torch.zeros_like(one), steps, error, hints
         hints = ()
     factors = hints or solver.factor(A)
     x = solve(factors, b)
-    return x, solver.status(factors).repeat(A.columns), one, factors
+    return x, solver.status(factors).repeat(A.columns), one, None, factors
 
 
 def _refine(
     A: LaneMap, b: Tensor, solve: Callable[[Tensor], Tensor], most: int = 5
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Solve with the factors of a nearby operator, by iterative refinement.
 
-    Returns the solution, whether it is as good as a linear solve is asked to be, and the number
-    of steps: no more than a factorization of a small operator costs, and none where they would not
-    end it. Source: Golub and Van Loan, "Matrix Computations", section 3.5.
+    Returns the solution, whether it is as good as a linear solve is asked to be, the number of
+    steps, and the residual. Steps are no more than a factorization of a small operator costs, and
+    none where they would not end it. Source: Golub and Van Loan, "Matrix Computations", section
+    3.5.
     """
     x = solve(b)
     r = b - A.mv(x)
     size, error = rms(b), rms(r)
-    goal = 4 * torch.finfo(b.dtype).eps * size
+    goal = 4 * b.shape[-1] ** 0.5 * torch.finfo(b.dtype).eps * size
     steps = torch.ones(len(b), dtype=torch.int64, device=b.device)
     if bool((error <= goal).all()):
-        return x, torch.ones_like(error, dtype=torch.bool), steps
+        return x, torch.ones_like(error, dtype=torch.bool), steps, error
     # each step gains what the first did: where that is too little, fresh factors are better
     slow = ~((error / size) ** most * error <= goal) & (size > 0)
     if bool(slow.any()):
-        return x, ~slow & (error <= goal), steps
+        return x, ~slow & (error <= goal), steps, error
     enough = linear_tolerance(AUTO, AUTO, b, rms)
     for _ in range(most):
         better = x + solve(r)
@@ -248,7 +250,7 @@ def _refine(
         r = torch.where(improved.unsqueeze(-1), new_r, r)
         error = torch.where(improved, new_error, error)
         steps = steps + improved
-    return x, error <= enough, steps
+    return x, error <= enough, steps, error
 
 
 def _solve_iteratively(

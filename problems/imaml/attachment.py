@@ -37,6 +37,8 @@ def attach_minimum(
     distance: Callable[[Any, Any], Tensor] | None = None,
     adjoint: Any = None,
     on_failure: Any = "raise",
+    batch_dims: int = 0,
+    in_dims: tuple[Any, ...] | None = None,
 ) -> ims.Solution:
     """Return a minimum ``phi`` of ``objective(phi, *args)`` with its implicit derivatives.
 
@@ -47,15 +49,15 @@ def attach_minimum(
     Parameters
     ----------
     objective
-        ``objective(phi, *args)`` returns a 0-d tensor.
+        ``objective(phi, *args)`` returns a 0-d tensor; with ``batch_dims``, one value a lane.
     found
         The minimum, a pytree of tensors; or the `Solution` of a solver, whose failures stay
         failures.
     args
         What the minimum is differentiated by, pytrees.
     distance
-        ``distance(phi, center)``, least where they are equal.
-    adjoint, on_failure
+        ``distance(phi, center)``, least where they are equal; like the objective.
+    adjoint, on_failure, batch_dims, in_dims
         As in `implicit_solvers.minimize`.
 
     Returns
@@ -81,9 +83,9 @@ def attach_minimum(
     failed = None
     start = point
     if before is not None:
-        failed = before.status > ims.Status.BUDGET
+        failed = before.status > int(ims.Status.BUDGET)
         # a lane that failed has to fail here too: its derivatives are left out then
-        start = tree_map(lambda t: torch.where(failed, torch.nan, t), point)
+        start = tree_map(lambda t: torch.where(_over(failed, t), torch.nan, t), point)
 
     def damped(phi: Any, center: Any, *args: Any) -> Tensor:
         value = objective(phi, *args)
@@ -91,9 +93,21 @@ def attach_minimum(
 
     damped.__name__ = getattr(objective, "__name__", "objective")  # what the monitor calls it
     solution = ims.minimize(
-        damped, start, (start, *args), solver=STAY, adjoint=adjoint, on_failure=on_failure
+        damped,
+        start,
+        (start, *args),
+        solver=STAY,
+        adjoint=adjoint,
+        on_failure=on_failure,
+        batch_dims=batch_dims,
+        in_dims=None if in_dims is None else (0, *in_dims),
     )
     if before is None or failed is None:
         return solution
-    value = tree_map(lambda t, p: torch.where(failed, p, t), solution.value, point)
+    value = tree_map(lambda t, p: torch.where(_over(failed, t), p, t), solution.value, point)
     return replace(before, value=value)
+
+
+def _over(lanes: Tensor, like: Tensor) -> Tensor:
+    """Return what is known of each lane, to be broadcast over the tensors of the lanes."""
+    return lanes.reshape((*lanes.shape, *(1,) * (like.dim() - lanes.dim())))

@@ -54,7 +54,13 @@ class BatchingChoice(NamedTuple):
     batching
         `Batching.VMAP` or `Batching.LOOP`.
     vmap_seconds, loop_seconds
-        Wall-clock time of a meta-gradient, divided by its tasks.
+        Wall-clock time of a meta-gradient, divided by its tasks; Python numbers.
+
+    Examples
+    --------
+    >>> choice = BatchingChoice(Batching.LOOP, vmap_seconds=0.25, loop_seconds=0.125)
+    >>> choice.batching.over_tasks(torch.cos)(torch.zeros(2))
+    tensor([1., 1.])
     """
 
     batching: Batching
@@ -76,9 +82,15 @@ def faster_batching(
         ``meta_gradient(supports, queries, batching=...)`` does the work, a `Method`'s with all
         else bound.
     supports, queries
-        A few tasks (as many as are evaluated together): pytrees with the tasks in front.
+        A few tasks (as many as are evaluated together): pytrees of tensors, of any dtype, with the
+        tasks in front, ``(tasks, ...)``.
     rounds
         Timed calls of each, by turns, after one that is not timed; the fastest counts.
+
+    Returns
+    -------
+    BatchingChoice
+        The faster one, and what was measured.
 
     Raises
     ------

@@ -31,7 +31,8 @@ def tasks_that_fit(
         ``meta_gradient(supports, queries)`` does the work on all tasks given together, a
         `Method`'s with all else bound.
     supports, queries
-        Pytrees of tensors with the tasks as first dimension; the first task is measured.
+        Pytrees of tensors, of any dtype, with the tasks as first dimension, ``(tasks, ...)``; the
+        first task is measured.
 
     Returns
     -------

@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import implicit_solvers as ims
 from implicit_solvers.problems.imaml.attachment import attach_minimum, detached
+from implicit_solvers.problems.imaml.meta_gradient import task_count
 from implicit_solvers.problems.imaml.proximal import Strength, check_proximal, proximal_term
 
 __all__ = ["adapt", "meta_loss", "meta_objective", "proximal_loss"]
@@ -38,18 +40,38 @@ def proximal_loss(loss: Loss, phi: Any, theta: Any, support: Any, strength: Stre
     """Return ``L(phi, support) + strength/2 |phi - theta|²``, which a task minimizes over ``phi``.
 
     With a strength for each parameter, the second term is ``1/2 sum_k strength_k (phi_k -
-    theta_k)²``. Source: the paper's equation 3; its ``lambda`` is ``strength``.
+    theta_k)²``.
 
     Parameters
     ----------
-    phi, theta
-        Pytrees of floating tensors of one structure: the task's and the meta-parameters.
     loss
         ``loss(phi, data)`` returns a 0-d tensor.
+    phi, theta
+        Pytrees of floating tensors of one structure and the same shapes, of any rank: the task's
+        and the meta-parameters.
     support
         The data from which the task learns, in the form that ``loss`` takes.
     strength
-        A number, a 0-d tensor, or tensors like ``theta``.
+        A number, a 0-d tensor, or tensors that broadcast to the leaves of ``theta``, in the same
+        pytree. Its sign is not checked here; `adapt` does.
+
+    Returns
+    -------
+    Tensor
+        0-d, differentiable in all arguments.
+
+    Raises
+    ------
+    ValueError
+        If ``strength`` is a pytree of another structure than ``theta``, or ``phi`` and ``theta``
+        have different numbers of leaves.
+    RuntimeError
+        If their shapes do not broadcast (torch refuses).
+
+    Notes
+    -----
+    Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients" (2019),
+    equation 3; its ``lambda`` is ``strength``.
 
     Examples
     --------
@@ -70,8 +92,12 @@ def adapt(
     adjoint: ims.ImplicitAdjoint = ADJOINT,
     damping: float = 0.0,
     on_failure: Any = "raise",
+    many_tasks: bool = False,
 ) -> ims.Solution:
     """Find a task's parameters ``phi`` from ``theta``, differentiably in ``theta``.
+
+    ``phi(theta) = argmin_phi L(phi, support) + strength/2 |phi - theta|²``, with the derivative
+    ``dphi/dtheta = (I + 1/strength d²L(phi, support)/dphi²)^-1``.
 
     Parameters
     ----------
@@ -103,6 +129,10 @@ def adapt(
     on_failure
         As in `implicit_solvers.minimize`; under ``"warn"``, a task in which CG meets negative
         curvature keeps the estimate that it had.
+    many_tasks
+        Whether ``support`` holds many tasks, each tensor in it with the tasks as its first
+        dimension. They are lanes of one solve, which can be compiled whole, ``loss`` is batched by
+        ``torch.func.vmap``, and what is returned has the tasks in front.
 
     Returns
     -------
@@ -112,12 +142,18 @@ def adapt(
     Raises
     ------
     TypeError
-        If ``theta`` has a leaf that is no tensor, or none at all.
+        If ``theta`` has a leaf that is no floating tensor, or none at all, or ``strength`` is
+        neither a number nor floating tensors.
     ValueError
-        If ``strength`` is not positive and finite, ``damping`` is negative, or ``loss`` does not
-        return a 0-d tensor.
+        If ``strength`` is not positive and finite or does not fit ``theta``, ``damping`` is
+        negative, or ``loss`` does not return a 0-d tensor.
     ConvergenceError
         If a solve fails and ``on_failure="raise"``; out of ``backward()`` too.
+
+    Notes
+    -----
+    Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients" (2019),
+    equation 3, lemma 1 and algorithm 2.
 
     Examples
     --------
@@ -138,38 +174,66 @@ def adapt(
     def task_objective(phi: Any, theta: Any, support: Any, strength: Any) -> Tensor:
         return proximal_loss(loss, phi, theta, support, strength)
 
-    # The start gets no gradient: theta acts through the proximal term, so it is an argument too.
-    args, options = (theta, support, strength), {"adjoint": adjoint, "on_failure": on_failure}
-    if hasattr(solver, "step"):
-        found = ims.minimize(task_objective, theta, args, solver=solver, **options)
-    else:
-        fixed = detached(args)
-        found = solver(lambda phi: task_objective(phi, *fixed), fixed[0])
-    if hasattr(solver, "step") and not damping:
-        return found
+    def solve(support: Any) -> Any:
+        fixed = detached((theta, support, strength))
+        return solver(lambda phi: task_objective(phi, *fixed), fixed[0])
 
     def distance(phi: Any, center: Any) -> Tensor:
         return damping * proximal_term(phi, center, strength)
 
-    return attach_minimum(task_objective, found, args, distance=distance, **options)
+    # The start gets no gradient: theta acts through the proximal term, so it is an argument too.
+    start, objective, args = theta, task_objective, (theta, support, strength)
+    options: dict[str, Any] = {"adjoint": adjoint, "on_failure": on_failure}
+    if many_tasks:
+        tasks, shared = task_count(support, ()), (None, 0, None)
+        objective = torch.func.vmap(task_objective, in_dims=(0, *shared), randomness="different")
+        distance, solve = torch.func.vmap(distance), torch.func.vmap(solve, randomness="different")
+        start = tree_map(lambda t: t.expand(tasks, *t.shape), theta)
+        options |= {"batch_dims": 1, "in_dims": shared}
+    if not hasattr(solver, "step"):
+        return attach_minimum(objective, solve(support), args, distance=distance, **options)
+    found = ims.minimize(objective, start, args, solver=solver, **options)
+    if not damping:
+        return found
+    return attach_minimum(objective, found, args, distance=distance, **options)
 
 
 def meta_loss(loss: Loss, theta: Any, support: Any, query: Any, **adaptation: Any) -> Tensor:
     """Return ``L(phi(theta), query)``, what one task contributes to the meta-objective.
 
+    ``phi(theta) = argmin_phi L(phi, support) + strength/2 |phi - theta|²``, and the derivative is
+    ``(I + 1/strength d²L(phi, support)/dphi²)^-1 dL(phi, query)/dphi``.
+
     Parameters
     ----------
-    loss, theta, support
-        As in `adapt`.
-    query
-        The data on which the task is judged, in the form that ``loss`` takes.
+    loss
+        ``loss(phi, data)`` returns the loss ``L`` of one task, a 0-d tensor.
+    theta
+        The meta-parameters: a tensor, or a pytree of tensors of any shapes and one floating dtype.
+    support, query
+        The data from which the task learns, and those on which it is judged, in the form that
+        ``loss`` takes: any pytrees.
     **adaptation
-        The keywords of `adapt`.
+        The keywords of `adapt`: ``strength``, ``solver``, ``adjoint``, ``damping``,
+        ``on_failure``.
 
     Returns
     -------
     Tensor
-        0-d; its derivative is the paper's meta-gradient (equations 5 and 6).
+        0-d, of the dtype of the loss, differentiable in ``theta`` and in every floating tensor of
+        ``support``, ``query`` and ``strength``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `adapt`, if an argument is unfit; the message names it.
+    ConvergenceError
+        If a solve fails and ``on_failure="raise"``; out of ``backward()`` too.
+
+    Notes
+    -----
+    Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients" (2019),
+    equations 4 to 6.
 
     Examples
     --------
@@ -186,21 +250,37 @@ def meta_loss(loss: Loss, theta: Any, support: Any, query: Any, **adaptation: An
 def meta_objective(
     loss: Loss, theta: Any, supports: Any, queries: Any, **adaptation: Any
 ) -> Tensor:
-    """Return ``F(theta)``, the mean of `meta_loss` over tasks, batched by ``torch.func.vmap``.
+    """Return ``F(theta)``, the mean of `meta_loss` over tasks, which are batched.
+
+    ``F(theta) = 1/M sum_i L(phi_i(theta), query_i)`` for ``M`` tasks. With ``on_failure="mask"`` it
+    can be part of a graph: ``torch.compile(fullgraph=True)``.
 
     Parameters
     ----------
     loss, theta
-        As in `adapt`.
+        As in `meta_loss`; all tasks share ``theta``.
     supports, queries
-        The data of all tasks: every tensor in them has the tasks as its first dimension.
+        The data of all tasks: every tensor in them, of any dtype, has the tasks as its first
+        dimension, ``(M, ...)``.
     **adaptation
-        The keywords of `adapt`.
+        The keywords of `adapt`, ``many_tasks`` excepted.
 
     Returns
     -------
     Tensor
-        0-d.
+        0-d, differentiable as `meta_loss` is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `adapt`, if an argument is unfit, or if tensors have different numbers of tasks.
+    ConvergenceError
+        If the solve of a task fails and ``on_failure="raise"``; out of ``backward()`` too.
+
+    Notes
+    -----
+    Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients" (2019),
+    equation 4.
 
     Examples
     --------
@@ -210,8 +290,5 @@ def meta_objective(
     >>> meta_objective(quadratic, theta, x, y, strength=2.0, **exact)
     tensor(0.5000)
     """
-
-    def task(support: Any, query: Any) -> Tensor:
-        return meta_loss(loss, theta, support, query, **adaptation)
-
-    return torch.func.vmap(task, randomness="different")(supports, queries).mean()
+    phi = adapt(loss, theta, supports, many_tasks=True, **adaptation).value
+    return torch.func.vmap(loss, randomness="different")(phi, queries).mean()

@@ -38,18 +38,24 @@ def distributed_meta_gradient(
     Parameters
     ----------
     method, model, criterion, theta, supports, queries
-        As in `Method.meta_gradient`, the same on every rank. Tensors are on the device that the
-        backend reduces: CPU for gloo, this rank's GPU for nccl.
+        As in `Method.meta_gradient`, of the same shapes and dtypes; the same on every rank. Tensors
+        are on the device that the backend reduces: CPU for gloo, this rank's GPU for nccl.
     tasks_at_once, batching
         As in `Method.meta_gradient`, for the rank's own share.
     group
         The process group; the default one, if left out. Where none is initialized, one process
         does everything.
 
+    Returns
+    -------
+    MetaGradient
+        Of all tasks, on every rank: ``gradient = sum_r K_r g_r / sum_r K_r`` for the means ``g_r``
+        of the ranks, over ``K_r`` tasks each.
+
     Raises
     ------
     ValueError
-        If the tensors do not have the same number of tasks.
+        If the tensors do not have the same number of tasks, or ``tasks_at_once`` is not positive.
 
     Examples
     --------

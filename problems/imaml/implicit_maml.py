@@ -38,10 +38,8 @@ class Imaml:
 
     ``phi_i`` minimizes ``L(phi, support_i) + strength/2 |phi - theta|²``, and the meta-gradient is
     ``1/M sum_i A_i^-1 dL(phi_i, query_i)/dphi`` with
-    ``A_i = (1 + damping) I + 1/strength d²L(phi_i, support_i)/dphi²``.
-
-    Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients" (2019),
-    algorithms 1 and 2. A task in which the inner loop or the linear solve fails is left out.
+    ``A_i = (1 + damping) I + 1/strength d²L(phi_i, support_i)/dphi²``. A task in which the inner
+    loop or the linear solve fails is left out.
 
     Parameters
     ----------
@@ -65,7 +63,17 @@ class Imaml:
     TypeError
         If ``adjoint`` is no ``ImplicitAdjoint``.
     ValueError
-        If ``strength`` is not positive and finite, or ``damping`` is negative.
+        If ``strength`` is not positive and finite, or ``damping`` is negative; of tensors, when
+        they are used. When used, too, if ``strength=None`` and ``theta`` does not come from
+        `extend`, or if tensors of ``strength`` require gradients.
+
+    Notes
+    -----
+    ``theta`` is a tensor, or a pytree of tensors of any shapes and one floating dtype; supports and
+    queries have the tasks in front (`Method.meta_gradient`).
+
+    Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients" (2019),
+    algorithms 1 and 2.
 
     Examples
     --------
@@ -112,6 +120,11 @@ class Imaml:
             Where the learning begins.
         per_parameter
             Whether each tensor of ``theta`` has a strength of its own.
+
+        Raises
+        ------
+        ValueError
+            If ``strength`` is not positive and finite.
 
         Examples
         --------
@@ -212,6 +225,9 @@ def imaml_hf(
 ) -> Imaml:
     """Return `Imaml` with the Hessian-free inner loop: Newton's steps by CG, with a line search.
 
+    A step ``p`` of the inner loop solves ``(H + strength I) p = -g`` for the gradient ``g`` of
+    ``L(phi, support) + strength/2 |phi - theta|²`` and the Hessian ``H`` of ``L``.
+
     Parameters
     ----------
     strength
@@ -222,6 +238,21 @@ def imaml_hf(
         Products with the Hessian in each, and steps of CG for the meta-gradient.
     **options
         Further fields of `Imaml`.
+
+    Returns
+    -------
+    Imaml
+        For ``theta`` of any shapes and floating dtype, as there.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Imaml` and `NewtonCG`, if a number of steps or a field makes no sense.
+
+    Notes
+    -----
+    Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients" (2019),
+    section 4; Martens, "Deep learning via Hessian-free optimization" (2010).
 
     Examples
     --------

@@ -42,16 +42,32 @@ def unrolled_meta_loss(
 ) -> Tensor:
     """Return `meta_loss` as a chain of gradient steps, to be differentiated through.
 
+    ``L(phi_K, query)`` with ``phi_0 = theta`` and
+    ``phi_(k+1) = phi_k - lr d(L(phi_k, support) + strength/2 |phi_k - theta|²)/dphi``.
+
     Parameters
     ----------
     loss
         ``loss(phi, data)`` returns a 0-d tensor.
-    theta, support, query
-        The meta-parameters and the data of one task.
+    theta
+        The meta-parameters: a tensor, or a pytree of tensors of any shapes and one floating dtype.
+    support, query
+        The data of one task, in the form that ``loss`` takes: any pytrees.
     steps, lr
-        The gradient steps ``phi <- phi - lr grad`` from ``theta``.
+        The number ``K`` of gradient steps and their length.
     strength
-        Of the proximal term ``strength/2 |phi - theta|²``; 0 for none.
+        Of the proximal term; 0 for none.
+
+    Returns
+    -------
+    Tensor
+        0-d, differentiable in ``theta`` and the data to any order.
+
+    Raises
+    ------
+    RuntimeError
+        If ``loss`` does not return a 0-d tensor (torch refuses). The numbers are not checked here;
+        `Maml` does.
 
     Notes
     -----
@@ -86,8 +102,9 @@ def _task_loss(model: Model, criterion: Criterion) -> Loss:
 class Maml:
     """MAML: ``theta`` descends the query loss after ``steps`` gradient steps, through the steps.
 
-    Memory grows with the steps; with ``checkpoint``, with their square root, at the price of
-    making them again. Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning" (2017).
+    The meta-gradient is the mean of ``d/dtheta L(phi_K(theta), query)``, where ``phi_0 = theta``
+    and ``phi_(k+1) = phi_k - lr dL(phi_k, support)/dphi``. Memory grows with the steps; with
+    ``checkpoint``, with their square root, at the price of making them again.
 
     Parameters
     ----------
@@ -104,6 +121,14 @@ class Maml:
     ValueError
         If ``lr`` or ``steps`` is no step length or number of steps, or ``checkpoint`` or
         ``proximal`` is negative.
+
+    Notes
+    -----
+    ``theta`` is a tensor, or a pytree of tensors of any shapes and one floating dtype; supports and
+    queries have the tasks in front (`Method.meta_gradient`).
+
+    Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning" (2017); checkpoints: Chen, Xu,
+    Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost" (2016).
 
     Examples
     --------
@@ -186,8 +211,8 @@ class Maml:
 class FirstOrderMaml:
     """First-order MAML: the query loss's gradient at ``phi``, as if ``phi`` moved with ``theta``.
 
-    It is `Maml` with the gradients of the inner loop taken to be constant: ``dphi/dtheta = I``.
-    Source: Finn, Abbeel and Levine (2017), section 5.2.
+    It is `Maml` with the gradients of the inner loop taken to be constant: ``dphi/dtheta = I``, and
+    the meta-gradient is the mean of ``dL(phi, query)/dphi``.
 
     Parameters
     ----------
@@ -198,6 +223,12 @@ class FirstOrderMaml:
     ------
     ValueError
         As `Maml`.
+
+    Notes
+    -----
+    ``theta``, supports and queries are as for `Maml`, of the same shapes and dtypes.
+
+    Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning" (2017), section 5.2.
 
     Examples
     --------

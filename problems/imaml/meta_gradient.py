@@ -15,14 +15,15 @@ __all__ = ["MetaGradient", "TaskGradients", "average_over_tasks", "gradient_of_e
 
 
 class MetaGradient(NamedTuple):
-    """The meta-gradient of a batch of tasks.
+    """The meta-gradient of a batch of tasks: ``1/K sum_i g_i`` over the ``K`` tasks not left out.
 
     Attributes
     ----------
     gradient
-        The mean over the tasks that were not left out, like ``theta``; zero if none is left.
+        The mean, like ``theta`` in structure, shapes and dtype; zero if no task is left.
     loss
-        ``(tasks,)``, the query loss after adaptation; NaN where the task was left out.
+        ``(tasks,)``, the query loss after adaptation, in the dtype of the loss; NaN where the task
+        was left out.
     left_out
         ``(tasks,)`` bool: NaN or infinity in the loss or gradient of the task, or a failure of its
         inner loop or adjoint.
@@ -31,6 +32,18 @@ class MetaGradient(NamedTuple):
         where the method does not compute it.
     adjoint_residual
         ``(tasks,)``, the relative residual of the outer linear solve; NaN where there is none.
+
+    Examples
+    --------
+    The second task has no loss, and is left out:
+
+    >>> from implicit_solvers.problems import imaml
+    >>> model, criterion = lambda theta, x: theta * x, lambda out, y: (out - y).square().mean() / 2
+    >>> x, y = torch.ones(2, 1), torch.tensor([[4.0], [float("nan")]])
+    >>> method, theta = imaml.FirstOrderMaml(lr=0.5, steps=1), torch.tensor(0.0)
+    >>> found = method.meta_gradient(model, criterion, theta, (x, y), (x, y))
+    >>> found.gradient, found.loss, found.left_out
+    (tensor(-2.), tensor([2., nan]), tensor([False,  True]))
     """
 
     gradient: Any

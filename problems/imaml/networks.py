@@ -27,8 +27,16 @@ def functional_model(network: nn.Module) -> tuple[Model, dict[str, Tensor]]:
     Parameters
     ----------
     network
-        Any module. Its batch normalizations must not track statistics, which tasks that are
-        batched cannot share: build them with ``track_running_stats=False``, or use ``GroupNorm``.
+        Any module, with floating parameters. Its batch normalizations must not track statistics,
+        which tasks that are batched cannot share: build them with ``track_running_stats=False``,
+        or use ``GroupNorm``.
+
+    Returns
+    -------
+    model
+        ``model(parameters, x)``, a `Model`: what ``network(x)`` returns with those parameters.
+    parameters
+        A dict of tensors by name, of the shapes and dtypes of the network's.
 
     Raises
     ------

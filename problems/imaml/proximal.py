@@ -91,8 +91,8 @@ def strength_of_each_leaf(strength: Strength, theta: Any) -> list[Any]:
 def check_strength(strength: Strength, theta: Any) -> None:
     """Refuse a strength that is not positive and finite, or does not fit ``theta``.
 
-    Under ``torch.func.vmap`` the values of a batched strength cannot be read; there, only shapes
-    are checked.
+    Under ``torch.func.vmap`` the values of a batched strength cannot be read, nor those of any
+    tensor inside of ``torch.compile``; there, only shapes are checked.
 
     Raises
     ------
@@ -178,6 +178,8 @@ def _broadcasts(value: Tensor, leaf: Tensor) -> bool:
 
 
 def _positive_or_unreadable(value: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return True
     good = ((value > 0) & torch.isfinite(value)).all()
     try:
         return bool(good)
@@ -198,10 +200,22 @@ def neumann_adjoint(terms: int) -> ims.ImplicitAdjoint:
     terms
         Their number; one is first-order MAML's gradient.
 
+    Returns
+    -------
+    implicit_solvers.ImplicitAdjoint
+        For `adapt`, `meta_loss` and `Imaml`, with ``theta`` of any shapes and floating dtype. It is
+        biased: of first order only.
+
     Raises
     ------
     ValueError
-        If ``terms`` is not positive.
+        If ``terms`` is no positive whole number.
+
+    Notes
+    -----
+    Source: Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients" (2019),
+    lemma 1; the series as an adjoint: Lorraine, Vicol and Duvenaud, "Optimizing Millions of
+    Hyperparameters by Implicit Differentiation" (2020).
 
     Examples
     --------
@@ -214,8 +228,9 @@ def neumann_adjoint(terms: int) -> ims.ImplicitAdjoint:
 
 
 def _inverse_strength(phi: Any, *args: Any) -> ims.LinearOperator:
-    """Return ``1/strength``, from the arguments of the equation, of which it is the last."""
-    strengths = strength_of_each_leaf(args[-1], phi)
-    leaves, tree = tree_flatten(phi)
+    """Return ``1/strength``, from the arguments of the equation, the last of which it is."""
+    theta, _, strength = args[-3:]  # phi may have tasks in front
+    strengths = strength_of_each_leaf(strength, theta)
+    leaves, tree = tree_flatten(theta)
     entries = [torch.ones_like(leaf) / s for leaf, s in zip(leaves, strengths, strict=True)]
     return ims.DiagonalOperator(tree_unflatten(entries, tree))

@@ -60,16 +60,15 @@ def ridge_weights(features: Tensor, targets: Tensor, ridge: Tensor | float) -> T
 class R2D2:
     """Ridge regression on features that the model gives: the inner problem has a closed form.
 
-    ``W`` is the ridge solution on the support features `X` (`ridge_weights`), the outputs for
-    features ``X'`` are ``scale X' W + bias``, and ``theta`` descends the query loss through all
-    of it. Source: Bertinetto, Henriques, Torr and Vedaldi, "Meta-learning with differentiable
-    closed-form solvers" (2019).
+    ``W = (X^T X + ridge I)^-1 X^T Y`` is the ridge solution on the support features ``X`` and
+    targets ``Y``, the outputs for features ``X'`` are ``scale X' W + bias``, and ``theta`` descends
+    the query loss through all of it.
 
     Parameters
     ----------
     ways
-        The number of classes: integer targets become one-hot rows. None: the targets are real,
-        ``(n, k)`` or ``(n,)``.
+        The number of classes: integer targets ``(n,)`` become one-hot rows. None: the targets are
+        floating, ``(n, k)`` or ``(n,)``.
     ridge
         The ridge, and where its learning begins.
     scale, bias
@@ -78,14 +77,17 @@ class R2D2:
     Raises
     ------
     ValueError
-        If ``ridge`` or ``scale`` is not positive and finite, ``ways`` no number of classes, or
-        the targets do not fit ``ways``.
+        If ``ridge`` or ``scale`` is not positive and finite, or ``ways`` no number of classes; when
+        used, if the targets do not fit ``ways``, or the model does not return features ``(n, d)``.
 
     Notes
     -----
-    ``model(theta, x)`` returns features ``(n, d)``. What `extend` adds to ``theta``, under the
-    keys ``r2d2.log_ridge``, ``r2d2.scale`` and ``r2d2.bias``, is learned with the features; the
-    model does not see it. Without those keys the fields hold, unlearned.
+    ``model(theta, x)`` returns features ``(n, d)``, floating. What `extend` adds to ``theta``,
+    under the keys ``r2d2.log_ridge``, ``r2d2.scale`` and ``r2d2.bias``, is learned with the
+    features; the model does not see it. Without those keys the fields hold, unlearned.
+
+    Source: Bertinetto, Henriques, Torr and Vedaldi, "Meta-learning with differentiable closed-form
+    solvers" (2019).
 
     Examples
     --------

@@ -31,8 +31,7 @@ class Reptile:
     The meta-gradient is the mean of ``theta - phi``. As Reptile has no query set, a task's support
     and query examples are taken together to find ``phi`` in `meta_gradient`; the loss reported is
     the query's at that ``phi``, which has seen the query: it is lower than the other methods'.
-    `adapt` sees the support alone. Source: Nichol, Achiam and Schulman, "On First-Order
-    Meta-Learning Algorithms" (2018).
+    `adapt` sees the support alone.
 
     Parameters
     ----------
@@ -48,6 +47,14 @@ class Reptile:
     ------
     ValueError
         If ``lr``, ``steps`` or ``minibatch`` is unfit.
+
+    Notes
+    -----
+    ``theta`` is a tensor, or a pytree of tensors of any shapes and one floating dtype; supports and
+    queries have the tasks in front, the examples next, and one structure, so that they can be
+    taken together.
+
+    Source: Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms" (2018).
 
     Examples
     --------

@@ -31,12 +31,13 @@ def solve_on_active_set(
     kept = torch.where(weights > 0, y, 0.0)
     slope = slope + times(R.mT, kept - y)
     excess = torch.where(weights > 0, excess, 0.0)
-    dx, dy = torch.zeros_like(p), torch.zeros_like(y)
-    slope_left, excess_left = slope, excess
-    for _ in range(2):
-        step = -solve_condensed(L, slope_left + times(R.mT, weights * excess_left))
-        dx = dx + step
-        dy = dy + weights * (times(R, step) + excess_left)
-        slope_left = slope + times(Q, dx) + times(R.mT, dy)
-        excess_left = torch.where(weights > 0, excess + times(R, dx), 0.0)
-    return torch.cat([z[:, :n], kept], -1), torch.cat([dx, dy], -1)
+
+    def step(slope: Tensor, excess: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dx = -solve_condensed(L, slope + times(R.mT, weights * excess))
+        excess = torch.where(weights > 0, excess + times(R, dx), 0.0)
+        return dx, weights * excess, excess
+
+    dx, dy, excess_left = step(slope, excess)
+    more_x, more_y, _ = step(slope + times(Q, dx) + times(R.mT, dy), excess_left)
+    move = torch.cat([dx + more_x, dy + more_y], -1)
+    return torch.cat([z[:, :n], kept], -1), move

@@ -12,6 +12,8 @@ import implicit_solvers as ims
 __all__ = ["CondensedKKT", "condense", "solve_condensed", "solve_kkt"]
 
 _REFINEMENTS = 8
+# in units of the right-hand side's rounding: what is left then is that of the products
+_ENOUGH = 32
 
 
 def condense(Q: Tensor, R: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,10 +52,11 @@ def condense(Q: Tensor, R: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def solve_condensed(L: Tensor, r: Tensor) -> Tensor:
-    """Return ``H^-1 r`` for rows ``r (N, ..., n)``."""
-    if r.dim() == 2:
-        return torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1)
-    return torch.cholesky_solve(r.mT, L).mT
+    """Return ``H^-1 r`` for rows ``r (N, n)`` or ``(N, columns, n)``."""
+    # torch.cholesky_solve would copy the factors
+    half = torch.linalg.solve_triangular(L, r.unsqueeze(-1) if r.dim() == 2 else r.mT, upper=False)
+    x = torch.linalg.solve_triangular(L.mT, half, upper=True)
+    return x.squeeze(-1) if r.dim() == 2 else x.mT
 
 
 def penalties(Q: Tensor, R: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ def solve_kkt(
     x, y = torch.zeros_like(r), torch.zeros_like(c)
     r_left, c_left = r, c
     left = _size(r, c)
-    goal = torch.finfo(r.dtype).eps * left
+    goal = _ENOUGH * torch.finfo(r.dtype).eps * left
     for _ in range(rounds):
         dx = solve_condensed(L, r_left + (w * c_left) @ R)
         new_x, new_y = x + dx, y + w * (dx @ R.mT - c_left)
@@ -141,14 +144,16 @@ class CondensedKKT(ims.LU):
 
     ``Q dx + R^T dy = r``, ``R_a dx = c_a``, ``dy_i = c_i``.
 
-    The transposed system has the same core. Active rows may depend on one another: then there is
+    The blocks are ``Q (..., n, n)`` and ``R (..., m + k, n)``, in float32 or float64. The
+    transposed system has the same core. Active rows may depend on one another: then there is
     a solution for the cotangents of ``x``, and the lane has failed only if what was asked for has
     no answer. The factors of the last step of `InteriorPoint` serve here.
 
     Parameters
     ----------
     variables, inequalities
-        The lengths of ``x`` and ``lambda``; `quadratic_program` fills them in.
+        The lengths ``n`` and ``m`` of ``x`` and ``lambda``; `quadratic_program` fills them in. They
+        are not checked.
 
     Notes
     -----

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from numbers import Integral, Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from implicit_solvers.problems.qp.certificates import (
     proves_unbounded,
 )
 from implicit_solvers.problems.qp.condensed import condense, solve_condensed
+from implicit_solvers.problems.qp.interior_point_state import InteriorPointState
 from implicit_solvers.problems.qp.kkt import times
 from implicit_solvers.problems.qp.standard_form import (
     Program,
@@ -34,45 +36,6 @@ _STUCK = 7
 _FAR = 1e-3
 
 
-class InteriorPointState(NamedTuple):
-    """The state of `InteriorPoint`.
-
-    ``z = (x, y)`` is the iterate that is judged, in the units of the input, with its ``slope``
-    ``Q x + p + R^T y`` and ``excess`` ``R x - c``. While a lane is ``polished`` it is not the
-    interior iterate ``x``, ``y``, ``s``, which is kept to come back to. ``L`` and ``weights`` are
-    the last factorization.
-    """
-
-    z: Tensor
-    error: Tensor
-    flag: Tensor
-    program: Program
-    slope: Tensor
-    excess: Tensor
-    x: Tensor
-    y: Tensor
-    s: Tensor
-    L: Tensor
-    weights: Tensor
-    polished: Tensor
-    rounds: Tensor
-    attempts: Tensor
-    threshold: Tensor
-    stuck: Tensor
-    steps: int
-    keep_factors: bool
-
-    @property
-    def factors(self) -> tuple[Tensor, ...]:
-        """What `CondensedKKT` solves with in the backward pass."""
-        if not self.keep_factors:
-            return ()
-        program = self.program
-        lengths = program.scale[:, program.p.shape[-1] :]
-        rows = program.R * lengths.unsqueeze(-1)
-        return self.L, self.weights / lengths.square(), program.Q, rows
-
-
 @dataclass(frozen=True)
 class InteriorPoint:
     r"""Mehrotra's predictor-corrector method for convex quadratic programs, with a polish.
@@ -83,8 +46,8 @@ class InteriorPoint:
     ``Q``; the equalities have that weight. When the complementarity ``mu = s^T lambda / m`` has
     fallen to a thousandth, the constraints with ``lambda_i > s_i`` are taken to be active and the
     equality-constrained program is solved, up to rounding; the new signs give the next guess
-    (semismooth Newton on the natural residual). If six such steps do not end in a solution the
-    lane goes back to where it was and on from there.
+    (semismooth Newton on the natural residual). If six such steps do not end in a solution, or one
+    of them does not halve the error, the lane goes back to where it was and on from there.
 
     Rows of ``G`` and ``A`` are scaled to length one. The error is the `kkt_residual` of the program
     so scaled, its parts divided by one plus the sizes (``norm``) of the terms that they are
@@ -101,7 +64,7 @@ class InteriorPoint:
         Whether to solve on the active set, for a solution up to rounding. Without it, products
         ``s_i lambda_i`` are judged in the place of ``min(lambda_i, s_i)``.
     norm
-        Maps residuals ``(N, n)`` to ``(N,)``.
+        Maps residuals ``(N, n)``, in float32 or float64, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
     keep_factors
@@ -109,8 +72,9 @@ class InteriorPoint:
 
     Raises
     ------
-    TypeError
-        When a solve begins of another equation than that of `quadratic_program`.
+    TypeError, ValueError
+        If a tolerance or the number of steps makes no sense; a TypeError also when a solve begins
+        of another equation than that of `quadratic_program`.
 
     Notes
     -----
@@ -142,6 +106,26 @@ class InteriorPoint:
     keep_factors: bool = True
     monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root",)
+
+    def __post_init__(self) -> None:
+        """Refuse tolerances and a number of steps that are none."""
+        none = "leave it out, or None for exactly max_steps steps"
+        for name, value, otherwise in (
+            ("rtol", self.rtol, none),
+            ("atol", self.atol, "leave it out"),
+        ):
+            if isinstance(value, ims.Auto) or (value is None and name == "rtol"):
+                continue
+            said = f"InteriorPoint has {name}={value!r}: pass a number >= 0, {otherwise}"
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(said)
+            if not value >= 0:
+                raise ValueError(said)
+        said = f"InteriorPoint has max_steps={self.max_steps!r}: pass a whole number >= 0"
+        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, Integral):
+            raise TypeError(said)
+        if self.max_steps < 0:
+            raise ValueError(said)
 
     def init(self, problem: ims.EquationProblem, z: Tensor) -> InteriorPointState:
         """Start from the regularized least-squares point, moved inside."""
@@ -204,13 +188,14 @@ class InteriorPoint:
         x, y, s, length = state.x, state.y, state.s, torch.ones_like(state.error)
         if not every:
             x, y, s, length = self._move(state, L, weights)
+        if some and not every:
             x, y = _pick(polished, state.x, x), _pick(polished, state.y, y)
             s = _pick(polished, state.s, s)
         z, move = torch.cat([x, y], -1), None
         if some:
             start, move = solve_on_active_set(program, old_z, state.slope, state.excess, L, weights)
             z = _pick(polished, start + move, z)
-        good = fit & torch.isfinite(z).all(-1)
+        good = fit & torch.isfinite(z.sum(-1))
         stuck = torch.where(good & (length > 1e-6), 0, state.stuck + 1)
         if not bool(good.all()):
             z, x, y, s = (
@@ -224,11 +209,14 @@ class InteriorPoint:
         rounds = torch.where(polished, state.rounds + 1, 0)
         flag, threshold, attempts = state.flag, state.threshold, state.attempts
         late = state.steps + 1 == self.max_steps
-        far = (error > _FAR) | (stuck >= _STUCK)
+        far = ((error > _FAR) & (error > 0.5 * state.error)) | (stuck >= _STUCK)
         if late or (state.steps >= 4 and bool(far.any())):
             flag = self._verdict(state, (x, y), move, stuck)
         mu = _complementarity(s, y)
-        back = polished & ((rounds >= _POLISH_ROUNDS) | ~good)
+        eps = torch.finfo(p.dtype).eps
+        slow = (rounds > 1) & (error > 0.5 * state.error) & (error > eps**0.5)
+        slow = slow | ((rounds >= _POLISH_ROUNDS) & (error > eps**0.75))
+        back = polished & (slow | ~good)
         if m and bool(back.any()):
             z = _pick(back, torch.cat([x, y], -1), z)
             attempts = attempts + back
@@ -273,9 +261,8 @@ class InteriorPoint:
         x, y = z[:, :n], z[:, n:]
         parts = times(Q, x), times(R.mT, y), times(R, x)
         slope, excess = parts[0] + p + parts[1], parts[2] - c
-        dual = 1 + ims.rms(parts[0]) + ims.rms(p) + ims.rms(parts[1])
-        primal = 1 + ims.rms(parts[2]) + ims.rms(c)
-        dual, primal = dual.unsqueeze(-1), primal.unsqueeze(-1)
+        dual = 1 + ims.rms(torch.stack([parts[0], p, parts[1]], 1)).sum(-1, keepdim=True)
+        primal = 1 + ims.rms(torch.stack([parts[2], c], 1)).sum(-1, keepdim=True)
         duals, over = y[:, :m], excess[:, :m]
         natural = torch.where(duals > -over, over, duals)
         rows = torch.cat([natural, excess[:, m:]], -1) / primal
@@ -300,21 +287,20 @@ class InteriorPoint:
         """Make a predictor-corrector step."""
         R, m = state.program.R, state.s.shape[-1]
         s, duals = state.s, state.y[:, :m]
-        excess = state.excess
-        excess = torch.cat([excess[:, :m] + s, excess[:, m:]], -1)
+        excess = torch.cat([state.excess[:, :m] + s, state.excess[:, m:]], -1)
+        restoring, by_duals = weights * excess, weights[:, :m] / duals
 
         def direction(products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """Solve the conditions, linearized, for ``s dlambda + lambda ds = -products``."""
-            lead = weights * excess
-            lead = torch.cat([lead[:, :m] - weights[:, :m] / duals * products, lead[:, m:]], -1)
+            lead = torch.cat([restoring[:, :m] - by_duals * products, restoring[:, m:]], -1)
             dx = -solve_condensed(L, times(R.mT, lead) + state.slope)
             dy = weights * times(R, dx) + lead
             return dx, dy, -(products + s * dy[:, :m]) / duals
 
         def reach(dy: Tensor, ds: Tensor) -> Tensor:
             """Return the longest step, up to one, that keeps ``s`` and the duals nonnegative."""
-            most = torch.minimum((dy[:, :m] / duals).amin(-1), (ds / s).amin(-1))
-            return (1 / (-most).clamp(min=1)).unsqueeze(-1)
+            most = torch.cat([dy[:, :m] / duals, ds / s], -1).amin(-1, keepdim=True)
+            return 1 / (-most).clamp(min=1)
 
         _, dy, ds = direction(s * duals)
         mu = _complementarity(s, state.y).unsqueeze(-1)

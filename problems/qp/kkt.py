@@ -13,6 +13,9 @@ __all__ = ["QuadraticProgramValue", "kkt_residual"]
 class QuadraticProgramValue(NamedTuple):
     """The solution of a quadratic program and its multipliers; each has the lanes in front.
 
+    ``Q x + p + G^T lambda + A^T nu = 0``, ``lambda >= 0``, ``slack >= 0``, ``lambda_i slack_i = 0``
+    and ``A x = b``, up to rounding. All are of the dtype and on the device of the program.
+
     Attributes
     ----------
     x
@@ -43,6 +46,8 @@ class QuadraticProgramValue(NamedTuple):
 def times(matrix: Tensor, v: Tensor) -> Tensor:
     """Return ``M v`` for ``M (..., m, n)`` and ``v (..., n)``."""
     # a row times the transpose is several times faster than a batch of columns
+    if matrix.dim() == 3 and matrix.shape[:1] == v.shape[:-1]:
+        return torch.bmm(v.unsqueeze(-2), matrix.mT).squeeze(-2)  # what matmul takes longer to find
     return (v.unsqueeze(-2) @ matrix.mT).squeeze(-2)
 
 
@@ -70,6 +75,11 @@ def kkt_residual(
     -------
     Tensor
         Like ``z``.
+
+    Raises
+    ------
+    RuntimeError
+        If shapes or dtypes do not fit (torch refuses; `quadratic_program` checks them).
 
     Notes
     -----

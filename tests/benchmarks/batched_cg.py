@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import numpy as np
 from comparison import Call, Side, Task, compiled, run_as_script
+from linear_sides import by_jax, by_torch, tensors
 
 LANES, SIZE = 512, 64
 TOLERANCE = 1e-10
@@ -40,12 +41,6 @@ def exact() -> Sequence[np.ndarray]:
     return x, -w[:, :, None] * x[:, None, :], w
 
 
-def tensors() -> list[Any]:
-    import torch
-
-    return [torch.from_numpy(a).requires_grad_() for a in numbers()]
-
-
 # ------------------------------------------------------------------------------------- this library
 
 
@@ -54,17 +49,11 @@ def ours(solver: Any = None) -> Call:
 
     import implicit_solvers as ims
 
-    A, b = tensors()
-
     def solve(A, b):
         operator = ims.MatrixOperator(A, positive_definite=True)
         return ims.linear_solve(operator, b, solver=solver).value
 
-    def call():
-        x = torch.func.vmap(solve)(A, b)
-        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
-
-    return call
+    return by_torch(numbers(), torch.func.vmap(solve))
 
 
 def by_cg() -> Call:
@@ -85,7 +74,6 @@ def one_graph(direct: bool) -> Call:
 
     import implicit_solvers as ims
 
-    A, b = tensors()
     solver = ims.Cholesky() if direct else ims.CG(rtol=TOLERANCE)
 
     @torch.compile(fullgraph=True)
@@ -94,11 +82,7 @@ def one_graph(direct: bool) -> Call:
         how: dict[str, Any] = {"batch_dims": 1, "on_failure": "mask"}
         return ims.linear_solve(operator, b, solver=solver, **how).value
 
-    def call():
-        x = solve(A, b)
-        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
-
-    return call
+    return by_torch(numbers(), solve)
 
 
 # --------------------------------------------------------------------------------- written by hand
@@ -128,7 +112,7 @@ def torch_cg(A: Any, b: Any) -> Any:
 def torch_by_hand() -> Call:
     import torch
 
-    A, b = tensors()
+    A, b = tensors(numbers())
 
     def call():
         with torch.no_grad():
@@ -142,19 +126,13 @@ def torch_by_hand() -> Call:
 def torch_solve() -> Call:
     import torch
 
-    A, b = tensors()
-
-    def call():
-        x = torch.linalg.solve(A, b)
-        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
-
-    return call
+    return by_torch(numbers(), torch.linalg.solve)
 
 
 def torch_cholesky() -> Call:
     import torch
 
-    A, b = tensors()
+    A, b = tensors(numbers())
 
     def call():
         with torch.no_grad():
@@ -169,34 +147,17 @@ def torch_cholesky() -> Call:
 # ------------------------------------------------------------------------------------------ peers
 
 
-def jax_side(solve: Any) -> Call:
-    """Jit the gradient of ``solve(A, b)``, batched."""
-    import jax
-    import jax.numpy as jnp
-
-    jax.config.update("jax_enable_x64", True)
-    A, b = (jnp.asarray(a) for a in numbers())
-
-    def loss(A, b):
-        x = jax.vmap(solve)(A, b)
-        return (x**2).sum() / 2, x
-
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-
-    def call():
-        slopes, x = jax.block_until_ready(gradient(A, b))
-        return x, *slopes
-
-    return call
-
-
 def jax_scipy() -> Call:
     import jax
 
-    return jax_side(lambda A, b: jax.scipy.sparse.linalg.cg(lambda v: A @ v, b, tol=TOLERANCE)[0])
+    def solve(A, b):
+        return jax.scipy.sparse.linalg.cg(lambda v: A @ v, b, tol=TOLERANCE)[0]
+
+    return by_jax(numbers(), jax.vmap(solve))
 
 
 def lineax(direct: bool) -> Call:
+    import jax
     import lineax as lx
 
     solver = lx.Cholesky() if direct else lx.CG(rtol=TOLERANCE, atol=TOLERANCE, max_steps=STEPS)
@@ -205,23 +166,20 @@ def lineax(direct: bool) -> Call:
         operator = lx.MatrixLinearOperator(A, lx.positive_semidefinite_tag)
         return lx.linear_solve(operator, b, solver).value
 
-    return jax_side(solve)
+    return by_jax(numbers(), jax.vmap(solve))
 
 
 def xitorch() -> Call:
-    import torch
     import xitorch
     from xitorch.linalg import solve
 
-    A, b = tensors()
     options = {"method": "cg", "rtol": TOLERANCE, "atol": 0.0, "posdef": True, "max_niter": STEPS}
 
-    def call():
+    def column(A, b):
         operator = xitorch.LinearOperator.m(A, is_hermitian=True)
-        x = solve(operator, b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
-        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
+        return solve(operator, b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
 
-    return call
+    return by_torch(numbers(), column)
 
 
 TASK = Task(

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import numpy as np
 from comparison import Call, Side, Task, compiled, run_as_script
+from linear_sides import by_jax, by_torch, tensors
 
 EDGE = 64
 TOLERANCE = 1e-10
@@ -59,28 +60,17 @@ def torch_product(v: Any, d: Any) -> Any:
     return product(v, d, lambda grid: torch.nn.functional.pad(grid, (1, 1, 1, 1)))
 
 
-def tensors() -> list[Any]:
-    import torch
-
-    return [torch.from_numpy(a).requires_grad_() for a in numbers()]
-
-
 # ------------------------------------------------------------------------------------- this library
 
 
 def ours(solver: Any = None, product: Any = torch_product) -> Call:
-    import torch
-
     import implicit_solvers as ims
 
-    d, b = tensors()
-
-    def call():
+    def solve(d, b):
         A = ims.FunctionOperator(lambda v: product(v, d), like=b, positive_definite=True)
-        x = ims.linear_solve(A, b, solver=solver).value
-        return x, *torch.autograd.grad(x.square().sum() / 2, (d, b))
+        return ims.linear_solve(A, b, solver=solver).value
 
-    return call
+    return by_torch(numbers(), solve)
 
 
 def tuned() -> Call:
@@ -101,18 +91,12 @@ def one_graph() -> Call:
 
     import implicit_solvers as ims
 
-    d, b = tensors()
-
     @torch.compile(fullgraph=True)
     def solve(d, b):
         A = ims.FunctionOperator(lambda v: torch_product(v, d), like=b, positive_definite=True)
         return ims.linear_solve(A, b, solver=ims.CG(rtol=TOLERANCE), on_failure="mask").value
 
-    def call():
-        x = solve(d, b)
-        return x, *torch.autograd.grad(x.square().sum() / 2, (d, b))
-
-    return call
+    return by_torch(numbers(), solve)
 
 
 # --------------------------------------------------------------------------------- written by hand
@@ -139,7 +123,7 @@ def torch_cg(product: Any, b: Any) -> Any:
 def torch_by_hand() -> Call:
     import torch
 
-    d, b = tensors()
+    d, b = tensors(numbers())
 
     def call():
         with torch.no_grad():
@@ -175,51 +159,38 @@ def scipy() -> Call:
 # ------------------------------------------------------------------------------------------ peers
 
 
-def jax_side(solve: Any) -> Call:
-    """Jit the gradient of ``solve(product, b)``."""
-    import jax
+def jax_product(v: Any, d: Any) -> Any:
     import jax.numpy as jnp
 
-    jax.config.update("jax_enable_x64", True)
-    d, b = (jnp.asarray(a) for a in numbers())
-
-    def loss(d, b):
-        x = solve(lambda v: product(v, d, lambda grid: jnp.pad(grid, 1)), b)
-        return (x**2).sum() / 2, x
-
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-
-    def call():
-        slopes, x = jax.block_until_ready(gradient(d, b))
-        return x, *slopes
-
-    return call
+    return product(v, d, lambda grid: jnp.pad(grid, 1))
 
 
 def jax_scipy() -> Call:
     import jax
 
-    return jax_side(lambda A, b: jax.scipy.sparse.linalg.cg(A, b, tol=TOLERANCE)[0])
+    def solve(d, b):
+        return jax.scipy.sparse.linalg.cg(lambda v: jax_product(v, d), b, tol=TOLERANCE)[0]
+
+    return by_jax(numbers(), solve)
 
 
 def lineax() -> Call:
     import jax
     import lineax as lx
 
-    def solve(product, b):
+    def solve(d, b):
         like = jax.ShapeDtypeStruct(b.shape, b.dtype)
-        A = lx.FunctionLinearOperator(product, like, tags=lx.positive_semidefinite_tag)
+        tag = lx.positive_semidefinite_tag
+        A = lx.FunctionLinearOperator(lambda v: jax_product(v, d), like, tags=tag)
         return lx.linear_solve(A, b, lx.CG(rtol=TOLERANCE, atol=TOLERANCE, max_steps=STEPS)).value
 
-    return jax_side(solve)
+    return by_jax(numbers(), solve)
 
 
 def torchopt() -> Call:
     import torch
     import torchopt
     from torchopt.diff.implicit import custom_root
-
-    d, b = tensors()
 
     def f(x, d, b):
         return torch_product(x, d) - b
@@ -229,15 +200,10 @@ def torchopt() -> Call:
         found = torchopt.linear_solve.solve_cg(rtol=TOLERANCE, atol=0.0)
         return found(lambda v: torch_product(v, d), b)
 
-    def call():
-        x = solve(torch.zeros_like(b), d, b)
-        return x, *torch.autograd.grad(x.square().sum() / 2, (d, b))
-
-    return call
+    return by_torch(numbers(), lambda d, b: solve(torch.zeros_like(b), d, b))
 
 
 def xitorch() -> Call:
-    import torch
     import xitorch
     from xitorch.linalg import solve
 
@@ -252,14 +218,12 @@ def xitorch() -> Call:
         def _getparamnames(self, prefix=""):
             return [prefix + "d"]
 
-    d, b = tensors()
     options = {"method": "cg", "rtol": TOLERANCE, "atol": 0.0, "posdef": True, "max_niter": STEPS}
 
-    def call():
-        x = solve(Field(d), b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
-        return x, *torch.autograd.grad(x.square().sum() / 2, (d, b))
+    def column(d, b):
+        return solve(Field(d), b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
 
-    return call
+    return by_torch(numbers(), column)
 
 
 TASK = Task(

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import numpy as np
 from comparison import Call, Side, Task, compiled, run_as_script
+from linear_sides import by_jax, by_torch, tensors
 
 SIZE = 2048
 TOLERANCE = 1e-10
@@ -42,27 +43,16 @@ def exact() -> Sequence[np.ndarray]:
     return x, -np.outer(w, x), w
 
 
-def tensors() -> list[Any]:
-    import torch
-
-    return [torch.from_numpy(a).requires_grad_() for a in numbers()]
-
-
 # ------------------------------------------------------------------------------------- this library
 
 
 def ours(solver: Any = None) -> Call:
-    import torch
-
     import implicit_solvers as ims
 
-    A, b = tensors()
+    def solve(A, b):
+        return ims.linear_solve(ims.MatrixOperator(A), b, solver=solver).value
 
-    def call():
-        x = ims.linear_solve(ims.MatrixOperator(A), b, solver=solver).value
-        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
-
-    return call
+    return by_torch(numbers(), solve)
 
 
 def tuned() -> Call:
@@ -91,19 +81,13 @@ def one_graph() -> Call:
 
     import implicit_solvers as ims
 
-    A, b = tensors()
-
     @torch.compile(fullgraph=True)
     def solve(A, b):
         operator = ims.MatrixOperator(A)
         solver = ims.GMRES(rtol=TOLERANCE)
         return ims.linear_solve(operator, b, solver=solver, on_failure="mask").value
 
-    def call():
-        x = solve(A, b)
-        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
-
-    return call
+    return by_torch(numbers(), solve)
 
 
 # --------------------------------------------------------------------------------- written by hand
@@ -153,7 +137,7 @@ def torch_gmres(product: Any, b: Any) -> Any:
 def torch_by_hand() -> Call:
     import torch
 
-    A, b = tensors()
+    A, b = tensors(numbers())
 
     def call():
         with torch.no_grad():
@@ -167,13 +151,7 @@ def torch_by_hand() -> Call:
 def torch_lu() -> Call:
     import torch
 
-    A, b = tensors()
-
-    def call():
-        x = torch.linalg.solve(A, b)
-        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
-
-    return call
+    return by_torch(numbers(), torch.linalg.solve)
 
 
 def scipy() -> Call:
@@ -193,56 +171,36 @@ def scipy() -> Call:
 # ------------------------------------------------------------------------------------------ peers
 
 
-def jax_side(solve: Any) -> Call:
-    """Jit the gradient of ``solve(A, b)``."""
-    import jax
-    import jax.numpy as jnp
-
-    jax.config.update("jax_enable_x64", True)
-    A, b = (jnp.asarray(a) for a in numbers())
-
-    def loss(A, b):
-        x = solve(A, b)
-        return (x**2).sum() / 2, x
-
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-
-    def call():
-        slopes, x = jax.block_until_ready(gradient(A, b))
-        return x, *slopes
-
-    return call
-
-
 def jax_scipy() -> Call:
     import jax
 
     gmres = jax.scipy.sparse.linalg.gmres
-    return jax_side(lambda A, b: gmres(lambda v: A @ v, b, tol=TOLERANCE, restart=CYCLE)[0])
+    return by_jax(
+        numbers(), lambda A, b: gmres(lambda v: A @ v, b, tol=TOLERANCE, restart=CYCLE)[0]
+    )
 
 
 def lineax() -> Call:
     import lineax as lx
 
     solver = lx.GMRES(rtol=TOLERANCE, atol=TOLERANCE, restart=CYCLE, max_steps=STEPS)
-    return jax_side(lambda A, b: lx.linear_solve(lx.MatrixLinearOperator(A), b, solver).value)
+    return by_jax(
+        numbers(), lambda A, b: lx.linear_solve(lx.MatrixLinearOperator(A), b, solver).value
+    )
 
 
 def xitorch() -> Call:
-    import torch
     import xitorch
     from xitorch.linalg import solve
 
-    A, b = tensors()
     options = {"method": "bicgstab", "rtol": TOLERANCE, "atol": 0.0, "max_niter": STEPS}
     options["posdef"] = True  # solves as it is, without normal equations
 
-    def call():
+    def column(A, b):
         operator = xitorch.LinearOperator.m(A, is_hermitian=False)
-        x = solve(operator, b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
-        return x, *torch.autograd.grad(x.square().sum() / 2, (A, b))
+        return solve(operator, b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
 
-    return call
+    return by_torch(numbers(), column)
 
 
 TASK = Task(

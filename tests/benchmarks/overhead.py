@@ -31,6 +31,7 @@ if __name__ == "__main__":
 import cg
 import newton
 from comparison import alternate, start_measuring, write
+from linear_sides import tensors
 
 Event = tuple[str, int]
 
@@ -40,10 +41,9 @@ def watch(events: list[Event]) -> Iterator[None]:
     """Note what the library computes: each event with its number of lanes."""
     import torch
 
+    import implicit_solvers as ims
     from implicit_solvers import differentiate
     from implicit_solvers.linear.lane_map import JacobianTemplate, LaneMap
-    from implicit_solvers.linear.lu import LU
-    from implicit_solvers.problem import EquationProblem
 
     def noting(owner: Any, name: str, event: str, lanes: Callable[..., int]) -> Any:
         original = getattr(owner, name)
@@ -67,12 +67,12 @@ def watch(events: list[Event]) -> Iterator[None]:
         return max(len(t) if t.dim() > 1 and t.shape[0] != t.shape[1] else 1 for t in primals)
 
     with (
-        noting(EquationProblem, "residual", "f", lambda problem, z, *rest: len(z)),
+        noting(ims.EquationProblem, "residual", "f", lambda problem, z, *rest: len(z)),
         noting(JacobianTemplate, "matrices", "jacobian", grid),
         noting(JacobianTemplate, "products", "linearize", grid),
         noting(LaneMap, "_apply", "product", lambda A, which, v, *rest: len(v)),
-        noting(LU, "factor_dense", "factor", own),
-        noting(LU, "solve", "solve", lambda solver, factors, b, *rest: len(b)),
+        noting(ims.LU, "factor_dense", "factor", own),
+        noting(ims.LU, "solve", "solve", lambda solver, factors, b, *rest: len(b)),
         noting(differentiate, "vjp", "pullback", pulled),
     ):
         yield
@@ -229,7 +229,7 @@ def measure_cg(rounds: int) -> dict[str, Any]:
     """Return the overhead of conjugate gradients over the products that they made."""
     import torch
 
-    d, b = cg.tensors()
+    d, b = tensors(cg.numbers())
     calls = 0
 
     def counted(v: Any, d: Any) -> Any:

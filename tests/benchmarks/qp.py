@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/qp.py --qpth ENVIRONMENT/bin/python
 
 128 programs of 32 variables and 32 inequalities in float64, on one thread; gradients of a sum of
-squares in ``Q``, ``p``, ``G`` and ``h``. qpth needs versions of packages that nothing else here
-does: make it an environment of its own (``python -m venv ENVIRONMENT``, then
-``ENVIRONMENT/bin/pip install qpth torch``). Each side is a process; they take turns, and the CPU
-time of each turn counts. Errors are those of the minimizers and of the gradients, the largest
-entry, against a dense solve on the active set in NumPy.
+squares in ``Q``, ``p``, ``G`` and ``h``. ``--compiled`` times `quadratic_program` in a compiled
+function too: the graph is broken there, and the solve runs outside of it. qpth needs versions of
+packages that nothing else here does: make it an environment of its own (``python -m venv
+ENVIRONMENT``, then ``ENVIRONMENT/bin/pip install qpth torch``). Each side is a process; they take
+turns, and the CPU time of each turn counts; freed memory is kept. Errors are those of the
+minimizers and of the gradients, the largest entry, against a dense solve on the active set.
 """
 
 import argparse
@@ -19,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from processor import raise_allocator_thresholds
 from worker import Worker, in_turns, seconds_of, serve
 
 LANES, VARIABLES, INEQUALITIES = 128, 32, 32
@@ -53,7 +55,15 @@ def qpth():
     return lambda Q, p, G, h: solve(Q, p, G, h, none, none)
 
 
-SIDES = {"implicit_solvers": ours, "qpth": qpth}
+def in_compiled_function():
+    return torch.compile(ours())
+
+
+SIDES = {
+    "implicit_solvers": ours,
+    "implicit_solvers, in torch.compile": in_compiled_function,
+    "qpth": qpth,
+}
 
 
 def exact(Q, p, G, h, near):
@@ -78,6 +88,7 @@ def exact(Q, p, G, h, near):
 def answers(side):
     """Return the functions that answer ``seconds`` and ``errors``."""
     torch.set_num_threads(1)
+    raise_allocator_thresholds()
     solve = SIDES[side]()
     operands = [t.requires_grad_() for t in programs()]
 
@@ -108,6 +119,7 @@ def answers(side):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--qpth", metavar="PYTHON", help="an interpreter that has qpth and torch")
+    parser.add_argument("--compiled", action="store_true", help="time a compiled function too")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -115,6 +127,8 @@ def main():
         serve(answers(options.serve))
         return
     interpreters = {"implicit_solvers": sys.executable}
+    if options.compiled:
+        interpreters["implicit_solvers, in torch.compile"] = sys.executable
     if options.qpth:
         interpreters["qpth"] = options.qpth
     workers = {side: Worker(python, __file__, side) for side, python in interpreters.items()}

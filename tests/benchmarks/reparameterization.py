@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/reparameterization.py
     ... --tfp /path/to/python      # of an environment with tensorflow-probability and jax
+    ... --compiled                 # torch.compile around this library's samples too
     ... --case gamma --rounds 3    # one case, fewer rounds
 
 A case draws samples and differentiates their sum, in float64 on one thread. Each sample has
@@ -101,8 +102,8 @@ def torchs(case, phi, shape=()):
     return torch.distributions.Beta(*phi).rsample()
 
 
-def measure_torch(case, rounds, scale):
-    """Time this library and torch by turns; return milliseconds and points of both."""
+def measure_torch(case, rounds, scale, compiled):
+    """Time this library and torch by turns; return milliseconds and points of each."""
     import torch
 
     torch.set_num_threads(1)
@@ -110,6 +111,8 @@ def measure_torch(case, rounds, scale):
     samplers = {"ours": ours}
     if case not in ("von_mises", "mixture"):
         samplers["torch"] = torchs
+    if compiled:
+        samplers["compiled"] = torch.compile(ours)
 
     def gradient(sampler):
         z = sampler(case, phi, mixture_shape(case, scale))
@@ -144,6 +147,7 @@ def points_of(case, name, sampler, phi):
 def comparable(case, name):
     """Return whether the gradient is a function of the sample (ours: or of known variables)."""
     others = {"torch": ("gamma", "beta"), "tfp": ("gamma", "von_mises")}
+    others["compiled"] = tuple(c for c in CASES if c != "dirichlet")
     return name == "ours" or case in others[name]
 
 
@@ -159,7 +163,7 @@ def gammas_again(phi):
     return log_gamma_variable(phi[0]).exp()
 
 
-def measure_tfp(case, rounds, scale):
+def measure_tfp(case, rounds, scale, compiled):
     """Time TensorFlow Probability on JAX; runs in another environment."""
     import jax
 
@@ -340,14 +344,15 @@ REFERENCES = {
 def in_fresh_process(python, case, library, options):
     command = [python, __file__, "--case", case, "--library", library]
     command += ["--rounds", str(options.rounds), "--scale", str(options.scale)]
+    command += ["--compiled"] * options.compiled
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def table(options):
     """Print a row for each case."""
-    libraries = ["ours", "torch"] + ["tfp"] * bool(options.tfp)
-    titles = {"ours": "ims", "torch": "torch", "tfp": "TFP on JAX"}
+    libraries = ["ours"] + ["compiled"] * options.compiled + ["torch"] + ["tfp"] * bool(options.tfp)
+    titles = {"ours": "ims", "compiled": "ims compiled", "torch": "torch", "tfp": "TFP on JAX"}
     heads = [f"{titles[n]}, {what}" for n in libraries for what in ("ms", "error")]
     print("| sample and gradient | " + " | ".join(heads) + " |")
     print("|---" * (1 + len(heads)) + "|", flush=True)
@@ -370,6 +375,7 @@ def main():
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="reduces the number of samples")
+    parser.add_argument("--compiled", action="store_true", help="time torch.compile too")
     parser.add_argument("--tfp", metavar="PYTHON", help="an interpreter with TFP and JAX")
     parser.add_argument("--library", choices=["torch", "tfp"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -377,7 +383,7 @@ def main():
         table(options)
         return
     measure = measure_tfp if options.library == "tfp" else measure_torch
-    print(json.dumps(measure(options.case, options.rounds, options.scale)))
+    print(json.dumps(measure(options.case, options.rounds, options.scale, options.compiled)))
 
 
 if __name__ == "__main__":

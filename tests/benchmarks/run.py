@@ -72,9 +72,16 @@ BENCHMARKS = (
         "reparameterization",
         "samples with gradients",
         ("--rounds", "1", "--scale", "0.01"),
+        arguments=("--compiled",),
         peers=(("--tfp", "tfp"),),
     ),
-    script("qp", "quadratic programs", ("--rounds", "2"), peers=(("--qpth", "qpth"),)),
+    script(
+        "qp",
+        "quadratic programs",
+        ("--rounds", "2"),
+        arguments=("--compiled",),
+        peers=(("--qpth", "qpth"),),
+    ),
     script("convex", "convex programs", ("--quick",), peers=(("--cvxpylayers", "cvxpylayers"),)),
     script(
         "solver_table",

@@ -1,5 +1,7 @@
 """Quadratic programs against Clarabel, NumPy's own arithmetic, and differences."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,20 @@ class TestAgainstClarabel:
             assert abs(Q @ x + p + G.T @ duals + A.T @ multipliers).max() < 1e-11
             assert max((G @ x - h).max(), abs(A @ x - b).max(), -duals.min()) < 1e-11
             assert abs(duals * (h - G @ x)).max() < 1e-11
+
+    def test_wrong_guesses_of_the_active_set_are_left_early(self):
+        # with five times as many inequalities as variables most first guesses are wrong
+        solution = quadratic_program(*regular_programs((64,), 20, 100, 5))
+        # 16 on average where each wrong guess is followed for six steps
+        assert float(solution.iterations.double().mean()) < 13.5
+
+    def test_a_budget_keeps_what_it_has_found(self):
+        operands = regular_programs((16,), 8, 8, 2)
+        exact = quadratic_program(*operands).value.x
+        for steps in (9, 17):
+            solver = InteriorPoint(rtol=None, max_steps=steps)
+            x = quadratic_program(*operands, solver=solver).value.x
+            torch.testing.assert_close(x, exact, rtol=1e-10, atol=1e-10)
 
 
 class TestWithoutSomeConstraints:
@@ -523,3 +539,29 @@ BAD = [
 def test_bad_input(inputs, error, message):
     with pytest.raises(error, match=message):
         quadratic_program(*inputs)
+
+
+NONSENSE = [
+    ({"rtol": -1e-9}, ValueError, "rtol=-1e-09: pass a number >= 0, leave it out, or None"),
+    ({"rtol": math.nan}, ValueError, "rtol=nan: pass a number >= 0"),
+    ({"rtol": "1e-3"}, TypeError, "rtol='1e-3': pass a number >= 0"),
+    ({"rtol": True}, TypeError, "rtol=True: pass a number >= 0"),
+    ({"rtol": torch.tensor(1e-3)}, TypeError, r"rtol=tensor\(0.0010\): pass a number >= 0"),
+    ({"atol": -1e-9}, ValueError, "atol=-1e-09: pass a number >= 0, leave it out$"),
+    ({"atol": math.nan}, ValueError, "atol=nan: pass a number >= 0"),
+    ({"atol": None}, TypeError, "atol=None: pass a number >= 0, leave it out$"),
+    ({"max_steps": -1}, ValueError, "max_steps=-1: pass a whole number >= 0"),
+    ({"max_steps": 10.0}, TypeError, "max_steps=10.0: pass a whole number >= 0"),
+    ({"max_steps": True}, TypeError, "max_steps=True: pass a whole number >= 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), NONSENSE)
+def test_hyperparameters_that_make_no_sense(options, error, message):
+    with pytest.raises(error, match=f"InteriorPoint has {message}"):
+        InteriorPoint(**options)
+
+
+def test_what_is_at_the_end_of_a_range_is_taken():
+    InteriorPoint(rtol=None, atol=0, max_steps=0)
+    InteriorPoint(rtol=np.float32(1e-3), atol=np.float64(0), max_steps=np.int64(3))
