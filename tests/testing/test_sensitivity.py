@@ -94,7 +94,7 @@ def test_a_stale_factorization(monkeypatch):
     def trusting(A, b, solve, most=8):
         x = solve(b)
         good = torch.ones(len(b), dtype=torch.bool)
-        return x, good, good.long()
+        return x, good, good.long(), torch.zeros(len(b), dtype=b.dtype)
 
     monkeypatch.setattr(lane_solve, "_refine", trusting)
     report = check_root(solver=ims.Newton(rtol=1e-7, atol=1e-7))
