@@ -95,7 +95,7 @@ def faster_batching(
     Raises
     ------
     ValueError
-        If ``rounds`` is not positive.
+        If ``rounds`` is not positive, or ``supports`` have no tensor.
 
     Examples
     --------
@@ -109,7 +109,9 @@ def faster_batching(
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: pass a positive number")
     seconds = {Batching.VMAP: float("inf"), Batching.LOOP: float("inf")}
-    count = len(next(leaf for leaf in tree_flatten(supports)[0] if isinstance(leaf, Tensor)))
+    leaves = [leaf for leaf in tree_flatten(supports)[0] if isinstance(leaf, Tensor)]
+    if not leaves:
+        raise ValueError("supports have no tensor: pass tensors with the tasks in front")
     for attempt in range(rounds + 1):
         for batching in seconds:
             start = time.perf_counter()
@@ -118,5 +120,5 @@ def faster_batching(
                 torch.cuda.synchronize()
             if attempt:
                 seconds[batching] = min(seconds[batching], time.perf_counter() - start)
-    each = tree_map(lambda s: s / max(count, 1), seconds)
+    each = tree_map(lambda s: s / max(len(leaves[0]), 1), seconds)
     return BatchingChoice(min(seconds, key=lambda b: seconds[b]), *each.values())

@@ -65,9 +65,10 @@ def unrolled_meta_loss(
 
     Raises
     ------
+    ValueError
+        If ``lr``, ``steps`` or ``strength`` makes no sense.
     RuntimeError
-        If ``loss`` does not return a 0-d tensor (torch refuses). The numbers are not checked here;
-        `Maml` does.
+        If ``loss`` does not return a 0-d tensor (torch refuses).
 
     Notes
     -----
@@ -81,6 +82,7 @@ def unrolled_meta_loss(
     >>> unrolled_meta_loss(loss, theta, x, y, steps=1, lr=0.5, strength=0.0)
     tensor(2.)
     """
+    check_inner_loop("unrolled_meta_loss", lr, steps, strength)
     return loss(gradient_steps(_inner(loss, theta, support, strength), theta, lr, steps), query)
 
 

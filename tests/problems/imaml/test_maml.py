@@ -130,6 +130,14 @@ def test_a_task_that_overflows_is_left_out():
         assert ravel(got.gradient).isfinite().all()
 
 
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"lr": -0.1}, {"strength": -1.0}], ids=str)
+def test_unrolled_meta_loss_refuses_what_makes_no_sense(wrong):
+    one = torch.tensor(1.0)
+    options = {"steps": 1, "lr": 0.5, "strength": 0.0} | wrong
+    with pytest.raises(ValueError, match="unrolled_meta_loss has"):
+        imaml.unrolled_meta_loss(lambda phi, x: (phi - x) ** 2, one, one, one, **options)
+
+
 def test_unrolled_meta_loss_is_maml():
     model, criterion, theta, supports, queries = curves(tasks=1)
 

@@ -128,6 +128,8 @@ def test_the_faster_batching_is_chosen(faster):
 def test_rounds_must_be_positive():
     with pytest.raises(ValueError, match="rounds=0"):
         imaml.faster_batching(lambda *a, **k: None, torch.zeros(1), torch.zeros(1), rounds=0)
+    with pytest.raises(ValueError, match="supports have no tensor"):
+        imaml.faster_batching(lambda *a, **k: None, [1, 2], torch.zeros(1))
 
 
 def test_a_convolutional_network_by_loop_and_by_vmap():
