@@ -33,9 +33,10 @@ class CGState(NamedTuple):
 class CG:
     """Conjugate gradients, for symmetric positive definite operators.
 
-    A direction of nonpositive curvature ends the lane with status INDEFINITE. Source: Hestenes
-    and Stiefel (1952); preconditioned as in Golub and Van Loan, "Matrix Computations", section
-    11.5.
+    For vectors of every floating and complex dtype. A direction of nonpositive curvature ends the
+    lane with status INDEFINITE. A single real system on the CPU takes less time a step than lanes
+    do: its scalars are numbers of Python. Source: Hestenes and Stiefel (1952); preconditioned as
+    in Golub and Van Loan, "Matrix Computations", section 11.5.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ class Anderson:
     damping
         The weight of the residual in the step; 1 is undamped.
     norm
-        Maps residuals ``(N, n)`` to ``(N,)``.
+        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
     check_every

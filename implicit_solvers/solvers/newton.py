@@ -82,7 +82,7 @@ class Newton:
     halvings
         How many times the step length may be halved; 0 takes full steps always.
     norm
-        Maps residuals ``(N, n)`` to ``(N,)``.
+        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
     check_every
