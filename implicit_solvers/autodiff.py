@@ -70,6 +70,9 @@ def no_saved_tensor_hooks() -> Iterator[None]:
     ``torch.utils.checkpoint`` and ``save_on_cpu`` install them; what a rule saves for itself
     while it runs needs neither.
     """
+    if torch.compiler.is_compiling():
+        yield
+        return
     api = torch._C._autograd
     hooks = []
     while (top := api._top_saved_tensors_default_hooks(False)) is not None:

@@ -161,7 +161,7 @@ class Captured:
         if any(slots.get(name) is not tensor for slots, name, tensor in self.slots):
             return False
         given = operands[len(operands) - len(self.tensors) :]
-        return all(
+        return not any(map(is_functorch_wrapped_tensor, self.tensors)) and all(
             t.shape == c.shape and t.stride() == c.stride() and t.data_ptr() == c.data_ptr()
             for t, c in zip(given, self.tensors, strict=True)
         )

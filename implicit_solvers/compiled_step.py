@@ -1,10 +1,10 @@
-"""``compile=True``: a solver's step as one compiled graph, in the loop that stays in Python."""
+"""``compile=True``: steps of a solver as one compiled graph, in a loop that stays in Python."""
 
 from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,15 @@ from torch.utils._pytree import tree_map_only
 from implicit_solvers import graph_break
 from implicit_solvers.autodiff import saved_tensor_hooks_restored
 
-__all__ = ["bucket", "compilable", "compiled_step", "in_own_memory", "padded"]
+__all__ = [
+    "apart",
+    "bucket",
+    "compiled_step",
+    "half_a_bucket",
+    "in_own_memory",
+    "padded",
+    "to_compile",
+]
 
 LIMIT = 64
 """How many graphs one step of one function may have: for dtypes, shapes, changed closures."""
@@ -26,19 +34,22 @@ _BUCKET = 8
 _STEPS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 
-def compilable(solver: Any, problem: Any) -> bool:
-    """Tell whether a solve's steps are to be compiled, and can be.
+def to_compile(solver: Any, problem: Any, z: Tensor) -> Any:
+    """Return the problem as steps from ``z`` are compiled for it; None if they are not."""
+    if not getattr(solver, "compile", False):
+        return None
+    form = getattr(problem, "to_compile", None)
+    return None if form is None else form(z)
 
-    Where captured tensors are substituted, under transforms, Dynamo would not see that.
-    """
-    return getattr(solver, "compile", False) and not getattr(problem, "substitutes", False)
 
+def compiled_step(
+    forms: Sequence[Callable[[Any, Any, Any], Any]], solver: Any, problem: Any
+) -> Callable[[Any, Any], Any]:
+    """Return ``step(solver, problem, state)`` compiled for the function of a problem.
 
-def compiled_step(solver: Any, problem: Any) -> Callable[[Any, Any], Any]:
-    """Return ``step(problem, state)`` of a solver, compiled for the function of a problem.
-
-    Each pair of a solver and a function has a code object of its own: Dynamo counts the graphs of
-    a code object, and would fall back to eager execution, silently, after a few.
+    Of the ``forms`` of a step, all of which will do, it is the first that can be traced. Each pair
+    of a solver and a function has code objects of its own: Dynamo counts the graphs of a code
+    object, and would fall back to eager execution, silently, after a few.
     """
     if not graph_break.COMPILES:
         raise RuntimeError(
@@ -48,40 +59,49 @@ def compiled_step(solver: Any, problem: Any) -> Callable[[Any, Any], Any]:
     anchor = _anchor(problem.source)
     steps = _STEPS.setdefault(anchor, {})
     if solver not in steps:
-        code = _step.__code__.replace(co_name=f"{type(solver).__name__}_step")
-        own = types.FunctionType(code, _step.__globals__)
-        steps[solver] = _guarded(
-            torch.compile(own, fullgraph=True), f"{type(solver).__name__}(compile=True)"
-        )
+        steps[solver] = _Compiled(forms, type(solver).__name__)
     return partial(steps[solver], solver)
 
 
-def _step(solver: Any, problem: Any, state: Any) -> Any:
-    new = solver.step(problem, state)
-    # factors come with strides of their own, at which the next call would compile again
-    return tree_map_only(Tensor, lambda t: t.contiguous(), new)
+class _Compiled:
+    """A step in the first of its forms that can be traced."""
 
+    def __init__(self, forms: Sequence[Callable[[Any, Any, Any], Any]], name: str) -> None:
+        self.forms, self.name = list(forms), name
+        self._choose()
 
-def _guarded(step: Callable[..., Any], name: str) -> Callable[..., Any]:
-    config = torch._dynamo.config
+    def _choose(self) -> None:
+        self.form = self.forms.pop(0)
+        code = _contiguous.__code__.replace(co_name=f"{self.name}_step")
+        own = types.FunctionType(code, _contiguous.__globals__)
+        self.step = torch.compile(own, fullgraph=True)
 
-    def call(*args: Any) -> Any:
+    def __call__(self, solver: Any, problem: Any, state: Any) -> Any:
+        config = torch._dynamo.config
         # config.patch would take three times as long
         before = config.recompile_limit, config.fail_on_recompile_limit_hit
         config.recompile_limit, config.fail_on_recompile_limit_hit = LIMIT, True
         try:
             with saved_tensor_hooks_restored():
-                return step(*args)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            error.add_note(
-                f"{name} compiles its step together with the function that it solves for, "
-                "which could not be traced: leave compile out of it"
-            )
+                return self.step(self.form, solver, problem, state)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
             raise
+        except (torch._dynamo.exc.TorchDynamoException, AssertionError) as error:
+            if not self.forms:
+                error.add_note(
+                    f"{self.name}(compile=True) compiles its step together with the function that "
+                    "it solves for, which could not be traced: leave compile out of it"
+                )
+                raise
         finally:
             config.recompile_limit, config.fail_on_recompile_limit_hit = before
+        self._choose()
+        return self(solver, problem, state)
 
-    return call
+
+def _contiguous(step: Callable[[Any, Any, Any], Any], solver: Any, problem: Any, state: Any) -> Any:
+    # factors come with strides of their own, at which the next call would compile again
+    return tree_map_only(Tensor, lambda t: t.contiguous(), step(solver, problem, state))
 
 
 def _anchor(source: Any) -> Any:
@@ -98,9 +118,22 @@ def in_own_memory(state: Any) -> Any:
     return tree_map_only(Tensor, lambda t: t.clone(memory_format=torch.contiguous_format), state)
 
 
+def apart(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the tensors, copied where they share memory with one before: a loop must see none."""
+    seen: dict[int, Tensor] = {}
+    return tuple(
+        t if seen.setdefault(t.untyped_storage().data_ptr(), t) is t else t.clone() for t in tensors
+    )
+
+
 def bucket(lanes: int) -> int:
     """Return the number of lanes to compute with: a power of two, so that few are compiled for."""
     return max(_BUCKET, 1 << (lanes - 1).bit_length())
+
+
+def half_a_bucket(lanes: int) -> int:
+    """Return how many of the lanes would fit in a bucket of half the size; 0 for small ones."""
+    return 1 << ((lanes // 2).bit_length() - 1) if lanes >= 2 * _BUCKET else 0
 
 
 def padded(keep: Tensor, size: int) -> Tensor:

@@ -28,8 +28,8 @@ from implicit_solvers.first_order import first_order_only
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
-from implicit_solvers.linear.lane_map import OperatorTemplate
 from implicit_solvers.linear.lu import LU
+from implicit_solvers.linear.operator_template import OperatorTemplate
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from implicit_solvers.adjoint import UnrolledAdjoint
+from implicit_solvers.adjoint_preconditioner import adjoint_preconditioner
 from implicit_solvers.affine_norms import weights_apart
 from implicit_solvers.autodiff import forward_level, is_batched, transforms_active
 from implicit_solvers.capture import (
     Captured,
-    Substitution,
     capture,
     isolated,
     nested,
@@ -30,17 +30,17 @@ from implicit_solvers.differentiate import (
     solve_lanes,
     solve_plainly,
 )
+from implicit_solvers.explicit_function import ExplicitFunction
 from implicit_solvers.graph_break import frames_compiled, outside_of_graphs
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
-from implicit_solvers.linear.preconditioners import Jacobi
-from implicit_solvers.linear.solve import check_adjoint_start, operator_template
+from implicit_solvers.linear.solve import check_adjoint_start
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.structure import Structure, split_tensors
-from implicit_solvers.task import Task, check_task, name_of, read_in_dims
+from implicit_solvers.task import Task, check_size, check_task, name_of, read_in_dims
 from implicit_solvers.traced_equation import obstacle, solve_in_graph
 from implicit_solvers.unrolling import unroll
 
@@ -61,9 +61,9 @@ def solve_equation(
     """
     if torch.compiler.is_compiling():
         traced = task if task.in_graph is None else replace(task, solver=task.in_graph)
-        why = obstacle(traced, z0, args, run, ends)
+        why = obstacle(traced, z0, args, run)
         if why is None:
-            return solve_in_graph(traced, z0, args)
+            return solve_in_graph(traced, z0, args, ends)
         return outside_of_graphs(why, solve_equation, task, z0, args, run, ends)
     if frames_compiled():
         solution: Solution = torch.compiler.disable(solve_equation)(task, z0, args, run, ends)
@@ -72,11 +72,7 @@ def solve_equation(
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()
     tensors, join = split_tensors(args)
     native_carried = read_in_dims(task, args, structure)
-    if getattr(task.solver, "brackets", False) and structure.size != 1:
-        raise ValueError(
-            f"z0 has {structure.size} unknowns, and solver={type(task.solver).__name__}() is for "
-            "one: make lanes of them, with batch_dims or vmap, or use Newton()"
-        )
+    check_size(task, structure)
     start = structure.ravel(tree_map(resolve, z0)).detach()
     origin = start
     if ends is not None:
@@ -97,13 +93,7 @@ def solve_equation(
         evaluate = weights_apart(raw) if captured.normalizes else raw
         if not captured:
             return evaluate
-
-        def fn(z: Tensor, *operands: Tensor) -> Tensor:
-            with Substitution(captured, (z, *operands), expected):
-                return evaluate(z, *operands[: len(tensors)])
-
-        fn.substitutes = True  # type: ignore[attr-defined]
-        return fn
+        return ExplicitFunction(evaluate, len(tensors), captured, expected)
 
     def lanes(extra: int) -> Lanes:
         known = None if native_carried is None else (*native_carried, *(False,) * extra)
@@ -143,7 +133,7 @@ def solve_equation(
             failed(status),
         )
     elif _differentiable(operands):
-        M, M_tensors = _preconditioner(task, structure, z, join(tensors))
+        M, M_tensors = adjoint_preconditioner(task, structure, z, join(tensors))
         hints = len(factors)
         own = lanes(len(captured.tensors))
         levels = ((),) * (hints + len(M_tensors))
@@ -231,21 +221,3 @@ def _differentiable(operands: Sequence[Tensor]) -> bool:
     if transforms_active() or forward_level():
         return True
     return torch.is_grad_enabled() and any(t.requires_grad for t in operands)
-
-
-def _preconditioner(
-    task: Task, structure: Structure, z: Tensor, args: Any
-) -> tuple[Any, list[Tensor]]:
-    assert not isinstance(task.adjoint, UnrolledAdjoint)
-    given = task.adjoint.preconditioner
-    if given is None or isinstance(given, Jacobi):
-        return given, []
-    with torch.no_grad():
-        point = structure.unravel(z.detach())
-        operator = given(point, *tree_map(_detach, tuple(args)))
-        template, tensors = operator_template(operator, point, structure, "preconditioner")
-    return template, [t.detach() for t in tensors]
-
-
-def _detach(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.compiled_step import bucket, compilable, compiled_step, in_own_memory, padded
-from implicit_solvers.solution import Status, failed
+from implicit_solvers.compiled_step import to_compile
+from implicit_solvers.masked_steps import iterate_compiled, iterate_in_graph
+from implicit_solvers.outcome import (
+    ENDED,
+    RUNNING,
+    Departed,
+    Outcome,
+    goes_on,
+    judge,
+    result,
+    select,
+    with_ended,
+)
+from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import Auto
-from implicit_solvers.traced_loop import loop_in_graph
 
 __all__ = ["IterativeSolver", "LaneProblem", "Outcome", "State", "iterate"]
-
-_RUNNING, _ENDED = -1, -2
-_UNROLLED = 16
 
 
 class State(Protocol):
@@ -90,16 +97,6 @@ class IterativeSolver(Protocol):
         """Return the state one step later."""
 
 
-class Outcome(NamedTuple):
-    """How the lanes ended: tensors ``(N, ...)``; ``factors`` are those of the final state."""
-
-    z: Tensor
-    status: Tensor
-    iterations: Tensor
-    error: Tensor
-    factors: tuple[Tensor, ...] = ()
-
-
 def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome:
     """Step from ``z (N, n)`` until every lane has converged, failed, or used its steps up.
 
@@ -112,34 +109,29 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     GPU has to wait for the answer. Between, lanes that have ended are computed and not looked at.
     """
     if torch.compiler.is_compiling():
-        return _iterate_in_graph(solver, problem, z)
+        return iterate_in_graph(solver, problem, z)
     whole = getattr(solver, "whole", None)
     outcome: Outcome | None = None if whole is None else whole(problem, z)
     if outcome is not None:
         return outcome
+    if (compilable := to_compile(solver, problem, z)) is not None:
+        return iterate_compiled(solver, compilable, z)
     budget = solver.rtol is None
     every = getattr(solver, "check_every", 1)
     refresh = getattr(solver, "refresh", None)
     state = solver.init(problem, z)
-    advance: Callable[[Any, Any], Any] = solver.step
-    compiled = compilable(solver, problem)
-    if compiled:
-        advance, state = compiled_step(solver, problem), in_own_memory(state)
-        problem = problem.with_basis(z)  # type: ignore[attr-defined]
-    status = torch.full((len(z),), _RUNNING, dtype=torch.int64, device=z.device)
-    running, iterations = status == _RUNNING, torch.zeros_like(status)
+    status = torch.full((len(z),), RUNNING, dtype=torch.int64, device=z.device)
+    running, iterations = status == RUNNING, torch.zeros_like(status)
     best_z, best_error = state.z, state.error
-    lanes = len(z)  # that take part; any after them only pad
-    places: Tensor | None = None
-    full: tuple[Tensor, ...] | None = None
+    departed, lanes = Departed(), len(z)
 
     for step in range(solver.max_steps + 1):
-        going = _goes_on(solver, problem, state, budget) & running
+        going = goes_on(solver, problem, state) & running
         looks = step % every == 0 or step == solver.max_steps
         left = int(going.sum()) if looks else -1
         if left < lanes:
             ends = running & ~going
-            status = torch.where(ends, _judge(solver, problem, state, budget), status)
+            status = torch.where(ends, judge(solver, problem, state), status)
             iterations = torch.where(ends, step, iterations)
             running = going
         if left == 0:
@@ -149,30 +141,20 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
             status = torch.where(running, int(out_of_steps), status)
             iterations = torch.where(running, step, iterations)
             break
-        fewer = bucket(left) if compiled else left
-        if looks and solver.compact and problem.separable and 2 * fewer <= running.shape[0]:
-            ended = _result(state, status, iterations, best_z, best_error)
+        if looks and solver.compact and problem.separable and 2 * left <= lanes:
             keep = running.nonzero().squeeze(-1)
-            if full is None:
-                full, places = tuple(t.clone() for t in ended), keep
-            else:
-                assert places is not None
-                _scatter(full, places, ended)
-                places = places[keep]
-            if compiled:
-                keep = padded(keep, fewer)
-            problem, state = problem.take(keep), _select(state, keep)
+            departed.leave(result(state, status, iterations, best_z, best_error), keep)
+            problem, state = problem.take(keep), select(state, keep)
             status, iterations = status[keep], iterations[keep]
             best_z, best_error = best_z[keep], best_error[keep]
-            status[left:] = _ENDED
-            running, lanes = status == _RUNNING, left
+            running, lanes = status == RUNNING, left
         idle = left < lanes
         if idle:
-            state = state._replace(flag=torch.where(running, state.flag, _ENDED))
+            state = state._replace(flag=torch.where(running, state.flag, ENDED))
         if refresh is not None:
             state = refresh(problem, state)
-        new = advance(problem, state)
-        state = _with_ended(running, new, state) if idle else new
+        new = solver.step(problem, state)
+        state = with_ended(running, new, state) if idle else new
         if not solver.monotone and not budget:
             worse = ~(state.error < best_error)
             if every > 1 or bool(worse.any()):
@@ -184,129 +166,4 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
             best_error = state.error
     if solver.monotone or budget:
         best_z, best_error = state.z, state.error
-    ended = _result(state, status, iterations, best_z, best_error)
-    if full is not None:
-        assert places is not None
-        _scatter(full, places, ended)
-        ended = full
-    return Outcome(ended[0], ended[1], ended[2], ended[3], ended[4:])
-
-
-def _iterate_in_graph(solver: IterativeSolver, problem: Any, z: Tensor) -> Outcome:
-    """Iterate without a branch that depends on values: all lanes step until the last is done.
-
-    A small budget of steps is unrolled.
-    """
-    whole = getattr(solver, "iterate_in_graph", None)
-    if whole is not None:
-        return Outcome(*whole(problem, z))
-    budget = solver.rtol is None
-    keeps_best = not (solver.monotone or budget)
-    state = solver.init(problem, z)
-    status = torch.full((len(z),), _RUNNING, dtype=torch.int64, device=z.device)
-    status = torch.where(status == _RUNNING, _judge(solver, problem, state, budget), status)
-    iterations = torch.zeros_like(status)
-    best = (state.z, state.error) if keeps_best else ()
-
-    def unfinished(carry: tuple[Any, ...]) -> Tensor:
-        return (carry[1] == _RUNNING) & (carry[2] < solver.max_steps)
-
-    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        state, status, iterations, best = carry
-        running = unfinished(carry)
-        state = state._replace(flag=torch.where(running, state.flag, _ENDED))
-        state = _with_ended(running, solver.step(problem.aliased(), state), state)
-        status = torch.where(running, _judge(solver, problem, state, budget), status)
-        if best:
-            better = running & (state.error < best[1])
-            best_z = torch.where(better.unsqueeze(-1), state.z, best[0])
-            best = (best_z, torch.where(better, state.error, best[1]))
-        return state, status, iterations + running, best
-
-    def several(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        for _ in range(getattr(solver, "check_every", 1)):
-            carry = body(carry)
-        return carry
-
-    carry = (state, status, iterations, best)
-    if budget and solver.max_steps <= _UNROLLED:
-        for _ in range(solver.max_steps):
-            carry = body(carry)
-    else:
-        carry = loop_in_graph(lambda carry: unfinished(carry).any(), several, carry)
-    state, status, iterations, best = carry
-    out_of_steps = Status.BUDGET if budget else Status.MAX_STEPS
-    status = torch.where(status == _RUNNING, int(out_of_steps), status)
-    ended = _result(state, status, iterations, *(best or (state.z, state.error)))
-    return Outcome(ended[0], ended[1], ended[2], ended[3], ended[4:])
-
-
-def _goes_on(solver: IterativeSolver, problem: LaneProblem, state: State, budget: bool) -> Tensor:
-    """Tell which lanes `_judge` would leave running, if they ran: the usual answer, for less."""
-    going = (state.flag == 0) & (state.error < torch.inf)
-    return going if budget else going & (state.error > _tolerance(solver, problem, state))
-
-
-def _judge(solver: IterativeSolver, problem: LaneProblem, state: State, budget: bool) -> Tensor:
-    status = torch.where(state.flag != 0, state.flag, _RUNNING)
-    measure = state.error
-    if not budget:
-        tolerance = _tolerance(solver, problem, state)
-        status = torch.where(measure <= tolerance, 0, status)
-        measure = measure + tolerance
-    return torch.where(torch.isfinite(measure), status, int(Status.NONFINITE))
-
-
-def _tolerance(solver: IterativeSolver, problem: LaneProblem, state: State) -> Tensor:
-    # that of a linear problem follows from its right-hand side, and some iterates are costly
-    return problem.tolerance(solver, None if getattr(problem, "linear", False) else state.z)
-
-
-def _result(
-    state: Any, status: Tensor, iterations: Tensor, best_z: Tensor, best_error: Tensor
-) -> tuple[Tensor, ...]:
-    fell_back = failed(status) & (best_error < state.error)
-    fell_back = fell_back | (failed(status) & ~torch.isfinite(state.error))
-    z = torch.where(fell_back.unsqueeze(-1), best_z, state.z)
-    error = torch.where(fell_back, best_error, state.error)
-    iterations = iterations + getattr(state, "steps_before", 0)
-    return (z, status, iterations, error, *getattr(state, "factors", ()))
-
-
-def _scatter(full: tuple[Tensor, ...], places: Tensor, part: tuple[Tensor, ...]) -> None:
-    for whole, piece in zip(full, part, strict=True):
-        whole[places] = piece[: len(places)]
-
-
-def _with_ended(running: Tensor, new: Any, old: Any) -> Any:
-    """Return ``new``, with what is asked of lanes that have ended from ``old``.
-
-    A state of plain fields need keep its iterate and error only; one that computes what it
-    returns is kept whole.
-    """
-    computed = [isinstance(getattr(type(new), k, None), property) for k in ("z", "factors")]
-    if any(computed):
-        return _where(running, new, old)
-    return new._replace(
-        z=_where(running, new.z, old.z), error=_where(running, new.error, old.error)
-    )
-
-
-def _where(running: Tensor, new: Any, old: Any) -> Any:
-    if new is old:
-        return old
-    if isinstance(new, Tensor):
-        return torch.where(running.reshape(-1, *(1,) * (new.dim() - 1)), new, old)
-    if isinstance(new, tuple):
-        parts = [_where(running, a, b) for a, b in zip(new, old, strict=True)]
-        return type(new)(*parts) if hasattr(new, "_fields") else tuple(parts)
-    return new
-
-
-def _select(state: Any, keep: Tensor) -> Any:
-    if isinstance(state, Tensor):
-        return state[keep]
-    if isinstance(state, tuple):
-        parts = [_select(part, keep) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    return state
+    return departed.joined(result(state, status, iterations, best_z, best_error))

@@ -127,6 +127,15 @@ class Lanes:
             native_carried=None if known is None else (True,) * count + known,
         )
 
+    def shared(self, count: int) -> Lanes:
+        """Return the lanes with ``count`` more operands in front that all of them share."""
+        known = self.native_carried
+        return replace(
+            self,
+            carried=((False,) * len(self.sizes),) * count + self.carried,
+            native_carried=None if known is None else (False,) * count + known,
+        )
+
     def shared_levels(self) -> tuple[int, ...]:
         """Return the levels that no operand carries."""
         return tuple(

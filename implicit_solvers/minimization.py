@@ -13,7 +13,7 @@ from implicit_solvers.autodiff import slope, unwatched, vjp
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointStart
-from implicit_solvers.linear.lane_map import JacobianTemplate
+from implicit_solvers.linear.jacobian_template import JacobianTemplate
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solvers.newton_cg import NewtonCG
@@ -44,7 +44,7 @@ class MinimumEquation(Equation):
 
     def jacobian(self) -> JacobianTemplate:
         """Return the Hessian of ``f``."""
-        return JacobianTemplate(self.condition, symmetric=True, potential=self.fn)
+        return JacobianTemplate(self.condition, symmetric=True, potential=self.fn, equation=self)
 
 
 def read_objective(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from implicit_solvers.autodiff import vjp
+from implicit_solvers.compiled_step import apart
+from implicit_solvers.explicit_function import reading_by_itself
 from implicit_solvers.lanes import Lanes
-from implicit_solvers.linear.lane_map import JacobianTemplate, LaneMap, Products
+from implicit_solvers.linear.jacobian_template import JacobianTemplate
+from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.tolerance import equation_tolerance
 from implicit_solvers.traced_loop import alias
 
@@ -44,7 +47,20 @@ class Equation:
 
     def jacobian(self) -> JacobianTemplate:
         """Return the Jacobian of the condition."""
-        return JacobianTemplate(self.condition, symmetric=self.symmetric)
+        return JacobianTemplate(self.condition, symmetric=self.symmetric, equation=self)
+
+    @property
+    def source(self) -> Any:
+        """The function that the user wrote."""
+        return inspect.unwrap(self.fn)
+
+    def reading_by_itself(self, operands: Sequence[Tensor]) -> tuple[Equation, int] | None:
+        """Return the equation of a function that need not be given what it captured, if it may be.
+
+        With it comes the number of operands that it takes. Only such an equation can be compiled.
+        """
+        found = reading_by_itself(self.fn, operands)
+        return None if found is None else (replace(self, fn=found[0]), found[1])
 
 
 class EquationProblem:
@@ -117,16 +133,12 @@ class EquationProblem:
         self.start = start
         self._condition = equation.condition_over(lanes)
         self._fn = lanes.over(equation.fn)
+        self._goal: tuple[Any, Tensor, Tensor] | None = None
 
     @property
     def source(self) -> Any:
         """The function that the user wrote."""
-        return inspect.unwrap(self.equation.fn)
-
-    @property
-    def substitutes(self) -> bool:
-        """Whether the function reads other tensors in the places of those that it captured."""
-        return getattr(self.equation.fn, "substitutes", False)
+        return self.equation.source
 
     @property
     def kind(self) -> str:
@@ -150,7 +162,12 @@ class EquationProblem:
 
     def tolerance(self, solver: Any, z: Tensor) -> Tensor:
         """Return ``atol + rtol norm(z)``, where an iterate that ran away counts as less."""
-        return equation_tolerance(solver.rtol, solver.atol, z, solver.norm, self.start)
+        if torch.compiler.is_compiling():
+            return equation_tolerance(solver.rtol, solver.atol, z, solver.norm, self.start)
+        if self._goal is None or self._goal[0] is not solver or self._goal[1] is not z:
+            goal = equation_tolerance(solver.rtol, solver.atol, z, solver.norm, self.start)
+            self._goal = solver, z, goal
+        return self._goal[2]
 
     def _grid(self, z: Tensor) -> Tensor:
         return z if len(self.shape) == 1 else z.reshape((*self.shape, z.shape[-1]))
@@ -195,12 +212,15 @@ class EquationProblem:
             basis=self.basis,
         )
 
-    def with_basis(self, z: Tensor) -> EquationProblem:
-        """Return the problem with the basis that suits ``z`` at hand."""
+    def to_compile(self, z: Tensor) -> EquationProblem | None:
+        """Return the problem as steps from ``z`` are compiled for it; None if they cannot be."""
+        found = self.equation.reading_by_itself(self.operands)
+        if found is None:
+            return None
+        equation, count = found
+        lanes, operands = self.lanes.keep(range(count)), apart(self.operands[:count])
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        return EquationProblem(
-            self.equation, self.lanes, self.shape, self.operands, self.start, basis
-        )
+        return EquationProblem(equation, lanes, self.shape, operands, self.start, basis)
 
     def aliased(self) -> EquationProblem:
         """Return the problem as the body of a loop in a graph has to see it."""
@@ -220,32 +240,31 @@ class ResidualMap:
 
     def __init__(self, jacobian: LaneMap) -> None:
         self.jacobian = jacobian
-        self._products: Products | None = None
 
     @property
     def separable(self) -> bool:
         """Whether lanes can be selected."""
         return self.jacobian.separable
 
-    def _apply(self, which: int, v: Tensor) -> Tensor:
-        J = self.jacobian
-        if self._products is None:
-            like = J.like.new_zeros(*J.shape, J.n)
-            self._products = J.template.products(J.lanes, like, J.tensors)
-        out = self._products[which](v.reshape((*J.shape, v.shape[-1])))
-        return out.reshape(len(v), out.shape[-1])
+    def _here(self) -> LaneMap:
+        # in a graph, wherever this is called may be the body of a loop
+        return self.jacobian.aliased() if torch.compiler.is_compiling() else self.jacobian
 
     def mv(self, v: Tensor) -> Tensor:
         """Return ``J v`` for ``v (N, n)``, ``(N, m)``."""
-        return self._apply(0, v)
+        return self._here().mv(v)
 
     def rmv(self, w: Tensor) -> Tensor:
         """Return ``J^T w`` for ``w (N, m)``, ``(N, n)``."""
-        return self._apply(1, w)
+        return self._here().rmv(w)
 
     def dense(self) -> Tensor:
         """Return the matrices ``(N, m, n)``."""
         return self.jacobian.dense()
+
+    def aliased(self) -> ResidualMap:
+        """Return the map as the body of a loop in a graph has to see it."""
+        return ResidualMap(self.jacobian.aliased())
 
     def take(self, index: Tensor) -> ResidualMap:
         """Return the map of some of the lanes."""

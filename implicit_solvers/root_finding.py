@@ -16,7 +16,6 @@ from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.dogleg import Dogleg
-from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.structure import Structure
 
 __all__ = ["RootEquation", "like_unknown", "root"]
@@ -74,7 +73,7 @@ def root(
         For one unknown a lane: two ends ``(lo, hi)`` like ``z0`` (or numbers), where ``fn`` has
         different signs. They get no gradient.
     solver
-        `Dogleg`, by default, and `Newton` inside a compiled graph; with a bracket, `Chandrupatla`.
+        `Dogleg`, by default (in a compiled graph with ``reuse=0``); with a bracket, `Chandrupatla`.
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     batch_dims
@@ -131,7 +130,8 @@ def root(
     >>> M.grad  # 1 / (1 - e cos E)
     tensor([1.0930, 1.0486])
     """
-    in_graph = Newton() if solver is None and bracket is None else None
+    # old factors pay little where all lanes factor as soon as one has to
+    in_graph = Dogleg(reuse=0) if solver is None and bracket is None else None
     if solver is None:
         solver = Dogleg() if bracket is None else Chandrupatla()
     ends = None

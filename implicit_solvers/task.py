@@ -16,7 +16,7 @@ from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure
 from implicit_solvers.structure import Structure, split_tensors
 
-__all__ = ["Task", "check_task", "name_of", "read_in_dims"]
+__all__ = ["Task", "check_size", "check_task", "name_of", "read_in_dims"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,15 @@ def check_task(task: Task, args: Any) -> None:
         raise ValueError(
             f"solver={type(solver).__name__}() solves {', '.join(solves)} and was given to "
             f"{kind}: choose a solver for {kind}, or leave it out"
+        )
+
+
+def check_size(task: Task, structure: Structure) -> None:
+    """Refuse lanes of several unknowns for a solver that is for one."""
+    if getattr(task.solver, "brackets", False) and structure.size != 1:
+        raise ValueError(
+            f"z0 has {structure.size} unknowns, and solver={type(task.solver).__name__}() is for "
+            "one: make lanes of them, with batch_dims or vmap, or use Newton()"
         )
 
 

@@ -8,7 +8,7 @@ would not be, so that the two operations around ``r`` refuse it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,22 +75,30 @@ def with_inverse(z: Tensor, r: Tensor, inverse: Callable[[Tensor], Tensor], bad:
     return z + (s - s.detach())
 
 
-def with_adjoint(z: Tensor, r: Tensor, adjoint: Callable[[Tensor], Tensor], bad: Tensor) -> Tensor:
-    """Return ``z`` with the derivative of ``-A^-1 r``, where ``adjoint`` returns ``A^-T g``."""
-    r = torch.where(bad.unsqueeze(-1), 0.0, _residual(r))
-    return _Adjoint.apply(z, r, adjoint)
+def with_adjoint(
+    z: Tensor,
+    products: Sequence[Tensor],
+    adjoint: Callable[[Tensor], tuple[Tensor, ...]],
+    bad: Tensor,
+) -> Tensor:
+    """Return ``z``, of which ``adjoint`` makes the gradients of ``products`` from its own.
+
+    ``products`` are functions of all that is differentiated; ``bad`` lanes have no derivative.
+    """
+    skip = bad.unsqueeze(-1)
+    return _Adjoint.apply(adjoint, z, *(torch.where(skip, 0.0, _residual(r)) for r in products))
 
 
 class _Adjoint(Function):
-    """Return ``z``; the gradient of ``r`` is ``-A^-T`` times that of ``z``."""
+    """Return ``z``; the gradients of the products are what ``adjoint`` makes of its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, r: Tensor, adjoint: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, adjoint: Callable[..., Any], z: Tensor, *products: Tensor) -> Tensor:
         """Return ``z``."""
         ctx.adjoint = adjoint
         return z.clone()
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
-        """Solve with the transpose."""
-        return None, -ctx.adjoint(g), None
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        """Apply the adjoint."""
+        return None, None, *ctx.adjoint(g)

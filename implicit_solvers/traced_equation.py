@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint
+from implicit_solvers.adjoint_preconditioner import adjoint_preconditioner
 from implicit_solvers.graph_break import common_obstacle
 from implicit_solvers.iterate import iterate
 from implicit_solvers.lanes import Lanes
@@ -21,42 +22,41 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.traced_system import differentiated, linear_obstacle
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
+from implicit_solvers.solvers.aitken import Aitken
 from implicit_solvers.solvers.anderson import Anderson
-from implicit_solvers.solvers.chord import Chord
+from implicit_solvers.solvers.bisection import Bisection
+from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
-from implicit_solvers.solvers.gradient_descent import GradientDescent
-from implicit_solvers.solvers.newton import Newton
+from implicit_solvers.solvers.steffensen import Steffensen
 from implicit_solvers.structure import Structure, split_tensors
-from implicit_solvers.task import Task, check_task, read_in_dims
+from implicit_solvers.task import Task, check_size, check_task, read_in_dims
 from implicit_solvers.tolerance import rms
 from implicit_solvers.traced_derivative import unless
 
 __all__ = ["obstacle", "solve_in_graph"]
 
-_EXPORTED = (FixedPointIteration, Anderson)
-_TRACED = (Newton, Chord, FixedPointIteration, Anderson, GradientDescent)
+_EXPORTED = (FixedPointIteration, Anderson, Aitken, Steffensen, Chandrupatla, Bisection)
 
 
-def obstacle(task: Task, z0: Any, args: Any, run: Any, ends: Any) -> str | None:
+def obstacle(task: Task, z0: Any, args: Any, run: Any) -> str | None:
     """Say why a solve cannot be part of a graph, and what to do; None if it can."""
     kind = task.equation.kind
     if (why := common_obstacle(kind, task.on_failure, (z0, args))) is not None:
         return why
     what = f"implicit_solvers: {kind} in a compiled graph"
     solver = task.solver
-    if run is not None or ends is not None or not isinstance(solver, _TRACED):
+    if run is not None or not getattr(solver, "traceable", False):
         name = "a solver of your own" if run is not None else f"{type(solver).__name__}()"
-        return f"{what} cannot use {name}: use {_names(_TRACED)}"
+        return (
+            f"{what} cannot use {name}, which is not traceable: use Newton(), Anderson(), LBFGS() "
+            "or another solver with traceable=True"
+        )
     if torch.compiler.is_exporting() and not isinstance(solver, _EXPORTED):
         name = f"{type(solver).__name__}()"
         return (
             f"implicit_solvers: torch.export cannot trace derivatives, which {name} needs: use "
             f"{_names(_EXPORTED)}, or torch.compile"
         )
-    if getattr(solver, "reuse", 0):
-        return f"{what} cannot reuse factors: leave reuse out of {type(solver).__name__}"
-    if getattr(solver, "line_search", None) is not None:
-        return f"{what} cannot use a line_search: leave it out of {type(solver).__name__}"
     inner = getattr(solver, "linear_solver", None)
     if inner is not None and (why := linear_obstacle(inner)) is not None:
         return f"implicit_solvers: {type(solver).__name__} {why}"
@@ -65,8 +65,6 @@ def obstacle(task: Task, z0: Any, args: Any, run: Any, ends: Any) -> str | None:
     backward = getattr(task.adjoint, "linear_solver", None)
     if backward is not None and (why := linear_obstacle(backward)) is not None:
         return f"implicit_solvers: the adjoint {why}"
-    if task.adjoint.preconditioner is not None:
-        return f"{what} cannot precondition its adjoint: leave preconditioner out of the adjoint"
     if task.adjoint_start is not None:
         return f"{what} cannot keep an adjoint_start: leave it out"
     return None
@@ -77,25 +75,35 @@ def _names(classes: tuple[type, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def solve_in_graph(task: Task, z0: Any, args: tuple[Any, ...]) -> Solution:
-    """Solve from ``z0``, with ``on_failure="mask"``, and attach the first derivative."""
+def solve_in_graph(
+    task: Task, z0: Any, args: tuple[Any, ...], ends: tuple[Any, Any] | None = None
+) -> Solution:
+    """Solve from ``z0``, with ``on_failure="mask"``, and attach the first derivative.
+
+    The ``ends`` of a bracket take the place of ``z0``.
+    """
     check_task(task, args)
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()
     tensors, join = split_tensors(args)
     carried = read_in_dims(task, args, structure)
+    check_size(task, structure)
     lanes = Lanes.of(len(tensors), task.batch_dims, carried)
     equation = task.equation(task.raveled(structure, join))
     shape, n = structure.native, structure.size
     with torch.no_grad():
         start = structure.ravel(z0).detach().reshape(-1, n)
+        origin = start
+        if ends is not None:
+            origin = torch.cat([structure.ravel(end).detach().reshape(-1, n) for end in ends], -1)
         # copies: what a loop reads may share no memory
         constants = [t.detach().clone() for t in tensors]
         problem = EquationProblem(equation, lanes, shape, constants, rms(start))
-        out = iterate(task.solver, problem, start)
+        out = iterate(task.solver, problem, origin)
         bad = failed(out.status)
     z = out.z
     if torch.is_grad_enabled():
-        z = _attached(task, problem, out.z, bad, tensors)
+        M = adjoint_preconditioner(task, structure, z.reshape((*shape, n)), args)
+        z = _attached(task, problem, out.z, bad, tensors, M)
     value = structure.unravel(z.reshape((*shape, n)))
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     solution = Solution(
@@ -107,10 +115,19 @@ def solve_in_graph(task: Task, z0: Any, args: tuple[Any, ...]) -> Solution:
 
 
 def _attached(
-    task: Task, problem: EquationProblem, z: Tensor, bad: Tensor, tensors: list[Tensor]
+    task: Task,
+    problem: EquationProblem,
+    z: Tensor,
+    bad: Tensor,
+    tensors: list[Tensor],
+    M: tuple[Any, list[Tensor]],
 ) -> Tensor:
-    """Return ``z (N, n)`` with the derivative of the implicit function theorem."""
-    equation, lanes, shape = problem.equation, problem.lanes, problem.shape
+    """Return ``z (N, n)`` with the derivative of the implicit function theorem.
+
+    ``M`` is the preconditioner of the linear solve, and its tensors.
+    """
+    equation = (task.differentiated or task.equation)(problem.equation.fn)
+    lanes, shape = problem.lanes, problem.shape
     # zero times NaN is NaN: lanes that failed get what belongs to one that did not, if there is one
     good = (~bad).to(torch.int64).argmax().reshape(1)
     point = _harmless(z, bad, good)
@@ -128,8 +145,16 @@ def _attached(
 
     adjoint: Any = task.adjoint
     solver: Any = adjoint.solver_for(task.equation, z.shape[-1])
+    M_tensors = [t.clone() for t in M[1]]
     spec = LinearSolveSpec(
-        equation.jacobian(), solver, lanes.prepend(), task.label, "mask", adjoint=True
+        equation.jacobian(),
+        solver,
+        lanes.prepend().shared(len(M_tensors)),
+        task.label,
+        "mask",
+        adjoint=True,
+        preconditioner=M[0],
+        preconditioner_tensors=len(M_tensors),
     )
     r = equation.condition(grid, *safe)
     if torch.compiler.is_exporting() and r.requires_grad and solver is not None:
@@ -138,7 +163,7 @@ def _attached(
             "torch.no_grad(), or use OneStepAdjoint()"
         )
     z = z.reshape(grid.shape)
-    return differentiated(spec, z, r, bad.reshape(shape), (grid, *constants), factor)
+    return differentiated(spec, z, r, bad.reshape(shape), (*M_tensors, grid, *constants), factor)
 
 
 def _harmless(tensor: Tensor, bad: Tensor, good: Tensor) -> Tensor:

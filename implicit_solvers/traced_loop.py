@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["alias", "loop_in_graph"]
+__all__ = ["alias", "inside", "loop_in_graph", "repeat"]
 
 
 def loop_in_graph(
@@ -42,6 +42,27 @@ def loop_in_graph(
     count = torch.zeros((), dtype=torch.int64, device=device)
     _, *out = torch.while_loop(condition, advance, (count, *(_own(leaves[i]) for i in places)))
     return fill(out)
+
+
+def repeat(
+    going: Callable[[Any], Tensor], body: Callable[[Any], Any], carry: Any, most: int
+) -> Any:
+    """Return ``body`` applied to ``carry`` while ``going(carry)``, at most ``most`` times.
+
+    In a compiled graph it is `loop_in_graph`; with ``most=1`` it is a branch.
+    """
+    if torch.compiler.is_compiling():
+        return loop_in_graph(going, body, carry, most)
+    for _ in range(most):
+        if not bool(going(carry)):
+            break
+        carry = body(carry)
+    return carry
+
+
+def inside(problem: Any) -> Any:
+    """Return a problem as the body of `repeat` has to see it."""
+    return problem.aliased() if torch.compiler.is_compiling() else problem
 
 
 def alias(tensor: Tensor) -> Tensor:

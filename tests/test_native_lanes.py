@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import implicit_solvers as ims
-from implicit_solvers.linear.lane_map import JacobianTemplate
+from implicit_solvers.linear.jacobian_template import JacobianTemplate
 
 F64 = torch.float64
 LANES, SIZE = 60, 40  # more entries than are made row by row

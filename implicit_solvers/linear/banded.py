@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,63 +56,126 @@ class Banded(DirectSolver):
 
         ``bands[:, above + i - j, j]`` is the entry in row ``i`` and column ``j``.
         """
-        grid, _, n = bands.shape
-        finite = torch.isfinite(bands).flatten(1).all(-1)
-        # one lane's NaN, or zero pivot, would reach the next through the zeros between them
-        bands = _identity_where(~finite, bands, above)
-        scale = 1 / _largest_of_rows(bands, below, above)
-        scaled = bands * _by_rows(scale, below, above)
-        packed = torch.nn.functional.pad(scaled, (0, 0, below, 0))
-        (factor,) = get_lapack_funcs(("gbtrf",), dtype=_numpy_dtype(bands))
-        lu, pivots, _ = factor(_stacked(packed), below, above)
-        lu = _unstacked(lu, grid, n).to(bands.device)
-        local = torch.from_numpy(pivots).reshape(grid, n).to(bands.device)
-        local = local - n * torch.arange(grid, dtype=local.dtype, device=local.device).unsqueeze(-1)
-        eps = torch.finfo(bands.dtype).eps
-        regular = (lu[:, below + above].abs() > n * eps * scaled.abs().amax(-2)).all(-1)
-        lu = _identity_where(~regular, lu, below + above)
-        unmoved = torch.arange(n, dtype=local.dtype, device=local.device)
-        local = torch.where(regular.unsqueeze(-1), local, unmoved)
-        widths = torch.tensor([below, above], device=bands.device).expand(grid, 2)
-        status = torch.where(regular, 0, int(Status.SINGULAR))
-        status = torch.where(finite, status, int(Status.NONFINITE))
-        return scale, lu, local, widths, status
+        if torch.compiler.is_compiling():
+            return tuple(_factor_in_graph(bands, below, above))
+        return _factor(bands, below, above)
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^-1 b`` or ``A^-T b``."""
         scale, lu, pivots, widths, _ = factors
-        grid, n, k = b.shape
-        below, above = (int(w) for w in widths[0])
-        fit = torch.isfinite(b).flatten(1).all(-1).reshape(-1, 1, 1)
-        rhs = torch.where(fit, b, 0.0)
-        if not transposed:
-            rhs = scale.unsqueeze(-1) * rhs
-        offsets = n * torch.arange(grid, dtype=pivots.dtype, device=pivots.device)
-        (solve,) = get_lapack_funcs(("gbtrs",), dtype=_numpy_dtype(b))
-        # trans=2 is the conjugate transpose
-        out, _ = solve(
-            _stacked(lu),
-            below,
-            above,
-            _array(rhs.reshape(grid * n, k)),
-            _array((pivots + offsets.unsqueeze(-1)).reshape(-1)),
-            trans=2 if transposed else 0,
-        )
-        x = torch.from_numpy(np.ascontiguousarray(out)).to(b.device).reshape(grid, n, k)
-        if grid > 1 and not bool(torch.isfinite(x).all()):
-            # a lane that overflowed reaches the others through the zeros between them
-            lanes = [
-                self.solve(tuple(t[i : i + 1] for t in factors), b[i : i + 1], transposed)
-                for i in range(grid)
-            ]
-            return torch.cat(lanes)
-        if transposed:
-            x = scale.unsqueeze(-1) * x
-        return torch.where(fit, x, torch.nan)
+        if torch.compiler.is_compiling():
+            x: Tensor = _solve_in_graph(scale, lu, pivots, widths, b, transposed)
+            return x
+        return _solve(scale, lu, pivots, widths, b, transposed)
 
     def status(self, factors: Factors) -> Tensor:
         """Return SINGULAR where a pivot vanishes, NONFINITE where the matrix is not finite."""
         return factors[4]
+
+
+def _factor(bands: Tensor, below: int, above: int) -> Factors:
+    grid, _, n = bands.shape
+    finite = torch.isfinite(bands).flatten(1).all(-1)
+    # one lane's NaN, or zero pivot, would reach the next through the zeros between them
+    bands = _identity_where(~finite, bands, above)
+    scale = 1 / _largest_of_rows(bands, below, above)
+    scaled = bands * _by_rows(scale, below, above)
+    packed = torch.nn.functional.pad(scaled, (0, 0, below, 0))
+    (factor,) = get_lapack_funcs(("gbtrf",), dtype=_numpy_dtype(bands))
+    lu, pivots, _ = factor(_stacked(packed), below, above)
+    lu = _unstacked(lu, grid, n).to(bands.device)
+    local = torch.from_numpy(pivots).reshape(grid, n).to(bands.device)
+    local = local - n * torch.arange(grid, dtype=local.dtype, device=local.device).unsqueeze(-1)
+    eps = torch.finfo(bands.dtype).eps
+    regular = (lu[:, below + above].abs() > n * eps * scaled.abs().amax(-2)).all(-1)
+    lu = _identity_where(~regular, lu, below + above)
+    unmoved = torch.arange(n, dtype=local.dtype, device=local.device)
+    local = torch.where(regular.unsqueeze(-1), local, unmoved)
+    widths = torch.tensor([below, above], device=bands.device).expand(grid, 2)
+    status = torch.where(regular, 0, int(Status.SINGULAR))
+    status = torch.where(finite, status, int(Status.NONFINITE))
+    return scale, lu, local, widths, status
+
+
+def _solve(
+    scale: Tensor, lu: Tensor, pivots: Tensor, widths: Tensor, b: Tensor, transposed: bool
+) -> Tensor:
+    grid, n, k = b.shape
+    below, above = (int(w) for w in widths[0])
+    fit = torch.isfinite(b).flatten(1).all(-1).reshape(-1, 1, 1)
+    rhs = torch.where(fit, b, 0.0)
+    if not transposed:
+        rhs = scale.unsqueeze(-1) * rhs
+    offsets = n * torch.arange(grid, dtype=pivots.dtype, device=pivots.device)
+    (solve,) = get_lapack_funcs(("gbtrs",), dtype=_numpy_dtype(b))
+    # trans=2 is the conjugate transpose
+    out, _ = solve(
+        _stacked(lu),
+        below,
+        above,
+        _array(rhs.reshape(grid * n, k)),
+        _array((pivots + offsets.unsqueeze(-1)).reshape(-1)),
+        trans=2 if transposed else 0,
+    )
+    x = torch.from_numpy(np.ascontiguousarray(out)).to(b.device).reshape(grid, n, k)
+    if grid > 1 and not bool(torch.isfinite(x).all()):
+        # a lane that overflowed reaches the others through the zeros between them
+        lanes = [
+            _solve(scale[i], lu[i], pivots[i], widths[i], b[i], transposed)
+            for i in (slice(k, k + 1) for k in range(grid))
+        ]
+        return torch.cat(lanes)
+    if transposed:
+        x = scale.unsqueeze(-1) * x
+    return torch.where(fit, x, torch.nan)
+
+
+@torch.library.custom_op("implicit_solvers::factor_bands", mutates_args=())
+def _factor_in_graph(
+    bands: Tensor, below: int, above: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    scale, lu, pivots, widths, status = _factor(bands, below, above)
+    return scale, lu.contiguous(), pivots, widths.contiguous(), status
+
+
+@_factor_in_graph.register_fake
+def _(bands: Tensor, below: int, above: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grid, _, n = bands.shape
+    kind = torch.int64
+    return (
+        bands.new_empty(grid, n, dtype=bands.dtype.to_real()),
+        bands.new_empty(grid, 2 * below + above + 1, n),
+        bands.new_empty(grid, n, dtype=torch.int32),
+        bands.new_empty(grid, 2, dtype=kind),
+        bands.new_empty(grid, dtype=kind),
+    )
+
+
+@torch.library.custom_op("implicit_solvers::solve_bands", mutates_args=())
+def _solve_in_graph(
+    scale: Tensor, lu: Tensor, pivots: Tensor, widths: Tensor, b: Tensor, transposed: bool
+) -> Tensor:
+    return _solve(scale, lu, pivots, widths, b, transposed).contiguous()
+
+
+@_solve_in_graph.register_fake
+def _(
+    scale: Tensor, lu: Tensor, pivots: Tensor, widths: Tensor, b: Tensor, transposed: bool
+) -> Tensor:
+    return torch.empty_like(b, memory_format=torch.contiguous_format)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *factors, _, ctx.transposed = inputs
+    ctx.save_for_backward(*factors)
+
+
+def _transpose(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    """Return the gradient of the right-hand side; factors are constants."""
+    return *(None,) * 4, _solve_in_graph(*ctx.saved_tensors, g, not ctx.transposed), None
+
+
+_solve_in_graph.register_autograd(_transpose, setup_context=_keep)
 
 
 def _identity_where(bad: Tensor, bands: Tensor, main: int) -> Tensor:

@@ -55,6 +55,8 @@ class BiCGStab:
     check_every
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each operator, dtype and shape.
 
     Raises
     ------
@@ -74,6 +76,7 @@ class BiCGStab:
     max_steps: int = 1000
     compact: bool = True
     check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
     symmetric_only: ClassVar[bool] = False
 

@@ -50,6 +50,8 @@ class CG:
     check_every
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each operator, dtype and shape.
 
     Raises
     ------
@@ -70,6 +72,7 @@ class CG:
     max_steps: int = 1000
     compact: bool = True
     check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
     symmetric_only: ClassVar[bool] = True
 
@@ -81,7 +84,7 @@ class CG:
     def whole(self, problem: Any, x: Tensor) -> Any:
         """Iterate a single real system on the CPU; others go step by step."""
         one = len(x) == 1 and not x.is_complex() and x.device.type == "cpu"
-        if not one or not problem.A.symmetric or type(self).step is not CG.step:
+        if not one or self.compile or not problem.A.symmetric or type(self).step is not CG.step:
             return None
         return cg_alone(self, problem, x)
 

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiled_step import to_compile
 from implicit_solvers.hyperparameters import check_count, check_stopping
-from implicit_solvers.iterate import iterate
-from implicit_solvers.linear.gmres_in_graph import gmres_in_graph
+from implicit_solvers.iterate import Outcome, iterate
+from implicit_solvers.linear.gmres_in_graph import gmres_compiled, gmres_in_graph
 from implicit_solvers.linear.iterative_refinement import refine
 from implicit_solvers.linear.mixed_precision import RoundedTensors
 from implicit_solvers.linear.problem import LinearProblem
@@ -90,6 +91,9 @@ class GMRES:
     check_every
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have.
+    compile
+        Whether the steps between two restarts are compiled to one graph, once for each operator,
+        dtype and shape. Every step takes as long as the last before a restart then.
     inner_dtype
         ``torch.float32``: make the steps in float32 (complex64), and restart them with a residual
         of float64 (complex128) often enough; in float32 it changes nothing. Operators made of
@@ -117,6 +121,7 @@ class GMRES:
     restart: int = 50
     compact: bool = True
     check_every: int = 1
+    compile: bool = False
     inner_dtype: torch.dtype | None = None
     _rounded: RoundedTensors | None = field(default=None, init=False, repr=False, compare=False)
     monotone: ClassVar[bool] = True
@@ -127,6 +132,10 @@ class GMRES:
         check_stopping(self)
         check_count(self, "check_every", least=1)
         check_count(self, "restart", least=1)
+        if self.compile and self.inner_dtype is not None:
+            raise ValueError(
+                f"GMRES has compile=True and inner_dtype={self.inner_dtype!r}: leave one out"
+            )
         if self.inner_dtype not in (None, torch.float32):
             kind = ValueError if isinstance(self.inner_dtype, torch.dtype) else TypeError
             raise kind(
@@ -142,9 +151,10 @@ class GMRES:
         return session
 
     def whole(self, problem: Any, x: Tensor) -> Any:
-        """Iterate in mixed precision: not step by step, but by refinement."""
+        """Iterate by compiled cycles, or in mixed precision by refinement."""
         if self.inner_dtype is None:
-            return None
+            form = to_compile(self, problem, x)
+            return None if form is None else gmres_compiled(self, form, x)
         if x.dtype in (torch.float32, torch.complex64):
             out = iterate(replace(self, inner_dtype=None), problem, x)
             return out._replace(error=rms(problem.residual(out.z)))
@@ -172,9 +182,7 @@ class GMRES:
         error = rms(r)
         return GMRESState(x, basis, directions, hessenberg, null, beta, flag, 0, error, flag)
 
-    def iterate_in_graph(
-        self, problem: LinearProblem, x: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def iterate_in_graph(self, problem: LinearProblem, x: Tensor) -> Outcome:
         """Iterate from ``x`` in a compiled graph."""
         if self.inner_dtype is not None:
             raise ValueError(

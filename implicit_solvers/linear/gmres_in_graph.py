@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiled_step import bucket, compiled_step, in_own_memory, padded
 from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.outcome import ENDED, RUNNING, Departed, Outcome, select
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import rms
 from implicit_solvers.traced_loop import loop_in_graph
 
-__all__ = ["gmres_in_graph"]
-
-_RUNNING = -1
+__all__ = ["gmres_compiled", "gmres_in_graph"]
 
 
 class Cycle(NamedTuple):
@@ -34,54 +34,95 @@ class Cycle(NamedTuple):
     iterations: Tensor
 
 
-def gmres_in_graph(
-    solver: Any, problem: LinearProblem, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the solution ``(N, n)``, and the status, iterations and error of each lane ``(N,)``.
+class Progress(NamedTuple):
+    """The iterate between cycles, and how far each lane has come."""
+
+    x: Tensor
+    status: Tensor
+    iterations: Tensor
+    error: Tensor
+
+
+def gmres_in_graph(solver: Any, problem: LinearProblem, x: Tensor) -> Outcome:
+    """Iterate in a compiled graph.
 
     It does what `GMRES` does, at the cost of its last column in every step of a cycle.
     """
-    n = x.shape[-1]
-    m = max(1, min(solver.restart, n, solver.max_steps))
-    budget = solver.rtol is None
-    goal = torch.full_like(x[:, 0].abs(), -1.0) if budget else problem.tolerance(solver, x)
+    progress = loop_in_graph(
+        lambda progress: _unfinished(solver, progress.status, progress.iterations).any(),
+        lambda progress: _cycle(solver, problem.aliased(), progress),
+        _begun(solver, problem, x),
+    )
+    return _ended(solver, progress)
 
-    def judged(error: Tensor, flag: Tensor, status: Tensor) -> Tensor:
-        new = torch.where(flag != 0, flag, _RUNNING)
-        new = torch.where(error <= goal, int(Status.CONVERGED), new)
-        new = torch.where(torch.isfinite(error), new, int(Status.NONFINITE))
-        return torch.where(status == _RUNNING, new, status)
 
-    def running(status: Tensor, iterations: Tensor) -> Tensor:
-        return (status == _RUNNING) & (iterations < solver.max_steps)
+def gmres_compiled(solver: Any, problem: LinearProblem, x: Tensor) -> Outcome:
+    """Iterate by compiled cycles, between which lanes leave."""
+    advance = compiled_step((_cycle,), solver, problem)
+    progress = in_own_memory(_begun(solver, problem, x))
+    departed = Departed()
+    while True:
+        unfinished = _unfinished(solver, progress.status, progress.iterations)
+        left = int(unfinished.sum())
+        if left == 0:
+            return departed.joined(_ended(solver, progress))
+        if solver.compact and problem.separable and 2 * bucket(left) <= len(unfinished):
+            keep = unfinished.nonzero().squeeze(-1)
+            departed.leave(_ended(solver, progress), keep)
+            keep = padded(keep, bucket(left))
+            problem, progress = problem.take(keep), select(progress, keep)
+            progress.status[left:] = ENDED
+        progress = advance(problem, progress)
 
-    def cycle(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x, status, iterations, _ = carry
-        here = problem.aliased()
-        r = here.residual(x)
-        beta = torch.linalg.vector_norm(r, dim=-1).reshape(-1, 1, 1)
 
-        def column(state: Cycle) -> Cycle:
-            on = running(state.status, state.iterations)
-            return _column(here.aliased(), state, beta, on, judged)
-
-        def unfinished(state: Cycle) -> Tensor:
-            return running(state.status, state.iterations).any() & (state.j < m).all()
-
-        first = _start(here, r, beta, m, status, iterations)
-        state = loop_in_graph(unfinished, column, first)
-        x = x + _correction(here, state, beta)
-        return x, state.status, state.iterations, state.error
-
+def _begun(solver: Any, problem: LinearProblem, x: Tensor) -> Progress:
     r = problem.residual(x)
     none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    status = judged(rms(r), none, none + _RUNNING)
-    carry = (x, status, none, rms(r))
-    x, status, iterations, error = loop_in_graph(
-        lambda carry: running(carry[1], carry[2]).any(), cycle, carry
+    status = _judged(_goal(solver, problem, x), rms(r), none, none + RUNNING)
+    return Progress(x, status, none, rms(r))
+
+
+def _unfinished(solver: Any, status: Tensor, iterations: Tensor) -> Tensor:
+    return (status == RUNNING) & (iterations < solver.max_steps)
+
+
+def _ended(solver: Any, progress: Progress) -> Outcome:
+    out_of_steps = Status.BUDGET if solver.rtol is None else Status.MAX_STEPS
+    status = torch.where(progress.status == RUNNING, int(out_of_steps), progress.status)
+    return Outcome(progress.x, status, progress.iterations, progress.error)
+
+
+def _goal(solver: Any, problem: LinearProblem, x: Tensor) -> Tensor:
+    if solver.rtol is None:
+        return torch.full_like(x[:, 0].abs(), -1.0)
+    return problem.tolerance(solver, x)
+
+
+def _judged(goal: Tensor, error: Tensor, flag: Tensor, status: Tensor) -> Tensor:
+    new = torch.where(flag != 0, flag, RUNNING)
+    new = torch.where(error <= goal, int(Status.CONVERGED), new)
+    new = torch.where(torch.isfinite(error), new, int(Status.NONFINITE))
+    return torch.where(status == RUNNING, new, status)
+
+
+def _cycle(solver: Any, problem: LinearProblem, progress: Progress) -> Progress:
+    """Go on from the iterate until the Krylov space is full, or no lane is left."""
+    x, status, iterations, _ = progress
+    m = max(1, min(solver.restart, x.shape[-1], solver.max_steps))
+    goal = _goal(solver, problem, x)
+    r = problem.residual(x)
+    beta = torch.linalg.vector_norm(r, dim=-1).reshape(-1, 1, 1)
+
+    def on(state: Cycle) -> Tensor:
+        return _unfinished(solver, state.status, state.iterations)
+
+    state = loop_in_graph(
+        lambda state: on(state).any() & (state.j < m).all(),
+        lambda state: _column(problem.aliased(), state, beta, on(state), goal),
+        _start(problem, r, beta, m, status, iterations),
     )
-    out_of_steps = Status.BUDGET if budget else Status.MAX_STEPS
-    return x, torch.where(status == _RUNNING, int(out_of_steps), status), iterations, error
+    x = x + _correction(problem, state, beta)
+    return Progress(x, state.status, state.iterations, state.error)
 
 
 def _start(
@@ -97,7 +138,7 @@ def _start(
     return Cycle(basis, directions, eye, eye[:, :m, :m], none, j, rms(r), status, iterations)
 
 
-def _column(problem: LinearProblem, state: Cycle, beta: Tensor, on: Tensor, judged: Any) -> Cycle:
+def _column(problem: LinearProblem, state: Cycle, beta: Tensor, on: Tensor, goal: Tensor) -> Cycle:
     """Add a vector to the basis and rotate its column of the Hessenberg matrix."""
     j, basis, directions = state.j, state.basis, state.directions
     direction = problem.precondition(basis.index_select(1, j).squeeze(1))
@@ -138,7 +179,7 @@ def _column(problem: LinearProblem, state: Cycle, beta: Tensor, on: Tensor, judg
     error = torch.where(torch.isfinite(before.squeeze(-1)), error, torch.nan)
     error = torch.where(on, error, state.error)
     stuck = on & exhausted.squeeze(-1) & (error > 0)
-    status = judged(error, torch.where(stuck, int(Status.BREAKDOWN), 0), state.status)
+    status = _judged(goal, error, torch.where(stuck, int(Status.BREAKDOWN), 0), state.status)
     return Cycle(
         basis,
         directions,

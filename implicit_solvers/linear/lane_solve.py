@@ -12,14 +12,15 @@ from torch import Tensor
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.direct import DirectSolver
-from implicit_solvers.linear.lane_map import LaneMap, Template
+from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.specification import LinearSolveSpec
+from implicit_solvers.linear.template import Template
 from implicit_solvers.monitoring import observe
 from implicit_solvers.solution import Status, enforce, failed
 from implicit_solvers.tolerance import AUTO, linear_tolerance, rms
-from implicit_solvers.traced_loop import loop_in_graph
+from implicit_solvers.traced_loop import inside, loop_in_graph
 
 __all__ = ["solve_in_lanes"]
 
@@ -207,6 +208,7 @@ def _solve_directly(
         return x.permute(2, 0, 1).reshape(len(rhs), -1)
 
     one = torch.ones(len(b), dtype=torch.int64, device=b.device)
+    A.form()
     if hints and not spec.exact:
         x, good, steps, error = _refine(A, b, lambda rhs: solve(hints, rhs))
         if bool(good.all()):
@@ -271,7 +273,7 @@ def _solve_iteratively(
 
     def go_on(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x, status, iterations, short, error = carry
-        here = problem.aliased() if torch.compiler.is_compiling() else problem
+        here = inside(problem)
         out = iterate(solver, here, x)
         x = torch.where(short.unsqueeze(-1), out.z, x)
         status = torch.where(short, out.status, status)

@@ -10,6 +10,7 @@ from torch import Tensor
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
+from implicit_solvers.traced_loop import repeat
 
 __all__ = ["LU"]
 
@@ -64,10 +65,14 @@ class LU(DirectSolver):
         least = n * torch.finfo(matrix.dtype).eps
         # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
         regular = (pivot > least).all(-1)
-        # (a GPU would have to be waited for)
-        if not eager or not bool(regular.all()):
-            largest = packed.tril().abs().amax(-1)
-            regular = (pivot > least * largest).all(-1)
+
+        def by_columns(_: Tensor) -> Tensor:
+            return (pivot > least * packed.tril().abs().amax(-1)).all(-1)
+
+        if matrix.device.type != "cpu" or torch.compiler.is_exporting():
+            regular = by_columns(regular)  # (a GPU would have to be waited for)
+        else:
+            regular = repeat(lambda regular: ~regular.all(), by_columns, regular, 1)
         return scale, packed, pivots, regular
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:

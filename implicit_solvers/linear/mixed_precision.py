@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.linear.lane_map import LaneMap, OperatorTemplate
+from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.linear.lanewise import LanewiseOperator
 from implicit_solvers.linear.linear_operator import (
     LinearOperator,
     ProductOperator,
@@ -17,6 +18,7 @@ from implicit_solvers.linear.linear_operator import (
     SumOperator,
     TransposedOperator,
 )
+from implicit_solvers.linear.operator_template import OperatorTemplate
 from implicit_solvers.linear.operators import DiagonalOperator, IdentityOperator, MatrixOperator
 from implicit_solvers.linear.preconditioners import DiagonalMap
 from implicit_solvers.linear.problem import LinearProblem
@@ -142,6 +144,6 @@ def made_of_tensors(operator: LinearOperator) -> bool:
     """Tell whether an operator is known by its tensors alone, with no function in it."""
     if isinstance(operator, (SumOperator, ProductOperator)):
         return made_of_tensors(operator.left) and made_of_tensors(operator.right)
-    if isinstance(operator, (ScaledOperator, TransposedOperator)):
+    if isinstance(operator, (ScaledOperator, TransposedOperator, LanewiseOperator)):
         return made_of_tensors(operator.operator)
     return type(operator) in _MADE_OF_TENSORS

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_stopping
+from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.tolerance import AUTO, Auto, rms
 
@@ -45,6 +45,11 @@ class Neumann:
         The number of products allowed.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each operator, dtype and shape.
 
     Raises
     ------
@@ -63,12 +68,15 @@ class Neumann:
     atol: float | Auto = AUTO
     max_steps: int = 1000
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
     symmetric_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
+        check_count(self, "check_every", least=1)
 
     def init(self, problem: LinearProblem, x: Tensor) -> NeumannState:
         """Start at ``x``."""

@@ -114,7 +114,8 @@ class FunctionOperator(LinearOperator):
         gradients. Its transpose comes from its pullback.
     like
         A vector of the shape, structure and dtype of those that ``fn`` takes; its values are not
-        used.
+        used. With ``batch_dims`` of a solve it may be one of all lanes, if ``fn`` lets none depend
+        on another.
     symmetric, positive_definite
         What is known of the operator.
     out_like
@@ -335,7 +336,7 @@ class DiagonalOperator(LinearOperator):
     ----------
     entries
         The diagonal: a tensor, or a pytree of tensors, of the vectors' structure, shapes and
-        floating or complex dtype.
+        floating or complex dtype; with ``batch_dims`` of a solve, that of all lanes or of one.
     positive_definite
         Whether all entries are known to be positive, of complex entries too.
 

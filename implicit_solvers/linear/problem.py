@@ -65,6 +65,19 @@ class LinearProblem:
         M = None if self.M is None else self.M.aliased()
         return LinearProblem(self.A.aliased(), self.b, M, self.unit)
 
+    @property
+    def source(self) -> Any:
+        """What the operator was written as."""
+        return self.A.template.source
+
+    def to_compile(self, x: Tensor) -> LinearProblem | None:
+        """Return the problem as steps are compiled for it; None if they cannot be."""
+        A = self.A.to_compile()
+        M = None if self.M is None else self.M.to_compile()
+        if A is None or (self.M is not None and M is None):
+            return None
+        return LinearProblem(A, self.b, M, self.unit)
+
     def residual(self, x: Tensor) -> Tensor:
         """Return ``b - A x``."""
         return self.b - self.A.mv(x)
@@ -94,6 +107,11 @@ class ForcedProblem(LinearProblem):
     def _tolerance(self, solver: Any) -> Tensor:
         """Return ``eta norm(b)``."""
         return self.forcing * rms(self.b)
+
+    def to_compile(self, x: Tensor) -> ForcedProblem | None:
+        """Return the problem as steps are compiled for it; None if they cannot be."""
+        linear = super().to_compile(x)
+        return None if linear is None else ForcedProblem(linear, self.forcing)
 
     def aliased(self) -> ForcedProblem:
         """Return the problem as the body of a loop in a graph has to see it."""

@@ -37,7 +37,7 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.masking import lane_gradient, lane_pushforward
 from implicit_solvers.solution import failed
 
-__all__ = ["solve_linear"]
+__all__ = ["solve_linear", "with_factors"]
 
 
 class LinearSolve(Function):
@@ -69,7 +69,7 @@ class LinearSolve(Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         if made:
-            spec = _with_factors(spec, len(made))
+            spec = with_factors(spec, len(made))
         ctx.spec = spec
         bad = failed(status) if skip is None else failed(status) | skip
         like_b = b if any(spec.nullspaces) else x
@@ -214,6 +214,10 @@ def _turning_pairs(
         y, also_bad = _again(spec, True, x, bad, operands)
         pairs.append((gx - spec.flipped().times(gb, x, phi, ~bad), y))
         bad = bad | also_bad
+    if spec.masked:
+        # what is not finite in a lane that failed would be so times zero
+        zero = bad.unsqueeze(-1)
+        pairs = [(torch.where(zero, 0.0, v), torch.where(zero, 0.0, w)) for v, w in pairs]
     return pairs, bad
 
 
@@ -273,7 +277,8 @@ def _places(phi: Sequence[Tensor], needed: Sequence[bool]) -> list[int]:
     return [i for i, t in enumerate(phi) if needed[i] and differentiable(t)]
 
 
-def _with_factors(spec: LinearSolveSpec, count: int) -> LinearSolveSpec:
+def with_factors(spec: LinearSolveSpec, count: int) -> LinearSolveSpec:
+    """Return the spec of a solve that is given ``count`` factors of its operator."""
     lanes = spec.lanes
     levels = tuple(any(c[i] for c in lanes.carried) for i in range(len(lanes.sizes)))
     known = lanes.native_carried

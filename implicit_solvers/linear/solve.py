@@ -28,10 +28,11 @@ from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
 from implicit_solvers.linear.choice import default_linear_solver, is_linear_solver
 from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.gmres import GMRES
-from implicit_solvers.linear.lane_map import OperatorTemplate
+from implicit_solvers.linear.lanewise import in_lanes
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.lsmr import LSMR
 from implicit_solvers.linear.mixed_precision import made_of_tensors
+from implicit_solvers.linear.operator_template import OperatorTemplate
 from implicit_solvers.linear.operators import FunctionOperator, JacobianOperator
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
@@ -134,6 +135,7 @@ def linear_solve(
         raise ValueError(f'on_failure is {on_failure!r}: use "raise", "warn" or "mask"')
     if not isinstance(batch_dims, int) or batch_dims < 0:
         raise ValueError(f"batch_dims is {batch_dims!r}: pass the number of lane dimensions")
+    A = in_lanes(A, Structure.of(b, "b", batch_dims))
     structure, columns = _right_hand_side(A, b, batch_dims)
     unknowns = _unknowns(A, structure)
     _check_solver(solver, preconditioner)
@@ -321,7 +323,7 @@ def _solve(
             zeros = tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), b)
             M_symmetric = A.symmetric
             M = FunctionOperator(preconditioner, like=zeros, symmetric=M_symmetric)
-        M, M_tensors = operator_template(M, b, structure, "preconditioner")
+        M, M_tensors = operator_template(in_lanes(M, structure), b, structure, "preconditioner")
         M_tensors = [t.detach() for t in M_tensors]
     native = len(structure.native)
     count = len(M_tensors) + len(tensors)
@@ -422,6 +424,8 @@ def operator_template(
         A.costly,
         f"the product of {name}",
         functionless,
+        getattr(A, "fn", type(A)),
+        A.structure is not None and bool(A.structure.native),
     )
     return template, [*own, *captured.tensors]
 

@@ -12,8 +12,8 @@ from implicit_solvers.iterate import IterativeSolver
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.direct import DirectSolver
-from implicit_solvers.linear.lane_map import Template
 from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.template import Template
 from implicit_solvers.masking import lane_gradient
 from implicit_solvers.solution import OnFailure
 

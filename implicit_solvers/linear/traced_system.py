@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from implicit_solvers.graph_break import common_obstacle
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.linear.banded import Banded
 from implicit_solvers.linear.bicgstab import BiCGStab
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.cholesky import Cholesky
@@ -19,10 +19,14 @@ from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lane_solve import solve_in_lanes
 from implicit_solvers.linear.linear_operator import LinearOperator
+from implicit_solvers.linear.lsmr import LSMR
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.minres import MINRES
 from implicit_solvers.linear.neumann import Neumann
+from implicit_solvers.linear.qr import QR
+from implicit_solvers.linear.rule import with_factors
 from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
+from implicit_solvers.linear.svd import SVD
 from implicit_solvers.solution import OnFailure, failed
 from implicit_solvers.traced_derivative import unless, with_adjoint, with_inverse
 
@@ -34,7 +38,20 @@ __all__ = [
     "system_obstacle",
 ]
 
-TRACED_LINEAR: tuple[type, ...] = (LU, Cholesky, Diagonal, CG, MINRES, GMRES, BiCGStab, Neumann)
+TRACED_LINEAR: tuple[type, ...] = (
+    LU,
+    Cholesky,
+    Diagonal,
+    Banded,
+    QR,
+    SVD,
+    CG,
+    MINRES,
+    GMRES,
+    BiCGStab,
+    LSMR,
+    Neumann,
+)
 
 
 def linear_obstacle(solver: LinearSolver) -> str | None:
@@ -95,10 +112,15 @@ def solve_linear_in_graph(
         )
     if torch.is_grad_enabled():
         bad = failed(status)
-        point = torch.where(bad.unsqueeze(-1), 0.0, x)
         phi = [unless(bad.all(), t) for t in spec.operator_tensors(operands)]
+        if any(spec.nullspaces):
+            factored = with_factors(spec, len(made)) if made else spec
+            x = _differentiated_pseudo_inverse(factored, x, b, bad, phi, (*made, *constants))
+            return x, status, iterations, residual
+        point = torch.where(bad.unsqueeze(-1), 0.0, x)
         r = spec.one_lane(point, *phi) - b
-        x = differentiated(spec, x, r, bad, constants, lambda: tuple(made))
+        flat = tuple(t.reshape(-1, *t.shape[bad.dim() :]) for t in made)
+        x = differentiated(spec, x, r, bad, constants, lambda: flat)
     return x, status, iterations, residual
 
 
@@ -128,16 +150,65 @@ def differentiated(
             return solver.solve(factors, r.reshape(-1, r.shape[-1], 1), False).reshape(r.shape)
 
         return with_inverse(z, r, inverse, bad | unfit)
+    _refuse_to_export(solver)
+    transposed = spec.derived(True)
+
+    def adjoint(g: Tensor) -> tuple[Tensor, ...]:
+        return (-solve_in_lanes(transposed, g, None, bad, constants)[0],)
+
+    return with_adjoint(z, (r,), adjoint, bad)
+
+
+def _refuse_to_export(solver: LinearSolver) -> None:
     if torch.compiler.is_exporting():
         raise ValueError(
             f"implicit_solvers: torch.export cannot keep the adjoint by {type(solver).__name__}(): "
             "use LU() for it, or export under torch.no_grad()"
         )
-    transposed = replace(spec.derived(True), preconditioner=None, preconditioner_tensors=0)
-    transposed = replace(transposed, lanes=spec.operator_lanes)
-    phi = spec.operator_tensors(constants)
 
-    def adjoint(g: Tensor) -> Tensor:
-        return solve_in_lanes(transposed, g, None, bad, phi)[0]
 
-    return with_adjoint(z, r, adjoint, bad)
+def _differentiated_pseudo_inverse(
+    spec: LinearSolveSpec,
+    x: Tensor,
+    b: Tensor,
+    bad: Tensor,
+    phi: Sequence[Tensor],
+    operands: Sequence[Tensor],
+) -> Tensor:
+    """Return ``x = A^+ b (*lanes, n)`` with its derivative, for ``A(phi)`` of constant rank.
+
+    The rule is that of `LinearSolve`. Its terms ``<r, A h>`` and ``<y, A v>`` are those of
+    products ``A^T r`` and ``A^T y`` with gradients ``h`` and ``v``. ``operands`` are constants.
+    """
+    left, right = spec.nullspaces
+    flipped, constants = spec.flipped(), spec.operator_tensors(operands)
+    skip = bad.unsqueeze(-1)
+
+    def solve(transposed: bool, b: Tensor) -> tuple[Tensor, Tensor]:
+        solved = solve_in_lanes(spec.derived(transposed), b, None, bad, operands)
+        return solved[0], failed(solved[1]).unsqueeze(-1)
+
+    point = torch.where(skip, 0.0, x)
+    products = [spec.one_lane(point, *phi) - b]
+    if not products[0].requires_grad:
+        return x
+    _refuse_to_export(spec.solver)
+    if left:
+        r = -products[0].detach()
+        products.append(flipped.one_lane(torch.where(skip, 0.0, r), *phi))
+    if right:
+        with torch.no_grad():
+            y, unfit = solve(True, point)
+        products.append(flipped.one_lane(y, *phi))
+
+    def adjoint(g: Tensor) -> tuple[Tensor, ...]:
+        w, lost = solve(True, g)
+        gradients = [-w]
+        if left:
+            gradients.append(solve(False, w)[0])
+        if right:
+            v = g - flipped.one_lane(w, *constants)
+            gradients.append(torch.where(skip | lost | unfit, 0.0, v))
+        return tuple(gradients)
+
+    return with_adjoint(x, products, adjoint, bad)

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_number, check_stopping
+from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
@@ -56,6 +56,11 @@ class Aitken:
         Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -76,12 +81,16 @@ class Aitken:
     growth: float = 2.0
     norm: Norm = rms
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
+        check_count(self, "check_every", least=1)
         check_number(self, "damping", above=0, most=1)
         check_number(self, "growth", above=0)
 

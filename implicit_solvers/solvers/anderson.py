@@ -73,7 +73,7 @@ class Anderson:
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have.
     compile
-        Whether a step is compiled to one graph, once for each function, dtype and shape.
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
     regularization
         The weight of Tikhonov's term, relative to the differences' own size: for maps with noise
         (float32, dropout), 1e-8 to 1e-2.
@@ -105,6 +105,7 @@ class Anderson:
     check_every: int = 1
     compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
 
     def __post_init__(self) -> None:

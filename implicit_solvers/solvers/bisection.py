@@ -57,6 +57,11 @@ class Bisection:
         Maps residuals ``(N, 1)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -78,13 +83,17 @@ class Bisection:
     expansions: int = 100
     norm: Norm = rms
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     brackets: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
+        check_count(self, "check_every", least=1)
         check_count(self, "expansions")
 
     def init(self, problem: EquationProblem, z: Tensor) -> BisectionState:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
+from implicit_solvers.traced_loop import inside, repeat
 
 __all__ = ["Bracket", "End", "choose", "find_bracket", "midpoint", "opposite", "value_at"]
 
@@ -75,22 +76,38 @@ def find_bracket(problem: EquationProblem, start: Tensor, expansions: int) -> Br
     return Bracket(a, b, torch.where(undefined, int(Status.NONFINITE), flag))
 
 
+class _Search(NamedTuple):
+    """The ends found, in which lanes they are, and the point and the next step on each side."""
+
+    a: End
+    b: End
+    found: Tensor
+    below: tuple[End, Tensor]
+    above: tuple[End, Tensor]
+
+
 def _expand(problem: EquationProblem, z: Tensor, expansions: int) -> tuple[End, End]:
     start = End(z, value_at(problem, z))
     a, b = start, start
     found = (start.value == 0) | start.value.isnan()
     reach = 0.1 * z.abs().clamp(min=1)
-    sides = [(start, -reach), (start, reach)]
-    for _ in range(expansions):
-        if bool(found.all()):
-            break
-        for i, (inner, step) in enumerate(sides):
-            outer = End(inner.z + step, value_at(problem, inner.z + step))
+
+    def going(carry: _Search) -> Tensor:
+        return ~carry.found.all()
+
+    def expand(carry: _Search) -> _Search:
+        seen = inside(problem)
+        (a, b, found), sides = carry[:3], []
+        for inner, step in (carry.below, carry.above):
+            outer = End(inner.z + step, value_at(seen, inner.z + step))
             here = ~found & opposite(inner.value, outer.value)
             a, b = choose(here, inner, a), choose(here, outer, b)
             found = found | here
             # a side that has left the domain comes back, and goes on in smaller steps
-            inside = torch.isfinite(outer.z).squeeze(-1) & ~outer.value.isnan()
-            step = torch.where(inside.unsqueeze(-1), 2 * step, 0.25 * step)
-            sides[i] = (choose(inside, outer, inner), step)
-    return a, b
+            defined = torch.isfinite(outer.z).squeeze(-1) & ~outer.value.isnan()
+            step = torch.where(defined.unsqueeze(-1), 2 * step, 0.25 * step)
+            sides.append((choose(defined, outer, inner), step))
+        return _Search(a, b, found, *sides)
+
+    ended = repeat(going, expand, _Search(a, b, found, (start, -reach), (start, reach)), expansions)
+    return ended.a, ended.b

@@ -86,6 +86,11 @@ class Broyden:
         Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -111,12 +116,16 @@ class Broyden:
     growth: float = 5.0
     norm: Norm = rms
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
+        check_count(self, "check_every", least=1)
         check_count(self, "memory", least=1)
         check_count(self, "halvings")
         check_number(self, "growth", least=1)
@@ -135,14 +144,15 @@ class Broyden:
         """Evaluate the residual and choose the first approximation."""
         residual = problem.residual(z)
         error = self.norm(residual)
-        base = self._base(problem, z, residual)
+        first = self._start(problem, z, residual)
+        base, direction = first[:-1], first[-1]
         count = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         flag = count if self.linear_solver is None else self.linear_solver.status(base)
         memory = z.new_zeros(len(z), min(self.memory, self.max_steps), z.shape[-1])
         return BroydenState(
             z,
             residual,
-            -self._divide(base, residual),
+            direction,
             base,
             memory,
             memory,
@@ -174,13 +184,14 @@ class Broyden:
 
         farthest = self.norm(plain) / torch.finfo(plain.dtype).eps ** 0.5
         sane = self.norm(direction) <= farthest
-        again = ~found.accepted | (pairs > self.memory) | ~sane
-        if bool(again.any()):
-            base = renew(problem, again, base, self._base, found.z, found.residual)
-            fresh = again.unsqueeze(-1)
-            direction = torch.where(fresh, -self._divide(base, found.residual), direction)
-            left = torch.where(fresh.unsqueeze(-1), 0.0, left)
-            right = torch.where(fresh.unsqueeze(-1), 0.0, right)
+        # what has ended need not start again
+        again = (~found.accepted | (pairs > self.memory) | ~sane) & (state.flag == 0)
+        if torch.compiler.is_compiling() or bool(again.any()):
+            old = (*base, direction)
+            new = renew(problem, again, old, self._start, found.z, found.residual)
+            base, direction = new[:-1], new[-1]
+            fresh = again.reshape(-1, 1, 1)
+            left, right = torch.where(fresh, 0.0, left), torch.where(fresh, 0.0, right)
             stuck = ~found.accepted & (state.pairs == 0)
             if self.rtol is not None:
                 flag = torch.where(stuck, int(Status.STALLED), flag)
@@ -200,6 +211,11 @@ class Broyden:
             flag,
             state.is_lu,
         )
+
+    def _start(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Factors:
+        """Return the factors of the first approximation, and the direction that it gives."""
+        base = self._base(problem, z, residual)
+        return (*base, -self._divide(base, residual))
 
     def _base(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Factors:
         """Return the factors of the Jacobian, or the multiple of the identity in its place.

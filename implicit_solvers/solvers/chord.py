@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -66,7 +66,7 @@ class Chord:
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have.
     compile
-        Whether a step is compiled to one graph, once for each function, dtype and shape.
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -84,13 +84,15 @@ class Chord:
     rtol: float | Auto | None = AUTO
     atol: float | Auto = AUTO
     max_steps: int = 1000
-    linear_solver: DirectSolver = LU()
+    # Dynamo cannot make an object whose default is one
+    linear_solver: DirectSolver = field(default_factory=lambda: LU())
     halvings: int = 30
     norm: Norm = rms
     compact: bool = True
     check_every: int = 1
     compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from implicit_solvers.hyperparameters import (
 )
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
+from implicit_solvers.linear.direct import Factors
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
@@ -33,8 +34,10 @@ from implicit_solvers.solvers.trust_region import (
     modeled,
     search,
     start,
+    where_lanes,
 )
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.traced_loop import alias, inside, repeat
 
 __all__ = ["Dogleg"]
 
@@ -75,6 +78,11 @@ class Dogleg:
         Maps residuals or gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
     reuse
         The factors of a root's Jacobian serve for further steps ``z <- z + p``, ``J p = -F(z)``,
         where these would end the solve within so many, at the rate at which the last step
@@ -105,12 +113,16 @@ class Dogleg:
     norm: Norm = rms
     compact: bool = True
     reuse: int = 2
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
+        check_count(self, "check_every", least=1)
         check_linear_solver(self, iterative=True)
         check_number(self, "first_radius", above=0)
         check_count(self, "shrinks")
@@ -119,10 +131,16 @@ class Dogleg:
     def _linear_solver(self, problem: EquationProblem, z: Tensor) -> IterativeSolver | None:
         return iterative_solver(self, z, CG(rtol=1e-3) if problem.fits else GMRES(rtol=1e-3))
 
+    @property
+    def _reuses(self) -> bool:
+        return self.rtol is not None and self.reuse > 0
+
     def init(self, problem: EquationProblem, z: Tensor) -> TrustRegionState:
         """Evaluate the residuals at the start."""
         factors: tuple[Tensor, ...] = ()
-        if self._linear_solver(problem, z) is None and not problem.fits:
+        # a graph leaves none to the backward pass, and need not have them if they serve once only
+        needed = self._reuses or not torch.compiler.is_compiling()
+        if needed and self._linear_solver(problem, z) is None and not problem.fits:
             # before the first step: the factors of the identity
             eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
             one = LU().factor_dense(eye.unsqueeze(0))
@@ -133,7 +151,8 @@ class Dogleg:
         """Step with the factors at hand where they serve, and with a new Jacobian elsewhere."""
         running = state.flag == 0
         fresh, stale = running & ~state.stale, running & state.stale
-        if not state.factors or not bool(fresh.any()):
+        compiling = torch.compiler.is_compiling()
+        if compiling or not state.factors or not bool(fresh.any()):
             return self._linearize(problem, state)
         if 2 * int(stale.sum()) > len(stale):
             return _merged(problem, state, fresh, self._linearize(problem, state), self._chord)
@@ -147,13 +166,45 @@ class Dogleg:
         solver = self._linear_solver(problem, state.z)
         if solver is not None or problem.fits:
             model = linearized(problem, state, dense=solver is None)
-            newton = _fitted(model) if solver is None else _iterated(problem, model, solver)
+            newton = (
+                _fitted(model, state.flag) if solver is None else _iterated(problem, model, solver)
+            )
             return search(problem, self, state, model, _Way(model, newton, state.flag))
-        matrix = problem.linearize_residuals(state.z).dense()
-        state = state._replace(factors=LU().factor_dense(matrix))
+        if torch.compiler.is_compiling():
+            return self._linearize_in_graph(problem, state)
+        matrix, factors = _factored(problem, state.z)
+        state = state._replace(factors=factors)
         whole = self._newton(problem, state, torch.ones_like(state.stale), _PAYS_WELL)
         slow = (state.flag == 0) & ~(whole.error <= _PAYS_WELL * state.error)
         return _merged(problem, state, slow, whole, self._follow, matrix)
+
+    def _linearize_in_graph(
+        self, problem: EquationProblem, state: TrustRegionState
+    ) -> TrustRegionState:
+        """Linearize all lanes if one is stale; Newton's step is by whatever factors a lane has."""
+        kept, stale = state.factors, (state.flag == 0) & state.stale
+        if kept and self._reuses:
+
+            def renewed(carry: tuple[Tensor, Factors]) -> tuple[Tensor, Factors]:
+                matrix, factors = _factored(inside(problem), alias(state.z))
+                return matrix, where_lanes(stale, factors, carry[1])
+
+            z = state.z
+            none = z.new_zeros(*z.shape, z.shape[-1])
+            matrix, factors = repeat(lambda _: stale.any(), renewed, (none, kept), 1)
+        else:
+            matrix, factors = _factored(problem, state.z)
+        state = state._replace(factors=factors)
+        whole = self._newton(problem, state, torch.ones_like(stale), _PAYS_WELL)
+        slow = stale & ~(whole.error <= _PAYS_WELL * state.error)
+
+        def follow(carry: TrustRegionState) -> TrustRegionState:
+            alone = state._replace(flag=(~slow).to(state.flag.dtype))
+            new = self._follow(inside(problem), alone, matrix)
+            return new._replace(factors=()).where(slow, carry)
+
+        new = repeat(lambda _: slow.any(), follow, whole._replace(factors=()), 1)
+        return new._replace(factors=factors if kept else ())
 
     def _follow(
         self, problem: EquationProblem, state: TrustRegionState, matrix: Tensor
@@ -162,7 +213,7 @@ class Dogleg:
         model = modeled(matrix, state)
         newton, flag = solve_factored(LU(), state.factors, -state.residuals)
         regular = (flag == 0) & torch.isfinite(newton).all(-1)
-        newton = _with_shortest(model, newton, regular)
+        newton = _with_shortest(model, newton, regular, state.flag)
         found = search(problem, self, state, model, _Way(model, newton, state.flag))
         return found._replace(stale=~(regular & self._soon(problem, found, state.error)))
 
@@ -185,7 +236,7 @@ class Dogleg:
 
     def _soon(self, problem: EquationProblem, state: TrustRegionState, before: Tensor) -> Tensor:
         """Tell where the rate of the last step, from then on, leads to the end soon enough."""
-        if self.rtol is None or self.reuse == 0:
+        if not self._reuses:
             return torch.zeros_like(state.stale)
         left = (state.error / problem.tolerance(self, state.z)).log().clamp(min=0)
         return (state.error < before) & (left <= self.reuse * (before / state.error).log())
@@ -211,38 +262,73 @@ def _merged(
     return other.put(index, part)
 
 
+def _factored(problem: EquationProblem, z: Tensor) -> tuple[Tensor, Factors]:
+    """Return the Jacobian at ``z`` and its factors."""
+    matrix = problem.linearize_residuals(z).dense()
+    return matrix, LU().factor_dense(matrix)
+
+
 class _Way:
     """The points ``p`` where the way from zero to Newton's step leaves ``|D p| <= radius``."""
 
     def __init__(self, model: LinearModel, newton: Tensor, flag: Tensor) -> None:
         self.model, self.newton = model, newton
-        self.legs: tuple[Tensor, Tensor] | None = None
         self.fall = model.fall(newton)
         # rounding or an iterative solver may have spoiled the step
         reach = torch.where(self.fall >= 0.99, length(newton * model.scale), torch.inf)
         self.reach = torch.where(flag != 0, 0.0, reach)
 
-    def __call__(self, radius: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the point for each radius ``(N,)``, and what it promises."""
+    def __call__(self, radius: Tensor, legs: Any) -> tuple[Tensor, Tensor, Any]:
+        """Return the point for each radius ``(N,)``, what it promises, and the legs of the way."""
+        if torch.compiler.is_compiling():
+            return *self._in_graph(radius), legs
         if bool((self.reach <= radius).all()):
-            return self.newton, self.fall
-        if self.legs is None:
-            self.legs = _legs(self.model, self.newton, self.fall)
-        p = _within(*self.legs, radius.unsqueeze(-1)) / self.model.scale
+            return self.newton, self.fall, legs
+        legs = self._legs() if legs is None else legs
+        return *self._bend(legs, radius), legs
+
+    def _in_graph(self, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the legs anew for each radius, rather than carry them around."""
+
+        def bend(_: Any) -> tuple[Tensor, Tensor]:
+            return self._bend(self._legs(), radius)
+
+        whole = self.newton, self.fall
+        if self.model.matrix is not None:
+            return bend(whole)
+        # products are not as cheap as a matrix
+        bent: tuple[Tensor, Tensor] = repeat(
+            lambda _: ~(self.reach <= radius).all(), bend, whole, 1
+        )
+        return bent
+
+    def _legs(self) -> tuple[Tensor, Tensor]:
+        return _legs(self.model, self.newton, self.fall)
+
+    def _bend(self, legs: tuple[Tensor, Tensor], radius: Tensor) -> tuple[Tensor, Tensor]:
+        corner, end = legs
+        p = _within(corner, end, radius.unsqueeze(-1)) / self.model.scale
         return p, self.model.fall(p)
 
 
-def _fitted(model: LinearModel) -> Tensor:
+def _fitted(model: LinearModel, flag: Tensor) -> Tensor:
     """Return the Gauss-Newton step."""
     assert model.matrix is not None
-    return _with_shortest(model, *full_step(model.matrix, model.residuals))
+    return _with_shortest(model, *full_step(model.matrix, model.residuals), flag)
 
 
-def _with_shortest(model: LinearModel, newton: Tensor, regular: Tensor) -> Tensor:
-    """Put the shortest of the best steps where the Jacobian is not regular."""
-    if bool(regular.all()):
+def _with_shortest(model: LinearModel, newton: Tensor, regular: Tensor, flag: Tensor) -> Tensor:
+    """Put the shortest of the best steps where the Jacobian of a running lane is not regular."""
+    needed = ~regular & (flag == 0)
+    if torch.compiler.is_compiling():
+
+        def body(newton: Tensor) -> Tensor:
+            return torch.where(needed.unsqueeze(-1), _shortest(model), newton)
+
+        return repeat(lambda _: needed.any(), body, newton, 1)
+    if not bool(needed.any()):
         return newton
-    index = (~regular).nonzero().squeeze(-1)
+    index = needed.nonzero().squeeze(-1)
     return newton.index_copy(0, index, _shortest(model.take(index)))
 
 

@@ -49,7 +49,7 @@ class FixedPointIteration:
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have.
     compile
-        Whether a step is compiled to one graph, once for each function, dtype and shape.
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -73,6 +73,7 @@ class FixedPointIteration:
     compile: bool = False
     monotone: ClassVar[bool] = False
     unrollable: ClassVar[bool] = True
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem, ResidualMap
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.traced_loop import alias, inside, repeat
 
 __all__ = ["GaussNewton", "full_step", "iterative_solver", "normal_step"]
 
@@ -57,6 +58,11 @@ class GaussNewton:
         Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -79,12 +85,16 @@ class GaussNewton:
     halvings: int = 30
     norm: Norm = rms
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("least_squares",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
+        check_count(self, "check_every", least=1)
         check_linear_solver(self, iterative=True)
         check_count(self, "halvings")
 
@@ -105,28 +115,35 @@ class GaussNewton:
         direction, gradient, regular = self._direction(problem, state)
         slope = (direction * gradient).sum(-1)
         half = 0.5 * (state.residuals**2).sum(-1)
-        length, eps = torch.ones_like(half), torch.finfo(half.dtype).eps
-        z, residuals = state.z, state.residuals
-        accepted = ~regular
-        for _ in range(self.halvings + 1):
+        eps = torch.finfo(half.dtype).eps
+
+        def attempt(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            z, residuals, searching, length = carry
+            here = inside(problem)
             trial = state.z + length.unsqueeze(-1) * direction
-            new = problem.residuals(trial)
+            new = here.residuals(trial)
             value = 0.5 * (new**2).sum(-1)
-            good = value <= half + 1e-4 * length * slope
             drowned = (-length * slope <= eps**0.5 * half) & (value <= (1 + eps**0.5) * half)
-            if bool((drowned & ~accepted).any()):
-                settles = self.norm(problem.residual(trial)) < state.error
-                good = torch.where(drowned & (value >= (1 - 100 * eps) * half), settles, good)
-            good = good & ~accepted
+
+            def judge(good: Tensor) -> Tensor:
+                settles = self.norm(inside(here).residual(alias(trial))) < state.error
+                return torch.where(drowned & (value >= (1 - 100 * eps) * half), settles, good)
+
+            good = value <= half + 1e-4 * length * slope
+            good = repeat(lambda _: (drowned & searching).any(), judge, good, 1) & searching
             take = good.unsqueeze(-1)
             z, residuals = torch.where(take, trial, z), torch.where(take, new, residuals)
-            accepted = accepted | good
-            if bool(accepted.all()):
-                break
-            length = torch.where(accepted, length, 0.5 * length)
+            return z, residuals, searching & ~good, 0.5 * length
+
+        # ended lanes, and those without a direction, look for nothing
+        searching = regular & (state.flag == 0)
+        carry = (state.z, state.residuals, searching, torch.ones_like(half))
+        z, residuals, searching, _ = repeat(
+            lambda carry: carry[2].any(), attempt, carry, self.halvings + 1
+        )
         # a budget's lane stays where no step pays
         stalled = 0 if self.rtol is None else int(Status.STALLED)
-        flag = torch.where(accepted, 0, stalled)
+        flag = torch.where(searching, stalled, 0)
         flag = torch.where(regular, flag, int(Status.SINGULAR))
         return GaussNewtonState(z, residuals, self.norm(problem.residual(z)), flag)
 
@@ -161,6 +178,10 @@ class _NormalMap:
     def mv(self, v: Tensor) -> Tensor:
         """Return the product."""
         return self.jacobian.rmv(self.jacobian.mv(v)) + self.damping * v
+
+    def aliased(self) -> _NormalMap:
+        """Return the map as the body of a loop in a graph has to see it."""
+        return _NormalMap(self.jacobian.aliased(), self.damping)
 
     def take(self, index: Tensor) -> _NormalMap:
         """Return the map of some of the lanes."""

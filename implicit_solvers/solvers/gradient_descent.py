@@ -71,7 +71,7 @@ class GradientDescent:
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have.
     compile
-        Whether a step is compiled to one graph, once for each function, dtype and shape.
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -97,6 +97,7 @@ class GradientDescent:
     check_every: int = 1
     compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
 
     def __post_init__(self) -> None:

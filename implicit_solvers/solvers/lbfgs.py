@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -55,11 +55,16 @@ class LBFGS:
     memory
         How many pairs are remembered, of ``2 n`` numbers each.
     line_search
-        How the length of a step is found.
+        How the length of a step is found; ``StrongWolfe()`` by default.
     norm
         Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -80,15 +85,20 @@ class LBFGS:
     atol: float | Auto = AUTO
     max_steps: int = 2000
     memory: int = 10
-    line_search: StrongWolfe = StrongWolfe()
+    # (Dynamo cannot make an instance whose default is an object)
+    line_search: StrongWolfe = field(default_factory=lambda: StrongWolfe())
     norm: Norm = rms
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
+        check_count(self, "check_every", least=1)
         check_count(self, "memory")
         if self.memory == 0:
             raise ValueError(

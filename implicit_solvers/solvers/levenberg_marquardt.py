@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from implicit_solvers.solvers.trust_region import (
     start,
 )
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.traced_loop import repeat
 
 __all__ = ["LevenbergMarquardt"]
 
@@ -65,6 +66,11 @@ class LevenbergMarquardt:
         Maps gradients or residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -89,12 +95,16 @@ class LevenbergMarquardt:
     shrinks: int = 30
     norm: Norm = rms
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
+        check_count(self, "check_every", least=1)
         check_linear_solver(self, iterative=True)
         check_number(self, "first_radius", above=0)
         check_count(self, "shrinks")
@@ -108,54 +118,91 @@ class LevenbergMarquardt:
         solver = iterative_solver(self, state.z, CG(rtol=1e-3))
         model = linearized(problem, state, dense=solver is None)
         if solver is None:
-            steps = _DampedSteps(model)
+            steps = _DampedSteps(model, state.flag)
+            return search(problem, self, state, model, steps, memory=steps.memory)
 
-            def within(radius: Tensor) -> tuple[Tensor, Tensor]:
-                p = steps.within(radius)
-                return p, model.fall(p)
-
-            return search(problem, self, state, model, within)
-
-        def propose(radius: Tensor) -> tuple[Tensor, Tensor]:
+        def propose(radius: Tensor, memory: None) -> tuple[Tensor, Tensor, None]:
             damping = (length(model.gradient) / radius).unsqueeze(-1)
             assert model.jacobian is not None
             p = normal_step(model.jacobian, model.gradient, damping, solver)
-            return p, model.fall(p)
+            return p, model.fall(p), None
 
         return search(problem, self, state, model, propose, damped=True)
+
+
+class _Decomposition(NamedTuple):
+    """What `decomposed` returns; in a graph, zeros as long as it is not ``known``."""
+
+    known: Tensor
+    s: Tensor
+    weighted: Tensor
+    vh: Tensor
 
 
 class _DampedSteps:
     """The steps ``p`` that minimize ``|r + J p|`` in ``|D p| <= radius``, as a function of it."""
 
-    def __init__(self, model: LinearModel) -> None:
+    def __init__(self, model: LinearModel, flag: Tensor) -> None:
         assert model.matrix is not None
         self.model = model
         matrix = model.matrix / model.scale.unsqueeze(-2)
         self.full, self.regular = full_step(matrix, model.residuals)
-        self.decomposed: tuple[Tensor, Tensor, Tensor] | None = None
+        self.reach, self.ended = length(self.full), flag != 0
 
-    def within(self, radius: Tensor) -> Tensor:
-        """Return the steps; a length of up to 1.1 times the radius will do."""
-        inside = self.regular & (length(self.full) <= radius)
-        if bool(inside.all()):
-            return self.full / self.model.scale
-        if self.decomposed is None:
-            self.decomposed = decomposed(self.model)
-        s, weighted, vh = self.decomposed
-        limit = radius.unsqueeze(-1)
-        # none of the components may be longer than the radius
-        damping = (weighted.abs() / limit - s**2).amax(-1, keepdim=True).clamp(min=0)
-        for _ in range(50):
-            divisor = s**2 + damping
-            q = torch.where(divisor > 0, weighted / divisor, 0.0)
-            reach = length(q).unsqueeze(-1)
-            outside = reach > 1.1 * limit
-            if not bool(outside.any()):
-                break
-            # Newton's method for 1 / |q(damping)| = 1 / radius, which it approaches from below
-            slope = torch.where(divisor > 0, q**2 / divisor, 0.0).sum(-1, keepdim=True)
-            newton = damping + (reach / limit - 1) * reach**2 / slope
-            damping = torch.where(outside, newton, damping)
-        p = -(q.unsqueeze(-2) @ vh).squeeze(-2)
-        return torch.where(inside.unsqueeze(-1), self.full, p) / self.model.scale
+    @property
+    def memory(self) -> _Decomposition | None:
+        """What is known before the first step."""
+        if not torch.compiler.is_compiling():
+            return None
+        assert self.model.matrix is not None
+        (m, n), r = self.model.matrix.shape[-2:], self.model.residuals
+        s, vh = r.new_zeros(len(r), min(m, n)), r.new_zeros(len(r), min(m, n), n)
+        return _Decomposition(self.ended.new_zeros(()), s, s, vh)
+
+    def __call__(self, radius: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
+        """Return the steps, what they promise, and the decomposition if it is known by now.
+
+        A length of up to 1.1 times the radius will do.
+        """
+        within = self.ended | (self.regular & (self.reach <= radius))
+        p = self.full
+        if torch.compiler.is_compiling() or not bool(within.all()):
+            memory = self._known(memory, ~within)
+            limit = torch.where(within, torch.inf, radius).unsqueeze(-1)
+            p = torch.where(within.unsqueeze(-1), p, _damped(memory, limit))
+        p = p / self.model.scale
+        return p, self.model.fall(p), memory
+
+    def _known(self, memory: Any, needed: Tensor) -> _Decomposition:
+        def compute(_: Any) -> _Decomposition:
+            return _Decomposition(self.ended.new_ones(()), *decomposed(self.model))
+
+        if torch.compiler.is_compiling():
+            found: _Decomposition = repeat(
+                lambda memory: needed.any() & ~memory.known, compute, memory, 1
+            )
+            return found
+        return compute(None) if memory is None else memory
+
+
+def _damped(decomposition: _Decomposition, limit: Tensor) -> Tensor:
+    """Return the steps, as scaled, with a damping that makes each about as long as the limit."""
+    _, s, weighted, vh = decomposition
+    edge = 1.1 * limit
+
+    def damped(damping: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        divisor = s**2 + damping
+        q = torch.where(divisor > 0, weighted / divisor, 0.0)
+        return damping, divisor, q, length(q).unsqueeze(-1)
+
+    def closer(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # Newton's method for 1 / |q(damping)| = 1 / radius, which it approaches from below
+        damping, divisor, q, reach = carry
+        slope = torch.where(divisor > 0, q**2 / divisor, 0.0).sum(-1, keepdim=True)
+        newton = damping + (reach / limit - 1) * reach**2 / slope
+        return damped(torch.where(reach > edge, newton, damping))
+
+    # none of the components may be longer than the radius
+    first = damped((weighted.abs() / limit - s**2).amax(-1, keepdim=True).clamp(min=0))
+    _, _, q, _ = repeat(lambda carry: (carry[-1] > edge).any(), closer, first, 49)
+    return -(q.unsqueeze(-2) @ vh).squeeze(-2)

@@ -85,6 +85,10 @@ class Line:
         direction, lenient = self.direction[index], self.lenient[index]
         return Line(self.problem.take(index), start, direction, lenient)
 
+    def aliased(self) -> Line:
+        """Return the lines as the body of a loop in a graph has to see them."""
+        return Line(self.problem.aliased(), self.start, self.direction, self.lenient)
+
     def tolerance(self, solver: object, z: Tensor) -> Tensor:
         """Return zero: a length is accepted or it is not."""
         return torch.zeros_like(z[:, 0])
@@ -318,7 +322,7 @@ class StrongWolfe:
 
         # an objective of minus infinity has no minimum; a bracket without numbers in it is no use
         flag = torch.where(point.value == -torch.inf, int(Status.NONFINITE), state.flag)
-        upper = torch.where((flag == Status.NONFINITE).unsqueeze(-1), torch.inf, upper)
+        upper = torch.where((flag == int(Status.NONFINITE)).unsqueeze(-1), torch.inf, upper)
         narrow = width <= 2 * torch.finfo(trial.dtype).eps * upper[:, 0]
         flag = torch.where(narrow & torch.isfinite(width), int(Status.STALLED), flag)
         return StrongWolfeState(
@@ -352,7 +356,7 @@ def search(
     """
     if lenient is None:
         lenient = torch.zeros_like(length, dtype=torch.bool)
-    if not compact:
+    if not compact and not torch.compiler.is_compiling():
         method = replace(method, compact=False)
     line = Line(problem, start, direction, lenient)
     out = iterate(method, line, length.unsqueeze(-1))

@@ -31,9 +31,9 @@ class NewtonState(NamedTuple):
     """The state of `Newton`.
 
     ``inverse`` are the factors of the last Jacobian factored, which the backward pass can use if
-    they are ``LU``'s; where it is ``stale``, the next step factors. ``forcing`` is the relative
-    residual to which an iterative solver solves for the next step, and ``first`` tells that no step
-    has been made yet.
+    they are ``LU``'s; where it is ``stale``, the next step factors, and where it is ``fresh``, the
+    next step is by factors of its own iterate. ``forcing`` is the relative residual to which an
+    iterative solver solves for the next step.
     """
 
     z: Tensor
@@ -42,9 +42,9 @@ class NewtonState(NamedTuple):
     flag: Tensor
     inverse: Factors
     stale: Tensor
+    fresh: Tensor
     forcing: Tensor
     is_lu: bool
-    first: bool
 
     @property
     def factors(self) -> Factors:
@@ -89,7 +89,7 @@ class Newton:
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have.
     compile
-        Whether a step is compiled to one graph, once for each function, dtype and shape.
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
     reuse
         A factorization serves again while each step reduces the residual's norm to at most
         ``reuse`` times what it was, in [0, 1); 0 never, so that every step factors. Each lane
@@ -120,6 +120,7 @@ class Newton:
     check_every: int = 1
     compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")
 
     def __post_init__(self) -> None:
@@ -149,7 +150,7 @@ class Newton:
                     "linear_solver=LU(), or leave reuse out"
                 )
             inverse = factor_jacobian(solver, problem, z)
-        elif isinstance(solver, LU) and not torch.compiler.is_compiling():
+        elif isinstance(solver, LU) and not (self.compile or torch.compiler.is_compiling()):
             # before the first step: the factors of the identity
             eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
             one = LU().factor_dense(eye.unsqueeze(0))
@@ -165,33 +166,33 @@ class Newton:
             flag,
             inverse,
             stale,
+            torch.ones_like(stale),
             forcing,
             isinstance(solver, LU),
-            self.reuse > 0,
         )
 
     def step(self, problem: EquationProblem, state: NewtonState) -> NewtonState:
         """Solve for a direction and search along it."""
         direction, flag, inverse = self._direction(problem, state)
-        fresh = torch.ones_like(state.stale) if state.first else state.stale
         found = backtrack(
             problem,
             self,
             (state.z, state.residual, state.error),
             direction,
             (flag == 0) & (state.flag == 0),
-            once=~fresh if self.reuse > 0 else None,
+            once=~state.fresh if self.reuse > 0 else None,
         )
-        stale = state.stale
+        stale, fresh = state.stale, state.fresh
         if self.reuse > 0:
             stale = ~(found.accepted & (found.error <= self.reuse * state.error))
+            fresh = stale.clone()
         if self.rtol is not None:
             # old factors are tried no further: fresh ones decide whether a lane is stuck
-            stuck = ~found.accepted & (flag == 0) & fresh
+            stuck = ~found.accepted & (flag == 0) & state.fresh
             flag = torch.where(stuck, int(Status.STALLED), flag)
         forcing = self._forcing(problem, state, found.z, found.error)
         z, residual, error, _ = found
-        return NewtonState(z, residual, error, flag, inverse, stale, forcing, state.is_lu, False)
+        return NewtonState(z, residual, error, flag, inverse, stale, fresh, forcing, state.is_lu)
 
     def _direction(
         self, problem: EquationProblem, state: NewtonState
@@ -203,7 +204,9 @@ class Newton:
                 return factor_jacobian(solver, problem, z)
 
             if self.reuse > 0:
-                factors = renew(problem, state.stale, state.inverse, factor, state.z)
+                # what has ended needs no factors
+                needed = state.stale & (state.flag == 0)
+                factors = renew(problem, needed, state.inverse, factor, state.z)
             else:
                 factors = factor(problem, state.z)
             direction, flag = solve_factored(solver, factors, -state.residual)

@@ -11,6 +11,7 @@ from torch import Tensor
 from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG, CGState
+from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
@@ -59,6 +60,11 @@ class NewtonCG:
         Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -80,12 +86,16 @@ class NewtonCG:
     halvings: int = 30
     norm: Norm = rms
     compact: bool = True
+    check_every: int = 1
+    compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("minimize",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
+        check_count(self, "check_every", least=1)
         check_count(self, "max_products", least=1)
         check_count(self, "halvings")
 
@@ -125,7 +135,7 @@ class NewtonCG:
         # next to no curvature says little about the length: not beyond the size of the iterate
         reach = torch.linalg.vector_norm(state.z, dim=-1).clamp(min=1)
         shorter = (reach / torch.linalg.vector_norm(direction, dim=-1)).clamp(max=1)
-        bent = (out.status == Status.INDEFINITE) | ~descent
+        bent = (out.status == int(Status.INDEFINITE)) | ~descent
         return direction, torch.where(bent, shorter, 1.0), bent
 
 
@@ -137,11 +147,18 @@ class _CurvedCG(CG):
 
     def step(self, problem: LinearProblem, state: CGState) -> CGState:
         """Make a step; where the curvature is not positive, by its absolute value, and the last."""
-        new = super().step(problem, state)
-        bent = (new.flag == Status.INDEFINITE).unsqueeze(-1)
-        if not bool(bent.any()):
-            return new
         d = state.direction
-        curvature = (d * problem.A.mv(d)).sum(-1, keepdim=True)
-        length = torch.where(curvature < 0, state.rho / curvature.abs(), 1.0)
-        return new._replace(z=torch.where(bent, state.z + length * d, new.z))
+        Ad = problem.A.mv(d)
+        curvature = real_inner(d, Ad)
+        bent = (curvature <= 0) & (state.rho != 0)
+        alpha = torch.where(curvature > 0, state.rho / curvature, 0.0)
+        beyond = torch.where(curvature < 0, state.rho / curvature.abs(), 1.0)
+        z = torch.addcmul(state.z, torch.where(bent, beyond, alpha), d)
+        # where it is bent, the residual stays that of the iterate before
+        r = torch.addcmul(state.residual, alpha, Ad, value=-1)
+        rho = real_inner(r, r)
+        beta = torch.where(state.rho != 0, rho / state.rho, 0.0)
+        flag = torch.where(bent.squeeze(-1), int(Status.INDEFINITE), 0)
+        # NaN where the curvature is not finite
+        error = rms(r) + 0 * curvature.squeeze(-1)
+        return CGState(z, r, torch.addcmul(r, beta, d), rho, error, flag)

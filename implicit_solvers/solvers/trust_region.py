@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from implicit_solvers.problem import EquationProblem, ResidualMap
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import Auto, Norm
+from implicit_solvers.traced_loop import alias, inside, repeat
 
 __all__ = [
     "LinearModel",
@@ -22,6 +23,7 @@ __all__ = [
     "modeled",
     "search",
     "start",
+    "where_lanes",
 ]
 
 
@@ -59,6 +61,22 @@ class TrustRegionState(NamedTuple):
         factors = merged(self.factors, part.factors) if part.factors else self.factors
         lanes = merged(self[:-1], part[:-1])
         return TrustRegionState(*lanes, factors=factors)  # type: ignore[misc, arg-type]
+
+    def where(self, lanes: Tensor, other: TrustRegionState) -> TrustRegionState:
+        """Return this state in some of the lanes ``(N,)``, and the other elsewhere."""
+        parts = where_lanes(lanes, self[:-1], other[:-1])
+        factors = where_lanes(lanes, self.factors, other.factors)
+        return TrustRegionState(*parts, factors=factors)  # type: ignore[misc, arg-type]
+
+
+def where_lanes(
+    lanes: Tensor, these: Sequence[Tensor], others: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Return tensors ``(N, ...)``: these in some of the lanes ``(N,)``, the others elsewhere."""
+    return tuple(
+        torch.where(lanes.reshape(-1, *(1,) * (a.dim() - 1)), a, b)
+        for a, b in zip(these, others, strict=True)
+    )
 
 
 class TrustRegionSolver(Protocol):
@@ -112,6 +130,18 @@ class LinearModel:
         # not as a difference of the two, which drowns in rounding near a minimum
         change = 2 * (self.gradient * p).sum(-1) + (self.mv(p) ** 2).sum(-1)
         return -change / length(self.residuals) ** 2
+
+
+class Trials(NamedTuple):
+    """Where a search stands: what it found, and in which lanes it goes on."""
+
+    z: Tensor
+    residuals: Tensor
+    radius: Tensor
+    flag: Tensor
+    accepted: Tensor
+    going: Tensor
+    memory: Any
 
 
 def length(v: Tensor) -> Tensor:
@@ -172,13 +202,15 @@ def search(
     solver: TrustRegionSolver,
     state: TrustRegionState,
     model: LinearModel,
-    propose: Callable[[Tensor], tuple[Tensor, Tensor]],
+    propose: Callable[[Tensor, Any], tuple[Tensor, Tensor, Any]],
     *,
+    memory: Any = None,
     damped: bool = False,
 ) -> TrustRegionState:
-    """Shrink the region until the step that ``propose(radius)`` finds in it reduces ``|r|``.
+    """Shrink the region until the step that ``propose`` finds in it reduces ``|r|``.
 
-    ``propose`` returns the step and its `LinearModel.fall`. A step is taken if ``|r|^2`` falls by
+    ``propose(radius, memory)`` returns the step, its `LinearModel.fall`, and what to remember for
+    smaller radii. A step is taken if ``|r|^2`` falls by
     ``1e-4`` of what the model promised; near the minimum of a fit, where both falls drown in
     rounding, if the norm of the gradient falls. Where a root's model promises nothing any more,
     or no step pays, the lane is STALLED. Steps that are ``damped`` never reach the edge of the
@@ -190,37 +222,52 @@ def search(
     radius = torch.where(unset, radius, state.radius)
     finite = torch.isfinite(model.gradient.sum(-1) + model.scale.sum(-1))
     flag = torch.where(finite, 0, int(Status.NONFINITE))
-    z, residuals = state.z, state.residuals
-    accepted, done = torch.zeros_like(finite), ~finite | (state.flag != 0)
-    for _ in range(solver.shrinks + 1):
-        p, promised = propose(radius)
+
+    def attempt(found: Trials) -> Trials:
+        z, residuals, radius, flag, accepted, going, memory = found
+        here = inside(problem)
+        p, promised, memory = propose(radius, memory)
         trial = state.z + p
-        new = problem.residuals(trial)
+        new = here.residuals(trial)
         actual = 1 - (length(new) / size) ** 2
         ratio = actual / promised
-        stuck = torch.zeros_like(done)
-        if bool((((ratio >= 0.9) & (promised > 0.5)) | done).all()):
-            pays = ~done
+        stuck = torch.zeros_like(going)
+        well = ((ratio >= 0.9) & (promised > 0.5)) | ~going
+        if not torch.compiler.is_compiling() and bool(well.all()):
+            pays = going
         else:
-            ratio, pays, stuck = _weighed(problem, solver, state, trial, promised, actual, done)
-            flag = torch.where(stuck & ~done, int(Status.STALLED), flag)
+            ratio, pays, stuck = _weighed(here, solver, state, trial, promised, actual, going)
+            flag = torch.where(stuck & going, int(Status.STALLED), flag)
         take = pays.unsqueeze(-1)
-        z, residuals = torch.where(take, trial, z), torch.where(take, new, residuals)
-        accepted = accepted | pays
         reach = length(model.scale * p)
-        radius = torch.where(done, radius, _changed(radius, unset, reach, ratio, damped))
-        done = done | pays | stuck
-        if bool(done.all()):
-            break
-    flag = torch.where(done, flag, int(Status.STALLED))
+        return Trials(
+            torch.where(take, trial, z),
+            torch.where(take, new, residuals),
+            torch.where(going, _changed(radius, unset, reach, ratio, damped), radius),
+            flag,
+            accepted | pays,
+            going & ~(pays | stuck),
+            memory,
+        )
+
+    accepted, going = torch.zeros_like(finite), finite & (state.flag == 0)
+    found = Trials(state.z, state.residuals, radius, flag, accepted, going, memory)
+    found = repeat(lambda found: found.going.any(), attempt, found, solver.shrinks + 1)
+    flag = torch.where(found.going, int(Status.STALLED), found.flag)
     if solver.rtol is None:
         # a budget's lane stays where no step pays
-        flag = torch.where(flag == Status.STALLED, 0, flag)
+        flag = torch.where(flag == int(Status.STALLED), 0, flag)
     error = state.error
-    if bool(accepted.any()):
-        error = torch.where(accepted, _error(problem, solver.norm, z, residuals), error)
+    if torch.compiler.is_compiling() or bool(found.accepted.any()):
+        new = _error(problem, solver.norm, found.z, found.residuals)
+        error = torch.where(found.accepted, new, error)
     return state._replace(
-        z=z, residuals=residuals, error=error, flag=flag, scale=model.scale, radius=radius
+        z=found.z,
+        residuals=found.residuals,
+        error=error,
+        flag=flag,
+        scale=model.scale,
+        radius=found.radius,
     )
 
 
@@ -231,7 +278,7 @@ def _weighed(
     trial: Tensor,
     promised: Tensor,
     actual: Tensor,
-    done: Tensor,
+    going: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the part of its promise that a step kept, whether it pays, and whether none will."""
     eps = torch.finfo(trial.dtype).eps
@@ -240,11 +287,15 @@ def _weighed(
     stuck = (trial == state.z).all(-1) | ~(promised > (0.0 if problem.fits else eps**0.5))
     if problem.fits:
         drowned = (promised <= eps**0.5) & (actual.abs() <= eps**0.5)
-        if bool((drowned & ~done).any()):
-            settles = solver.norm(problem.residual(trial)) < state.error
+
+        def judge(carry: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            pays, ratio = carry
+            settles = solver.norm(inside(problem).residual(alias(trial))) < state.error
             pays = torch.where(drowned & (actual <= 100 * eps), settles, pays)
-            ratio = torch.where(drowned, ratio.clamp(0.1, 0.4), ratio)
-    return torch.where(pays, ratio, 0.0), pays & ~done & ~stuck, stuck
+            return pays, torch.where(drowned, ratio.clamp(0.1, 0.4), ratio)
+
+        pays, ratio = repeat(lambda _: (drowned & going).any(), judge, (pays, ratio), 1)
+    return torch.where(pays, ratio, 0.0), pays & going & ~stuck, stuck
 
 
 def _changed(radius: Tensor, unset: Tensor, reach: Tensor, ratio: Tensor, damped: bool) -> Tensor:

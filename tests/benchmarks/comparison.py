@@ -102,7 +102,7 @@ def relative_error(found: Any, exact: Any) -> float:
 
 
 def compiled(solver: Any) -> Any:
-    """Return a solver of ours that compiles its steps."""
+    """Return a solver of ours that compiles its loop."""
     if "compile" not in {f.name for f in fields(solver)}:
         raise Missing(f"{type(solver).__name__} has no compile=")
     return replace(solver, compile=True)

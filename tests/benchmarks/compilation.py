@@ -51,6 +51,22 @@ def equilibrium(lanes):
     return solve, (x, W), ims.Anderson
 
 
+def minimum(lanes):
+    """Minima of functions of Rosenbrock of 10 unknowns, by `LBFGS`."""
+    torch.manual_seed(0)
+    x = 1 + 0.1 * torch.randn(lanes, 10, dtype=F64)
+    W = torch.tensor(100.0, dtype=F64)
+
+    def fn(z, x, W):
+        valley = z[..., 1:] - z[..., :-1] ** 2
+        return ((x - z) ** 2)[..., :-1].sum(-1) + W * (valley**2).sum(-1)
+
+    def solve(x, W, **options):
+        return ims.minimize(fn, torch.zeros_like(x), (x, W), **LANES, **options).value
+
+    return solve, (x, W), ims.LBFGS
+
+
 def rows(title, task, lanes, rounds):
     """Print a row for each way to run a task."""
     solve, tensors, solver = task(lanes)
@@ -87,3 +103,5 @@ if __name__ == "__main__":
         rows(f"{lanes} x 16, `Newton`", newton, lanes, rounds)
     for lanes in (1, 256):
         rows(f"{lanes} x 128, `Anderson`", equilibrium, lanes, rounds)
+    for lanes in (1, 200):
+        rows(f"{lanes} x 10, `LBFGS`", minimum, lanes, rounds)

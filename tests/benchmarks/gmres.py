@@ -212,7 +212,7 @@ TASK = Task(
         Side("ours, default", ours, ours=True),
         Side("ours, tuned: GMRES(rtol=1e-10)", tuned, ours=True),
         Side("ours, mixed precision: inner_dtype=torch.float32", mixed_precision, ours=True),
-        Side("ours, compiled steps", compiled_gmres, ours=True),
+        Side("ours, compiled loop", compiled_gmres, ours=True),
         Side("ours, compiled whole", one_graph, ours=True),
         Side("torch by hand", torch_by_hand),
         Side("SciPy", scipy),

@@ -283,7 +283,7 @@ TASK = Task(
     (
         Side("ours, default", ours, ours=True),
         Side("ours, tuned: Newton(halvings=0)", tuned, ours=True),
-        Side("ours, compiled steps", compiled_newton, ours=True),
+        Side("ours, compiled loop", compiled_newton, ours=True),
         Side("ours, compiled whole", one_graph, ours=True),
         Side("torch by hand, analytic Jacobian", torch_analytic),
         Side("torch by hand, vmap(jacfwd)", torch_jacfwd),

@@ -43,7 +43,8 @@ def watch(events: list[Event]) -> Iterator[None]:
 
     import implicit_solvers as ims
     from implicit_solvers import differentiate
-    from implicit_solvers.linear.lane_map import JacobianTemplate, LaneMap
+    from implicit_solvers.linear.jacobian_template import JacobianTemplate
+    from implicit_solvers.linear.lane_map import LaneMap
 
     def noting(owner: Any, name: str, event: str, lanes: Callable[..., int]) -> Any:
         original = getattr(owner, name)

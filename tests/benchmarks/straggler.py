@@ -211,7 +211,7 @@ def jaxopt(straggler: bool) -> Call:
 SIDES = {
     "ours, default": (ours, True),
     "ours, tuned: Newton(halvings=0)": (tuned, True),
-    "ours, compiled steps": (compiled_newton, True),
+    "ours, compiled loop": (compiled_newton, True),
     "ours, compiled whole": (one_graph, True),
     "torch by hand, solved lanes leave": (torch_by_hand, False),
     "Optimistix Newton": (optimistix, False),

@@ -5,7 +5,9 @@ import torch
 
 def evaluated(fn, inputs, parameters):
     """Return what ``fn`` returns, a solution, and the gradients of a loss in its value."""
-    leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in inputs]
+    leaves = [
+        t.clone().requires_grad_() if t.is_floating_point() or t.is_complex() else t for t in inputs
+    ]
     wrt = [t for t in leaves if t.requires_grad] + list(parameters)
     solution = fn(*leaves)
     weights = torch.linspace(0.5, 1.5, solution.value.numel(), dtype=solution.value.dtype)

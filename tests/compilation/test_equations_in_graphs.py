@@ -177,16 +177,6 @@ def test_adjoints(adjoint):
 
 
 @pytest.mark.nightly
-def test_newton_krylov():
-    solver = ims.Newton(linear_solver=ims.BiCGStab())
-
-    def run(x, W):
-        return ims.root(system, torch.zeros_like(x), (x, W), solver=solver, **LANES)
-
-    agree(run, (drawn(3, 4), 0.2 * drawn(4, 4, seed=1)))
-
-
-@pytest.mark.nightly
 def test_a_minimum_by_gradient_descent_and_conjugate_gradients():
     def run(x, w):
         return ims.minimize(
@@ -255,7 +245,7 @@ def test_nothing_is_differentiated_without_grad():
     torch.testing.assert_close(out.value, run(x, W).value.detach())
 
 
-def test_a_root_without_a_solver_is_found_by_newtons_method():
+def test_a_root_without_a_solver_is_found_by_the_dogleg():
     x = torch.linspace(0.5, 2.0, 6, dtype=torch.float64).reshape(3, 2)
 
     def layer(x, solver=None):
@@ -264,9 +254,28 @@ def test_a_root_without_a_solver_is_found_by_newtons_method():
         return ims.root(fn, torch.zeros_like(x), (x,), solver=solver, **options)
 
     (traced, gradients), _ = agree(layer, (x,), steps=3)
-    assert torch.equal(traced.iterations, layer(x, ims.Newton()).iterations)
+    assert torch.equal(traced.iterations, layer(x, ims.Dogleg(reuse=0)).iterations)
     # of the loss in `evaluated`
     z, weights = traced.value, torch.linspace(0.5, 1.5, 6, dtype=torch.float64).reshape(3, 2)
     torch.testing.assert_close(gradients[0], 2 * weights * z / (3 * z**2 + 1))
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"cannot use Dogleg\(\)"):
-        torch.compile(lambda x: layer(x, ims.Dogleg()).value, fullgraph=True, backend="eager")(x)
+    agree(lambda x: layer(x, ims.Dogleg()), (x,))
+
+
+def test_a_solver_made_inside_of_the_graph():
+    def layer(x):
+        options = {"batch_dims": 1, "in_dims": (0,), "on_failure": "mask"}
+        fn = lambda z, x: z**3 + z - x
+        return ims.root(fn, torch.zeros_like(x), (x,), solver=ims.Chord(), **options)
+
+    agree(layer, (torch.linspace(0.1, 0.3, 6, dtype=torch.float64).reshape(3, 2),))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("inner", [ims.GMRES(), ims.BiCGStab(), ims.LSMR()])
+def test_newton_krylov(inner):
+    solver = ims.Newton(linear_solver=inner)
+    x, W = drawn(5, 4), 0.3 * drawn(4, 4, seed=1)
+    agree(
+        lambda x, W: ims.root(system, torch.zeros_like(x), (x, W), solver=solver, **LANES),
+        (x, W),
+    )

@@ -62,6 +62,30 @@ def test_a_fixed_point_for_batches_of_any_size(solver):
                 torch.testing.assert_close(a, b, equal_nan=True)
 
 
+class Cubic(nn.Module):
+    def __init__(self, solver):
+        super().__init__()
+        self.solver = solver
+
+    def forward(self, x):
+        lanes = {"batch_dims": 1, "in_dims": (0,), "on_failure": "mask"}
+        start = torch.zeros_like(x)
+        fn = {"root": lambda z, x: z**3 + z - x, "fixed_point": lambda z, x: 0.5 * z.cos() + x}
+        kind = self.solver.solves[0]
+        return getattr(ims, kind)(fn[kind], start, (x,), solver=self.solver, **lanes).value
+
+
+@pytest.mark.parametrize(
+    "solver", [ims.Aitken(), ims.Steffensen(), ims.Chandrupatla(), ims.Bisection()]
+)
+def test_solvers_without_derivatives(solver):
+    model, x = Cubic(solver), drawn(5, 1)
+    with torch.no_grad():
+        exported = export(model, (x,), strict=True).module()
+        for value in (x, -3 * x):
+            torch.testing.assert_close(exported(value), model(value))
+
+
 def test_a_fixed_point_of_one_size_without_strict():
     model = Equilibrium(ims.FixedPointIteration())
     with torch.no_grad():
@@ -106,8 +130,9 @@ def test_exported_conjugate_gradients():
         (Equilibrium(ims.Newton()), "cannot trace derivatives"),
         (Equilibrium(ims.Anderson()), "torch.no_grad"),
         (System(ims.CG()), "cannot keep the adjoint|strict=True"),
+        (System(ims.SVD()), "cannot keep the adjoint"),
     ],
-    ids=["Newton", "adjoint", "CG"],
+    ids=["Newton", "adjoint", "CG", "SVD"],
 )
 def test_what_torch_cannot_export_is_refused(model, words, strict):
     x = X if isinstance(model, Equilibrium) else X[0]

@@ -194,10 +194,14 @@ def test_batch_dims_and_columns(solver):
 
 @pytest.mark.parametrize("solver", ["QR", "SVD", "LSMR"])
 @pytest.mark.parametrize("way", ["vmap", "batch_dims"])
-def test_bad_lane_changes_no_other(solver, way):
+@pytest.mark.parametrize("what", ["matrix", "right-hand side"])
+def test_bad_lane_changes_no_other(solver, way, what):
     """A NaN lane (LAPACK's SVD would refuse the batch) leaves values and gradients alone."""
     matrices, b = seeded(4, 5, 3), seeded(4, 5, seed=1)
-    matrices[1, 2, 0] = torch.nan
+    if what == "matrix":
+        matrices[1, 2, 0] = torch.nan
+    else:
+        b[1, 2] = torch.inf
     good = torch.tensor([0, 2, 3])
 
     def run(matrices, b):
@@ -222,8 +226,8 @@ def test_bad_lane_changes_no_other(solver, way):
     assert error(sol.value.detach()[good], alone.value.detach()) < 1e-12
     assert error(gb[good], alone_b) < 1e-8 and error(gA[good], alone_A) < 1e-8
     assert torch.equal(gb[1], torch.zeros(5, dtype=F64))
+    assert torch.equal(gA[1], torch.zeros(5, 3, dtype=F64))
     if way == "vmap":
-        assert torch.equal(gA[1], torch.zeros(5, 3, dtype=F64))
         assert error(gs, alone_s) < 1e-8
         weights = matrices.clone().requires_grad_()
         scale = torch.tensor(1.1, dtype=F64, requires_grad=True)

@@ -1,0 +1,152 @@
+"""The Jacobian of an equation, as a linear map of one lane."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from implicit_solvers.autodiff import no_saved_tensor_hooks, slope, unwatched, vjp
+from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.template import Products, Template
+
+__all__ = ["MANY_ENTRIES", "JacobianTemplate"]
+
+MANY_ENTRIES = 1 << 16
+"""Jacobians with fewer entries in all lanes take more Python than arithmetic."""
+
+
+@dataclass(frozen=True)
+class JacobianTemplate:
+    """The Jacobian of a raveled ``fn(z, *operands)``; its tensors are ``z`` and the operands.
+
+    The ``potential``, if there is one, is the scalar function whose gradient ``fn`` is, and the
+    ``equation`` that whose condition it is.
+    """
+
+    fn: Callable[..., Tensor]
+    symmetric: bool = False
+    positive_definite: bool = False
+    diagonal: bool = False
+    bands: tuple[int, int] | None = None
+    potential: Callable[..., Tensor] | None = None
+    equation: Any = None
+    shape: ClassVar[None] = None
+
+    @property
+    def source(self) -> Any:
+        """The function that the user wrote."""
+        return self.equation.source
+
+    def reading_by_itself(self, tensors: Sequence[Tensor]) -> tuple[Template, int] | None:
+        """Return the Jacobian of a function that need not be given what it captured."""
+        if self.equation is None:
+            return None
+        found = self.equation.reading_by_itself(tensors[1:])
+        return None if found is None else (found[0].jacobian(), 1 + found[1])
+
+    def mv(self, v: Tensor, *tensors: Tensor) -> Tensor:
+        """Return ``J v``, by two pullbacks."""
+        if self.symmetric:
+            return self.rmv(v, *tensors)
+        z, *operands = tensors
+        out, pull = vjp(lambda u: self.fn(u, *operands), z)
+        return vjp(pull, torch.zeros_like(out))[1]((v,))[0]
+
+    def rmv(self, v: Tensor, *tensors: Tensor) -> Tensor:
+        """Return ``J^T v``, by a pullback."""
+        z, *operands = tensors
+        return vjp(lambda u: self.fn(u, *operands), z)[1](v)[0]
+
+    def dense(self, like: Tensor, *tensors: Tensor) -> Tensor:
+        """Return ``J``: by columns, of a basis that the lanes share; rectangular too."""
+        z = tensors[0]
+        return self._columns(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device), *tensors)
+
+    def _columns(self, basis: Tensor, *tensors: Tensor) -> Tensor:
+        z, *operands = tensors
+        out, pull = vjp(lambda u: self.fn(u, *operands), z)
+        if torch.compiler.is_compiling():
+            if out.shape[-1] != len(basis):
+                basis = torch.eye(out.shape[-1], dtype=z.dtype, device=z.device)
+            return vmap(lambda e: pull(e.expand(out.shape).contiguous())[0], out_dims=-2)(basis)
+        _, push = vjp(pull, torch.zeros_like(out))
+        columns = vmap(lambda e: push((e.expand(z.shape).contiguous(),))[0], out_dims=-1)
+        return columns(basis)
+
+    def matrices(
+        self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor], basis: Tensor | None
+    ) -> Tensor:
+        """Return ``J`` of all lanes; where nothing watches, and few are asked for, by rows.
+
+        That takes half of the calls. For large batches what is computed decides, and columns of a
+        basis that the lanes share take less of it; so native lanes are taken one by one.
+        """
+        if unwatched() and like.numel() * like.shape[-1] <= MANY_ENTRIES:
+            # some of torch's derivatives have no batching rule at first order, and one at second
+            with contextlib.suppress(RuntimeError):
+                return self._rows(lanes, tensors)
+        elif unwatched() and lanes.native and lanes.separable and not lanes.sizes:
+            # what a function refuses here it may do for the batch; if not, it says so again
+            with contextlib.suppress(Exception), no_saved_tensor_hooks():
+                # one that captures a tensor of all lanes answers for all: of one it must not
+                if self.fn(*lanes.first(tensors)).shape[: lanes.native].numel() == 1:
+                    return lanes.one_by_one(partial(self.dense, like))(*tensors)
+        if basis is not None:
+            # a compiler that saw how it is made would make it anew in every loop over it
+            return lanes.over(lambda like, *tensors: self._columns(basis, *tensors))(like, *tensors)
+        return lanes.over(self.dense)(like, *tensors)
+
+    def _rows(self, lanes: Lanes, tensors: Sequence[Tensor]) -> Tensor:
+        fn = lanes.keep(range(1, len(tensors))).over(self.fn)
+        with torch.enable_grad(), no_saved_tensor_hooks():
+            leaf = tensors[0].detach().requires_grad_()
+            out = fn(leaf, *tensors[1:])
+            m, n = out.shape[-1], leaf.shape[-1]
+            if not out.requires_grad:
+                return out.new_zeros(*out.shape, n)
+
+            def row(e: Tensor) -> Tensor:
+                return torch.autograd.grad(
+                    out, leaf, e.expand(out.shape), retain_graph=True, materialize_grads=True
+                )[0]
+
+            eye = torch.eye(m, dtype=out.dtype, device=out.device)
+            return vmap(row, out_dims=-2)(eye)
+
+    def diagonal_entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
+        """Return the diagonal of ``J``."""
+        return self.dense(like, *tensors).diagonal(dim1=-2, dim2=-1)
+
+    def products(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Products:
+        """Return ``mv`` and ``rmv`` on one linearization."""
+        z, *operands = tensors
+        others = lanes.keep(range(1, len(tensors)))
+        if self.potential is not None and unwatched():
+            leaf, gradient = slope(others.over(self.potential), z, operands, again=True)
+
+            def product(v: Tensor) -> Tensor:
+                if not gradient.requires_grad:
+                    return torch.zeros_like(v)
+                with no_saved_tensor_hooks():
+                    return torch.autograd.grad(
+                        gradient, leaf, v, retain_graph=True, materialize_grads=True
+                    )[0]
+
+            return product, product
+        fn = others.over(self.fn)
+        out, pull = vjp(lambda u: fn(u, *operands), z)
+
+        def rmv(v: Tensor) -> Tensor:
+            return pull(v)[0]
+
+        if self.symmetric:
+            return rmv, rmv
+        _, push = vjp(pull, torch.zeros_like(out))
+        return (lambda v: push((v,))[0]), rmv
