@@ -64,6 +64,9 @@ def watch(events: list[Event]) -> Iterator[None]:
         eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
         return 0 if bool((matrix == eye).all()) else len(matrix)
 
+    def formed(A: Any) -> bool:
+        return A._matrices is not None
+
     def pulled(fn: Any, *primals: Any) -> int:
         return max(len(t) if t.dim() > 1 and t.shape[0] != t.shape[1] else 1 for t in primals)
 
@@ -71,7 +74,8 @@ def watch(events: list[Event]) -> Iterator[None]:
         noting(ims.EquationProblem, "residual", "f", lambda problem, z, *rest: len(z)),
         noting(JacobianTemplate, "matrices", "jacobian", grid),
         noting(JacobianTemplate, "products", "linearize", grid),
-        noting(LaneMap, "_apply", "product", lambda A, which, v, *rest: len(v)),
+        noting(LaneMap, "_apply", "product", lambda A, _, v: 0 if formed(A) else len(v)),
+        noting(LaneMap, "_apply", "multiply", lambda A, _, v: len(v) if formed(A) else 0),
         noting(ims.LU, "factor_dense", "factor", own),
         noting(ims.LU, "solve", "solve", lambda solver, factors, b, *rest: len(b)),
         noting(differentiate, "vjp", "pullback", pulled),
@@ -118,6 +122,8 @@ class Bare:
             ways = {"rows": lambda: self.rows(f, z, W, x), "columns": lambda: self.columns(z, W, x)}
             seconds = alternate(ways, 5)
             return min(ways.items(), key=lambda way: min(cpu for _, cpu in seconds[way[0]]))[1]
+        if kind == "multiply":
+            return lambda: J @ column
         if kind == "factor":
             return lambda: torch.linalg.lu_factor_ex(J)
         if kind == "solve":

@@ -30,6 +30,7 @@ NAMES = {
     "solve": "solves with factors",
     "linearize": "linearization",
     "product": "products",
+    "multiply": "products with the matrix",
     "pullback": "pullback",
 }
 

@@ -1,6 +1,12 @@
 """A function with a solve inside, compiled and not: values, statuses, gradients."""
 
+import pytest
 import torch
+
+
+def nightly_but(daily, cases):
+    """Return the cases, marked for the nightly run but for the ``daily`` ones: tracing is slow."""
+    return [c if c in daily else pytest.param(c, marks=pytest.mark.nightly) for c in cases]
 
 
 def evaluated(fn, inputs, parameters):

@@ -61,7 +61,8 @@ def test_lanes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["LBFGS", pytest.param("NewtonCG", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["LBFGS", "NewtonCG"])
 def test_lanes_through_the_tracer_of_derivatives(name):
     agree(in_valley(SOLVERS[name]()), (X, STEEP), backend="aot_eager", steps=0)
 

@@ -71,11 +71,8 @@ def test_an_operator_that_lanes_share_is_not_taken_for_one_of_all_lanes():
 
 
 @pytest.mark.parametrize("name", INVERSES)
-@pytest.mark.parametrize("solver", [ims.GMRES(), ims.BiCGStab(), ims.GMRES(compile=True)])
-def test_preconditioners_of_each_lane(name, solver, monkeypatch):
-    if getattr(solver, "compile", False):
-        compiler = torch.compile
-        monkeypatch.setattr(torch, "compile", lambda fn, **kw: compiler(fn, backend="eager", **kw))
+@pytest.mark.parametrize("solver", [ims.GMRES(), ims.BiCGStab()])
+def test_preconditioners_of_each_lane(name, solver):
     operator = ims.MatrixOperator(MATRICES)
     sol = ims.linear_solve(
         operator, RIGHT, solver=solver, preconditioner=INVERSES[name], batch_dims=1
