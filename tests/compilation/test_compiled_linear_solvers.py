@@ -1,7 +1,6 @@
 """``compile=True`` on linear solvers: what they find, and how each lane ends, stays what it was."""
 
 import functools
-import weakref
 
 import pytest
 import torch
@@ -11,11 +10,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import implicit_solvers as ims
-from implicit_solvers import compiled_step
 
 from .comparison import nightly_but
 
-COMPILE = torch.compile
 SOLVERS = {
     "CG": ims.CG,
     "MINRES": ims.MINRES,
@@ -32,12 +29,7 @@ def drawn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=generator, dtype=dtype)
 
 
-@pytest.fixture(autouse=True)
-def _without_inductor(monkeypatch):
-    """Trace and count as torch.compile does, without waiting for a C++ compiler."""
-    monkeypatch.setattr(torch, "compile", functools.partial(COMPILE, backend="eager"))
-    monkeypatch.setattr(compiled_step, "_STEPS", weakref.WeakKeyDictionary())
-    counters.clear()
+pytestmark = pytest.mark.usefixtures("traced_only")
 
 
 def graphs():

@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-import weakref
 
 import pytest
 import torch
@@ -10,12 +9,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 import implicit_solvers as ims
-from implicit_solvers import compiled_step
 
 from .comparison import agree, nightly_but
 
 F32, F64 = torch.float32, torch.float64
-COMPILE = torch.compile
 LANES = {"batch_dims": 1, "on_failure": "mask"}
 
 
@@ -363,14 +360,6 @@ def test_lowered_by_inductor():
 
 
 # -- compile=True ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def traced_only(monkeypatch):
-    """Trace and count as torch.compile does, without waiting for a C++ compiler."""
-    monkeypatch.setattr(torch, "compile", functools.partial(COMPILE, backend="eager"))
-    monkeypatch.setattr(compiled_step, "_STEPS", weakref.WeakKeyDictionary())
-    counters.clear()
 
 
 STEPS = {

@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-import weakref
 
 import pytest
 import torch
@@ -10,11 +9,10 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import implicit_solvers as ims
-from implicit_solvers import Status, compiled_step
+from implicit_solvers import Status
 
 from .comparison import agree
 
-COMPILE = torch.compile
 LANES = {"batch_dims": 1, "in_dims": (0, None), "on_failure": "mask"}
 
 
@@ -191,18 +189,6 @@ def test_lbfgs_in_code_of_c_plus_plus():
     x = X.clone()
     x[2] = torch.nan
     agree(in_valley(ims.LBFGS(memory=3)), (x, STEEP), backend="inductor")
-
-
-@pytest.fixture
-def steps_compiled_by(monkeypatch):
-    """Return a function that chooses the backend of ``compile=True``."""
-    monkeypatch.setattr(compiled_step, "_STEPS", weakref.WeakKeyDictionary())
-    counters.clear()
-
-    def choose(backend):
-        monkeypatch.setattr(torch, "compile", functools.partial(COMPILE, backend=backend))
-
-    return choose
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Quasi-Newton methods and those for one unknown in one compiled graph, and with steps that are."""
 
 import functools
-import weakref
 
 import pytest
 import torch
@@ -9,11 +8,10 @@ from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import counters
 
 import implicit_solvers as ims
-from implicit_solvers import Status, compiled_step
+from implicit_solvers import Status
 
 from .comparison import agree, nightly_but
 
-COMPILE = torch.compile
 LANES = {"batch_dims": 1, "in_dims": (0, None), "on_failure": "mask"}
 
 
@@ -209,18 +207,6 @@ def test_several_unknowns_are_refused(name):
         torch.compile(run, fullgraph=True, backend="eager")(X[0, :2])
     with pytest.raises(ValueError, match="2 unknowns|is for one unknown"):
         torch.compile(run, backend="eager")(X[0, :2])
-
-
-@pytest.fixture
-def steps_compiled_by(monkeypatch):
-    """Return a function that chooses the backend of ``compile=True``."""
-    monkeypatch.setattr(compiled_step, "_STEPS", weakref.WeakKeyDictionary())
-    counters.clear()
-
-    def choose(backend):
-        monkeypatch.setattr(torch, "compile", functools.partial(COMPILE, backend=backend))
-
-    return choose
 
 
 @pytest.mark.parametrize(

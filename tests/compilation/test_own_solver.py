@@ -1,7 +1,6 @@
 """A solver of the user's own: its loop compiled, and in a graph."""
 
 import functools
-import weakref
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -13,8 +12,6 @@ import implicit_solvers as ims
 from implicit_solvers import compiled_step
 
 from .comparison import agree
-
-COMPILE = torch.compile
 
 
 class HeavyBallState(NamedTuple):
@@ -78,9 +75,7 @@ def test_in_a_graph(check_every):
     assert sol.converged.tolist() == [True, True, False, True] and slope[2] == 0
 
 
-def test_its_loop_compiled(monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(COMPILE, backend="eager"))
-    monkeypatch.setattr(compiled_step, "_STEPS", weakref.WeakKeyDictionary())
+def test_its_loop_compiled(traced_only):
     plain, compiled = layer(A), layer(A, compile=True)
     assert len(compiled_step._STEPS) == 1
     assert torch.equal(plain.status, compiled.status)
