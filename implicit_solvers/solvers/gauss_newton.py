@@ -179,6 +179,9 @@ class _NormalMap:
         """Return the product."""
         return self.jacobian.rmv(self.jacobian.mv(v)) + self.damping * v
 
+    def to_compile(self) -> None:
+        """Return None: steps on it are compiled with those of the outer solver only."""
+
     def aliased(self) -> _NormalMap:
         """Return the map as the body of a loop in a graph has to see it."""
         return _NormalMap(self.jacobian.aliased(), self.damping)

@@ -420,3 +420,11 @@ def test_results_do_not_depend_on_check_every(every):
         assert torch.equal(one.status, several.status)
         assert torch.equal(one.iterations, several.iterations)
         torch.testing.assert_close(several.value, one.value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [ims.GaussNewton, ims.LevenbergMarquardt, ims.Dogleg])
+def test_an_inner_solver_alone_runs_uncompiled(solver, traced_only):
+    inner = [ims.CG(rtol=1e-6, compile=compiled) for compiled in (False, True)]
+    plain, compiled = (fitted(solver(linear_solver=cg))(curves()) for cg in inner)
+    assert torch.equal(plain.value, compiled.value)
+    assert torch.equal(plain.status, compiled.status)
