@@ -30,7 +30,8 @@ from torch._C._functorch import (  # type: ignore[import-untyped,unused-ignore]
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
-from torch.utils._pytree import tree_map_only
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
     "LegacyBatch",
@@ -38,22 +39,30 @@ __all__ = [
     "differentiable",
     "forward_level",
     "forward_mode_disabled",
+    "graph_age",
     "is_batched",
     "is_batchedtensor",
     "is_functorch_wrapped_tensor",
     "level_of",
     "live",
+    "made_since",
     "may_have_tangent",
+    "needs_backward",
     "nested_jvp",
     "no_saved_tensor_hooks",
     "peel",
+    "products_on_graph",
     "pushforward",
+    "rows",
     "saved_tensor_hooks_restored",
     "slope",
+    "some",
     "transformed",
     "transforms_active",
     "unwrap_once",
+    "unseen",
     "unwatched",
+    "version",
     "vjp",
 ]
 
@@ -102,9 +111,15 @@ def saved_tensor_hooks_restored() -> Iterator[None]:
 
 
 def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
-    """Evaluate ``fn`` and return its value with its pullback, as ``torch.func.vjp`` does."""
+    """Evaluate ``fn`` and return its value with its pullback, as ``torch.func.vjp`` does.
+
+    Where no transform is active the pullback is plain autograd's, which goes through whatever
+    plain autograd goes through: custom functions, scripted modules, checkpoints.
+    """
     if torch.compiler.is_compiling():
         return cast(Any, torch.func.vjp(fn, *primals))
+    if not (transforms_active() or forward_level()):
+        return _plain_vjp(fn, primals)
     with no_saved_tensor_hooks():
         out, pull = cast(Any, torch.func.vjp(fn, *primals))
 
@@ -113,6 +128,155 @@ def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]
             return pull(*cotangents)
 
     return out, pullback
+
+
+def _plain_vjp(fn: Callable[..., Any], primals: tuple[Any, ...]) -> Any:
+    connected = torch.is_grad_enabled()
+
+    def leaf(t: Tensor) -> Tensor:
+        return t.view_as(t) if connected and t.requires_grad else t.detach().requires_grad_()
+
+    with torch.enable_grad(), no_saved_tensor_hooks():
+        inputs = tree_map_only(Tensor, leaf, primals)
+        value = fn(*inputs)
+    pull = _pullback(inputs, value)
+
+    def pullback(cotangent: Any) -> Any:
+        try:
+            return pull(cotangent)
+        except RuntimeError as error:
+            if not needs_backward(error) or torch.is_grad_enabled():
+                raise
+            return _by_backward(fn, primals, cotangent)
+
+    return (value if connected else tree_map_only(Tensor, torch.detach, value)), pullback
+
+
+def needs_backward(error: RuntimeError) -> bool:
+    """Tell whether a pullback was refused that a plain ``backward()`` goes through."""
+    return "use_reentrant" in str(error)
+
+
+def _by_backward(fn: Callable[..., Any], primals: tuple[Any, ...], cotangent: Any) -> Any:
+    """Pull back by ``backward()``: reentrant checkpoints refuse ``torch.autograd.grad``."""
+    with torch.enable_grad(), no_saved_tensor_hooks(), _OwnGraph():
+        inputs = tree_map_only(Tensor, lambda t: t.detach().requires_grad_(), primals)
+        outputs, given = tree_leaves(fn(*inputs)), tree_leaves(cotangent)
+        places = [i for i, out in enumerate(outputs) if out.requires_grad]
+        torch.autograd.backward([outputs[i] for i in places], [given[i] for i in places])
+    return tree_map_only(
+        Tensor, lambda t: torch.zeros_like(t) if t.grad is None else t.grad, inputs
+    )
+
+
+def _run_backward(tensors: Sequence[Tensor], grad_tensors: Sequence[Tensor], **_: Any) -> None:
+    torch.autograd.Variable._execution_engine.run_backward(
+        tuple(tensors),
+        tuple(grad_tensors),
+        False,
+        False,
+        (),
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
+
+
+def graph_age() -> int:
+    """Return the number that the next node of a graph in this thread gets."""
+    return int(torch.autograd._get_sequence_nr())
+
+
+def made_since(tensor: Tensor, age: int) -> bool:
+    """Tell whether a tensor was computed, with a graph, at that age or later."""
+    return tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() >= age
+
+
+class _OwnGraph(TorchFunctionMode):
+    """A mode in which no graph reaches further than to what is made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since = graph_age()
+        self.made: dict[int, Tensor] = {}
+
+    def _cut(self, t: Tensor) -> Tensor:
+        ours = id(t) in self.made or made_since(t, self.since)
+        return t if ours or not t.requires_grad else t.detach()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.autograd.backward:
+            # no mode is in force while a function that it intercepted runs, and checkpoints
+            # compute again what this one has to see
+            with self:
+                return _run_backward(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(Tensor, self._cut, (args, kwargs or {}))
+        out = func(*args, **kwargs)
+        self.made.update({id(t): t for t in tree_leaves(out) if isinstance(t, Tensor)})
+        return out
+
+
+def _pullback(inputs: Any, value: Any) -> Callable[[Any], Any]:
+    """Return the pullback of ``value`` to ``inputs``, of which it was computed with a graph."""
+    leaves, structure = tree_flatten(inputs)
+    outputs = tree_leaves(value)
+    places = [i for i, out in enumerate(outputs) if out.requires_grad]
+
+    def pullback(cotangent: Any) -> Any:
+        if not places:
+            return tree_unflatten([torch.zeros_like(t) for t in leaves], structure)
+        given = tree_leaves(cotangent)
+        with no_saved_tensor_hooks():
+            slopes = torch.autograd.grad(
+                [outputs[i] for i in places],
+                leaves,
+                [given[i] for i in places],
+                retain_graph=True,
+                create_graph=torch.is_grad_enabled(),
+                materialize_grads=True,
+            )
+        return tree_unflatten(slopes, structure)
+
+    return pullback
+
+
+def products_on_graph(
+    z: Tensor, value: Tensor, *, symmetric: bool
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return ``v -> J v`` and ``w -> J^T w`` of a ``value`` computed from ``z``, with a graph."""
+    pull = _pullback(z, value)
+    if symmetric:
+        return pull, pull
+    push: list[Callable[[Any], Any]] = []
+
+    def mv(v: Tensor) -> Tensor:
+        if not push:
+            push.append(_plain_vjp(pull, (torch.zeros_like(value),))[1])
+        return push[0](v)[0]
+
+    return mv, pull
+
+
+def rows(pull: Callable[[Tensor], Tensor], value: Tensor, n: int) -> Tensor:
+    """Return the matrix ``(*lanes, m, n)`` of a pullback ``w -> J^T w`` by pulling back a basis.
+
+    Lanes do not mix. What a pullback does to one cotangent and not to many at once, it does to
+    one after the other.
+    """
+    m = value.shape[-1]
+
+    def row(e: Tensor) -> Tensor:
+        return pull(e.expand(value.shape))
+
+    if m == 0:
+        return value.new_zeros(*value.shape, n)
+    basis = torch.eye(m, dtype=value.dtype, device=value.device)
+    with no_saved_tensor_hooks():
+        try:
+            return torch.func.vmap(row, out_dims=-2)(basis)
+        except RuntimeError:
+            return torch.stack([row(e) for e in basis], -2)
 
 
 def pushforward(
@@ -166,6 +330,11 @@ def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) 
         return tree_map_only(torch.Tensor, lambda t: _wrap_for_grad(t, level), out)
 
     return staticmethod(jvp)
+
+
+def some(mask: Tensor) -> bool:
+    """Tell whether any entry of ``mask`` is true; assume it where entries cannot be read."""
+    return is_legacy_batchedtensor(mask) or bool(mask.any())
 
 
 def ambient_level() -> int:
@@ -251,6 +420,18 @@ def peel(tensor: Tensor, level: int) -> Tensor:
     while is_functorch_wrapped_tensor(tensor) and maybe_get_level(tensor) > level:
         tensor = get_unwrapped(tensor)
     return tensor
+
+
+def unseen() -> Any:
+    """Return a context in which no function mode sees what is asked of tensors."""
+    return torch._C.DisableTorchFunction()
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often ``tensor``, or what a transform wraps in it, has been written to."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor._version
 
 
 def is_batched(tensor: Tensor) -> bool:

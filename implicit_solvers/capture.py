@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from implicit_solvers.affine_norms import WeightsApart, is_written_out
 from implicit_solvers.autodiff import (
     ambient_level,
     forward_level,
+    graph_age,
     is_functorch_wrapped_tensor,
     level_of,
+    made_since,
     may_have_tangent,
     no_saved_tensor_hooks,
     peel,
@@ -34,10 +37,29 @@ from implicit_solvers.autodiff import (
     unwrap_once,
 )
 
-__all__ = ["Captured", "Substitution", "capture", "isolated", "nested", "note", "resolve"]
+__all__ = [
+    "Captured",
+    "Substitution",
+    "capture",
+    "evaluate_connected",
+    "isolated",
+    "nested",
+    "note",
+    "resolve",
+]
 
-# The scopes in force, innermost last; None stands for a rule of ours, in which none is.
-_SCOPES: list[Any] = []
+
+class _Thread(threading.local):
+    """The scopes in force in this thread, innermost last; None stands for a rule of ours.
+
+    Torch's function modes are per thread too.
+    """
+
+    def __init__(self) -> None:
+        self.scopes: list[Any] = []
+
+
+_THREAD = _Thread()
 
 _PASS_IN_ARGS = (
     "a tensor that the function captures is handed to an inner transform (torch.func.grad, vmap, "
@@ -46,7 +68,7 @@ _PASS_IN_ARGS = (
 
 
 def _innermost() -> Any:
-    return _SCOPES[-1] if _SCOPES else None
+    return _THREAD.scopes[-1] if _THREAD.scopes else None
 
 
 @contextlib.contextmanager
@@ -55,11 +77,11 @@ def isolated() -> Iterator[None]:
 
     Within, every tensor is what it is.
     """
-    _SCOPES.append(None)
+    _THREAD.scopes.append(None)
     try:
         yield
     finally:
-        _SCOPES.pop()
+        _THREAD.scopes.pop()
 
 
 def nested() -> bool:
@@ -75,7 +97,7 @@ def resolve(tensor: Tensor) -> Tensor:
 
 def note(outputs: Any) -> None:
     """Tell enclosing recordings that ``outputs`` were computed inside, by a layer."""
-    for scope in _SCOPES:
+    for scope in _THREAD.scopes:
         if isinstance(scope, _Recording):
             scope.after(outputs)
 
@@ -88,12 +110,12 @@ class _Scope(TorchFunctionMode):
 
     def __enter__(self) -> Any:
         self.outer = _innermost()
-        _SCOPES.append(self)
+        _THREAD.scopes.append(self)
         return super().__enter__()
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
-        _SCOPES.pop()
+        _THREAD.scopes.pop()
 
     def see(self, tensor: Tensor) -> Tensor:
         """Return what stands in the place of ``tensor``."""
@@ -109,6 +131,7 @@ class _Scope(TorchFunctionMode):
         """Do the operation."""
         return func(*args, **kwargs)
 
+    @torch.compiler.disable
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -140,16 +163,23 @@ def _seen(value: Any, see: Callable[[Tensor], Tensor]) -> Any:
 class Captured:
     """What a function reads besides its arguments.
 
-    ``tensors`` matter to derivatives or to a ``vmap``; ``buffers`` are those that it writes, such
-    as running statistics. ``slots`` are the modules' dictionaries and names that held what was
-    read: ``torch.func.functional_call`` puts others there before a backward pass runs.
-    ``normalizes`` tells whether the function calls a normalization of `affine_norms`.
+    ``tensors`` matter to derivatives or to a ``vmap``; ``constants`` do not, and come with the
+    versions that they had; ``buffers`` are those that it writes, such as running statistics.
+    ``slots`` are the modules' dictionaries and names that held what was read:
+    ``torch.func.functional_call`` puts others there before a backward pass runs. ``normalizes``
+    tells whether the function calls a normalization of `affine_norms`, and ``read_out`` by which
+    operations it reads values out of tensors that a derivative is asked for. ``inside`` are
+    leaves of a graph that it makes itself, and ``since`` is the age of its first node.
     """
 
     tensors: tuple[Tensor, ...] = ()
+    constants: tuple[tuple[Tensor, int], ...] = ()
     buffers: tuple[Tensor, ...] = ()
     slots: tuple[tuple[dict[str, Any], str, Tensor], ...] = ()
     normalizes: bool = False
+    read_out: tuple[str, ...] = ()
+    inside: tuple[Tensor, ...] = ()
+    since: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.tensors or self.buffers)
@@ -166,17 +196,63 @@ class Captured:
             for t, c in zip(given, self.tensors, strict=True)
         )
 
+    def check_unchanged(self, name: str) -> None:
+        """Raise, as torch does, if a tensor that the function read has been written to since."""
+        if torch.compiler.is_compiling():
+            return
+        for tensor, version in self.constants:
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"a tensor that {name} captures, {_described(tensor, self.slots)}, has been "
+                    "modified by an inplace operation since the solve, so that the gradient would "
+                    f"be that of another problem: it is at version {tensor._version}, expected "
+                    f"{version}. Replace the tensor instead of writing into it, or take the "
+                    "derivative first"
+                )
+
+    def reach(self, out: Tensor, point: Tensor) -> bool:
+        """Tell whether ``out``, computed at ``point``, leads to anything that requires grad."""
+        return out.requires_grad and _leads_elsewhere(out, (point, *self.inside))
+
+    def check_replaced(self, out: Tensor, operands: Sequence[Tensor], fn: Any) -> None:
+        """Raise if the graph of ``out`` leads to captured tensors past the operands.
+
+        An operation that was given one in secret has it still, whatever a `Substitution` shows.
+        """
+        if transforms_active() or not out.requires_grad:
+            return
+        given = {id(t) for t in operands}
+        originals = [t for t in self.tensors if id(t) not in given]
+        if originals and _leads_to(out, originals, operands):
+            raise RuntimeError(_hidden("the function") + _FIRST_ORDER)
+
+    def check_seen(self, out: Tensor, operands: Sequence[Tensor], name: str) -> None:
+        """Raise if the graph of ``out`` leads to more than the operands, and so would be cut."""
+        if out.requires_grad and _leads_elsewhere(out, (*operands, *self.inside), self.since):
+            raise RuntimeError(_hidden(name) + _FIRST_ORDER)
+
     def __or__(self, other: Captured) -> Captured:
         return Captured(
             _union(self.tensors, other.tensors),
+            # what was seen later counts
+            tuple({id(c[0]): c for c in (*self.constants, *other.constants)}.values()),
             _union(self.buffers, other.buffers),
             self.slots + other.slots,
             self.normalizes or other.normalizes,
+            tuple(dict.fromkeys(self.read_out + other.read_out)),
+            self.inside + other.inside,
+            max(self.since, other.since),
         )
 
 
 def _union(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple({id(t): t for t in (*a, *b)}.values())
+
+
+def _described(tensor: Tensor, slots: Sequence[tuple[dict[str, Any], str, Tensor]]) -> str:
+    shape = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+    names = [f"called {name!r} in its module, " for _, name, held in slots if held is tensor]
+    return "".join(names[:1]) + shape
 
 
 class Substitution(_Scope):
@@ -195,19 +271,12 @@ class Substitution(_Scope):
         replacements = operands[len(operands) - len(captured.tensors) :]
         self.table = {id(c): r for c, r in zip(captured.tensors, replacements, strict=True)}
         self.table.update({id(buffer): buffer.clone() for buffer in captured.buffers})
-        self.captured, self.operands = captured, operands
         self.ours = {id(r) for r in (*operands, *self.table.values())}
-
-    def __enter__(self) -> Any:
-        self.displaced = [(slots, name, slots.get(name)) for slots, name, _ in self.captured.slots]
-        for slots, name, tensor in self.captured.slots:
-            slots[name] = tensor
-        return super().__enter__()
+        self.operands = operands
+        self.instead = _instead(captured)
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
-        for slots, name, tensor in reversed(self.displaced):
-            slots[name] = tensor
         if self.expected and exc[0] is None:
             raise RuntimeError(
                 "the function does not read a tensor any more that it captured in the forward "
@@ -217,6 +286,8 @@ class Substitution(_Scope):
 
     def see(self, tensor: Tensor) -> Tensor:
         """Return the replacement of a captured tensor, any other as it is."""
+        if self.instead:
+            tensor = self.instead.get(id(tensor), tensor)
         if (found := self.table.get(id(tensor))) is not None:
             self.expected.discard(id(tensor))
             return found
@@ -228,17 +299,46 @@ class Substitution(_Scope):
         return tensor
 
 
-class _Recording(_Scope):
-    """Record the tensors that a function reads and did not get or make; cut them off."""
+def _instead(captured: Captured) -> dict[int, Tensor]:
+    """Return what was read in the place of each tensor that a module holds by now.
 
-    def __init__(self, known: Sequence[Tensor]) -> None:
+    Nothing is written into modules: other threads may be using them.
+    """
+    instead: dict[int, Tensor] = {}
+    for slots, name, tensor in captured.slots:
+        now = slots.get(name)
+        if (
+            now is not None
+            and now is not tensor
+            and instead.setdefault(id(now), tensor) is not tensor
+        ):
+            raise RuntimeError(
+                f"the module's tensor {name!r} stands for two tensors that it held in the forward "
+                "pass: pass them in args"
+            )
+    return instead
+
+
+class _Recording(_Scope):
+    """Record the tensors that a function reads and did not get or make.
+
+    They are cut off, unless the evaluation is one of plain autograd, whose graph is younger than
+    ``since``.
+    """
+
+    def __init__(
+        self, inputs: Sequence[Tensor], given: Sequence[Tensor], since: int | None
+    ) -> None:
         super().__init__()
-        self.level = ambient_level()
-        self.known: dict[int, Tensor] = {id(t): t for t in known}
+        self.level, self.cuts = ambient_level(), since is None
+        self.since = graph_age() if since is None else since
+        self.known: dict[int, Tensor] = {id(t): t for t in inputs}
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
         self.constants: dict[int, Tensor] = {}
         self.buffers: list[tuple[Tensor, Tensor, int]] = []
         self.normalizes = False
+        self.read_out: dict[str, None] = {}
+        self.concerned = {id(t) for t, g in zip(inputs, given, strict=True) if _must_reach(g)}
 
     def after(self, out: Any) -> None:
         """Remember the tensors in ``out``: they were computed inside."""
@@ -259,34 +359,52 @@ class _Recording(_Scope):
 
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Do the operation; a normalization as it is done when it is differentiated."""
-        if not is_written_out(func, args, kwargs):
-            return func(*args, **kwargs)
-        with WeightsApart():
-            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in _READS_OUT and args and self._is_concerned(args[0]):
+            self.read_out[_READS_OUT[name]] = None
+        if is_written_out(func, args, kwargs):
+            with WeightsApart():
+                out = func(*args, **kwargs)
+        else:
+            out = func(*args, **kwargs)
+        if self.concerned and name != "detach" and any(map(self._is_concerned, args)):
+            self.concerned.update(id(t) for t in tree_leaves(out) if isinstance(t, Tensor))
+        return out
 
-    def kept(self) -> tuple[Tensor, ...]:
-        """Return what was found and somebody else still holds.
+    def _is_concerned(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and (value.requires_grad or id(value) in self.concerned)
+
+    def kept(self, out: list[Any], name: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the captured tensors, and the constants, that somebody else still holds.
 
         The rest are results of inner transforms and custom functions, which no operation seen
-        here returned: they went with the evaluation.
+        here returned: they went with the evaluation. What they lead to has been seen, or is
+        hidden, which is an error where the graph is cut. ``out`` is emptied.
         """
-        self.known.clear()
-        pairs = list(self.found.values())
+        self.inside = [t for t in self.known.values() if t.requires_grad and t.is_leaf]
+        found = [pair[0] for pair in self.found.values()]
+        constants = list(self.constants.values())
         self.found.clear()
-        kept = []
-        while pairs:
-            tensor = pairs.pop(0)[0]
-            # references: this variable and the argument of getrefcount
-            if sys.getrefcount(tensor) > 2:
-                kept.append(tensor)
-        return tuple(kept)
+        self.constants.clear()
+        self.known.clear()
+        hidden = self.cuts and any(map(self._hides, tree_leaves(out)))
+        out.clear()
+        held, gone = _held(found)
+        if hidden or (self.cuts and any(map(self._hides, gone))):
+            raise RuntimeError(_hidden(name))
+        return held, _held(constants)[0]
+
+    def _hides(self, value: Any) -> bool:
+        if not _requires_grad(value):
+            return False
+        return is_functorch_wrapped_tensor(value) or _leads_elsewhere(value, self.inside)
 
     def restore(self) -> None:
         """Undo what was written into buffers."""
-        with torch.no_grad():
-            for buffer, value, version in reversed(self.buffers):
-                if buffer._version != version:
-                    buffer.copy_(value)
+        for buffer, value, version in reversed(self.buffers):
+            if buffer._version != version:
+                # not a change that a graph must notice
+                buffer.data.copy_(value)
 
     def see(self, tensor: Tensor) -> Tensor:
         """Return a captured tensor's detached stand-in, any other as it is."""
@@ -299,17 +417,100 @@ class _Recording(_Scope):
             bare = peel(tensor, self.level)
             if bare is not tensor:
                 # made by a transform inside the function, which may hold a captured tensor
-                inside = id(bare) in self.known
+                inside = not self.cuts or id(bare) in self.known
                 if not inside and (bare.requires_grad or id(bare) in self.found):
                     raise RuntimeError(_PASS_IN_ARGS)
                 return tensor
             if not _must_reach(tensor):
                 self.constants[id(tensor)] = tensor
                 return tensor
-        stand_in = given.detach()
-        self.after(stand_in)
+            if made_since(tensor, self.since):
+                self.after(tensor)
+                return tensor
+        stand_in = given.detach() if self.cuts else given
+        if stand_in is not tensor:
+            self.after(stand_in)
+            self.concerned.add(id(stand_in))
         self.found[id(tensor)] = (tensor, stand_in)
         return stand_in
+
+
+_READS_OUT = {
+    "item": "item()",
+    "__float__": "float()",
+    "__int__": "int()",
+    "numpy": "numpy()",
+    "tolist": "tolist()",
+    "tensor": "torch.tensor()",
+}
+
+
+def _held(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Part tensors in those that somebody else holds, and the others."""
+    held: list[Tensor] = []
+    gone: list[Tensor] = []
+    while tensors:
+        tensor = tensors.pop(0)
+        # references: this variable and the argument of getrefcount
+        (held if sys.getrefcount(tensor) > 2 else gone).append(tensor)
+    return held, gone
+
+
+def _hidden(name: str) -> str:
+    return (
+        f"{name} depends on a tensor that requires grad and that it neither gets in args nor "
+        "reads through torch operations (a custom autograd.Function or a scripted module that "
+        "holds it?): pass it in args"
+    )
+
+
+_FIRST_ORDER = (
+    " (what goes through such an operation is a gradient of first order, by backward(); and none "
+    'with on_failure="mask" where a problem failed)'
+)
+
+
+def _leads_to(out: Tensor, tensors: Sequence[Tensor], past: Sequence[Tensor]) -> bool:
+    """Tell whether the graph of ``out`` leads to one of the tensors, not through those ``past``."""
+    if out.grad_fn is None:
+        return False
+    ends = {id(t) for t in tensors if t.grad_fn is None}
+    nodes = {t.grad_fn for t in tensors if t.grad_fn is not None}
+    stops = {t.grad_fn for t in past if t.grad_fn is not None}
+    return any(
+        node in nodes or id(getattr(node, "variable", None)) in ends
+        for node in _graph(out.grad_fn, stops)
+    )
+
+
+def _graph(root: Any, stops: set[Any]) -> Iterator[Any]:
+    """Go through the nodes of a graph, not past the ``stops``."""
+    nodes, seen = [root], set(stops)
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        nodes += [following for following, _ in node.next_functions if following is not None]
+
+
+def _leads_elsewhere(out: Tensor, known: Sequence[Tensor], since: int = 0) -> bool:
+    """Tell whether the graph of ``out`` leads to anything but the ``known`` tensors.
+
+    With ``since``, nodes that are older than that are other tensors' too.
+    """
+    ours = {t.grad_fn for t in known if t.grad_fn is not None}
+    leaves = {id(t) for t in known if t.grad_fn is None}
+    if out.grad_fn is None:
+        return id(out) not in leaves
+    for node in _graph(out.grad_fn, ours):
+        if (variable := getattr(node, "variable", None)) is not None:
+            if id(variable) not in leaves:
+                return True
+        elif node._sequence_nr() < since:
+            return True
+    return False
 
 
 def _writes(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
@@ -419,29 +620,54 @@ def capture(
     """
     if not _concerned():
         return Captured()
-    aliases = [t.detach() for t in inputs]
+    with no_saved_tensor_hooks():
+        return _record(fn, [t.detach() for t in inputs], inputs, name, owner)[1]
+
+
+def evaluate_connected(
+    fn: Callable[..., Tensor], inputs: Sequence[Tensor], name: str, owner: Any
+) -> tuple[Tensor, Captured]:
+    """Return ``fn(*inputs)`` with its graph, and what the function read, as `capture` does.
+
+    For plain autograd: the graph holds what an operation hides from us, too.
+    """
+    since = graph_age()
+    # what is also captured is told apart
+    aliases = [t.view_as(t) if t.requires_grad else t for t in inputs[1:]]
+    return _record(fn, (inputs[0], *aliases), inputs, name, owner, since)
+
+
+def _record(
+    fn: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    given: Sequence[Tensor],
+    name: str,
+    owner: Any,
+    since: int | None = None,
+) -> tuple[Any, Captured]:
+    """Evaluate and record; with the graph from the age of ``since``, or cut off."""
     devices = sorted({t.device.index for t in inputs if t.device.type == "cuda"})
-    recording = _Recording(aliases)
-    with (
-        no_saved_tensor_hooks(),
-        torch.random.fork_rng(devices=devices),
-        torch.enable_grad(),
-        recording,
-    ):
-        out = fn(*aliases)
-    recording.restore()
-    if any(_requires_grad(leaf) for leaf in tree_leaves(out)):
-        raise RuntimeError(
-            f"{name} depends on a tensor that requires grad and that it neither gets in args nor "
-            "reads through torch operations (a custom autograd.Function that captures it?): pass "
-            "it in args"
+    recording = _Recording(inputs, given, since)
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), recording:
+        out = [fn(*inputs)]
+    with isolated():  # what is looked at here, no scope around has to see
+        recording.restore()
+        value = None if since is None else out[0]
+        tensors, constants = recording.kept(out, name)
+        buffers = _union((), tuple(buffer for buffer, _, _ in recording.buffers))
+        written = {id(buffer) for buffer in buffers}
+        read = (*tensors, *constants)
+        captured = Captured(
+            tuple(tensors),
+            tuple((t, t._version) for t in constants if id(t) not in written),
+            buffers,
+            tuple(_slots_of(owner, read)) if read else (),
+            recording.normalizes,
+            tuple(recording.read_out),
+            tuple(recording.inside),
+            since or 0,
         )
-    del out
-    tensors = recording.kept()
-    buffers = _union((), tuple(buffer for buffer, _, _ in recording.buffers))
-    read = (*tensors, *recording.constants.values())
-    slots = tuple(_slots_of(owner, read)) if read else ()
-    return Captured(tensors, buffers, slots, recording.normalizes)
+    return value, captured
 
 
 def _requires_grad(value: Any) -> bool:

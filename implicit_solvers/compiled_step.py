@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,6 +31,8 @@ LIMIT = 64
 """How many graphs one step of one function may have: for dtypes, shapes, changed closures."""
 
 _BUCKET = 8
+
+_LOCK = threading.RLock()
 
 # The step of each solver for each user's function, or for the code of it.
 _STEPS: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
@@ -57,10 +61,24 @@ def compiled_step(
             f"{torch.__version__}: leave compile out"
         )
     anchor = _anchor(problem.source)
-    steps = _STEPS.setdefault(anchor, {})
-    if solver not in steps:
-        steps[solver] = _Compiled(forms, type(solver).__name__)
+    with _LOCK:
+        steps = _STEPS.setdefault(anchor, {})
+        if solver not in steps:
+            steps[solver] = _Compiled(forms, type(solver).__name__)
     return partial(steps[solver], solver)
+
+
+@contextlib.contextmanager
+def _own_limits() -> Iterator[None]:
+    """Set Dynamo's limits while a step runs; its settings are per thread."""
+    config = torch._dynamo.config
+    # config.patch would take three times as long
+    before = config.recompile_limit, config.fail_on_recompile_limit_hit
+    config.recompile_limit, config.fail_on_recompile_limit_hit = LIMIT, True
+    try:
+        yield
+    finally:
+        config.recompile_limit, config.fail_on_recompile_limit_hit = before
 
 
 class _Compiled:
@@ -77,25 +95,22 @@ class _Compiled:
         self.step = torch.compile(own, fullgraph=True)
 
     def __call__(self, solver: Any, problem: Any, state: Any) -> Any:
-        config = torch._dynamo.config
-        # config.patch would take three times as long
-        before = config.recompile_limit, config.fail_on_recompile_limit_hit
-        config.recompile_limit, config.fail_on_recompile_limit_hit = LIMIT, True
+        step, form = self.step, self.form
         try:
-            with saved_tensor_hooks_restored():
-                return self.step(self.form, solver, problem, state)
+            with _own_limits(), saved_tensor_hooks_restored():
+                return step(form, solver, problem, state)
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             raise
         except (torch._dynamo.exc.TorchDynamoException, AssertionError) as error:
-            if not self.forms:
+            if form is self.form and not self.forms:
                 error.add_note(
                     f"{self.name}(compile=True) compiles its step together with the function that "
                     "it solves for, which could not be traced: leave compile out of it"
                 )
                 raise
-        finally:
-            config.recompile_limit, config.fail_on_recompile_limit_hit = before
-        self._choose()
+        with _LOCK:
+            if form is self.form:
+                self._choose()
         return self(solver, problem, state)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
-from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.driver import Task, name_of, solve_equation
 from implicit_solvers.fixed_points import FixedPointEquation
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.problem import Equation, EquationProblem
@@ -244,7 +244,14 @@ def _decorator(
             tensors, join = split_tensors(args)
 
             def call(z: Tensor, lane_tensors: list[Tensor]) -> Tensor:
-                out = solver(structure.unravel(z), *join(lane_tensors))
+                # copies: NumPy shares memory, and a solver may write into what it is given
+                copies = [t.clone() for t in lane_tensors]
+                out = solver(structure.unravel(z.clone()), *join(copies))
+                if out is None:
+                    raise TypeError(
+                        f"your solver {name_of(solver)} returned None: return the root, as tensors "
+                        "or NumPy arrays of the structure of z0"
+                    )
                 out = tree_map(
                     functools.partial(_as_tensor, dtype=structure.dtype, device=z.device), out
                 )

@@ -19,11 +19,14 @@ from implicit_solvers.autodiff import (
     differentiable,
     forward_mode_disabled,
     live,
+    needs_backward,
     nested_jvp,
     no_saved_tensor_hooks,
     pushforward,
+    some,
     vjp,
 )
+from implicit_solvers.capture import Captured
 from implicit_solvers.first_order import first_order_only
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes
@@ -34,7 +37,7 @@ from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
 from implicit_solvers.masking import lane_gradient, lane_pushforward
-from implicit_solvers.monitoring import observe
+from implicit_solvers.monitoring import Monitor, observe
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import OnFailure, enforce, failed
 from implicit_solvers.tolerance import rms
@@ -134,7 +137,7 @@ class AttachSpec:
     adjoint whose derivatives are of first order only.
 
     The operands are, in this order, ``hints`` factors that the solver left, the tensors of the
-    preconditioner, and the equation's own.
+    preconditioner, and the equation's own, among them what the function ``captured``.
     """
 
     equation: Equation
@@ -147,6 +150,8 @@ class AttachSpec:
     preconditioner: OperatorTemplate | Jacobi | None = None
     preconditioner_tensors: int = 0
     adjoint_start: AdjointMemory | None = None
+    captured: Captured = Captured()
+    monitors: tuple[Monitor, ...] = ()
 
     @property
     def lead(self) -> int:
@@ -191,34 +196,50 @@ class AttachSpec:
             preconditioner_tensors=self.preconditioner_tensors,
             transposed=transposed and not self.equation.symmetric,
             adjoint_start=self.adjoint_start if transposed else None,
+            monitors=self.monitors,
         )
 
 
 class Attach(Function):
-    """Return the solution ``z`` as it is, with the derivatives of the equation."""
+    """Return the solution ``z`` as it is, with the derivatives of the equation.
+
+    In plain autograd the ``condition`` comes with the graph of its evaluation at ``z``: a gradient
+    of first order goes through that, and so through all that plain autograd goes through. Any
+    other derivative is one of the operands.
+    """
 
     @staticmethod
-    def forward(spec: AttachSpec, z: Tensor, bad: Tensor, *operands: Tensor) -> Tensor:
+    def forward(
+        spec: AttachSpec, z: Tensor, bad: Tensor, condition: Tensor | None, *operands: Tensor
+    ) -> Tensor:
         """Return ``z``."""
         return z.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the solution that is returned: it is connected to the graph."""
-        ctx.spec, _, bad, *operands = inputs
+        ctx.spec, z, bad, condition, *operands = inputs
+        point = None if condition is None else z
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, bad, *operands)
-        ctx.save_for_forward(output, bad, *operands)
+        ctx.save_for_backward(output, bad, point, condition, *operands)
+        ctx.save_for_forward(output, bad, point, condition, *operands)
 
     @staticmethod
     def backward(ctx: Any, gz: Tensor | None) -> tuple[Any, ...]:
         """Solve with the transposed Jacobian, then pull back through the equation."""
         spec, inputs = ctx.spec, len(ctx.needs_input_grad)
-        gz, z, bad, *operands = live(gz, *ctx.saved_tensors)
+        gz, z, bad, point, value, *operands = live(gz, *ctx.saved_tensors)
         if gz is None:
             return (None,) * inputs
+        spec.captured.check_unchanged(f"the function of {spec.label}")
         lead, theta = operands[: spec.lead], operands[spec.lead :]
-        w, also_bad = _inverse_times(spec, True, gz, bad, z, lead, theta)
+        first = value is not None and not torch.is_grad_enabled()
+        graph = (point, value) if first else None
+        w, also_bad = _inverse_times(spec, True, gz, bad, z, lead, theta, graph)
+        if first and not (spec.masked and some(bad | also_bad)):
+            return (None, None, None, -w, *(None,) * (inputs - 4))
+        if value is not None:
+            spec.captured.check_seen(value, (point, *theta), f"the function of {spec.label}")
         needed = ctx.needs_input_grad[inputs - len(theta) :]
         condition, places = _condition(spec, z, theta, needed)
         result: list[Any] = [None] * len(theta)
@@ -241,7 +262,8 @@ class Attach(Function):
     @nested_jvp
     def jvp(spec: AttachSpec, saved: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Any:
         """Push the tangents through the equation, then solve with the Jacobian."""
-        z, bad, *operands = saved
+        z, bad, _, _, *operands = saved
+        spec.captured.check_unchanged(f"the function of {spec.label}")
         lead, theta = operands[: spec.lead], operands[spec.lead :]
         moved = tangents[len(tangents) - len(theta) :] if theta else ()
         condition, places = _condition(spec, z, theta, [t is not None for t in moved])
@@ -259,15 +281,21 @@ class Attach(Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Any, spec: AttachSpec, z: Tensor, bad: Tensor, *operands: Tensor
+        info: Any,
+        in_dims: Any,
+        spec: AttachSpec,
+        z: Tensor,
+        bad: Tensor,
+        condition: None,
+        *operands: Tensor,
     ) -> Any:
         """Move the new lanes to the front and apply the rule again."""
-        _, dim, bad_dim, *dims = in_dims
+        _, dim, bad_dim, _, *dims = in_dims
         lanes, z, rest = spec.lanes.lift(
             info.batch_size, (z, dim), list(zip(operands, dims, strict=True))
         )
         _, bad, _ = Lanes().lift(info.batch_size, (bad, bad_dim), [])
-        return Attach.apply(replace(spec, lanes=lanes), z, bad, *rest), 0
+        return Attach.apply(replace(spec, lanes=lanes), z, bad, condition, *rest), 0
 
 
 def _inverse_times(
@@ -278,13 +306,23 @@ def _inverse_times(
     z: Tensor,
     lead: Sequence[Tensor],
     theta: Sequence[Tensor],
+    graph: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``A^-1 rhs`` or ``A^-T rhs``, and in which lanes that failed."""
+    """Return ``A^-1 rhs`` or ``A^-T rhs``, and in which lanes that failed.
+
+    ``graph`` is a point and the condition there, where the graph of that may be used.
+    """
     if spec.linear_solver is None:
         # where, not a product: a lane that failed may hold anything
         return (torch.where(bad.unsqueeze(-1), 0.0, rhs) if spec.masked else rhs), bad
     skip = bad if spec.masked else None
-    x, status, *_ = solve_linear(spec.linear(transposed), rhs, None, skip, (*lead, z, *theta))
+    solve, operands = spec.linear(transposed), (*lead, z, *theta)
+    try:
+        x, status, *_ = solve_linear(replace(solve, graph=graph), rhs, None, skip, operands)
+    except RuntimeError as error:
+        if graph is None or not needs_backward(error):
+            raise
+        x, status, *_ = solve_linear(solve, rhs, None, skip, operands)
     return x, failed(status)
 
 
@@ -305,11 +343,19 @@ def _condition(
 
 
 def attach_derivatives(
-    spec: AttachSpec, z: Tensor, status: Tensor, operands: Sequence[Tensor]
+    spec: AttachSpec,
+    z: Tensor,
+    status: Tensor,
+    condition: Tensor | None,
+    operands: Sequence[Tensor],
 ) -> Tensor:
-    """Return ``z`` with the derivatives of the equation with respect to the operands."""
+    """Return ``z`` with the derivatives of the equation with respect to the operands.
+
+    In plain autograd, ``condition`` is the equation's at ``z``, with its graph.
+    """
     if not isinstance(spec.linear_solver, LU):
         lanes = spec.lanes.keep(range(spec.hints, len(operands)))
         operands = operands[spec.hints :]
         spec = replace(spec, lanes=lanes, hints=0)
-    return Attach.apply(spec, z.detach(), failed(status), *operands)
+    point = z.detach() if condition is None else z
+    return Attach.apply(spec, point, failed(status), condition, *operands)

@@ -18,11 +18,13 @@ from implicit_solvers.autodiff import forward_level, is_batched, transforms_acti
 from implicit_solvers.capture import (
     Captured,
     capture,
+    evaluate_connected,
     isolated,
     nested,
     note,
     resolve,
 )
+from implicit_solvers.checks import check_lanes_apart, check_reads
 from implicit_solvers.differentiate import (
     AttachSpec,
     SolveSpec,
@@ -37,6 +39,7 @@ from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.solve import check_adjoint_start
 from implicit_solvers.linear.specification import LinearSolver
+from implicit_solvers.monitoring import monitors
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.structure import Structure, split_tensors
@@ -117,8 +120,19 @@ def solve_equation(
 
     z = z[..., : structure.size]  # an empty batch comes back as it was given
     # Branches that were not taken at the start may read more tensors at the solution.
-    at_solution = capture(raw, (z, *tensors), name, task.fn)
+    equation = task.differentiated or task.equation
+    condition: Tensor | None = None
+    unrolled = isinstance(task.adjoint, UnrolledAdjoint)
+    if lift or forward_level() or unrolled or not torch.is_grad_enabled():
+        at_solution = capture(raw, (z, *tensors), name, task.fn)
+    else:
+        condition, at_solution = evaluate_connected(
+            equation(raw).condition, (z := z.detach().requires_grad_(), *tensors), name, task.fn
+        )
     captured = captured | at_solution
+    check_reads(captured, task.label, task.check)
+    if task.check and task.batch_dims and not lift:
+        check_lanes_apart(equation(raw).condition, z, tensors, ~failed(status), task.label)
     operands = [resolve(t) for t in (*tensors, *captured.tensors)]
     if isinstance(task.adjoint, UnrolledAdjoint) and start.numel():
         z = _unrolled(
@@ -132,14 +146,13 @@ def solve_equation(
             z if task.on_failure == "mask" else None,
             failed(status),
         )
-    elif _differentiable(operands):
+    elif _differentiable(operands) or (condition is not None and captured.reach(condition, z)):
         M, M_tensors = adjoint_preconditioner(task, structure, z, join(tensors))
         hints = len(factors)
         own = lanes(len(captured.tensors))
         levels = ((),) * (hints + len(M_tensors))
         known = own.native_carried
         lead_known = (task.batch_dims > 0,) * hints + (False,) * len(M_tensors)
-        equation = task.differentiated or task.equation
         attach = AttachSpec(
             equation(explicit(captured, at_solution.tensors)),
             adjoint_solver,
@@ -157,9 +170,11 @@ def solve_equation(
             adjoint_start=(
                 None if task.adjoint_start is None else AdjointMemory(task.adjoint_start, structure)
             ),
+            captured=captured,
+            monitors=monitors(),
         )
         with isolated():
-            z = attach_derivatives(attach, z, status, (*factors, *M_tensors, *operands))
+            z = attach_derivatives(attach, z, status, condition, (*factors, *M_tensors, *operands))
     value = structure.unravel(z)
     solution = Solution(value, status == Status.CONVERGED, iterations, residual, status)
     note(solution)

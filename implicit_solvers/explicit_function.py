@@ -28,7 +28,9 @@ class ExplicitFunction:
     def __call__(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Evaluate with the operands in the places of the captured tensors."""
         with Substitution(self.captured, (z, *operands), self.expected):
-            return self.fn(z, *operands[: self.arguments])
+            out = self.fn(z, *operands[: self.arguments])
+        self.captured.check_replaced(out, (z, *operands), self.fn)
+        return out
 
 
 def reading_by_itself(

@@ -41,6 +41,7 @@ def fixed_point(
     has_aux: bool = False,
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
+    check: bool = False,
 ) -> Solution:
     """Find a fixed point ``z = fn(z, *args)``, differentiable in everything that ``fn`` uses.
 
@@ -58,7 +59,7 @@ def fixed_point(
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
         `Anderson`, by default; `FixedPointIteration`, `Aitken`, or any solver for roots.
-    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start
+    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
     Returns
@@ -99,5 +100,6 @@ def fixed_point(
         has_aux,
         on_failure,
         adjoint_start=adjoint_start,
+        check=check,
     )
     return solve_equation(task, z0, args)

@@ -75,6 +75,7 @@ def minimize(
     has_aux: bool = False,
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
+    check: bool = False,
 ) -> Solution:
     """Find a local minimum ``z`` of ``fn(z, *args)``, differentiable in everything ``fn`` uses.
 
@@ -94,7 +95,7 @@ def minimize(
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
         `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`.
-    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start
+    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
     Returns
@@ -134,5 +135,6 @@ def minimize(
         has_aux,
         on_failure,
         adjoint_start=adjoint_start,
+        check=check,
     )
     return solve_equation(task, z0, args)

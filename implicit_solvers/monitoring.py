@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from implicit_solvers.solution import Status
 
-__all__ = ["Monitor", "SolveRecord", "monitor", "observe"]
+__all__ = ["Monitor", "SolveRecord", "monitor", "monitors", "observe"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SolveRecord:
     seconds: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Monitor:
     """The log that `monitor` fills: a list of `SolveRecord`, with a table.
 
@@ -80,6 +80,7 @@ class Monitor:
     """
 
     records: list[SolveRecord] = field(default_factory=list)
+    open: bool = field(default=True, repr=False)
 
     def adjoints(self) -> list[SolveRecord]:
         """Return the records of the backward (and tangent) solves."""
@@ -107,9 +108,22 @@ class Monitor:
         (console or Console()).print(table)
 
 
-# Not thread-local: autograd runs CUDA backward passes, and so their solves, in threads of its own.
-_ACTIVE: list[Monitor] = []
-_LOCK = threading.Lock()
+class _Thread(threading.local):
+    """The monitors that are open in this thread."""
+
+    def __init__(self) -> None:
+        self.monitors: tuple[Monitor, ...] = ()
+
+
+_THREAD = _Thread()
+
+
+def monitors() -> tuple[Monitor, ...]:
+    """Return the monitors that are open in this thread.
+
+    A backward pass may run in another one, as autograd's on CUDA do: its solves are theirs too.
+    """
+    return _THREAD.monitors
 
 
 @contextlib.contextmanager
@@ -118,8 +132,9 @@ def monitor() -> Iterator[Monitor]:
 
     It is the channel for the residual of the adjoint solves, ``norm(b - A x) / norm(b)`` in each
     lane. Outside such a block nothing is recorded and nothing is paid. Blocks may be nested: each
-    records all solves inside of it, those of other threads included. What ``torch.compile`` traces
-    is not recorded.
+    records all solves inside of it. A block is of one thread: solves of other threads are not
+    recorded, but for the backward passes of what was solved inside, as long as it is open. What
+    ``torch.compile`` traces is not recorded.
 
     Yields
     ------
@@ -138,20 +153,22 @@ def monitor() -> Iterator[Monitor]:
     True
     """
     log = Monitor()
-    with _LOCK:
-        _ACTIVE.append(log)
+    _THREAD.monitors = (*_THREAD.monitors, log)
     try:
         yield log
     finally:
-        with _LOCK:
-            _ACTIVE[:] = [other for other in _ACTIVE if other is not log]
+        log.open = False
+        _THREAD.monitors = tuple(other for other in _THREAD.monitors if other is not log)
 
 
 class observe:
-    """Time a solve and hand its record to every active monitor."""
+    """Time a solve and hand its record to every open monitor, of this thread and ``others``."""
 
-    def __init__(self, equation: str, solver: object) -> None:
-        self.active = [] if torch.compiler.is_compiling() else list(_ACTIVE)
+    def __init__(self, equation: str, solver: object, others: Sequence[Monitor] = ()) -> None:
+        self.active: list[Monitor] = []
+        if not torch.compiler.is_compiling():
+            here = _THREAD.monitors
+            self.active = [*here, *(log for log in others if log.open and log not in here)]
         self.equation, self.solver = equation, type(solver).__name__
         self.start = time.perf_counter() if self.active else 0.0
 

@@ -82,6 +82,7 @@ def least_squares(
     has_aux: bool = False,
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
+    check: bool = False,
 ) -> Solution:
     """Minimize ``|fn(z, *args)|^2 / 2``, differentiable in everything that ``fn`` uses.
 
@@ -105,7 +106,7 @@ def least_squares(
     gauss_newton
         Whether the derivative uses ``J^T J`` in place of the full Hessian. It is biased unless
         the residuals vanish, hence of first order only: an error when it is differentiated again.
-    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start
+    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
     Returns
@@ -158,5 +159,6 @@ def least_squares(
         on_failure,
         GaussNewtonEquation if gauss_newton else None,
         adjoint_start=adjoint_start,
+        check=check,
     )
     return solve_equation(task, z0, args)

@@ -50,6 +50,7 @@ def root(
     has_aux: bool = False,
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
+    check: bool = False,
 ) -> Solution:
     """Find a root ``z`` of ``fn(z, *args) = 0``, differentiable in everything that ``fn`` uses.
 
@@ -93,6 +94,10 @@ def root(
     adjoint_start
         An `AdjointStart`, for an adjoint with an iterative linear solver: where the backward
         solve starts, and where it leaves its solution for the next.
+    check
+        Whether to look, at the cost of two products, for what derivatives would silently miss:
+        values that ``fn`` reads out of tensors (``item()``, ``float()``, ``numpy()``), and, with
+        ``batch_dims``, lanes that ``fn`` mixes.
 
     Returns
     -------
@@ -148,6 +153,7 @@ def root(
         has_aux,
         on_failure,
         adjoint_start=adjoint_start,
+        check=check,
         in_graph=in_graph,
     )
     return solve_equation(task, z0, args, ends=ends)

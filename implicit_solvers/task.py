@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from implicit_solvers.adjoint import Adjoint
+from implicit_solvers.guarded_call import GuardedCall
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure
@@ -25,7 +26,8 @@ class Task:
 
     ``read`` ravels and checks what ``fn`` returns, given the structure of ``z`` and the shape of
     the lanes at hand. ``differentiated`` is the equation that derivatives come from, if it is not
-    the one that is solved; ``in_graph`` is the solver inside of a compiled graph, if it is another.
+    the one that is solved; ``in_graph`` is the solver inside of a compiled graph, if it is another;
+    ``check`` tells whether to look for what derivatives would silently miss.
     """
 
     equation: type[Equation]
@@ -40,6 +42,7 @@ class Task:
     differentiated: type[Equation] | None = None
     adjoint_start: AdjointStart | None = None
     in_graph: Any = None
+    check: bool = False
 
     @property
     def label(self) -> str:
@@ -50,9 +53,10 @@ class Task:
         self, structure: Structure, join: Callable[[Sequence[Tensor]], Any]
     ) -> Callable[..., Tensor]:
         """Return ``fn`` as a function of a raveled ``z`` and the tensors of its arguments."""
+        call = GuardedCall(self.fn, self.label)
 
         def fn(z: Tensor, *tensors: Tensor) -> Tensor:
-            out = self.fn(structure.unravel(z), *join(tensors))
+            out = call(structure.unravel(z), join(tensors))
             if self.has_aux:
                 out = _first_of_two(out)
             return self.read(out, structure, z.shape[:-1])

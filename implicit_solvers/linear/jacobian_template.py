@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from implicit_solvers.autodiff import no_saved_tensor_hooks, slope, unwatched, vjp
+from implicit_solvers.autodiff import no_saved_tensor_hooks, rows, slope, unwatched, vjp
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.template import Products, Template
 
@@ -89,10 +89,8 @@ class JacobianTemplate:
         basis that the lanes share take less of it; so native lanes are taken one by one.
         """
         if unwatched() and like.numel() * like.shape[-1] <= MANY_ENTRIES:
-            # some of torch's derivatives have no batching rule at first order, and one at second
-            with contextlib.suppress(RuntimeError):
-                return self._rows(lanes, tensors)
-        elif unwatched() and lanes.native and lanes.separable and not lanes.sizes:
+            return self._rows(lanes, tensors)
+        if unwatched() and lanes.native and lanes.separable and not lanes.sizes:
             # what a function refuses here it may do for the batch; if not, it says so again
             with contextlib.suppress(Exception), no_saved_tensor_hooks():
                 # one that captures a tensor of all lanes answers for all: of one it must not
@@ -104,21 +102,10 @@ class JacobianTemplate:
         return lanes.over(self.dense)(like, *tensors)
 
     def _rows(self, lanes: Lanes, tensors: Sequence[Tensor]) -> Tensor:
+        z, *operands = tensors
         fn = lanes.keep(range(1, len(tensors))).over(self.fn)
-        with torch.enable_grad(), no_saved_tensor_hooks():
-            leaf = tensors[0].detach().requires_grad_()
-            out = fn(leaf, *tensors[1:])
-            m, n = out.shape[-1], leaf.shape[-1]
-            if not out.requires_grad:
-                return out.new_zeros(*out.shape, n)
-
-            def row(e: Tensor) -> Tensor:
-                return torch.autograd.grad(
-                    out, leaf, e.expand(out.shape), retain_graph=True, materialize_grads=True
-                )[0]
-
-            eye = torch.eye(m, dtype=out.dtype, device=out.device)
-            return vmap(row, out_dims=-2)(eye)
+        value, pull = vjp(lambda u: fn(u, *operands), z)
+        return rows(lambda w: pull(w)[0], value, z.shape[-1])
 
     def diagonal_entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the diagonal of ``J``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from implicit_solvers.autodiff import no_saved_tensor_hooks, unwatched
+from implicit_solvers.autodiff import no_saved_tensor_hooks, products_on_graph, rows, unwatched
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
@@ -43,6 +43,9 @@ class LaneMap:
         A vector: a tensor of their dtype and device, and of their size if the map is square.
     basis
         The identity, if it is at hand.
+    graph
+        Of a Jacobian: a point, and the function's value there with its graph, on which products
+        are made then. `take` leaves it behind.
     local
         In a compiled graph: whether the map is used in the body that makes it only. A
         linearization cannot be carried into the body of a loop.
@@ -60,7 +63,9 @@ class LaneMap:
         transposed: bool = False,
         basis: Tensor | None = None,
         local: bool = False,
+        graph: tuple[Tensor, Tensor] | None = None,
     ) -> None:
+        self.graph = graph
         self.basis, self.local = basis, local
         self.template, self.lanes, self.shape = template, lanes, shape
         self.tensors: Sequence[Tensor] = tuple(tensors)
@@ -93,7 +98,9 @@ class LaneMap:
     def _make_products(self) -> Products:
         if torch.compiler.is_compiling() and not self.local:
             return self.template.products(self.lanes, self._like(), self.tensors)
-        if self._products is None:
+        if self._products is None and self.graph is not None:
+            self._products = products_on_graph(*self.graph, symmetric=self.symmetric)
+        elif self._products is None:
             self._products = self.template.products(self.lanes, self._like(), self.tensors)
         return self._products
 
@@ -121,7 +128,11 @@ class LaneMap:
         """Return the matrices ``(grid, m, n)``, never transposed."""
         if self._matrices is not None:
             return self._matrices
-        matrices = self.template.matrices(self.lanes, self._like(), self.tensors, self.basis)
+        if self.graph is not None:
+            point, value = self.graph
+            matrices = rows(self._make_products()[1], value.detach(), point.shape[-1])
+        else:
+            matrices = self.template.matrices(self.lanes, self._like(), self.tensors, self.basis)
         return matrices.reshape(self.grid, *matrices.shape[-2:])
 
     def form(self) -> None:

@@ -79,7 +79,7 @@ def solve_in_lanes(
     """
     if skip is not None:
         b = torch.where(skip.unsqueeze(-1), 0.0, b)
-    watch = observe(spec.label, spec.solver)
+    watch = observe(spec.label, spec.solver, spec.monitors)
     n = spec.size(b)
     grid = _Grid(spec.lanes, b.shape[:-1])
     first = spec.hints
@@ -107,6 +107,7 @@ def solve_in_lanes(
             # a lane that nothing depends on has no way to go
             start = torch.where((b == 0).all(-1, keepdim=True), 0.0, start)
     A = lane_map(spec.template, second, len(operands))
+    A.graph = spec.graph
     made: tuple[Tensor, ...] = ()
     residual: Tensor | None = None
     first_x = None if start is None else grid.flat(start)

@@ -39,6 +39,7 @@ from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
 from implicit_solvers.linear.traced_system import solve_linear_in_graph, system_obstacle
+from implicit_solvers.monitoring import monitors
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
 
@@ -336,6 +337,7 @@ def _solve(
         preconditioner=M,
         preconditioner_tensors=len(M_tensors),
         adjoint_start=None if adjoint_start is None else AdjointMemory(adjoint_start, structure),
+        monitors=monitors(),
     )
     start = None
     if x0 is not None:
@@ -397,6 +399,7 @@ def operator_template(
         return join(tensors[:count])
 
     def bare(tensors: Sequence[Tensor]) -> bool:
+        captured.check_unchanged(f"the function of {type(A).__name__}")
         if not (captured or captured.normalizes):
             return True
         return outermost and unwatched() and captured.unmoved(tensors)

@@ -15,6 +15,7 @@ from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.template import Template
 from implicit_solvers.masking import lane_gradient
+from implicit_solvers.monitoring import Monitor
 from implicit_solvers.solution import OnFailure
 
 __all__ = ["LinearSolveSpec", "LinearSolver"]
@@ -27,7 +28,9 @@ class LinearSolveSpec:
     """What a linear solve is, its tensors aside.
 
     Its operands are, in this order, ``hints`` factors of a direct solver (``exact`` if they are
-    those of this very operator), the tensors of the preconditioner, and those of the operator.
+    those of this very operator), the tensors of the preconditioner, and those of the operator. If
+    the operator is a Jacobian, ``graph`` may be a point and the value there, with its graph.
+    ``monitors`` were open when what is differentiated was solved.
     """
 
     template: Template
@@ -42,6 +45,8 @@ class LinearSolveSpec:
     preconditioner_tensors: int = 0
     transposed: bool = False
     adjoint_start: AdjointMemory | None = None
+    graph: tuple[Tensor, Tensor] | None = None
+    monitors: tuple[Monitor, ...] = ()
 
     @property
     def operator_lanes(self) -> Lanes:

@@ -209,10 +209,13 @@ def check_native_lanes(point: Point) -> list[Entry]:
     if subject.batch_dims == 0 or subject.start is None:
         return []
     index = subject.lane_index
+    entries = _apart(point, index)
+    if entries and entries[0].result == "failed":
+        return entries
     carrying = [k for k, given in enumerate(subject.in_args) if given.lanes]
     if len(index) < 2 or not carrying:
         why = "one lane alone" if len(index) < 2 else "in_dims names no args that carry lanes"
-        return [Entry("lanes", "batch_dims", "skipped", cause=why)]
+        return [*entries, Entry("lanes", "batch_dims", "skipped", cause=why)]
     changed = subject.arguments()
     first = (0,) * subject.batch_dims
     for k in carrying:
@@ -226,9 +229,9 @@ def check_native_lanes(point: Point) -> list[Entry]:
         return [explain_exception("lanes", "batch_dims", error, point)]
     others = index[1:].reshape(-1)
     rough = 8 * point.accuracy
-    entries = [
+    entries.append(
         _leak("lane 0 changed", "others' values", before[0][others], after[0][others], rough)
-    ]
+    )
     for k in carrying:
         name = subject.in_args[k].name
         a, b = before[1][k], after[1][k]
@@ -243,6 +246,17 @@ def check_native_lanes(point: Point) -> list[Entry]:
             )
         )
     return entries
+
+
+def _apart(point: Point, index: Tensor) -> list[Entry]:
+    """Look whether the Jacobian has entries between lanes, where it was formed."""
+    if point.exact is None:
+        return []
+    between = point.exact.A.clone()
+    for lane in index:
+        between[lane.unsqueeze(-1), lane] = 0.0
+    zero = torch.zeros_like(between)
+    return [_leak("lanes apart", "the Jacobian's blocks", zero, between, 0.0)]
 
 
 def _others(tensor: Tensor, first: tuple[int, ...]) -> Tensor:
@@ -303,6 +317,9 @@ def _failed_vmap_lane(point: Point, subject: Subject) -> list[Entry]:
 
 def _failed_native_lane(point: Point, subject: Subject) -> list[Entry]:
     index = subject.lane_index
+    entries = _apart(point, index)
+    if entries and entries[0].result == "failed":
+        return entries
     carrying = [k for k, given in enumerate(subject.in_args) if given.lanes]
     if len(index) < 2 or not carrying or not subject.separable:
         why = "needs in_dims, two lanes, and an argument that carries them"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from implicit_solvers.capture import evaluate_connected
 from implicit_solvers.testing.captured import placed
 from implicit_solvers.testing.differences import central_difference, is_kinked
 from implicit_solvers.testing.report import Entry
@@ -95,7 +96,7 @@ def _partial(
 
     with torch.enable_grad():
         free = [t.clone().requires_grad_() for t in tensors]
-        out = evaluate(free)
+        out, read = evaluate_connected(lambda *v: evaluate(v), free, "the function", None)
         wrt = [*free, *captured][position]
         cotangents = random_directions(out.numel(), 3, out, generator)
         rows = [slopes((w * out).sum(), [wrt], retain=True)[0].reshape(-1) for w in cotangents.mT]
@@ -125,7 +126,8 @@ def _partial(
     if not difference.uncertainty < float("inf") and bool(torch.isfinite(gradient).all()):
         cause = "the function could not be differenced: it has no finite value nearby"
         return Entry("equation alone", what, "warning", cause=cause, change="check elsewhere")
-    cause, change = _cause(statement, given.name, gradient, along, size, out.dtype)
+    cuts = " and ".join(read.read_out) or _CUTS
+    cause, change = _cause(statement, given.name, gradient, along, size, out.dtype, cuts)
     return Entry("equation alone", what, "failed", error, tolerance, cause, change)
 
 
@@ -136,11 +138,12 @@ def _cause(
     along: object,
     size: float,
     dtype: torch.dtype,
+    cuts: str,
 ) -> tuple[str, str]:
     noun = _NOUNS[statement.kind]
     if not bool((gradient != 0).any()):
         return (
-            f"{noun} depends on {name} but the derivative with respect to it is zero: {_CUTS} "
+            f"{noun} depends on {name} but the derivative with respect to it is zero: {cuts} "
             "cuts it",
             "compute with the tensor itself, in torch operations",
         )
@@ -160,7 +163,7 @@ def _cause(
         )
     return (
         f"the derivative of {noun} with respect to {name} is not that of its values (size "
-        f"{size:.1e}): {_CUTS} cuts a part of it, or the function is not the same in every "
+        f"{size:.1e}): {cuts} cuts a part of it, or the function is not the same in every "
         "evaluation (dropout, batch normalization, random numbers)",
         "compute with the tensors themselves, in torch operations; switch modules to eval()",
     )

@@ -1,0 +1,91 @@
+"""The call of a user's function: what it must not do, and what it may need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from implicit_solvers.autodiff import transforms_active, unseen, version
+
+__all__ = ["GuardedCall"]
+
+# What torch says where its functional transforms cannot go through an operation.
+_NO_TRANSFORM = (
+    "must override the setup_context staticmethod",
+    "generate_vmap_rule",
+    "don't yet support saved tensor hooks",
+    "data pointer of Tensor that doesn't have storage",
+)
+
+
+class GuardedCall:
+    """Call ``fn(z, *args)``; refuse to go on if it wrote into what it was given.
+
+    A function that takes a gradient itself is called with gradients recorded, which a solver does
+    not do otherwise.
+    """
+
+    def __init__(self, fn: Callable[..., Any], label: str) -> None:
+        self.fn, self.label, self.records = fn, label, False
+
+    def __call__(self, z: Any, args: Sequence[Any]) -> Any:
+        """Return what the function returns."""
+        if torch.compiler.is_compiling():
+            return self.fn(z, *args)
+        given = (z, *args)
+        before = _versions(given)
+        try:
+            out = self._recorded(z, args) if self.records else self.fn(z, *args)
+        except RuntimeError as error:
+            out = self._again(error, z, args)
+        if _versions(given) != before:
+            raise ValueError(self._written(given, before))
+        return out
+
+    def _recorded(self, z: Any, args: Sequence[Any]) -> Any:
+        if torch.is_grad_enabled():
+            return self.fn(z, *args)
+        with torch.enable_grad():
+            return tree_map_only(Tensor, torch.detach, self.fn(z, *args))
+
+    def _again(self, error: RuntimeError, z: Any, args: Sequence[Any]) -> Any:
+        text = str(error)
+        if "does not require grad and does not have a grad_fn" in text:
+            if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+                self.records = True
+                return self._recorded(z, args)
+        elif transforms_active() and any(words in text for words in _NO_TRANSFORM):
+            raise RuntimeError(
+                f"{text}\nThe function of {self.label} holds an operation that the transforms of "
+                "torch.func (vmap, grad, jvp, ...) cannot go through, and plain backward() can: "
+                "solve outside of the transform (batch_dims for batches), or write the operation "
+                "as an autograd.Function with setup_context and generate_vmap_rule = True"
+            ) from error
+        raise error
+
+    def _written(self, given: Sequence[Any], before: Sequence[Sequence[int]]) -> str:
+        changed = [
+            i for i, (a, b) in enumerate(zip(_versions(given), before, strict=True)) if a != b
+        ]
+        name = "z" if changed[0] == 0 else f"args[{changed[0] - 1}]"
+        return (
+            f"the function of {self.label} wrote into {name} (an operation in place, as mul_ or "
+            "out=), which is the tensor of the caller: write x = x.mul(2) in the place of "
+            "x.mul_(2), or clone() it first"
+        )
+
+
+def _versions(given: Sequence[Any]) -> list[list[int]]:
+    with unseen():
+        return [
+            [
+                version(t)
+                for t in ((value,) if isinstance(value, Tensor) else tree_leaves(value))
+                if isinstance(t, Tensor) and not t.is_inference()
+            ]
+            for value in given
+        ]
