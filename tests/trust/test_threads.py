@@ -155,7 +155,7 @@ def test_a_convex_layer_in_each_thread(switches):
 
     def work(thread, i):
         p = number(thread, i).requires_grad_()
-        found = layer(torch.stack((p, -p))).value
+        (found,) = layer(torch.stack((p, -p))).value.variables
         return torch.autograd.grad(found.sum(), p)[0], ONE
 
     run(work, 48)
