@@ -17,6 +17,7 @@ __all__ = ["GuardedCall"]
 _NO_TRANSFORM = (
     "must override the setup_context staticmethod",
     "generate_vmap_rule",
+    "call Tensor.requires_grad_()",
     "don't yet support saved tensor hooks",
     "data pointer of Tensor that doesn't have storage",
 )

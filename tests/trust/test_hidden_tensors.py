@@ -227,42 +227,54 @@ def test_second_order_through_what_is_hidden_is_an_error(name):
         second(w, b, INSIDE[name][0])
 
 
-@pytest.mark.parametrize("name", ["old autograd.Function", "custom_op", "checkpoint"])
-def test_a_transform_that_cannot_go_through_says_so(name):
-    w, b = parameters()
+@pytest.mark.parametrize("name", INSIDE)
+def test_second_order_in_args(name):
+    def value(w, fn):
+        return ims.fixed_point(lambda z, w: fn(w, B, z), ZERO, (w,)).value
 
-    def value(b):
-        return ims.fixed_point(lambda z: INSIDE[name][0](w, b, z), ZERO).value.sum()
+    found = []
+    for fn in INSIDE[name]:
+        w = W.clone().requires_grad_()
+        (g,) = torch.autograd.grad(value(w, fn).square().sum(), w, create_graph=True)
+        found.append(torch.autograd.grad(g.square().sum(), w)[0])
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-10)
 
-    with pytest.raises(RuntimeError, match=r"plain backward\(\) can|pass it in args"):
-        grad(value)(b)
+
+@pytest.mark.parametrize("name", [n for n in INSIDE if n != "new autograd.Function"])
+@pytest.mark.parametrize("captured", [False, True], ids=["args", "captured"])
+def test_a_transform_that_cannot_go_through_says_so(name, captured):
+    fn = INSIDE[name][0]
+
+    def value(w):
+        if captured:
+            return ims.fixed_point(lambda z: fn(w, B, z), ZERO).value.sum()
+        return ims.fixed_point(lambda z, w: fn(w, B, z), ZERO, (w,)).value.sum()
+
+    with pytest.raises(RuntimeError, match=r"plain backward\(\) can"):
+        grad(value)(W)
 
 
-def test_a_scripted_module_under_a_transform_is_an_error():
-    module = Cell()
+def test_a_function_with_setup_context_under_a_transform():
+    fn, reference = INSIDE["new autograd.Function"]
+    slopes = [
+        grad(lambda w, f=f: ims.fixed_point(lambda z, w: f(w, B, z), ZERO, (w,)).value.sum())(W)
+        for f in (fn, reference)
+    ]
+    torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-10)
+    with pytest.raises(RuntimeError, match="pass it in args"):
+        grad(lambda w: ims.fixed_point(lambda z: fn(w, B, z), ZERO).value.sum())(W)
 
-    class Hiding(torch.autograd.Function):
-        generate_vmap_rule = True
 
-        @staticmethod
-        def forward(z):
-            return z * 1
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            pass
-
-        @staticmethod
-        def backward(ctx, g):
-            return g
-
-    def value(x):
-        # the weight reaches the result by an operation that no recording sees
-        return ims.fixed_point(lambda z: Hiding.apply(z) * 0.1 + module.w.sum() * x, ZERO).value
-
-    x = torch.tensor(2.0, dtype=D)
-    slope = grad(lambda x: value(x).sum())(x)
-    torch.testing.assert_close(slope, 3 * module.w.detach().sum() / 0.9)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("convert", [script, trace], ids=lambda c: c.__name__)
+def test_a_scripted_module_beyond_first_order_is_an_error(convert):
+    module = convert(Cell())
+    w = next(iter(module.parameters()))
+    z = ims.fixed_point(module, ZERO).value
+    with pytest.raises(RuntimeError, match="pass it in args"):
+        torch.autograd.grad(z.sum(), w, create_graph=True)
+    with pytest.raises(RuntimeError, match="pass it in args"):
+        grad(lambda x: ims.fixed_point(lambda z: module(z) * x, ZERO).value.sum())(0.9 * ZERO[0])
 
 
 def test_a_masked_lane_with_a_hidden_tensor_is_an_error():
