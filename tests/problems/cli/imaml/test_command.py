@@ -16,7 +16,7 @@ from implicit_solvers.problems.cli.imaml.run import Machine, train_and_score
 from implicit_solvers.problems.cli.imaml.training import meta_train
 from implicit_solvers.problems.data.episodes import Tasks
 from tests.problems.cli.imaml.tiny_runs import GLYPHS, METHODS, WAVES, metrics_of
-from tests.problems.data.image_folders import make_mini_imagenet, make_omniglot
+from tests.problems.data.made_folders import make_mini_imagenet, make_omniglot
 
 SMALL_WAVES = {
     **{"data": "sinusoid", "method": "maml", "shots": 3, "queries": 4, "width": 6, "steps": 4},
