@@ -107,27 +107,21 @@ def test_products_with_hessians_of_batched_tasks(name):
         torch.testing.assert_close(one(batched, task), single, rtol=1e-10, atol=1e-10)
 
 
-def test_the_network_is_left_as_it_is():
+def test_model_and_parameters_are_copies():
     network = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
-    before = network[1].forward
+    forward, before = network[1].forward, network[0].weight.detach().clone()
     model, theta = imaml.functional_model(network)
-    assert network[1].forward == before
+    assert network[1].forward == forward
+    assert list(theta) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert not any(value.requires_grad for value in theta.values())
     x = torch.randn(4, 2)
     torch.testing.assert_close(model(theta, x), network(x))
     network[1].weight.data.zero_()
     assert not torch.allclose(model(theta, x), network(x))
-
-
-def test_parameters_are_copies():
-    network = nn.Linear(2, 2)
-    model, theta = imaml.functional_model(network)
-    assert list(theta) == ["weight", "bias"]
-    assert not any(value.requires_grad for value in theta.values())
-    x, before = torch.randn(3, 2), network.weight.detach().clone()
-    torch.testing.assert_close(model(theta, x), network(x))
-    theta["weight"].zero_()
-    torch.testing.assert_close(model(theta, x), theta["bias"].expand(3, 2))
-    assert torch.equal(network.weight, before)
+    theta["1.weight"].zero_()
+    theta["0.weight"].zero_()
+    torch.testing.assert_close(model(theta, x), theta["1.bias"].expand(4, 3))
+    assert torch.equal(network[0].weight, before)
 
 
 def test_a_module_with_buffers_and_shared_weights():

@@ -50,31 +50,28 @@ def test_ridge_weights_are_those_of_scikit_learn(n, d, k, ridge, seed):
 
 
 @pytest.mark.parametrize("width", [3, 10])
-def test_the_whole_pipeline_of_regression(width):
-    theta, supports, queries = tasks(width)
-    method = imaml.R2D2(ridge=0.3, scale=1.5, bias=0.2)
-    got = method.meta_gradient(features, F.mse_loss, theta, supports, queries)
+@pytest.mark.parametrize("ways", [None, 3])
+def test_the_whole_pipeline(width, ways):
+    """Regression, or classification; features fewer or more than examples."""
+    theta, supports, queries = tasks(width, ways)
+    method = imaml.R2D2(ways, ridge=0.3, scale=1.5, bias=0.2)
+    criterion = F.mse_loss if ways is None else F.cross_entropy
+    got = method.meta_gradient(features, criterion, theta, supports, queries)
     for i in range(3):
         (x, y), (query_x, query_y) = one(supports, i), one(queries, i)
-        W = sklearns(features(theta, x), y, 0.3).reshape(width, 1)
+        targets = y if ways is None else torch.eye(3).double()[y]
+        W = sklearns(features(theta, x), targets, 0.3).reshape(width, -1)
         out = 1.5 * features(theta, query_x).numpy() @ W + 0.2
-        predict = method.adapt(features, F.mse_loss, theta, (x, y))
+        predict = method.adapt(features, criterion, theta, (x, y))
+        # ridge systems of condition below 1e3
         np.testing.assert_allclose(predict(query_x), out, atol=1e-10)
-        assert float(got.loss[i]) == pytest.approx(np.mean((out - query_y.numpy()) ** 2))
-        flat = method.adapt(features, F.mse_loss, theta, (x, y[:, 0]))
-        np.testing.assert_allclose(flat(query_x), out[:, 0], atol=1e-10)
-
-
-def test_the_whole_pipeline_of_classification():
-    theta, supports, queries = tasks(4, ways=3)
-    method = imaml.R2D2(ways=3, ridge=0.5, scale=4.0)
-    got = method.meta_gradient(features, F.cross_entropy, theta, supports, queries)
-    for i in range(3):
-        (x, y), (query_x, query_y) = one(supports, i), one(queries, i)
-        W = sklearns(features(theta, x), torch.eye(3).double()[y], 0.5)
-        logits = 4.0 * features(theta, query_x).numpy() @ W
-        expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), query_y.numpy()]
-        assert float(got.loss[i]) == pytest.approx(expected.mean())
+        if ways is None:
+            loss = (out - query_y.numpy()) ** 2
+            flat = method.adapt(features, criterion, theta, (x, y[:, 0]))
+            np.testing.assert_allclose(flat(query_x), out[:, 0], atol=1e-10)
+        else:
+            loss = np.log(np.exp(out).sum(1)) - out[np.arange(6), query_y.numpy()]
+        assert float(got.loss[i]) == pytest.approx(loss.mean())
 
 
 @pytest.mark.parametrize("ways", [None, 3])

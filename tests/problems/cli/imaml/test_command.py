@@ -12,7 +12,6 @@ from implicit_solvers.problems.cli.imaml import run as run_module
 from implicit_solvers.problems.cli.imaml import training
 from implicit_solvers.problems.cli.imaml.configuration import configuration_from
 from implicit_solvers.problems.cli.imaml.problem import load_problem
-from implicit_solvers.problems.cli.imaml.run import Machine, train_and_score
 from implicit_solvers.problems.cli.imaml.training import meta_train
 from implicit_solvers.problems.data.episodes import Tasks
 from tests.problems.cli.runs import GLYPHS, METHODS, WAVES, metrics_of
@@ -151,7 +150,7 @@ class _Poisoned:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_task_with_nan_is_left_out_and_reported(method, tmp_path, monkeypatch):
+def test_a_task_with_nan_is_left_out_and_reported(method, tmp_path, monkeypatch, capsys):
     """Task 4 is the second of the second step, whose gradient is the mean of the two others."""
     options = {**SMALL_WAVES, "method": method, "strength": 40.0, "newton_steps": 1}
     problem = load_problem(configuration_from(options))
@@ -167,9 +166,11 @@ def test_a_task_with_nan_is_left_out_and_reported(method, tmp_path, monkeypatch)
     original = training.distributed_meta_gradient
     monkeypatch.setattr(run_module, "load_problem", lambda *arguments: poisoned)
     monkeypatch.setattr(training, "distributed_meta_gradient", recorded)
-    metrics = train_and_score(configuration_from(options), tmp_path, Machine())
+    line = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    assert main(["imaml", *line, "--out", str(tmp_path)]) == 0
+    assert "1 of 12 tasks left out" in capsys.readouterr().out
+    metrics = metrics_of(tmp_path)
     assert metrics["tasks_left_out"] == [[1, 4]]
-    assert metrics_of(tmp_path)["tasks_left_out"] == [[1, 4]]
     assert all(loss is not None for loss in metrics["history"]["loss"])
 
     theta, *data, result = calls[1]
@@ -179,15 +180,6 @@ def test_a_task_with_nan_is_left_out_and_reported(method, tmp_path, monkeypatch)
     )
     torch.testing.assert_close(result.gradient, others.gradient, rtol=1e-4, atol=1e-5)
     assert result.loss.isnan().tolist() == [False, True, False]
-
-
-def test_tasks_left_out_are_printed(tmp_path, monkeypatch, capsys):
-    problem = load_problem(configuration_from(SMALL_WAVES))
-    poisoned = replace(problem, train=_Poisoned(problem.train, 4))
-    monkeypatch.setattr(run_module, "load_problem", lambda *arguments: poisoned)
-    command = ["imaml", *WAVES.split(), "--method", "maml", "--steps", "4", "--out", str(tmp_path)]
-    assert main(command) == 0
-    assert "1 of 12 tasks left out" in capsys.readouterr().out
 
 
 def test_a_step_without_a_usable_task_changes_nothing():
@@ -217,7 +209,7 @@ def test_a_step_without_a_usable_task_changes_nothing():
 
 
 def test_the_memory_limit_makes_chunks(tmp_path, monkeypatch):
-    """The chunks are what `tasks_that_fit` says, and change rounding only."""
+    """The chunks are what `tasks_that_fit` says; they, and a loop, change rounding only."""
     chunks = []
     original = training.distributed_meta_gradient
 
@@ -226,20 +218,14 @@ def test_the_memory_limit_makes_chunks(tmp_path, monkeypatch):
         return original(*arguments, tasks_at_once=tasks_at_once, **keywords)
 
     monkeypatch.setattr(training, "distributed_meta_gradient", recorded)
-    command = [
-        "imaml",
-        *GLYPHS.split(),
-        "--method",
-        "imaml-gd",
-        "--steps",
-        "1",
-        "--meta-batch",
-        "6",
-    ]
-    for limit in ([], ["--memory-limit", "1"], ["--memory-limit", "0.0001"]):
-        assert main([*command, *limit, "--out", str(tmp_path / str(len(chunks)))]) == 0
+    line = f"imaml {GLYPHS} --method imaml-gd --steps 1 --meta-batch 6 "
+    losses = []
+    for options in ("", "--memory-limit 1", "--memory-limit 0.0001", "--batching loop"):
+        out = tmp_path / str(len(chunks))
+        assert main([*(line + options).split(), "--out", str(out)]) == 0
+        assert metrics_of(out)["batching"] == ("loop" if "loop" in options else "vmap")
+        losses.append(metrics_of(out)["history"]["loss"][0])
     assert chunks[:2] == [None, 6] and 1 <= chunks[2] < 6
-    losses = [metrics_of(tmp_path / str(i))["history"]["loss"][0] for i in range(3)]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
 
 
@@ -258,15 +244,3 @@ def test_the_faster_batching_is_chosen_once_and_reported(tmp_path, capsys):
     torch.save(checkpoint, path)
     assert main(["imaml", *WAVES.split(), *options, "--resume"]) == 0
     assert metrics_of(tmp_path)["batching"] == other
-
-
-def test_batchings_agree(tmp_path):
-    command = ["imaml", *WAVES.split(), "--method", "imaml-gd", "--steps", "1"]
-    losses = []
-    for batching in ("vmap", "loop"):
-        out = tmp_path / batching
-        assert main([*command, "--batching", batching, "--out", str(out)]) == 0
-        metrics = metrics_of(out)
-        assert metrics["batching"] == batching
-        losses.append(metrics["history"]["loss"])
-    np.testing.assert_allclose(*losses, rtol=1e-5)
