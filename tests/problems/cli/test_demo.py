@@ -4,10 +4,7 @@ import json
 
 import numpy as np
 import torch
-from torch.func import grad
 
-import implicit_solvers as ims
-from implicit_solvers.problems import imaml
 from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.cli.few_shot import (
     accuracy_of,
@@ -16,7 +13,7 @@ from implicit_solvers.problems.cli.few_shot import (
     initial_parameters,
     nearest_neighbour_predictions,
 )
-from implicit_solvers.problems.cli.inner_steps import measure_costs, unrolled_meta_loss
+from implicit_solvers.problems.cli.inner_steps import measure_costs
 from implicit_solvers.problems.data.glyphs import Episodes
 from tests.problems.cli.runs import COMMANDS, metrics_of
 
@@ -73,21 +70,3 @@ def test_implicit_memory_is_flat_and_unrolled_memory_grows():
     assert memory["MAML", 16] > 2 * memory["iMAML", 16]
     # every step keeps the same
     assert memory["MAML", 16] - memory["MAML", 8] == 2 * (memory["MAML", 8] - memory["MAML", 4])
-
-
-def test_unrolling_converges_to_the_implicit_gradient():
-    theta = {"w": torch.tensor([1.0, -2.0], dtype=torch.float64)}
-    x, y = torch.randn(2, 2, dtype=torch.float64)
-
-    def loss(phi, data):
-        return torch.cosh(phi["w"] - data).sum()
-
-    def unrolled(theta):
-        return unrolled_meta_loss(loss, theta, x, y, steps=200, lr=0.1, strength=2.0)
-
-    def implicit(theta):
-        options = {"solver": ims.NewtonCG(), "adjoint": ims.ImplicitAdjoint(ims.CG())}
-        return imaml.meta_loss(loss, theta, x, y, strength=2.0, **options)
-
-    # the error falls by 0.7 a step, as curvatures exceed 3
-    torch.testing.assert_close(grad(unrolled)(theta), grad(implicit)(theta), rtol=1e-9, atol=1e-9)

@@ -92,15 +92,6 @@ def test_the_seed_decides_the_split(omniglot):
     assert first.test.names == again.test.names != other.test.names
 
 
-def test_episodes_of_a_real_layout(omniglot):
-    train = load_omniglot(omniglot).train
-    tasks = train.episodes(ways=5, shots=1, queries=2).batch(range(3))
-    assert tasks.support_x.shape == (3, 5, 1, 28, 28)
-    assert tasks.query_x.dtype == torch.uint8
-    with pytest.raises(ValueError, match=r"the class images_\w+/\w+/character\d\d has 3 instances"):
-        train.episodes(ways=5, shots=2, queries=2)
-
-
 # ---- Mini-ImageNet ----
 
 
@@ -119,19 +110,6 @@ def test_mini_imagenet_follows_its_lists(photographs):
             expected = torch.stack([grey, 255 - grey, torch.full_like(grey, 60)], 1)
             # JPEG rounds
             assert (images.float().mean((2, 3)) - expected).abs().max() < 4
-
-
-def test_classes_of_different_sizes_make_episodes(photographs):
-    train = load_mini_imagenet(photographs, side=4).train
-    tasks = train.episodes(ways=3, shots=1, queries=3).batch(range(40))
-    red = tasks.query_x[..., 0, 0, 0].float()
-    # each class's photographs differ by at most 5, classes by 20
-    classes = ((red - 20) / 20).round().unflatten(1, (3, 3))
-    assert (classes == classes[:, :, :1]).all()
-    assert (classes[:, :, 0].sort().values == torch.tensor([0.0, 1.0, 2.0])).all()
-    assert len(tasks.query_x[..., 0, 0, 0].unique()) >= 12
-    with pytest.raises(ValueError, match=r"the class n03 has 4 instances, fewer than .* 1 \+ 4"):
-        train.episodes(ways=2, shots=1, queries=4)
 
 
 # ---- What they share ----
