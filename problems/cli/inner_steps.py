@@ -14,7 +14,7 @@ import implicit_solvers as ims
 from implicit_solvers.problems import imaml
 from implicit_solvers.problems.live_memory import LiveMemory
 
-__all__ = ["Cost", "measure_costs", "unrolled_meta_loss"]
+__all__ = ["Cost", "measure_costs"]
 
 Parameters = dict[str, Tensor]
 Loss = Callable[[Any, Any], Tensor]
@@ -28,32 +28,6 @@ class Cost:
     inner_steps: int
     memory: int
     seconds: float
-
-
-def unrolled_meta_loss(
-    loss: Loss,
-    theta: Parameters,
-    support: Any,
-    query: Any,
-    *,
-    steps: int,
-    lr: float,
-    strength: float,
-) -> Tensor:
-    """Return `imaml.meta_loss` as a chain of gradient steps, to be differentiated through (MAML).
-
-    Source: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning" (2017), with iMAML's proximal
-    term, so that both methods adapt to the same parameters.
-    """
-
-    def inner(phi: Parameters) -> Tensor:
-        return imaml.proximal_loss(loss, phi, theta, support, strength)
-
-    phi = theta
-    for _ in range(steps):
-        gradient = grad(inner)(phi)
-        phi = {name: phi[name] - lr * gradient[name] for name in phi}
-    return loss(phi, query)
 
 
 def measure_costs(
@@ -77,7 +51,7 @@ def measure_costs(
             return imaml.meta_loss(loss, theta, support, query, strength=strength, **options)
 
         def unrolled(theta: Parameters, steps: int = steps) -> Tensor:
-            return unrolled_meta_loss(
+            return imaml.unrolled_meta_loss(
                 loss, theta, support, query, steps=steps, lr=lr, strength=strength
             )
 

@@ -1,14 +1,12 @@
 """Episodes of unequal classes and sine waves, against counting, NumPy and SciPy."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from implicit_solvers.problems.data import glyphs
-from implicit_solvers.problems.data.episodes import Episodes, Tasks, split_classes
+from implicit_solvers.problems.data.episodes import Episodes, split_classes
 from implicit_solvers.problems.data.sinusoid import Sinusoids
 
 
@@ -19,13 +17,16 @@ from implicit_solvers.problems.data.sinusoid import Sinusoids
     seed=st.integers(0, 100),
     task=st.integers(0, 10**6),
 )
-def test_tasks_of_unequal_classes(sizes, ways, shots, seed, task):
+def test_classes_are_distinct_and_support_and_query_separate(sizes, ways, shots, seed, task):
     """Images that hold 100 * class + instance: classes apart, no image twice, labels right."""
     images = [100 * c + torch.arange(n)[:, None] for c, n in enumerate(sizes)]
-    tasks = Episodes(images, ways, shots, 1, seed).batch([task])
+    queries = min(sizes) - shots
+    tasks = Episodes(images, ways, shots, queries, seed).batch([task])
+    assert tasks.support_y[0].bincount().tolist() == [shots] * ways
+    assert tasks.query_y[0].bincount().tolist() == [queries] * ways
     numbers = torch.cat([tasks.support_x, tasks.query_x], 1)[0, :, 0]
     labels = torch.cat([tasks.support_y, tasks.query_y], 1)[0]
-    assert len(set(numbers.tolist())) == ways * (shots + 1)
+    assert len(set(numbers.tolist())) == ways * (shots + queries)
     pairs = set(zip(labels.tolist(), (numbers // 100).tolist(), strict=True))
     assert len(pairs) == len({c for _, c in pairs}) == ways
     assert all(int(n) % 100 < sizes[int(n) // 100] for n in numbers)
@@ -45,23 +46,38 @@ def test_splits_share_no_class_and_lose_none(count, seed):
     assert torch.cat(parts).sort().values.tolist() == list(range(count))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({}, r"class 1 of images has 2 instances, fewer than shots \+ queries = 1 \+ 2"),
-        ({"names": ["a", "b", "c"]}, "the class b has 2 instances"),
-        ({"names": ["a", "b"]}, "names has 2 names for 3 classes"),
-        ({"ways": 4}, "ways=4 is more than the 3 classes"),
-    ],
-)
-def test_a_class_with_too_few_examples_is_named(change, message):
-    images = [torch.zeros(4, 1), torch.zeros(2, 1), torch.zeros(5, 1)]
-    with pytest.raises(ValueError, match=message):
-        Episodes(images, **{"ways": 2, "shots": 1, "queries": 2, **change})
+CLASSES, INSTANCES = 12, 7
+# images that contain 10 * class + instance
+NUMBERED = (10 * torch.arange(CLASSES)[:, None] + torch.arange(INSTANCES))[..., None]
 
 
-def test_the_glyphs_module_still_offers_them():
-    assert (glyphs.Episodes, glyphs.Tasks) == (Episodes, Tasks)
+def test_classes_labels_and_instances_are_drawn_evenly():
+    tasks = Episodes(NUMBERED, ways=3, shots=1, queries=1).batch(range(4000))
+    for x, y in [(tasks.support_x, tasks.support_y), (tasks.query_x, tasks.query_y)]:
+        number = x[..., 0]
+        cells = (number // 10 * INSTANCES + number % 10) * 3 + y
+        counts = cells.flatten().bincount(minlength=CLASSES * INSTANCES * 3)
+        expected = 4000 * 3 / len(counts)
+        assert len(counts) == CLASSES * INSTANCES * 3
+        assert ((counts - expected).abs() < 5 * expected**0.5).all()
+
+
+def test_a_task_does_not_depend_on_order_or_batch():
+    whole = Episodes(NUMBERED, ways=4, shots=1, queries=2, seed=5).batch(range(10))
+    resumed = Episodes(NUMBERED, ways=4, shots=1, queries=2, seed=5)
+    order = [7, 2, 9, 0]
+    for there, here in zip(whole, resumed.batch(order), strict=True):
+        assert torch.equal(there[order], here)
+    assert torch.equal(whole.query_x[4:5], resumed.batch([4]).query_x)
+
+
+def test_tasks_differ_between_numbers_and_between_seeds():
+    drawn = {
+        tuple(row.tolist())
+        for seed in range(5)
+        for row in Episodes(NUMBERED, 4, 1, 2, seed).batch(range(5)).query_x[..., 0]
+    }
+    assert len(drawn) == 25
 
 
 # ---- Sine waves ----
@@ -102,22 +118,3 @@ def test_amplitudes_phases_and_inputs_are_uniform():
 def test_waves_differ_between_seeds_and_numbers():
     values = torch.cat([Sinusoids(2, 2, seed).waves(range(50))[0] for seed in range(4)])
     assert len(values.unique()) == 200
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"shots": 0, "queries": 1}, "shots=0 is not positive"),
-        ({"shots": 1, "queries": 0}, "queries=0 is not positive"),
-        ({"shots": 1, "queries": 1, "seed": -1}, "seed=-1 is negative"),
-    ],
-)
-def test_sinusoids_name_the_wrong_argument(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Sinusoids(**arguments)
-
-
-@pytest.mark.parametrize("tasks", [[], [0, -1]])
-def test_task_numbers_are_checked(tasks):
-    with pytest.raises(ValueError, match=r"tasks=.* is empty or has a negative number"):
-        Sinusoids(1, 1).batch(tasks)

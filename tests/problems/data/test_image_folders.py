@@ -1,16 +1,14 @@
 """Omniglot and Mini-ImageNet from small folders in the published layout."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from implicit_solvers.problems.data.class_images import ClassImages, read_image
+from implicit_solvers.problems.data.class_images import read_image
 from implicit_solvers.problems.data.mini_imagenet import load_mini_imagenet
 from implicit_solvers.problems.data.omniglot import load_omniglot
-from tests.problems.data.image_folders import (
+from tests.problems.data.made_folders import (
     CLASSES,
     DRAWERS,
     SIZES,
@@ -20,9 +18,9 @@ from tests.problems.data.image_folders import (
 )
 
 
-@pytest.fixture
-def omniglot(tmp_path):
-    return make_omniglot(tmp_path)
+@pytest.fixture(scope="module")
+def omniglot(tmp_path_factory):
+    return make_omniglot(tmp_path_factory.mktemp("omniglot"))
 
 
 def characters(classes):
@@ -94,72 +92,12 @@ def test_the_seed_decides_the_split(omniglot):
     assert first.test.names == again.test.names != other.test.names
 
 
-def test_episodes_of_a_real_layout(omniglot):
-    train = load_omniglot(omniglot).train
-    tasks = train.episodes(ways=5, shots=1, queries=2).batch(range(3))
-    assert tasks.support_x.shape == (3, 5, 1, 28, 28)
-    assert tasks.query_x.dtype == torch.uint8
-    with pytest.raises(ValueError, match=r"the class images_\w+/\w+/character\d\d has 3 instances"):
-        train.episodes(ways=5, shots=2, queries=2)
-
-
-@pytest.mark.parametrize(
-    ("harm", "error", "message"),
-    [
-        (lambda f: (f, "nowhere"), FileNotFoundError, "there is no folder .*nowhere"),
-        (lambda f: remove(f / "images_evaluation"), FileNotFoundError, "images_evaluation.zip"),
-        (lambda f: remove(f / "images_background"), FileNotFoundError, "images_background: unp"),
-        (lambda f: empty(f / "images_background"), ValueError, "images_background has no folders"),
-        (lambda f: empty(f / "images_evaluation" / "Tifinagh" / "character03"), ValueError,
-         "Tifinagh/character03 has no drawings"),
-        (lambda f: cut(f / "images_background" / "Latin" / "character02"), ValueError,
-         r"Latin/character02/0011_01.png is no image, or a part of one"),
-        (lambda f: overwrite(f / "images_background" / "Latin" / "character02"), ValueError,
-         r"0011_01.png is no image.*copy the file again"),
-    ],
-)  # fmt: skip
-def test_a_damaged_omniglot_is_named(omniglot, harm, error, message):
-    changed = harm(omniglot)
-    folder = omniglot / changed[1] if isinstance(changed, tuple) else omniglot
-    with pytest.raises(error, match=message):
-        load_omniglot(folder)
-
-
-def test_unfit_arguments_of_omniglot(omniglot):
-    with pytest.raises(ValueError, match="side=0 is not positive"):
-        load_omniglot(omniglot, side=0)
-    with pytest.raises(ValueError, match="split='letters' is unknown: pass 'characters'"):
-        load_omniglot(omniglot, split="letters")
-
-
-def remove(path):
-    empty(path)
-    path.rmdir()
-
-
-def empty(path):
-    for child in path.iterdir():
-        if child.is_dir():
-            remove(child)
-        else:
-            child.unlink()
-
-
-def cut(folder):
-    path = sorted(folder.iterdir())[0]
-    path.write_bytes(path.read_bytes()[:60])
-
-
-def overwrite(folder):
-    sorted(folder.iterdir())[0].write_bytes(b"<html>not found</html>")
-
-
 # ---- Mini-ImageNet ----
 
 
-@pytest.fixture
-def photographs(tmp_path):
-    return make_mini_imagenet(tmp_path)
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return make_mini_imagenet(tmp_path_factory.mktemp("photographs"))
 
 
 def test_mini_imagenet_follows_its_lists(photographs):
@@ -174,60 +112,6 @@ def test_mini_imagenet_follows_its_lists(photographs):
             assert (images.float().mean((2, 3)) - expected).abs().max() < 4
 
 
-def test_classes_of_different_sizes_make_episodes(photographs):
-    train = load_mini_imagenet(photographs, side=4).train
-    tasks = train.episodes(ways=3, shots=1, queries=3).batch(range(40))
-    red = tasks.query_x[..., 0, 0, 0].float()
-    # each class's photographs differ by at most 5, classes by 20
-    classes = ((red - 20) / 20).round().unflatten(1, (3, 3))
-    assert (classes == classes[:, :, :1]).all()
-    assert (classes[:, :, 0].sort().values == torch.tensor([0.0, 1.0, 2.0])).all()
-    assert len(tasks.query_x[..., 0, 0, 0].unique()) >= 12
-    with pytest.raises(ValueError, match=r"the class n03 has 4 instances, fewer than .* 1 \+ 4"):
-        train.episodes(ways=2, shots=1, queries=4)
-
-
-@pytest.mark.parametrize(
-    ("harm", "error", "message"),
-    [
-        (lambda f: remove(f), FileNotFoundError, "there is no folder"),
-        (lambda f: remove(f / "images"), FileNotFoundError, "images: the images belong there"),
-        (lambda f: (f / "val.csv").unlink(), FileNotFoundError, "there is no list .*val.csv"),
-        (lambda f: (f / "test.csv").write_text(""), ValueError, r"test.csv begins with \[\]"),
-        (lambda f: (f / "test.csv").write_text("a,b\nc,d\n"), ValueError, "must be filename,label"),
-        (lambda f: (f / "test.csv").write_bytes(b"\xff\xfe\xfa"), ValueError, "no text file"),
-        (lambda f: (f / "test.csv").write_text("filename,label\n"), ValueError, "lists no images"),
-        (lambda f: append(f / "val.csv", "n0400000000.jpg"), ValueError,
-         "line 10 of .*val.csv lacks a filename or a label"),
-        (lambda f: append(f / "val.csv", "n0400000000.jpg,n04"), ValueError,
-         "line 10 of .*val.csv lists n0400000000.jpg again"),
-        (lambda f: append(f / "test.csv", "n0400000000.jpg,n06"), ValueError,
-         "n0400000000.jpg is in val.csv and in test.csv"),
-        (lambda f: append(f / "test.csv", "other.jpg,n01"), ValueError,
-         "the class n01 is in train.csv and in test.csv"),
-        (lambda f: append(f / "test.csv", "other.jpg,n06"), FileNotFoundError,
-         "there is no image .*other.jpg, which test.csv lists"),
-        (lambda f: (f / "images" / "n0500000002.jpg").write_bytes(b"\xff\xd8\xff"), ValueError,
-         "n0500000002.jpg is no image, or a part of one"),
-        (lambda f: halve(f / "images" / "n0500000002.jpg"), ValueError,
-         "n0500000002.jpg is no image, or a part of one"),
-    ],
-)  # fmt: skip
-def test_a_damaged_mini_imagenet_is_named(photographs, harm, error, message):
-    harm(photographs)
-    with pytest.raises(error, match=message):
-        load_mini_imagenet(photographs)
-
-
-def append(path, line):
-    path.write_text(path.read_text() + line + "\n")
-
-
-def halve(path):
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
 # ---- What they share ----
 
 
@@ -238,11 +122,3 @@ def test_read_image(tmp_path):
     grey = read_image(path, 3, colour=False)
     # the luma of ITU-R 601
     assert abs(float(grey.float().mean()) - (0.299 * 200 + 0.587 * 100 + 0.114 * 50)) < 1
-    with pytest.raises(FileNotFoundError, match=re.escape(f"there is no file {tmp_path / 'x'}")):
-        read_image(tmp_path / "x", 3, colour=False)
-
-
-def test_classes_have_names_of_their_own():
-    images = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="2 classes have 1 different names"):
-        ClassImages([images, images], ["a", "a"])

@@ -1,4 +1,4 @@
-"""iMAML against closed forms, differences, and the paper's algorithm written out."""
+"""The definition against closed forms; many tasks against one at a time; how it is written."""
 
 import ast
 import io
@@ -8,186 +8,78 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-from torch.func import functional_call, grad, hessian, vmap
+from torch.func import grad, hessian, vmap
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
 from implicit_solvers.problems.imaml import definition
+from tests.problems.imaml.meta_tasks import curves, loss_of, one, quadratics, ravel, unravel
 
-EXACT = {"solver": ims.NewtonCG(), "adjoint": ims.ImplicitAdjoint(ims.CG())}
-
-
-def ravel(phi):
-    return torch.cat([phi["w"].flatten(), phi["b"].flatten()])
-
-
-def quadratic(phi, data):
-    A, c = data
-    z = ravel(phi)
-    return z @ A @ z / 2 - c @ z
+CG = ims.ImplicitAdjoint(ims.CG())
+EXACT = {"solver": ims.NewtonCG(), "adjoint": CG}
+TASKS = 3
 
 
-def distance(phi, y):
-    return (ravel(phi) - y).square().sum() / 2
+# every example makes three solves with their adjoints
+@settings(max_examples=settings().max_examples // 3)
+@given(
+    seed=st.integers(0, 10**6),
+    s=st.floats(0.05, 20) | st.lists(st.floats(0.1, 10), min_size=5, max_size=5),
+    damping=st.just(0.0) | st.floats(0.01, 5),
+    tasks=st.integers(1, 4),
+)
+def test_the_closed_form_of_quadratic_tasks(seed, s, damping, tasks):
+    """By `Imaml`, by a transform and by backward: all the same; damping leaves phi alone."""
+    problem = quadratics(seed, tasks)
+    phi, slopes = problem.closed_form(s, damping)
+    strength = s if isinstance(s, float) else unravel(torch.tensor(s, dtype=torch.float64))
+    options = {"strength": strength, "damping": damping, **EXACT}
+    model, criterion, theta, supports, queries = problem.arguments
 
+    def objective(theta):
+        return imaml.meta_objective(loss_of(model, criterion), theta, supports, queries, **options)
 
-def loss(phi, data):
-    """The support of a task is (A, c), its query a point: two kinds of data, one loss."""
-    return quadratic(phi, data) if isinstance(data, tuple) else distance(phi, data)
-
-
-def quadratic_tasks(seed, tasks):
-    """Positive definite A (condition number up to about 30), c and y, in 5 dimensions."""
-    g = torch.Generator().manual_seed(seed)
-    R = torch.randn(tasks, 5, 5, generator=g, dtype=torch.float64)
-    A = R @ R.mT / 5 + 0.2 * torch.eye(5, dtype=torch.float64)
-    c, y = torch.randn(2, tasks, 5, generator=g, dtype=torch.float64)
-    theta = {
-        "w": torch.randn(2, 2, generator=g, dtype=torch.float64),
-        "b": torch.randn((), generator=g, dtype=torch.float64),
-    }
-    return theta, A, c, y
-
-
-def closed_form(theta, A, c, y, strength):
-    """phi = (A + s)^-1 (c + s theta); the meta-gradient is s (A + s)^-1 (phi - y)."""
-    K = A.numpy() + strength * np.eye(len(A))
-    phi = np.linalg.solve(K, c.numpy() + strength * ravel(theta).numpy())
-    return phi, strength * np.linalg.solve(K, phi - y.numpy())
-
-
-@given(seed=st.integers(0, 10**6), strength=st.floats(0.05, 20))
-def test_meta_gradient_of_a_quadratic(seed, strength):
-    theta, A, c, y = quadratic_tasks(seed, 1)
-    A, c, y = A[0], c[0], y[0]
-    phi, expected = closed_form(theta, A, c, y, strength)
-
-    leaves = {name: value.clone().requires_grad_() for name, value in theta.items()}
-    sol = imaml.adapt(loss, leaves, (A, c), strength=strength, **EXACT)
-    by_transform = grad(lambda t: imaml.meta_loss(loss, t, (A, c), y, strength=strength, **EXACT))
-    imaml.meta_loss(loss, leaves, (A, c), y, strength=strength, **EXACT).backward()
-
-    # Newton and CG stop at 1.8e-12 (eps**0.75) relative; condition numbers are below 200
-    assert sol.converged
-    np.testing.assert_allclose(ravel(sol.value).detach().numpy(), phi, atol=1e-8)
-    np.testing.assert_allclose(ravel(by_transform(theta)).numpy(), expected, atol=1e-8)
-    by_backward = {name: value.grad for name, value in leaves.items()}
-    np.testing.assert_allclose(ravel(by_backward).numpy(), expected, atol=1e-8)
+    leaves = tree_map(lambda t: t.clone().requires_grad_(), theta)
+    objective(leaves).backward()
+    got = imaml.Imaml(**options).meta_gradient(*problem.arguments)
+    gradients = (got.gradient, grad(objective)(theta), tree_map(lambda t: t.grad, leaves))
+    for gradient in gradients:
+        # Newton and CG stop at 1.8e-12 (eps**0.75) relative, at condition numbers below 200
+        np.testing.assert_allclose(ravel(gradient).numpy(), slopes.mean(0), atol=1e-7)
+    np.testing.assert_allclose(got.loss, problem.query_loss(phi), atol=1e-7)
+    assert not got.left_out.any()
+    assert (got.inner_residual < 1e-8).all() and (got.adjoint_residual < 1e-8).all()
 
 
 def test_meta_hessian_of_a_quadratic():
-    _, A, c, y = quadratic_tasks(1, 1)
-    A, c, y = A[0], c[0], y[0]
-    theta = torch.randn(5, dtype=torch.float64)
+    problem = quadratics(1, 1)
+    loss, (support, query) = loss_of(*problem.arguments[:2]), one(problem.data, 0)
 
     def F(theta):
-        as_tree = {"w": theta[:4].reshape(2, 2), "b": theta[4]}
-        return imaml.meta_loss(loss, as_tree, (A, c), y, strength=0.5, **EXACT)
+        return imaml.meta_loss(loss, unravel(theta), support, query, strength=0.5, **EXACT)
 
-    dphi = 0.5 * torch.linalg.inv(A + 0.5 * torch.eye(5, dtype=torch.float64))
+    dphi = 0.5 * torch.linalg.inv(problem.A[0] + 0.5 * torch.eye(5, dtype=torch.float64))
     # nested solves to 1.8e-12 relative, condition numbers below 100
-    torch.testing.assert_close(hessian(F)(theta), dphi @ dphi, rtol=0, atol=1e-8)
+    torch.testing.assert_close(hessian(F)(ravel(problem.theta)), dphi @ dphi, rtol=0, atol=1e-8)
 
 
-@pytest.fixture
-def curved():
-    """A network with tanh, as a loss of its parameters; data of three tasks."""
-    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    theta = {name: value.detach().clone() for name, value in model.named_parameters()}
-
-    def loss(phi, data):
-        x, y = data
-        return (functional_call(model, phi, (x,)) - y).square().mean()
-
-    x = torch.randn(3, 6, 2, dtype=torch.float64)
-    y = torch.sin(x.sum(-1, keepdim=True) + torch.arange(3).reshape(3, 1, 1))
-    support, query = (x[:, :3], y[:, :3]), (x[:, 3:], y[:, 3:])
-    return loss, theta, support, query
-
-
-def one(data, task):
-    return tuple(t[task] for t in data)
-
-
-def test_meta_gradient_is_the_slope_of_the_meta_loss(curved):
-    loss, theta, supports, queries = curved
-
-    def F(theta):
-        return imaml.meta_loss(
-            loss, theta, one(supports, 0), one(queries, 0), strength=0.5, **EXACT
-        )
-
-    direction = {name: torch.randn_like(value) for name, value in theta.items()}
-    h = 1e-5
-    ahead, behind = (
-        F({name: theta[name] + sign * h * direction[name] for name in theta}) for sign in (1, -1)
-    )
-    gradient = grad(F)(theta)
-    slope = sum((gradient[name] * direction[name]).sum() for name in theta)
-    # truncation h² = 1e-10 times a third derivative of order 1, solves 1e-12 / h = 1e-7 at worst
-    torch.testing.assert_close((ahead - behind) / (2 * h), slope, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("options", [EXACT, {}], ids=["exact", "budget"])
-def test_tasks_batched_by_vmap_equal_the_loop(curved, options):
-    loss, theta, supports, queries = curved
-
-    def batched(theta):
-        return imaml.meta_objective(loss, theta, supports, queries, strength=0.5, **options)
-
-    def looped(theta):
-        losses = [
-            imaml.meta_loss(loss, theta, one(supports, i), one(queries, i), strength=0.5, **options)
-            for i in range(3)
-        ]
-        return sum(losses) / 3
-
-    # the same steps up to rounding; where they are judged, up to the tolerance 1.8e-12 too
-    torch.testing.assert_close(batched(theta), looped(theta), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(grad(batched)(theta), grad(looped)(theta), rtol=1e-9, atol=1e-9)
-
-
-def test_solutions_come_out_of_vmap(curved):
-    loss, theta, supports, _ = curved
-    sol = vmap(lambda support: imaml.adapt(loss, theta, support, strength=0.5, **EXACT))(supports)
-    assert sol.converged.shape == sol.iterations.shape == (3,)
-    assert sol.converged.all()
-
-
-def test_the_default_is_the_papers_algorithm():
-    theta, A, c, y = quadratic_tasks(2, 1)
-    A, c, y, strength = A[0] / 2, c[0], y[0], 2.0
+def test_the_default_is_a_budget():
+    problem = quadratics(2, 1)
+    loss, (support, query) = loss_of(*problem.arguments[:2]), one(problem.data, 0)
     with ims.monitor() as log:
-        leaves = {name: value.clone().requires_grad_() for name, value in theta.items()}
-        sol = imaml.adapt(loss, leaves, (A, c))
-        loss(sol.value, y).backward()
-
-    K, start = A.numpy() + strength * np.eye(5), ravel(theta).numpy()
-    phi = start
-    for _ in range(16):
-        phi = phi - 0.1 * (K @ phi - c.numpy() - strength * start)
-    b = phi - y.numpy()
-    x, r = np.zeros(5), b
-    p = r
-    for _ in range(5):
-        a = (r @ r) / (p @ K @ p)
-        x, r, old = x + a * p, r - a * K @ p, r
-        p = r + (r @ r) / (old @ old) * p
-
+        leaves = tree_map(lambda t: t.clone().requires_grad_(), problem.theta)
+        sol = imaml.adapt(loss, leaves, support)
+        loss(sol.value, query).backward()
     assert (sol.iterations, sol.status) == (16, ims.Status.BUDGET)
     assert [int(record.iterations) for record in log.adjoints()] == [5]
-    gradient = ravel({name: value.grad for name, value in leaves.items()}).numpy()
-    # 21 steps of a contraction, and five of CG, in float64
-    np.testing.assert_allclose(ravel(sol.value).detach().numpy(), phi, rtol=1e-12)
-    np.testing.assert_allclose(gradient, strength * x, rtol=1e-9)
 
 
-def test_a_strong_pull_gives_the_first_order_gradient(curved):
-    loss, theta, supports, queries = curved
-    support, query = one(supports, 0), one(queries, 0)
+def test_a_strong_pull_gives_the_first_order_gradient():
+    model, criterion, theta, supports, queries = curves()
+    loss, support, query = loss_of(model, criterion), one(supports, 0), one(queries, 0)
     implicit = grad(lambda t: imaml.meta_loss(loss, t, support, query, strength=1e4, **EXACT))(
         theta
     )
@@ -195,22 +87,37 @@ def test_a_strong_pull_gives_the_first_order_gradient(curved):
     torch.testing.assert_close(implicit, grad(loss)(theta, query), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("strength", [0.0, -1.0, float("nan"), float("inf")])
-def test_strength_must_be_positive_and_finite(strength):
-    theta, A, c, _ = quadratic_tasks(0, 1)
-    with pytest.raises(ValueError, match="strength"):
-        imaml.adapt(loss, theta, (A[0], c[0]), strength=strength)
+@given(s=st.lists(st.floats(0.01, 100), min_size=5, max_size=5), seed=st.integers(0, 10**6))
+def test_the_proximal_loss_and_its_derivatives(s, seed):
+    g = torch.Generator().manual_seed(seed)
+    phi, theta, x = torch.randn(3, 5, generator=g, dtype=torch.float64)
+    s = torch.tensor(s, dtype=torch.float64)
+    for strength, row in ((unravel(s), s), (s[0], s[:1]), (float(s[0]), s[:1])):
+
+        def proximal(phi, strength=strength):
+            return imaml.proximal_loss(lambda p, x: ravel(p) @ x, phi, unravel(theta), x, strength)
+
+        expected = float((row * (phi - theta) ** 2).sum() / 2 + phi @ x)
+        assert float(proximal(unravel(phi))) == pytest.approx(expected)
+        slope = ravel(grad(proximal)(unravel(phi)))
+        # a sum of two terms of order 100
+        np.testing.assert_allclose(slope, row * (phi - theta) + x, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("theta", [{}, {"w": 1.0}, [torch.zeros(2), None, "w"]])
-def test_theta_must_be_made_of_tensors(theta):
-    with pytest.raises(TypeError, match="theta"):
-        imaml.adapt(lambda phi, data: torch.zeros(()), theta, None)
+def test_strengths_that_vmap_batches_cannot_be_read():
+    """NaN is no error there; it is where the strength can be read (see the refusals)."""
 
+    def lane(strength):
+        return imaml.adapt(
+            lambda phi, x: (phi - x).square().sum() / 2,
+            torch.zeros(2),
+            torch.ones(2),
+            strength=strength,
+            on_failure="mask",
+        ).status
 
-def test_loss_must_be_a_number():
-    with pytest.raises(ValueError, match="objective"):
-        imaml.adapt(lambda phi, data: phi - data, torch.zeros(3), torch.ones(3))
+    status = vmap(lane)(torch.tensor([torch.nan, 1.0]))
+    assert (status > ims.Status.BUDGET).tolist() == [True, False]
 
 
 def test_negative_curvature_is_an_error_or_leaves_the_task_out():
@@ -226,6 +133,124 @@ def test_negative_curvature_is_an_error_or_leaves_the_task_out():
     theta.grad = None
     imaml.meta_loss(saddle, theta, x, x, strength=5.0).backward()
     assert (theta.grad != 0).all()
+
+
+# ---- Many tasks ----
+
+BUDGET = {
+    "solver": ims.GradientDescent(0.1, max_steps=2, rtol=None),
+    "adjoint": ims.ImplicitAdjoint(ims.CG(max_steps=2, rtol=None)),
+}
+JUDGED = {"solver": ims.GradientDescent(0.1, max_steps=1000), "adjoint": CG}
+
+
+def descend(objective, phi):
+    for _ in range(2):
+        slope = grad(objective)(phi)
+        phi = {name: phi[name] - 0.1 * slope[name] for name in phi}
+    return phi
+
+
+def strength_of(theta, kind):
+    if kind == "number":
+        return 3.0
+    if kind == "tensor":
+        return torch.tensor(3.0, dtype=torch.float64)
+    return {name: 3 + torch.rand(value.shape[-1:]).double() for name, value in theta.items()}
+
+
+def gradients(objective, theta, strength):
+    """Return the objective and its gradients in the meta-parameters and the strength."""
+    given = tree_map_only(
+        torch.Tensor, lambda t: t.clone().requires_grad_(), {"theta": theta, "strength": strength}
+    )
+    value = objective(given["theta"], given["strength"])
+    leaves = [leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("number", {}),
+        ("number", EXACT),
+        ("number", BUDGET),
+        ("tensor", JUDGED),
+        ("each", BUDGET),
+        ("number", BUDGET | {"damping": 0.5}),
+        ("each", JUDGED | {"damping": 0.5}),
+        ("tensor", BUDGET | {"adjoint": imaml.neumann_adjoint(3)}),
+        ("each", BUDGET | {"adjoint": imaml.neumann_adjoint(2), "damping": 0.5}),
+        ("number", BUDGET | {"solver": descend}),
+        ("each", BUDGET | {"solver": descend, "damping": 0.5}),
+    ],
+)
+def test_many_tasks_equal_one_after_the_other(kind, options):
+    model, criterion, theta, supports, queries = curves(tasks=TASKS)
+    loss = loss_of(model, criterion)
+
+    def together(theta, strength):
+        return imaml.meta_objective(loss, theta, supports, queries, strength=strength, **options)
+
+    def by_turns(theta, strength):
+        losses = [
+            imaml.meta_loss(
+                loss, theta, one(supports, task), one(queries, task), strength=strength, **options
+            )
+            for task in range(TASKS)
+        ]
+        return sum(losses) / TASKS
+
+    strength = strength_of(theta, kind)
+    expected = gradients(by_turns, theta, strength)
+    # up to rounding; where steps are judged, up to the tolerance 1.8e-12 and the condition
+    for got, value in zip(gradients(together, theta, strength), expected, strict=True):
+        torch.testing.assert_close(got, value, rtol=1e-9, atol=1e-9)
+
+
+def test_solutions_have_the_tasks_in_front():
+    model, criterion, theta, supports, _ = curves(tasks=TASKS)
+
+    def adapted(supports, **options):
+        return imaml.adapt(loss_of(model, criterion), theta, supports, strength=3.0, **options)
+
+    for sol in (
+        adapted(supports, many_tasks=True, **JUDGED),
+        vmap(lambda support: adapted(support, **EXACT))(supports),
+    ):
+        assert sol.converged.shape == sol.residual.shape == sol.iterations.shape == (TASKS,)
+        assert sol.converged.all()
+        assert all(sol.value[name].shape == (TASKS, *t.shape) for name, t in theta.items())
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+@pytest.mark.parametrize("failure", [ims.Status.NONFINITE, ims.Status.MAX_STEPS])
+def test_a_failed_task_has_no_derivative(failure, damping):
+    """NaN in the data; too slow for its steps. The others are as without it."""
+    a, scale = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor(1.0).double().requires_grad_()
+    curvature = torch.tensor([9.0, 9.0, 9.0]).double()
+    if failure == ims.Status.NONFINITE:
+        a[1] = torch.nan
+    else:
+        curvature[1] = 1e-3
+
+    def loss(phi, data):
+        a, curvature = data
+        return curvature * (phi - scale * a) ** 2 / 2
+
+    options = {"strength": 1.0, "damping": damping, "on_failure": "mask", "many_tasks": True}
+    # one step where the curvature and the strength are 10
+    solver, start = ims.GradientDescent(0.1, max_steps=5), torch.tensor(0.5).double()
+    sol = imaml.adapt(loss, start, (a, curvature), solver=solver, adjoint=CG, **options)
+    assert sol.status.tolist() == [0, failure, 0]
+    torch.testing.assert_close(sol.value[[0, 2]], (9 * a[[0, 2]] + 0.5) / 10)
+    if failure == ims.Status.NONFINITE:
+        assert sol.value[1] == start
+    slope = torch.autograd.grad(sol.value.sum(), scale)[0]
+    torch.testing.assert_close(slope, torch.tensor(9 * 4 / (10 + damping)).double())
+
+
+# ---- How it is written ----
 
 
 def logic_lines(source):
@@ -264,11 +289,8 @@ def f():
 '''
 
 
-def test_logic_lines():
-    assert logic_lines(SAMPLE) == 5
-
-
 def test_the_definition_fits_on_a_page():
+    assert logic_lines(SAMPLE) == 5
     assert logic_lines(Path(definition.__file__).read_text()) <= 60
 
 

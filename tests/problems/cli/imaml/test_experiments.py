@@ -18,26 +18,18 @@ from implicit_solvers.problems.cli.imaml.problem import load_problem
 from implicit_solvers.problems.cli.imaml.sinusoid import errors_after_steps
 from implicit_solvers.problems.cli.imaml.table import Setting, markdown, summarize
 from implicit_solvers.problems.cli.imaml.trials import TRIALS, WAVE_TRIALS, best_trial
-from tests.problems.cli.imaml.tiny_runs import METHODS
+from tests.problems.cli.runs import COMMANDS, METHODS
 
-TINY_TABLE = [
-    *("imaml", "table", "--settings", "2x1x2", "3x1x1", "--methods", "maml", "r2d2"),
-    *("--seeds", "2", "--steps", "2", "--trial-steps", "1", "--meta-batch", "2"),
-    *("--inner-steps", "1", "--width", "4", "--side", "7", "--instances", "3"),
-    *("--validation-tasks", "3", "--evaluation-tasks", "5"),
-]
+TABLE = COMMANDS["imaml table"].arguments
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
+@pytest.fixture
+def table(finished):
     """The folder of a tiny table."""
-    out = tmp_path_factory.mktemp("table")
-    assert main([*TINY_TABLE, "--out", str(out)]) == 0
-    return out
+    return finished("imaml table").out
 
 
 def test_the_table_holds_the_means_of_its_runs(table):
-    assert (table / "table.png").read_bytes().startswith(b"\x89PNG")
     lines = (table / "table.md").read_text().splitlines()
     assert lines[0] == "| method | 2-way 1-shot | 3-way 1-shot |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| MAML", "| R2D2"]
@@ -84,46 +76,19 @@ def test_what_is_there_is_kept(table):
     (table / "2x1-maml-seed1" / "metrics.json").write_text("{")  # a kill in the midst of writing
     before = {path: path.stat().st_mtime_ns for path in table.glob("*/metrics.json")}
     text = (table / "table.md").read_text()
-    assert main([*TINY_TABLE, "--out", str(table)]) == 0
+    assert main([*TABLE, "--out", str(table)]) == 0
     assert (table / "table.md").read_text() == text
     changed = {p.parent.name for p, moment in before.items() if p.stat().st_mtime_ns != moment}
     assert changed == {"2x1-maml-seed1"}
     assert (table / "3x1-r2d2-seed0" / "metrics.json").exists()
 
 
-def test_a_table_of_other_options_is_refused(table, capsys):
-    assert main([*TINY_TABLE, "--inner-lr", "0.3", "--out", str(table)]) == 2
-    assert "was written with inner_lr 0.1 where this run has 0.3" in capsys.readouterr().err
-
-
 def test_the_estimate_computes_nothing(tmp_path, capsys):
     options = ["--methods", "r2d2", "--settings", "2x1x2", "--trial-steps", "0", "--estimate"]
-    assert main([*TINY_TABLE, *options, "--out", str(tmp_path / "none")]) == 0
+    assert main([*TABLE, *options, "--out", str(tmp_path / "none")]) == 0
     printed = capsys.readouterr().out
     assert "2-way 1-shot, R2D2: " in printed and "minutes of 1 idle cores" in printed
     assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--settings", "5"], "'5' is no setting: pass 5x1, say"),
-        (["--settings", "5x0"], "'5x0' is no setting"),
-        (["--methods", "mamal"], "invalid choice: 'mamal'"),
-        (["--seeds", "0"], "0 is not positive"),
-    ],
-)
-def test_unfit_options_of_the_table(options, message, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["imaml", "table", *options])
-    assert message in capsys.readouterr().err
-
-
-def test_a_file_may_not_fix_what_the_table_varies(tmp_path, capsys):
-    (tmp_path / "run.toml").write_text("ways = 3\nmethod = 'maml'\nwidth = 4")
-    command = ["imaml", "table", "--config", str(tmp_path / "run.toml")]
-    assert main([*command, "--out", str(tmp_path / "out")]) == 2
-    assert "has method, ways, which the table varies" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -269,18 +234,14 @@ def test_errors_after_steps_are_those_of_a_plain_loop(method):
             }
 
 
-def test_the_sinusoid_experiment_makes_its_table_and_figure(tmp_path, capsys):
-    command = ["imaml", "sinusoid", "--methods", "imaml-gd", "reptile", "r2d2", "--steps", "2"]
-    command += ["--trial-steps", "1", "--shots", "4", "--meta-batch", "2"]
-    command += ["--evaluation-tasks", "6", "--out", str(tmp_path)]
-    assert main(command) == 0
-    assert (tmp_path / "sinusoid.png").read_bytes().startswith(b"\x89PNG")
-    lines = (tmp_path / "table.md").read_text().splitlines()
+def test_the_sinusoid_experiment_makes_its_table(finished, capsys):
+    out = finished("imaml sinusoid").out
+    lines = (out / "table.md").read_text().splitlines()
     assert lines[0].startswith("| method | 0 steps | 1 | 2 | 5 | 10 |")
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         *("| iMAML, gradient descent", "| Reptile", "| R2D2")
     ]
-    content = json.loads((tmp_path / "metrics.json").read_text())
+    content = json.loads((out / "metrics.json").read_text())
     for entry in content["results"]:
         method = entry["method"]
         assert len(entry["errors"]) == (0 if method == "r2d2" else 11)
@@ -288,13 +249,16 @@ def test_the_sinusoid_experiment_makes_its_table_and_figure(tmp_path, capsys):
         tried = [trial["validation"] for trial in content["trials"][method]["tried"]]
         chosen = {**entry["hyperparameters"], "validation": min(tried)}
         assert chosen in content["trials"][method]["tried"]
-        score = json.loads((tmp_path / method / "metrics.json").read_text())["score"]
+        score = json.loads((out / method / "metrics.json").read_text())["score"]
         assert entry["own"] == score
         if method == "reptile":
             # its own adaptation is the ten steps
             assert entry["errors"][10]["mean"] == pytest.approx(score["mean"], rel=1e-4)
 
     # a run whose checkpoint has gone cannot be drawn
-    (tmp_path / "reptile" / "checkpoint.pt").unlink()
-    assert main(command) == 2
+    checkpoint = out / "reptile" / "checkpoint.pt"
+    content = checkpoint.read_bytes()
+    checkpoint.unlink()
+    assert main([*COMMANDS["imaml sinusoid"].arguments, "--out", str(out)]) == 2
     assert "delete " in capsys.readouterr().err
+    checkpoint.write_bytes(content)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from implicit_solvers.problems.__main__ import main
-from tests.problems.cli.imaml.tiny_runs import WAVES, metrics_of
+from tests.problems.cli.runs import WAVES, metrics_of
 
 
 def meta_gradient_of(out):
@@ -21,7 +21,7 @@ def meta_gradient_of(out):
 @pytest.mark.skipif(not dist.is_available(), reason="torch has no distributed package")
 def test_two_processes_compute_what_one_does(tmp_path):
     # three tasks are two and one; five are scored
-    options = ["imaml", *WAVES, "--method", "imaml-gd", "--steps", "1"]
+    options = ["imaml", *WAVES.split(), "--method", "imaml-gd", "--steps", "1"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *torchrun, "-m", "implicit_solvers.problems", *options]
     with subprocess.Popen(

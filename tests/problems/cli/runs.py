@@ -1,0 +1,86 @@
+"""The commands at toy size, and what they wrote."""
+
+import json
+from typing import NamedTuple
+
+GLYPHS = (
+    "--ways 2 --shots 1 --queries 2 --meta-batch 2 --inner-steps 2 --newton-steps 1 "
+    "--adjoint-steps 2 --width 4 --side 7 --instances 3 "
+    "--validations 2 --validation-tasks 4 --evaluation-tasks 6"
+)
+WAVES = (
+    "--data sinusoid --shots 3 --queries 4 --width 6 --meta-batch 3 --inner-steps 2 "
+    "--newton-steps 1 --adjoint-steps 2 --strength 20 "
+    "--validations 2 --validation-tasks 4 --evaluation-tasks 5"
+)
+METHODS = ("imaml-gd", "imaml-hf", "maml", "fomaml", "reptile", "r2d2")
+ERNN = "--rates 0.01 0.03 --hidden 4 --batch 358 --checkpoint-every 1"
+
+
+class Command(NamedTuple):
+    """A command line without ``--out``, the files it writes, and those of its checkpoints.
+
+    ``step`` is one of Adam's in the middle; ``other`` an option of another run, and what the
+    refusal to resume says of it.
+    """
+
+    line: str
+    files: str
+    checkpoints: str = ""
+    step: int = 1
+    other: tuple[str, str] = ("", "")
+
+    @property
+    def arguments(self):
+        return self.line.split()
+
+
+COMMANDS = {
+    "demo": Command(
+        "demo --meta-steps 10 --tasks-per-step 2 --inner-steps 3 --width 4 --queries 2 "
+        "--instances 3 --validation-tasks 4 --evaluation-tasks 6 --checkpoint-every 1 --no-memory",
+        "config.json figure.png metrics.json",
+        *("checkpoint.pt", 5, ("--width 5", "width 4 where this run has 5")),
+    ),
+    # an epoch has three steps
+    "ernn train": Command(
+        f"ernn train --models rnn exact leaky --seeds 2 --epochs 2 {ERNN}",
+        "config.json learning.png metrics.json",
+        *("checkpoint.pt", 5, ("--hidden 5", "hidden 4 where this run has 5")),
+    ),
+    "ernn table": Command(
+        f"ernn table --tasks adding digits --models fastrnn rnn --seeds 1 --epochs 1 {ERNN}",
+        "accuracy.png config.json metrics.json",
+        "checkpoint-adding.pt checkpoint-digits.pt",
+        *(9, ("--first-seed 1", "first_seed 0 where this run has 1")),
+    ),
+    "imaml": Command(
+        f"imaml {WAVES} --method imaml-gd --steps 12 --checkpoint-every 3",
+        "config.json learning.png metrics.json",
+        *("checkpoint.pt", 8, ("--seed 5 --lr 1", "lr 0.003 where this run has 1.0, seed 0 where")),
+    ),
+    "imaml table": Command(
+        "imaml table --settings 2x1x2 3x1x1 --methods maml r2d2 --seeds 2 --steps 2 "
+        "--trial-steps 1 --meta-batch 2 --inner-steps 1 --width 4 --side 7 --instances 3 "
+        "--validation-tasks 3 --evaluation-tasks 5",
+        "metrics.json table.md table.png",
+        other=("--inner-lr 0.3", "inner_lr 0.1 where this run has 0.3"),
+    ),
+    "imaml sinusoid": Command(
+        "imaml sinusoid --methods imaml-gd reptile r2d2 --steps 2 --trial-steps 1 --shots 4 "
+        "--meta-batch 2 --evaluation-tasks 6",
+        "metrics.json sinusoid.png table.md",
+    ),
+    "imaml truth": Command(
+        "imaml truth --tasks 1 --dimension 5 --inner-steps 1 4", "metrics.json truth.png"
+    ),
+    "imaml costs": Command("imaml costs --width 2 --inner-steps 1 2", "costs.png metrics.json"),
+}
+RESUMABLE = [name for name, command in COMMANDS.items() if command.checkpoints]
+
+
+def metrics_of(out):
+    """What does not depend on the machine's speed."""
+    metrics = json.loads((out / "metrics.json").read_text())
+    metrics.pop("timing", None)
+    return metrics
