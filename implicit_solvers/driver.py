@@ -122,12 +122,14 @@ def solve_equation(
     # Branches that were not taken at the start may read more tensors at the solution.
     equation = task.differentiated or task.equation
     condition: Tensor | None = None
+    point = z
     unrolled = isinstance(task.adjoint, UnrolledAdjoint)
     if lift or forward_level() or unrolled or not torch.is_grad_enabled():
         at_solution = capture(raw, (z, *tensors), name, task.fn)
     else:
+        point = z.detach().requires_grad_()
         condition, at_solution = evaluate_connected(
-            equation(raw).condition, (z := z.detach().requires_grad_(), *tensors), name, task.fn
+            equation(raw).condition, (point, *tensors), name, task.fn
         )
     captured = captured | at_solution
     check_reads(captured, task.label, task.check)
@@ -146,7 +148,7 @@ def solve_equation(
             z if task.on_failure == "mask" else None,
             failed(status),
         )
-    elif _differentiable(operands) or (condition is not None and captured.reach(condition, z)):
+    elif _differentiable(operands) or (condition is not None and captured.reach(condition, point)):
         M, M_tensors = adjoint_preconditioner(task, structure, z, join(tensors))
         hints = len(factors)
         own = lanes(len(captured.tensors))
@@ -174,7 +176,9 @@ def solve_equation(
             monitors=monitors(),
         )
         with isolated():
-            z = attach_derivatives(attach, z, status, condition, (*factors, *M_tensors, *operands))
+            z = attach_derivatives(
+                attach, point, status, condition, (*factors, *M_tensors, *operands)
+            )
     value = structure.unravel(z)
     solution = Solution(value, status == Status.CONVERGED, iterations, residual, status)
     note(solution)

@@ -302,3 +302,8 @@ def test_a_masked_lane_with_a_hidden_tensor_is_an_error():
     ).value
     with pytest.raises(RuntimeError, match='on_failure="mask"'):
         z.nansum().backward()
+
+
+def test_what_depends_on_nothing_has_no_graph():
+    assert not ims.root(lambda z, b: z - b, ZERO, (B,)).value.requires_grad
+    assert not ims.fixed_point(lambda z: plain(W, B, z), ZERO).value.requires_grad
