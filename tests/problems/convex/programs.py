@@ -170,9 +170,12 @@ def made(name, **options):
     return program, problem, layer
 
 
+def parts(solution):
+    """All variables and dual variables."""
+    duals = [d if isinstance(d, tuple) else (d,) for d in solution.value.duals]
+    return [*solution.value.variables, *(part for dual in duals for part in dual)]
+
+
 def flat(solution):
     """All variables and dual variables in one vector."""
-    duals = [d if isinstance(d, tuple) else (d,) for d in solution.value.duals]
-    parts = [*solution.value.variables, *(part for dual in duals for part in dual)]
-    lanes = solution.status.shape
-    return torch.cat([part.reshape(*lanes, -1) for part in parts], -1)
+    return torch.cat([p.reshape(*solution.status.shape, -1) for p in parts(solution)], -1)

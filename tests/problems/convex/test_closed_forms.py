@@ -71,12 +71,17 @@ FORMS = {
 }
 
 
+def layer_of(objective, constraints, parameters, variables, **options):
+    problem = cp.Problem(cp.Minimize(objective), constraints)
+    return ConvexLayer(problem, parameters, variables, **options)
+
+
 @pytest.mark.parametrize("solver", [Clarabel(), SCS()], ids=["clarabel", "scs"])
 @pytest.mark.parametrize("name", FORMS)
 def test_values_and_both_jacobians_are_those_of_the_formula(name, solver):
     variable, error, given, formula, constraints = FORMS[name]
-    problem = cp.Problem(cp.Minimize(cp.sum_squares(error)), list(constraints))
-    layer = ConvexLayer(problem, list(given), [variable], solver=solver)
+    goal = cp.sum_squares(error)
+    layer = layer_of(goal, list(constraints), list(given), [variable], solver=solver)
     solve = lambda *values: layer(*values).value.variables[0]
     values = [torch.tensor(v, dtype=torch.float64) for v in given.values()]
     lanes = [torch.stack([v, 1.1 * v]) for v in values]
@@ -87,12 +92,6 @@ def test_values_and_both_jacobians_are_those_of_the_formula(name, solver):
         torch.testing.assert_close(jacobian(solve, places)(*values), expected, check_dtype=False)
     twice = vmap(jacrev(solve, places))(*lanes)
     torch.testing.assert_close(twice, vmap(jacrev(formula, places))(*lanes), check_dtype=False)
-
-
-def layer_of(objective, constraints, parameters, variables, **options):
-    return ConvexLayer(
-        cp.Problem(cp.Minimize(objective), constraints), parameters, variables, **options
-    )
 
 
 def test_a_problem_without_parameters_follows_the_default_dtype():

@@ -10,7 +10,7 @@ from torch.func import grad, jvp, vmap
 
 import implicit_solvers as ims
 from implicit_solvers.problems.convex import SCS
-from tests.problems.convex.programs import PROGRAMS, flat, made
+from tests.problems.convex.programs import PROGRAMS, flat, made, parts
 
 STEP = 1e-5  # central differences err by its square, and by rounding, 1e-15 / 1e-5
 
@@ -48,10 +48,7 @@ class TestEveryProgram:
         truths = [v.value for v in program.variables]
         if program.duals:
             truths += [dual.value for c in program.constraints for dual in c.dual_variables]
-        found = [*solution.value.variables]
-        for dual in solution.value.duals:
-            found += dual if isinstance(dual, tuple) else (dual,)
-        for own, truth in zip(found, truths, strict=True):
+        for own, truth in zip(parts(solution), truths, strict=True):
             assert tuple(own.shape) == np.shape(truth)
             np.testing.assert_allclose(own.numpy(), truth, rtol=1e-7, atol=1e-7)
         other = copy.copy(layer)

@@ -1,9 +1,7 @@
 """Projections against cvxpy, other closed forms, differences, and the laws of projections."""
 
 import warnings
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import cvxpy as cp
 import numpy as np
@@ -26,50 +24,20 @@ from implicit_solvers.problems.projections import (
     sparsemax,
 )
 
-
-class Row(NamedTuple):
-    """A projection onto a set of size ``r``; the set for cvxpy; how far ``x`` is outside of it."""
-
-    project: Callable
-    constraints: Callable
-    excess: Callable
-
-
-ROWS = {
-    "simplex": Row(
-        project_simplex,
-        lambda x, r: [x >= 0, cp.sum(x) == r],
-        # no entry is negative, be it by rounding
-        lambda x, r: (x.sum(-1) - r).abs() + torch.where(x < 0, torch.inf, 0).sum(-1),
-    ),
-    "box": Row(
-        lambda v, r: project_box(v, -r / 3, r / 2),
-        lambda x, r: [x >= -r / 3, x <= r / 2],
-        lambda x, r: (x - x.clamp(-r / 3, r / 2)).abs().sum(-1),
-    ),
-    "l1_ball": Row(
-        project_l1_ball,
-        lambda x, r: [cp.norm1(x) <= r],
-        lambda x, r: x.abs().sum(-1) - r,
-    ),
-    "l2_ball": Row(
-        project_l2_ball,
-        lambda x, r: [cp.norm2(x) <= r],
-        lambda x, r: x.norm(dim=-1) - r,
-    ),
-    "second_order_cone": Row(
+# projections of v onto sets of the size r, and the sets for cvxpy
+SETS = {
+    "simplex": (project_simplex, lambda x, r: [x >= 0, cp.sum(x) == r]),
+    "box": (lambda v, r: project_box(v, -r / 3, r / 2), lambda x, r: [x >= -r / 3, x <= r / 2]),
+    "l1_ball": (project_l1_ball, lambda x, r: [cp.norm1(x) <= r]),
+    "l2_ball": (project_l2_ball, lambda x, r: [cp.norm2(x) <= r]),
+    "second_order_cone": (
         lambda v, _: project_second_order_cone(v),
-        lambda x, _: [cp.SOC(x[0], x[1:])],
-        lambda x, _: x[..., 1:].norm(dim=-1) - x[..., 0],
+        lambda x, _: [cp.norm2(x[1:]) <= x[0]] if x.size > 1 else [x >= 0],
     ),
-    "psd_cone": Row(
-        lambda v, _: project_psd_cone(v),
-        lambda x, _: [x >> 0],
-        lambda x, _: -torch.linalg.eigvalsh(x)[..., 0],
-    ),
+    "psd_cone": (lambda v, _: project_psd_cone(v), lambda x, _: [x >> 0]),
 }
 MAPS = {
-    **{name: lambda v, row=row: row.project(v, 1.5) for name, row in ROWS.items()},
+    **{name: lambda v, project=row[0]: project(v, 1.5) for name, row in SETS.items()},
     "entmax": entmax,
     "sinkhorn": sinkhorn,
 }
@@ -86,7 +54,7 @@ def drawn(name, lanes, seed=0, size=4):
 
 
 def nearest(name):
-    return MAPS[name], lambda x, v: -cp.sum_squares(x - v), lambda x: ROWS[name].constraints(x, 1.5)
+    return MAPS[name], lambda x, v: -cp.sum_squares(x - v), lambda x: SETS[name][1](x, 1.5)
 
 
 def tsallis(alpha):
@@ -105,7 +73,7 @@ def transport(temperature):
 
 
 MAXIMA = {
-    **{name: nearest(name) for name in ROWS},
+    **{name: nearest(name) for name in SETS},
     **{f"entmax {alpha}": tsallis(alpha) for alpha in (1.2, 1.5, 3.0)},
     **{f"sinkhorn {temperature}": transport(temperature) for temperature in (1.0, 0.3)},
 }
@@ -130,15 +98,17 @@ def dot(a, b):
 
 
 class TestLaws:
-    @pytest.mark.parametrize("name", ROWS)
+    @pytest.mark.parametrize("name", SETS)
     @given(seed=st.integers(0, 2**31), size=st.integers(1, 9), r=st.floats(0.1, 10))
     def test_of_projections(self, name, seed, size, r):
-        project, _, excess = ROWS[name]
+        project, constraints = SETS[name]
         u, v = drawn(name, (2,), seed, size)
         x, y = project(u, r), project(v, r)
         scale = 1 + float(u.norm() + v.norm())
         rounding = 1e-13 * scale
-        assert excess(torch.stack([x, y]), r).max() <= rounding + 1e-14 * r
+        point = cp.Variable(x.shape, value=x.numpy())
+        assert max(c.violation().max() for c in constraints(point, r)) <= rounding
+        assert name != "simplex" or bool((x >= 0).all())  # not by rounding either
         assert (project(x, r) - x).norm() <= rounding
         # firmly nonexpansive; and, from y on, which stays where it is, no point is nearer than x
         assert dot(x - y, x - y) <= dot(x - y, u - v) + rounding * scale
@@ -199,11 +169,6 @@ class TestOtherForms:
         S = torch.tensor([[0.0, 2.0, 1.0], [1.0, 0.0, 3.0], [2.0, 1.0, 0.0]]).double()
         P = sinkhorn(S, temperature=0.05)
         torch.testing.assert_close(P, torch.eye(3).double()[[1, 2, 0]], rtol=0, atol=1e-8)
-
-    def test_the_absolute_value_of_a_matrix(self):
-        S = drawn("psd_cone", (3,), 4)
-        N = 2 * project_psd_cone(S) - S
-        torch.testing.assert_close(N @ N, S @ S)
 
     @pytest.mark.parametrize("size", [1e200, 1e-200])
     def test_large_and_small_numbers(self, size):

@@ -15,14 +15,8 @@ from implicit_solvers.problems.qp import (
     kkt_residual,
     quadratic_program,
 )
-from tests.problems.qp.drawn_programs import (
-    clarabel_solve,
-    falls_without_end,
-    feasible,
-    objective,
-    programs,
-    regular_programs,
-)
+from tests.problems.qp import drawn_programs as drawn
+from tests.problems.qp.drawn_programs import objective, regular_programs
 
 STATUS = {
     "Solved": ims.Status.CONVERGED,
@@ -35,6 +29,10 @@ DTYPES = [torch.float32, torch.float64]
 def assert_close(found, expected, rtol=1e-9, atol=1e-10):
     """Compare tensors or tuples; by default as two solves to rounding, and a condition of 1e4."""
     torch.testing.assert_close(tuple(found), tuple(expected), rtol=rtol, atol=atol)
+
+
+def tensors(program, dtype=torch.float64):
+    return tuple(torch.from_numpy(part).to(dtype) for part in program)
 
 
 def minimizer(*operands, **options):
@@ -78,20 +76,20 @@ def check_optimal(program, solution):
 
 class TestDrawnPrograms:
     @settings(max_examples=200, suppress_health_check=[HealthCheck.filter_too_much])
-    @given(programs())
+    @given(drawn.programs())
     def test_against_clarabel(self, program):
-        word, x, duals, multipliers = clarabel_solve(program)
+        word, x, duals, multipliers = drawn.clarabel_solve(program)
         assume(word in STATUS)  # of some degenerate programs Clarabel itself is not sure
         curved = np.linalg.matrix_rank(program.Q) == len(program.p)
         if curved:
-            single = quadratic_program(*program.tensors(torch.float32), on_failure="mask")
+            single = quadratic_program(*tensors(program, torch.float32), on_failure="mask")
             assert single.value.x.dtype == torch.float32
             assert (single.status == ims.Status.CONVERGED) == (word == "Solved")
-        solution = quadratic_program(*program.tensors(), on_failure="mask")
+        solution = quadratic_program(*tensors(program), on_failure="mask")
         right = {STATUS[word]}
-        if word == "DualInfeasible" and not feasible(program):
+        if word == "DualInfeasible" and not drawn.feasible(program):
             right.add(ims.Status.INFEASIBLE)  # neither it nor its dual has a feasible point
-        if word == "PrimalInfeasible" and falls_without_end(program):
+        if word == "PrimalInfeasible" and drawn.falls_without_end(program):
             right.add(ims.Status.UNBOUNDED)
         assert ims.Status(int(solution.status)) in right
         if word != "Solved":
@@ -134,7 +132,7 @@ class TestDrawnPrograms:
 
 
 class TestClosedForms:
-    def test_without_inequalities(self):
+    def test_without_some_constraints(self):
         Q, p, *_ = regular_programs((3,), 5, 1, 1)
         value = quadratic_program(Q, p).value
         assert_close(value, (-torch.linalg.solve(Q, p), p[:, :0], p[:, :0], p[:, :0]))
@@ -144,8 +142,6 @@ class TestClosedForms:
         for solver in (None, ims.Newton()):
             value = quadratic_program(Q, p, A=A, b=b, solver=solver).value
             assert_close((value.x, value.equality_duals), (exact[:5], exact[5:]))
-
-    def test_inequalities_only(self):
         Q, p, G, h, _, _ = regular_programs((), 5, 6, 1)
         z = torch.cat(quadratic_program(Q, p, G, h).value[:2])
         assert kkt_residual(z, Q, p, G, h, G[:0], h[:0]).abs().max() < 1e-12
@@ -169,26 +165,19 @@ class TestClosedForms:
 
 
 class TestDerivatives:
-    def test_the_drawn_programs_have_active_and_inactive_rows(self):
-        for seed in range(4):
-            _, duals, _, slack = everything(*regular_programs((), 3, 4, 1, seed))
-            active = duals > 1e-3
-            assert bool((active | (slack > 1e-3)).all())
-            assert 0 < int(active.sum()) < 4
-
     @pytest.mark.parametrize("seed", range(3))
     def test_all_six_inputs_against_differences(self, seed):
         modes = ("forward_ad", "batched_grad", "batched_forward_grad") if seed == 0 else ()
         operands = leaves(regular_programs((), 3, 4, 1, seed))
+        _, duals, _, slack = everything(*operands)
+        active = duals > 1e-3
+        assert bool((active | (slack > 1e-3)).all()) and 0 < int(active.sum()) < 4
         assert gradcheck(everything, operands, **{f"check_{mode}": True for mode in modes})
 
     def test_second_order_against_differences_of_gradients(self):
-        assert gradgradcheck(
-            lambda *operands: everything(*operands)[:3],
-            leaves(regular_programs((), 2, 2, 1)),
-            check_fwd_over_rev=True,
-            check_rev_over_rev=True,
-        )
+        modes = {"check_fwd_over_rev": True, "check_rev_over_rev": True}
+        free = lambda *operands: everything(*operands)[:3]
+        assert gradgradcheck(free, leaves(regular_programs((), 2, 2, 1)), **modes)
 
     def test_hessian_by_functional_transforms(self):
         Q, p, G, h, A, b = regular_programs((), 4, 5, 1, 3)
@@ -217,12 +206,8 @@ class TestDerivatives:
         more = lambda rows, factor: torch.cat([rows, factor * rows])
         lean = lambda p, b: minimizer(Q, p, G, h, A, b)
         twice = lambda p, b: minimizer(Q, p, more(G, 3), more(h, 3), more(A, -2), more(b, -2))
-        assert_close(
-            (twice(p, b), *jacrev(twice, (0, 1))(p, b)),
-            (lean(p, b), *jacrev(lean, (0, 1))(p, b)),
-            rtol=1e-7,
-            atol=1e-8,
-        )
+        found, expected = ((f(p, b), *jacrev(f, (0, 1))(p, b)) for f in (twice, lean))
+        assert_close(found, expected, rtol=1e-7, atol=1e-8)
 
     @pytest.mark.parametrize("linear_solver", [None, ims.LU()], ids=["default", "dense"])
     def test_by_another_adjoint(self, linear_solver):
