@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import rnn
@@ -29,7 +29,7 @@ ORDINARY = {
 # FastRNN with the weights 1 and 0, to rounding, is another
 NETWORKS = {"ERNN": (ERNN, ORDINARY), "FastRNN": (FastRNN, {"alpha": 50.0, "beta": -50.0})}
 MODES = {
-    "parallel": {"mode": Equilibrium(block=3)},
+    "parallel": {"mode": Equilibrium(block=6)},
     "sequential": {"mode": Equilibrium(parallel=False)},
     "leaky": {"leak": LEAKY},
     "unrolled": {"mode": Unrolled(steps=2)},
@@ -103,6 +103,7 @@ def test_an_ordinary_network(
     lengths=lengths_of,
     seed=st.integers(0, 10**6),
 )
+@example(sizes=(2, 3, 2), both_ways=True, lengths=[3, 1, 4, 2], seed=0)
 @settings(max_examples=8)
 def test_packed_padded_and_single_sequences_agree(mode, sizes, both_ways, lengths, seed):
     torch.manual_seed(seed)

@@ -112,24 +112,24 @@ def test_training_against_the_bound_keeps_the_margin():
 def test_a_matrix_that_breaks_regularity_is_an_error_until_it_is_projected():
     net = ERNN(2, 3, well_posed=Unconstrained(), dtype=torch.float64)
     net.cells[0].recurrent.weight.data.copy_(1.25 * torch.eye(3))
-    x = double(4, 2)
     for module in (net, net.cells[0]):
         with pytest.raises(ValueError, match=r"margin -0\.25.*SpectralNorm.*project_"):
-            module(x)
+            module(double(4, 2))
     assert net.margin() == pytest.approx(-0.25)
     net.project_(margin=0.2)
     U = matrix(net.cells[0]).copy()
     np.testing.assert_allclose(U, 0.8 * np.eye(3), rtol=1e-12)
     assert net.margin() == pytest.approx(0.2)
-    net(x)
+    net(double(4, 2))
     net.project_(margin=0.1)  # inside already
     assert np.array_equal(matrix(net.cells[0]), U)
 
 
 def test_projection_of_a_low_rank_matrix():
-    cell = ERNNCell(2, 4, rank=2, well_posed=Unconstrained(), initial_norm=3.0, dtype=torch.float64)
-    cell.project_()
-    np.testing.assert_allclose(singular_values(matrix(cell))[[0, 2, 3]], [0.95, 0, 0], atol=1e-9)
+    options = {"nonlinearity": torch.sigmoid, "well_posed": Unconstrained(), "initial_norm": 9.0}
+    cell = ERNNCell(2, 4, rank=2, dtype=torch.float64, **options)
+    cell.project_()  # to 0.95 / 0.25, sigmoid's slope
+    np.testing.assert_allclose(singular_values(matrix(cell))[[0, 2, 3]], [3.8, 0, 0], atol=1e-8)
     cell(double(2))
 
 
