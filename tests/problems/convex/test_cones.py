@@ -1,108 +1,87 @@
-"""Projections onto cones against another solver, mpmath, and the laws of projections."""
+"""Projections onto cones by what makes a point the nearest, and programs with known solutions."""
 
 import cvxpy as cp
-import mpmath
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import jacrev, vmap
+from torch.func import jacrev, jvp, vmap
 
-from implicit_solvers.problems.convex import Cones, project_dual_cone, project_exponential_cone
+from implicit_solvers.problems.convex import (
+    Cones,
+    ConvexLayer,
+    project_dual_cone,
+    project_exponential_cone,
+)
 from implicit_solvers.problems.convex.cones import linearize_dual_projection
-from implicit_solvers.problems.convex.symmetric_vectors import from_svec, svec
 
 EVERY = Cones(zero=2, nonnegative=3, second_order=(3, 3, 4), semidefinite=(2, 3, 3), exponential=2)
+CONES = Cones(zero=1, nonnegative=2, second_order=(3,), semidefinite=(3,), exponential=1)
+VARIABLES = CONES.size + 1  # more than constraints: the multipliers are unique
 numbers = st.floats(-10, 10).filter(lambda v: abs(v) > 1e-6)
+seeds = st.integers(0, 10_000)
 
 
-def distance_to_exponential_cone(v):
-    """The distance of ``v`` to its projection by another route: mpmath, along the surface."""
-    r, s, t = (mpmath.mpf(float(w)) for w in v)
+def in_cones(slack, cones):
+    """The constraints, for CVXPY, that the slack is in a product of cones."""
+    constraints = [slack[: cones.zero] == 0, slack[cones.zero : cones.linear] >= 0]
+    first = cones.linear
+    for k in cones.second_order:
+        constraints.append(cp.SOC(slack[first], slack[first + 1 : first + k]))
+        first += k
+    for k in cones.semidefinite:
+        rows = [[None] * k for _ in range(k)]
+        for j in range(k):  # the upper triangle, column by column
+            for i in range(j + 1):
+                rows[i][j] = rows[j][i] = slack[first] * (1 if i == j else 0.5**0.5)
+                first += 1
+        constraints.append(cp.bmat(rows) >> 0)
+    for _ in range(cones.exponential):
+        constraints.append(cp.ExpCone(*(slack[first + k] for k in range(3))))
+        first += 3
+    return constraints
 
-    def gap(rho):
-        a = (rho, mpmath.mpf(1), mpmath.exp(rho))
-        length = sum(w * w for w in a)
-        x = max(sum(w * q for w, q in zip(a, (r, s, t), strict=True)) / length, 0)
-        return mpmath.sqrt(sum((x * w - q) ** 2 for w, q in zip(a, (r, s, t), strict=True)))
 
-    grid = [mpmath.mpf(k) / 8 for k in range(-240, 241)]
-    best = min(grid, key=gap)
-    low, high = best - mpmath.mpf(1) / 8, best + mpmath.mpf(1) / 8
-    golden = (mpmath.sqrt(5) - 1) / 2
-    for _ in range(90):
-        one, two = high - golden * (high - low), low + golden * (high - low)
-        low, high = (low, two) if gap(one) < gap(two) else (one, high)
-    facet = mpmath.sqrt(max(r, 0) ** 2 + s**2 + min(t, 0) ** 2)
-    inside = s > 0 and s * mpmath.exp(r / s) <= t
-    return mpmath.mpf(0) if inside else min(gap((low + high) / 2), facet)
+def in_exponential_cone(v, far):
+    """Whether ``v`` is at most ``far`` from {s exp(r / s) <= t}: a step inwards gets there."""
+    r, s, t = v + far * np.array([0, 2, 8])  # of which the ball of radius 1 is in the cone
+    with np.errstate(over="ignore"):
+        return s > 0 and s * np.exp(r / s) <= t
+
+
+def in_its_dual(v, far):
+    """Whether ``v`` is at most ``far`` from the dual cone {-r exp(s / r) <= e t}."""
+    r, s, t = v + far * np.array([-2, 2, 8])
+    with np.errstate(over="ignore"):
+        return r < 0 and -r * np.exp(s / r - 1) <= t
 
 
 class TestExponentialCone:
-    @given(st.tuples(numbers, numbers, numbers))
-    def test_it_is_the_nearest_point(self, v):
+    @given(v=st.tuples(numbers, numbers, numbers), scale=st.floats(0.1, 10))
+    @example(v=(0.0014, -1.43, 1.34), scale=1e3)
+    @example(v=(-0.73, 8.65e-4, -0.8), scale=1e3)
+    @example(v=(5.0, 1e-3, 1.0), scale=1e3)
+    @example(v=(1e-4, 2.0, -1.0), scale=1e3)
+    def test_it_is_the_nearest_point(self, v, scale):
         v = torch.tensor(v, dtype=torch.float64)
-        p = project_exponential_cone(v)
-        r, s, t = (mpmath.mpf(float(w)) for w in p)
-        size = 1 + float(v.abs().max())
-        if s > 1e-8 * size:
-            excess = s * mpmath.exp(r / s) - t
-            assert excess <= 1e-12 * size * (1 + mpmath.exp(r / s))
-        expected = distance_to_exponential_cone(v)
-        assert abs(float((v - p).norm()) - float(expected)) <= 1e-9 * size
-
-    @given(st.tuples(numbers, numbers, numbers), st.floats(0.1, 10))
-    def test_moreaus_decomposition_and_scaling(self, v, scale):
-        v = torch.tensor(v, dtype=torch.float64)
-        p = project_exponential_cone(v)
-        size = float(v.abs().max())
+        p, size = project_exponential_cone(v), float(v.abs().max())
+        # p in the cone, p - v in its dual and orthogonal to p, all up to rounding
+        assert in_exponential_cone(p.numpy(), 1e-11 * size)
+        assert in_its_dual((p - v).numpy(), 1e-11 * size)
         assert abs(float(p @ (v - p))) <= 1e-12 * size**2
-        torch.testing.assert_close(project_exponential_cone(p), p, rtol=1e-9, atol=1e-9 * size)
-        rest = project_exponential_cone(v - p)
-        torch.testing.assert_close(rest, 0 * rest, rtol=0, atol=1e-9 * size)
-        scaled = project_exponential_cone(scale * v)
-        torch.testing.assert_close(scaled, scale * p, rtol=1e-9, atol=1e-9 * size)
+        scaled = project_exponential_cone(torch.stack([p, v - p, scale * v]))
+        expected = torch.stack([p, 0 * p, scale * p])
+        torch.testing.assert_close(scaled, expected, rtol=1e-9, atol=1e-9 * size)
 
     def test_its_cases(self):
-        rows = torch.tensor(
-            [
-                [-1.0, 1.0, 2.0],  # inside
-                [-1.0, 0.0, 2.0],  # on the facet
-                [-1.0, -2.0, -3.0],  # next to the facet
-                [-1.0, -2.0, 3.0],
-                [1.0, -2.0, -3.0],  # in the polar cone
-                [0.0, 0.0, 0.0],
-                [torch.nan, 1.0, 1.0],
-            ]
-        )
-        truth = torch.tensor(
-            [
-                [-1.0, 1.0, 2.0],
-                [-1.0, 0.0, 2.0],
-                [-1.0, 0.0, 0.0],
-                [-1.0, 0.0, 3.0],
-                [0.0, 0.0, 0.0],
-                [0.0, 0.0, 0.0],
-                [torch.nan] * 3,
-            ]
-        )
-        torch.testing.assert_close(project_exponential_cone(rows), truth, equal_nan=True)
-
-    @pytest.mark.parametrize("far", [1.0, 1e3])
-    def test_far_and_flat_vectors(self, far):
-        rows = torch.tensor(
-            [[0.0014, -1.43, 1.34], [-0.73, 8.65e-4, -0.8], [5.0, 1e-3, 1.0], [1e-4, 2.0, -1.0]],
-            dtype=torch.float64,
-        )
-        p = project_exponential_cone(far * rows)
-        assert p.isfinite().all()
-        torch.testing.assert_close((p * (far * rows - p)).sum(-1) / far**2, torch.zeros(4).double())
-        for v, found in zip(far * rows, p, strict=True):
-            expected = float(distance_to_exponential_cone(v / far)) * far
-            # the slope may be beyond the oracle's grid: then the distance is that to the facet
-            assert (v - found).norm().item() <= expected + 1e-9 * far
+        # inside, on the facet, next to it (twice), in the polar cone, and the tip
+        v = [[-1.0, 1, 2], [-1, 0, 2], [-1, -2, -3], [-1, -2, 3], [1, -2, -3], [0, 0, 0]]
+        truth = [[-1.0, 1, 2], [-1, 0, 2], [-1, 0, 0], [-1, 0, 3], [0, 0, 0], [0, 0, 0]]
+        found = project_exponential_cone(torch.tensor([*v, [torch.nan, 1, 1]]))
+        torch.testing.assert_close(found[:-1], torch.tensor(truth))
+        assert found[-1].isnan().all()
 
     def test_derivatives(self):
         v = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
@@ -114,57 +93,73 @@ class TestExponentialCone:
 class TestProducts:
     def test_it_is_the_nearest_point_of_the_dual_cone(self):
         u = torch.randn(EVERY.size, dtype=torch.float64)
-        y = project_dual_cone(u, EVERY)
-        x, first = cp.Variable(EVERY.size), EVERY.linear
-        constraints = [x[EVERY.zero : first] >= 0]
-        for k in EVERY.second_order:
-            constraints.append(cp.SOC(x[first], x[first + 1 : first + k]))
-            first += k
-        for k in EVERY.semidefinite:
-
-            def entry(i, j, first=first):
-                i, j = min(i, j), max(i, j)  # the upper triangle, column by column
-                return x[first + j * (j + 1) // 2 + i] * (1 if i == j else 0.5**0.5)
-
-            matrix = cp.bmat([[entry(i, j) for j in range(k)] for i in range(k)])
-            constraints.append(matrix >> 0)
-            first += k * (k + 1) // 2
-        for _ in range(EVERY.exponential):
-            a, b, c = x[first], x[first + 1], x[first + 2]
-            # the dual cone, -a exp(b / a) <= e c, is -a exp((a - b) / -a) <= c
-            constraints.append(cp.ExpCone(a - b, -a, c))
-            first += 3
-        problem = cp.Problem(cp.Minimize(cp.sum_squares(x - u.numpy())), constraints)
+        s = cp.Variable(EVERY.size)  # by Moreau: y is u and the projection of -u onto the cone
+        problem = cp.Problem(cp.Minimize(cp.sum_squares(s + u.numpy())), in_cones(s, EVERY))
         problem.solve(solver="SCS", eps=1e-10, max_iters=100_000)
-        np.testing.assert_allclose(y.numpy(), x.value, atol=1e-6)
+        y = project_dual_cone(u, EVERY)
+        np.testing.assert_allclose(y.numpy(), u.numpy() + s.value, atol=1e-6)
 
-    def test_the_jacobian_is_that_of_autograd(self):
-        u = 2 * torch.randn(6, EVERY.size, dtype=torch.float64)
-        y, D = linearize_dual_projection(u, EVERY)
-        assert torch.equal(y, project_dual_cone(u, EVERY))
-        expected = vmap(jacrev(lambda u: project_dual_cone(u, EVERY)))(u)
-        torch.testing.assert_close(D, expected, rtol=1e-10, atol=1e-12)
-
-    def test_the_tip_of_every_cone_has_a_derivative(self):
-        u = torch.zeros(EVERY.size, dtype=torch.float64)
-        y, D = linearize_dual_projection(u, EVERY)
-        assert (y == 0).all() and torch.equal(project_dual_cone(u, EVERY), u)
-        found = jacrev(lambda u: project_dual_cone(u, EVERY))(u)
-        torch.testing.assert_close(found, D)
-        values = torch.linalg.eigvalsh(D)
-        assert values.min() > -1e-12 and values.max() < 1 + 1e-12
-
-    @given(st.integers(0, 10_000))
-    def test_its_jacobian_is_a_contraction(self, seed):
+    @given(seeds)
+    def test_its_jacobian_is_that_of_autograd_and_a_contraction(self, seed):
         generator = torch.Generator().manual_seed(seed)
-        u = 3 * torch.randn(EVERY.size, dtype=torch.float64, generator=generator)
-        _, D = linearize_dual_projection(u, EVERY)
+        u = 3 * torch.randn(2, EVERY.size, dtype=torch.float64, generator=generator)
+        u[1] *= seed % 3  # at times the tip of every cone
+        project = lambda u: project_dual_cone(u, EVERY)
+        y, D = linearize_dual_projection(u, EVERY)
+        assert torch.equal(y, project(u))
+        torch.testing.assert_close(vmap(jacrev(project))(u), D, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(D, D.mT)
         values = torch.linalg.eigvalsh(D)
         assert values.min() > -1e-10 and values.max() < 1 + 1e-10
 
-    def test_symmetric_vectors(self):
-        S = torch.randn(4, 3, 3, dtype=torch.float64)
-        S = S + S.mT
-        torch.testing.assert_close(from_svec(svec(S), 3), S)
-        torch.testing.assert_close(svec(S).norm(dim=-1), S.flatten(1).norm(dim=-1))
+
+@pytest.fixture(scope="module")
+def layer():
+    """``|root x|^2 / 2 + c x`` where ``b - A x`` is in a product of cones; all are parameters."""
+    x, root = cp.Variable(VARIABLES), cp.Parameter((VARIABLES, VARIABLES))
+    c, A, b = map(cp.Parameter, (VARIABLES, (CONES.size, VARIABLES), CONES.size))
+    goal = cp.Minimize(cp.sum_squares(root @ x) / 2 + c @ x)
+    return ConvexLayer(cp.Problem(goal, in_cones(b - A @ x, CONES)), [root, c, A, b], [x])
+
+
+def draw(seed, lanes):
+    """A minimizer, multipliers and slack in one vector, and the matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    n, m = VARIABLES, CONES.size
+    shapes = (n,), (m,), (n, n), (m, n)
+    drawn = (torch.randn(lanes, *s, generator=generator, dtype=torch.float64) for s in shapes)
+    x, u, root, A = drawn
+    return x, u, root / 3 + torch.eye(n, dtype=torch.float64), A
+
+
+def program(x, u, root, A):
+    """The program of which ``x`` is the minimizer, by its optimality conditions."""
+    y = project_dual_cone(u, CONES)
+    c = -(root.mT @ (root @ x.unsqueeze(-1)) + A.mT @ y.unsqueeze(-1)).squeeze(-1)
+    return root, c, A, (A @ x.unsqueeze(-1)).squeeze(-1) + y - u
+
+
+class TestKnownSolutions:
+    @given(seeds)
+    def test_the_solution_is_the_one_that_was_put_in(self, layer, seed):
+        values = draw(seed, 4)
+        solution = layer(*program(*values))
+        assert solution.converged.all() and (solution.residual < 1e-11).all()
+        # as far as the program determines it: its condition times the residual
+        torch.testing.assert_close(solution.value.variables[0], values[0], rtol=1e-7, atol=1e-7)
+        point = solution.value.point
+        near = point + 1e-3 * torch.randn_like(point)
+        again = layer(*program(*values), start=near).value.variables[0]
+        torch.testing.assert_close(again, values[0], rtol=1e-7, atol=1e-7)
+
+    @given(seeds)
+    def test_so_are_its_derivatives(self, layer, seed):
+        values, moves = draw(seed, 3), draw(seed + 20_000, 3)
+        there_and_back = lambda *values: layer(*program(*values)).value.variables[0]
+        moved = jvp(there_and_back, values, moves)[1]
+        torch.testing.assert_close(moved, moves[0], rtol=1e-5, atol=1e-5)
+        leaves = [v.clone().requires_grad_() for v in values]
+        weights = draw(seed + 40_000, 3)[0]
+        slopes = torch.autograd.grad((there_and_back(*leaves) * weights).sum(), leaves)
+        expected = (weights, *(0 * v for v in values[1:]))
+        torch.testing.assert_close(slopes, expected, rtol=1e-5, atol=1e-5)

@@ -1,17 +1,11 @@
 """The interface of torch.nn.RNN, with torch.nn.RNN itself as the oracle."""
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils.rnn import (
-    PackedSequence,
-    pack_padded_sequence,
-    pack_sequence,
-    pad_packed_sequence,
-)
+from torch.nn.utils import rnn
 
 from implicit_solvers.problems.ernn import (
     ERNN,
@@ -22,7 +16,8 @@ from implicit_solvers.problems.ernn import (
     Unconstrained,
     Unrolled,
 )
-from implicit_solvers.problems.ernn.time_steps import TimeSteps
+from implicit_solvers.problems.ernn.baselines import FastRNN
+from tests.problems.ernn.networks import double
 
 # h <- 0 + 1 (phi(U (0 + 1 h_{k-1}) + W x + bias) - 1 (0 + 0 h_{k-1})): an ordinary network
 ORDINARY = {
@@ -31,142 +26,93 @@ ORDINARY = {
     "well_posed": Unconstrained(),
     "learn_gamma": False,
 }
-
-STRUCTURES = {
-    "inputs": st.integers(1, 3),
-    "hidden": st.integers(1, 3),
-    "layers": st.integers(1, 2),
-    "both_ways": st.booleans(),
-    "batch_first": st.booleans(),
-    "bias": st.booleans(),
-    "phi": st.sampled_from(["tanh", "relu"]),
-}
-
-
-def pair(inputs, hidden, layers, both_ways, batch_first, bias, phi):
-    """An nn.RNN, and an ERNN that is set to be the same."""
-    theirs = nn.RNN(
-        inputs,
-        hidden,
-        layers,
-        nonlinearity=phi,
-        bias=bias,
-        batch_first=batch_first,
-        bidirectional=both_ways,
-        dtype=torch.float64,
-    )
-    ours = ERNN(
-        inputs,
-        hidden,
-        layers,
-        batch_first=batch_first,
-        bidirectional=both_ways,
-        bias=bias,
-        nonlinearity=getattr(torch, phi),
-        dtype=torch.float64,
-        **ORDINARY,
-    )
-    names = [f"l{k}{way}" for k in range(layers) for way in ("", "_reverse")[: 1 + both_ways]]
-    with torch.no_grad():
-        for cell, name in zip(ours.cells, names, strict=True):
-            cell.recurrent.weight.copy_(getattr(theirs, f"weight_hh_{name}"))
-            cell.weight_input.copy_(getattr(theirs, f"weight_ih_{name}"))
-            if bias:
-                one, other = (getattr(theirs, f"bias_{k}h_{name}") for k in "ih")
-                cell.bias.copy_(one + other)
-    return ours, theirs
-
-
-def same(ours, theirs, x, h0=None):
-    """Assert that outputs and gradients agree."""
-    results = []
-    for net in (ours, theirs):
-        data = x.data if isinstance(x, PackedSequence) else x
-        leaf = data.clone().requires_grad_()
-        output, h_n = net(x._replace(data=leaf) if isinstance(x, PackedSequence) else leaf, h0)
-        flat = output.data if isinstance(output, PackedSequence) else output
-        slope = torch.autograd.grad(flat.square().sum() + h_n.sin().sum(), leaf)[0]
-        results.append((output, h_n, slope))
-    (a, b, c), (d, e, f) = results
-    assert type(a) is type(d)
-    if isinstance(a, PackedSequence):
-        for place in (1, 2, 3):
-            assert (a[place] is None) == (d[place] is None)
-            assert a[place] is None or torch.equal(a[place], d[place])
-        a, d = a.data, d.data
-    for mine, other in ((a, d), (b, e), (c, f)):
-        assert mine.shape == other.shape
-        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
-
-
-@given(
-    **STRUCTURES,
-    seed=st.integers(0, 10**6),
-    time=st.integers(1, 4),
-    batch=st.one_of(st.none(), st.integers(1, 3)),
-    with_h0=st.booleans(),
-)
-def test_values_and_gradients_of_an_ordinary_network(seed, time, batch, with_h0, **structure):
-    torch.manual_seed(seed)
-    ours, theirs = pair(**structure)
-    shape = (time,) if batch is None else (time, batch)
-    if structure["batch_first"] and batch is not None:
-        shape = shape[::-1]
-    x = torch.randn(*shape, structure["inputs"], dtype=torch.float64)
-    h0 = None
-    if with_h0:
-        size = (batch,) if batch is not None else ()
-        h0 = torch.randn(len(ours.cells), *size, structure["hidden"], dtype=torch.float64)
-    same(ours, theirs, x, h0)
-
-
-@given(
-    **STRUCTURES,
-    seed=st.integers(0, 10**6),
-    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4),
-    with_h0=st.booleans(),
-)
-def test_packed_sequences_of_an_ordinary_network(seed, lengths, with_h0, **structure):
-    torch.manual_seed(seed)
-    ours, theirs = pair(**structure)
-    sequences = [torch.randn(n, structure["inputs"], dtype=torch.float64) for n in lengths]
-    h0 = None
-    if with_h0:
-        shape = (len(ours.cells), len(lengths), structure["hidden"])
-        h0 = torch.randn(*shape, dtype=torch.float64)
-    same(ours, theirs, pack_sequence(sequences, enforce_sorted=False), h0)
-    ranked = sorted(sequences, key=len, reverse=True)
-    same(ours, theirs, pack_sequence(ranked), h0)
-
-
+# FastRNN with the weights 1 and 0, to rounding, is another
+NETWORKS = {"ERNN": (ERNN, ORDINARY), "FastRNN": (FastRNN, {"alpha": 50.0, "beta": -50.0})}
 MODES = {
-    "parallel": {"mode": Equilibrium(block=3)},
+    "parallel": {"mode": Equilibrium(block=6)},
     "sequential": {"mode": Equilibrium(parallel=False)},
     "leaky": {"leak": LEAKY},
     "unrolled": {"mode": Unrolled(steps=2)},
 }
+lengths_of = st.lists(st.integers(1, 4), min_size=1, max_size=4)
+
+
+def assert_equal_states(net, theirs, x, h0):
+    """Compare outputs, their arrangement, and gradients."""
+    packed = isinstance(x, rnn.PackedSequence)
+    found = []
+    for module in (net, theirs):
+        leaf = (x.data if packed else x).clone().requires_grad_()
+        output, h_n = module(x._replace(data=leaf) if packed else leaf, h0)
+        flat = output.data if packed else output
+        slope = torch.autograd.grad(flat.square().sum() + h_n.sin().sum(), leaf)[0]
+        found.append((flat, h_n, slope, *(output[1:] if packed else ())))
+    assert isinstance(output, rnn.PackedSequence) == packed
+    for ours, other in zip(*found, strict=True):
+        assert (ours is None) == (other is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, other, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2)),
+    both_ways=st.booleans(),
+    batch_first=st.booleans(),
+    bias=st.booleans(),
+    phi=st.sampled_from(["tanh", "relu"]),
+    lengths=lengths_of,
+    layout=st.sampled_from(["single", "batch", "packed", "sorted"]),
+    with_h0=st.booleans(),
+)
+@settings(max_examples=60)
+def test_an_ordinary_network(
+    kind, seed, sizes, both_ways, batch_first, bias, phi, lengths, layout, with_h0
+):
+    torch.manual_seed(seed)
+    shared = {"batch_first": batch_first, "bidirectional": both_ways, "bias": bias}
+    shared["dtype"] = torch.float64
+    theirs = nn.RNN(*sizes, nonlinearity=phi, **shared)
+    make, options = NETWORKS[kind]
+    net = make(*sizes, nonlinearity=getattr(torch, phi), **shared, **options)
+    with torch.no_grad():
+        for cell, (W, U, *biases) in zip(net.cells, theirs.all_weights, strict=True):
+            cell.recurrent.weight.copy_(U)
+            cell.weight_input.copy_(W)
+            if bias:
+                cell.bias.copy_(sum(biases))
+    sequences = [double(n, sizes[0]) for n in lengths]
+    if layout == "sorted":
+        sequences.sort(key=len, reverse=True)
+    if layout in ("packed", "sorted"):
+        x = rnn.pack_sequence(sequences, enforce_sorted=layout == "sorted")
+    else:
+        x = double(len(lengths), lengths[0], sizes[0]) if layout == "batch" else sequences[0]
+    batch = () if layout == "single" else (len(lengths),)
+    if layout == "batch" and not batch_first:
+        x = x.transpose(0, 1)
+    h0 = double(len(net.cells), *batch, sizes[1]) if with_h0 else None
+    assert_equal_states(net, theirs, x, h0)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @given(
-    inputs=st.integers(1, 3),
-    hidden=st.integers(1, 3),
-    layers=st.integers(1, 2),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2)),
     both_ways=st.booleans(),
-    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    lengths=lengths_of,
     seed=st.integers(0, 10**6),
 )
+@example(sizes=(2, 3, 2), both_ways=True, lengths=[3, 1, 4, 2], seed=0)
 @settings(max_examples=8)
-def test_packed_padded_and_single_sequences_agree(
-    mode, inputs, hidden, layers, both_ways, lengths, seed
-):
+def test_packed_padded_and_single_sequences_agree(mode, sizes, both_ways, lengths, seed):
     torch.manual_seed(seed)
-    net = ERNN(inputs, hidden, layers, bidirectional=both_ways, dtype=torch.float64, **MODES[mode])
-    sequences = [torch.randn(n, inputs, dtype=torch.float64) for n in lengths]
-    h0 = torch.randn(len(net.cells), len(lengths), hidden, dtype=torch.float64)
-    packed, h_n = net(pack_sequence(sequences, enforce_sorted=False), h0)
+    net = ERNN(*sizes, bidirectional=both_ways, dtype=torch.float64, **MODES[mode])
+    sequences = [double(n, sizes[0]) for n in lengths]
+    h0 = double(len(net.cells), len(lengths), sizes[1])
+    packed, h_n = net(rnn.pack_sequence(sequences, enforce_sorted=False), h0)
     assert h_n.shape == h0.shape
-    padded, out_lengths = pad_packed_sequence(packed)
+    padded, out_lengths = rnn.pad_packed_sequence(packed)
     assert out_lengths.tolist() == lengths
     for k, sequence in enumerate(sequences):
         alone, last = net(sequence, h0[:, k])
@@ -178,40 +124,21 @@ def test_packed_padded_and_single_sequences_agree(
 @pytest.mark.parametrize("mode", MODES)
 def test_padding_changes_nothing(mode):
     net = ERNN(2, 3, batch_first=True, dtype=torch.float64, **MODES[mode])
-    lengths = [4, 2, 3]
-    x = torch.randn(3, 4, 2, dtype=torch.float64)
-    slopes = []
+    x, lengths, slopes = double(3, 4, 2), torch.tensor([4, 2, 3]), []
+    padding = torch.arange(4) >= lengths.unsqueeze(1)
     for filler in (0.0, 1e3):
-        filled = x.clone()
-        for row, n in enumerate(lengths):
-            filled[row, n:] = filler
-        filled.requires_grad_()
-        packed = pack_padded_sequence(filled, lengths, batch_first=True, enforce_sorted=False)
+        filled = torch.where(padding.unsqueeze(-1), filler, x).requires_grad_()
+        packed = rnn.pack_padded_sequence(filled, lengths, batch_first=True, enforce_sorted=False)
         output, h_n = net(packed)
         value = output.data.sum() + h_n.square().sum()
         slopes.append((value.detach(), *torch.autograd.grad(value, (filled, *net.parameters()))))
-    for one, other in zip(*slopes, strict=True):
-        assert torch.equal(one, other)
-    assert (slopes[0][1][1, 2:] == 0).all()
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_shapes_of_every_mode_are_those_of_torch(mode):
-    for layers, both_ways, first in ((1, False, True), (2, True, False)):
-        theirs = nn.RNN(3, 4, layers, bidirectional=both_ways, batch_first=first)
-        ours = ERNN(3, 4, layers, bidirectional=both_ways, batch_first=first, **MODES[mode])
-        for shape in ((5, 2, 3), (5, 3)):
-            x = torch.randn(shape)
-            assert [t.shape for t in ours(x)] == [t.shape for t in theirs(x)]
+    assert all(torch.equal(one, other) for one, other in zip(*slopes, strict=True))
+    assert (slopes[0][1][padding] == 0).all()
 
 
 def test_state_dict_makes_an_equal_network():
     options = {"num_layers": 2, "bidirectional": True, "rank": 2, "leak": LEAKY}
-    torch.manual_seed(0)
-    net = ERNN(3, 4, **options)
-    torch.manual_seed(1)
-    other = ERNN(3, 4, **options)
-    x = torch.randn(5, 2, 3)
+    net, other, x = ERNN(3, 4, **options), ERNN(3, 4, **options), torch.randn(5, 2, 3)
     assert not torch.equal(net(x)[0], other(x)[0])
     other.load_state_dict(net.state_dict())
     assert torch.equal(net(x)[0], other(x)[0])
@@ -227,55 +154,28 @@ def test_dropout_acts_between_layers_in_training_only():
     net.train()
     # the second layer reads zeros: its states depend on the input no more
     assert torch.equal(net(x)[0], net(2 * x)[0])
-    half = ERNN(3, 50, num_layers=2, dropout=0.5)
-    second = half.cells[1]
-    seen = []
-    original = second.drive
-    second.drive = lambda rows, *more: seen.append(rows) or original(rows, *more)
-    half(x)
-    share = (seen[0] == 0).float().mean().item()
+    half = ERNN(3, 50, num_layers=2, dropout=0.5, bias=False, **ORDINARY)
+    half.cells[1].recurrent.weight.data.zero_()
+    half.cells[1].weight_input.data.copy_(torch.eye(50))
+    # the second layer shows which of the first one's states it was given
+    share = (half(x)[0] == 0).float().mean().item()
     assert 0.4 < share < 0.6
     with pytest.warns(UserWarning, match="num_layers"):
         ERNN(3, 4, dropout=0.5)
 
 
-def test_cells_are_called_like_those_of_torch():
+@pytest.mark.parametrize("lanes", [(), (5,)])
+def test_cells_are_called_like_those_of_torch(lanes):
     theirs, ours = nn.RNNCell(3, 4), ERNNCell(3, 4)
-    for shape in ((3,), (5, 3)):
-        x = torch.randn(shape)
-        h = torch.randn(*shape[:-1], 4)
-        assert ours(x).shape == theirs(x).shape
-        assert ours(x, h).shape == theirs(x, h).shape
-        torch.testing.assert_close(ours(x), ours(x, torch.zeros_like(h)))
+    x, h = torch.randn(*lanes, 3), torch.randn(*lanes, 4)
+    assert ours(x, h).shape == theirs(x, h).shape
+    torch.testing.assert_close(ours(x), ours(x, torch.zeros_like(h)))
 
 
-def test_a_network_is_its_cell_repeated():
-    net = ERNN(2, 3, leak=LEAKY, dtype=torch.float64)
-    x, h = torch.randn(4, 5, 2, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64)
-    output, h_n = net(x)
-    for k in range(4):
-        h = net.cells[0](x[k], h)
-        torch.testing.assert_close(output[k], h, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(h_n[0], h, rtol=1e-9, atol=1e-9)
-
-
-@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), most=st.integers(1, 9))
-def test_time_steps_against_torch_s_packing(lengths, most):
-    ranked = sorted(lengths, reverse=True)
-    sequences = [torch.arange(n) + 10 * k + 1 for k, n in enumerate(ranked)]
-    packed = pack_sequence(sequences)
-    steps = TimeSteps(tuple(packed.batch_sizes.tolist()))
-    grid = pad_packed_sequence(packed)[0]
-    assert torch.equal(steps.grid(packed.data), grid)
-    assert torch.equal(steps.rows(grid), packed.data)
-    assert steps.last(packed.data).tolist() == [int(s[-1]) for s in sequences]
-    backwards = pack_sequence([s.flip(0) for s in sequences]).data
-    assert torch.equal(steps.reverse(packed.data), backwards)
-    assert torch.equal(steps.reverse(backwards), packed.data)
-    blocks = steps.blocks(most)
-    assert [size for block in blocks for size in block.sizes] == list(steps.sizes)
-    assert all(sum(b.sizes) <= most or len(b.sizes) == 1 for b in blocks)
-    assert np.array_equal([len(p) for p in steps.split(packed.data)], list(steps.sizes))
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_batch_without_sequences(parallel):
+    out, h_n = ERNN(2, 3, mode=Equilibrium(parallel=parallel))(torch.zeros(4, 0, 2))
+    assert out.shape == (4, 0, 3) and h_n.shape == (1, 0, 3)
 
 
 def test_modules_say_what_they_are():

@@ -1,6 +1,6 @@
 """Programs drawn at random, degenerate ones among them, and Clarabel's word on each."""
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import clarabel
 import numpy as np
@@ -9,17 +9,7 @@ import scipy.sparse
 import torch
 from hypothesis import strategies as st
 
-
-class Program(NamedTuple):
-    Q: np.ndarray
-    p: np.ndarray
-    G: np.ndarray
-    h: np.ndarray
-    A: np.ndarray
-    b: np.ndarray
-
-    def tensors(self, dtype=torch.float64):
-        return tuple(torch.tensor(part, dtype=dtype).reshape(part.shape) for part in self)
+Program = namedtuple("Program", "Q p G h A b")  # arrays
 
 
 @st.composite
