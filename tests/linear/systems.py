@@ -51,7 +51,7 @@ def with_eigenvalues(values, n=None, seed=0):
 
 def adjoint(L):
     # torch 2.13 asserts in batched forward mode through the lazy conj()
-    return torch.complex(L.real, -L.imag).mT if L.is_complex() else L.mT
+    return (L.real - 1j * L.imag).mT if L.is_complex() else L.mT
 
 
 def near(W):
@@ -105,6 +105,10 @@ def chain(z, a):
     """Discretized: each unknown sees its neighbours."""
     left, right = torch.nn.functional.pad(z[:-1], (1, 0)), torch.nn.functional.pad(z[1:], (0, 1))
     return 3 * z - left - 0.5 * right + 0.1 * a * z**3 - a
+
+
+def curve(z, t):
+    return torch.stack([z[0] * torch.exp(-z[1] * s) + t * z[0] ** 2 for s in (0.1, 0.7, 1.3, 2.0)])
 
 
 # -- how unknowns are laid out: from a flat vector and back ------------------------------------
@@ -256,7 +260,10 @@ class System:
     def inverse(self, *tensors):
         if "L" in inspect.signature(self.write).parameters:
             return pinv(*tensors)
-        return torch.linalg.inv(self.real(*tensors))
+        matrix = self.real(*tensors)
+        if matrix.shape[-2] > matrix.shape[-1]:
+            return torch.linalg.inv(matrix.mT @ matrix) @ matrix.mT
+        return torch.linalg.inv(matrix)
 
     def real(self, *tensors):
         matrix = self.matrix(*tensors)
@@ -526,6 +533,7 @@ SYSTEMS = [
     _product("tall", 5, 3, 3),
     _product("wide", 3, 5, 3),
     _product("square", 4, 4, 4),
+    System("tall-jacobian", lambda o, s, z: o.jacobian(curve, z[:2], (s,), out_like=B[:4].to(z))),
     _product("tall-deficient", 5, 3, 2),
     _product("wide-deficient", 3, 5, 2),
     _product("square-deficient", 4, 4, 2),
@@ -584,7 +592,8 @@ PAIRS = {f"{s}-{name}": (s, name) for s in SYSTEMS for name in SOLVERS if s.fits
 
 def pairs(names=None):
     """Parametrize a test over systems and the solvers for them; all, or those named."""
-    chosen = PAIRS if names is None else {name: PAIRS[name] for name in names.split()}
+    names = names.split() if isinstance(names, str) else names or PAIRS
+    chosen = {name: PAIRS[name] for name in names}
     return pytest.mark.parametrize("system, solver", chosen.values(), ids=chosen)
 
 
