@@ -144,6 +144,15 @@ class Operators:
     def __init__(self, form):
         self.pack, self.ravel = FORMS["plain" if form == "complex" else form.split("-")[0]]
 
+    def near(self, W):
+        return ims.MatrixOperator(near(W))
+
+    def definite(self, L):
+        return ims.MatrixOperator(spd(L), positive_definite=True)
+
+    def indefinite(self, L):
+        return ims.MatrixOperator(indefinite(L), symmetric=True)
+
     def function(self, m, **flags):
         product = lambda v: self.pack(times(m, self.ravel(v)))
         return ims.FunctionOperator(product, self.pack(m[..., 0, :]), **flags)
@@ -170,6 +179,8 @@ class Matrices:
     """The same words, said with matrices."""
 
     eye = torch.eye(3, dtype=F64)
+
+    near, definite, indefinite = staticmethod(near), staticmethod(spd), staticmethod(indefinite)
 
     def matrix(self, m, **flags):
         return m
@@ -355,15 +366,19 @@ def _few(*row, **options):
     return System(*row, solvers=("default", "GMRES"), **options)
 
 
+def _complex(name, write, *marks):
+    return _few(f"complex-{name}", write, *(marks or [""]), "complex")
+
+
 def _product(name, m, n, rank, **options):
     given = {"L": seeded(m, rank, seed=m), "R": seeded(n, rank, seed=n + 10)}
     return System(name, lambda o, L, R: o.matrix(L @ R.mT), given=given, **options)
 
 
 SYSTEMS = [
-    System("matrix", lambda o, W: o.matrix(near(W))),
-    System("symmetric", lambda o, W: o.matrix(indefinite(W), symmetric=True), "symmetric"),
-    System("definite", lambda o, W: o.matrix(spd(W), positive_definite=True), "definite"),
+    System("matrix", lambda o, W: o.near(W)),
+    System("symmetric", lambda o, W: o.indefinite(W), "symmetric"),
+    System("definite", lambda o, W: o.definite(W), "definite"),
     System("function", lambda o, W: o.function(near(W))),
     System("function-tree", lambda o, W: o.function(near(W)), form="tree"),
     System("function-0d", lambda o, s: o.function(s.reshape(1, 1)), form="scalar"),
@@ -395,9 +410,7 @@ SYSTEMS = [
     _few("diagonal-tree", lambda o, d: o.diagonal(d), "symmetric diagonal", "tree"),
     _few("diagonal-0d", lambda o, s: o.diagonal(s.reshape(1)), "symmetric diagonal", "scalar"),
     System(
-        "diagonal-definite",
-        lambda o, d: o.diagonal(d, positive_definite=True),
-        "definite diagonal",
+        "diagonal-definite", lambda o, d: o.diagonal(d, positive_definite=True), "definite diagonal"
     ),
     _few("identity", lambda o: o.eye, "definite diagonal"),
     _few("identity-tree", lambda o: o.eye, "definite diagonal", "tree"),
@@ -413,61 +426,37 @@ SYSTEMS = [
     System("sum", lambda o, s, W: s * o.eye + o.matrix(W)),
     _few(
         "sum-symmetric",
-        lambda o, W, U: o.matrix(spd(W), positive_definite=True) + o.matrix(spd(U), symmetric=True),
+        lambda o, W, U: o.definite(W) + o.matrix(spd(U), symmetric=True),
         "symmetric",
     ),
-    _few(
-        "sum-definite",
-        lambda o, W: o.matrix(spd(W), positive_definite=True) + 2.0 * o.eye,
-        "definite",
-    ),
+    _few("sum-definite", lambda o, W: o.definite(W) + 2.0 * o.eye, "definite"),
     _few("sum-diagonal", lambda o, d: o.diagonal(d) + o.eye, "symmetric diagonal"),
     _few("sum-identity-first", lambda o, W: o.eye + o.matrix(W)),
-    _few("difference", lambda o, W, U: o.matrix(near(W)) - o.matrix(U)),
-    _few(
-        "difference-of-definite",
-        lambda o, W: o.matrix(spd(W), positive_definite=True) - 3.0 * o.eye,
-        "symmetric",
-    ),
+    _few("difference", lambda o, W, U: o.near(W) - o.matrix(U)),
+    _few("difference-of-definite", lambda o, W: o.definite(W) - 3.0 * o.eye, "symmetric"),
     System("product", lambda o, d, W: o.diagonal(d) @ (o.eye + o.matrix(W))),
-    _few("product-of-matrices", lambda o, W, U: o.matrix(near(W)) @ o.matrix(near(U))),
-    _few(
-        "product-of-definite",
-        lambda o, W: (
-            o.matrix(spd(W), positive_definite=True) @ o.matrix(spd(W), positive_definite=True)
-        ),
-    ),
+    _few("product-of-matrices", lambda o, W, U: o.near(W) @ o.near(U)),
+    _few("product-of-definite", lambda o, W: o.definite(W) @ o.definite(W)),
     _few("product-diagonal", lambda o, d: o.diagonal(d) @ o.diagonal(d), "symmetric diagonal"),
-    _few("negation", lambda o, W: -o.matrix(near(W))),
-    _few(
-        "negation-of-definite",
-        lambda o, W: -o.matrix(spd(W), positive_definite=True),
-        "symmetric",
-    ),
-    _few("scaled", lambda o, W: 2.5 * o.matrix(near(W))),
-    _few("scaled-by-an-int", lambda o, W: o.matrix(spd(W), positive_definite=True) * 3, "definite"),
-    _few(
-        "scaled-negative",
-        lambda o, W: -2.0 * o.matrix(spd(W), positive_definite=True),
-        "symmetric",
-    ),
-    _few(
-        "scaled-by-a-tensor",
-        lambda o, s, W: -s * o.matrix(spd(W), positive_definite=True),
-        "symmetric",
-    ),
-    _few("scaled-from-the-right", lambda o, s, W: o.matrix(near(W)) * s),
+    _few("negation", lambda o, W: -o.near(W)),
+    _few("negation-of-definite", lambda o, W: -o.definite(W), "symmetric"),
+    _few("scaled", lambda o, W: 2.5 * o.near(W)),
+    _few("scaled-by-an-int", lambda o, W: o.definite(W) * 3, "definite"),
+    _few("scaled-negative", lambda o, W: -2.0 * o.definite(W), "symmetric"),
+    _few("scaled-by-a-tensor", lambda o, s, W: -s * o.definite(W), "symmetric"),
+    _few("scaled-by-zero", lambda o, W: 0.0 * o.definite(W), "symmetric"),
+    _few("scaled-from-the-right", lambda o, s, W: o.near(W) * s),
     _few("scaled-tree", lambda o, s, d: s * o.diagonal(d), "symmetric diagonal", "tree"),
     System("transpose", lambda o, W: o.T(o.eye + o.matrix(W))),
     _few("transpose-of-function", lambda o, W: o.T(o.function(near(W)))),
     _few("transpose-of-jacobian", lambda o, z, W: o.T(o.jacobian(sine, z, (W,)))),
     _few("transpose-of-sum", lambda o, d, W: o.T(o.matrix(W) + o.diagonal(d))),
-    _few("transpose-of-product", lambda o, W, U: o.T(o.matrix(near(W)) @ o.matrix(near(U)))),
-    _few("transpose-of-scaled", lambda o, W: o.T(2.0 * o.matrix(near(W)))),
+    _few("transpose-of-product", lambda o, W, U: o.T(o.near(W) @ o.near(U))),
+    _few("transpose-of-scaled", lambda o, W: o.T(2.0 * o.near(W))),
     _few(
         "nested",
         lambda o, W, U, s, d: (
-            2.0 * (o.T(o.matrix(near(W))) @ (o.matrix(U) + s * o.eye)) - 0.2 * o.diagonal(d)
+            2.0 * (o.T(o.near(W)) @ (o.matrix(U) + s * o.eye)) - 0.2 * o.diagonal(d)
         ),
     ),
     _few(
@@ -476,58 +465,30 @@ SYSTEMS = [
         form="tree",
     ),
     # complex
-    System("complex", lambda o, C: o.matrix(near(cx(C))), form="complex"),
-    System(
-        "complex-hermitian",
-        lambda o, C: o.matrix(indefinite(cx(C)), symmetric=True),
-        "symmetric",
-        "complex",
-    ),
-    System(
-        "complex-definite",
-        lambda o, C: o.matrix(spd(cx(C)), positive_definite=True),
-        "definite",
-        "complex",
-    ),
-    _few("complex-function", lambda o, C: o.function(near(cx(C))), form="complex"),
-    _few("complex-diagonal", lambda o, c: o.diagonal(cx(c)), "diagonal", "complex"),
-    _few("complex-scaled", lambda o, C: (1 + 2j) * o.matrix(near(cx(C))), form="complex"),
-    _few(
-        "complex-scaled-by-a-tensor",
-        lambda o, c, C: cx(c)[0] * o.matrix(near(cx(C))),
-        form="complex",
-    ),
-    _few("complex-sum", lambda o, C: o.matrix(near(cx(C))) + 1j * o.eye, form="complex"),
-    _few(
-        "complex-product",
-        lambda o, c, C: o.diagonal(cx(c)) @ o.matrix(near(cx(C))),
-        form="complex",
-    ),
-    _few("complex-transpose", lambda o, C: o.T(o.matrix(near(cx(C)))), form="complex"),
-    _few("complex-adjoint", lambda o, C: o.H(o.matrix(near(cx(C)))), form="complex"),
-    _few("complex-T-H", lambda o, C: o.H(o.T(o.matrix(near(cx(C))))), form="complex"),
-    _few("complex-H-T", lambda o, C: o.T(o.H(o.matrix(near(cx(C))))), form="complex"),
-    _few(
-        "complex-hermitian-transposed",
-        lambda o, C: o.T(o.matrix(indefinite(cx(C)), symmetric=True)),
-        form="complex",
-    ),
-    _few(
-        "complex-jacobian",
-        lambda o, c, C: o.jacobian(lambda z: torch.sin(near(cx(C)) @ z), cx(c)),
-        form="complex",
-    ),
-    _few(
-        "complex-tridiagonal",
+    System("complex", lambda o, C: o.near(cx(C)), form="complex"),
+    System("complex-hermitian", lambda o, C: o.indefinite(cx(C)), "symmetric", "complex"),
+    System("complex-definite", lambda o, C: o.definite(cx(C)), "definite", "complex"),
+    _complex("function", lambda o, C: o.function(near(cx(C)))),
+    _complex("diagonal", lambda o, c: o.diagonal(cx(c)), "diagonal"),
+    _complex("scaled", lambda o, C: (1 + 2j) * o.near(cx(C))),
+    _complex("scaled-by-a-tensor", lambda o, c, C: cx(c)[0] * o.near(cx(C))),
+    _complex("sum", lambda o, C: o.near(cx(C)) + 1j * o.eye),
+    _complex("product", lambda o, c, C: o.diagonal(cx(c)) @ o.near(cx(C))),
+    _complex("transpose", lambda o, C: o.T(o.near(cx(C)))),
+    _complex("adjoint", lambda o, C: o.H(o.near(cx(C)))),
+    _complex("T-H", lambda o, C: o.H(o.T(o.near(cx(C))))),
+    _complex("H-T", lambda o, C: o.T(o.H(o.near(cx(C))))),
+    _complex("hermitian-transposed", lambda o, C: o.T(o.indefinite(cx(C)))),
+    _complex("jacobian", lambda o, c, C: o.jacobian(lambda z: torch.sin(near(cx(C)) @ z), cx(c))),
+    _complex(
+        "tridiagonal",
         lambda o, c, C: o.tridiagonal(cx(c)[:2], near(cx(C)).diagonal(), cx(c)[1:]),
         "banded",
-        "complex",
     ),
-    _few(
-        "complex-tridiagonal-transposed",
+    _complex(
+        "tridiagonal-transposed",
         lambda o, c, C: o.T(o.tridiagonal(cx(c)[:2], near(cx(C)).diagonal(), cx(c)[1:])),
         "banded",
-        "complex",
     ),
     # rectangular, and of a lower rank
     _product("tall", 5, 3, 3),
@@ -538,16 +499,11 @@ SYSTEMS = [
     _product("wide-deficient", 3, 5, 2),
     _product("square-deficient", 4, 4, 2),
     # lanes that the operator handles itself, and those that share it
-    System("lanes", lambda o, Ws: o.matrix(near(Ws)), lanes=1),
-    _few("lanes-shared", lambda o, W: o.matrix(near(W)), lanes=1),
-    System(
-        "lanes-definite",
-        lambda o, Ws: o.matrix(spd(Ws), positive_definite=True),
-        "definite",
-        lanes=1,
-    ),
+    System("lanes", lambda o, Ws: o.near(Ws), lanes=1),
+    _few("lanes-shared", lambda o, W: o.near(W), lanes=1),
+    System("lanes-definite", lambda o, Ws: o.definite(Ws), "definite", lanes=1),
     _few("lanes-sum", lambda o, Ws: o.eye + o.matrix(Ws), lanes=1),
-    _few("lanes-transpose", lambda o, Ws: o.T(0.9 * o.matrix(near(Ws))), lanes=1),
+    _few("lanes-transpose", lambda o, Ws: o.T(0.9 * o.near(Ws)), lanes=1),
     System("lanes-function", lambda o, Ws: o.function(near(Ws)), lanes=1),
     _few("lanes-function-shared", lambda o, W: o.function(near(W)), lanes=1),
     System(
@@ -556,7 +512,9 @@ SYSTEMS = [
         "definite diagonal",
         lanes=1,
     ),
-    _few("lanes-diagonal-tree", lambda o, ds: o.diagonal(ds), "diagonal", "tree", lanes=1),
+    _few(
+        "lanes-diagonal-tree", lambda o, ds: o.diagonal(ds), "symmetric diagonal", "tree", lanes=1
+    ),
     _few("lanes-diagonal-shared", lambda o, d: o.diagonal(d), "symmetric diagonal", lanes=1),
     _few("lanes-identity", lambda o, s: s * o.eye, "symmetric diagonal", lanes=1),
     System(
@@ -567,15 +525,10 @@ SYSTEMS = [
     ),
     System("lanes-sparse", lambda o, many_values: o.sparse(many_values), "sparse", lanes=1),
     _few("lanes-two-levels", lambda o, Ws: o.matrix(near(Ws).reshape(2, 2, 3, 3)), lanes=2),
-    _few("lanes-columns", lambda o, Ws: o.matrix(near(Ws)), lanes=1, columns=(2,)),
+    _few("lanes-columns", lambda o, Ws: o.near(Ws), lanes=1, columns=(2,)),
     # several right-hand sides
-    System("columns", lambda o, W: o.matrix(near(W)), columns=(4,)),
-    System(
-        "columns-definite",
-        lambda o, W: o.matrix(spd(W), positive_definite=True),
-        "definite",
-        columns=(4,),
-    ),
+    System("columns", lambda o, W: o.near(W), columns=(4,)),
+    System("columns-definite", lambda o, W: o.definite(W), "definite", columns=(4,)),
     System("columns-tree", lambda o, W: o.function(near(W)), form="tree-columns", columns=(4,)),
     _few(
         "columns-tridiagonal",
