@@ -216,7 +216,7 @@ class Matrices:
 W = torch.tensor([[0.2, -0.3, 0.1], [0.25, 0.1, -0.2], [-0.1, 0.35, -0.15]], dtype=F64)
 Z = torch.tensor([0.3, -0.8, 0.6], dtype=F64)
 D = torch.tensor([1.3, 0.6, 1.5], dtype=F64)
-B = torch.tensor([0.7, -1.2, 0.4, 1.1, -0.6, 0.9], dtype=F64)
+B = torch.tensor([0.7, -1.2, 0.4, 1.1, -0.6, 0.9, -0.3, 0.8, 0.2, -1.0], dtype=F64)
 MANY_B = seeded(4, 6, seed=3)
 EYE = torch.eye(3, dtype=F64)
 MANY_W = torch.stack([W, W.T, 0.5 * W + 0.1 * EYE, -W])
@@ -274,6 +274,8 @@ class System:
         matrix = self.real(*tensors)
         if matrix.shape[-2] > matrix.shape[-1]:
             return torch.linalg.inv(matrix.mT @ matrix) @ matrix.mT
+        if matrix.shape[-2] < matrix.shape[-1]:
+            return matrix.mT @ torch.linalg.inv(matrix @ matrix.mT)
         return torch.linalg.inv(matrix)
 
     def real(self, *tensors):
@@ -495,6 +497,8 @@ SYSTEMS = [
     _product("wide", 3, 5, 3),
     _product("square", 4, 4, 4),
     System("tall-jacobian", lambda o, s, z: o.jacobian(curve, z[:2], (s,), out_like=B[:4].to(z))),
+    System("complex-tall", lambda o, K: o.matrix(cx(K)), "", "complex", {"K": seeded(5, 3, 2)}),
+    System("complex-wide", lambda o, K: o.matrix(cx(K)), "", "complex", {"K": seeded(3, 5, 2)}),
     _product("tall-deficient", 5, 3, 2),
     _product("wide-deficient", 3, 5, 2),
     _product("square-deficient", 4, 4, 2),
@@ -526,6 +530,7 @@ SYSTEMS = [
     System("lanes-sparse", lambda o, many_values: o.sparse(many_values), "sparse", lanes=1),
     _few("lanes-two-levels", lambda o, Ws: o.matrix(near(Ws).reshape(2, 2, 3, 3)), lanes=2),
     _few("lanes-columns", lambda o, Ws: o.near(Ws), lanes=1, columns=(2,)),
+    System("lanes-tall", lambda o, K: o.matrix(K), given={"K": seeded(4, 5, 3)}, lanes=1),
     # several right-hand sides
     System("columns", lambda o, W: o.near(W), columns=(4,)),
     System("columns-definite", lambda o, W: o.definite(W), "definite", columns=(4,)),

@@ -176,14 +176,6 @@ def test_budget_is_spent_on_the_preconditioned_system():
     assert error(value, NEARLY @ B12 + NEARLY @ (B12 - ILL @ (NEARLY @ B12))) < 1e-12
 
 
-def with_clusters(decades):
-    """Return a matrix with few singular values of its own size, on which few steps suffice."""
-    left, right = (torch.linalg.qr(seeded(40, 40, seed=i))[0] for i in range(2))
-    values = torch.ones(40, dtype=F64)
-    values[:6] = torch.logspace(0, -decades, 6, dtype=F64)
-    return left @ torch.diag(values) @ left.T @ (torch.eye(40) + 0.01 * right)
-
-
 @pytest.mark.parametrize("name", ["CG", "GMRES", "GMRES-mixed", "MINRES"])
 def test_a_failed_solve_returns_its_best_iterate(name):
     """Residuals go up and down; more steps never return a worse one."""

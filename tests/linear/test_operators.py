@@ -6,7 +6,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import implicit_solvers as ims
-from tests.linear.systems import BY_NAME, F32, F64, FORMS, SYSTEMS, B, error, seeded
+from tests.linear.systems import BY_NAME, F32, F64, FORMS, SYSTEMS, B, error, seeded, times
 
 # A few operations of entries of size 10 in float64: some thousand roundings.
 TOLERANCE = 1e-12
@@ -95,7 +95,7 @@ def test_vmap_over_an_operator():
     system, vectors = BY_NAME["lanes"], seeded(4, 3)
     ours = vmap(lambda A, v: A.mv(v) + A.T.mv(v))(system.operator(*system.tensors), vectors)
     M = system.matrix(*system.tensors)
-    assert error(ours, ((M + M.mT) @ vectors.unsqueeze(-1)).squeeze(-1)) < TOLERANCE
+    assert error(ours, times(M + M.mT, vectors)) < TOLERANCE
 
 
 LANES = BY_NAME["lanes"].matrix(*BY_NAME["lanes"].tensors)
@@ -118,11 +118,10 @@ for name in ("lanes-identity", "lanes-function", "lanes-diagonal"):  # which hav
 @pytest.mark.parametrize("name", OF_LANES)
 def test_lanes_of_matrices(name):
     A, M = OF_LANES[name]
-    v = seeded(*M.shape[:-1])
-    product, transposed = ((m @ v.unsqueeze(-1)).squeeze(-1) for m in (M, M.mT))
-    assert error(A.mv(v), product) < TOLERANCE
-    assert error(A.rmv(v), transposed) < TOLERANCE
-    assert error(A.T.mv(v), transposed) < TOLERANCE
+    v, w = seeded(*M.mT.shape[:-1]), seeded(*M.shape[:-1])
+    assert error(A.mv(v), times(M, v)) < TOLERANCE
+    assert error(A.rmv(w), times(M.mT, w)) < TOLERANCE
+    assert error(A.T.mv(w), times(M.mT, w)) < TOLERANCE
     assert error(A.dense(), M) < TOLERANCE
     assert error(A.diagonal_entries(), M.diagonal(dim1=-2, dim2=-1)) < TOLERANCE
 
