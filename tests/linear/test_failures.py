@@ -143,6 +143,7 @@ SINGULAR = {
     "numerically-3": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]],
     "tenths": [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9]],
     "tiny": [[1e-30, 3e-30], [2e-30, 6e-30]],
+    "huge": [[1e9, 2e9, 3e9], [4e9, 5e9, 6e9], [7e9, 8e9, 9e9]],
     "scaled-rows": [[1e-10, 3e-10], [2e10, 6e10]],
     "scaled-columns": [[0.1e-10, 0.3e10], [0.2e-10, 0.6e10]],
     "nilpotent": [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]],
@@ -188,7 +189,7 @@ R = seeded(5, 5, seed=11)
 WIDE = torch.logspace(-12, 12, 5, dtype=F64)
 REGULAR = {
     "tiny": 1e-30 * R,
-    "huge": 1e30 * R,
+    "huge": [[1e9, 2e9, 3e9], [4e9, 5e9, 6e9], [7e9, 8e9, 9e9]],
     "scaled-rows": WIDE[:, None] * R,
     "scaled-columns": R * WIDE,
     "scaled-rows-down": WIDE.flip(0)[:, None] * R,
