@@ -43,6 +43,8 @@ __all__ = [
     "is_batched",
     "is_batchedtensor",
     "is_functorch_wrapped_tensor",
+    "leads_elsewhere",
+    "leads_to",
     "level_of",
     "live",
     "made_since",
@@ -55,7 +57,6 @@ __all__ = [
     "pushforward",
     "rows",
     "saved_tensor_hooks_restored",
-    "slope",
     "some",
     "transformed",
     "transforms_active",
@@ -139,7 +140,11 @@ def _plain_vjp(fn: Callable[..., Any], primals: tuple[Any, ...]) -> Any:
     with torch.enable_grad(), no_saved_tensor_hooks():
         inputs = tree_map_only(Tensor, leaf, primals)
         value = fn(*inputs)
-    pull = _pullback(inputs, value)
+    connected = connected and any(
+        leads_elsewhere(out, [t for t in tree_leaves(inputs) if t.is_leaf])
+        for out in tree_leaves(value)
+    )
+    pull = _pullback(inputs, value, connected)
 
     def pullback(cotangent: Any) -> Any:
         try:
@@ -181,6 +186,49 @@ def _run_backward(tensors: Sequence[Tensor], grad_tensors: Sequence[Tensor], **_
     )
 
 
+def leads_to(out: Tensor, tensors: Sequence[Tensor], past: Sequence[Tensor]) -> bool:
+    """Tell whether the graph of ``out`` leads to one of the tensors, not through those ``past``."""
+    if out.grad_fn is None:
+        return False
+    ends = {id(t) for t in tensors if t.grad_fn is None}
+    nodes = {t.grad_fn for t in tensors if t.grad_fn is not None}
+    stops = {t.grad_fn for t in past if t.grad_fn is not None}
+    return any(
+        node in nodes or id(getattr(node, "variable", None)) in ends
+        for node in _graph(out.grad_fn, stops)
+    )
+
+
+def _graph(root: Any, stops: set[Any]) -> Iterator[Any]:
+    """Go through the nodes of a graph, not past the ``stops``."""
+    nodes, seen = [root], set(stops)
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        nodes += [following for following, _ in node.next_functions if following is not None]
+
+
+def leads_elsewhere(out: Tensor, known: Sequence[Tensor], since: int = 0) -> bool:
+    """Tell whether the graph of ``out`` leads to anything but the ``known`` tensors.
+
+    With ``since``, nodes that are older than that are other tensors' too.
+    """
+    ours = {t.grad_fn for t in known if t.grad_fn is not None}
+    leaves = {id(t) for t in known if t.grad_fn is None}
+    if out.grad_fn is None:
+        return out.requires_grad and id(out) not in leaves
+    for node in _graph(out.grad_fn, ours):
+        if (variable := getattr(node, "variable", None)) is not None:
+            if id(variable) not in leaves:
+                return True
+        elif node._sequence_nr() < since:
+            return True
+    return False
+
+
 def graph_age() -> int:
     """Return the number that the next node of a graph in this thread gets."""
     return int(torch.autograd._get_sequence_nr())
@@ -217,8 +265,12 @@ class _OwnGraph(TorchFunctionMode):
         return out
 
 
-def _pullback(inputs: Any, value: Any) -> Callable[[Any], Any]:
-    """Return the pullback of ``value`` to ``inputs``, of which it was computed with a graph."""
+def _pullback(inputs: Any, value: Any, connected: bool = False) -> Callable[[Any], Any]:
+    """Return the pullback of ``value`` to ``inputs``, of which it was computed with a graph.
+
+    What it returns has a graph if gradients are recorded, and the value is ``connected`` to more
+    than the inputs, or the cotangent has one.
+    """
     leaves, structure = tree_flatten(inputs)
     outputs = tree_leaves(value)
     places = [i for i, out in enumerate(outputs) if out.requires_grad]
@@ -233,7 +285,8 @@ def _pullback(inputs: Any, value: Any) -> Callable[[Any], Any]:
                 leaves,
                 [given[i] for i in places],
                 retain_graph=True,
-                create_graph=torch.is_grad_enabled(),
+                create_graph=torch.is_grad_enabled()
+                and (connected or any(given[i].requires_grad for i in places)),
                 materialize_grads=True,
             )
         return tree_unflatten(slopes, structure)
@@ -354,23 +407,6 @@ def unwatched() -> bool:
         return False
     watched = transforms_active() or torch.is_grad_enabled() or forward_level()
     return not (watched or torch.is_inference_mode_enabled())
-
-
-def slope(
-    fn: Callable[..., Tensor], z: Tensor, operands: Sequence[Tensor], *, again: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return ``z`` as a leaf, and the gradient of ``fn(z, *operands).sum()`` with respect to it.
-
-    For where nothing else watches (`unwatched`): plain autograd on a vmapped function takes three
-    quarters of the time of a vmapped `vjp`. With ``again`` the gradient can be differentiated.
-    """
-    with torch.enable_grad(), no_saved_tensor_hooks():
-        leaf = z.detach().requires_grad_()
-        total = fn(leaf, *operands).sum()
-        if not total.requires_grad:
-            return leaf, torch.zeros_like(z)
-        (gradient,) = torch.autograd.grad(total, leaf, create_graph=again, materialize_grads=True)
-    return leaf, gradient
 
 
 def transformed() -> bool:

@@ -28,6 +28,8 @@ from implicit_solvers.autodiff import (
     forward_level,
     graph_age,
     is_functorch_wrapped_tensor,
+    leads_elsewhere,
+    leads_to,
     level_of,
     made_since,
     may_have_tangent,
@@ -212,7 +214,7 @@ class Captured:
 
     def reach(self, out: Tensor, point: Tensor) -> bool:
         """Tell whether ``out``, computed at ``point``, leads to anything that requires grad."""
-        return out.requires_grad and _leads_elsewhere(out, (point, *self.inside))
+        return out.requires_grad and leads_elsewhere(out, (point, *self.inside))
 
     def check_replaced(self, out: Tensor, operands: Sequence[Tensor], fn: Any) -> None:
         """Raise if the graph of ``out`` leads to captured tensors past the operands.
@@ -223,12 +225,12 @@ class Captured:
             return
         given = {id(t) for t in operands}
         originals = [t for t in self.tensors if id(t) not in given]
-        if originals and _leads_to(out, originals, operands):
+        if originals and leads_to(out, originals, operands):
             raise RuntimeError(_hidden("the function") + _FIRST_ORDER)
 
     def check_seen(self, out: Tensor, operands: Sequence[Tensor], name: str) -> None:
         """Raise if the graph of ``out`` leads to more than the operands, and so would be cut."""
-        if out.requires_grad and _leads_elsewhere(out, (*operands, *self.inside), self.since):
+        if out.requires_grad and leads_elsewhere(out, (*operands, *self.inside), self.since):
             raise RuntimeError(_hidden(name) + _FIRST_ORDER)
 
     def __or__(self, other: Captured) -> Captured:
@@ -397,7 +399,7 @@ class _Recording(_Scope):
     def _hides(self, value: Any) -> bool:
         if not _requires_grad(value):
             return False
-        return is_functorch_wrapped_tensor(value) or _leads_elsewhere(value, self.inside)
+        return is_functorch_wrapped_tensor(value) or leads_elsewhere(value, self.inside)
 
     def restore(self) -> None:
         """Undo what was written into buffers."""
@@ -468,49 +470,6 @@ _FIRST_ORDER = (
     " (what goes through such an operation is a gradient of first order, by backward(); and none "
     'with on_failure="mask" where a problem failed)'
 )
-
-
-def _leads_to(out: Tensor, tensors: Sequence[Tensor], past: Sequence[Tensor]) -> bool:
-    """Tell whether the graph of ``out`` leads to one of the tensors, not through those ``past``."""
-    if out.grad_fn is None:
-        return False
-    ends = {id(t) for t in tensors if t.grad_fn is None}
-    nodes = {t.grad_fn for t in tensors if t.grad_fn is not None}
-    stops = {t.grad_fn for t in past if t.grad_fn is not None}
-    return any(
-        node in nodes or id(getattr(node, "variable", None)) in ends
-        for node in _graph(out.grad_fn, stops)
-    )
-
-
-def _graph(root: Any, stops: set[Any]) -> Iterator[Any]:
-    """Go through the nodes of a graph, not past the ``stops``."""
-    nodes, seen = [root], set(stops)
-    while nodes:
-        node = nodes.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        yield node
-        nodes += [following for following, _ in node.next_functions if following is not None]
-
-
-def _leads_elsewhere(out: Tensor, known: Sequence[Tensor], since: int = 0) -> bool:
-    """Tell whether the graph of ``out`` leads to anything but the ``known`` tensors.
-
-    With ``since``, nodes that are older than that are other tensors' too.
-    """
-    ours = {t.grad_fn for t in known if t.grad_fn is not None}
-    leaves = {id(t) for t in known if t.grad_fn is None}
-    if out.grad_fn is None:
-        return id(out) not in leaves
-    for node in _graph(out.grad_fn, ours):
-        if (variable := getattr(node, "variable", None)) is not None:
-            if id(variable) not in leaves:
-                return True
-        elif node._sequence_nr() < since:
-            return True
-    return False
 
 
 def _writes(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:

@@ -32,6 +32,7 @@ LIMIT = 64
 
 _BUCKET = 8
 
+# Dynamo traces in one thread at a time.
 _LOCK = threading.RLock()
 
 # The step of each solver for each user's function, or for the code of it.
@@ -95,23 +96,24 @@ class _Compiled:
         self.step = torch.compile(own, fullgraph=True)
 
     def __call__(self, solver: Any, problem: Any, state: Any) -> Any:
-        step, form = self.step, self.form
+        with _LOCK:
+            return self._step(solver, problem, state)
+
+    def _step(self, solver: Any, problem: Any, state: Any) -> Any:
         try:
             with _own_limits(), saved_tensor_hooks_restored():
-                return step(form, solver, problem, state)
+                return self.step(self.form, solver, problem, state)
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             raise
         except (torch._dynamo.exc.TorchDynamoException, AssertionError) as error:
-            if form is self.form and not self.forms:
+            if not self.forms:
                 error.add_note(
                     f"{self.name}(compile=True) compiles its step together with the function that "
                     "it solves for, which could not be traced: leave compile out of it"
                 )
                 raise
-        with _LOCK:
-            if form is self.form:
-                self._choose()
-        return self(solver, problem, state)
+        self._choose()
+        return self._step(solver, problem, state)
 
 
 def _contiguous(step: Callable[[Any, Any, Any], Any], solver: Any, problem: Any, state: Any) -> Any:

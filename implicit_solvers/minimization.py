@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
-from implicit_solvers.autodiff import slope, unwatched, vjp
+from implicit_solvers.autodiff import vjp
 from implicit_solvers.driver import Task, solve_equation
-from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointStart
-from implicit_solvers.linear.jacobian_template import JacobianTemplate
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solvers.newton_cg import NewtonCG
@@ -32,19 +30,6 @@ class MinimumEquation(Equation):
         """Return the gradient of ``f`` with respect to ``z``."""
         value, pull = vjp(lambda u: self.fn(u, *operands), z)
         return pull(torch.ones_like(value))[0]
-
-    def condition_over(self, lanes: Lanes) -> Callable[..., Tensor]:
-        """Return `condition` as a function of all lanes."""
-        nested, fn = lanes.over(self.condition), lanes.over(self.fn)
-
-        def condition(z: Tensor, *operands: Tensor) -> Tensor:
-            return slope(fn, z, operands)[1] if unwatched() else nested(z, *operands)
-
-        return condition
-
-    def jacobian(self) -> JacobianTemplate:
-        """Return the Hessian of ``f``."""
-        return JacobianTemplate(self.condition, symmetric=True, potential=self.fn, equation=self)
 
 
 def read_objective(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor:

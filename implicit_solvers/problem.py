@@ -43,7 +43,7 @@ class Equation:
 
     def condition_over(self, lanes: Lanes) -> Callable[..., Tensor]:
         """Return `condition` as a function of all lanes."""
-        return lanes.over(self.condition)
+        return replace(self, fn=lanes.over(self.fn)).condition
 
     def jacobian(self) -> JacobianTemplate:
         """Return the Jacobian of the condition."""

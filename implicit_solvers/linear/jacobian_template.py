@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from implicit_solvers.autodiff import no_saved_tensor_hooks, rows, slope, unwatched, vjp
+from implicit_solvers.autodiff import no_saved_tensor_hooks, rows, unwatched, vjp
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.template import Products, Template
 
@@ -26,8 +26,7 @@ MANY_ENTRIES = 1 << 16
 class JacobianTemplate:
     """The Jacobian of a raveled ``fn(z, *operands)``; its tensors are ``z`` and the operands.
 
-    The ``potential``, if there is one, is the scalar function whose gradient ``fn`` is, and the
-    ``equation`` that whose condition it is.
+    The ``equation``, if there is one, is that whose condition ``fn`` is.
     """
 
     fn: Callable[..., Tensor]
@@ -35,7 +34,6 @@ class JacobianTemplate:
     positive_definite: bool = False
     diagonal: bool = False
     bands: tuple[int, int] | None = None
-    potential: Callable[..., Tensor] | None = None
     equation: Any = None
     shape: ClassVar[None] = None
 
@@ -101,9 +99,12 @@ class JacobianTemplate:
             return lanes.over(lambda like, *tensors: self._columns(basis, *tensors))(like, *tensors)
         return lanes.over(self.dense)(like, *tensors)
 
+    def _over(self, lanes: Lanes) -> Callable[..., Tensor]:
+        return lanes.over(self.fn) if self.equation is None else self.equation.condition_over(lanes)
+
     def _rows(self, lanes: Lanes, tensors: Sequence[Tensor]) -> Tensor:
         z, *operands = tensors
-        fn = lanes.keep(range(1, len(tensors))).over(self.fn)
+        fn = self._over(lanes.keep(range(1, len(tensors))))
         value, pull = vjp(lambda u: fn(u, *operands), z)
         return rows(lambda w: pull(w)[0], value, z.shape[-1])
 
@@ -114,20 +115,7 @@ class JacobianTemplate:
     def products(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Products:
         """Return ``mv`` and ``rmv`` on one linearization."""
         z, *operands = tensors
-        others = lanes.keep(range(1, len(tensors)))
-        if self.potential is not None and unwatched():
-            leaf, gradient = slope(others.over(self.potential), z, operands, again=True)
-
-            def product(v: Tensor) -> Tensor:
-                if not gradient.requires_grad:
-                    return torch.zeros_like(v)
-                with no_saved_tensor_hooks():
-                    return torch.autograd.grad(
-                        gradient, leaf, v, retain_graph=True, materialize_grads=True
-                    )[0]
-
-            return product, product
-        fn = others.over(self.fn)
+        fn = self._over(lanes.keep(range(1, len(tensors))))
         out, pull = vjp(lambda u: fn(u, *operands), z)
 
         def rmv(v: Tensor) -> Tensor:
