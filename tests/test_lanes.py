@@ -19,10 +19,11 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from torch.func import grad, hessian, jacrev, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import implicit_solvers as ims
 from implicit_solvers import Status
-from implicit_solvers.problem import EquationProblem
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
@@ -162,12 +163,27 @@ class Entry:
 WAYS = ("vmap", "in_dims", "mixed", "nested")
 
 
-def equation(name, kind, fn, condition, solver, table):
-    def solve(z, p, s, c, policy, **lanes):
-        return kind(lambda z, p, s: fn(z, p, s, c), z, (p, s), solver=solver, on_failure=policy, **lanes)  # fmt: skip # noqa: E501
+def gradient_of_fit(z, p, s, c):
+    return grad(lambda z: 0.5 * residuals(z, p, s, c).square().sum())(z)
 
-    label = name if solver.compact else f"{name}-static"
-    return Entry(label, solve, condition, table)
+
+# of each equation: the function, the condition, and the lanes
+EQUATIONS = {
+    "root": (f, f, NEWTON),
+    "fixed_point": (picard_map, lambda *a: 0.3 * f(*a), PICARD),
+    "minimize": (objective, f, MINIMA),
+    "least_squares": (residuals, gradient_of_fit, FITS),
+}
+
+
+def equation(kind, solver, adjoint=None, name=None):
+    fn, condition, table = EQUATIONS[kind]
+
+    def solve(z, p, s, c, policy, **lanes):
+        options = {"solver": solver, "adjoint": adjoint, "on_failure": policy, **lanes}
+        return getattr(ims, kind)(lambda z, p, s: fn(z, p, s, c), z, (p, s), **options)
+
+    return Entry(name or kind, solve, condition, table)
 
 
 def custom(method):
@@ -177,9 +193,8 @@ def custom(method):
         )
         return decorate(by_newton)(z, p, s)
 
-    good, bad = NEWTON
     # a double root is found to 1e-8 only or so; full steps leave the singular start by infinity
-    return Entry(f"custom_root-{method}", solve, f, (good, bad), native=False)
+    return Entry(f"custom_root-{method}", solve, f, NEWTON, native=False)
 
 
 def system(solver):
@@ -190,55 +205,41 @@ def system(solver):
         return ims.linear_solve(A, b, solver=solver, on_failure=policy)
 
     condition = lambda x, p, s, c: s * c * (p.reshape(2, 2) @ x) - 1
-    label = f"linear_solve-{type(solver).__name__}{'' if getattr(solver, 'compact', 1) else '-static'}"  # fmt: skip # noqa: E501
-    return Entry(label, solve, condition, SYSTEMS, native=False)
+    return Entry(f"linear_solve-{type(solver).__name__}", solve, condition, SYSTEMS, native=False)
 
 
-def gradient_of_fit(z, p, s, c):
-    return grad(lambda z: 0.5 * residuals(z, p, s, c).square().sum())(z)
+def entries(compact):
+    """Return the entries whose solvers compact their lanes, or mask them."""
+    how = {"compact": compact}
+    return [
+        equation("root", ims.Newton(max_steps=25, halvings=8, **how)),
+        equation("fixed_point", ims.FixedPointIteration(max_steps=150, **how)),
+        equation("minimize", ims.NewtonCG(max_steps=15, halvings=8, **how)),
+        equation("least_squares", ims.GaussNewton(max_steps=40, halvings=8, **how)),
+        system(ims.CG(**how)),
+        system(ims.GMRES(**how)),
+    ]
 
 
-ENTRIES = [
-    make
-    for compact in (True, False)
-    for make in (
-        equation(
-            "root", ims.root, f, f, ims.Newton(max_steps=25, halvings=8, compact=compact), NEWTON
-        ),
-        equation(
-            "fixed_point",
-            ims.fixed_point,
-            picard_map,
-            lambda *a: 0.3 * f(*a),
-            ims.FixedPointIteration(max_steps=150, compact=compact),
-            PICARD,
-        ),
-        equation(
-            "minimize",
-            ims.minimize,
-            objective,
-            f,
-            ims.NewtonCG(max_steps=15, halvings=8, compact=compact),
-            MINIMA,
-        ),
-        equation(
-            "least_squares",
-            ims.least_squares,
-            residuals,
-            gradient_of_fit,
-            ims.GaussNewton(max_steps=40, halvings=8, compact=compact),
-            FITS,
-        ),
-        system(ims.CG(compact=compact)),
-        system(ims.GMRES(compact=compact)),
-    )
-] + [system(ims.LU()), custom("loop"), custom("batched")]
+def krylov_entries(compact):
+    """Return further ones, whose steps and adjoints are lane by lane too."""
+    gmres, cg = (kind(rtol=1e-13, compact=compact) for kind in (ims.GMRES, ims.CG))
+    newton = ims.Newton(max_steps=25, linear_solver=gmres, compact=compact)
+    descent = ims.NewtonCG(max_steps=15, compact=compact)
+    return [
+        equation("root", newton, ims.ImplicitAdjoint(gmres), "root-GMRES"),
+        equation("fixed_point", ims.Anderson(max_steps=50, compact=compact), name="Anderson"),
+        equation("minimize", descent, ims.ImplicitAdjoint(cg), "minimize-CG"),
+    ]
 
+
+ENTRIES = [*entries(True), system(ims.LU()), custom("loop"), custom("batched")]
+PAIRS = [*zip(entries(True), entries(False), strict=True)]
+PAIRS += zip(krylov_entries(True), krylov_entries(False), strict=True)
 CASES = [pytest.param(e, w, id=f"{e}-{w}") for e in ENTRIES for w in e.ways]
+COMPACT = [c for c in CASES if c.values[0].name != "custom_root-loop"]
 FEW = [c for c in CASES if c.values[1] in ("vmap", "in_dims")]
 two_ways = pytest.mark.parametrize("entry, way", FEW)
-COMPACT = [c for c in FEW if not str(c.values[0]).endswith(("static", "loop"))]
-two_ways_compact = pytest.mark.parametrize("entry, way", COMPACT)
 
 
 def quiet(fn):
@@ -294,24 +295,33 @@ def close(a, b, bound, what):
 
 # -- a batch is the loop over its lanes --------------------------------------------------------
 
+# by way: the places of the good lanes (numbers 0 to 3) and the bad ones
+ORDERS = {
+    "vmap": [0, 4, 1, 5, 2, 6, 3, 7],
+    "in_dims": [6, 3, 0, 5, 2, 7, 1, 4],
+    "mixed": [4, 5, 6, 7, 0, 1, 2, 3],
+    "nested": [3, 2, 7, 1, 0, 6, 5, 4],
+}
+
 
 @pytest.mark.parametrize(
     "entry, way, policy",
     [pytest.param(*c.values, "mask", id=c.id) for c in CASES]
-    + [pytest.param(*c.values, "warn", id=f"{c.id}-warn") for c in COMPACT],
+    + [pytest.param(*c.values, "warn", id=f"{c.id}-warn") for c in COMPACT if c in FEW],
 )
 def test_a_batch_is_the_loop_over_its_lanes(entry, way, policy):
-    lanes = [*entry.good, *entry.bad]
-    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    lanes, order = [*entry.good, *entry.bad], torch.tensor(ORDERS[way])
     Z, P = lane_tensors([lanes[i] for i in order])
     sol, (gP, gs, gc), log = gradients(entry, way, Z, P, policy)
-    assert sol.converged[[0, 2, 4, 6]].all() and not sol.converged[[1, 3, 5, 7]].any()
-    assert bool(log) or policy == "mask"
+    assert torch.equal(sol.converged, order < 4)
+    words = [str(w.message) for w in log]
+    assert policy == "mask" or any("failed in 4 of 8 lanes (lane " in w for w in words), words
     total_s, total_c, slack = 0.0, 0.0, 0.0
     for i in range(8):
         one, grads = single(entry, Z[i], P[i], policy)
         assert int(sol.status[i]) == int(one.status), i
         if not bool(one.converged):
+            assert policy == "warn" or not gP[i].any()
             continue
         assert abs(int(sol.iterations[i]) - int(one.iterations)) <= 1, i
         cond = condition_number(entry, one.value, P[i])
@@ -327,27 +337,11 @@ def test_a_batch_is_the_loop_over_its_lanes(entry, way, policy):
         close(gc, total_c, slack, "captured")
 
 
-@two_ways
-def test_permuted_lanes_permute_the_result(entry, way):
-    Z, P = lane_tensors([*entry.good, *entry.bad])
-    order = torch.tensor([6, 3, 0, 5, 2, 7, 1, 4])
-    sol, (gP, gs, gc), _ = gradients(entry, way, Z, P)
-    moved, (mP, ms, mc), _ = gradients(entry, way, Z[order], P[order])
-    assert torch.equal(moved.status, sol.status[order])
-    assert torch.equal(moved.converged, sol.converged[order])
-    kept = sol.converged[order]
-    assert int((moved.iterations - sol.iterations[order])[kept].abs().max()) <= 1
-    for i in kept.nonzero().flatten().tolist():
-        cond = condition_number(entry, moved.value[i], P[order][i])
-        close(moved.value[i], sol.value[order][i], 100 * EPS * cond, ("value", i))
-        close(mP[i], gP[order][i], 100 * EPS * cond, ("gradient", i))
-    assert torch.equal(mP[~kept], torch.zeros_like(mP[~kept]))
-    cond = max(condition_number(entry, sol.value[i], P[i]) for i in range(4))
-    close(ms, gs, 400 * EPS * cond, "shared")
-    close(mc, gc, 400 * EPS * cond, "captured")
-
-
 # -- mask: a bad lane is alone with it ---------------------------------------------------------
+
+
+def total(entry, way, Z):
+    return lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
 
 
 def derivative_backward(entry, way, Z, P):
@@ -356,8 +350,7 @@ def derivative_backward(entry, way, Z, P):
 
 
 def derivative_grad_over_vmap(entry, way, Z, P):
-    fn = lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
-    gP, gs, gc = grad(fn, argnums=(0, 1, 2))(P, S, C)
+    gP, gs, gc = grad(total(entry, way, Z), argnums=(0, 1, 2))(P, S, C)
     return gP, (gs, gc)
 
 
@@ -387,8 +380,7 @@ def derivative_jvp(entry, way, Z, P):
 
 def derivative_hessian(entry, way, Z, P):
     """The Hessian's diagonal blocks, its rows of mixed derivatives, and its shared block."""
-    fn = lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
-    H = hessian(fn, argnums=(0, 1, 2))(P, S, C)
+    H = hessian(total(entry, way, Z), argnums=(0, 1, 2))(P, S, C)
     rows = [torch.stack([H[0][0][i, :, i] for i in range(len(Z))]), H[0][1], H[0][2]]
     shared = (H[1][1], H[1][2], H[2][1], H[2][2])
     rows = torch.cat([r.reshape(len(Z), -1) for r in rows], 1)
@@ -396,18 +388,17 @@ def derivative_hessian(entry, way, Z, P):
 
 
 def derivative_reverse_over_reverse(entry, way, Z, P):
-    fn = lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
-    H = jacrev(grad(fn, argnums=(1, 2)), argnums=(0, 1, 2))(P, S, C)
+    H = jacrev(grad(total(entry, way, Z), argnums=(1, 2)), argnums=(0, 1, 2))(P, S, C)
     rows = torch.stack([H[0][0], H[1][0]], 1)
     return rows, (H[0][1], H[0][2], H[1][1], H[1][2])
 
 
 def derivative_double_backward(entry, way, Z, P):
     P, s, c = (t.clone().requires_grad_() for t in (P, S, C))
-    value = loss(entry.batch(way, Z, P, s, c))
+    value = total(entry, way, Z)(P, s, c)
     gP, gs, gc = torch.autograd.grad(value, (P, s, c), create_graph=True)
-    total = gs.sin() + gc**2 + (gP.sum(-1) ** 2).sum()
-    gP, gs, gc = torch.autograd.grad(total, (P, s, c))
+    again = gs.sin() + gc**2 + (gP.sum(-1) ** 2).sum()
+    gP, gs, gc = torch.autograd.grad(again, (P, s, c))
     return gP, (gs, gc)
 
 
@@ -424,58 +415,55 @@ MASKED = [
 ]
 
 
-@pytest.mark.parametrize("entry, way, what", MASKED)
-def test_mask_bad_lanes_change_no_other_derivative(entry, way, what):
+def interleaved(entry):
+    """Return lanes, the good ones among them alone, and where these are."""
     # a double root's derivatives are as large as its Jacobian is small: not among the good here
     good = [lane for name, lane in entry.table[0].items() if name != "double"]
     bad = entry.bad
     lanes = [bad[0], good[0], bad[1], *good[1:], *bad[2:]]
-    keep = torch.tensor([1, 3, 4] if len(good) == 3 else [1, 3, 4, 5])
-    left = torch.tensor([i for i in range(len(lanes)) if i not in keep.tolist()])
+    return lanes, good, torch.tensor([lane in good for lane in lanes])
+
+
+@pytest.mark.parametrize("entry, way, what", MASKED)
+def test_mask_bad_lanes_change_no_other_derivative(entry, way, what):
+    lanes, good, keep = interleaved(entry)
     derive = DERIVATIVES[what]
     own, shared, *by_lane = quiet(lambda: derive(entry, way, *lane_tensors(lanes)))[0]
     alone, alone_shared, *alone_by_lane = quiet(lambda: derive(entry, way, *lane_tensors(good)))[0]
     bound = 1e-8 if what in ("hessian", "double_backward", "reverse_over_reverse") else 1e-10
     close(own[keep], alone, bound, "own")
-    assert torch.equal(own[left], torch.zeros_like(own[left]))
+    assert not own[~keep].any()
     for a, b in zip(shared, alone_shared, strict=True):
         assert float(b.abs()) > 1e-6  # so that an averaged or lost gradient is seen
         close(a, b, bound, "shared")
     for per_lane, alone_per_lane in zip(by_lane, alone_by_lane, strict=True):
         for a, b in zip(per_lane, alone_per_lane, strict=True):
             close(a[keep], b, bound, "shared, of each lane")
-            assert torch.equal(a[left], torch.zeros_like(a[left]))
+            assert not a[~keep].any()
 
 
-@two_ways_compact
-def test_mask_is_the_value_of_the_good_lanes_alone(entry, way):
-    good, bad = entry.good, entry.bad
-    Z, P = lane_tensors([*bad[:2], *good, *bad[2:]])
-    sol = quiet(lambda: entry.batch(way, Z, P))[0]
-    alone = entry.batch(way, *lane_tensors(good))
-    assert torch.equal(sol.status[2:6], alone.status)
-    for i in range(4):
-        cond = condition_number(entry, alone.value[i], P[2 + i])
-        close(sol.value[2 + i], alone.value[i], 100 * EPS * cond, i)
+@pytest.mark.parametrize(
+    "pair, way",
+    [pytest.param(pair, w, id=f"{pair[0]}-{w}") for pair in PAIRS for w in pair[0].ways],
+)
+def test_masked_mode_and_compaction_agree(pair, way):
+    """With ``compact=False``: values, statistics, every derivative."""
+    Z, P = lane_tensors(interleaved(pair[0])[0])
+    sol, masked = (quiet(lambda e=e: e.batch(way, Z, P))[0] for e in pair)
+    assert torch.equal(masked.status, sol.status)
+    assert torch.equal(masked.iterations, sol.iterations)
+    close(masked.value[sol.converged], sol.value[sol.converged], 1e-9, "value")
+    for what in DERIVATIVES if way in ("vmap", "in_dims") else ("backward",):
+        both = [tree_leaves(quiet(lambda: DERIVATIVES[what](e, way, Z, P))[0]) for e in pair]  # noqa: B023
+        for a, b in zip(*both, strict=True):
+            # batches of another size round in another order
+            close(a, b, 1e-9, what)
 
 
-@two_ways_compact
+@pytest.mark.parametrize("entry, way", [c for c in COMPACT if c in FEW])
 def test_every_lane_bad(entry, way):
     sol, grads, _ = gradients(entry, way, *lane_tensors(entry.bad))
-    assert not sol.converged.any()
-    for g in grads:
-        assert torch.equal(g, torch.zeros_like(g))
-
-
-@two_ways_compact
-def test_warn_keeps_the_other_lanes(entry, way):
-    Z, P = lane_tensors([entry.good[0], entry.bad[0], entry.good[1], entry.bad[3]])
-    sol, (gP, _, _), log = gradients(entry, way, Z, P, "warn")
-    masked, (mP, _, _), _ = gradients(entry, way, Z, P)
-    assert any(re.search(r"failed in 2 of 4 lanes \(lane 1: .*; lane 3: ", str(w.message)) for w in log)  # fmt: skip # noqa: E501
-    assert torch.equal(sol.status, masked.status)
-    close(sol.value[[0, 2]], masked.value[[0, 2]], 1e-12, "value")
-    close(gP[[0, 2]], mP[[0, 2]], 1e-10, "gradient")
+    assert not sol.converged.any() and not any(g.any() for g in grads)
 
 
 # -- raise names the lanes ---------------------------------------------------------------------
@@ -489,9 +477,7 @@ def named(message):
     }
 
 
-@pytest.mark.parametrize(
-    "entry, way", [c for c in CASES if not str(c.values[0]).endswith(("static", "loop"))]
-)
+@pytest.mark.parametrize("entry, way", COMPACT)
 def test_raise_names_the_failed_lanes(entry, way):
     lanes = [*entry.good, *entry.bad]
     order = [5, 0, 1, 4, 2, 6, 7, 3]
@@ -512,7 +498,7 @@ def at_double_root(way, policy, cotangent, p=None):
     Z = tensor([[1.0, 1.0], [0.5, 0.5], [0.0, 0.0], [1.0, 0.3]])
     P = tensor([easy, other, (0, 0, 1, 0, 0, 0), easy]).requires_grad_()
     s = S.clone().requires_grad_()
-    sol = root_entry(True).batch(way, Z, P, s, C, policy)
+    sol = ENTRIES[0].batch(way, Z, P, s, C, policy)
     assert sol.converged.all()
     assert torch.equal(sol.value[2].detach(), torch.zeros(2, dtype=F64))
     weighted = (sol.value * tensor(cotangent).unsqueeze(-1)).sum()
@@ -520,38 +506,25 @@ def at_double_root(way, policy, cotangent, p=None):
     return gP, gs, log
 
 
-def root_entry(compact):
-    return ENTRIES[0] if compact else next(e for e in ENTRIES if str(e) == "root-static")
-
-
 @pytest.mark.parametrize("way", WAYS)
-def test_raise_comes_out_of_backward_and_names_the_lane(way):
+def test_backward_at_a_double_root_fails_under_the_policy(way):
+    all_four, but_one = [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0]
     with pytest.raises(ims.ConvergenceError, match="adjoint of root.*SINGULAR") as error:
-        at_double_root(way, "raise", [1.0, 1.0, 1.0, 1.0])
+        at_double_root(way, "raise", all_four)
     place = (2,) if way in ("vmap", "in_dims") else (1, 0)
     assert named(str(error.value)) == {place: Status.SINGULAR}
-
-
-@pytest.mark.parametrize("policy", ["raise", "warn", "mask"])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_lane_that_nothing_depends_on_does_not_fail_backward(way, policy):
-    gP, gs, log = at_double_root(way, policy, [1.0, 1.0, 0.0, 1.0])
-    assert not log
-    assert torch.isfinite(gP).all() and torch.isfinite(gs)
-    assert torch.equal(gP[2], torch.zeros(6, dtype=F64))
-    assert float(gP[0].abs().max()) > 0.1
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_backward_warns_and_keeps_or_masks(way):
-    exact_P, exact_s, _ = at_double_root(way, "raise", [1.0, 1.0, 0.0, 1.0])
-    warned, _, log = at_double_root(way, "warn", [1.0, 1.0, 1.0, 1.0])
-    assert len(log) == 1 and "SINGULAR" in str(log[0].message)
-    close(warned[[0, 1, 3]], exact_P[[0, 1, 3]], 1e-12, "warn")
-    masked, shared, log = at_double_root(way, "mask", [1.0, 1.0, 1.0, 1.0])
-    assert len(log) == 1 and "adjoint of root" in str(log[0].message)
-    close(masked[[0, 1, 3]], exact_P[[0, 1, 3]], 1e-12, "mask")
-    assert torch.equal(masked[2], torch.zeros(6, dtype=F64))
+    for policy in ("warn", "mask", "raise"):
+        # a lane that nothing depends on does not fail
+        exact, exact_s, log = at_double_root(way, policy, but_one)
+        assert not log and not exact[2].any()
+        assert torch.isfinite(exact).all() and torch.isfinite(exact_s)
+        assert float(exact[0].abs().max()) > 0.1
+    for policy in ("warn", "mask"):
+        ours, shared, log = at_double_root(way, policy, all_four)
+        assert len(log) == 1 and re.search("adjoint of root.*SINGULAR", str(log[0].message))
+        # the same systems, in other company
+        close(ours[[0, 1, 3]], exact[[0, 1, 3]], 1e-12, policy)
+    assert not ours[2].any()
     close(shared, exact_s, 1e-12, "shared")
 
 
@@ -680,19 +653,19 @@ def test_very_many_lanes(way, compact):
 # -- stragglers --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def evaluated(monkeypatch):
-    """Add up the lanes in which a problem's condition, function or gradient is evaluated."""
-    count = {"lanes": 0}
-    for name in ("residual", "evaluate", "value_and_gradient", "linearize_residuals"):
-        original = getattr(EquationProblem, name)
+class Counting(TorchDispatchMode):
+    """Count the lanes (of two entries) in which `marked` is evaluated."""
 
-        def counting(self, z, original=original):
-            count["lanes"] += len(z)
-            return original(self, z)
+    lanes = 0
 
-        monkeypatch.setattr(EquationProblem, name, counting)
-    return count
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.sign.default:
+            self.lanes += args[0].numel() / 2
+        return func(*args, **(kwargs or {}))
+
+
+def marked(z):
+    return z + 0 * torch.sign(z)
 
 
 def rotation(z, a):
@@ -721,29 +694,32 @@ STRAGGLERS = {
 
 @pytest.mark.parametrize("way", ["in_dims", "grid", "mixed"])
 @pytest.mark.parametrize("name", STRAGGLERS)
-def test_a_straggler_does_not_cost_full_batch_steps(evaluated, name, way):
+def test_a_straggler_does_not_cost_full_batch_steps(name, way):
     kind, fn, solver, quick, slow = STRAGGLERS[name]
+
+    def solve(z, a, **options):
+        return kind(lambda z, a: fn(marked(z), a), z, (a,), solver=solver, **options)
+
     a = torch.full((2048,), quick, dtype=F64)
     a[777] = slow
     start = torch.full((2048, 2), 30.0, dtype=F64) * tensor([1.0, 1.5])
     alone = {}
     for i in (0, 777):
-        evaluated["lanes"] = 0
-        sol = kind(fn, start[i], (a[i],), solver=solver)
-        alone[i] = (evaluated["lanes"], int(sol.iterations))
+        with Counting() as counted:
+            sol = solve(start[i], a[i])
+        alone[i] = (counted.lanes, int(sol.iterations))
     assert alone[777][1] >= 10 * alone[0][1], alone
-    evaluated["lanes"] = 0
-    if way == "in_dims":
-        sol = kind(fn, start, (a,), solver=solver, batch_dims=1, in_dims=(0,))
-    elif way == "grid":
+    if way != "in_dims":
         start, a = start.reshape(32, 64, 2), a.reshape(32, 64)
-        sol = kind(fn, start, (a,), solver=solver, batch_dims=2, in_dims=(0,))
-    else:
-        start, a = start.reshape(32, 64, 2), a.reshape(32, 64)
-        solve = lambda z, a: kind(fn, z, (a,), solver=solver, batch_dims=1, in_dims=(0,))
-        sol = vmap(solve)(start, a)
+    lanes = {"batch_dims": 2 if way == "grid" else 1, "in_dims": (0,)}
+    with Counting() as counted:
+        if way == "mixed":
+            sol = vmap(lambda z, a: solve(z, a, **lanes))(start, a)
+        else:
+            sol = solve(start, a, **lanes)
     assert bool(sol.converged.all())
-    assert evaluated["lanes"] <= 1.3 * (2047 * alone[0][0] + alone[777][0])
+    # under vmap, one call more looks for captured tensors
+    assert counted.lanes <= 1.5 * (2047 * alone[0][0] + alone[777][0])
 
 
 # -- property ----------------------------------------------------------------------------------
