@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_map
 
 import implicit_solvers as ims
 from implicit_solvers import Status
-from implicit_solvers.problems import imaml
 from implicit_solvers.testing import strategies as draws
 
 F32, F64 = torch.float32, torch.float64
@@ -603,50 +602,3 @@ def test_a_direct_solve_with_a_large_residual_is_flagged(name):
     solution = ims.linear_solve(operator, b, solver=solver, on_failure="mask")
     left = torch.linalg.vector_norm(b - A @ solution.value) / torch.linalg.vector_norm(b)
     assert float(left) <= 1e-3 or not bool(solution.converged)
-
-
-# -- problem definitions ----------------------------------------------------------------------
-
-
-@settings(max_examples=SHARE)
-@given(data=st.data(), strength=st.sampled_from((2.0, 0.5, 10.0)))
-def test_imaml_meta_gradients(data, strength):
-    size, dtype = data.draw(st.integers(1, 4)), data.draw(draws.dtypes())
-    task = draws.rooted_equations("minimize", min_size=size, max_size=size, dtype=dtype)
-    tasks = data.draw(several(task))
-    theta, *queries = normal(data.draw(st.integers(0, 99)), len(tasks) + 1, size).to(dtype)
-    (H, b, t), roots = stacked(tasks)[1], torch.stack([lane.root for lane in tasks])
-    # the proximal term moves the roots; the data move them back
-    supports = (H, b + strength * (roots - theta), t)
-    eye = torch.eye(size, dtype=dtype).expand(len(tasks), -1, -1)
-    targets = (eye, torch.stack(queries), torch.zeros(len(tasks), dtype=dtype))
-
-    def loss(phi, data):
-        return tasks[0].fn(phi, *data)
-
-    exact = {"solver": ims.NewtonCG(), "adjoint": ims.ImplicitAdjoint(ims.CG())}
-
-    def F(theta):
-        return imaml.meta_objective(loss, theta, supports, targets, strength=strength, **exact)
-
-    expected = np.zeros(size)
-    for lane, query in zip(tasks, queries, strict=True):
-        one = (lane.args[0], lane.args[1] + strength * (lane.root - theta), lane.args[2])
-        phi = imaml.adapt(loss, theta, one, strength=strength, **exact)
-        assert bool(phi.converged)
-        known = numpy(lane.root)
-        eps = torch.finfo(dtype).eps
-        off = eps**0.75 * (1 + np.abs(numpy(phi.value)).max()) + 20 * eps * (1 + strength) * 10
-        assert np.linalg.norm(numpy(phi.value) - known) <= size * off / strength
-        hessian = slopes(minimum_condition, [known, *map(numpy, lane.args)])[0]
-        slope = known - numpy(query)
-        full = hessian + strength * np.eye(size)
-        expected += strength * np.linalg.solve(full, slope) / len(tasks)
-    bound = 20 * size * eps ** (2 / 3) * (1 + 1 / strength) * (1 + np.abs(expected).max())
-    assert np.abs(numpy(torch.func.grad(F)(theta)) - expected).max() <= bound
-    tangent = torch.ones_like(theta)
-    assert abs(float(jvp(F, (theta,), (tangent,))[1]) - expected.sum()) <= size * bound
-    budget = imaml.adapt(loss, theta, one, strength=strength)
-    assert Status(int(budget.status)) is Status.BUDGET
-    assert not bool(budget.converged)
-    TALLY["right"] += len(tasks)

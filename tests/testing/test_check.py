@@ -267,7 +267,7 @@ WRONG = {
     "detach": (CUT, lambda E, M, e: E - e.detach() * torch.sin(E) - M, {}),
     "item": (CUT, lambda E, M, e: E - e.item() * torch.sin(E) - M, {}),
     "detach of what is captured": (
-        "the residual depends on captured weight but",
+        "the residual depends on captured WEIGHT but",
         lambda z, a: z**3 + WEIGHT.detach() * z - a, {},
     ),
     "CG": ("adjoint solver unfit for a nonsymmetric operator", kepler, {"adjoint": UNFIT}),
