@@ -146,14 +146,23 @@ class Entry:
             return one(Z, P)
         if way == "vmap":
             return vmap(one)(Z, P)
-        outer = next(k for k in (2, 3, 5, 1) if count % k == 0)
-        Z, P = (t.reshape(outer, count // outer, -1) for t in (Z, P))
-        sol = vmap(vmap(one))(Z, P) if way == "nested" else vmap(one)(Z, P)
+        Z, P = (t.reshape(*grid(way, count), -1) for t in (Z, P))
+        for _ in grid(way, count)[way == "mixed" :]:
+            one = vmap(one)
+        sol = one(Z, P)
         fields = (sol.converged, sol.iterations, sol.residual, sol.status)
         return ims.Solution(sol.value.reshape(count, 2), *(t.reshape(count) for t in fields))
 
 
 WAYS = ("vmap", "in_dims", "mixed", "nested")
+
+
+def grid(way, count):
+    """Return the dimensions of lanes: up to two that are mixed, up to three that are nested."""
+    if way in ("vmap", "in_dims"):
+        return (count,)
+    outer = next(k for k in (2, 3, 5, 1) if count % k == 0)
+    return (2, 2, 2) if way == "nested" and count == 8 else (outer, count // outer)
 
 
 def gradient_of_fit(z, p, s, c):
@@ -482,8 +491,7 @@ def test_raise_names_the_failed_lanes(entry, way):
     with pytest.raises(ims.ConvergenceError) as error:
         entry.batch(way, Z, P, policy="raise")
     places = [0, 3, 5, 6]
-    grid = {"vmap": (8,), "in_dims": (8,)}.get(way, (2, 4))
-    index = dict(enumerate(itertools.product(*map(range, grid))))
+    index = list(itertools.product(*map(range, grid(way, 8))))
     assert named(str(error.value)) == {index[i]: int(status[i]) for i in places}
     assert "failed in 4 of 8 lanes" in str(error.value)
 
@@ -575,16 +583,6 @@ def test_vmap_of_grad_inside_vmap():
         for x, y in zip(batch, alone(A3[i, j], s[i]), strict=True):
             close(x[i, j], y, 1e-12, (i, j))
     close(summed, batch[1].sum(1), 1e-12, "summed")
-
-
-def test_errors_of_three_levels_name_index_tuples():
-    a = torch.ones(2, 3, 2, dtype=F64)
-    a[1, 2, 0] = NAN
-    a[0, 1, 1] = -1
-    solve = lambda a: ims.root(lambda z, a: z**2 - a, tensor(2.0), (a,))
-    with pytest.raises(ims.ConvergenceError, match="failed in 2 of 12 lanes") as error:
-        vmap(vmap(vmap(solve)))(a)
-    assert set(named(str(error.value))) == {(1, 2, 0), (0, 1, 1)}
 
 
 @two_ways

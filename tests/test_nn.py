@@ -172,15 +172,6 @@ def test_pytrees_and_further_inputs():
 
 
 @each_class
-def test_state_dict_round_trip(kind):
-    layer, other = make(kind), make(kind)
-    assert set(layer.state_dict()) == {f"cell.{name}" for name in layer.cell.state_dict()}
-    assert not torch.equal(other(X), layer(X))
-    other.load_state_dict(layer.state_dict())
-    torch.testing.assert_close(other(X), layer(X), rtol=0, atol=0)
-
-
-@each_class
 def test_to(kind):
     layer = make(kind)
     expected = gradients(layer, layer(X))
@@ -222,13 +213,17 @@ def test_deepcopy_is_independent():
 
 
 @each_class
-def test_pickle(kind):
+def test_pickle_and_state_dict_round_trip(kind):
     adjoint = ims.ImplicitAdjoint(ims.GMRES() if kind != "minimize" else ims.CG())
-    layer = make(kind, adjoint=adjoint, on_failure="mask")
-    layer(X)
+    layer, other = make(kind, adjoint=adjoint, on_failure="mask"), make(kind, adjoint=adjoint)
+    expected = gradients(layer, layer(X))
     again = pickle.loads(pickle.dumps(layer))
-    agree(gradients(again, again(X)), gradients(layer, layer(X)), 0)
     assert again.adjoint == adjoint and repr(again) == repr(layer)
+    assert set(layer.state_dict()) == {f"cell.{name}" for name in layer.cell.state_dict()}
+    assert not torch.equal(other(X), layer(X))
+    other.load_state_dict(layer.state_dict())
+    for same in (again, other):
+        agree(gradients(same, same(X)), expected, 0)
 
 
 def test_hooks_on_the_layer_fire_once():
@@ -345,11 +340,7 @@ class Twice(nn.Module):
         return torch.tanh(self.inner * z + self.outer**2 * x)
 
 
-class Unrolled(nn.Module):
-    def __init__(self, cell):
-        super().__init__()
-        self.cell = cell
-
+class Unrolled(ims.nn.FixedPoint):
     def forward(self, x):
         return unrolled(self.cell, x)
 
@@ -475,26 +466,18 @@ def other_values(layer):
 
 
 @each_class
-def test_per_sample_gradients(kind):
-    cls, cell, reference = CASES[kind]
-    layer = cls(cell()).double()
-    p = other_values(layer)
-    ours = vmap(grad(lambda p, x: loss(layer, p, x)), (None, 0))(p, X)
-    same = cls(cell()).double()
-    same.load_state_dict(p)
-    for i, x in enumerate(X):
-        agree({k: g[i] for k, g in ours.items()}, gradients(same, reference(same.cell, x)))
-
-
-@each_class
-def test_functional_call_then_backward(kind):
-    layer = make(kind)
+def test_functional_call_and_per_sample_gradients(kind):
+    cls, _, reference = CASES[kind]
+    layer, same = make(kind), make(kind)
     p = {k: v.requires_grad_() for k, v in other_values(layer).items()}
-    g = torch.autograd.grad(loss(layer, p, X), p.values())
-    same = make(kind)
     same.load_state_dict(p)
+    g = torch.autograd.grad(loss(layer, p, X), p.values())
     agree(dict(zip(p, g, strict=True)), gradients(same, same(X)))
     assert all(p.grad is None for p in layer.parameters())
+    one = cls(layer.cell)
+    ours = vmap(grad(lambda p, x: loss(one, p, x)), (None, 0))(p, X)
+    for i, x in enumerate(X):
+        agree({k: g[i] for k, g in ours.items()}, gradients(same, reference(same.cell, x)))
 
 
 def test_an_ensemble_of_stacked_states():

@@ -151,20 +151,21 @@ def test_09_no_symmetric_solver_for_a_nonsymmetric_jacobian():
     # torch-sla: CG on a nonsymmetric matrix, without a word.
     A = tensor([[2.0, 1.0], [-3.0, 4.0]])
     b = tensor([1.0, 2.0])
-    for solver in (ims.CG(), ims.Cholesky()):
-        with pytest.raises(ValueError, match="symmetric"):
-            ims.linear_solve(ims.MatrixOperator(A), b, solver=solver)
-        with pytest.raises(ValueError, match="symmetric"):
-            ims.root(lambda z: A @ z - b, b, adjoint=ims.ImplicitAdjoint(solver))
-    exact = tensor([[4.0, -1.0], [3.0, 2.0]]) / 11
-    for adjoint in (None, ims.ImplicitAdjoint(ims.GMRES())):
-        solve = lambda b, adjoint=adjoint: ims.root(
-            lambda z, b: A @ z - b, torch.zeros_like(b), (b,), adjoint=adjoint
-        )
-        torch.testing.assert_close(jacrev(lambda b, s=solve: s(b).value)(b), exact)
-    torch.testing.assert_close(
-        jacrev(lambda b: ims.linear_solve(ims.MatrixOperator(A), b).value)(b), exact
-    )
+
+    def root(b, solver):
+        adjoint = ims.ImplicitAdjoint(solver)
+        return ims.root(lambda z, b: A @ z - b, 0 * b, (b,), adjoint=adjoint).value
+
+    def linear_solve(b, solver):
+        return ims.linear_solve(ims.MatrixOperator(A), b, solver=solver).value
+
+    for solve in (root, linear_solve):
+        for solver in (ims.CG(), ims.Cholesky()):
+            with pytest.raises(ValueError, match="symmetric"):
+                solve(b, solver)
+        exact = tensor([[4.0, -1.0], [3.0, 2.0]]) / 11
+        for solver in (None, ims.GMRES()):
+            torch.testing.assert_close(jacrev(solve)(b, solver), exact)
 
 
 @pytest.mark.parametrize("solver", [ims.CG, ims.GMRES, ims.Neumann])
@@ -266,33 +267,37 @@ def test_13_an_unconverged_lane_has_no_gradient():
     assert float(a.grad[0]) == pytest.approx(0.5 / math.sqrt(2)) and float(a.grad[1]) == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("default", [torch.float32, F64])
-def test_14_the_output_has_the_dtype_of_the_input(dtype, default):
-    # cvxpylayers: float32 in, float64 out.
+@pytest.fixture(params=[torch.float32, F64])
+def default(request):
     before = torch.get_default_dtype()
-    torch.set_default_dtype(default)
-    try:
-        a = torch.tensor([0.5, 0.25], dtype=dtype, requires_grad=True)
-        one = torch.ones(2, dtype=dtype)
-        A = ims.MatrixOperator(torch.eye(2, dtype=dtype) * 2)
-        custom = ims.custom_root(lambda z, a: z - a)(lambda z0, a: a.double().numpy())
-        solutions = {
-            "root": ims.root(lambda z, a: z - a, one, (a,)),
-            "fixed_point": ims.fixed_point(lambda z, a: 0.5 * z + 0.5 * a, one, (a,)),
-            "minimize": ims.minimize(lambda z, a: (z - a).square().sum(), one, (a,)),
-            "least_squares": ims.least_squares(lambda z, a: z - a, one, (a,)),
-            "linear_solve": ims.linear_solve(A, 2 * a),
-            "custom_root": custom(one, a),
-        }
-        for name, sol in solutions.items():
-            assert sol.value.dtype == sol.residual.dtype == dtype, name
-            (g,) = torch.autograd.grad(sol.value.sum(), a)
-            assert g.dtype == dtype, name
-            torch.testing.assert_close(sol.value.detach(), a.detach(), msg=name)
-            torch.testing.assert_close(g, torch.ones(2, dtype=dtype), msg=name)
-    finally:
-        torch.set_default_dtype(before)
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(before)
+
+
+SAME = {
+    "root": lambda one, a: ims.root(lambda z, a: z - a, one, (a,)),
+    "fixed_point": lambda one, a: ims.fixed_point(lambda z, a: 0.5 * (z + a), one, (a,)),
+    "minimize": lambda one, a: ims.minimize(lambda z, a: (z - a).square().sum(), one, (a,)),
+    "least_squares": lambda one, a: ims.least_squares(lambda z, a: z - a, one, (a,)),
+    "linear_solve": lambda one, a: ims.linear_solve(ims.DiagonalOperator(2 * one), 2 * a),
+    "custom_root": lambda one, a: ims.custom_root(lambda z, a: z - a)(
+        lambda z0, a: a.double().numpy()
+    )(one, a),
+}
+
+
+@pytest.mark.usefixtures("default")
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("name", SAME)
+def test_14_the_output_has_the_dtype_of_the_input(name, dtype):
+    # cvxpylayers: float32 in, float64 out.
+    a = torch.tensor([0.5, 0.25], dtype=dtype, requires_grad=True)
+    sol = SAME[name](torch.ones(2, dtype=dtype), a)
+    (g,) = torch.autograd.grad(sol.value.sum(), a)
+    assert sol.value.dtype == sol.residual.dtype == g.dtype == dtype
+    torch.testing.assert_close(sol.value.detach(), a.detach())
+    torch.testing.assert_close(g, torch.ones(2, dtype=dtype))
 
 
 def test_15_a_problem_without_a_solution_is_reported(capsys):
@@ -314,8 +319,7 @@ def test_15_a_problem_without_a_solution_is_reported(capsys):
         with pytest.raises(ims.ConvergenceError):
             solve()
         sol = solve(on_failure="mask")
-        assert not bool(sol.converged), name
-        assert int(sol.status) not in (Status.CONVERGED, Status.BUDGET), name
+        assert not bool(sol.converged) and int(sol.status) > Status.BUDGET, name
     assert capsys.readouterr().out == ""
 
 
