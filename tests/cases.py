@@ -91,68 +91,13 @@ class Case:
         return self.name
 
 
-def structured(u):
-    """Return ``f`` on the unknown's own structure."""
-    return lambda z, p: u.pack(u.f(u.ravel(z), p))
+def zeros(u, p):
+    return torch.zeros(u.n, dtype=p.dtype, device=p.device)
 
 
-def start(u, p):
-    return u.pack(torch.zeros(u.n, dtype=p.dtype, device=p.device))
-
-
-def root_case(u):
-    def solve(p):
-        return u.ravel(ims.root(structured(u), start(u, p), (p,)).value)
-
-    return Case(f"root-{u.name}", solve, lambda p: newton_oracle(u.f, _zeros(u, p), p))
-
-
-def fixed_point_case(u):
-    def g(z, p):
-        flat = u.ravel(z)
-        return u.pack(flat - u.f(flat, p))
-
-    def solve(p):
-        return u.ravel(ims.fixed_point(g, start(u, p), (p,)).value)
-
-    return Case(f"fixed_point-{u.name}", solve, lambda p: newton_oracle(u.f, _zeros(u, p), p))
-
-
-def minimize_case(u):
-    def objective(z, p):
-        curve = 0.25 * (1 + p[0] ** 2) * (z**4).sum() + 0.5 * (1 + p[1] ** 2) * (z**2).sum()
-        return curve + 0.3 * p[2] * torch.sin(z.sum()) - (z * p[: u.n]).sum()
-
-    def solve(p):
-        sol = ims.minimize(lambda z, p: objective(u.ravel(z), p), start(u, p), (p,))
-        return u.ravel(sol.value)
-
-    return Case(
-        f"minimize-{u.name}", solve, lambda p: newton_oracle(jacrev(objective), _zeros(u, p), p)
-    )
-
-
-def linear_case(u):
-    def matrix(p):
-        eye = torch.eye(u.n, dtype=p.dtype, device=p.device)
-        mix = W[: u.n, : u.n].to(p)
-        return (1 + p[1] ** 2) * eye + mix * p[0] + mix @ mix * p[2]
-
-    def solve(p):
-        A = ims.FunctionOperator(lambda v: u.pack(matrix(p) @ u.ravel(v)), like=start(u, p))
-        return u.ravel(ims.linear_solve(A, u.pack(p[: u.n] * p[2])).value)
-
-    def oracle(p):
-        return torch.linalg.inv(matrix(p)) @ (p[: u.n] * p[2])
-
-    return Case(f"linear_solve-{u.name}", solve, oracle)
-
-
-def custom_root_case(u):
-    f = structured(u)
-
-    @ims.custom_root(f)
-    def by_scipy(z0, p):
+def by_scipy(u):
+    @ims.custom_root(lambda z, p: u.pack(u.f(u.ravel(z), p)))
+    def solver(z0, p):
         def residual(x):
             return u.f(torch.from_numpy(x), p.double().cpu()).numpy()
 
@@ -160,22 +105,51 @@ def custom_root_case(u):
         x = scipy.optimize.root(residual, start, tol=1e-14).x
         return u.pack(torch.from_numpy(np.atleast_1d(x)).to(p))
 
-    def solve(p):
-        return u.ravel(by_scipy(start(u, p), p).value)
-
-    return Case(f"custom_root-{u.name}", solve, lambda p: newton_oracle(u.f, _zeros(u, p), p))
+    return solver
 
 
-def _zeros(u, p):
-    return torch.zeros(u.n, dtype=p.dtype, device=p.device)
+def cases_of(u):
+    """Return a case for each entry point: its solve and its condition of raveled unknowns."""
+
+    def f(z, p):
+        return u.pack(u.f(u.ravel(z), p))
+
+    def g(z, p):
+        return u.pack(u.ravel(z) - u.f(u.ravel(z), p))
+
+    def objective(z, p):
+        curve = 0.25 * (1 + p[0] ** 2) * (z**4).sum() + 0.5 * (1 + p[1] ** 2) * (z**2).sum()
+        return curve + 0.3 * p[2] * torch.sin(z.sum()) - (z * p[: u.n]).sum()
+
+    def matrix(p):
+        mix = W[: u.n, : u.n].to(p)
+        return (1 + p[1] ** 2) * torch.eye(u.n).to(p) + mix * p[0] + mix @ mix * p[2]
+
+    def linear_solve(z0, p):
+        A = ims.FunctionOperator(lambda v: u.pack(matrix(p) @ u.ravel(v)), like=z0)
+        return ims.linear_solve(A, u.pack(p[: u.n] * p[2]))
+
+    table = {
+        "root": (lambda z0, p: ims.root(f, z0, (p,)), u.f),
+        "fixed_point": (lambda z0, p: ims.fixed_point(g, z0, (p,)), u.f),
+        "minimize": (
+            lambda z0, p: ims.minimize(lambda z, p: objective(u.ravel(z), p), z0, (p,)),
+            jacrev(objective),
+        ),
+        "linear_solve": (linear_solve, lambda z, p: matrix(p) @ z - p[: u.n] * p[2]),
+        "custom_root": (by_scipy(u), u.f),
+    }
+    return [
+        Case(
+            f"{kind}-{u.name}",
+            lambda p, solve=solve: u.ravel(solve(u.pack(zeros(u, p)), p).value),
+            lambda p, condition=condition: newton_oracle(condition, zeros(u, p), p),
+        )
+        for kind, (solve, condition) in table.items()
+    ]
 
 
-CASES = [
-    make(u)
-    for make, u in itertools.product(
-        (root_case, fixed_point_case, minimize_case, linear_case, custom_root_case), UNKNOWNS
-    )
-]
+CASES = [case for u in UNKNOWNS for case in cases_of(u)]
 
 # -- modes: every way to differentiate a function of p, whatever it returns ------------------------
 

@@ -64,17 +64,6 @@ def test_gradcheck(name):
 
 
 @cases
-def test_central_differences(case):
-    def difference(h):
-        steps = h * torch.eye(3, dtype=P.dtype)
-        return torch.stack([(case.solve(P + e) - case.solve(P - e)) / (2 * h) for e in steps], -1)
-
-    # Richardson: the error of the difference falls from h^2 to h^4; rounding leaves about 1e-10
-    extrapolated = (4 * difference(1e-3) - difference(2e-3)) / 3
-    assert error(jacrev(case.solve)(P), extrapolated) < 1e-8
-
-
-@cases
 def test_float32(case):
     for of in (
         lambda fn, p, many: fn(p),

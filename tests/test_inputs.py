@@ -65,17 +65,6 @@ def test_nonfinite_is_a_failure_under_the_policy(entry, what):
         assert sol.status.item() == ims.Status.NONFINITE and not sol.converged.item()
 
 
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if e not in ("custom_root",)])
-def test_an_empty_batch_returns_an_empty_solution(entry):
-    solve, fn = ENTRIES[entry]
-    if entry == "minimize":
-        fn = lambda z: ((z - 1) ** 2).sum(-1)
-    sol = solve(fn, torch.ones(0, 3, dtype=torch.float64), batch_dims=1)
-    assert sol.value.shape == (0, 3) and sol.value.dtype == torch.float64
-    if entry != "attach":
-        assert sol.converged.shape == (0,)
-
-
 def test_args_are_not_scanned():
     mask = torch.tensor([0.0, -torch.inf])
 

@@ -250,7 +250,8 @@ def test_the_root_is_a_root_and_what_is_said_of_it_holds(kind, data, condition, 
     assert direct or scipy.linalg.eigvalsh(exact)[0] > 0
     values = singular_values(exact)
     np.testing.assert_allclose(values[0] / values[-1], equation.condition, rtol=1e-9)
-    assert equation.condition <= 2 * condition
+    # the sine of a root's equation, of strength 0.6 at most, makes slopes differ by 1.6 / 0.4
+    assert equation.condition <= max(2 * condition, 4)
     assert 1 / values[-1] <= equation.stability * (1 + 1e-9)
 
     # points on the way from the root to beyond the start, and to anywhere
