@@ -5,12 +5,23 @@ sphinx-mathjax-offline and is served from the site itself.
 """
 
 import re
+import sys
+import textwrap
+import types
+import warnings
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.addnodes import literal_emphasis
+from sphinx.util import logging
 
 from implicit_solvers import rms
+
+# the list of wrong calls is the tests'; some package that is installed may be called tests, too
+sys.modules["tests"] = types.ModuleType("tests")
+sys.modules["tests"].__path__ = [str(Path(__file__).parents[1] / "tests")]
+from tests import refused  # noqa: E402
 
 project = "implicit-solvers"
 author = "The implicit-solvers authors"
@@ -125,8 +136,47 @@ def no_default_as_method(app, what, name, obj, skip, options):
     return True if what == "class" and obj is rms and name == "norm" else None
 
 
+def refusal(row, names):
+    """Write a wrong call and the error that it raises, as a Python prompt shows them."""
+    try:
+        exec(row.call, names)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+    else:
+        logging.getLogger(__name__).warning("not refused: %s", row.call)
+        return ""
+    call = row.call.strip().replace("\n", "\n... ")
+    message = "\n".join(textwrap.fill(line, 96) for line in text.splitlines())
+    return f"```pycon\n>>> {call}\n{message}\n```\n\n"
+
+
+def refusals(app, docname, source):
+    """Put the calls of tests/refusals, and what is really raised, in the place for them."""
+    place = "<!-- refusals -->"
+    if place not in source[0]:
+        return
+    page = ""
+    for name in refused.AREAS:
+        area = refused.area(name)
+        page += f"## {area.__doc__.strip().removesuffix('.')}\n\n"
+        try:
+            refused.names_for(area.SETUP)
+        except ImportError as missing:
+            page += f"(Left out where this page was built: {missing}.)\n\n"
+            continue
+        page += f"```python\n{area.SETUP.strip()}\n```\n\n"
+        # a message that many functions give is shown for the first
+        first = {row.words: row for row in reversed(area.ROWS)}
+        with warnings.catch_warnings(action="ignore"):
+            for row in area.ROWS:
+                if first[row.words] is row:
+                    page += refusal(row, refused.names_for(area.SETUP))
+    source[0] = source[0].replace(place, page)
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("source-read", refusals)
     app.connect("autodoc-process-signature", brief_signature)
     app.connect("autodoc-skip-member", no_default_as_method)
     app.connect("missing-reference", public_name)

@@ -5,6 +5,7 @@ library; ``oracle`` with nothing of it: a closed form, or Newton steps unrolled 
 plain torch (k steps give derivatives up to order 2^k - 1 exactly).
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 import torch
-from torch.func import jacfwd, jacrev
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 
 import implicit_solvers as ims
 
@@ -27,7 +29,7 @@ def newton_oracle(f, z0, p, steps=2, settle=12):
     """Return the root of ``f(z, p)`` near ``z0`` with derivatives to order ``2**steps - 1``."""
 
     def step(z, p):
-        return z - torch.linalg.inv(jacfwd(f)(z, p)) @ f(z, p)
+        return z - torch.linalg.inv(jacrev(f)(z, p)) @ f(z, p)
 
     z = z0
     for _ in range(settle):
@@ -89,68 +91,13 @@ class Case:
         return self.name
 
 
-def structured(u):
-    """Return ``f`` on the unknown's own structure."""
-    return lambda z, p: u.pack(u.f(u.ravel(z), p))
+def zeros(u, p):
+    return torch.zeros(u.n, dtype=p.dtype, device=p.device)
 
 
-def start(u, p):
-    return u.pack(torch.zeros(u.n, dtype=p.dtype, device=p.device))
-
-
-def root_case(u):
-    def solve(p):
-        return u.ravel(ims.root(structured(u), start(u, p), (p,)).value)
-
-    return Case(f"root-{u.name}", solve, lambda p: newton_oracle(u.f, _zeros(u, p), p))
-
-
-def fixed_point_case(u):
-    def g(z, p):
-        flat = u.ravel(z)
-        return u.pack(flat - u.f(flat, p))
-
-    def solve(p):
-        return u.ravel(ims.fixed_point(g, start(u, p), (p,)).value)
-
-    return Case(f"fixed_point-{u.name}", solve, lambda p: newton_oracle(u.f, _zeros(u, p), p))
-
-
-def minimize_case(u):
-    def objective(z, p):
-        curve = 0.25 * (1 + p[0] ** 2) * (z**4).sum() + 0.5 * (1 + p[1] ** 2) * (z**2).sum()
-        return curve + 0.3 * p[2] * torch.sin(z.sum()) - (z * p[: u.n]).sum()
-
-    def solve(p):
-        sol = ims.minimize(lambda z, p: objective(u.ravel(z), p), start(u, p), (p,))
-        return u.ravel(sol.value)
-
-    return Case(
-        f"minimize-{u.name}", solve, lambda p: newton_oracle(jacrev(objective), _zeros(u, p), p)
-    )
-
-
-def linear_case(u):
-    def matrix(p):
-        eye = torch.eye(u.n, dtype=p.dtype, device=p.device)
-        mix = W[: u.n, : u.n].to(p)
-        return (1 + p[1] ** 2) * eye + mix * p[0] + mix @ mix * p[2]
-
-    def solve(p):
-        A = ims.FunctionOperator(lambda v: u.pack(matrix(p) @ u.ravel(v)), like=start(u, p))
-        return u.ravel(ims.linear_solve(A, u.pack(p[: u.n] * p[2])).value)
-
-    def oracle(p):
-        return torch.linalg.inv(matrix(p)) @ (p[: u.n] * p[2])
-
-    return Case(f"linear_solve-{u.name}", solve, oracle)
-
-
-def custom_root_case(u):
-    f = structured(u)
-
-    @ims.custom_root(f)
-    def by_scipy(z0, p):
+def by_scipy(u):
+    @ims.custom_root(lambda z, p: u.pack(u.f(u.ravel(z), p)))
+    def solver(z0, p):
         def residual(x):
             return u.f(torch.from_numpy(x), p.double().cpu()).numpy()
 
@@ -158,35 +105,146 @@ def custom_root_case(u):
         x = scipy.optimize.root(residual, start, tol=1e-14).x
         return u.pack(torch.from_numpy(np.atleast_1d(x)).to(p))
 
-    def solve(p):
-        return u.ravel(by_scipy(start(u, p), p).value)
-
-    return Case(f"custom_root-{u.name}", solve, lambda p: newton_oracle(u.f, _zeros(u, p), p))
+    return solver
 
 
-def _zeros(u, p):
-    return torch.zeros(u.n, dtype=p.dtype, device=p.device)
+def cases_of(u):
+    """Return a case for each entry point: its solve and its condition of raveled unknowns."""
+
+    def f(z, p):
+        return u.pack(u.f(u.ravel(z), p))
+
+    def g(z, p):
+        return u.pack(u.ravel(z) - u.f(u.ravel(z), p))
+
+    def objective(z, p):
+        curve = 0.25 * (1 + p[0] ** 2) * (z**4).sum() + 0.5 * (1 + p[1] ** 2) * (z**2).sum()
+        return curve + 0.3 * p[2] * torch.sin(z.sum()) - (z * p[: u.n]).sum()
+
+    def matrix(p):
+        mix = W[: u.n, : u.n].to(p)
+        return (1 + p[1] ** 2) * torch.eye(u.n).to(p) + mix * p[0] + mix @ mix * p[2]
+
+    def linear_solve(z0, p):
+        A = ims.FunctionOperator(lambda v: u.pack(matrix(p) @ u.ravel(v)), like=z0)
+        return ims.linear_solve(A, u.pack(p[: u.n] * p[2]))
+
+    table = {
+        "root": (lambda z0, p: ims.root(f, z0, (p,)), u.f),
+        "fixed_point": (lambda z0, p: ims.fixed_point(g, z0, (p,)), u.f),
+        "minimize": (
+            lambda z0, p: ims.minimize(lambda z, p: objective(u.ravel(z), p), z0, (p,)),
+            jacrev(objective),
+        ),
+        "linear_solve": (linear_solve, lambda z, p: matrix(p) @ z - p[: u.n] * p[2]),
+        "custom_root": (by_scipy(u), u.f),
+    }
+    return [
+        Case(
+            f"{kind}-{u.name}",
+            lambda p, solve=solve: u.ravel(solve(u.pack(zeros(u, p)), p).value),
+            lambda p, condition=condition: newton_oracle(condition, zeros(u, p), p),
+        )
+        for kind, (solve, condition) in table.items()
+    ]
 
 
-CASES = [
-    make(u)
-    for make, u in itertools.product(
-        (root_case, fixed_point_case, minimize_case, linear_case, custom_root_case), UNKNOWNS
-    )
-]
+CASES = [case for u in UNKNOWNS for case in cases_of(u)]
 
-# -- compositions: words of forward and reverse mode, plain, batched, and of a batch ------------
+# -- modes: every way to differentiate a function of p, whatever it returns ------------------------
 
-MODES = {"fwd": jacfwd, "rev": jacrev}
+WORD = {"fwd": jacfwd, "rev": jacrev}
+V = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64)
 
 
 def words(order):
     """Return every word of forward and reverse mode of the given length."""
-    return ["-".join(word) for word in itertools.product(MODES, repeat=order)]
+    return ["-".join(word) for word in itertools.product(WORD, repeat=order)]
 
 
 def derivative(word, fn):
     """Apply the modes of a word to ``fn``, the first one innermost."""
     for mode in word.split("-"):
-        fn = MODES[mode](fn)
+        fn = WORD[mode](fn)
     return fn
+
+
+def cube(fn):
+    """Return a scalar of the solution whose derivatives mix all of its entries."""
+    return lambda p: (fn(p).sum() ** 3) + (fn(p) ** 2).sum()
+
+
+WRAPPERS = {
+    "plain": lambda word, L: derivative(word, L)(P),
+    "vmap": lambda word, L: vmap(derivative(word, L))(MANY_P),
+    "of_vmap": lambda word, L: derivative(word, lambda p: vmap(L)(p).sum())(MANY_P[:2]),
+    "nested_vmap": lambda word, L: vmap(vmap(derivative(word, L)))(MANY_P.reshape(2, 2, 3)),
+}
+
+
+def backward(fn):
+    p = P.clone().requires_grad_()
+    cube(fn)(p).backward()
+    return p.grad
+
+
+def double_backward(fn):
+    p = P.clone().requires_grad_()
+    (first,) = torch.autograd.grad(cube(fn)(p), p, create_graph=True)
+    first.pow(2).sum().backward()
+    return p.grad
+
+
+def dual(fn):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(fn(forward_ad.make_dual(P, V))).tangent
+
+
+# the order of the derivative, and how it is taken
+MODES = {
+    "value": (0, lambda fn: fn(P)),
+    "vmap of values": (0, lambda fn: vmap(fn)(MANY_P)),
+    "backward": (1, backward),
+    "double backward": (2, double_backward),
+    "dual": (1, dual),
+    "jvp": (1, lambda fn: jvp(fn, (P,), (V,))[1]),
+    "vjp": (1, lambda fn: vjp(lambda p: fn(p).reshape(-1), P)[1](V[: fn(P).numel()])[0]),
+}
+for _order, _wrapper in itertools.product((1, 2, 3), WRAPPERS):
+    for _word in words(_order):
+        MODES[f"{_wrapper} {_word}"] = (
+            _order,
+            lambda fn, word=_word, wrapper=_wrapper: WRAPPERS[wrapper](word, cube(fn)),
+        )
+TOLERANCE = {0: 1e-10, 1: 1e-8, 2: 1e-7, 3: 1e-7}
+
+
+def modes(*orders, without=()):
+    """Return the names of the modes of these orders, but for those of some wrappers."""
+    return [n for n, (k, _) in MODES.items() if k in orders and n.split()[0] not in without]
+
+
+def error(ours, reference):
+    return float((ours - reference).abs().max() / reference.abs().max().clamp(min=1e-2))
+
+
+@functools.cache
+def expected(mode, reference):
+    return MODES[mode][1](reference)
+
+
+def assert_agree(ours, reference, names, tolerance=None):
+    """Compare two functions in the modes named."""
+    for name in names:
+        order, apply = MODES[name]
+        off = error(apply(ours), expected(name, reference))
+        assert off < (tolerance or TOLERANCE[order]), (name, off)
+
+
+def check_gradients(fn, *inputs, batched=True):
+    """Run torch's own checks of both orders, in both modes and batched."""
+    inputs = tuple(x.clone().requires_grad_() for x in inputs)
+    first = {"check_forward_ad": True, "check_batched_forward_grad": True}
+    second = {"check_fwd_over_rev": True, "check_rev_over_rev": True}
+    assert gradcheck(fn, inputs, check_batched_grad=True, **first)
+    assert gradgradcheck(fn, inputs, check_batched_grad=batched, **second)

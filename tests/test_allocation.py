@@ -49,9 +49,3 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
 
     monkeypatch.setattr("ctypes.CDLL", Foreign)
     assert ims.retain_freed_memory() is False
-
-
-@pytest.mark.parametrize("limit", [0, -1, 1 << 31])
-def test_the_limit_is_a_number_of_bytes(limit):
-    with pytest.raises(ValueError, match="limit is"):
-        ims.retain_freed_memory(limit)

@@ -20,10 +20,7 @@ def benchmarks(monkeypatch):
     """Import modules of the folder as its scripts do."""
     monkeypatch.syspath_prepend(FOLDER)
 
-    def load(name):
-        return __import__(name)
-
-    yield load
+    yield __import__
     for path in FOLDER.glob("*.py"):
         sys.modules.pop(path.stem, None)
 
@@ -35,12 +32,7 @@ def task(comparison, **answers):
         def make():
             if isinstance(answer, BaseException):
                 raise answer
-
-            def call():
-                time.sleep(0.001)
-                return answer
-
-            return call
+            return lambda: (time.sleep(0.001), answer)[1]
 
         return comparison.Side(label, make, ours=label == "ours")
 
@@ -60,23 +52,16 @@ def test_no_side_is_timed_just_after_a_collection_of_garbage(benchmarks, monkeyp
 
 def test_a_side_that_is_right_is_timed_and_one_that_is_wrong_is_not(benchmarks):
     comparison = benchmarks("comparison")
-    wrong_value = (EXACT[0] + [0, 1e-3], EXACT[1])
-    wrong_gradient = (EXACT[0], EXACT[1] * (1 + 1e-6))
-    nothing = (EXACT[0], np.array([np.nan]))
-    of_another_shape = (EXACT[0], np.array([0.5, 0.5]))
+    z, dx = EXACT
     wrong = {
-        "value": wrong_value,
-        "slope": wrong_gradient,
-        "nan": nothing,
-        "shape": of_another_shape,
+        "value": (z + np.array([0, 1e-3]), dx),
+        "slope": (z, dx * (1 + 1e-6)),
+        "nan": (z, np.array([np.nan])),
+        "shape": (z, np.array([0.5, 0.5])),
     }
-    near = (EXACT[0], EXACT[1] * (1 + 1e-10))
-    rows = {
-        row.label: row
-        for row in comparison.compare(task(comparison, ours=EXACT, near=near, **wrong))
-    }
-    for label in ("ours", "near"):
-        row = rows[label]
+    toy = task(comparison, ours=EXACT, near=(z, dx * (1 + 1e-10)), **wrong)
+    rows = {row.label: row for row in comparison.compare(toy)}
+    for row in (rows["ours"], rows["near"]):
         assert row.status == "timed"
         assert row.wall_ms >= 1 and row.best_ms <= row.wall_ms and row.ratio > 0
     assert rows["ours"].ratio == 1
@@ -87,10 +72,9 @@ def test_a_side_that_is_right_is_timed_and_one_that_is_wrong_is_not(benchmarks):
     assert "z is off by 5e-04" in rows["value"].detail
     assert "dx is off by 1e-06" in rows["slope"].detail
     table = comparison.markdown(list(rows.values()))
-    assert all(
-        "not timed" in line for line in table if any(f"| {label} |" in line for label in wrong)
-    )
-    assert sum("not timed" in line for line in table) == len(wrong)
+    untimed = [line for line in table if "not timed" in line]
+    assert len(untimed) == len(wrong)
+    assert all(any(f"| {label} |" in line for line in untimed) for label in wrong)
 
 
 def test_a_side_that_is_not_there_says_so(benchmarks):
@@ -103,48 +87,39 @@ def test_a_side_that_is_not_there_says_so(benchmarks):
         ours=EXACT,
     )
     rows = {row.label: row for row in comparison.compare(toy)}
-    assert rows["gone"].status == "missing" and rows["gone"].detail == "peer is not installed"
-    assert rows["later"].status == "missing" and rows["later"].detail == "CG has no compile="
-    assert rows["broken"].status == "failed"
-    assert rows["broken"].detail == "ValueError: the first line"
-    assert rows["ours"].status == "timed"
+    assert {label: (row.status, row.detail) for label, row in rows.items()} == {
+        "gone": ("missing", "peer is not installed"),
+        "later": ("missing", "CG has no compile="),
+        "broken": ("failed", "ValueError: the first line"),
+        "ours": ("timed", rows["ours"].detail),
+    }
 
 
 def test_the_reference_is_not_ours_and_a_broken_side_is_refused(benchmarks):
     newton, comparison = benchmarks("newton"), benchmarks("comparison")
     numbers = lambda: newton.numbers(3, 4)
 
+    def ours():
+        return newton.ours(None, numbers)
+
     def broken():
-        call = newton.ours(None, numbers)
-
-        def doubled():
-            z, dW, dx = call()
-            return z, 2 * dW, dx
-
-        return doubled
+        call = ours()
+        return lambda: [factor * x for factor, x in zip((1, 2, 1), call(), strict=True)]
 
     sides = (
-        comparison.Side("ours", lambda: newton.ours(None, numbers), ours=True),
+        comparison.Side("ours", ours, ours=True),
         comparison.Side("torch by hand", lambda: newton.torch_analytic(numbers)),
         comparison.Side("broken", broken),
     )
-    outputs = ("z", "dW", "dx")
-    small = comparison.Task("small", "Small", outputs, lambda: newton.exact(*numbers()), sides)
+    exact, outputs = lambda: newton.exact(*numbers()), ("z", "dW", "dx")
+    small = comparison.Task("small", "Small", outputs, exact, sides)
     status = {row.label: row.status for row in comparison.compare(small, rounds=1)}
     assert status == {"ours": "timed", "torch by hand": "timed", "broken": "inaccurate"}
 
 
 def test_a_script_writes_its_table_and_its_numbers(tmp_path):
-    words = [
-        sys.executable,
-        str(FOLDER / "run.py"),
-        "--tasks",
-        "cg",
-        "--quick",
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    words = [sys.executable, str(FOLDER / "run.py"), *["--tasks", "cg", "--quick", "--out"]]
+    done = subprocess.run([*words, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "cg.json").read_text())
     rows = {row["label"]: row for row in result["rows"]}
@@ -195,7 +170,7 @@ def test_the_overhead_replays_what_was_computed(benchmarks):
         row = overhead.measure(lanes, ims.Newton(), 1)
         kinds = " ".join(row["sequence"])
         assert all(
-            kind in kinds for kind in ("f (", "jacobian (", "factor (", "solve (", "pullback (")
+            f"{kind} (" in kinds for kind in ["f", "jacobian", "factor", "solve", "pullback"]
         )
         # what is not replayed are the calls that look for captured tensors
         assert 0 <= row["calls_of_f"]["solve"] - row["calls_of_f"]["replay"] <= 2

@@ -49,9 +49,8 @@ def test_equations(kind, n, dtype):
         "least_squares": lambda z, a: torch.cat([squares(z, a), 0.1 * z]),
     }[kind]
     a = torch.linspace(0.1, 1, n, dtype=dtype)
-    solver, _, adjoint = promised(f"`{kind}`")
-    if adjoint == "the same":
-        adjoint = promised(f"`{kind}`")[1]
+    solver, linear, adjoint = promised(f"`{kind}`")
+    adjoint = linear if adjoint == "the same" else adjoint
     used = solved_by(
         lambda fn, args, z0: getattr(ims, kind)(fn, z0, args), fn, (a,), torch.zeros_like(a)
     )

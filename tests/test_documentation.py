@@ -29,21 +29,6 @@ def test_doctests(name):
     assert result.failed == 0
 
 
-def test_every_public_name_has_a_doctested_example():
-    finder = doctest.DocTestFinder()
-    without = []
-    for name in ims.__all__:
-        value = getattr(ims, name)
-        if issubclass(value, Exception) if inspect.isclass(value) else False:
-            continue
-        examples = [e for t in finder.find(value, name) for e in t.examples]
-        if not callable(value) or name == "Auto":
-            continue
-        if not examples:
-            without.append(name)
-    assert without == []
-
-
 def test_all_lists_exactly_what_the_package_offers():
     public = {n for n, v in vars(ims).items() if not n.startswith("_") and not inspect.ismodule(v)}
     assert public == set(ims.__all__)
@@ -75,31 +60,30 @@ def test_the_examples_of_a_page_run(path, capsys):
         torch.testing.assert_close(scope["jacobian"], torch.diag(expected), rtol=1e-5, atol=1e-5)
 
 
+def imports(folder):
+    """Return each file of a folder, its text, and the modules of ours that it imports."""
+    for path in (ROOT / folder).rglob("*.py"):
+        text, inside = path.read_text(), path.relative_to(ROOT / folder).parts
+        if folder == "problems" or "problems" not in inside:
+            yield inside, text, re.findall(r"(?:from|import) (implicit_solvers[\w.]*)", text)
+
+
 def test_modules_are_small_and_layered():
     order = ["autodiff", "linear", "problem", "differentiate", "driver", "root_finding"]
     rank = {name: i for i, name in enumerate(order)}
-    for path in (ROOT / "implicit_solvers").rglob("*.py"):
-        if "problems" in path.parts:
-            continue
-        text = path.read_text()
-        own = rank.get(path.relative_to(ROOT / "implicit_solvers").parts[0].removesuffix(".py"))
+    for path, text, targets in imports("implicit_solvers"):
         assert len(text.splitlines()) <= 650, path
-        for target in re.findall(r"^from implicit_solvers\.(\w+)", text, flags=re.MULTILINE):
-            if own is not None and target in rank:
-                assert rank[target] <= own, f"{path} imports {target}, a layer above it"
+        own = rank.get(path[0].removesuffix(".py"))
+        for target in targets:
+            other = rank.get(".".join(target.split(".")[1:2]))
+            if own is not None and other is not None:
+                assert other <= own, f"{path} imports {target}, a layer above it"
 
 
-def test_problems_use_public_names_only():
-    for path in (ROOT / "problems").rglob("*.py"):
-        for target in re.findall(r"(?:from|import) (implicit_solvers[\w.]*)", path.read_text()):
+def test_problems_use_public_names_only_and_not_their_command_line():
+    for path, _, targets in imports("problems"):
+        for target in targets:
             public = ("implicit_solvers.problems", "implicit_solvers.testing")
-            assert target == "implicit_solvers" or target.startswith(public), (
-                f"{path} imports {target}"
-            )
-
-
-def test_problems_do_not_import_their_command_line():
-    for path in (ROOT / "problems").rglob("*.py"):
-        if "cli" in path.relative_to(ROOT / "problems").parts or path.name == "__main__.py":
-            continue
-        assert "implicit_solvers.problems.cli" not in path.read_text(), path
+            assert target == "implicit_solvers" or target.startswith(public), (path, target)
+            if "cli" not in path and path[-1] != "__main__.py":
+                assert not target.startswith("implicit_solvers.problems.cli"), (path, target)

@@ -14,15 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import hypothesis
-import hypothesis.strategies as st
 import pytest
 import torch
-from torch.func import grad, hessian, jacrev, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import implicit_solvers as ims
 from implicit_solvers import Status
-from implicit_solvers.problem import EquationProblem
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
@@ -128,13 +127,8 @@ class Entry:
     def __str__(self):
         return self.name
 
-    @property
-    def good(self):
-        return list(self.table[0].values())
-
-    @property
-    def bad(self):
-        return list(self.table[1].values())
+    good = property(lambda self: list(self.table[0].values()))
+    bad = property(lambda self: list(self.table[1].values()))
 
     @property
     def ways(self):
@@ -152,9 +146,10 @@ class Entry:
             return one(Z, P)
         if way == "vmap":
             return vmap(one)(Z, P)
-        outer = next(k for k in (2, 3, 5, 1) if count % k == 0)
-        Z, P = (t.reshape(outer, count // outer, -1) for t in (Z, P))
-        sol = vmap(vmap(one))(Z, P) if way == "nested" else vmap(one)(Z, P)
+        Z, P = (t.reshape(*grid(way, count), -1) for t in (Z, P))
+        for _ in grid(way, count)[way == "mixed" :]:
+            one = vmap(one)
+        sol = one(Z, P)
         fields = (sol.converged, sol.iterations, sol.residual, sol.status)
         return ims.Solution(sol.value.reshape(count, 2), *(t.reshape(count) for t in fields))
 
@@ -162,12 +157,35 @@ class Entry:
 WAYS = ("vmap", "in_dims", "mixed", "nested")
 
 
-def equation(name, kind, fn, condition, solver, table):
-    def solve(z, p, s, c, policy, **lanes):
-        return kind(lambda z, p, s: fn(z, p, s, c), z, (p, s), solver=solver, on_failure=policy, **lanes)  # fmt: skip # noqa: E501
+def grid(way, count):
+    """Return the dimensions of lanes: up to two that are mixed, up to three that are nested."""
+    if way in ("vmap", "in_dims"):
+        return (count,)
+    outer = next(k for k in (2, 3, 5, 1) if count % k == 0)
+    return (2, 2, 2) if way == "nested" and count == 8 else (outer, count // outer)
 
-    label = name if solver.compact else f"{name}-static"
-    return Entry(label, solve, condition, table)
+
+def gradient_of_fit(z, p, s, c):
+    return grad(lambda z: 0.5 * residuals(z, p, s, c).square().sum())(z)
+
+
+# of each equation: the function, the condition, and the lanes
+EQUATIONS = {
+    "root": (f, f, NEWTON),
+    "fixed_point": (picard_map, lambda *a: 0.3 * f(*a), PICARD),
+    "minimize": (objective, f, MINIMA),
+    "least_squares": (residuals, gradient_of_fit, FITS),
+}
+
+
+def equation(kind, solver, adjoint=None, name=None):
+    fn, condition, table = EQUATIONS[kind]
+
+    def solve(z, p, s, c, policy, **lanes):
+        options = {"solver": solver, "adjoint": adjoint, "on_failure": policy, **lanes}
+        return getattr(ims, kind)(lambda z, p, s: fn(z, p, s, c), z, (p, s), **options)
+
+    return Entry(name or kind, solve, condition, table)
 
 
 def custom(method):
@@ -177,9 +195,8 @@ def custom(method):
         )
         return decorate(by_newton)(z, p, s)
 
-    good, bad = NEWTON
     # a double root is found to 1e-8 only or so; full steps leave the singular start by infinity
-    return Entry(f"custom_root-{method}", solve, f, (good, bad), native=False)
+    return Entry(f"custom_root-{method}", solve, f, NEWTON, native=False)
 
 
 def system(solver):
@@ -190,55 +207,41 @@ def system(solver):
         return ims.linear_solve(A, b, solver=solver, on_failure=policy)
 
     condition = lambda x, p, s, c: s * c * (p.reshape(2, 2) @ x) - 1
-    label = f"linear_solve-{type(solver).__name__}{'' if getattr(solver, 'compact', 1) else '-static'}"  # fmt: skip # noqa: E501
-    return Entry(label, solve, condition, SYSTEMS, native=False)
+    return Entry(f"linear_solve-{type(solver).__name__}", solve, condition, SYSTEMS, native=False)
 
 
-def gradient_of_fit(z, p, s, c):
-    return grad(lambda z: 0.5 * residuals(z, p, s, c).square().sum())(z)
+def entries(compact):
+    """Return the entries whose solvers compact their lanes, or mask them."""
+    how = {"compact": compact}
+    return [
+        equation("root", ims.Newton(max_steps=25, halvings=8, **how)),
+        equation("fixed_point", ims.FixedPointIteration(max_steps=150, **how)),
+        equation("minimize", ims.NewtonCG(max_steps=15, halvings=8, **how)),
+        equation("least_squares", ims.GaussNewton(max_steps=40, halvings=8, **how)),
+        system(ims.CG(**how)),
+        system(ims.GMRES(**how)),
+    ]
 
 
-ENTRIES = [
-    make
-    for compact in (True, False)
-    for make in (
-        equation(
-            "root", ims.root, f, f, ims.Newton(max_steps=25, halvings=8, compact=compact), NEWTON
-        ),
-        equation(
-            "fixed_point",
-            ims.fixed_point,
-            picard_map,
-            lambda *a: 0.3 * f(*a),
-            ims.FixedPointIteration(max_steps=150, compact=compact),
-            PICARD,
-        ),
-        equation(
-            "minimize",
-            ims.minimize,
-            objective,
-            f,
-            ims.NewtonCG(max_steps=15, halvings=8, compact=compact),
-            MINIMA,
-        ),
-        equation(
-            "least_squares",
-            ims.least_squares,
-            residuals,
-            gradient_of_fit,
-            ims.GaussNewton(max_steps=40, halvings=8, compact=compact),
-            FITS,
-        ),
-        system(ims.CG(compact=compact)),
-        system(ims.GMRES(compact=compact)),
-    )
-] + [system(ims.LU()), custom("loop"), custom("batched")]
+def krylov_entries(compact):
+    """Return further ones, whose steps and adjoints are lane by lane too."""
+    gmres, cg = (kind(rtol=1e-13, compact=compact) for kind in (ims.GMRES, ims.CG))
+    newton = ims.Newton(max_steps=25, linear_solver=gmres, compact=compact)
+    descent = ims.NewtonCG(max_steps=15, compact=compact)
+    return [
+        equation("root", newton, ims.ImplicitAdjoint(gmres), "root-GMRES"),
+        equation("fixed_point", ims.Anderson(max_steps=50, compact=compact), name="Anderson"),
+        equation("minimize", descent, ims.ImplicitAdjoint(cg), "minimize-CG"),
+    ]
 
+
+ENTRIES = [*entries(True), system(ims.LU()), custom("loop"), custom("batched")]
+PAIRS = [*zip(entries(True), entries(False), strict=True)]
+PAIRS += zip(krylov_entries(True), krylov_entries(False), strict=True)
 CASES = [pytest.param(e, w, id=f"{e}-{w}") for e in ENTRIES for w in e.ways]
+COMPACT = [c for c in CASES if c.values[0].name != "custom_root-loop"]
 FEW = [c for c in CASES if c.values[1] in ("vmap", "in_dims")]
 two_ways = pytest.mark.parametrize("entry, way", FEW)
-COMPACT = [c for c in FEW if not str(c.values[0]).endswith(("static", "loop"))]
-two_ways_compact = pytest.mark.parametrize("entry, way", COMPACT)
 
 
 def quiet(fn):
@@ -294,24 +297,33 @@ def close(a, b, bound, what):
 
 # -- a batch is the loop over its lanes --------------------------------------------------------
 
+# by way: the places of the good lanes (numbers 0 to 3) and the bad ones
+ORDERS = {
+    "vmap": [0, 4, 1, 5, 2, 6, 3, 7],
+    "in_dims": [6, 3, 0, 5, 2, 7, 1, 4],
+    "mixed": [4, 5, 6, 7, 0, 1, 2, 3],
+    "nested": [3, 2, 7, 1, 0, 6, 5, 4],
+}
+
 
 @pytest.mark.parametrize(
     "entry, way, policy",
     [pytest.param(*c.values, "mask", id=c.id) for c in CASES]
-    + [pytest.param(*c.values, "warn", id=f"{c.id}-warn") for c in COMPACT],
+    + [pytest.param(*c.values, "warn", id=f"{c.id}-warn") for c in COMPACT if c in FEW],
 )
 def test_a_batch_is_the_loop_over_its_lanes(entry, way, policy):
-    lanes = [*entry.good, *entry.bad]
-    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    lanes, order = [*entry.good, *entry.bad], torch.tensor(ORDERS[way])
     Z, P = lane_tensors([lanes[i] for i in order])
     sol, (gP, gs, gc), log = gradients(entry, way, Z, P, policy)
-    assert sol.converged[[0, 2, 4, 6]].all() and not sol.converged[[1, 3, 5, 7]].any()
-    assert bool(log) or policy == "mask"
+    assert torch.equal(sol.converged, order < 4)
+    words = [str(w.message) for w in log]
+    assert policy == "mask" or any("failed in 4 of 8 lanes (lane " in w for w in words), words
     total_s, total_c, slack = 0.0, 0.0, 0.0
     for i in range(8):
         one, grads = single(entry, Z[i], P[i], policy)
         assert int(sol.status[i]) == int(one.status), i
         if not bool(one.converged):
+            assert policy == "warn" or not gP[i].any()
             continue
         assert abs(int(sol.iterations[i]) - int(one.iterations)) <= 1, i
         cond = condition_number(entry, one.value, P[i])
@@ -327,27 +339,11 @@ def test_a_batch_is_the_loop_over_its_lanes(entry, way, policy):
         close(gc, total_c, slack, "captured")
 
 
-@two_ways
-def test_permuted_lanes_permute_the_result(entry, way):
-    Z, P = lane_tensors([*entry.good, *entry.bad])
-    order = torch.tensor([6, 3, 0, 5, 2, 7, 1, 4])
-    sol, (gP, gs, gc), _ = gradients(entry, way, Z, P)
-    moved, (mP, ms, mc), _ = gradients(entry, way, Z[order], P[order])
-    assert torch.equal(moved.status, sol.status[order])
-    assert torch.equal(moved.converged, sol.converged[order])
-    kept = sol.converged[order]
-    assert int((moved.iterations - sol.iterations[order])[kept].abs().max()) <= 1
-    for i in kept.nonzero().flatten().tolist():
-        cond = condition_number(entry, moved.value[i], P[order][i])
-        close(moved.value[i], sol.value[order][i], 100 * EPS * cond, ("value", i))
-        close(mP[i], gP[order][i], 100 * EPS * cond, ("gradient", i))
-    assert torch.equal(mP[~kept], torch.zeros_like(mP[~kept]))
-    cond = max(condition_number(entry, sol.value[i], P[i]) for i in range(4))
-    close(ms, gs, 400 * EPS * cond, "shared")
-    close(mc, gc, 400 * EPS * cond, "captured")
-
-
 # -- mask: a bad lane is alone with it ---------------------------------------------------------
+
+
+def total(entry, way, Z):
+    return lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
 
 
 def derivative_backward(entry, way, Z, P):
@@ -356,8 +352,7 @@ def derivative_backward(entry, way, Z, P):
 
 
 def derivative_grad_over_vmap(entry, way, Z, P):
-    fn = lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
-    gP, gs, gc = grad(fn, argnums=(0, 1, 2))(P, S, C)
+    gP, gs, gc = grad(total(entry, way, Z), argnums=(0, 1, 2))(P, S, C)
     return gP, (gs, gc)
 
 
@@ -385,36 +380,37 @@ def derivative_jvp(entry, way, Z, P):
     return dz, (), (ds,)
 
 
-def derivative_hessian(entry, way, Z, P):
-    """The Hessian's diagonal blocks, its rows of mixed derivatives, and its shared block."""
-    fn = lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
-    H = hessian(fn, argnums=(0, 1, 2))(P, S, C)
-    rows = [torch.stack([H[0][0][i, :, i] for i in range(len(Z))]), H[0][1], H[0][2]]
-    shared = (H[1][1], H[1][2], H[2][1], H[2][2])
-    rows = torch.cat([r.reshape(len(Z), -1) for r in rows], 1)
-    return rows, shared
+def second_order(outer, first):
+    """Differentiate the gradient in the arguments ``first``: by lane, and in shared tensors."""
 
+    def derive(entry, way, Z, P):
+        H = outer(grad(total(entry, way, Z), argnums=first), argnums=(0, 1, 2))(P, S, C)
+        rows = [blocks[0] for k, blocks in zip(first, H, strict=True) if k]
+        if first[0] == 0:
+            rows += [torch.stack([H[0][0][i, :, i] for i in range(len(Z))]), *H[0][1:]]
+        shared = [x for k, blocks in zip(first, H, strict=True) if k for x in blocks[1:]]
+        return torch.cat([r.reshape(len(Z), -1) for r in rows], 1), shared
 
-def derivative_reverse_over_reverse(entry, way, Z, P):
-    fn = lambda P, s, c: loss(entry.batch(way, Z, P, s, c))
-    H = jacrev(grad(fn, argnums=(1, 2)), argnums=(0, 1, 2))(P, S, C)
-    rows = torch.stack([H[0][0], H[1][0]], 1)
-    return rows, (H[0][1], H[0][2], H[1][1], H[1][2])
+    return derive
 
 
 def derivative_double_backward(entry, way, Z, P):
     P, s, c = (t.clone().requires_grad_() for t in (P, S, C))
-    value = loss(entry.batch(way, Z, P, s, c))
+    value = total(entry, way, Z)(P, s, c)
     gP, gs, gc = torch.autograd.grad(value, (P, s, c), create_graph=True)
-    total = gs.sin() + gc**2 + (gP.sum(-1) ** 2).sum()
-    gP, gs, gc = torch.autograd.grad(total, (P, s, c))
+    again = gs.sin() + gc**2 + (gP.sum(-1) ** 2).sum()
+    gP, gs, gc = torch.autograd.grad(again, (P, s, c))
     return gP, (gs, gc)
 
 
 DERIVATIVES = {
-    name.removeprefix("derivative_"): fn
-    for name, fn in list(globals().items())
-    if name.startswith("derivative_")
+    "backward": derivative_backward,
+    "grad_over_vmap": derivative_grad_over_vmap,
+    "vmap_of_grad": derivative_vmap_of_grad,
+    "jvp": derivative_jvp,
+    "double_backward": derivative_double_backward,
+    "hessian": second_order(jacfwd, (0, 1, 2)),
+    "reverse_over_reverse": second_order(jacrev, (1, 2)),
 }
 MASKED = [
     pytest.param(*c.values, what, id=f"{c.id}-{what}")
@@ -424,58 +420,55 @@ MASKED = [
 ]
 
 
-@pytest.mark.parametrize("entry, way, what", MASKED)
-def test_mask_bad_lanes_change_no_other_derivative(entry, way, what):
+def interleaved(entry):
+    """Return lanes, the good ones among them alone, and where these are."""
     # a double root's derivatives are as large as its Jacobian is small: not among the good here
     good = [lane for name, lane in entry.table[0].items() if name != "double"]
     bad = entry.bad
     lanes = [bad[0], good[0], bad[1], *good[1:], *bad[2:]]
-    keep = torch.tensor([1, 3, 4] if len(good) == 3 else [1, 3, 4, 5])
-    left = torch.tensor([i for i in range(len(lanes)) if i not in keep.tolist()])
+    return lanes, good, torch.tensor([lane in good for lane in lanes])
+
+
+@pytest.mark.parametrize("entry, way, what", MASKED)
+def test_mask_bad_lanes_change_no_other_derivative(entry, way, what):
+    lanes, good, keep = interleaved(entry)
     derive = DERIVATIVES[what]
     own, shared, *by_lane = quiet(lambda: derive(entry, way, *lane_tensors(lanes)))[0]
     alone, alone_shared, *alone_by_lane = quiet(lambda: derive(entry, way, *lane_tensors(good)))[0]
     bound = 1e-8 if what in ("hessian", "double_backward", "reverse_over_reverse") else 1e-10
     close(own[keep], alone, bound, "own")
-    assert torch.equal(own[left], torch.zeros_like(own[left]))
+    assert not own[~keep].any()
     for a, b in zip(shared, alone_shared, strict=True):
         assert float(b.abs()) > 1e-6  # so that an averaged or lost gradient is seen
         close(a, b, bound, "shared")
     for per_lane, alone_per_lane in zip(by_lane, alone_by_lane, strict=True):
         for a, b in zip(per_lane, alone_per_lane, strict=True):
             close(a[keep], b, bound, "shared, of each lane")
-            assert torch.equal(a[left], torch.zeros_like(a[left]))
+            assert not a[~keep].any()
 
 
-@two_ways_compact
-def test_mask_is_the_value_of_the_good_lanes_alone(entry, way):
-    good, bad = entry.good, entry.bad
-    Z, P = lane_tensors([*bad[:2], *good, *bad[2:]])
-    sol = quiet(lambda: entry.batch(way, Z, P))[0]
-    alone = entry.batch(way, *lane_tensors(good))
-    assert torch.equal(sol.status[2:6], alone.status)
-    for i in range(4):
-        cond = condition_number(entry, alone.value[i], P[2 + i])
-        close(sol.value[2 + i], alone.value[i], 100 * EPS * cond, i)
+@pytest.mark.parametrize(
+    "pair, way",
+    [pytest.param(pair, w, id=f"{pair[0]}-{w}") for pair in PAIRS for w in pair[0].ways],
+)
+def test_masked_mode_and_compaction_agree(pair, way):
+    """With ``compact=False``: values, statistics, every derivative."""
+    Z, P = lane_tensors(interleaved(pair[0])[0])
+    sol, masked = (quiet(lambda e=e: e.batch(way, Z, P))[0] for e in pair)
+    assert torch.equal(masked.status, sol.status)
+    assert torch.equal(masked.iterations, sol.iterations)
+    close(masked.value[sol.converged], sol.value[sol.converged], 1e-9, "value")
+    for what in DERIVATIVES if way in ("vmap", "in_dims") else ("backward",):
+        both = [tree_leaves(quiet(lambda: DERIVATIVES[what](e, way, Z, P))[0]) for e in pair]  # noqa: B023
+        for a, b in zip(*both, strict=True):
+            # batches of another size round in another order
+            close(a, b, 1e-9, what)
 
 
-@two_ways_compact
+@pytest.mark.parametrize("entry, way", [c for c in COMPACT if c in FEW])
 def test_every_lane_bad(entry, way):
     sol, grads, _ = gradients(entry, way, *lane_tensors(entry.bad))
-    assert not sol.converged.any()
-    for g in grads:
-        assert torch.equal(g, torch.zeros_like(g))
-
-
-@two_ways_compact
-def test_warn_keeps_the_other_lanes(entry, way):
-    Z, P = lane_tensors([entry.good[0], entry.bad[0], entry.good[1], entry.bad[3]])
-    sol, (gP, _, _), log = gradients(entry, way, Z, P, "warn")
-    masked, (mP, _, _), _ = gradients(entry, way, Z, P)
-    assert any(re.search(r"failed in 2 of 4 lanes \(lane 1: .*; lane 3: ", str(w.message)) for w in log)  # fmt: skip # noqa: E501
-    assert torch.equal(sol.status, masked.status)
-    close(sol.value[[0, 2]], masked.value[[0, 2]], 1e-12, "value")
-    close(gP[[0, 2]], mP[[0, 2]], 1e-10, "gradient")
+    assert not sol.converged.any() and not any(g.any() for g in grads)
 
 
 # -- raise names the lanes ---------------------------------------------------------------------
@@ -489,9 +482,7 @@ def named(message):
     }
 
 
-@pytest.mark.parametrize(
-    "entry, way", [c for c in CASES if not str(c.values[0]).endswith(("static", "loop"))]
-)
+@pytest.mark.parametrize("entry, way", COMPACT)
 def test_raise_names_the_failed_lanes(entry, way):
     lanes = [*entry.good, *entry.bad]
     order = [5, 0, 1, 4, 2, 6, 7, 3]
@@ -500,8 +491,7 @@ def test_raise_names_the_failed_lanes(entry, way):
     with pytest.raises(ims.ConvergenceError) as error:
         entry.batch(way, Z, P, policy="raise")
     places = [0, 3, 5, 6]
-    grid = {"vmap": (8,), "in_dims": (8,)}.get(way, (2, 4))
-    index = dict(enumerate(itertools.product(*map(range, grid))))
+    index = list(itertools.product(*map(range, grid(way, 8))))
     assert named(str(error.value)) == {index[i]: int(status[i]) for i in places}
     assert "failed in 4 of 8 lanes" in str(error.value)
 
@@ -512,7 +502,7 @@ def at_double_root(way, policy, cotangent, p=None):
     Z = tensor([[1.0, 1.0], [0.5, 0.5], [0.0, 0.0], [1.0, 0.3]])
     P = tensor([easy, other, (0, 0, 1, 0, 0, 0), easy]).requires_grad_()
     s = S.clone().requires_grad_()
-    sol = root_entry(True).batch(way, Z, P, s, C, policy)
+    sol = ENTRIES[0].batch(way, Z, P, s, C, policy)
     assert sol.converged.all()
     assert torch.equal(sol.value[2].detach(), torch.zeros(2, dtype=F64))
     weighted = (sol.value * tensor(cotangent).unsqueeze(-1)).sum()
@@ -520,38 +510,25 @@ def at_double_root(way, policy, cotangent, p=None):
     return gP, gs, log
 
 
-def root_entry(compact):
-    return ENTRIES[0] if compact else next(e for e in ENTRIES if str(e) == "root-static")
-
-
 @pytest.mark.parametrize("way", WAYS)
-def test_raise_comes_out_of_backward_and_names_the_lane(way):
+def test_backward_at_a_double_root_fails_under_the_policy(way):
+    all_four, but_one = [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0]
     with pytest.raises(ims.ConvergenceError, match="adjoint of root.*SINGULAR") as error:
-        at_double_root(way, "raise", [1.0, 1.0, 1.0, 1.0])
+        at_double_root(way, "raise", all_four)
     place = (2,) if way in ("vmap", "in_dims") else (1, 0)
     assert named(str(error.value)) == {place: Status.SINGULAR}
-
-
-@pytest.mark.parametrize("policy", ["raise", "warn", "mask"])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_lane_that_nothing_depends_on_does_not_fail_backward(way, policy):
-    gP, gs, log = at_double_root(way, policy, [1.0, 1.0, 0.0, 1.0])
-    assert not log
-    assert torch.isfinite(gP).all() and torch.isfinite(gs)
-    assert torch.equal(gP[2], torch.zeros(6, dtype=F64))
-    assert float(gP[0].abs().max()) > 0.1
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_backward_warns_and_keeps_or_masks(way):
-    exact_P, exact_s, _ = at_double_root(way, "raise", [1.0, 1.0, 0.0, 1.0])
-    warned, _, log = at_double_root(way, "warn", [1.0, 1.0, 1.0, 1.0])
-    assert len(log) == 1 and "SINGULAR" in str(log[0].message)
-    close(warned[[0, 1, 3]], exact_P[[0, 1, 3]], 1e-12, "warn")
-    masked, shared, log = at_double_root(way, "mask", [1.0, 1.0, 1.0, 1.0])
-    assert len(log) == 1 and "adjoint of root" in str(log[0].message)
-    close(masked[[0, 1, 3]], exact_P[[0, 1, 3]], 1e-12, "mask")
-    assert torch.equal(masked[2], torch.zeros(6, dtype=F64))
+    for policy in ("warn", "mask", "raise"):
+        # a lane that nothing depends on does not fail
+        exact, exact_s, log = at_double_root(way, policy, but_one)
+        assert not log and not exact[2].any()
+        assert torch.isfinite(exact).all() and torch.isfinite(exact_s)
+        assert float(exact[0].abs().max()) > 0.1
+    for policy in ("warn", "mask"):
+        ours, shared, log = at_double_root(way, policy, all_four)
+        assert len(log) == 1 and re.search("adjoint of root.*SINGULAR", str(log[0].message))
+        # the same systems, in other company
+        close(ours[[0, 1, 3]], exact[[0, 1, 3]], 1e-12, policy)
+    assert not ours[2].any()
     close(shared, exact_s, 1e-12, "shared")
 
 
@@ -567,78 +544,63 @@ A3 = torch.linspace(-1, 1, 2 * 3 * 2, dtype=F64).reshape(2, 3, 2)
 B3 = tensor([0.5, -1.5, 2.0])
 
 
-@pytest.mark.parametrize("compact", [True, False])
-def test_three_levels_are_three_loops(compact):
+def coupled(a, b, s):
+    start = torch.ones(2, dtype=F64)
+    return ims.root(cube_system, start, (a, b, s), on_failure="mask").value
+
+
+def test_three_levels_are_three_loops():
     """``a`` has levels 0 and 2, ``b`` level 1, ``s`` level 0."""
     s = tensor([0.7, 1.3])
     a = tensor([[0.5, 1.0], [-2.0, 0.1]])
-    solver = ims.Newton(compact=compact)
-
-    def one(a, b, s):
-        start = torch.ones(2, dtype=F64)
-        return ims.root(cube_system, start, (a, b, s), solver=solver, on_failure="mask").value
 
     def three(fn):
         inner = vmap(fn, in_dims=(0, None, None))
         return vmap(vmap(inner, in_dims=(None, 0, None)), in_dims=(0, None, 0))
 
     functions = {
-        "value": one,
-        "grad": grad(lambda a, b, s: one(a, b, s).sin().sum(), argnums=(0, 1, 2)),
-        "hessian": hessian(lambda a, b, s: one(a, b, s).sin().sum(), argnums=2),
-        "jvp": lambda a, b, s: jvp(one, (a, b, s), (a + 1, b * 2, s))[1],
+        "value": coupled,
+        "grad": grad(lambda a, b, s: coupled(a, b, s).sin().sum(), argnums=(0, 1, 2)),
+        "hessian": hessian(lambda a, b, s: coupled(a, b, s).sin().sum(), argnums=2),
+        "jvp": lambda a, b, s: jvp(coupled, (a, b, s), (a + 1, b * 2, s))[1],
     }
     for name, fn in functions.items():
-        batch = three(fn)(a, B3, s)
-        many = batch if isinstance(batch, tuple) else (batch,)
-        for i, j, k in itertools.product(range(2), range(3), range(2)):
-            alone = fn(a[i, k], B3[j], s[i])
-            for x, y in zip(many, alone if isinstance(alone, tuple) else (alone,), strict=True):
-                close(x[i, j, k], y, 1e-12, (name, i, j, k))
+        batch = tree_leaves(three(fn)(a, B3, s))
+        for place in itertools.product(range(2), range(3), range(2)):
+            i, j, k = place
+            alone = tree_leaves(fn(a[i, k], B3[j], s[i]))
+            for x, y in zip(batch, alone, strict=True):
+                close(x[place], y, 1e-12, (name, place))
 
 
 def test_vmap_of_grad_inside_vmap():
     """The outer lanes share ``s`` among the inner; the inner gradient is summed over nothing."""
-
-    def one(a, s):
-        value = ims.root(cube_system, torch.ones(2, dtype=F64), (a, tensor(1.0), s)).value
-        return value.square().sum()
-
-    s = tensor([0.5, 1.0])
-    batch = vmap(lambda a, s: vmap(grad(one, argnums=(0, 1)), (0, None))(a, s))(A3, s)
-    total = vmap(grad(lambda s, a: vmap(one, (0, None))(a, s).sum()))(s, A3)
+    one = lambda a, s: coupled(a, tensor(1.0), s).square().sum()
+    s, alone = tensor([0.5, 1.0]), grad(one, argnums=(0, 1))
+    batch = vmap(lambda a, s: vmap(alone, (0, None))(a, s))(A3, s)
+    summed = vmap(grad(lambda s, a: vmap(one, (0, None))(a, s).sum()))(s, A3)
     for i, j in itertools.product(range(2), range(3)):
-        alone = grad(one, argnums=(0, 1))(A3[i, j], s[i])
-        close(batch[0][i, j], alone[0], 1e-12, (i, j))
-        close(batch[1][i, j], alone[1], 1e-12, (i, j))
-    close(total, batch[1].sum(1), 1e-12, "summed")
-
-
-def test_errors_of_three_levels_name_index_tuples():
-    a = torch.ones(2, 3, 2, dtype=F64)
-    a[1, 2, 0] = NAN
-    a[0, 1, 1] = -1
-    solve = lambda a: ims.root(lambda z, a: z**2 - a, tensor(2.0), (a,))
-    with pytest.raises(ims.ConvergenceError, match="failed in 2 of 12 lanes") as error:
-        vmap(vmap(vmap(solve)))(a)
-    assert set(named(str(error.value))) == {(1, 2, 0), (0, 1, 1)}
+        for x, y in zip(batch, alone(A3[i, j], s[i]), strict=True):
+            close(x[i, j], y, 1e-12, (i, j))
+    close(summed, batch[1].sum(1), 1e-12, "summed")
 
 
 @two_ways
 @pytest.mark.parametrize("count", [0, 1])
 def test_no_lane_and_one_lane(entry, way, count):
     """``vmap`` itself allows a dimension of size 0 for most operations, and so does a solve."""
-    Z, P = lane_tensors([entry.good[0]])
-    Z, P = Z[:count], P[:count]
-    sol, (gP, gs, gc), log = gradients(entry, way, Z, P)
+    Z, P = (t[:count] for t in lane_tensors([entry.good[0]]))
+    sol, grads, log = gradients(entry, way, Z, P)
     assert sol.value.shape == (count, 2) and sol.status.shape == (count,) and not log
-    assert gP.shape == P.shape
+    assert grads[0].shape == P.shape
     if count == 0:
-        assert float(gs) == float(gc) == 0
+        assert float(grads[1]) == float(grads[2]) == 0
         return
-    one, grads = single(entry, Z[0], P[0])
+    one, alone = single(entry, Z[0], P[0])
     assert int(sol.status[0]) == int(one.status) == 0
-    for a, b in zip((sol.value[0], gP[0], gs, gc), (one.value, *grads), strict=True):
+    for a, b in zip(
+        (sol.value, *grads), (one.value[None], alone[0][None], *alone[1:]), strict=True
+    ):
         close(a, b, 1e-12, "one lane")
 
 
@@ -647,11 +609,10 @@ def test_no_lane_and_one_lane(entry, way, count):
 def test_very_many_lanes(way, compact):
     """x^2 = a s and x y = b: x = sqrt(a s), y = b / x; one lane in 1,000 has a NaN."""
     count = 65_536
+    good = torch.arange(count) % 1000 != 0
     a = torch.linspace(0.1, 10, count, dtype=F64)
     b = torch.linspace(-3, 3, count, dtype=F64)
-    bad = torch.zeros(count, dtype=torch.bool)
-    bad[::1000] = True
-    p = torch.stack([torch.where(bad, NAN, a), b], -1).requires_grad_()
+    p = torch.stack([torch.where(good, a, NAN), b], -1).requires_grad_()
     s = tensor(1.3).requires_grad_()
 
     def fn(z, p, s):
@@ -665,34 +626,34 @@ def test_very_many_lanes(way, compact):
         sol = vmap(lambda z, p: ims.root(fn, z, (p, s), **options))(start, p)
     else:
         sol = ims.root(fn, start, (p, s), batch_dims=1, in_dims=(0, None), **options)
-    torch.where(sol.converged.unsqueeze(-1), sol.value, 0.0).sum().backward()
+    sol.value[sol.converged].sum().backward()
     assert time.perf_counter() - began < 20
-    assert torch.equal(sol.converged, ~bad)
+    assert torch.equal(sol.converged, good)
     x = (a * s.detach()).sqrt()
     y = b / x
-    torch.testing.assert_close(sol.value[~bad], torch.stack([x, y], -1)[~bad])
-    torch.testing.assert_close(s.grad, ((x - y) / (2 * s))[~bad].sum().detach())
+    torch.testing.assert_close(sol.value[good], torch.stack([x, y], -1)[good])
+    torch.testing.assert_close(s.grad, ((x - y) / (2 * s))[good].sum().detach())
     exact = torch.stack([(x - y) / (2 * a), 1 / x], -1)
-    torch.testing.assert_close(p.grad[~bad], exact[~bad])
-    assert torch.equal(p.grad[bad], torch.zeros_like(p.grad[bad]))
+    torch.testing.assert_close(p.grad[good], exact[good])
+    assert not p.grad[~good].any()
 
 
 # -- stragglers --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def evaluated(monkeypatch):
-    """Add up the lanes in which a problem's condition, function or gradient is evaluated."""
-    count = {"lanes": 0}
-    for name in ("residual", "evaluate", "value_and_gradient", "linearize_residuals"):
-        original = getattr(EquationProblem, name)
+class Counting(TorchDispatchMode):
+    """Count the lanes (of two entries) in which `marked` is evaluated."""
 
-        def counting(self, z, original=original):
-            count["lanes"] += len(z)
-            return original(self, z)
+    lanes = 0
 
-        monkeypatch.setattr(EquationProblem, name, counting)
-    return count
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.sign.default:
+            self.lanes += args[0].numel() / 2
+        return func(*args, **(kwargs or {}))
+
+
+def marked(z):
+    return z + 0 * torch.sign(z)
 
 
 def rotation(z, a):
@@ -721,69 +682,29 @@ STRAGGLERS = {
 
 @pytest.mark.parametrize("way", ["in_dims", "grid", "mixed"])
 @pytest.mark.parametrize("name", STRAGGLERS)
-def test_a_straggler_does_not_cost_full_batch_steps(evaluated, name, way):
+def test_a_straggler_does_not_cost_full_batch_steps(name, way):
     kind, fn, solver, quick, slow = STRAGGLERS[name]
+
+    def solve(z, a, **options):
+        return kind(lambda z, a: fn(marked(z), a), z, (a,), solver=solver, **options)
+
     a = torch.full((2048,), quick, dtype=F64)
     a[777] = slow
     start = torch.full((2048, 2), 30.0, dtype=F64) * tensor([1.0, 1.5])
     alone = {}
     for i in (0, 777):
-        evaluated["lanes"] = 0
-        sol = kind(fn, start[i], (a[i],), solver=solver)
-        alone[i] = (evaluated["lanes"], int(sol.iterations))
+        with Counting() as counted:
+            sol = solve(start[i], a[i])
+        alone[i] = (counted.lanes, int(sol.iterations))
     assert alone[777][1] >= 10 * alone[0][1], alone
-    evaluated["lanes"] = 0
-    if way == "in_dims":
-        sol = kind(fn, start, (a,), solver=solver, batch_dims=1, in_dims=(0,))
-    elif way == "grid":
+    if way != "in_dims":
         start, a = start.reshape(32, 64, 2), a.reshape(32, 64)
-        sol = kind(fn, start, (a,), solver=solver, batch_dims=2, in_dims=(0,))
-    else:
-        start, a = start.reshape(32, 64, 2), a.reshape(32, 64)
-        solve = lambda z, a: kind(fn, z, (a,), solver=solver, batch_dims=1, in_dims=(0,))
-        sol = vmap(solve)(start, a)
+    lanes = {"batch_dims": 2 if way == "grid" else 1, "in_dims": (0,)}
+    with Counting() as counted:
+        if way == "mixed":
+            sol = vmap(lambda z, a: solve(z, a, **lanes))(start, a)
+        else:
+            sol = solve(start, a, **lanes)
     assert bool(sol.converged.all())
-    assert evaluated["lanes"] <= 1.3 * (2047 * alone[0][0] + alone[777][0])
-
-
-# -- property ----------------------------------------------------------------------------------
-
-SCALES = st.floats(0.5, 2.0, width=32)
-
-
-@st.composite
-def mixed_lanes(draw):
-    """Return an entry point, a way, and lanes in order: (good or not, start, coefficients)."""
-    entry = draw(st.sampled_from([e for e in ENTRIES if str(e) in DRAWN]))
-    way = draw(st.sampled_from([w for w in entry.ways if w != "mixed"]))
-    good = [entry.table[0][k] for k in ("easy", "other")]
-    lanes = []
-    for _ in range(draw(st.integers(1, 5))):
-        start, p = draw(st.sampled_from(good))
-        scale = draw(SCALES)
-        p = (p[0] * scale, *p[1:]) if len(p) == 6 else tuple(x * scale for x in p)
-        lanes.append((True, (start * draw(SCALES), p)))
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(lanes)))
-        lanes.insert(at, (False, draw(st.sampled_from(entry.bad))))
-    return entry, way, lanes
-
-
-DRAWN = ("root", "fixed_point", "minimize", "least_squares", "linear_solve-CG", "linear_solve-LU")
-
-
-@hypothesis.given(mixed_lanes())
-def test_mask_leaves_the_good_lanes_alone(drawn):
-    entry, way, lanes = drawn
-    Z, P = lane_tensors([lane for _, lane in lanes])
-    keep = torch.tensor([good for good, _ in lanes])
-    sol, (gP, gs, gc), _ = gradients(entry, way, Z, P)
-    alone, (aP, as_, ac), log = gradients(entry, way, Z[keep], P[keep])
-    assert torch.equal(sol.converged, keep) and not log
-    assert torch.equal(sol.status[keep], alone.status)
-    assert int((sol.iterations[keep] - alone.iterations).abs().max()) <= 1
-    close(sol.value[keep], alone.value, 1e-10, "value")
-    close(gP[keep], aP, 1e-9, "gradient")
-    assert torch.equal(gP[~keep], torch.zeros_like(gP[~keep]))
-    close(gs, as_, 1e-9, "shared")
-    close(gc, ac, 1e-9, "captured")
+    # under vmap, one call more looks for captured tensors
+    assert counted.lanes <= 1.5 * (2047 * alone[0][0] + alone[777][0])

@@ -46,8 +46,7 @@ FLAWS = """() => {
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """A file server that logs nothing."""
 
-    def log_message(self, *args):
-        """Log nothing."""
+    log_message = lambda self, *args: None
 
 
 @contextlib.contextmanager
@@ -87,13 +86,9 @@ def flaws_of(browser, url, width):
     page.on("requestfailed", lambda request: flaws.append(f"request failed: {request.url}"))
     page.on("response", lambda r: r.status >= 400 and flaws.append(f"{r.status}: {r.url}"))
     local = url.split("/", 3)[2]
+    near = (f"http://{local}/", "data:")
     page.on(
-        "request",
-        lambda r: (
-            f"//{local}/" not in r.url
-            and not r.url.startswith("data:")
-            and flaws.append(f"from the network: {r.url}")
-        ),
+        "request", lambda r: r.url.startswith(near) or flaws.append(f"from the network: {r.url}")
     )
     try:
         page.goto(url, wait_until="networkidle")
@@ -137,10 +132,7 @@ READY = "MathJax = {startup: {promise: Promise.resolve()}}"
         ("<img src='nowhere.png'>", "no picture"),
         ("<script>console.error('alas')</script>", "console: alas"),
         ("<script>undefined_name</script>", "script"),
-        (
-            f"<span class='math'>x</span><script>{READY}</script>",
-            "0 of 1 formulas",
-        ),
+        (f"<span class='math'>x</span><script>{READY}</script>", "0 of 1 formulas"),
         ("<script src='http://192.0.2.1/x.js' async></script>", "from the network"),
     ],
 )

@@ -239,9 +239,7 @@ def penalty(w, theta):
 
 
 def ridge(w, theta):
-    y = map(mpf, regression.HEIGHTS.tolist())
-    misfit = [a - b for a, b in zip(linear_predictors(w), y, strict=True)]
-    return mp.fsum(r * r for r in misfit) / 2 + penalty(w, theta)
+    return mp.fsum(r * r for r in ridge_residuals(w, theta)) / 2
 
 
 def ridge_residuals(w, theta):
@@ -328,48 +326,12 @@ CONDITIONS = {
     "least_squares": normal_equations,
 }
 
-EQUATIONS = {
-    problems.CIRCLE: circle,
-    problems.KEPLER: kepler,
-    problems.QUANTILE: quantile,
-    problems.COLEBROOK: colebrook,
-    problems.IMPLIED_VOLATILITY: implied_volatility,
-    problems.ROSENBROCK: rosenbrock,
-    problems.FREUDENSTEIN_ROTH: freudenstein_roth,
-    problems.FREUDENSTEIN_ROTH_FAR: freudenstein_roth,
-    problems.FREUDENSTEIN_ROTH_NEAR: freudenstein_roth,
-    problems.POWELL_BADLY_SCALED: powell_badly_scaled,
-    problems.HELICAL_VALLEY: helical_valley,
-    problems.WOOD: wood,
-    problems.WATSON: watson,
-    problems.CHEBYQUAD_7: chebyquad,
-    problems.CHEBYQUAD_9: chebyquad,
-    problems.BROWN_ALMOST_LINEAR: brown_almost_linear,
-    problems.DISCRETE_BOUNDARY_VALUE: discrete_boundary_value,
-    problems.DISCRETE_INTEGRAL_EQUATION: discrete_integral_equation,
-    problems.TRIGONOMETRIC: trigonometric,
-    problems.VARIABLY_DIMENSIONED: variably_dimensioned,
-    problems.BROYDEN_TRIDIAGONAL: broyden_tridiagonal,
-    problems.BROYDEN_BANDED: broyden_banded,
-    problems.CHANDRASEKHAR: chandrasekhar,
-    problems.BRATU: bratu,
-    problems.ROBERTSON: robertson,
-    problems.HEAT: heat,
-    problems.AFFINE: affine,
-    problems.COSINE: cosine,
-    problems.CHANDRASEKHAR_ITERATION: chandrasekhar,
-    problems.ROSENBROCK_VALLEY: rosenbrock_valley,
-    problems.HIMMELBLAU: himmelblau,
-    problems.BEALE: beale,
-    problems.RIDGE: ridge,
-    problems.LOGISTIC: logistic,
-    problems.POISSON: poisson,
-    problems.RIDGE_RESIDUALS: ridge_residuals,
-    problems.MEYER: meyer,
-    problems.MICHAELIS_MENTEN: michaelis_menten,
-    problems.OSBORNE_1: osborne_1,
-    problems.OSBORNE_2: osborne_2,
-}
+
+def equation_of(problem):
+    """Return the function of the problem's name, or of its name without the last word."""
+    name = problem.name.replace("-", "_")
+    return globals().get(name) or globals()[name.rpartition("_")[0]]
+
 
 SINGULAR = {problems.DOUBLE_ROOT: 1.0, problems.POWELL_SINGULAR: [0.0, 0.0, 0.0, 0.0]}
 WITHOUT_SOLUTION = (problems.NO_ROOT, problems.CHEBYQUAD_8)
@@ -452,7 +414,7 @@ def main():
         elif problem in SINGULAR:
             solution, derivative = SINGULAR[problem], None
         else:
-            solution, derivative = reference(problem, EQUATIONS[problem])
+            solution, derivative = reference(problem, equation_of(problem))
         references[problem.name] = {"solution": solution, "derivative": derivative}
         print(problem.name, str(solution)[:100], flush=True)
     lines = [f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in references.items()]

@@ -1,0 +1,136 @@
+"""What equations, adjoints and layers refuse."""
+
+import implicit_solvers as ims
+from tests.refusals.row import Refusal
+
+SETUP = """
+f = lambda z, *args: z - 1
+g = lambda z, *args: 0.5 * z + 0.5
+energy = lambda z, *args: ((z - 1) ** 2).sum()
+by_hand = lambda z, *args: torch.ones_like(z)
+z0 = torch.ones(2, dtype=torch.float64)
+meta, x = z0.to("meta"), z0.clone().requires_grad_()
+one_step, steps = ims.OneStepAdjoint(), ims.UnrolledAdjoint()
+one_step_layer = ims.nn.FixedPoint(lambda z, x: torch.cos(z + x) / 2, adjoint=one_step)
+layer = ims.nn.FixedPoint(g, solver=ims.FixedPointIteration(), adjoint=steps)
+budget = ims.FixedPointIteration(max_steps=3, rtol=None)
+masked = ims.nn.FixedPoint(g, solver=budget, adjoint=steps, on_failure="mask")
+product = ims.elementwise_function(torch.mul, lambda v, x, y: [y, x], name="product")
+short = ims.elementwise_function(torch.mul, lambda v, x, y: [y], name="short")
+"""
+KIND, WRONG = TypeError, ValueError
+FOUR = [
+    "ims.root(f, z0, {})",
+    "ims.fixed_point(g, z0, {})",
+    "ims.minimize(energy, z0, {})",
+    "ims.least_squares(f, z0, {})",
+]
+OPTIONS = [*FOUR, "ims.attach(f, z0, {})"]
+STARTS = [call.replace("z0, ", "") for call in OPTIONS] + ["ims.custom_root(f)(by_hand)({})"]
+EQUATIONS = ["ims.root({}, z0)", "ims.fixed_point({}, z0)", "ims.attach({}, z0)"]
+EQUATIONS += ["ims.custom_root({})(by_hand)(z0)"]
+FUNCTIONS = [*EQUATIONS, "ims.minimize({}, z0)", "ims.least_squares({}, z0)"]
+LANES = [call.format("{}, batch_dims=1, in_dims={}") for call in OPTIONS]
+CELLS = ["ims.nn.FixedPoint({})", "ims.nn.Root({})", "ims.nn.Minimize({})"]
+CALLED = ["ims.nn.FixedPoint(lambda z, x: 0.5 * x, {})(z0)"]
+# calls, and what fills their gap
+TABLE = [
+    (STARTS, "torch.ones(2, dtype=torch.int64)", KIND, "floating; pass z0.to(torch.float64)"),
+    (STARTS, "1.0", KIND, "z0 has a leaf of type float: every leaf must be a tensor ("),
+    (STARTS, "[1.0, 2.0]", KIND, "z0 has a leaf of type float: every leaf must be a tensor"),
+    (STARTS, "{}", WRONG, "z0 is an empty pytree: pass at least one tensor"),
+    (STARTS, "[z0, z0.float()]", WRONG, "z0 mixes torch.float64 on cpu with torch.float32 on cpu"),
+    (STARTS, "[z0, meta]", WRONG, "torch.float64 on meta: give all leaves one dtype and one"),
+    (FUNCTIONS, "3", KIND, "fn is a int: pass a function fn(z, *args)"),
+    (EQUATIONS, "lambda z: z[:1]", WRONG, "(1,) where z0 has (2,): return one entry for each"),
+    (EQUATIONS, "lambda z: (z, z)", WRONG, "return one tensor for each leaf of z0, in the same"),
+    (EQUATIONS, "lambda z: z.float()", KIND, "float32 where z0 has torch.float64: convert z0 or"),
+    (EQUATIONS, "lambda z: 1.0", KIND, "fn returned a float: return a tensor"),
+    (OPTIONS, "args=z0", KIND, "args is a Tensor: pass a tuple, as args=(theta,)"),
+    (OPTIONS, "on_failure='ignore'", WRONG, 'on_failure is \'ignore\': use "raise", "warn"'),
+    (OPTIONS, "batch_dims=-1", WRONG, "batch_dims is -1: pass the number of lane dimensions"),
+    (OPTIONS, "batch_dims=2", WRONG, "shape (2,), which has fewer than batch_dims=2 dimensions"),
+    (OPTIONS, "(z0,), in_dims=(0,)", WRONG, "in_dims is (0,) and batch_dims is 0: pass batch_dims"),
+    (LANES, ("(z0,)", "(0, None)"), WRONG, "in_dims is (0, None) for 1 args: pass a tuple"),
+    (LANES, ("(z0,)", "(1,)"), WRONG, "in_dims has 1 for args[0]: lanes come first, use 0"),
+    (LANES, ("(torch.ones(3),)", "(0,)"), WRONG, "(3,) where z0 has lanes (2,): put None for it"),
+    (LANES, ("(z0,)", "([0, 0],)"), WRONG, "use 0 or None for all of it, or the same structure"),
+    (FOUR, "solver=ims.Newton", KIND, "solver is the class Newton: pass an instance of a solver"),
+    (FOUR, "solver=ims.CG()", WRONG, "solver=CG() solves linear systems and was given to"),
+    (
+        FOUR[:2],
+        "adjoint=ims.ImplicitAdjoint(ims.CG())",
+        WRONG,
+        "linear_solver=CG(...), which",
+    ),
+    (FOUR[:2], "adjoint=ims.ImplicitAdjoint(ims.Cholesky())", WRONG, "use LU() or GMRES(), or"),
+    (FOUR, "adjoint=ims.ImplicitAdjoint(ims.Diagonal())", WRONG, "diagonal: use LU() or GMRES()"),
+    ([FOUR[0], *FOUR[2:]], "adjoint=one_step", WRONG, "OneStepAdjoint() is for fixed points"),
+    (CELLS, "3", KIND, "cell is a int: pass a function or a module cell(z, x, *more)"),
+    (CELLS, "None", KIND, "cell is a NoneType: pass a function or a module"),
+    (CELLS, "torch.nn.Linear", KIND, "cell is the class Linear: pass an instance of it"),
+    (CELLS, "g, init=z0", KIND, "init is a Tensor: pass a function of the input that returns"),
+    (CELLS, "g, init=None", KIND, "init is a NoneType: pass a function of the input"),
+    (CALLED, "init=lambda x: None", KIND, "init(x) has a leaf of type NoneType: every leaf must"),
+    (CALLED, "init=lambda x: 0.0", KIND, "init(x) has a leaf of type float: every leaf must be"),
+    (CALLED, "init=lambda x: {}", WRONG, "init(x) is an empty pytree: pass at least one tensor"),
+    (CALLED, "init=lambda x: x.long()", KIND, "floating; pass init(x).to(torch.float64)"),
+    (CALLED, "init=lambda x: (x, x.float())", WRONG, "init(x) mixes torch.float64 on cpu with"),
+    (CALLED, "init=lambda x: x[:1]", WRONG, "(2,) where z0 has (1,): return one entry"),
+    (CALLED, "init=lambda x: x[0]", WRONG, "(2,) where z0 has (): return one entry"),
+    (CALLED, "solver=ims.Anderson", KIND, "solver is the class Anderson: pass an instance of"),
+    (CALLED, "solver=ims.GradientDescent()", WRONG, "choose a solver for fixed_point"),
+    (CALLED, "in_dims=0", WRONG, "in_dims is 0 and batch_dims is 0: pass batch_dims"),
+    (CALLED, "batch_dims=-1", WRONG, "batch_dims is -1: pass the number of lane dimensions"),
+    (CALLED, "batch_dims=3", WRONG, "which has fewer than batch_dims=3 dimensions"),
+    (CALLED, "batch_dims=1, in_dims=(0, 0)", WRONG, "in_dims is (0, 0) for 1 args: pass a tuple"),
+    (CALLED, "on_failure='ignore'", WRONG, 'on_failure is \'ignore\': use "raise", "warn" or'),
+]
+TABLE += [
+    (["ims.UnrolledAdjoint({})"], value, error, f"UnrolledAdjoint has checkpoint={value}{fix}")
+    for fix, error, *values in [
+        (": pass a whole number >= 1", WRONG, "0", "-2"),
+        (", of type", KIND, "1.5", "True"),
+    ]
+    for value in values
+]
+TABLE += [
+    (["ims.retain_freed_memory({})"], limit, WRONG, "pass a number of bytes, from 1 to 2**31 - 1")
+    for limit in ("0", "-1", "2**31")
+]
+MOMENTUM = "ims.GradientDescent(0.1, momentum=0.5)"
+SINGLE = [
+    ("ims.minimize(lambda z: z**2, z0)", WRONG, "an objective is one number for each lane"),
+    ("ims.minimize(lambda z: (z**2).sum().float(), z0)", KIND, "torch.float64: convert z0"),
+    ("ims.least_squares(lambda z: z[:1], z0, solver=ims.GaussNewton())", WRONG, "1 residuals for 2 "
+     "unknowns: GaussNewton() needs at least as many residuals as unknowns; use"),
+    ("ims.least_squares(lambda z: 1.0, z0)", KIND, "fn returned a float: return tensors of"),
+    ("ims.root(lambda z: z, z0, has_aux=True)", WRONG, "return a pair (value, aux)"),
+    ("torch.func.hessian(lambda x: one_step_layer(x).sum())(z0)", RuntimeError, "first order only"),
+    ("ims.root(f, z0, adjoint=steps)", WRONG, "solver=Dogleg: its steps cannot be differentiated"),
+    ("ims.fixed_point(g, z0, solver=ims.Anderson(), adjoint=steps)", WRONG, "through; use"),
+    (f"ims.minimize(energy, z0, solver={MOMENTUM},\n             adjoint=ims.UnrolledAdjoint(2))",
+     WRONG, "whose steps depend on earlier ones: leave checkpoint out"),
+    ("torch.func.vmap(layer)(torch.ones(3, 2))", WRONG, "pass rtol=None to the solver, or use"),
+    ("torch.func.vmap(masked)(torch.ones(3, 2))", WRONG, "use batch_dims and in_dims, or"),
+    ("ims.custom_root(f)(lambda z: z.new_ones(3))(z0)", WRONG, "your solver returned a tensor of "
+     "shape (3,) where z0 has (2,): return one entry for each"),
+    ("ims.custom_root(f)(lambda z: 2 * z)(z0)", ims.ConvergenceError, "solve more accurately, or"),
+    ("ims.custom_root(f, vmap_method='parallel')", WRONG, "use \"loop\" or \"batched\""),
+    ("ims.root(lambda z: z - torch.func.grad(lambda u: (u**2).sum() / 2)(x), z0)", RuntimeError,
+     "where it cannot be told apart: pass it in args instead"),
+    ("ims.gradient_error(ims.root(f, z0), f, equation=ims.linear_solve)", WRONG, "pass root,"),
+    ("ims.nn.FixedPoint(g, batch_dims=1)(z0, torch.tensor(0.5))", WRONG, "args[1] carries lanes, "
+     "and its shape is () where z0 has lanes (2,): put None for it"),
+    ("product(1.0, 2.0)", KIND, "product: at least one argument must be a tensor"),
+    ("product(torch.ones(()), torch.tensor(3))", KIND, "int64; pass a real floating dtype"),
+    ("product(torch.tensor(1j), torch.tensor(3.0))", KIND, "64; pass a real floating dtype"),
+    ("product([1.0], torch.ones(1))", KIND, "product: argument 0 is a list; pass a tensor"),
+    ("torch.func.grad(short)(torch.ones(()), torch.ones(()))", WRONG, "1 entries for 2 arguments"),
+]  # fmt: skip
+ROWS = [
+    Refusal(call.format(*(gap if isinstance(gap, tuple) else (gap,))), error, words)
+    for calls, gap, error, words in TABLE
+    for call in calls
+]
+ROWS += [Refusal(*row) for row in SINGLE]

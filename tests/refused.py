@@ -1,0 +1,29 @@
+"""The wrong calls of tests/refusals, made: by their test, and by the documentation's page."""
+
+import importlib
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import implicit_solvers as ims
+
+FOLDER = Path(__file__).with_name("refusals")
+AREAS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "row")
+
+
+def area(name):
+    """Return the module of an area: its docstring is a title, and it has SETUP and ROWS."""
+    return importlib.import_module(f"tests.refusals.{name}")
+
+
+def names_for(setup):
+    """Return the names that the calls of an area may use."""
+    space = {"torch": torch, "ims": ims, "np": np, "math": math}
+    exec(setup, space)
+    return space
+
+
+def squeezed(text):
+    return " ".join(text.split())
