@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 from implicit_solvers.adjoint import Adjoint
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
+from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure
 from implicit_solvers.structure import Structure, split_tensors
 
@@ -58,7 +59,7 @@ class Task:
             return self.read(out, structure, z.shape[:-1])
 
         fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
-        return fn
+        return refusing_sharded_modules(fn)
 
 
 def name_of(fn: Any) -> str:

@@ -39,6 +39,7 @@ from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
 from implicit_solvers.linear.traced_system import solve_linear_in_graph, system_obstacle
+from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
 
@@ -385,6 +386,7 @@ def operator_template(
         v = tree_unflatten(list(tensors[: len(flat)]), tree)
         return join(tensors[len(flat) :]).mv(v)
 
+    evaluate = refusing_sharded_modules(evaluate)
     captured = Captured()
     functionless = made_of_tensors(A)
     # a compiler sees what a function captures
