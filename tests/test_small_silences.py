@@ -176,6 +176,23 @@ def test_lanes_that_ended_leave_a_linear_solve(solver):
     torch.testing.assert_close(sol.value, b / eigenvalues, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("in_dims, smallest", [((0, None), 2), (None, 8)])
+def test_in_dims_let_lanes_leave(in_dims, smallest):
+    rows, factor = [], torch.linspace(1, 50, 5, dtype=F64)
+    powers = torch.cat([torch.zeros(6, 5), torch.ones(2, 5)]).to(F64)
+
+    def fn(z, factor):
+        rows.append(len(z))
+        return z * factor ** z.detach()
+
+    A = ims.JacobianOperator(fn, powers, (factor,), positive_definite=True)
+    b = torch.linspace(-1, 1, 40, dtype=F64).reshape(8, 5)
+    x = ims.linear_solve(A, b, solver=ims.CG(), batch_dims=1, in_dims=in_dims).value
+    assert min(rows) == smallest
+    # the tolerance eps**(2/3) = 4e-11 times the condition number, 50
+    torch.testing.assert_close(x, b / factor**powers, rtol=1e-8, atol=1e-8)
+
+
 def test_a_tensor_is_a_matrix():
     matrix = MATRICES.clone().requires_grad_()
     x = ims.linear_solve(matrix, B, batch_dims=1).value

@@ -146,8 +146,8 @@ def linear_solve(
         A = MatrixOperator(A)
     if not isinstance(A, LinearOperator):
         raise TypeError(
-            f"A is a {type(A).__name__}: pass a matrix, as torch.as_tensor(A), or an operator, as "
-            "FunctionOperator(fn, like=b)"
+            f"A is a {type(A).__name__}: wrap it, as MatrixOperator(matrix) or "
+            "FunctionOperator(fn, like=b), or pass a matrix that is a tensor"
         )
     if on_failure not in ("raise", "warn", "mask"):
         raise ValueError(f'on_failure is {on_failure!r}: use "raise", "warn" or "mask"')

@@ -85,9 +85,7 @@ OTHERS = [
     Refusal(
         "ims.root(torch.nn.Linear, z)", TypeError, "fn is the class Linear: pass an instance of it"
     ),
-    Refusal(
-        "ims.linear_solve(matrix.numpy(), z)", TypeError, "pass a matrix, as torch.as_tensor(A)"
-    ),
+    Refusal("ims.linear_solve(matrix.numpy(), z)", TypeError, "or pass a matrix that is a tensor"),
 ]
 DEVICES = [
     Refusal(call, ValueError, words)
