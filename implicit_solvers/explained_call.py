@@ -16,6 +16,10 @@ from implicit_solvers.structure import Structure
 __all__ = ["ExplainedCall", "is_of_devices"]
 
 
+class _Explained(ValueError, RuntimeError):
+    """What torch refused: whoever goes on without what raises a RuntimeError still does."""
+
+
 class ExplainedCall:
     """Call a raveled ``fn(z, *tensors)``; what it raises is explained, where that can be told.
 
@@ -45,7 +49,8 @@ class ExplainedCall:
             why = next(self._reasons(error, z, tensors), None)
             if why is None:
                 raise
-            raise ValueError(f"{why} ({type(error).__name__}: {error})") from error
+            raised = _Explained if isinstance(error, RuntimeError) else ValueError
+            raise raised(f"{why} ({type(error).__name__}: {error})") from error
 
     def _reasons(self, error: Exception, z: Tensor, tensors: Sequence[Tensor]) -> Iterator[str]:
         for i, arg in enumerate(self.join(tensors)):

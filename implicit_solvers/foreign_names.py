@@ -25,8 +25,7 @@ def explains_names(solver: str) -> Callable[[F], F]:
     )
 
     def decorate(fn: F) -> F:
-        name = fn.__qualname__.removesuffix(".__init__")
-        return _refusing(fn, name, _TOLERANCES | _STEPS | _OF_SOLVERS, fix)
+        return _refusing(fn, _TOLERANCES | _STEPS | _OF_SOLVERS, fix)
 
     return decorate
 
@@ -38,17 +37,18 @@ def explains_names_of(value: Any) -> None:
     if "rtol" in inspect.signature(value).parameters:
         name = value.__name__
         fix = f"the tolerances are rtol and atol, as in {name}(rtol=1e-6, max_steps=50)"
-        explaining = _refusing(value.__init__, name, _TOLERANCES | _STEPS, fix)
+        explaining = _refusing(value.__init__, _TOLERANCES | _STEPS, fix)
         value.__init__ = explaining  # type: ignore[method-assign]
 
 
-def _refusing(fn: F, name: str, foreign: set[str], fix: str) -> F:
+def _refusing(fn: F, foreign: set[str], fix: str) -> F:
     refused = foreign - set(inspect.signature(fn).parameters)
 
     @functools.wraps(fn)
     def call(*args: Any, **options: Any) -> Any:
         for option in options:
             if option in refused:
+                name = type(args[0]).__name__ if fn.__name__ == "__init__" else fn.__name__
                 raise TypeError(f"{name}() has no {option}: {fix}")
         return fn(*args, **options)
 

@@ -143,6 +143,10 @@ def linear_solve(
             [-0.1250, -0.1250]])
     """
     if isinstance(A, Tensor):
+        if A.layout != torch.strided:
+            raise TypeError(
+                f"A is a tensor of layout {A.layout}: pass SparseOperator(A.to_sparse_csr())"
+            )
         A = MatrixOperator(A)
     if not isinstance(A, LinearOperator):
         raise TypeError(

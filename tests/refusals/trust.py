@@ -45,7 +45,7 @@ NAMES = [
         "linear_solve() has no tol: the solver has the tolerances and the number of steps, as in "
         "solver=ims.CG(rtol=1e-6, max_steps=50)",
     ),
-    Refusal("ims.nn.Root(f, max_iter=50)", TypeError, "has no max_iter: the solver has"),
+    Refusal("ims.nn.Root(f, max_iter=50)", TypeError, "Root() has no max_iter: the solver has"),
     *(
         Refusal(
             f"ims.{solver}({keyword})",
@@ -80,6 +80,11 @@ OTHERS = [
         ValueError,
         "A tensor with an entry for each lane that it captures is not cut to those: pass it in "
         "args, with 0 in in_dims",
+    ),
+    Refusal(
+        "ims.linear_solve(matrix.to_sparse_csr(), z)",
+        TypeError,
+        "pass SparseOperator(A.to_sparse_csr())",
     ),
     Refusal("ims.nn.FixedPoint(torch.nn.Linear)", TypeError, "pass an instance of it, as Linear("),
     Refusal(
