@@ -63,7 +63,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:class", r"(?!implicit_solvers\.).*"),
     # types of arguments that are no public names: what to pass is said in words
-    (r"py:class", r"implicit_solvers\..*\.(Auto|DirectSolver|IterativeSolver|Structure)"),
+    (
+        r"py:class",
+        r"implicit_solvers\..*\.(Auto|DirectSolver|Iterative(Linear)?Solver|Structure|T)",
+    ),
     (
         r"py:.*",
         r"(torch|numpy|scipy|sklearn|matplotlib|cvxpy|collections|contextlib|dataclasses|functools"

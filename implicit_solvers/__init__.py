@@ -13,6 +13,7 @@ from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_r
 from implicit_solvers.elementwise import elementwise_function
 from implicit_solvers.error_estimates import gradient_error
 from implicit_solvers.fixed_points import fixed_point
+from implicit_solvers.foreign_names import explains_names_of as _explains_names_of
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.linear.banded import Banded
 from implicit_solvers.linear.bicgstab import BiCGStab
@@ -47,6 +48,7 @@ from implicit_solvers.nonlinear_least_squares import least_squares
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import ConvergenceError, ConvergenceWarning, Solution, Status
+from implicit_solvers.solver import EquationSolver
 from implicit_solvers.solvers.aitken import Aitken
 from implicit_solvers.solvers.anderson import Anderson
 from implicit_solvers.solvers.bisection import Bisection
@@ -80,6 +82,7 @@ __all__ = [
     "custom_fixed_point",
     "elementwise_function",
     "EquationProblem",
+    "EquationSolver",
     "AUTO",
     "Auto",
     "rms",
@@ -147,3 +150,6 @@ __all__ = [
     # the process
     "retain_freed_memory",
 ]
+
+for _name in __all__:
+    _explains_names_of(globals()[_name])

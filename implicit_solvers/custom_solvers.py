@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from implicit_solvers.tolerance import equation_tolerance, rms
 __all__ = ["attach", "custom_fixed_point", "custom_root"]
 
 VmapMethod = Literal["loop", "batched"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Judge:
 
 def attach(
     fn: Callable[..., Any],
-    z: Any,
+    z: T,
     args: tuple[Any, ...] = (),
     *,
     adjoint: Adjoint | None = None,
@@ -56,7 +57,7 @@ def attach(
     batch_dims: int = 0,
     in_dims: Any = None,
     on_failure: OnFailure = "raise",
-) -> Any:
+) -> T:
     """Return a root of ``fn(z, *args) = 0`` that you have already, with its derivatives.
 
     They are ``dz = -(df/dz)^-1 (df/dargs) dargs``. Source: Blondel et al., "Efficient and Modular
@@ -100,7 +101,8 @@ def attach(
     tensor(0.1667)
     """
     task = _task(RootEquation, fn, adjoint, batch_dims, in_dims, on_failure)
-    return solve_equation(task, z, args, _Judge(rtol, atol)).value
+    solution: Solution[T] = solve_equation(task, z, args, _Judge(rtol, atol))
+    return solution.value
 
 
 def custom_root(
@@ -111,7 +113,7 @@ def custom_root(
     atol: float | None = None,
     vmap_method: VmapMethod = "loop",
     on_failure: OnFailure = "raise",
-) -> Callable[[Callable[..., Any]], Callable[..., Solution]]:
+) -> Callable[[Callable[..., Any]], Callable[..., Solution[Any]]]:
     """Decorate a solver for ``fn(z, *args) = 0`` of your own: SciPy, C++, a sampler.
 
     The solver is called as ``solver(z0, *args)`` and returns the root, as tensors or NumPy arrays
@@ -171,7 +173,7 @@ def custom_fixed_point(
     atol: float | None = None,
     vmap_method: VmapMethod = "loop",
     on_failure: OnFailure = "raise",
-) -> Callable[[Callable[..., Any]], Callable[..., Solution]]:
+) -> Callable[[Callable[..., Any]], Callable[..., Solution[Any]]]:
     """Decorate a solver for ``z = fn(z, *args)`` of your own.
 
     The derivative is that of `fixed_point`, ``dz = (I - dg/dz)^-1 (dg/dtheta) dtheta`` for ``fn``
@@ -231,7 +233,7 @@ def _decorator(
     atol: float | None,
     vmap_method: VmapMethod,
     on_failure: OnFailure,
-) -> Callable[[Callable[..., Any]], Callable[..., Solution]]:
+) -> Callable[[Callable[..., Any]], Callable[..., Solution[Any]]]:
     if vmap_method not in ("loop", "batched"):
         raise ValueError(f'vmap_method is {vmap_method!r}: use "loop" or "batched"')
     task = _task(equation, fn, adjoint, 0, None, on_failure)
@@ -249,8 +251,8 @@ def _decorator(
                 out = solver(structure.unravel(z.clone()), *join(copies))
                 if out is None:
                     raise TypeError(
-                        f"your solver {name_of(solver)} returned None: return the root, as tensors "
-                        "or NumPy arrays of the structure of z0"
+                        f"your solver {name_of(solver)} returned None: end it with return z, the "
+                        "solution, like z0"
                     )
                 out = tree_map(
                     functools.partial(_as_tensor, dtype=structure.dtype, device=z.device), out
@@ -289,4 +291,9 @@ def _lane(problem: EquationProblem, i: int, count: int) -> list[Tensor]:
 def _as_tensor(leaf: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(leaf, Tensor):
         return leaf.detach()
-    return torch.as_tensor(leaf, dtype=dtype, device=device)
+    try:
+        return torch.as_tensor(leaf, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"your solver returned a {type(leaf).__name__}: return tensors or NumPy arrays, like z0"
+        ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
 from implicit_solvers.masking import lane_gradient, lane_pushforward
 from implicit_solvers.monitoring import Monitor, observe
 from implicit_solvers.problem import Equation, EquationProblem
+from implicit_solvers.randomness import randomness
 from implicit_solvers.solution import OnFailure, enforce, failed
 from implicit_solvers.tolerance import rms
 
@@ -109,7 +111,8 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     residual = out.error.reshape(shape)
     watch.done(iterations, residual, status)
-    enforce(spec.on_failure, spec.label, status, iterations, residual)
+    cause = partial(randomness, problem, out.z)
+    enforce(spec.on_failure, spec.label, status, iterations, residual, cause=cause)
     factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in out.factors)
     return out.z.reshape((*shape, -1)).clone(), status, iterations, residual, *factors
 

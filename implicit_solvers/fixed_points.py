@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.root_finding import like_unknown
 from implicit_solvers.solution import OnFailure, Solution
+from implicit_solvers.solver import EquationSolver
 from implicit_solvers.solvers.anderson import Anderson
 
 __all__ = ["FixedPointEquation", "fixed_point"]
+
+T = TypeVar("T")
 
 
 class FixedPointEquation(Equation):
@@ -29,12 +33,13 @@ class FixedPointEquation(Equation):
         return z - self.fn(z, *operands)
 
 
+@explains_names("Anderson")
 def fixed_point(
     fn: Callable[..., Any],
-    z0: Any,
+    z0: T,
     args: tuple[Any, ...] = (),
     *,
-    solver: Any = None,
+    solver: EquationSolver | None = None,
     adjoint: Adjoint | None = None,
     batch_dims: int = 0,
     in_dims: Any = None,
@@ -42,7 +47,7 @@ def fixed_point(
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
     check: bool = False,
-) -> Solution:
+) -> Solution[T]:
     """Find a fixed point ``z = fn(z, *args)``, differentiable in everything that ``fn`` uses.
 
     The derivative is ``dz = (I - dg/dz)^-1 (dg/dtheta) dtheta`` at the point returned. Memory

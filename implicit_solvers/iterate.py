@@ -90,10 +90,10 @@ class IterativeSolver(Protocol):
     def compact(self) -> bool:
         """Whether lanes that ended leave the computation."""
 
-    def init(self, problem: Any, z: Tensor) -> Any:
+    def init(self, problem: Any, z: Tensor, /) -> Any:
         """Return the state at the start."""
 
-    def step(self, problem: Any, state: Any) -> Any:
+    def step(self, problem: Any, state: Any, /) -> Any:
         """Return the state one step later."""
 
 

@@ -8,6 +8,7 @@ before any product is formed.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from torch.func import vmap
 
 from implicit_solvers.autodiff import LegacyBatch, differentiable, live, nested_jvp, vjp
 from implicit_solvers.lanes import Lanes
+from implicit_solvers.solution import ConvergenceWarning
 
 __all__ = ["LaneSum", "lane_gradient", "lane_pushforward"]
 
@@ -215,7 +217,22 @@ def _gradient(spec: LaneSum, keep: Tensor, tensors: Sequence[Tensor]) -> tuple[T
         gradient = vmap(
             gradient, in_dims=tuple(0 if c else None for c in levels), randomness="different"
         )
-    return tuple(t.clone() for t in gradient(*tensors))
+    out = tuple(t.clone() for t in gradient(*tensors))
+    if len(index) < math.prod(shape) and not lanes.separable:
+        _warn_of_what_is_not_finite(out)
+    return out
+
+
+def _warn_of_what_is_not_finite(gradients: Sequence[Tensor]) -> None:
+    if all(bool(torch.isfinite(g).all()) for g in gradients):
+        return
+    warnings.warn(
+        'a derivative is not finite where lanes failed: on_failure="mask" cannot leave them out '
+        "while it is not known which tensors carry the lanes. Pass in_dims, or make the lanes by "
+        "torch.func.vmap",
+        ConvergenceWarning,
+        stacklevel=2,
+    )
 
 
 def _scatter(gradient: Tensor, like: Tensor, key: tuple[Tensor, ...], count: int) -> Tensor:

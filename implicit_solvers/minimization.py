@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,13 +11,17 @@ from torch import Tensor
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
+from implicit_solvers.solver import EquationSolver
 from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.structure import Structure
 
 __all__ = ["MinimumEquation", "minimize", "read_objective"]
+
+T = TypeVar("T")
 
 
 class MinimumEquation(Equation):
@@ -48,12 +52,13 @@ def read_objective(out: Any, structure: Structure, lanes: Sequence[int]) -> Tens
     return out
 
 
+@explains_names("LBFGS")
 def minimize(
     fn: Callable[..., Any],
-    z0: Any,
+    z0: T,
     args: tuple[Any, ...] = (),
     *,
-    solver: Any = None,
+    solver: EquationSolver | None = None,
     adjoint: Adjoint | None = None,
     batch_dims: int = 0,
     in_dims: Any = None,
@@ -61,7 +66,7 @@ def minimize(
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
     check: bool = False,
-) -> Solution:
+) -> Solution[T]:
     """Find a local minimum ``z`` of ``fn(z, *args)``, differentiable in everything ``fn`` uses.
 
     The derivative is ``dz = -H^-1 (d grad f/dtheta) dtheta`` with the Hessian ``H`` at the point

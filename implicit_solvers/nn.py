@@ -12,10 +12,13 @@ from torch import nn
 from implicit_solvers.adjoint import Adjoint
 from implicit_solvers.driver import name_of
 from implicit_solvers.fixed_points import fixed_point
+from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.minimization import minimize
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import OnFailure, Solution
+from implicit_solvers.solver import EquationSolver
 from implicit_solvers.structure import Structure
+from implicit_solvers.task import check_adjoint
 
 __all__ = ["FixedPoint", "Minimize", "Root"]
 
@@ -38,10 +41,11 @@ class _Layer(nn.Module):
     A solve leaves nothing on the module.
     """
 
+    @explains_names("Newton")
     def __init__(
         self,
         cell: Callable[..., Any],
-        solver: Any = None,
+        solver: EquationSolver | None = None,
         adjoint: Adjoint | None = None,
         init: Callable[[Any], Any] = torch.zeros_like,
         batch_dims: int = 0,
@@ -50,7 +54,10 @@ class _Layer(nn.Module):
         return_solution: bool = False,
     ) -> None:
         if isinstance(cell, type):
-            raise TypeError(f"cell is the class {cell.__name__}: pass an instance of it")
+            raise TypeError(
+                f"cell is the class {cell.__name__}: pass an instance of it, as "
+                f"{cell.__name__}(...)"
+            )
         if not callable(cell):
             raise TypeError(
                 f"cell is a {type(cell).__name__}: pass a function or a module cell(z, x, *more)"
@@ -60,6 +67,8 @@ class _Layer(nn.Module):
                 f"init is a {type(init).__name__}: pass a function of the input that returns the "
                 "start, as torch.zeros_like"
             )
+        if adjoint is not None:
+            check_adjoint(adjoint)
         super().__init__()
         self.cell = cell
         self.solver = solver
@@ -104,7 +113,7 @@ class _Layer(nn.Module):
 
     def _solve(
         self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
-    ) -> Solution:
+    ) -> Solution[Any]:
         raise NotImplementedError
 
 
@@ -161,7 +170,9 @@ class FixedPoint(_Layer):
     dropout draws anew each time, and batch normalization makes lanes depend on each other. The
     backward pass evaluates the cell too: leave its mode as it is until then. Forward hooks on the
     cell fire at every evaluation, of both passes; hooks on the layer once. Full backward hooks on
-    the cell are refused by ``torch.func``; on the layer they work.
+    the cell are refused by ``torch.func``; on the layer they work. So ``fully_shard(layer)``
+    (FSDP2) trains, on its own or inside of a sharded model; a cell that is sharded by itself is a
+    RuntimeError where gradients are recorded.
 
     Source: Bai, Kolter and Koltun, "Deep Equilibrium Models" (2019), section 3.
 
@@ -187,7 +198,7 @@ class FixedPoint(_Layer):
 
     def _solve(
         self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
-    ) -> Solution:
+    ) -> Solution[Any]:
         return fixed_point(fn, z0, args, **options)
 
 
@@ -246,7 +257,7 @@ class Root(_Layer):
 
     def _solve(
         self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
-    ) -> Solution:
+    ) -> Solution[Any]:
         return root(fn, z0, args, **options)
 
 
@@ -303,5 +314,5 @@ class Minimize(_Layer):
 
     def _solve(
         self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
-    ) -> Solution:
+    ) -> Solution[Any]:
         return minimize(fn, z0, args, **options)

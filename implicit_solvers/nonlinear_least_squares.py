@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,13 +13,17 @@ from torch.utils._pytree import tree_flatten
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, UnrolledAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
+from implicit_solvers.solver import EquationSolver
 from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
 from implicit_solvers.structure import Structure
 
 __all__ = ["GaussNewtonEquation", "LeastSquaresEquation", "least_squares", "read_residuals"]
+
+T = TypeVar("T")
 
 
 class LeastSquaresEquation(Equation):
@@ -69,12 +73,13 @@ def read_residuals(out: Any, structure: Structure, lanes: Sequence[int]) -> Tens
     return torch.cat(flat, dim=-1)
 
 
+@explains_names("LevenbergMarquardt")
 def least_squares(
     fn: Callable[..., Any],
-    z0: Any,
+    z0: T,
     args: tuple[Any, ...] = (),
     *,
-    solver: Any = None,
+    solver: EquationSolver | None = None,
     adjoint: Adjoint | None = None,
     gauss_newton: bool = False,
     batch_dims: int = 0,
@@ -83,7 +88,7 @@ def least_squares(
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
     check: bool = False,
-) -> Solution:
+) -> Solution[T]:
     """Minimize ``|fn(z, *args)|^2 / 2``, differentiable in everything that ``fn`` uses.
 
     The derivative uses the full Hessian ``H = J^T J + sum_i r_i Hess(r_i)``:

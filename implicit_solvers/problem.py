@@ -103,7 +103,7 @@ class EquationProblem:
     ...     rtol: float = 1e-5
     ...     atol: float = 1e-5
     ...     max_steps: int = 200
-    ...     norm: object = ims.rms
+    ...     norm: Callable = ims.rms
     ...     compact: bool = True
     ...     monotone: ClassVar[bool] = False
     ...     solves: ClassVar[tuple[str, ...]] = ("root",)

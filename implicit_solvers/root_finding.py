@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,14 +11,18 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
+from implicit_solvers.solver import EquationSolver
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.dogleg import Dogleg
 from implicit_solvers.structure import Structure
 
 __all__ = ["RootEquation", "like_unknown", "root"]
+
+T = TypeVar("T")
 
 
 class RootEquation(Equation):
@@ -37,13 +41,14 @@ def like_unknown(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor
     return structure.check_like(out, lanes, "fn", "z0")
 
 
+@explains_names("Newton")
 def root(
     fn: Callable[..., Any],
-    z0: Any,
+    z0: T | None,
     args: tuple[Any, ...] = (),
     *,
-    bracket: tuple[Any, Any] | None = None,
-    solver: Any = None,
+    bracket: tuple[T | float, T | float] | None = None,
+    solver: EquationSolver | None = None,
     adjoint: Adjoint | None = None,
     batch_dims: int = 0,
     in_dims: Any = None,
@@ -51,7 +56,7 @@ def root(
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
     check: bool = False,
-) -> Solution:
+) -> Solution[T]:
     """Find a root ``z`` of ``fn(z, *args) = 0``, differentiable in everything that ``fn`` uses.
 
     The derivative is that of the implicit function theorem,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import enum
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
+
+from implicit_solvers.autodiff import is_batched
 
 __all__ = [
     "ConvergenceError",
@@ -22,6 +26,7 @@ __all__ = [
 ]
 
 OnFailure = Literal["raise", "warn", "mask"]
+T = TypeVar("T")
 
 
 class Status(enum.IntEnum):
@@ -109,9 +114,12 @@ class ConvergenceWarning(UserWarning):
     """A solve failed in at least one lane, and ``on_failure`` is ``"warn"`` or ``"mask"``."""
 
 
-@dataclass(frozen=True)
-class Solution:
+@dataclass(frozen=True, repr=False)
+class Solution(Generic[T]):
     """The result of a solve, a pytree; the statistics have one entry for each lane.
+
+    It prints in one line, with the most iterations and the largest residual of all lanes. To a type
+    checker it is generic: ``Solution[Tensor]`` has a tensor for its value.
 
     Attributes
     ----------
@@ -134,19 +142,107 @@ class Solution:
     --------
     >>> import torch, implicit_solvers as ims
     >>> sol = ims.root(lambda z: z**2 - 2, torch.tensor(1.0))
-    >>> sol.value, Status(int(sol.status))
-    (tensor(1.4142), <Status.CONVERGED: 0>)
+    >>> sol.value, sol.status_names()
+    (tensor(1.4142), 'CONVERGED')
+    >>> sol
+    Solution(CONVERGED after 5 iterations; residual ...)
+    >>> ims.root(lambda z: z**2 - 2, torch.tensor([1.0, 2.0, 3.0]), batch_dims=1)
+    Solution(3 of 3 converged; at most 5 iterations; residual ...)
     """
 
-    value: Any
+    value: T
     converged: Tensor
     iterations: Tensor
     residual: Tensor
     status: Tensor
     aux: Any = None
 
+    def status_names(self) -> Any:
+        """Return the name of each lane's `Status`: a string, or nested lists of the lanes' shape.
 
-def _flatten(solution: Solution) -> tuple[list[Any], bool]:
+        Raises
+        ------
+        RuntimeError
+            Inside of a transform or a compiled graph, where statuses have no values yet.
+
+        Examples
+        --------
+        >>> import torch, implicit_solvers as ims
+        >>> f, z0 = lambda z, a: z**2 - a, torch.ones(2)
+        >>> a = torch.tensor([4.0, -4.0])
+        >>> ims.root(f, z0, (a,), batch_dims=1, in_dims=0, on_failure="mask").status_names()
+        ['CONVERGED', 'STALLED']
+        """
+        if not _has_values(self.status):
+            raise RuntimeError(
+                "the status has no values inside of a transform or a compiled graph: ask for "
+                "status_names() outside, or return the Solution (a pytree) from inside"
+            )
+        return _names(self.status.tolist())
+
+    def __repr__(self) -> str:
+        if not _has_values(self.status):
+            return "Solution(inside a transform)"
+        if self.status.numel() == 0:
+            return "Solution(no lanes)"
+        steps, residual = int(self.iterations.max()), float(self.residual.max())
+        taken = f"{steps:,} iteration{'' if steps == 1 else 's'}"
+        if self.status.dim() == 0:
+            return f"Solution({self.status_names()} after {taken}; residual {residual:.2g})"
+        counts = Counter(_names(self.status.flatten().tolist()))
+        converged = counts.pop(Status.CONVERGED.name, 0)
+        others = "".join(f", {count:,} {name}" for name, count in counts.most_common())
+        lanes = f"{converged:,} of {self.status.numel():,} converged{others}"
+        return f"Solution({lanes}; at most {taken}; residual {residual:.2g})"
+
+    if not TYPE_CHECKING:  # a checker knows the attributes
+
+        def __getattr__(self, name):
+            if hasattr(Tensor, name):
+                raise AttributeError(
+                    f"a Solution has no {name}: take that of its value, solution.value.{name}"
+                )
+            raise AttributeError(f"a Solution has no {name}")
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            """Refuse to be a tensor."""
+            name = getattr(func, "__name__", "a torch function")
+            raise TypeError(f"{name} was given a Solution: pass its value, solution.value")
+
+
+def _refuses(name: str) -> Callable[..., NoReturn]:
+    def refuse(self: Any, *_: Any) -> NoReturn:
+        raise TypeError(f"{name} was given a Solution: take its value, solution.value")
+
+    return refuse
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
+    setattr(Solution, f"__{_name}__", _refuses(_name))
+    setattr(Solution, f"__r{_name}__", _refuses(_name))
+for _name in ("neg", "abs", "lt", "le", "gt", "ge", "getitem", "float", "int"):
+    setattr(Solution, f"__{_name}__", _refuses(_name))
+
+
+def _has_values(status: Any) -> bool:
+    """Tell whether a tensor has values that can be read here and now."""
+    if torch.compiler.is_compiling() or not isinstance(status, Tensor) or is_batched(status):
+        return False
+    try:
+        status.tolist()
+    except RuntimeError:  # tensors of other tracers, and of none
+        return False
+    return True
+
+
+def _names(codes: Any) -> Any:
+    if isinstance(codes, list):
+        return [_names(code) for code in codes]
+    return {status.value: status.name for status in Status}.get(codes, str(codes))
+
+
+def _flatten(solution: Solution[Any]) -> tuple[list[Any], bool]:
     fields = [
         solution.value,
         solution.converged,
@@ -158,11 +254,17 @@ def _flatten(solution: Solution) -> tuple[list[Any], bool]:
     return [*fields, solution.aux] if has_aux else fields, has_aux
 
 
-def _unflatten(fields: Sequence[Any], has_aux: bool) -> Solution:
+def _unflatten(fields: Sequence[Any], has_aux: bool) -> Solution[Any]:
     return Solution(*fields)
 
 
 register_pytree_node(Solution, _flatten, _unflatten, serialized_type_name="ims.Solution")  # type: ignore[arg-type]
+
+
+_GOING_ON = (
+    'To go on all the same: on_failure="warn" keeps the best iterates, and "mask" also leaves what '
+    "failed out of every gradient."
+)
 
 
 def failed(status: Tensor) -> Tensor:
@@ -178,16 +280,21 @@ def enforce(
     residual: Tensor,
     *,
     warn_masked: bool = False,
+    cause: Callable[[], str] = str,
 ) -> None:
-    """Raise or warn if a lane failed, as ``policy`` says; all tensors have the lanes' shape."""
+    """Raise or warn if a lane failed, as ``policy`` says; all tensors have the lanes' shape.
+
+    A ``cause`` is asked what else is to be said, and may have nothing.
+    """
     bad = failed(status)
     if not bool(bad.any()):
         return
+    if policy not in ("raise", "warn") and not warn_masked:
+        return
+    text = " ".join(filter(None, [_describe(what, bad, status, iterations, residual), cause()]))
     if policy == "raise":
-        raise ConvergenceError(_describe(what, bad, status, iterations, residual))
-    if policy == "warn" or warn_masked:
-        text = _describe(what, bad, status, iterations, residual)
-        warnings.warn(text, ConvergenceWarning, stacklevel=2)
+        raise ConvergenceError(f"{text} {_GOING_ON}")
+    warnings.warn(text, ConvergenceWarning, stacklevel=2)
 
 
 def _describe(

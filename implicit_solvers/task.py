@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from implicit_solvers.adjoint import Adjoint
+from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
+from implicit_solvers.explained_call import ExplainedCall
 from implicit_solvers.guarded_call import GuardedCall
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
+from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure
 from implicit_solvers.structure import Structure, split_tensors
 
@@ -62,7 +65,9 @@ class Task:
             return self.read(out, structure, z.shape[:-1])
 
         fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
-        return fn
+        if torch.compiler.is_compiling():
+            return fn
+        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims)
 
 
 def name_of(fn: Any) -> str:
@@ -84,6 +89,10 @@ def check_task(task: Task, args: Any) -> None:
     """Refuse what is unfit in a task, or in the arguments of its function."""
     if not callable(task.fn):
         raise TypeError(f"fn is a {type(task.fn).__name__}: pass a function fn(z, *args)")
+    if isinstance(task.fn, type):
+        raise TypeError(
+            f"fn is the class {task.fn.__name__}: pass an instance of it, or a function"
+        )
     if not isinstance(args, tuple):
         raise TypeError(
             f"args is a {type(args).__name__}: pass a tuple, as args=(theta,) for one argument"
@@ -92,6 +101,7 @@ def check_task(task: Task, args: Any) -> None:
         raise ValueError(f'on_failure is {task.on_failure!r}: use "raise", "warn" or "mask"')
     if not isinstance(task.batch_dims, int) or task.batch_dims < 0:
         raise ValueError(f"batch_dims is {task.batch_dims!r}: pass the number of lane dimensions")
+    check_adjoint(task.adjoint)
     solver, kind = task.solver, task.equation.kind
     if solver is None:
         return
@@ -109,8 +119,21 @@ def check_task(task: Task, args: Any) -> None:
         )
 
 
+def check_adjoint(adjoint: Any) -> None:
+    """Refuse what does not say how to differentiate."""
+    if isinstance(adjoint, (ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint)):
+        return
+    given = f"the class {adjoint.__name__}" if isinstance(adjoint, type) else repr(adjoint)
+    raise TypeError(
+        f"adjoint is {given}: pass an instance, as ImplicitAdjoint(), OneStepAdjoint() or "
+        "UnrolledAdjoint(), or leave it out"
+    )
+
+
 def check_size(task: Task, structure: Structure) -> None:
-    """Refuse lanes of several unknowns for a solver that is for one."""
+    """Refuse lanes of several unknowns for a solver that is for one, and what has no values."""
+    if structure.device.type == "meta":
+        raise ValueError("z0 is on the meta device, which holds no values: pass one that does")
     if getattr(task.solver, "brackets", False) and structure.size != 1:
         raise ValueError(
             f"z0 has {structure.size} unknowns, and solver={type(task.solver).__name__}() is for "

@@ -19,8 +19,10 @@ class AdjointStart:
 
     Pass one object to the same solve at every step of a training loop. The backward solve
     ``A^T w = z'`` starts at ``value``, if that fits in structure, shape, dtype and device, else at
-    zero, and leaves ``w`` there. With a tolerance the gradient is the same, up to that tolerance,
-    for fewer products; with a budget (``rtol=None``) the start is part of the estimate. Derivatives
+    zero, and leaves ``w`` there. A start whose residual is larger than that of zero, which a
+    product tells, is not used in its lane: it is of another problem, or wrong. With a tolerance
+    the gradient is the same, up to that tolerance, for fewer products; with a budget
+    (``rtol=None``) the start is part of the estimate. Derivatives
     of the gradient, and forward mode, start at zero. The object is a place to keep numbers: no
     gradient flows through it. Source: Pedregosa, "Hyperparameter optimization with approximate
     gradient" (2016), section 5.

@@ -111,6 +111,8 @@ def solve_in_lanes(
     made: tuple[Tensor, ...] = ()
     residual: Tensor | None = None
     first_x = None if start is None else grid.flat(start)
+    if memory is not None and first_x is not None:
+        first_x = _no_worse_than_zero(A, flat, first_x)
     unit = _unit(flat, first_x) if flat.numel() else None
     if unit is not None:
         flat = flat / unit.unsqueeze(-1)
@@ -166,6 +168,12 @@ def solve_in_lanes(
     if memory is not None:
         memory.write(x)
     return x, status, iterations, residual, *made
+
+
+def _no_worse_than_zero(A: LaneMap, b: Tensor, x: Tensor) -> Tensor:
+    """Return ``x``, or zero in lanes where zero has a smaller residual."""
+    better = rms(b - A.mv(x)) <= rms(b)
+    return torch.where(better.unsqueeze(-1), x, 0.0)
 
 
 def _unit(b: Tensor, start: Tensor | None) -> Tensor | None:

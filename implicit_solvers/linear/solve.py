@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from implicit_solvers.capture import (
     nested,
     resolve,
 )
+from implicit_solvers.explained_call import is_of_devices
+from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.graph_break import frames_compiled, outside_of_graphs
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
@@ -32,14 +34,16 @@ from implicit_solvers.linear.lanewise import in_lanes
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.lsmr import LSMR
 from implicit_solvers.linear.mixed_precision import made_of_tensors
+from implicit_solvers.linear.operator_lanes import carried_lanes, read_operator_dims
 from implicit_solvers.linear.operator_template import OperatorTemplate
-from implicit_solvers.linear.operators import FunctionOperator, JacobianOperator
+from implicit_solvers.linear.operators import FunctionOperator, JacobianOperator, MatrixOperator
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
 from implicit_solvers.linear.traced_system import solve_linear_in_graph, system_obstacle
 from implicit_solvers.monitoring import monitors
+from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
 
@@ -50,18 +54,23 @@ __all__ = [
 ]
 
 
+T = TypeVar("T")
+
+
+@explains_names("CG")
 def linear_solve(
-    A: LinearOperator,
-    b: Any,
+    A: LinearOperator | Tensor,
+    b: T,
     *,
     solver: LinearSolver | None = None,
     x0: Any = None,
     preconditioner: LinearOperator | Callable[[Any], Any] | Jacobi | None = None,
     check: bool = False,
     batch_dims: int = 0,
+    in_dims: Any = None,
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
-) -> Solution:
+) -> Solution[T]:
     """Solve ``A x = b``, and differentiate by ``dx = A^-1 (db - dA x)``.
 
     If ``A`` is rectangular, or the solver is `SVD`, the solution is ``A^+ b``: of all ``x`` with
@@ -76,7 +85,7 @@ def linear_solve(
     Parameters
     ----------
     A
-        A `LinearOperator`.
+        A `LinearOperator`, or a matrix ``(*lanes, m, n)``: a tensor is a `MatrixOperator`.
     b
         The right-hand side: a tensor or pytree of tensors of one floating dtype, with the
         structure that ``A`` returns. With one dimension more at the end, ``(n, k)`` for a
@@ -96,9 +105,16 @@ def linear_solve(
         Whether to test the operator's flags with random vectors, at the cost of three products.
     batch_dims
         How many leading dimensions of every leaf of ``b`` are lanes that ``A`` handles already.
+    in_dims
+        With ``batch_dims``: which tensors of ``A`` carry the lanes, 0 for all of them, or a tuple
+        with 0 or None for each, in their order (of a `JacobianOperator`, those of ``z``, then
+        those of ``args``). What a function captures is shared by the lanes. Left out, it is known
+        of operators made of tensors alone (`MatrixOperator`, `DiagonalOperator`, ..., their sums
+        and products); of others it is not, so that lanes can be stopped on their own, but not be
+        left out of the computation, nor of gradients.
     on_failure
         ``"raise"``: `ConvergenceError` if a lane fails; ``"warn"``: `ConvergenceWarning`;
-        ``"mask"``: neither.
+        ``"mask"``: neither, and the lane contributes nothing to gradients.
     adjoint_start
         An `AdjointStart`, for iterative solvers: where the backward solve starts, and where it
         leaves its solution for the next.
@@ -119,7 +135,7 @@ def linear_solve(
     --------
     >>> import torch, implicit_solvers as ims
     >>> M = torch.tensor([[2.0, 1.0], [0.0, 4.0]], requires_grad=True)
-    >>> sol = ims.linear_solve(ims.MatrixOperator(M), torch.tensor([3.0, 4.0]))
+    >>> sol = ims.linear_solve(M, torch.tensor([3.0, 4.0]))
     >>> sol.value
     tensor([1., 1.], grad_fn=<...>)
     >>> sol.value.sum().backward()
@@ -127,10 +143,16 @@ def linear_solve(
     tensor([[-0.5000, -0.5000],
             [-0.1250, -0.1250]])
     """
+    if isinstance(A, Tensor):
+        if A.layout != torch.strided:
+            raise TypeError(
+                f"A is a tensor of layout {A.layout}: pass SparseOperator(A.to_sparse_csr())"
+            )
+        A = MatrixOperator(A)
     if not isinstance(A, LinearOperator):
         raise TypeError(
             f"A is a {type(A).__name__}: wrap it, as MatrixOperator(matrix) or "
-            "FunctionOperator(fn, like=b)"
+            "FunctionOperator(fn, like=b), or pass a matrix that is a tensor"
         )
     if on_failure not in ("raise", "warn", "mask"):
         raise ValueError(f'on_failure is {on_failure!r}: use "raise", "warn" or "mask"')
@@ -139,6 +161,9 @@ def linear_solve(
     A = in_lanes(A, Structure.of(b, "b", batch_dims))
     structure, columns = _right_hand_side(A, b, batch_dims)
     unknowns = _unknowns(A, structure)
+    if structure.device.type == "meta":
+        raise ValueError("b is on the meta device, which holds no values: pass one that does")
+    carried = read_operator_dims(in_dims, A, structure.native)
     _check_solver(solver, preconditioner)
     if check and not torch.compiler.is_compiling():
         _check_flags(A, structure)
@@ -171,6 +196,11 @@ def linear_solve(
         )
     if x0 is not None:
         _check_start(x0, b)
+    if in_dims is not None and not _lanes_known(preconditioner, structure):
+        raise ValueError(
+            "in_dims is given, and of this preconditioner it is not known which of its tensors "
+            "carry the lanes: pass one that is made of tensors, as a MatrixOperator, or Jacobi()"
+        )
     if preconditioner is not None and isinstance(solver, DirectSolver):
         raise ValueError(
             f"preconditioner is given, and {type(solver).__name__} is a direct solver: leave it "
@@ -179,24 +209,57 @@ def linear_solve(
 
     if torch.compiler.is_compiling() or frames_compiled():
         options: dict[str, Any] = {"solver": solver, "x0": x0, "preconditioner": preconditioner}
-        options |= {"check": check, "batch_dims": batch_dims, "on_failure": on_failure}
-        options |= {"adjoint_start": adjoint_start}
+        options |= {"check": check, "batch_dims": batch_dims, "in_dims": in_dims}
+        options |= {"on_failure": on_failure, "adjoint_start": adjoint_start}
         if not torch.compiler.is_compiling():
-            solution: Solution = torch.compiler.disable(linear_solve)(A, b, **options)
+            solution: Solution[T] = torch.compiler.disable(linear_solve)(A, b, **options)
             return solution
         why = system_obstacle(A, b, solver, columns, check, adjoint_start, on_failure)
         if why is not None:
             return outside_of_graphs(why, linear_solve, A, b, **options)
 
-    def one(b: Any, x0: Any) -> Solution:
+    def one(b: Any, x0: Any) -> Solution[T]:
         return _solve(
-            A, b, structure, unknowns, solver, x0, preconditioner, on_failure, adjoint_start
+            A,
+            b,
+            structure,
+            unknowns,
+            solver,
+            x0,
+            preconditioner,
+            carried,
+            on_failure,
+            adjoint_start,
         )
 
+    if not torch.compiler.is_compiling():
+        one = _explaining_devices(one, structure.device)
     if columns:
         starts = None if x0 is None else -1
         return vmap(one, in_dims=(-1, starts), out_dims=-1)(b, x0)
     return one(b, x0)
+
+
+def _explaining_devices(solve: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return solve(*args)
+        except RuntimeError as error:
+            if not is_of_devices(error):
+                raise
+            raise ValueError(
+                f"a tensor of A or the preconditioner is on another device than b, {device}: "
+                f'move it, as .to("{device}") ({error})'
+            ) from error
+
+    return call
+
+
+def _lanes_known(preconditioner: Any, structure: Structure) -> bool:
+    if preconditioner is None or isinstance(preconditioner, Jacobi):
+        return True
+    operator = isinstance(preconditioner, LinearOperator)
+    return operator and carried_lanes(in_lanes(preconditioner, structure)) is not None
 
 
 def _check_solver(solver: Any, preconditioner: Any) -> None:
@@ -311,27 +374,36 @@ def _solve(
     solver: LinearSolver,
     x0: Any,
     preconditioner: Any,
+    carried: list[bool] | None,
     on_failure: OnFailure,
     adjoint_start: AdjointStart | None,
-) -> Solution:
+) -> Solution[Any]:
     template, tensors = operator_template(A, b, structure, "A")
     if isinstance(solver, (DirectSolver, GMRES)):
         solver = solver.session()
     M: Any = preconditioner
     M_tensors: list[Tensor] = []
+    M_carried: list[bool] | None = []
     if preconditioner is not None and not isinstance(preconditioner, Jacobi):
         if not isinstance(preconditioner, LinearOperator):
             zeros = tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), b)
             M_symmetric = A.symmetric
             M = FunctionOperator(preconditioner, like=zeros, symmetric=M_symmetric)
-        M, M_tensors = operator_template(in_lanes(M, structure), b, structure, "preconditioner")
+        M = in_lanes(M, structure)
+        M_carried = carried_lanes(M)
+        M, M_tensors = operator_template(M, b, structure, "preconditioner")
         M_tensors = [t.detach() for t in M_tensors]
     native = len(structure.native)
     count = len(M_tensors) + len(tensors)
+    known: list[bool] | None = None
+    if carried is not None and M_carried is not None:
+        # what a function captures is shared
+        M_carried += [False] * (len(M_tensors) - len(M_carried))
+        known = M_carried + carried + [False] * (len(tensors) - len(carried))
     spec = LinearSolveSpec(
         template,
         solver,
-        Lanes.of(count, native, _carries_lanes([*M_tensors, *tensors], structure.native)),
+        Lanes.of(count, native, known),
         f"linear_solve with {type(A).__name__}",
         on_failure,
         preconditioner=M,
@@ -351,11 +423,6 @@ def _solve(
             x, status, iterations, residual = solve_linear(spec, rhs, start, None, operands)
     value = unknowns.unravel(x)
     return Solution(value, status == int(Status.CONVERGED), iterations, residual, status)
-
-
-def _carries_lanes(tensors: Sequence[Tensor], native: tuple[int, ...]) -> list[bool] | None:
-    """Tell which tensors begin with the lanes: known for certain only if there are none."""
-    return None if native else [False] * len(tensors)
 
 
 def operator_template(
@@ -387,6 +454,7 @@ def operator_template(
         v = tree_unflatten(list(tensors[: len(flat)]), tree)
         return join(tensors[len(flat) :]).mv(v)
 
+    evaluate = refusing_sharded_modules(evaluate)
     captured = Captured()
     functionless = made_of_tensors(A)
     # a compiler sees what a function captures

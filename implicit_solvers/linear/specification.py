@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +21,14 @@ from implicit_solvers.solution import OnFailure
 
 __all__ = ["LinearSolveSpec", "LinearSolver"]
 
-LinearSolver = DirectSolver | IterativeSolver
+
+class IterativeLinearSolver(IterativeSolver, Protocol):
+    """An iterative method for linear systems, as `CG`; ``symmetric_only`` tells for which."""
+
+    symmetric_only: ClassVar[bool]
+
+
+LinearSolver = DirectSolver | IterativeLinearSolver
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ class ConvexLayer(torch.nn.Module):
         if adjoint.linear_solver is None or isinstance(adjoint.linear_solver, NormalMapLU):
             adjoint = replace(adjoint, linear_solver=linear_solver)
         warm = start is not None
-        solution = ims.root(
+        solution: ims.Solution[Any] = ims.root(
             partial(normal_map, cones=cones),
             z0,
             tuple(args),

@@ -117,7 +117,7 @@ def quadratic_program(
             tensor = tensor.expand(*grid, *own).reshape(lanes, *own)
         args.append(tensor)
         dims.append(None if shared else 0)
-    solution = ims.root(
+    solution: ims.Solution[Any] = ims.root(
         kkt_residual,
         p.new_zeros((lanes,) * batched + (n + m + k,)),
         tuple(args),
