@@ -55,6 +55,7 @@ __all__ = [
     "peel",
     "products_on_graph",
     "pushforward",
+    "recorded_if_asked",
     "rows",
     "saved_tensor_hooks_restored",
     "some",
@@ -140,11 +141,7 @@ def _plain_vjp(fn: Callable[..., Any], primals: tuple[Any, ...]) -> Any:
     with torch.enable_grad(), no_saved_tensor_hooks():
         inputs = tree_map_only(Tensor, leaf, primals)
         value = fn(*inputs)
-    connected = connected and any(
-        leads_elsewhere(out, [t for t in tree_leaves(inputs) if t.is_leaf])
-        for out in tree_leaves(value)
-    )
-    pull = _pullback(inputs, value, connected)
+    pull = _pullback(inputs, value)
 
     def pullback(cotangent: Any) -> Any:
         try:
@@ -265,12 +262,8 @@ class _OwnGraph(TorchFunctionMode):
         return out
 
 
-def _pullback(inputs: Any, value: Any, connected: bool = False) -> Callable[[Any], Any]:
-    """Return the pullback of ``value`` to ``inputs``, of which it was computed with a graph.
-
-    What it returns has a graph if gradients are recorded, and the value is ``connected`` to more
-    than the inputs, or the cotangent has one.
-    """
+def _pullback(inputs: Any, value: Any) -> Callable[[Any], Any]:
+    """Return the pullback of ``value`` to ``inputs``, of which it was computed with a graph."""
     leaves, structure = tree_flatten(inputs)
     outputs = tree_leaves(value)
     places = [i for i, out in enumerate(outputs) if out.requires_grad]
@@ -285,8 +278,7 @@ def _pullback(inputs: Any, value: Any, connected: bool = False) -> Callable[[Any
                 leaves,
                 [given[i] for i in places],
                 retain_graph=True,
-                create_graph=torch.is_grad_enabled()
-                and (connected or any(given[i].requires_grad for i in places)),
+                create_graph=torch.is_grad_enabled(),
                 materialize_grads=True,
             )
         return tree_unflatten(slopes, structure)
@@ -354,6 +346,25 @@ def live(*tensors: Any) -> Any:
     A pullback of ``torch.func.vjp`` may run a ``Function``'s backward after its level has ended.
     """
     return tuple(unwrap_if_dead(t) if isinstance(t, Tensor) else t for t in tensors)
+
+
+def recorded_if_asked(rule: Callable[..., Any]) -> Any:
+    """Make ``rule(ctx, *cotangents)`` a ``Function.backward`` that records what is asked for only.
+
+    A pullback of ``torch.func`` runs with gradients recorded after its level has ended, whether or
+    not anything is differentiated.
+    """
+
+    @functools.wraps(rule)
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        if torch.is_grad_enabled() and not transforms_active():
+            tensors = live(*cotangents, *ctx.saved_tensors)
+            if not any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+                with torch.no_grad():
+                    return rule(ctx, *cotangents)
+        return rule(ctx, *cotangents)
+
+    return staticmethod(backward)
 
 
 def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) -> Any:

@@ -24,6 +24,7 @@ from implicit_solvers.autodiff import (
     nested_jvp,
     no_saved_tensor_hooks,
     pushforward,
+    recorded_if_asked,
     some,
     vjp,
 )
@@ -227,7 +228,7 @@ class Attach(Function):
         ctx.save_for_backward(output, bad, point, condition, *operands)
         ctx.save_for_forward(output, bad, point, condition, *operands)
 
-    @staticmethod
+    @recorded_if_asked
     def backward(ctx: Any, gz: Tensor | None) -> tuple[Any, ...]:
         """Solve with the transposed Jacobian, then pull back through the equation."""
         spec, inputs = ctx.spec, len(ctx.needs_input_grad)

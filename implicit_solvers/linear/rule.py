@@ -28,6 +28,7 @@ from implicit_solvers.autodiff import (
     live,
     nested_jvp,
     pushforward,
+    recorded_if_asked,
     vjp,
 )
 from implicit_solvers.lanes import Lanes
@@ -76,7 +77,7 @@ class LinearSolve(Function):
         ctx.save_for_backward(x, like_b, bad, *made, *operands)
         ctx.save_for_forward(x, like_b, bad, *made, *operands)
 
-    @staticmethod
+    @recorded_if_asked
     def backward(ctx: Any, gx: Tensor | None, *_: Any) -> tuple[Any, ...]:
         """Solve with the transpose."""
         spec, inputs = ctx.spec, len(ctx.needs_input_grad)

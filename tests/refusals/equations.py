@@ -117,8 +117,9 @@ SINGLE = [
      "shape (3,) where z0 has (2,): return one entry for each"),
     ("ims.custom_root(f)(lambda z: 2 * z)(z0)", ims.ConvergenceError, "solve more accurately, or"),
     ("ims.custom_root(f, vmap_method='parallel')", WRONG, "use \"loop\" or \"batched\""),
-    ("ims.root(lambda z: z - torch.func.grad(lambda u: (u**2).sum() / 2)(x), z0)", RuntimeError,
-     "where it cannot be told apart: pass it in args instead"),
+    ("inner = torch.func.grad(lambda u: (u**2).sum() / 2)\n"
+     "torch.func.grad(lambda x: ims.root(lambda z: z - inner(x), z0).value.sum())(z0)",
+     RuntimeError, "where it cannot be told apart: pass it in args instead"),
     ("ims.gradient_error(ims.root(f, z0), f, equation=ims.linear_solve)", WRONG, "pass root,"),
     ("ims.nn.FixedPoint(g, batch_dims=1)(z0, torch.tensor(0.5))", WRONG, "args[1] carries lanes, "
      "and its shape is () where z0 has lanes (2,): put None for it"),

@@ -26,8 +26,6 @@ meta = torch.ones(3, dtype=torch.float64, device="meta")
 # fmt: off
 ROWS = [
     # A and b
-    Refusal("ims.linear_solve(e, b)", TypeError,
-            "A is a Tensor: wrap it, as MatrixOperator(matrix) or FunctionOperator(fn, like=b)"),
     Refusal("ims.linear_solve(lambda v: v, b)", TypeError,
             "A is a function: wrap it, as MatrixOperator(matrix) or FunctionOperator(fn, like=b)"),
     Refusal("ims.linear_solve(None, b)", TypeError,

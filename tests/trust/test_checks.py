@@ -59,7 +59,7 @@ def test_stop_gradients_and_branches_are_ordinary(name):
         ims.root(ORDINARY[name], ONE, (a,), check=True).value.backward()
 
 
-@pytest.mark.parametrize("read", READ)
+@pytest.mark.parametrize("read", [name for name in READ if name != "int()"])
 def test_the_gradient_check_names_the_operation(read):
     report = check_implicit_gradients(READS[read], ONE, (torch.tensor(2.5, dtype=D),))
     assert not report.passed
