@@ -306,7 +306,7 @@ CIRCLE_FIT = System("circle-fit", FIT, circle_fit, [0.1, 0.2, 0.8], CIRCLE, loos
 GROWTH_FIT = System("growth-fit", FIT, growth_fit, 0.0, [1.0, 1.2, 1.5, 1.7, 2.2, 2.7])
 SLOW = System("slow", FIT, large_residual, [0.5, -0.4], [0.7, 1.0])
 OVERSHOOTING = System("overshooting", FIT, large_residual, [0.5, -0.4], [-2.0, 1.0])
-FITS = [EXPONENTIAL_FIT, CIRCLE_FIT, VALLEY_FIT, SLOW, OVERSHOOTING]
+FITS = [EXPONENTIAL_FIT, CIRCLE_FIT, VALLEY_FIT, SLOW, OVERSHOOTING, GROWTH_FIT]
 
 
 def from_library(problem):
@@ -324,6 +324,8 @@ REGRESSIONS = [
         problems.OSBORNE_2,
     )
 ]
+
+HELICAL_VALLEY = from_library(problems.HELICAL_VALLEY)
 
 # -- objectives without a minimum ---------------------------------------------------------------
 
@@ -358,7 +360,12 @@ class Watch(TorchDispatchMode):
 
 def marked(fn):
     """Add an operation, ``erfc``, that a `Watch` counts once for each evaluation of a number."""
-    return lambda z, *args: fn(z, *args) + 0 * torch.erfc(z.clamp(-9, 9))
+
+    def with_mark(z, *args):
+        out, mark = fn(z, *args), 0 * torch.erfc(z.clamp(-9, 9))
+        return out + (mark if out.dim() == z.dim() else mark.sum())
+
+    return with_mark
 
 
 def accepted(solve, count, most=60):

@@ -12,7 +12,7 @@ from torch.func import jacfwd, jacrev, vmap
 import implicit_solvers as ims
 from implicit_solvers import Status
 from implicit_solvers.testing import assert_implicit_gradients
-from tests.solvers.systems import F32, F64, error, tensor
+from tests.solvers.systems import F32, F64, Watch, error, marked, tensor
 from tests.solvers.table import SOLVERS
 
 ONE = (ims.Bisection, ims.Chandrupatla, ims.Steffensen)  # they solve for one unknown
@@ -243,6 +243,53 @@ def test_order_of_convergence(row):
         assert all(b <= 20 * a**2 + 1e-14 for a, b in pairs)
     else:
         assert ratios[-1] < 0.3 * max(ratios)
+
+
+# -- what a lane costs, and what judges it -------------------------------------------------------
+
+STRAGGLERS = {
+    "FixedPointIteration": ("fixed_point", lambda z, a: a * z + 1, 0.91),
+    "GradientDescent": ("minimize", lambda z, a: (0.5 * (1 - a) * z**2 - z) / 0.15, 0.91),
+    "Newton": ("root", lambda z, a: torch.where(a > 0.5, (z - 1) ** 3, 2 * z - 2), 0.9),
+}
+
+
+@pytest.mark.parametrize("way", ["vmap", "in_dims"])
+@pytest.mark.parametrize("name", STRAGGLERS)
+def test_straggler_does_not_cost_full_batch_steps(name, way):
+    """One lane of 2,048 takes many times the steps, and the others do not wait for it."""
+    (kind, fn, slow), solver = STRAGGLERS[name], next(r.solver for r in SOLVERS if r.name == name)
+    parameters, start = torch.full((2048,), 0.3, dtype=F64), torch.full((2048,), 3.0, dtype=F64)
+    parameters[777] = slow
+
+    def solve(z, a, **options):
+        with Watch() as watch:
+            sol = getattr(ims, kind)(marked(fn), z, (a,), solver=solver, **options)
+        return sol, watch.numbers["erfc"]
+
+    if way == "vmap":
+        with Watch() as watch:
+            sol = vmap(lambda z, a: getattr(ims, kind)(marked(fn), z, (a,), solver=solver))(
+                start, parameters
+            )
+        batched = watch.numbers["erfc"]
+    else:
+        sol, batched = solve(start, parameters, batch_dims=1, in_dims=(0,))
+    (quick, few), (alone, many) = (solve(start[i], parameters[i]) for i in (0, 777))
+    assert int(alone.iterations) >= 10 * int(quick.iterations)
+    steps = 2047 * (int(quick.iterations) + 1) + int(alone.iterations) + 1
+    assert int(sol.iterations.sum()) <= 1.01 * steps and bool(sol.converged.all())
+    assert batched <= 1.3 * (2047 * few + many)
+
+
+def test_norm_is_the_one_that_judges():
+    """The largest entry instead of the root mean square."""
+    z0 = torch.full((100,), 0.5, dtype=F64)
+    z0[0] = 10.0
+    largest = {"norm": lambda lanes: lanes.abs().amax(-1), "atol": 1e-3, "rtol": 0.0}
+    sol = ims.fixed_point(lambda z: 0.5 * z, z0, solver=ims.FixedPointIteration(**largest))
+    assert torch.allclose(sol.residual, 0.5 * sol.value.abs().max(), rtol=1e-12)
+    assert int(sol.iterations) == math.ceil(math.log2(5 / 1e-3))
 
 
 # -- small equations for the library's own check -------------------------------------------------
