@@ -38,15 +38,24 @@ ROWS = [
     Refusal("ims.root(f, x, bracket=(torch.zeros(1).double(), 1))", TypeError, "convert it"),
     Refusal("ims.root(f, x, bracket=(torch.zeros(3), 1.0))", ValueError, "shape (3,) where z0"),
     Refusal("ims.root(f, x, bracket=([0.0], 1.0))", ValueError, "bracket[0] has the structure"),
-    Refusal("ims.root(f, x, bracket=(0.0, 9.0), solver=ims.Newton())", ValueError, "choose Chandrupatla()"),
-    Refusal("ims.root(f, two, bracket=(0.0, 9.0))", ValueError, "lanes of them, with batch_dims or vmap"),
+    Refusal(
+        "ims.root(f, x, bracket=(0.0, 9.0), solver=ims.Newton())",
+        ValueError, "choose Chandrupatla()",
+    ),
+    Refusal(
+        "ims.root(f, two, bracket=(0.0, 9.0))",
+        ValueError, "lanes of them, with batch_dims or vmap",
+    ),
     Refusal("ims.root(f, torch.tensor(1), bracket=(0, 1))", TypeError, "z0 has dtype torch.int64"),
     Refusal(
         "ims.root(lambda z: z**2 + 1, x, bracket=(-1.0, 1.0))",
         ConvergenceError, "pass bracket=(lo, hi)",
     ),
     # one unknown
-    Refusal("ims.root(f, two, solver=ims.Steffensen())", ValueError, "each element a lane by torch.func.vmap or batch_dims"),
+    Refusal(
+        "ims.root(f, two, solver=ims.Steffensen())",
+        ValueError, "each element a lane by torch.func.vmap or batch_dims",
+    ),
     # hyperparameters
     *(
         Refusal(f"ims.Newton(reuse={value})", ValueError, "pass a number in [0, 1), or use Chord()")
@@ -112,7 +121,10 @@ ROWS = [
         Refusal(f"ims.TorchOptimizer({kind})", ValueError, "not elementwise")
         for kind in ("torch.optim.Adafactor", "Normalized", "Centered", "RowState")
     ),
-    Refusal("ims.TorchOptimizer(SGD, lr=0.1, maximize=True)", ValueError, "leave out maximize=True"),
+    Refusal(
+        "ims.TorchOptimizer(SGD, lr=0.1, maximize=True)",
+        ValueError, "leave out maximize=True",
+    ),
     Refusal("ims.TorchOptimizer(Adam, maximize=True)", ValueError, "against the gradient"),
     Refusal("ims.TorchOptimizer(SGD, lr=0.0)", ValueError, "positive lr"),
     Refusal("ims.TorchOptimizer(torch.optim.AdamW)", ValueError, WEIGHT_DECAY),
