@@ -11,6 +11,7 @@ import implicit_solvers as ims
 from tests.solvers.systems import (
     AFFINE,
     BARRIER,
+    BEALE,
     BOWL,
     CIRCLE_FIT,
     CONTRACTION,
@@ -82,7 +83,7 @@ class Row:
 
 GMRES, LU, SGD = ims.GMRES(), ims.LU(), torch.optim.SGD
 BY_PRODUCTS = {"linear_solver": ims.CG(rtol=1e-4)}
-WOLFE, ARMIJO = ims.StrongWolfe(), ims.Backtracking()
+ARMIJO = ims.Backtracking()
 # a search for a bracket, and a bracket that halves, are no steps from an iterate
 BRACKETS = {"systems": [*SCALARS, COSINE, FALLING], "without": ("budget", "start", "tree")}
 BOWLS = [BOWL, LOGISTIC]
@@ -142,10 +143,10 @@ SOLVERS = [
         [LOGISTIC, BARRIER, BOWL, HIMMELBLAU, GROWTH_FIT]),
     Row("LBFGS", ims.LBFGS(), [*MINIMA[:3], EXPONENTIAL_FIT, *MINIMA[3:]], 4),
     Row("LBFGS-short", ims.LBFGS(memory=3), [MINIMA[2], MINIMA[5]], 1),
-    Row("NewtonCG", ims.NewtonCG(), [*MINIMA, HILL, BOWL], 4, order=1.5, memory=False),
+    Row("NewtonCG", ims.NewtonCG(), [BEALE, *MINIMA, HILL, BOWL], 4, order=1.5, memory=False),
     Row("TorchOptimizer", ims.TorchOptimizer(SGD, lr=0.1, max_steps=4000), [BOWL, GROWTH_FIT],
         without=("bad",)),
-    Row("TorchOptimizer-Adam", ims.TorchOptimizer(torch.optim.Adam, lr=0.1), [LOGISTIC], 1,
+    Row("TorchOptimizer-Adam", ims.TorchOptimizer(torch.optim.Adam, lr=0.1), [LOGISTIC], 0,
         without=("budget", "bad")),  # it does not stay at the solution, and is slow
     Row("own", HeavyBall(), FIXED_POINTS),
 ]  # fmt: skip

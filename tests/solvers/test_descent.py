@@ -116,7 +116,7 @@ def searched(search, fn, start, parameters=(), first=1.0, compact=True, most=30)
         solver = ims.GradientDescent(max_steps=k, **options)
         new = ims.minimize(fn, start, tuple(parameters), solver=solver, **lanes).value
         value = torch.where(value == start, new, value)
-        assert k > 1 or len(calls) <= most + 1  # and the start
+        assert k > 1 or len(calls) <= most + 2  # one to see what fn returns, and the start
     return value
 
 
@@ -344,13 +344,13 @@ def test_exact_searches_on_a_quadratic_are_conjugate_gradients():
 
 def test_memory_is_bounded_and_more_of_it_takes_fewer_steps():
     steps = []
-    for memory in (1, 3, 20):
+    for memory in (3, 20):
         with Watch() as watch:
             sol = ROSENBROCK_10.solve(ims.LBFGS(memory=memory))
         steps.append(int(sol.iterations))
-        assert steps[-1] > 20 and watch.largest <= max(memory, 3) * 10
+        assert steps[-1] > 20 and watch.largest <= memory * 10
         assert error(sol.value, ROSENBROCK_10.solution) < 1e-9
-    assert steps[2] < steps[0]
+    assert steps[1] < steps[0]
 
 
 def test_objective_is_less_after_more_steps():
