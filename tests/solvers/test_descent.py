@@ -390,16 +390,15 @@ def test_rounding_above_the_tolerance_is_said():
 
 
 def test_it_forgets_and_goes_on():
-    """A pair of a nearly straight piece promises a step beyond all numbers: it is dropped."""
+    """A long first step ends before a wall, too near to it for the direction that it promises."""
 
     def fn(z):
-        straight = -z + 1e-14 * z**2
-        return torch.where(
-            z < 10, straight, torch.where(z < 200, (z - 50) ** 2 / 80 - 30, math.nan)
-        )
+        beyond = z - 1e4
+        valley = torch.where(beyond < 1e-7, 2.0**22 * beyond**2 - 0.5 * beyond - 1e4, math.nan)
+        return torch.where(beyond < 0, -z, valley)
 
-    sol = ims.minimize(fn, tensor(0.0), solver=ims.LBFGS())
-    assert error(sol.value, tensor(50.0)) < 1e-9
+    sol = ims.minimize(fn, tensor(0.0), solver=ims.LBFGS(atol=1e-4, rtol=0.0, max_steps=20))
+    assert abs(float(sol.value) - 1e4 - 2.0**-24) < 1e-11
 
 
 def test_it_leaves_a_saddle_that_it_does_not_start_in():
@@ -429,6 +428,19 @@ def test_a_minimum_is_found_from_beside_a_saddle(name, start):
     # SciPy finds its own minimum, the same or a mirrored one: the values agree
     theirs = by_scipy(fn, start, "trust-exact", gtol=1e-12)
     assert abs(float(fn(sol.value)) - theirs.fun) < 1e-9 * max(1, abs(theirs.fun))
+
+
+def test_how_exact_a_step_is_is_a_lanes_own():
+    """Steps of lanes of different gradients, which ask for different accuracies."""
+    d, scales = torch.logspace(0, 2, 12, dtype=F64), tensor([1e-6, 1e2, 1e-3, 1.0, 1e-9])
+    fn = lambda z, a: a * (0.5 * d * z**2 - z).sum()
+    step = lambda a: ims.minimize(
+        fn, torch.zeros(12, dtype=F64), (a,), solver=ims.NewtonCG(rtol=None, max_steps=1)
+    )
+    batch = vmap(step)(scales).value
+    for i, a in enumerate(scales):
+        # conjugate gradients multiply rounding by the condition number, 100
+        assert error(batch[i], step(a).value) < 1e-10
 
 
 @pytest.mark.parametrize("curvature", [1e-3, 1.0, 1e3])

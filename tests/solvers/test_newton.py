@@ -197,14 +197,15 @@ def test_a_linear_solver_with_a_budget_keeps_it():
 
 def test_forcing_is_a_lanes_own():
     """A lane near its root asks for exact steps, one far from it does not hear of that."""
-    thetas = torch.stack([tensor([0.999, 0.0]), tensor(H_EQUATION.theta)])
-    starts = torch.stack([torch.ones(20, dtype=F64), H_EQUATION.solution + 1e-3])
-    solve = lambda z, t: H_EQUATION.solve(ims.Newton(linear_solver=ims.GMRES()), z0=z, theta=t)
-    batch = vmap(solve)(starts, thetas)
-    for i in range(2):
-        alone = solve(starts[i], thetas[i])
-        assert int(alone.iterations) == int(batch.iterations[i])
-        assert error(batch.value[i], alone.value) < 1e-9
+    thetas = torch.stack([tensor([c, 0.0]) for c in (0.9, 0.999, 0.5, 0.99)])
+    far = tensor([1e-3, 1.0, 1e-5, 0.3]).unsqueeze(-1) * torch.cos(torch.arange(20.0)).double()
+    starts = vmap(lambda t: H_EQUATION.solve(None, theta=t).value)(thetas) + far
+    for steps in (2, 3, 4):
+        solver = ims.Newton(linear_solver=ims.GMRES(), rtol=None, max_steps=steps)
+        solve = lambda z, t, solver=solver: H_EQUATION.solve(solver, z0=z, theta=t).value
+        batch = vmap(solve)(starts, thetas)
+        for i in range(4):
+            assert error(batch[i], solve(starts[i], thetas[i])) < 1e-12, (steps, i)
 
 
 # -- Broyden's updates ---------------------------------------------------------------------------
@@ -262,6 +263,20 @@ def test_linear_equations_end_within_2n_steps():
         solver = ims.Broyden(halvings=0, atol=1e-9, max_steps=2 * n)
         sol = ims.root(lambda z, A=A, b=b: A @ z - b, torch.zeros(n, dtype=F64), solver=solver)
         assert error(sol.value, torch.linalg.inv(A) @ b) < 1e-7
+
+
+@updates
+def test_full_memory_starts_again(good):
+    """From the identity, at the iterate reached; with room for all pairs never."""
+    f, z0 = (lambda z: COUPLED.condition(z, tensor(COUPLED.theta))), tensor(COUPLED.start)
+
+    def fresh(memory):
+        options = {"good": good, "memory": memory, "halvings": 0, "rtol": None}
+        z = [ims.root(f, z0, solver=ims.Broyden(max_steps=k, **options)).value for k in range(8)]
+        return [error(z[k + 1], best_multiple(f, z[k])) < 1e-12 for k in range(7)]
+
+    assert fresh(20) == [True] + 6 * [False]
+    assert sum(fresh(3)) > 1
 
 
 @pytest.mark.parametrize("memory", [1, 3, 8])
