@@ -73,6 +73,11 @@ class Row:
         return self.name
 
     @property
+    def main(self):
+        """Whether it is the solver itself, and not a variant."""
+        return "-" not in self.name
+
+    @property
     def tried(self):
         return list(dict.fromkeys(self.systems))
 
@@ -98,18 +103,18 @@ SOLVERS = [
         [COUPLED, *FIXED_POINTS], 1),
     Row("Newton-full-steps", ims.Newton(halvings=0), [COUPLED, CUBIC, COSINE, KEPLER], 1),
     Row("Newton-reuse", ims.Newton(reuse=0.5), [TRIDIAGONAL, CUBIC, *ROOTS, CONTRACTION, COSINE]),
-    Row("Newton-reuse-little", ims.Newton(reuse=0.05), [COUPLED, CUBIC, CONTRACTION, COSINE]),
+    Row("Newton-reuse-little", ims.Newton(reuse=0.05), [CUBIC, COUPLED, CONTRACTION, COSINE], 1),
     Row("Newton-reuse-full-steps", ims.Newton(reuse=0.3, halvings=0), [COUPLED, H_EQUATION], 1),
     Row("Chord", ims.Chord(),
         [COUPLED, CUBIC, *ROOTS[2:], CONTRACTION, COSINE, BOWL, CIRCLE_FIT], order=1),
     Row("Broyden", ims.Broyden(),
         [CUBIC, COUPLED, *ROOTS[2:], CONTRACTION, KEPLER, COSINE], order=1.5),
-    Row("Broyden-bad", ims.Broyden(good=False), [CUBIC, *ROOTS, CONTRACTION, KEPLER, COSINE]),
+    Row("Broyden-bad", ims.Broyden(good=False), [CUBIC, *ROOTS, CONTRACTION, KEPLER, COSINE], 1),
     Row("Broyden-LU", ims.Broyden(linear_solver=LU),
         [COUPLED, CONTRACTION, *ROOTS[1:], COSINE], order=1.5),
     Row("Broyden-bad-LU", ims.Broyden(good=False, linear_solver=LU),
-        [COUPLED, CONTRACTION, *ROOTS[1:], KEPLER, COSINE]),
-    Row("Broyden-short", ims.Broyden(memory=4), [COUPLED, CUBIC, *ROOTS[2:], KEPLER, COSINE]),
+        [CONTRACTION, *ROOTS, KEPLER, COSINE], 1),
+    Row("Broyden-short", ims.Broyden(memory=4), [COUPLED, CUBIC, *ROOTS[2:], KEPLER, COSINE], 1),
     Row("Dogleg", ims.Dogleg(),
         [EXPONENTIAL_FIT, CUBIC, HELICAL_VALLEY, *FITS, *REGRESSIONS, *ROOTS, *FIXED_POINTS], 4),
     Row("LevenbergMarquardt", ims.LevenbergMarquardt(),
@@ -129,11 +134,12 @@ SOLVERS = [
     Row("Anderson-1", ims.Anderson(window=1), FIXED_POINTS, 1),
     Row("Anderson-2", ims.Anderson(window=2), FIXED_POINTS, 1),
     Row("Anderson-20", ims.Anderson(window=20), FIXED_POINTS, 1),
-    Row("Anderson-regularized", ims.Anderson(regularization=1e-8), [NETWORK, COSINE, AFFINE]),
-    Row("Anderson-damped", ims.Anderson(damping=0.6, window=3), [NETWORK, COSINE, KEPLER, AFFINE]),
-    Row("Anderson-strict", ims.Anderson(growth=1.0), [NETWORK, COSINE, CONTRACTION, AFFINE]),
+    Row("Anderson-regularized", ims.Anderson(regularization=1e-8), [NETWORK, COSINE, AFFINE], 1),
+    Row("Anderson-damped", ims.Anderson(damping=0.6, window=3),
+        [NETWORK, COSINE, KEPLER, AFFINE], 1),
+    Row("Anderson-strict", ims.Anderson(growth=1.0), [NETWORK, COSINE, CONTRACTION, AFFINE], 1),
     Row("Aitken", ims.Aitken(), [COSINE, CONTRACTION, FALLING, EXPANDING, KEPLER]),
-    Row("Aitken-damped", ims.Aitken(damping=0.6), [COSINE, CONTRACTION, FALLING, EXPANDING]),
+    Row("Aitken-damped", ims.Aitken(damping=0.6), [CONTRACTION, COSINE, FALLING, EXPANDING], 1),
     Row("GradientDescent", ims.GradientDescent(lr=0.15), [BOWL, GROWTH_FIT], memory=False),
     Row("GradientDescent-momentum", ims.GradientDescent(lr=0.1, momentum=0.5), [BOWL]),
     Row("GradientDescent-armijo", ims.GradientDescent(1.0, line_search=ARMIJO),
