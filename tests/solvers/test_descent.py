@@ -1,0 +1,464 @@
+"""Minimizers: descent, BFGS and Newton's method with conjugate gradients; and line searches."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import grad, hessian, vmap
+
+import implicit_solvers as ims
+from implicit_solvers import Status
+from tests.solvers.systems import (
+    BEALE,
+    F32,
+    F64,
+    LOGISTIC,
+    ROSENBROCK,
+    ROSENBROCK_10,
+    UNBOUNDED,
+    Watch,
+    accepted,
+    by_scipy,
+    error,
+    marked,
+    tensor,
+)
+
+WOLFE, ARMIJO = ims.StrongWolfe(), ims.Backtracking()
+searches = pytest.mark.parametrize("search", [WOLFE, ARMIJO], ids=["wolfe", "armijo"])
+bowl = lambda z: (0.5 * tensor([1.0, 4.0, 9.0]) * z**2 - z).sum()
+
+
+def counting(fn):
+    """Return ``fn``, and a list that grows with each call."""
+    calls = []
+    return lambda *args: calls.append(1) or fn(*args), calls
+
+
+# -- gradient descent ----------------------------------------------------------------------------
+
+
+def test_fixed_steps_are_the_recursion():
+    d, z, v = np.array([1.0, 4.0, 9.0]), np.ones(3), np.zeros(3)
+    for _ in range(16):
+        v = 0.3 * v - 0.1 * (d * z - 1)
+        z = z + v
+    solver = ims.GradientDescent(lr=0.1, max_steps=16, rtol=None, momentum=0.3)
+    sol = ims.minimize(bowl, torch.ones(3, dtype=F64), solver=solver)
+    assert error(sol.value, torch.from_numpy(z)) < 1e-14
+
+
+def test_unrolling_is_for_fixed_steps():
+    a, fn = tensor(1.5).requires_grad_(), lambda z, a: 0.5 * (z - a) ** 2
+    solver = ims.GradientDescent(0.1, rtol=None, max_steps=3)
+    sol = ims.minimize(fn, tensor(0.0), (a,), solver=solver, adjoint=ims.UnrolledAdjoint())
+    (slope,) = torch.autograd.grad(sol.value, a)
+    assert error(slope, tensor(1 - 0.9**3)) < 1e-14
+
+
+def steps_of(fn, start, count, solver, **options):
+    """Return the start and the steps of a minimizer, from budgets."""
+    budget = lambda k: solver(rtol=None, max_steps=k, **options)
+    return accepted(lambda k: ims.minimize(fn, start, solver=budget(k)), count)
+
+
+def test_backtracking_steps_are_armijos():
+    """From the length ``lr`` in each step, against the rule written out in NumPy."""
+    d, z = np.array([1.0, 40.0]), np.array([1.0, -0.3])
+    f, slope = lambda z: 0.5 * (d * z**2).sum() - z.sum(), lambda z: d * z - 1
+    fn = lambda z: (0.5 * torch.from_numpy(d) * z**2 - z).sum()
+    for ours in steps_of(
+        fn, tensor([1.0, -0.3]), 6, ims.GradientDescent, lr=0.7, line_search=ARMIJO
+    )[1:]:
+        g, t = slope(z), 0.7
+        while f(z - t * g) > f(z) - 1e-4 * t * (g @ g):
+            t /= 2
+        z = z - t * g
+        assert error(ours, torch.from_numpy(z)) < 1e-13
+
+
+# -- line searches: one step down the slope, of many functions of one variable --------------------
+
+
+def wavy(z, a, b, c, d):
+    """A quartic with waves on it: bounded below, with many minima."""
+    return 0.1 * a * z**4 + b * z + torch.sin(c * z + d)
+
+
+def numbers(low, high):
+    return st.floats(low, high)
+
+
+lanes = st.lists(
+    st.tuples(*(numbers(*ends) for ends in ((0.01, 5), (-3, 3), (0.1, 6), (-3, 3), (-3, 3)))),
+    min_size=1,
+    max_size=5,
+)
+
+
+def searched(search, fn, start, parameters=(), first=1.0, compact=True, most=30):
+    """Make one step down the slope in each lane ``(N,)``, from a first length.
+
+    After ``most`` lengths a search is over.
+    """
+    options = {"lr": first, "line_search": search, "rtol": None, "compact": compact}
+    lanes = {"batch_dims": 1, "in_dims": (0,) * len(parameters), "on_failure": "mask"}
+    fn, calls = counting(fn)
+    value, k = start, 0
+    # a trial may be an iteration
+    while bool((value == start).any()) and max(k, len(calls)) <= most:
+        k += 1
+        calls.clear()
+        solver = ims.GradientDescent(max_steps=k, **options)
+        new = ims.minimize(fn, start, tuple(parameters), solver=solver, **lanes).value
+        value = torch.where(value == start, new, value)
+        assert k > 1 or len(calls) <= most + 2  # one to see what fn returns, and the start
+    return value
+
+
+def ends_of(parameters, start, end):
+    """Return the length of a step, and objective and slope at both ends, by NumPy."""
+    a, b, c, d = (p.numpy() for p in parameters)
+    value = lambda z: 0.1 * a * z**4 + b * z + np.sin(c * z + d)
+    slope = lambda z: 0.4 * a * z**3 + b + c * np.cos(c * z + d)
+    z, w = start.numpy(), end.numpy()
+    direction = -slope(z)
+    with np.errstate(invalid="ignore"):
+        length = (w - z) / direction
+    return length, value, value(z), slope(z) * direction, value(w), slope(w) * direction
+
+
+firsts = st.sampled_from([1e-4, 1e-2, 0.3, 1.0, 30.0, 1e4])
+
+
+@given(lanes, firsts, st.sampled_from([0.1, 0.5, 0.9]))
+def test_strong_wolfe_conditions_hold(cases, first, curvature):
+    """In every lane that goes down at all, from first lengths of 1e-4 to 1e4."""
+    *parameters, start = tensor(cases).unbind(-1)
+    end = searched(ims.StrongWolfe(curvature=curvature), wavy, start, parameters, first)
+    length, _, before, slope, after, slope_after = ends_of(parameters, start, end)
+    steep = -slope > 1e-10
+    fall = -1e-4 * length * slope
+    noise = torch.finfo(F64).eps ** (2 / 3) * np.maximum(np.abs(before), 1)
+    enough = (after <= before - fall + 1e-12 * (1 + np.abs(before))) | (
+        (fall <= noise) & (after <= before + 1.1 * noise)
+    )
+    assert (enough & (length > 0))[steep].all()
+    assert (np.abs(slope_after) <= -curvature * slope * (1 + 1e-9) + 1e-13)[steep].all()
+
+
+@given(lanes, firsts)
+def test_armijo_holds_and_twice_the_length_does_not_do(cases, first):
+    *parameters, start = tensor(cases).unbind(-1)
+    end = searched(ims.Backtracking(decrease=0.4), wavy, start, parameters, first)
+    length, value, before, slope, after, _ = ends_of(parameters, start, end)
+    steep = -slope > 1e-6
+    with np.errstate(divide="ignore", invalid="ignore"):
+        halvings = np.log2(first / length)
+    assert (halvings > -1e-6)[steep].all()
+    assert (np.abs(halvings - np.round(halvings)) < 1e-6)[steep].all()
+    noise = 1e-10 * (1 + np.abs(before))
+    assert (after <= before + 0.4 * length * slope + noise)[steep].all()
+    twice = value(2 * end.numpy() - start.numpy())
+    shortened = steep & (np.round(halvings) > 0)
+    assert (twice > before + 0.8 * length * slope - noise)[shortened].all()
+
+
+@searches
+@pytest.mark.parametrize("compact", [True, False], ids=["compact", "static"])
+def test_searches_of_lanes_are_those_of_each_alone(search, compact):
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda low, high: low + (high - low) * torch.rand(40, generator=generator, dtype=F64)
+    parameters, start = [draw(0.01, 5), draw(-3, 3), draw(0.1, 6), draw(-3, 3)], draw(-3, 3)
+    with Watch() as together:
+        batch = searched(search, marked(wavy), start, parameters, 3.0, compact)
+    with Watch() as apart:
+        for i in range(40):
+            one = [p[i : i + 1] for p in parameters]
+            found = searched(search, marked(wavy), start[i : i + 1], one, 3.0)
+            torch.testing.assert_close(found, batch[i : i + 1], rtol=1e-12, atol=1e-14)
+    if compact:
+        assert together.numbers["erfc"] <= 2 * apart.numbers["erfc"]
+
+
+def test_exact_search_of_a_parabola():
+    """With a small share of the slope left the minimum is hit, in four evaluations at most."""
+    curves, fn = tensor([0.01, 1.0, 300.0]), lambda z, a: 0.5 * a * (z - 1) ** 2
+    exact = ims.StrongWolfe(curvature=1e-3)
+    end = searched(exact, fn, torch.zeros(3, dtype=F64), [curves], most=4)
+    assert error(end, torch.ones(3, dtype=F64)) < 1e-3
+
+
+HARD_LINES = {
+    "cone": lambda z: -z / (z**2 + 2),
+    "quintic": lambda z: (z + 0.004) ** 5 - 2 * (z + 0.004) ** 4,
+    "kink": lambda z: torch.sqrt(1 + 1e4 * (z - 1) ** 2),
+}
+
+
+@pytest.mark.parametrize("fn", HARD_LINES.values(), ids=HARD_LINES)
+@pytest.mark.parametrize("first", [1e-3, 1e-1, 10.0, 1e3])
+def test_scipy_finds_a_length_too(fn, first):
+    """On the functions that SciPy's search is tested with, from the same starts."""
+    value = lambda x: float(fn(torch.as_tensor(x))[0])
+    slope = lambda z: float(grad(fn)(z.reshape(())))
+    zero = tensor(0.0)
+    theirs = scipy.optimize.line_search(
+        value, lambda x: np.array([slope(torch.from_numpy(x))]), np.zeros(1), np.ones(1), c2=0.1,
+        amax=1e4,
+    )[0]  # fmt: skip
+    end = searched(
+        ims.StrongWolfe(curvature=0.1), fn, zero.reshape(1), first=first / abs(slope(zero))
+    )
+    assert theirs is not None and abs(slope(end)) <= 0.1 * abs(slope(zero))
+    assert float(fn(end)) <= float(fn(zero)) + 1e-4 * slope(zero) * float(end)
+
+
+@searches
+@pytest.mark.parametrize("first", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
+def test_where_the_fall_drowns_in_rounding_slopes_judge(search, first, dtype):
+    """The parabola is lost beside 1e4 with its rounding, its slope is not."""
+    away, scale = [1e-3, 1e-2, -1e-2, 2e-2, -2e-3], 1e-5 if dtype == F64 else 1
+    start, eps = 1 + scale * torch.tensor(away, dtype=dtype), torch.finfo(dtype).eps
+    offset = lambda z: 1e4 * (1 + 3 * eps * torch.sin(1e12 * z).detach())
+    end = searched(search, lambda z: offset(z) + 0.5 * (z - 1) ** 2, start, first=first)
+    assert bool(((end - 1).abs() < 0.95 * (start - 1).abs()).all())
+
+
+NOWHERE = {
+    "linear": lambda z: -z,
+    "parabola": lambda z: -(z**2),
+    "cone": lambda z: -torch.sqrt(1 + z**2),
+    "exponential": lambda z: -torch.exp(z),
+}
+
+
+@pytest.mark.parametrize("fn", NOWHERE.values(), ids=NOWHERE)
+def test_unbounded_line_is_no_step(fn):
+    start = tensor([0.5, 2.0])
+    assert torch.equal(searched(WOLFE, fn, start), start)
+
+
+@searches
+def test_it_comes_back_into_the_domain(search):
+    fn, start = lambda z: z - torch.log(z) + torch.sqrt(3 - z), tensor([0.1, 0.5, 2.5])
+    end = searched(search, fn, start, first=1e3)
+    assert bool((fn(end) < fn(start)).all())
+
+
+@searches
+def test_nan_in_a_lane_leaves_the_others_alone(search):
+    c = tensor([0.0, math.nan])
+    end = searched(search, lambda z, c: (z - 1) ** 2 + c, torch.zeros(2, dtype=F64), [c])
+    assert float(end[1]) == 0 and abs(float(end[0]) - 1) < 1
+
+
+# -- without a minimum ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "solver, most",
+    [
+        (ims.LBFGS(), 600),
+        (ims.NewtonCG(), 1500),
+        (ims.GradientDescent(0.1, line_search=ARMIJO, max_steps=200), math.inf),
+        (ims.GradientDescent(0.1, line_search=WOLFE, max_steps=200), math.inf),
+    ],
+    ids=["LBFGS", "NewtonCG", "armijo", "wolfe"],
+)
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_unbounded_below_is_a_failure(solver, most, name):
+    """Beside a lane with a minimum; in a bounded number of evaluations, with no gradient."""
+    fn, calls = counting(
+        lambda z, t: torch.where(
+            t[0] > 0, UNBOUNDED[name](z, t.abs()), (0.1 * (z - 1) ** 4 + z**2).sum()
+        )
+    )
+    t, start = tensor([[1.0], [-1.0], [0.3]]).requires_grad_(), tensor([0.5, 2.0]).expand(3, 2)
+    sol = vmap(lambda z, t: ims.minimize(fn, z, (t,), solver=solver, on_failure="mask"))(start, t)
+    assert sol.status[1] == Status.CONVERGED
+    assert (sol.status[[0, 2]] > Status.BUDGET).all() and len(calls) < most
+    sol.value.sum().backward()
+    assert torch.equal(t.grad, torch.zeros(3, 1, dtype=F64))
+
+
+@pytest.mark.parametrize("solver", [ims.LBFGS, ims.NewtonCG])
+def test_stationary_start_counts_as_solved(solver):
+    """A saddle and a maximum; the docstring says so."""
+    for fn in (lambda z: z[0] ** 4 - z[0] ** 2 + z[1] ** 2, lambda z: -(z**2).sum()):
+        sol = ims.minimize(fn, torch.zeros(2, dtype=F64), solver=solver())
+        assert int(sol.iterations) == 0 and bool(sol.converged)
+
+
+# -- limited-memory BFGS -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", [ROSENBROCK, ROSENBROCK_10, BEALE, LOGISTIC], ids=str)
+def test_it_takes_no_more_steps_than_scipy(system):
+    fn = lambda z: system.fn(z, tensor(system.theta))
+    theirs = by_scipy(fn, system.start, "L-BFGS-B", gtol=1e-8, ftol=0, maxcor=10)
+    ours = system.solve(ims.LBFGS(atol=1e-8, rtol=0.0))
+    assert int(ours.iterations) <= 1.3 * theirs.nit + 3
+
+
+@pytest.mark.parametrize("memory", [1, 3, 5])
+def test_directions_are_those_of_the_dense_update(memory):
+    """BFGS's inverse Hessian from the last pairs, and ``s.y / y.y`` times the identity."""
+    fn = lambda z: ROSENBROCK_10.fn(z, tensor(ROSENBROCK_10.theta))
+    z = steps_of(fn, tensor(ROSENBROCK_10.start), 7, ims.LBFGS, memory=memory)
+    g = [grad(fn)(v) for v in z]
+    for k in range(1, 7):
+        B = None
+        for i in range(max(0, k - memory), k):
+            s, y = z[i + 1] - z[i], g[i + 1] - g[i]
+            if B is None:
+                newest = z[k] - z[k - 1], g[k] - g[k - 1]
+                B = (newest[0] @ newest[1]) / (newest[1] @ newest[1]) * torch.eye(10, dtype=F64)
+            V = torch.eye(10, dtype=F64) - torch.outer(y, s) / (s @ y)
+            B = V.T @ B @ V + torch.outer(s, s) / (s @ y)
+        step, expected = z[k + 1] - z[k], -B @ g[k]
+        assert error(step / step.norm(), expected / expected.norm()) < 1e-9, k
+
+
+def test_exact_searches_on_a_quadratic_are_conjugate_gradients():
+    """So that n steps end at the minimum, whatever the memory."""
+    d, b = tensor([1.0, 3.0, 7.0, 20.0]), tensor([1.0, -1.0, 2.0, 1.0])
+    fn = lambda z: 0.5 * (d * z**2).sum() - (b * z).sum()
+    exact = ims.StrongWolfe(decrease=1e-9, curvature=1e-7)
+    start = torch.zeros(4, dtype=F64)
+    ours = [steps_of(fn, start, 4, ims.LBFGS, memory=m, line_search=exact) for m in (1, 4)]
+    x, r = np.zeros(4), b.numpy().copy()
+    p = r.copy()
+    for steps in range(1, 5):
+        alpha = (r @ r) / (p @ (d.numpy() * p))
+        x, new = x + alpha * p, r - alpha * d.numpy() * p
+        p, r = new + (new @ new) / (r @ r) * p, new
+        for values in ours:
+            assert error(values[steps], torch.from_numpy(x)) < 1e-5, steps
+
+
+def test_memory_is_bounded_and_more_of_it_takes_fewer_steps():
+    steps = []
+    for memory in (3, 20):
+        with Watch() as watch:
+            sol = ROSENBROCK_10.solve(ims.LBFGS(memory=memory))
+        steps.append(int(sol.iterations))
+        assert steps[-1] > 20 and watch.largest <= memory * 10
+        assert error(sol.value, ROSENBROCK_10.solution) < 1e-9
+    assert steps[1] < steps[0]
+
+
+def test_objective_is_less_after_more_steps():
+    values = [
+        float(ROSENBROCK.fn(ROSENBROCK.solve(ims.LBFGS(rtol=None, max_steps=k)).value,
+                            tensor(ROSENBROCK.theta)))
+        for k in (0, 1, 7)
+    ]  # fmt: skip
+    assert values[0] > values[1] > values[2]
+
+
+def test_a_small_gradient_is_reached_beside_a_large_value():
+    """Differences of the objective are noise near the minimum, and its slopes are not."""
+    fn = lambda z: 1e4 + (torch.cosh(z - 1) * tensor([1.0, 7.0])).sum()
+    sol = ims.minimize(fn, torch.zeros(2, dtype=F64), solver=ims.LBFGS())
+    assert error(sol.value, torch.ones(2, dtype=F64)) < 1e-11
+
+
+@pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
+def test_a_kink_is_no_minimum_that_it_claims(dtype):
+    fn, start = lambda z: (z - 1).abs().sum() + 0.1 * z.sum() ** 2, tensor([0.3, -2.0], dtype)
+    sol = ims.minimize(fn, start, solver=ims.LBFGS(), on_failure="mask")
+    assert int(sol.status) == Status.STALLED and bool(torch.isfinite(sol.value).all())
+
+
+def test_rounding_above_the_tolerance_is_said():
+    """The gradient cannot be computed to 1e-12 beside slopes of 1e8 that cancel."""
+    sol = ims.minimize(
+        lambda z: 1e8 * ((z - math.pi) ** 2).sum() + 1e8 * ((z + math.e) ** 2).sum(),
+        tensor([1.0, 2.0, 0.1]),
+        solver=ims.LBFGS(atol=1e-14, rtol=0.0, max_steps=60),
+        on_failure="mask",
+    )
+    assert error(sol.value, torch.full((3,), (math.pi - math.e) / 2, dtype=F64)) < 1e-10
+    assert bool(sol.converged) == (float(sol.residual) <= 1e-14)
+    assert bool(sol.converged) or int(sol.status) in (Status.STALLED, Status.MAX_STEPS)
+
+
+def test_it_forgets_and_goes_on():
+    """A long first step ends before a wall, too near to it for the direction that it promises."""
+
+    def fn(z):
+        beyond = z - 1e4
+        valley = torch.where(beyond < 1e-7, 2.0**22 * beyond**2 - 0.5 * beyond - 1e4, math.nan)
+        return torch.where(beyond < 0, -z, valley)
+
+    sol = ims.minimize(fn, tensor(0.0), solver=ims.LBFGS(atol=1e-4, rtol=0.0, max_steps=20))
+    assert abs(float(sol.value) - 1e4 - 2.0**-24) < 1e-11
+
+
+def test_it_leaves_a_saddle_that_it_does_not_start_in():
+    fn = lambda z: z[0] ** 4 - z[0] ** 2 + z[1] ** 2
+    sol = ims.minimize(fn, tensor([1e-5, 1.0]), solver=ims.LBFGS())
+    assert error(sol.value, tensor([0.5**0.5, 0.0])) < 1e-10
+
+
+# -- Newton with conjugate gradients -------------------------------------------------------------
+
+SADDLES = {
+    "double-well": lambda z: z[0] ** 4 - z[0] ** 2 + z[1] ** 2,
+    "double-well-flat": lambda z: z[0] ** 4 - 1e-4 * z[0] ** 2 + z[1] ** 2,
+    "double-well-steep": lambda z: 1e3 * (z[0] ** 4 - z[0] ** 2) + z[1] ** 2,
+    "monkey": lambda z: z[0] ** 3 - 3 * z[0] * z[1] ** 2 + (z**2).sum() ** 2,
+    "hill": lambda z: 0.25 * (z**4).sum() - 0.5 * (z**2).sum() + 0.1 * z[0] * z[1],
+}
+
+
+@pytest.mark.parametrize("name", SADDLES)
+@pytest.mark.parametrize("start", [[1e-2, 1.0], [1e-6, 1e-3], [-1e-5, 2e-5]], ids=str)
+def test_a_minimum_is_found_from_beside_a_saddle(name, start):
+    fn = SADDLES[name]
+    sol = ims.minimize(fn, tensor(start), solver=ims.NewtonCG())
+    assert torch.linalg.eigvalsh(hessian(fn)(sol.value)).min() > 0
+    assert int(sol.iterations) < 60
+    # SciPy finds its own minimum, the same or a mirrored one: the values agree
+    theirs = by_scipy(fn, start, "trust-exact", gtol=1e-12)
+    assert abs(float(fn(sol.value)) - theirs.fun) < 1e-9 * max(1, abs(theirs.fun))
+
+
+def test_how_exact_a_step_is_is_a_lanes_own():
+    """Steps of lanes of different gradients, which ask for different accuracies."""
+    d, scales = torch.logspace(0, 2, 12, dtype=F64), tensor([1e-6, 1e2, 1e-3, 1.0, 1e-9])
+    fn = lambda z, a: a * (0.5 * d * z**2 - z).sum()
+    step = lambda a: ims.minimize(
+        fn, torch.zeros(12, dtype=F64), (a,), solver=ims.NewtonCG(rtol=None, max_steps=1)
+    )
+    batch = vmap(step)(scales).value
+    for i, a in enumerate(scales):
+        # conjugate gradients multiply rounding by the condition number, 100
+        assert error(batch[i], step(a).value) < 1e-10
+
+
+@pytest.mark.parametrize("curvature", [1e-3, 1.0, 1e3])
+def test_the_distance_from_a_saddle_doubles(curvature):
+    """Whatever the curvature."""
+    fn = lambda z: curvature * (z[1] ** 2 - z[0] ** 2)
+    for k, z in enumerate(steps_of(fn, tensor([1e-6, 0.0]), 5, ims.NewtonCG)):
+        assert error(z / 1e-6, tensor([2.0**k, 0.0])) < 1e-9
+
+
+def test_a_quadratic_takes_no_more_products_than_unknowns():
+    """One product with the Hessian for each step of conjugate gradients, no more."""
+    d, z0, calls = torch.linspace(1, 9, 8, dtype=F64), torch.zeros(8, dtype=F64), []
+    fn = lambda z: 1e-12 * (0.5 * z @ (torch.diag(d) @ z) - z.sum())
+    for steps in (0, 1):
+        with Watch() as watch:
+            sol = ims.minimize(fn, z0, solver=ims.NewtonCG(rtol=None, max_steps=steps))
+        calls.append(watch.calls["mv"])
+    assert error(sol.value, 1 / d) < 1e-4  # sqrt(|grad|) is the accuracy asked for
+    # a product with the Hessian takes two with the diagonal; value and gradient there take three
+    assert 16 <= calls[1] - calls[0] <= 16 + 5

@@ -1,0 +1,395 @@
+"""What every solver must do, on every system of its row in SOLVERS."""
+
+import itertools
+import math
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.func import jacfwd, jacrev, vmap
+
+import implicit_solvers as ims
+from implicit_solvers import Status
+from implicit_solvers.testing import assert_implicit_gradients
+from tests.solvers.systems import F32, F64, Watch, error, marked, tensor
+from tests.solvers.table import SOLVERS
+
+ONE = (ims.Bisection, ims.Chandrupatla, ims.Steffensen)  # they solve for one unknown
+FAILED = [s for s in Status if s not in (Status.CONVERGED, Status.BUDGET)]
+EQUATIONS = ("root", "fixed_point", "minimize", "least_squares")
+
+
+def over(pick, check=""):
+    """Parametrize by rows and what ``pick`` finds in them, unless the row does ``without``."""
+    pairs = [(row, one) for row in SOLVERS if check not in row.without for one in pick(row)]
+    names = [" ".join(map(str, one)) if isinstance(one, tuple) else one for _, one in pairs]
+    ids = [f"{row}-{name}" for (row, _), name in zip(pairs, names, strict=True)]
+    return pytest.mark.parametrize("row, case", pairs, ids=ids)
+
+
+costly = over(lambda row: row.tried[: row.costly])
+first = over(lambda row: row.tried[:1])
+kinds = over(lambda row: row.kinds if row.main else row.kinds[:1])
+rows = pytest.mark.parametrize("row", SOLVERS, ids=str)
+
+
+def lanes_of(system, count=5, bad=2):
+    """Return starts and parameters of lanes, one of which is NaN."""
+    generator = torch.Generator().manual_seed(0)
+    start, theta = tensor(system.start), tensor(system.theta)
+    thetas = theta * (1 + 0.05 * torch.rand(count, *theta.shape, generator=generator, dtype=F64))
+    thetas[bad] *= math.nan
+    scale = torch.linspace(0.9, 1.1, count, dtype=F64).reshape(count, *(1,) * start.dim())
+    return start * scale, thetas
+
+
+@over(lambda row: [(s, F64) for s in row.tried] + [(s, F32) for s in row.tried[:4]])
+def test_value(row, case):
+    """It is SciPy's, or the known one; nothing is warned of."""
+    case, dtype = case
+    loose = dtype == F32 and case.loose is not None
+    solver = replace(row.solver, atol=case.loose, rtol=0.0) if loose else row.solver
+    sol = case.solve(solver, dtype, on_failure="warn")
+    assert sol.value.dtype == sol.residual.dtype == dtype
+    assert bool(sol.converged) and int(sol.status) == Status.CONVERGED
+    assert error(sol.value, case.solution) < case.accuracy(dtype)
+
+
+@costly
+def test_derivative(row, case):
+    """In both modes it is the implicit function's."""
+    exact = case.derivative
+    for mode in (jacrev, jacfwd):
+        ours = mode(lambda t: case.solve(row.solver, theta=t).value)(tensor(case.theta))
+        # the value's error, times the change of the derivative with the value
+        assert error(ours.reshape(exact.shape), exact) < 100 * case.accuracy(F64)
+
+
+@costly
+def test_lanes_equal_each_alone(row, case):
+    """Under vmap and as native lanes, compacted or not, beside a lane with NaN."""
+    z0, thetas = lanes_of(case)
+
+    def solve(z0, theta, solver=row.solver):
+        return case.solve(solver, z0=z0, theta=theta, on_failure="mask")
+
+    def native(fn, thetas, in_dims):
+        options = {"solver": row.solver, "on_failure": "mask", "batch_dims": 1, "in_dims": in_dims}
+        return getattr(ims, case.kind)(fn, z0, (thetas,), **options)
+
+    static = replace(row.solver, compact=False)
+    batches = [vmap(solve)(z0, thetas), vmap(lambda z, t: solve(z, t, static))(z0, thetas)]
+    if row.main:
+        batches.append(native(lambda z, t: vmap(case.fn)(z, t), thetas, (0,)))
+    if row.main and z0.dim() == 1 and case.kind in ("root", "fixed_point"):
+        batches.append(native(case.fn, thetas.T, None))  # lanes that cannot be selected
+    for i in range(5):
+        alone = solve(z0[i], thetas[i])
+        for batch in batches:
+            expected = Status.NONFINITE if i == 2 else Status.CONVERGED
+            assert int(batch.status[i]) == int(alone.status) == expected, i
+            apart = abs(int(batch.iterations[i]) - int(alone.iterations))
+            assert apart <= 1, (i, apart)
+            # batched kernels round differently; a step more or less is within the tolerance
+            bound = 1e-10 if apart == 0 else case.accuracy(F64)
+            assert error(batch.value[i], alone.value) < max(bound, 1e-10), i
+
+
+def growing(z, slope, w):
+    """The map has no fixed point where ``slope`` is 1, not even one by rounding."""
+    return slope * z + (slope == 1) * 0.5 * z.abs() + w * (1 + 0.1 * torch.sin(z) ** 2)
+
+
+GROWING = {
+    "root": lambda z, slope, w: z - growing(z, slope, w),
+    "fixed_point": growing,
+    "minimize": lambda z, slope, w: (0.5 * (1 - slope) * z**2 - w * (z - 0.1 * torch.cos(z))).sum(),
+    "least_squares": lambda z, slope, w: torch.cat(
+        [2 * (z - growing(z, slope, w)), 0.1 * z / slope]
+    ),
+}
+
+
+@over(lambda row: row.kinds if row.main else row.kinds[:1], "bad")
+def test_bad_lanes_leave_no_trace(row, case):
+    """Lanes with NaN, and without a solution, fail, and leave nothing in a shared gradient."""
+    slopes = tensor([0.3, math.nan, 0.0 if case == "least_squares" else 1.0, 0.5])
+    most = 100 if case in ("root", "fixed_point") else 400
+    solver, w = replace(row.solver, max_steps=most), tensor(0.7).requires_grad_()
+
+    def solve(slope, w, on_failure="raise"):
+        z0 = torch.full((1 if type(solver) in ONE else 2,), 0.5, dtype=F64)
+        options = {"solver": solver, "on_failure": on_failure}
+        return getattr(ims, case)(GROWING[case], z0, (slope, w), **options)
+
+    batch = vmap(lambda s: solve(s, w, "mask"))(slopes)
+    assert batch.converged.tolist() == [True, False, False, True]
+    assert int(batch.status[1]) == Status.NONFINITE and int(batch.status[2]) in FAILED
+    assert bool(torch.isfinite(batch.value[2]).all())
+    (ours,) = torch.autograd.grad(batch.value.sum(), w)
+    good = sum(solve(slopes[i], w).value.sum() for i in (0, 3))
+    (exact,) = torch.autograd.grad(good, w)
+    assert error(batch.value[[0, 3]].sum(), good) < 1e-9 and error(ours, exact) < 1e-9
+
+
+@over(lambda row: row.tried[:2], "budget")
+def test_budget(row, case):
+    """As many steps as asked for, whatever comes of them; at the solution they stay there."""
+
+    def solve(steps, z0=None):
+        return case.solve(replace(row.solver, rtol=None, max_steps=steps), z0=z0)
+
+    sol = solve(3)
+    assert int(sol.iterations) == 3 and int(sol.status) == Status.BUDGET
+    assert not bool(sol.converged)
+    none = solve(0)
+    assert int(none.iterations) == 0 and torch.equal(none.value, tensor(case.start))
+    sol = solve(12, case.solution)
+    assert int(sol.iterations) == 12 and int(sol.status) == Status.BUDGET
+    assert error(sol.value, case.solution) < 1e-7  # steps down are judged to sqrt(eps) only
+    if not row.memory:
+        z = tensor(case.start)
+        for _ in range(3):
+            z = solve(1, z).value
+        assert error(solve(3).value, z) < 1e-12
+
+
+@first
+def test_too_few_steps(row, case):
+    solver = replace(row.solver, max_steps=1)
+    with pytest.raises(ims.ConvergenceError, match="MAX_STEPS"):
+        case.solve(solver)
+    with pytest.warns(ims.ConvergenceWarning, match="MAX_STEPS"):
+        warned = case.solve(solver, on_failure="warn")
+    for sol in (warned, case.solve(solver, on_failure="mask")):
+        assert int(sol.status) == Status.MAX_STEPS and int(sol.iterations) == 1
+        assert not bool(sol.converged) and bool(torch.isfinite(sol.value).all())
+
+
+@over(lambda row: row.tried[:2], "start")
+def test_start_that_is_the_solution(row, case):
+    """No step is made, and the start is returned as it is."""
+    z = case.solve(row.solver).value
+    again = case.solve(row.solver, z0=z)
+    assert int(again.iterations) == 0 and bool(again.converged) and torch.equal(again.value, z)
+
+
+NOT_FINITE = {
+    "root": lambda z: torch.log(z) + 0.5 * (z - 1),
+    "fixed_point": lambda z: 1 + 0.5 * torch.log(z),
+    "minimize": lambda z: (torch.log(z) ** 2 + 0.1 * (z - 1) ** 2).sum(),
+    "least_squares": lambda z: torch.cat([torch.log(z), 0.3 * (z - 1)]),
+}
+
+
+@kinds
+def test_start_where_the_function_is_not_finite(row, case):
+    z0 = tensor([[2.0], [-1.0], [math.nan], [math.inf]])
+    solve = getattr(ims, case)
+    sol = vmap(lambda z: solve(NOT_FINITE[case], z, solver=row.solver, on_failure="mask"))(z0)
+    assert sol.status.tolist() == [Status.CONVERGED, *[Status.NONFINITE] * 3]
+    assert sol.iterations[1:].tolist() == [0, 0, 0]
+    # the gradient of the objective falls below the tolerance, the value is as near
+    assert error(sol.value[0], tensor([1.0])) < 1e-10 and float(sol.value[1]) == -1
+
+
+NO_SOLUTION = {
+    "root": lambda z: z**2 + 1,
+    "fixed_point": lambda z: z + 1 + 0.5 * z.abs() + 0.1 * torch.cos(z),
+    "minimize": lambda z: (0.1 * torch.sin(z) - z).sum(),
+}
+
+
+@over(lambda row: [kind for kind in row.kinds if kind in NO_SOLUTION])
+def test_equation_without_a_solution_fails_honestly(row, case):
+    z0 = tensor([1.3] if type(row.solver) in ONE else [1.3, 0.7])
+    solver = replace(row.solver, max_steps=60)
+    sol = getattr(ims, case)(NO_SOLUTION[case], z0, solver=solver, on_failure="mask")
+    assert int(sol.status) in FAILED and not bool(sol.converged)
+    assert float(sol.residual) >= 0.9 - 1e-12 or int(sol.status) == Status.BRACKET
+
+
+@over(lambda row: [s for s in row.tried if row.main and tensor(s.start).dim() == 1][:1], "tree")
+def test_unknown_may_be_a_tree(row, case):
+    z0 = tensor(case.start)
+
+    def fn(z, t):
+        out = case.fn(torch.cat([z["a"], z["b"].reshape(-1)]), t)
+        return {"a": out[:1], "b": out[1:].reshape(1, -1)} if out.shape == z0.shape else out
+
+    start = {"a": z0[:1], "b": z0[1:].reshape(1, -1)}
+    sol = getattr(ims, case.kind)(fn, start, (tensor(case.theta),), solver=row.solver)
+    plain = case.solve(row.solver)
+    assert int(sol.iterations) == int(plain.iterations) and sol.value["b"].shape[0] == 1
+    assert error(torch.cat([sol.value["a"], sol.value["b"][0]]), plain.value) < 1e-10
+
+
+@pytest.mark.parametrize("row", [row for row in SOLVERS if row.order], ids=str)
+def test_order_of_convergence(row):
+    """``e_k+1 / e_k`` is constant, falls, or is at most some multiple of ``e_k``."""
+    case, errors = row.systems[0], []
+    for steps in range(1, 40):
+        value = case.solve(replace(row.solver, rtol=None, max_steps=steps)).value
+        errors.append(float((value - case.solution).norm()))
+        if errors[-1] < 1e-13:
+            break
+    # neither far away nor lost in rounding
+    pairs = [(a, b) for a, b in itertools.pairwise(errors) if a < 0.3 and b > 1e-14]
+    ratios = [b / a for a, b in pairs]
+    assert len(pairs) > 1
+    if row.order == 1:
+        assert max(ratios[-5:]) < 1 and max(ratios[-5:]) < 1.5 * min(ratios[-5:])
+    elif row.order == 2:
+        assert all(b <= 20 * a**2 + 1e-14 for a, b in pairs)
+    else:
+        assert ratios[-1] < 0.3 * max(ratios)
+
+
+# -- what a lane costs, and what judges it -------------------------------------------------------
+
+STRAGGLERS = {
+    "FixedPointIteration": ("fixed_point", lambda z, a: a * z + 1, 0.91),
+    "GradientDescent": ("minimize", lambda z, a: (0.5 * (1 - a) * z**2 - z) / 0.15, 0.91),
+    "Newton": ("root", lambda z, a: torch.where(a > 0.5, (z - 1) ** 3, 2 * z - 2), 0.9),
+}
+
+
+@pytest.mark.parametrize("way", ["vmap", "in_dims"])
+@pytest.mark.parametrize("name", STRAGGLERS)
+def test_straggler_does_not_cost_full_batch_steps(name, way):
+    """One lane of 2,048 takes many times the steps, and the others do not wait for it."""
+    (kind, fn, slow), solver = STRAGGLERS[name], next(r.solver for r in SOLVERS if r.name == name)
+    parameters, start = torch.full((2048,), 0.3, dtype=F64), torch.full((2048,), 3.0, dtype=F64)
+    parameters[777] = slow
+
+    def solve(z, a, **options):
+        with Watch() as watch:
+            sol = getattr(ims, kind)(marked(fn), z, (a,), solver=solver, **options)
+        return sol, watch.numbers["erfc"]
+
+    if way == "vmap":
+        with Watch() as watch:
+            sol = vmap(lambda z, a: getattr(ims, kind)(marked(fn), z, (a,), solver=solver))(
+                start, parameters
+            )
+        batched = watch.numbers["erfc"]
+    else:
+        sol, batched = solve(start, parameters, batch_dims=1, in_dims=(0,))
+    (quick, few), (alone, many) = (solve(start[i], parameters[i]) for i in (0, 777))
+    assert int(alone.iterations) >= 10 * int(quick.iterations)
+    steps = 2047 * (int(quick.iterations) + 1) + int(alone.iterations) + 1
+    assert int(sol.iterations.sum()) <= 1.01 * steps and bool(sol.converged.all())
+    assert batched <= 1.3 * (2047 * few + many)
+
+
+def test_norm_is_the_one_that_judges():
+    """The largest entry instead of the root mean square."""
+    z0 = torch.full((100,), 0.5, dtype=F64)
+    z0[0] = 10.0
+    largest = {"norm": lambda lanes: lanes.abs().amax(-1), "atol": 1e-3, "rtol": 0.0}
+    sol = ims.fixed_point(lambda z: 0.5 * z, z0, solver=ims.FixedPointIteration(**largest))
+    assert torch.allclose(sol.residual, 0.5 * sol.value.abs().max(), rtol=1e-12)
+    assert int(sol.iterations) == math.ceil(math.log2(5 / 1e-3))
+
+
+# -- small equations for the library's own check -------------------------------------------------
+
+A = tensor([0.7, -0.4])
+MIX = tensor([[0.2, -0.1], [0.3, 0.1]])
+SMALL = {
+    "root": lambda z, a: z + 0.5 * torch.tanh(MIX @ z) * a[0] - a,
+    "fixed_point": lambda z, a: torch.tanh(MIX @ z * a[0] + a),
+    "minimize": lambda z, a: (
+        0.25 * (z**4).sum() + (1 + a[0] ** 2) * (z**2).sum() + torch.sin(z.sum()) - (z * a).sum()
+    ),
+    "least_squares": lambda z, a: torch.cat(
+        [SMALL["root"](z, a), 0.3 * (z.sum(-1, keepdim=True) - a[1])]
+    ),
+}
+SCALAR = {
+    "root": lambda z, a: z + 0.3 * torch.sin(z) * a[0] - a[1],
+    "fixed_point": lambda z, a: 0.4 * torch.cos(z) * a[0] + a[1],
+}
+
+
+def thoroughly(row):
+    """Return kinds to check every derivative of; variants differ in the factors they hand over."""
+    if not row.main:
+        return row.kinds[:1] if row.name.startswith("Newton-") and row.costly > 1 else []
+    return row.kinds[:1] if row.kinds[0] == "minimize" else row.kinds[:2]
+
+
+@over(thoroughly)
+def test_gradients(row, case):
+    """Every derivative, of second order and in batches too, by the library's own check."""
+    one = type(row.solver) in ONE
+    fn, z0 = (SCALAR, tensor(0.1)) if one else (SMALL, tensor([0.1, -0.2]))
+    assert_implicit_gradients(fn[case], z0, (A,), kind=case, solver=row.solver)
+
+
+@pytest.mark.parametrize(
+    "kind, adjoint",
+    [
+        ("root", ims.ImplicitAdjoint(ims.GMRES())),
+        ("fixed_point", ims.ImplicitAdjoint(ims.Neumann(max_steps=500))),
+        ("minimize", ims.ImplicitAdjoint(ims.CG())),
+        ("minimize", ims.ImplicitAdjoint(ims.Cholesky())),
+        ("least_squares", ims.ImplicitAdjoint(ims.CG(), preconditioner=ims.Jacobi())),
+    ],
+    ids=lambda v: v if isinstance(v, str) else type(v.linear_solver).__name__,
+)
+def test_adjoints(kind, adjoint):
+    z0 = tensor([0.1, -0.2])
+    assert_implicit_gradients(SMALL[kind], z0, (A,), kind=kind, adjoint=adjoint)
+
+
+# -- solvers as values ---------------------------------------------------------------------------
+
+VALUES = [row.solver for row in SOLVERS if row.name != "own"] + [
+    *(ims.LU(), ims.Cholesky(), ims.Diagonal(), ims.CG(), ims.CG(rtol=None), ims.GMRES()),
+    *(ims.Neumann(), ims.Jacobi(), ims.ImplicitAdjoint(), ims.ImplicitAdjoint(ims.CG(1e-3))),
+]
+
+
+@pytest.mark.parametrize("solver", VALUES, ids=lambda solver: type(solver).__name__)
+def test_solver_is_a_value(solver):
+    copy = pickle.loads(pickle.dumps(solver))
+    assert copy == solver and hash(copy) == hash(solver)
+    assert [other == solver for other in VALUES].count(True) == 1
+    assert len({solver, copy, *VALUES}) == len(VALUES)
+    with pytest.raises((AttributeError, TypeError)):
+        solver.rtol = 1.0
+    for row in SOLVERS:
+        if row.main and row.solver is solver:
+            case = row.systems[0]
+            assert torch.equal(case.solve(copy).value, case.solve(solver).value)
+
+
+def test_every_solver_has_a_row():
+    tested = {type(row.solver).__name__ for row in SOLVERS} - {"HeavyBall"}
+    assert tested == {name for name in ims.__all__ if hasattr(getattr(ims, name), "solves")}
+
+
+SMALLEST = {
+    kind: next(s for r in SOLVERS for s in r.systems if s.kind == kind) for kind in EQUATIONS
+}
+
+
+@pytest.mark.parametrize("kind", EQUATIONS)
+@rows
+def test_equations_of_another_kind_are_refused(row, kind):
+    if kind in {k for r in SOLVERS if type(r.solver) is type(row.solver) for k in r.kinds}:
+        return
+    with pytest.raises(ValueError, match=f"solver={type(row.solver).__name__}.*{kind}"):
+        SMALLEST[kind].solve(row.solver)
+
+
+@pytest.mark.parametrize(
+    "solver", [ims.Newton, "newton", ims.LU(), ims.CG(), torch.optim.SGD],
+    ids=["class", "name", "linear", "krylov", "torch"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", EQUATIONS)
+def test_what_is_no_solver_is_refused(kind, solver):
+    with pytest.raises((TypeError, ValueError), match="solver"):
+        SMALLEST[kind].solve(solver)
