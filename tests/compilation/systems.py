@@ -115,22 +115,19 @@ def levels(lanes):
     return spread(sizes(lanes, 0.5, 2)), torch.tensor(0.5, dtype=torch.float64)
 
 
+def ones(y):
+    return torch.ones_like(y[..., :2])
+
+
+BY_PRODUCTS = functools.partial(ims.least_squares, gauss_newton=True)
 SYSTEMS = {
     "root": System(ims.root, steep, torch.zeros_like, near),
     "far root": System(ims.root, steep, torch.zeros_like, far),
     "fixed point": System(ims.fixed_point, contraction, torch.zeros_like, near),
     "valley": System(ims.minimize, with_hard_lanes(valley), torch.zeros_like, points),
     "bowl": System(ims.minimize, with_hard_lanes(bowl), torch.zeros_like, points),
-    "fit": System(
-        ims.least_squares, decay, lambda y: torch.ones_like(y[..., :2]), curves, bad=(2,)
-    ),
-    "fit, Gauss-Newton": System(
-        functools.partial(ims.least_squares, gauss_newton=True),
-        decay,
-        lambda y: torch.ones_like(y[..., :2]),
-        curves,
-        bad=(2,),
-    ),
+    "fit": System(ims.least_squares, decay, ones, curves, bad=(2,)),
+    "fit, Gauss-Newton": System(BY_PRODUCTS, decay, ones, curves, bad=(2,)),
     "one unknown": System(ims.root, hill, torch.ones_like, levels),
 }
 

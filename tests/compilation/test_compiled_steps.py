@@ -163,7 +163,7 @@ def test_transforms(kind, graphs):
         return getattr(torch.func, kind)(lambda x: loss(x, compiled))(X[:2])
 
     torch.testing.assert_close(run(True), run(False))
-    assert graphs() >= 1
+    assert graphs() >= (kind != "captured")
 
 
 @pytest.mark.parametrize("adjoint", [ims.OneStepAdjoint(), ims.UnrolledAdjoint()])
