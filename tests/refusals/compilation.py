@@ -85,7 +85,7 @@ TRACED = [
     ("torch.func.vmap(root)", "use batch_dims"),
     ("one_residual", "GaussNewton() needs at least as many residuals"),
     ("lambda x: fixed(x, Branching())", "Branching"),
-    ("lambda x: root(x, solver=steffensen)", "2 unknowns"),
+    ("lambda x: root(x, solver=steffensen)", "is for one unknown"),
     ("lambda x: root(x, solver=bisection)", "2 unknowns"),
     ("lambda x: root(x, solver=chandrupatla)", "2 unknowns"),
 ]
