@@ -1,5 +1,6 @@
 # Two commands do everything: `make demo` and `make test`. Each makes .venv if it is missing and installs what
-# it needs; a stamp in .venv keeps that from being repeated. `make help` lists the rest.
+# it needs; a stamp in .venv keeps that from being repeated. `make help` lists the rest. The documentation and the
+# tools of developers have environments of their own, so that each extra is known to suffice.
 #
 #   PYTHON=python3.12 make test        another interpreter (only used to create .venv)
 #   make test PYTEST_ARGS="-k kepler"  arguments passed on to pytest
@@ -19,7 +20,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-nightly test-oldest test-newest bench bench-env bench-docs
+.PHONY: help demo test test-core test-nightly test-oldest test-newest bench bench-env bench-docs
 .PHONY: lint format docs docs-test docs-serve wheel-test clean distclean
 
 help: ## list the targets
@@ -27,10 +28,11 @@ help: ## list the targets
 
 # ---- Environments ------------------------------------------------------------------------------------------
 
+EXTRA_ENVS = .venv-docs .venv-dev
 BENCH_ENVS = $(addprefix .venv-bench/,peers tfp qpth cvxpylayers)
 
 # pip is what venv writes last, so that an interrupted creation is repeated.
-$(VENV)/bin/pip .venv-oldest/bin/pip .venv-newest/bin/pip $(BENCH_ENVS:%=%/bin/pip): %/bin/pip:
+$(VENV)/bin/pip $(EXTRA_ENVS:%=%/bin/pip) .venv-oldest/bin/pip .venv-newest/bin/pip $(BENCH_ENVS:%=%/bin/pip): %/bin/pip:
 	@command -v "$(PYTHON)" >/dev/null || { \
 		echo "error: '$(PYTHON)' not found; name a Python >= 3.11: PYTHON=python3.11 make ..." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -41,6 +43,11 @@ $(VENV)/bin/pip .venv-oldest/bin/pip .venv-newest/bin/pip $(BENCH_ENVS:%=%/bin/p
 # .venv/.installed-EXTRA: the package, editable, with that extra.
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/pip
 	$(PIP) install --quiet -e '.[$*]'
+	@touch $@
+
+# .venv-EXTRA: the same, and nothing else.
+$(EXTRA_ENVS:%=%/.installed): .venv-%/.installed: pyproject.toml | .venv-%/bin/pip
+	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet -e '.[$*]'
 	@touch $@
 
 .venv-oldest/.installed: pyproject.toml | .venv-oldest/bin/pip
@@ -73,10 +80,13 @@ demo: $(VENV)/.installed-problems ## set up, then run the demonstration
 # ---- Tests -------------------------------------------------------------------------------------------------
 
 # One thread per process: two torch processes with default threads are 20 to 80 times slower.
-test test-nightly test-oldest test-newest: export OMP_NUM_THREADS = 1
+test test-core test-nightly test-oldest test-newest: export OMP_NUM_THREADS = 1
 
 test: $(VENV)/.installed-test ## set up, then run the tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+test-core: $(VENV)/.installed-test ## what a change of the solvers' loop must run first (a minute)
+	$(BIN)/python -m pytest -n $(JOBS) -m "core and not nightly" $(PYTEST_ARGS)
 
 test-nightly: export HYPOTHESIS_PROFILE = nightly
 test-nightly: $(VENV)/.installed-test ## everything: the tests marked nightly too, and many more drawn problems
@@ -104,45 +114,33 @@ bench-docs: $(VENV)/.installed-test ## write the tables and charts of docs/bench
 
 # ---- For developers ----------------------------------------------------------------------------------------
 
-lint: $(VENV)/.installed-dev ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+lint: .venv-dev/.installed ## ruff and mypy
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/ruff format --check .
+	.venv-dev/bin/mypy
 
-format: $(VENV)/.installed-dev ## ruff: fix and format
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+format: .venv-dev/.installed ## ruff: fix and format
+	.venv-dev/bin/ruff check --fix .
+	.venv-dev/bin/ruff format .
 
 # -E: an incremental build would not repeat the warnings of the pages that it does not read again.
-docs: $(VENV)/.installed-docs ## the documentation, to docs/_build/html; a warning is an error
-	$(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
+docs: .venv-docs/.installed ## the documentation, to docs/_build/html; a warning is an error
+	.venv-docs/bin/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
 	@! grep -rnoE '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//[^"]*"' docs/_build/html --include='*.html' \
 		|| { echo "error: the pages above load something from the network" >&2; exit 1; }
 
 docs-test: docs ## then open every page in a browser (Chromium), wide and narrow
-	$(BIN)/python -m pytest -q -m site tests/test_site.py
+	.venv-docs/bin/python -m pytest -q -m site tests/test_site.py
 
 docs-serve: docs ## the documentation, on http://127.0.0.1:8000 (PORT=...)
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
+	.venv-docs/bin/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
 
-# The wheel as a user gets it: without extras, outside the checkout.
-wheel-test: $(VENV)/.installed-dev ## build the wheel and try it in a clean environment
-	@set -eu; root=$$(pwd); work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
-	$(BIN)/python -m build --outdir "$$work/dist" . >"$$work/build.log" 2>&1 || { cat "$$work/build.log"; exit 1; }; \
-	packages=$$(find implicit_solvers problems -name __init__.py | sed -e 's#/__init__.py$$##' -e 's#^problems#implicit_solvers/problems#' | tr / . | sort -u); \
-	$(BIN)/python -m venv "$$work/env"; \
-	cd "$$work"; \
-	env/bin/python -m pip --disable-pip-version-check install --quiet dist/*.whl; \
-	env/bin/python -c 'import sys, importlib.util as u; lost = [n for n in sys.argv[1:] if u.find_spec(n) is None]; sys.exit(f"not in the wheel (add to packages in pyproject.toml): {lost}" if lost else 0)' $$packages; \
-	env/bin/python -c 'import implicit_solvers.problems.imaml as m, sys; assert m.__file__.startswith(sys.prefix), m.__file__; print("imported", m.__file__)'; \
-	env/bin/python -c 'import importlib.resources as r; assert r.files("implicit_solvers").joinpath("py.typed").is_file(), "py.typed is not in the wheel"'; \
-	env/bin/implicit-solvers --help; \
-	if env/bin/python -c 'import problems' 2>/dev/null; then echo "error: the wheel installs a top-level package called problems" >&2; exit 1; fi; \
-	echo "wheel-test passed: $$(cd dist && ls *.whl)"
+wheel-test: .venv-dev/.installed ## build the wheel and try it in clean environments: without extras, and with each
+	.ci/wheel-test .venv-dev/bin/python
 
 clean: ## remove what was built and cached (environments and runs/ stay)
 	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	find implicit_solvers problems tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environments too
-	rm -rf .venv .venv-oldest .venv-newest .venv-bench *.egg-info
+	rm -rf .venv $(EXTRA_ENVS) .venv-oldest .venv-newest .venv-bench *.egg-info

@@ -1,6 +1,7 @@
 """Threads, hypothesis profiles, and what every test may ask for."""
 
 import os
+from pathlib import Path
 
 # Before torch is imported: two torch processes with default threads are 20 to 80 times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,7 +25,59 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error::implicit_solvers.ConvergenceWarning")
 
 
+ROOT = Path(__file__).parent.parent
+# What a change of the solvers' loop must run first (`make test-core`): files or folders, and
+# fragments of the names of their tests; None is all of them. Nothing else is marked `core`.
+CORE = {
+    # every word of derivatives up to the second order, of three problems
+    "tests/test_compositions.py": ("-root-vector]", "-minimize-dict]", "-linear_solve-scalar]"),
+    "tests/test_captured_tensors.py": (
+        "autograd",
+        "test_transforms",
+        "error",
+        "replaced",
+        "module",
+    ),
+    "tests/test_lanes.py": (
+        "test_a_batch_is_the_loop_over_its_lanes",
+        "test_mask_is_the_value",
+        "test_every_lane_bad",
+        "test_raise",
+        "test_backward_warns",
+        "test_three_levels",
+    ),
+    "tests/test_masked_mode.py": None,
+    "tests/test_wrong_answers.py": None,
+    "tests/solvers/test_every_solver.py": None,
+    "tests/linear/test_linear_solve.py": (
+        "test_lanes_end",
+        "test_failure_is_reported",
+        "test_budget",
+    ),
+    "tests/linear/test_krylov.py": None,
+}
+
+
+def pytest_ignore_collect(collection_path, config):
+    # importing the other files takes longer than these tests
+    if config.option.markexpr.startswith("core") and collection_path.name.startswith("test_"):
+        return None if any(collection_path.is_relative_to(ROOT / path) for path in CORE) else True
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
+    gone = [path for path in CORE if not (ROOT / path).exists()]
+    if gone:
+        raise pytest.UsageError(
+            f"CORE in tests/conftest.py names {', '.join(gone)}: put there what took its place"
+        )
+    for item in items:
+        for path, names in CORE.items():
+            if item.path.is_relative_to(ROOT / path) and (
+                names is None or any(name in item.name for name in names)
+            ):
+                item.add_marker("core")
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="no CUDA device")
         for item in items:

@@ -1,20 +1,23 @@
-"""Compiled functions are forgotten between tests; old versions of torch compile none."""
-
-import functools
-import weakref
+"""Graphs are traced and counted without a C++ compiler; old versions of torch compile none."""
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
-from implicit_solvers import compiled_step
-from implicit_solvers.graph_break import COMPILES
+from .comparison import COMPILES
 
 COMPILE = torch.compile
+ANY_TORCH = ("test_check_every.py", "test_old_torch.py")
+
+
+def traced(*args, backend="eager", **options):
+    return COMPILE(*args, backend=backend, **options)
 
 
 @pytest.fixture(autouse=True)
-def _forget():
+def _traced_only(request, monkeypatch):
+    """Let "eager" be the backend where none is named; forget what was compiled."""
+    if "default_backend" not in request.keywords:
+        monkeypatch.setattr(torch, "compile", traced)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -23,21 +26,11 @@ def _forget():
 
 
 @pytest.fixture
-def steps_compiled_by(monkeypatch):
-    """Return a function that chooses the backend of ``compile=True``; what was compiled is gone."""
-    monkeypatch.setattr(compiled_step, "_STEPS", weakref.WeakKeyDictionary())
+def graphs():
+    """Return a function that counts the graphs compiled since the test began."""
+    counters = torch._dynamo.utils.counters
     counters.clear()
-
-    def choose(backend):
-        monkeypatch.setattr(torch, "compile", functools.partial(COMPILE, backend=backend))
-
-    return choose
-
-
-@pytest.fixture
-def traced_only(steps_compiled_by):
-    """Trace and count as torch.compile does, without waiting for a C++ compiler."""
-    steps_compiled_by("eager")
+    return lambda: counters["stats"]["unique_graphs"]
 
 
 def pytest_collection_modifyitems(items):
@@ -45,8 +38,5 @@ def pytest_collection_modifyitems(items):
         return
     skip = pytest.mark.skip(reason="needs torch 2.13 or later")
     for item in items:
-        if item.path.parent.name == "compilation" and item.path.stem not in ANY_TORCH:
+        if item.path.parent.name == "compilation" and item.path.name not in ANY_TORCH:
             item.add_marker(skip)
-
-
-ANY_TORCH = ("test_check_every", "test_old_torch")
