@@ -357,14 +357,16 @@ def recorded_if_asked(rule: Callable[..., Any]) -> Any:
 
     @functools.wraps(rule)
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        if torch.is_grad_enabled() and not transforms_active():
-            tensors = live(*cotangents, *ctx.saved_tensors)
-            if not any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
-                with torch.no_grad():
-                    return rule(ctx, *cotangents)
-        return rule(ctx, *cotangents)
+        with _recording_for(live(*cotangents, *ctx.saved_tensors)):
+            return rule(ctx, *cotangents)
 
     return staticmethod(backward)
+
+
+def _recording_for(tensors: Sequence[Any]) -> Any:
+    """Return a context in which gradients are recorded if any of ``tensors`` asks for it."""
+    asked = transforms_active() or any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    return contextlib.nullcontext() if asked else torch.no_grad()
 
 
 def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) -> Any:
@@ -380,7 +382,8 @@ def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) 
     def jvp(ctx: Any, *tangents: Any) -> Any:
         saved, spec = ctx.saved_tensors, ctx.spec
         if peek_interpreter_stack() is None:
-            return rule(spec, saved, tangents)
+            with _recording_for((*saved, *tangents)):
+                return rule(spec, saved, tangents)
         interpreter = retrieve_current_functorch_interpreter()
         if interpreter.key() != TransformType.Jvp:
             raise RuntimeError(f"a jvp rule was reached at a {interpreter.key()} level")
@@ -390,7 +393,8 @@ def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) 
         )
         # lower() alone restores the modes that held outside this level, forward mode off included
         with torch.enable_grad(), _set_fwd_grad_enabled(True), interpreter.lower():
-            out = rule(spec, saved, tangents)
+            with _recording_for((*saved, *tangents)):
+                out = rule(spec, saved, tangents)
         return tree_map_only(torch.Tensor, lambda t: _wrap_for_grad(t, level), out)
 
     return staticmethod(jvp)
