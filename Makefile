@@ -5,6 +5,7 @@
 #   PYTHON=python3.12 make test        another interpreter (only used to create .venv)
 #   make test PYTEST_ARGS="-k kepler"  arguments passed on to pytest
 #   make test JOBS=8                   parallel test processes (default 2)
+#   make faults FAULTS="masking"       some of the injected faults
 #   make bench TASKS="newton cg"       some of the benchmarks; BENCH_ARGS=--quick for a look at each
 
 PYTHON ?= python3
@@ -12,6 +13,7 @@ VENV ?= .venv
 JOBS ?= 2
 PYTEST_ARGS ?=
 PORT ?= 8000
+FAULTS ?=
 TASKS ?=
 BENCH_ARGS ?=
 
@@ -20,7 +22,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-core test-nightly test-oldest test-newest bench bench-env bench-docs
+.PHONY: help demo test test-core test-nightly test-oldest test-newest faults bench bench-env bench-docs
 .PHONY: lint format docs docs-test docs-serve wheel-test clean distclean
 
 help: ## list the targets
@@ -101,6 +103,9 @@ test-newest: .venv-newest/bin/pip ## the tests on the newest torch (upgraded at 
 	.venv-newest/bin/python -m pip --disable-pip-version-check install --quiet --upgrade torch
 	.venv-newest/bin/python -c 'import torch; print("torch", torch.__version__)'
 	.venv-newest/bin/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+faults: $(VENV)/.installed-test ## put faults into the core, one by one: a test must fail for each
+	$(BIN)/python tests/fault_injection.py --jobs $(JOBS) $(if $(FAULTS),--only "$(FAULTS)")
 
 # ---- Benchmarks --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,295 @@
+"""Put faults into the core, one line each, and see that a test fails for each.
+
+    python tests/fault_injection.py [--only WORDS] [--core] [--jobs N] [--limit SECONDS]
+
+A fault is named by its function, so that the table can be carried over when the core is rewritten:
+what is not there any more is an error, as is a fault that no test sees.
+"""
+
+import argparse
+import ast
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+# module, function: what goes wrong / the line before >>> and after / the quickest tests that see it
+TABLE = """
+differentiate Attach.backward: the sign of a gradient in plain autograd
+    (None, None, None, -w, >>> (None, None, None, w,
+    test_wrong_answers.py::test_01_gradient_of_a_0d_unknown
+differentiate Attach.backward: the sign of a gradient under transforms
+    [1](-w) >>> [1](w)
+    test_wrong_answers.py::test_01_gradient_of_a_0d_unknown
+differentiate Attach.backward: the sign of a gradient where a lane failed
+    (z, -w, *theta) >>> (z, w, *theta)
+    test_wrong_answers.py::test_12_a_nan_lane_spoils_no_other
+differentiate Attach.backward: a graph of first order serves a second derivative
+    first = value is not None and not torch.is_grad_enabled() >>> first = value is not None
+    trust/test_faults.py::test_derivatives_of_each_order_where_the_slope_depends_on_the_solution
+differentiate Attach.backward: a lane whose adjoint failed is kept
+    keep = ~(bad | also_bad) >>> keep = ~bad
+    trust/test_faults.py::test_an_adjoint_that_failed_is_left_out_of_what_lanes_share
+differentiate Attach.jvp: the sign of a tangent
+    rhs = -pushforward >>> rhs = pushforward
+    trust/test_faults.py::test_derivatives_of_each_order_where_the_slope_depends_on_the_solution
+differentiate AttachSpec.linear: the adjoint is not transposed
+    transposed=transposed and >>> transposed=False and
+    test_wrong_answers.py::test_02_coupled_tuple_keeps_the_off_diagonal_blocks
+differentiate AttachSpec.linear: stale factors are taken for exact ones
+    exact=False >>> exact=True
+    trust/test_faults.py::test_a_jacobian_after_a_loose_solve_is_that_at_the_solution
+differentiate AttachSpec.linear: forward mode writes where backward solves start
+    self.adjoint_start if transposed else None >>> self.adjoint_start
+    trust/test_faults.py::test_forward_mode_leaves_the_start_of_backward_solves_alone
+linear.lane_solve _refine: stale factors are accepted at the first step
+    goal = 4 * >>> goal = 1e15 *
+    trust/test_faults.py::test_a_jacobian_after_a_loose_solve_is_that_at_the_solution
+linear.lane_solve _refine: stale factors that gain too little are accepted
+    return x, ~slow & (error <= goal), steps, error >>> return x, size == size, steps, error
+    trust/test_faults.py::test_a_jacobian_after_a_loose_solve_is_that_at_the_solution
+linear.lane_solve solve_in_lanes: the adjoint's failure is ignored
+    enforce(spec.on_failure, >>> enforce("warn" if spec.adjoint else spec.on_failure,
+    trust/test_faults.py::test_an_adjoint_that_failed_is_held_to_the_policy
+linear.lane_solve solve_in_lanes: an adjoint that failed is kept under "mask"
+    if spec.adjoint and spec.masked: >>> if spec.adjoint and not spec.masked:
+    trust/test_faults.py::test_an_adjoint_that_failed_is_held_to_the_policy
+linear.lane_solve solve_in_lanes: pivots that look regular are believed
+    eps ** 0.25 * rms(flat) >>> eps ** -1 * rms(flat)
+    test_properties.py::test_a_direct_solve_with_a_large_residual_is_flagged
+linear.lane_solve solve_in_lanes: the preconditioner of an adjoint is not transposed
+    transposed=spec.transposed >>> transposed=spec.transposed and hi > second
+    test_adjoints.py::test_a_preconditioner_of_the_adjoint_is_used_and_transposed
+linear.lane_solve _Grid.back: lanes come back by the order that they went
+    inverse = sorted(range(k), key=lambda i: self.order[i]) >>> inverse = self.order
+    trust/test_faults.py::test_three_levels_of_systems_whose_lanes_leave
+linear.lane_map LaneMap.take: another column's operator
+    index % self.grid >>> index // self.columns
+    trust/test_faults.py::test_three_levels_of_systems_whose_lanes_leave
+linear.problem LinearProblem.take: another lane's unit
+    self.unit[index] >>> self.unit[: len(index)]
+    trust/test_faults.py::test_a_lane_keeps_its_absolute_tolerance_when_others_leave
+linear.problem LinearProblem.take: another lane's right-hand side
+    self.b[index] >>> self.b[: len(index)]
+    trust/test_faults.py::test_three_levels_of_systems_whose_lanes_leave
+linear.rule LinearSolve.backward: the sign of an operator's gradient
+    pairs = [(x, -gb)] >>> pairs = [(x, gb)]
+    trust/test_faults.py::test_derivatives_of_a_linear_system
+linear.rule LinearSolve.jvp: the sign of an operator's tangent
+    rhs = rhs - _moved( >>> rhs = rhs + _moved(
+    trust/test_faults.py::test_derivatives_of_a_linear_system
+linear.rule _again: the backward solve is not transposed
+    spec.transposed != adjoint >>> spec.transposed
+    trust/test_faults.py::test_derivatives_of_a_linear_system
+linear.linear_operator ScaledOperator.rmv: a scale is not conjugated
+    self.scale.conj() if >>> self.scale if
+    trust/test_faults.py::test_a_scaled_complex_operator_is_transposed_with_its_scale
+problem EquationProblem.take: another lane's start
+    self.start[index] >>> self.start[: len(index)]
+    trust/test_faults.py::test_a_lane_keeps_its_start_when_others_leave
+problem EquationProblem.tolerance: the tolerance is that of an iterate before
+    or self._goal[1] is not z: >>> or False:
+    trust/test_faults.py::test_default_tolerances_follow_the_iterate
+lanes Lanes.take: other lanes' tensors
+    torch.unravel_index(index, >>> torch.unravel_index(index - index[0],
+    trust/test_faults.py::test_lanes_that_leave_one_by_one
+lanes Lanes.lift: levels in another order
+    (d is not None, *levels) >>> (*levels, d is not None)
+    trust/test_faults.py::test_levels_that_different_tensors_carry
+masking _gradient: lanes that failed have a part in gradients
+    whole = len(index) == math.prod(shape) or >>> whole = True or
+    test_wrong_answers.py::test_12_a_nan_lane_spoils_no_other
+masking _scatter: of lanes that share a tensor the last counts
+    accumulate=True >>> accumulate=False
+    trust/test_faults.py::test_a_failed_lane_and_a_tensor_that_some_levels_carry
+masking lane_pushforward: a complex cotangent is not conjugated
+    w.conj() * fn >>> w * fn
+    trust/test_faults.py::test_a_complex_system_in_which_a_lane_failed
+capture Captured.__or__: what only the solution reads is left out
+    _union(self.tensors, other.tensors) >>> self.tensors
+    test_captured_tensors.py::test_a_branch_that_only_the_solution_takes_is_found
+capture Captured.check_unchanged: a tensor written to since is not noticed
+    tensor._version != version >>> tensor._version < version
+    trust/test_changed_tensors.py::test_a_constant_written_to_before_the_backward_pass_is_an_error
+capture Substitution.__init__: arguments are put in the places of captured tensors
+    operands[len(operands) - len(captured.tensors) :] >>> operands[: len(captured.tensors)]
+    trust/test_faults.py::test_captured_tensors_beside_arguments
+capture _must_reach: a captured tensor's tangent is lost
+    (forward_level() and may_have_tangent(tensor)) >>> False
+    trust/test_faults.py::test_captured_tensors_beside_arguments
+capture _Recording.restore: a recording leaves its marks in buffers
+    buffer.data.copy_(value) >>> pass
+    test_captured_tensors.py::test_recording_and_derivatives_leave_the_generator_and_buffers_alone
+capture isolated: a scope is not restored
+    _THREAD.scopes.pop() >>> pass
+    trust/test_faults.py::test_what_is_read_after_a_layer_inside_is_captured
+capture _Thread: threads see each other's scopes
+    class _Thread(threading.local): >>> class _Thread:
+    trust/test_threads.py::test_threads_do_not_meet
+iterate iterate: the status of a lane that ended is written again
+    torch.where(ends, judge(solver, problem, state), status) >>> judge(solver, problem, state)
+    trust/test_faults.py::test_a_lane_that_ended_stands_still
+iterate iterate: one iteration too many is counted
+    torch.where(ends, step, iterations) >>> torch.where(ends, step + 1, iterations)
+    test_wrong_answers.py::test_03_cg_returns_the_converged_iterate
+iterate iterate: the worst iterate is kept
+    worse = ~(state.error < best_error) >>> worse = state.error < best_error
+    trust/test_faults.py::test_a_lane_that_failed_returns_its_best_iterate
+outcome with_ended: a lane that ended goes on
+    z=where(running, new.z, old.z) >>> z=new.z
+    trust/test_faults.py::test_a_lane_that_ended_stands_still
+outcome Departed.leave: lanes come back to others' places
+    self.places = self.places[keep] >>> self.places = keep
+    trust/test_faults.py::test_lanes_that_leave_one_by_one
+outcome judge: what is not finite is no failure
+    torch.where(torch.isfinite(measure), status, int(Status.NONFINITE)) >>> status
+    test_wrong_answers.py::test_12_a_nan_lane_spoils_no_other
+solution failed: a budget is a failure
+    int(Status.BUDGET) >>> int(Status.CONVERGED)
+    test_wrong_answers.py::test_03_cg_goes_on_when_the_residual_is_exactly_zero
+solution enforce: a failure is a warning where it should raise
+    if policy == "raise": >>> if policy == "none":
+    test_wrong_answers.py::test_13_an_unconverged_lane_has_no_gradient
+tolerance equation_tolerance: an iterate that runs away counts in full
+    norm(z).clamp(max=eps**-0.5) >>> norm(z)
+    test_wrong_answers.py::test_an_iterate_that_runs_away_is_no_root
+tolerance linear_tolerance: a tolerance does not scale with the right-hand side
+    relative * norm(b) >>> relative + 0 * norm(b)
+    trust/test_faults.py::test_default_tolerances_follow_the_iterate
+structure Structure._join: leaves in another order
+    torch.cat(flat, dim=-1) >>> torch.cat(flat[::-1], dim=-1)
+    trust/test_faults.py::test_an_unknown_of_several_tensors_keeps_their_order
+autodiff _pullback: a plain pullback has no graph
+    create_graph=torch.is_grad_enabled() >>> create_graph=False
+    test_wrong_answers.py::test_06_second_derivatives
+autodiff nested_jvp: outer levels do not see a tangent
+    , interpreter.lower(): >>> :
+    trust/test_faults.py::test_derivatives_of_each_order_where_the_slope_depends_on_the_solution
+first_order first_order_only: an estimate is differentiated again
+    FirstOrderOnly.apply(what, tensor) >>> tensor
+    test_adjoints.py::test_biased_adjoints_raise_when_they_are_differentiated_again
+unrolling unroll: a lane takes a step more than its solver did
+    step < counts >>> step <= counts
+    test_adjoints.py::test_unrolled_lanes_stop_where_the_solver_stopped
+custom_solvers _Judge.__call__: what is no root is accepted
+    torch.where(error <= goal, 0, int(Status.REJECTED)) >>> 0 * (error <= goal)
+    test_wrong_answers.py::test_11_a_stationary_point_that_is_no_root_is_a_failure
+"""
+
+
+class Fault(NamedTuple):
+    """A line of a function before and after, and the tests that should see it."""
+
+    module: str
+    function: str
+    what: str
+    before: str
+    after: str
+    tests: list[str]
+
+    def broken(self, tree: Path) -> tuple[Path, str]:
+        """Return the file of the function in ``tree``, and its text with the fault."""
+        path = tree / "implicit_solvers" / (self.module.replace(".", "/") + ".py")
+        text = path.read_text()
+        node: ast.AST = ast.parse(text)
+        for name in self.function.split("."):
+            found = [n for n in ast.iter_child_nodes(node) if getattr(n, "name", None) == name]
+            if not found:
+                raise LookupError(f"{self.module} has no {self.function}")
+            node = found[0]
+        lines = text.splitlines(keepends=True)
+        first, last = node.lineno - 1, node.end_lineno
+        body = "".join(lines[first:last])
+        if body.count(self.before) != 1:
+            raise LookupError(
+                f"{self.function} has {self.before!r} {body.count(self.before)} times"
+            )
+        body = body.replace(self.before, self.after)
+        return path, "".join([*lines[:first], body, *lines[last:]])
+
+
+def read(table: str) -> list[Fault]:
+    """Return the faults of a table: three lines each."""
+    lines = table.strip().splitlines()
+    faults = []
+    for head, change, tests in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+        place, what = head.split(": ", 1)
+        before, after = change.strip().split(" >>> ")
+        paths = [f"tests/{test}" for test in tests.split()]
+        faults.append(Fault(*place.split(), what, before, after, paths))
+    return faults
+
+
+def copied(tree: Path) -> Path:
+    """Copy what the tests need, with what Python has compiled of it."""
+    for part in ("implicit_solvers", "problems", "tests"):
+        shutil.copytree(ROOT / part, tree / part, symlinks=True)
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    return tree
+
+
+def run(tests: list[str], limit: float, fault: Fault | None = None) -> tuple[str, str, float]:
+    """Run tests in a copy of the tree: whether they "passed" or what else, who failed, seconds."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copied(Path(folder))
+        if fault is not None:
+            path, text = fault.broken(tree)
+            path.write_text(text)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        try:
+            done = subprocess.run(
+                [*command, *tests], cwd=tree, env=environment, timeout=limit, **pipes
+            )
+        except subprocess.TimeoutExpired:
+            return "OUTLASTED THE LIMIT", "", time.monotonic() - begin
+    seconds = time.monotonic() - begin
+    failed = re.search(r"^FAILED \S*?([^/\s]+::\S+)", done.stdout, re.MULTILINE)
+    if done.returncode == 1 and failed:
+        return "killed", failed[1], seconds
+    passed = done.returncode == 0
+    return ("passed" if passed else "DID NOT RUN"), "" if passed else done.stdout[-3000:], seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="faults whose module, function or words hold it")
+    parser.add_argument("--core", action="store_true", help="run -m core, not the listed tests")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=300, help="seconds for the tests of a fault")
+    options = parser.parse_args()
+    faults = [f for f in read(TABLE) if options.only in f"{f.module} {f.function}: {f.what}"]
+    for fault in faults:
+        fault.broken(ROOT)
+    core = ["-m", "core and not nightly", "tests"] if options.core else None
+    state, said, seconds = run(
+        core or sorted({test for fault in faults for test in fault.tests}), 10 * options.limit
+    )
+    print(f"without a fault: {state} {said} ({seconds:.0f} s)", flush=True)
+    if state != "passed":
+        return 1
+    killed = 0
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        running = {pool.submit(run, core or f.tests, options.limit, f): f for f in faults}
+        for done in concurrent.futures.as_completed(running):
+            (state, said, seconds), fault = done.result(), running[done]
+            killed += state == "killed"
+            word = "SURVIVED" if state == "passed" else state
+            place = f"{fault.module} {fault.function}: {fault.what}"
+            print(f"{word} ({seconds:.0f} s) {place}  {said}", flush=True)
+    print(f"{killed} of {len(faults)} faults are killed")
+    return int(killed < len(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

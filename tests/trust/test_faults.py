@@ -1,0 +1,287 @@
+"""One line of the core wrong: what tells it, in the smallest problem that shows it.
+
+`tests/fault_injection.py` puts such lines in and runs these tests, among others.
+"""
+
+import functools
+import math
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+import implicit_solvers as ims
+from tests import fault_injection
+
+D, C = torch.float64, torch.complex128
+ONE = torch.ones((), dtype=D)
+A = torch.tensor([[3.0, 1.0, -0.5], [-1.0, 2.0, 0.3], [0.4, 0.7, 1.5]], dtype=D)
+SPD = A @ A.T
+B = torch.tensor([1.0, -2.0, 0.5], dtype=D)
+# of systems of condition 10: the tolerances of the solves, eps ** (2 / 3), with a margin
+close = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-9)
+
+
+def solve(A, b, **options):
+    return ims.linear_solve(ims.MatrixOperator(A), b, **options).value
+
+
+# -- lanes that leave ------------------------------------------------------------------------------
+
+
+def test_a_lane_keeps_its_absolute_tolerance_when_others_leave():
+    # the first lane is solved at once, and its numbers are of another size
+    b = torch.stack((0 * B, 1e-180 * B))
+    operator = ims.MatrixOperator(SPD, positive_definite=True)
+    solver = ims.CG(rtol=0.0, atol=1e-190, max_steps=20)
+    sol = vmap(lambda b: ims.linear_solve(operator, b, solver=solver))(b)
+    assert bool(sol.converged.all()) and float(sol.residual[1]) <= 1e-190
+    close(1e180 * sol.value[1], torch.linalg.solve(SPD, B))
+
+
+def test_a_lane_keeps_its_start_when_others_leave():
+    # atan(z) + 2 has no root; an iterate that runs away from a small start is not taken for one
+    f = lambda z, a: torch.where(a > 0, z - a, torch.atan(z) + 2)
+    start = torch.tensor([1e13, 0.0], dtype=D)
+    solver = ims.Newton(halvings=0, rtol=1e-6, max_steps=20)
+    sol = ims.root(f, start, (start,), solver=solver, batch_dims=1, in_dims=0, on_failure="mask")
+    assert sol.converged.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("way", ["vmap", "in_dims"])
+def test_lanes_that_leave_one_by_one(way):
+    a = torch.tensor([1.0, 1e9, 2.0, 1e5, 1.1, 1e3, 1.0, 1e2], dtype=D)
+    f = lambda z, a, s: z**3 - a * s
+    if way == "vmap":
+        sol = vmap(lambda a: ims.root(f, ONE, (a, ONE)))(a)
+    else:
+        sol = ims.root(f, torch.ones_like(a), (a, ONE), batch_dims=1, in_dims=(0, None))
+    assert len(set(sol.iterations.tolist())) > 4
+    close(sol.value, a ** (1 / 3))
+
+
+def test_a_lane_that_ended_stands_still():
+    # two of three go on, so that nobody leaves; the tolerance is loose, so that a step more shows
+    f = lambda z, a: a * torch.cos(z)
+    a = torch.tensor([0.1, 0.8, 0.9], dtype=D)
+    loose = ims.FixedPointIteration(rtol=1e-2, atol=1e-2)
+    alone = [ims.fixed_point(f, ONE, (x,), solver=loose) for x in a]
+    sol = vmap(lambda x: ims.fixed_point(f, ONE, (x,), solver=loose))(a)
+    assert sol.iterations.tolist() == [int(one.iterations) for one in alone]
+    assert sol.status.tolist() == [0, 0, 0]
+    values = torch.stack([one.value for one in alone])
+    # the same operations in lanes and alone, to a few roundings
+    torch.testing.assert_close(sol.value, values, rtol=1e-14, atol=0)
+
+
+def test_three_levels_of_systems_whose_lanes_leave():
+    # operators carry the outer two levels, right-hand sides the inner one: columns of a grid
+    scale = torch.tensor([[0.0, 3.0, 1.0], [20.0, 0.5, 7.0]], dtype=D)
+    matrices = SPD + scale[..., None, None] * torch.diag(torch.arange(3.0, dtype=D))
+    b = torch.stack((0 * B, B, 0 * B, B.flip(0)))  # half of the lanes leave at once
+
+    def one(A, b):
+        return ims.linear_solve(
+            ims.MatrixOperator(A, positive_definite=True), b, solver=ims.CG(max_steps=9)
+        ).value
+
+    x = vmap(vmap(vmap(one, (None, 0)), (0, None)), (0, None))(matrices, b)
+    close(x, torch.linalg.solve(matrices[:, :, None], b[None, None].unsqueeze(-1)).squeeze(-1))
+    many = vmap(vmap(vmap(one, (0, None)), (0, None)), (None, 0))(matrices, b)
+    close(many, x.movedim(2, 0))
+
+
+def test_levels_that_different_tensors_carry():
+    a, c = torch.tensor([1.0, 2.0], dtype=D), torch.tensor([3.0, 5.0, 7.0], dtype=D)
+    one = lambda a, c: ims.root(lambda z, a, c: z + z**3 - a * c, ONE, (a, c)).value
+    z = vmap(vmap(one, (None, 0)), (0, None))(a, c)
+    close(z + z**3, a[:, None] * c)
+
+
+# -- lanes that failed, or whose adjoint did -------------------------------------------------------
+
+
+def test_an_adjoint_that_failed_is_left_out_of_what_lanes_share():
+    # z sqrt(w - c) = b: where c = w and b = 0, z = 0 is a solution, with a singular Jacobian, and
+    # the slope in w is 0 / 0
+    c, b = torch.tensor([0.0, 2.0, 1.0], dtype=D), torch.tensor([1.0, 0.0, 3.0], dtype=D)
+    w = torch.tensor(2.0, dtype=D, requires_grad=True)
+    f = lambda z, b, c, w: z * torch.sqrt(w - c) - b
+    z = vmap(lambda b, c: ims.root(f, 0 * ONE, (b, c, w), on_failure="mask").value)(b, c)
+    with pytest.warns(ims.ConvergenceWarning, match="adjoint of root"):
+        z.sum().backward()
+    close(w.grad, -(b / 2 * (w.detach() - c) ** -1.5)[[0, 2]].sum())
+
+
+@pytest.mark.parametrize("policy", ["raise", "warn", "mask"])
+def test_an_adjoint_that_failed_is_held_to_the_policy(policy):
+    b = B.clone().requires_grad_()
+    adjoint = ims.ImplicitAdjoint(ims.GMRES(max_steps=1))
+    z = ims.root(lambda z, b: A @ z - b, 0 * B, (b,), adjoint=adjoint, on_failure=policy).value
+    if policy == "raise":
+        with pytest.raises(ims.ConvergenceError, match="adjoint of root"):
+            z.sum().backward()
+        return
+    with pytest.warns(ims.ConvergenceWarning, match="adjoint of root"):
+        z.sum().backward()
+    assert bool(b.grad.any()) == (policy == "warn")
+
+
+def test_a_failed_lane_and_a_tensor_that_some_levels_carry():
+    a = torch.tensor([[1.0, 2.0, math.nan], [4.0, 5.0, 6.0]], dtype=D)
+    w = torch.tensor([1.5, 0.5], dtype=D, requires_grad=True)
+    one = lambda a, w: ims.root(lambda z, a, w: z**2 - a * w, ONE, (a, w), on_failure="mask").value
+    vmap(vmap(one, (0, None)))(a, w).sum().backward()
+    each = 0.5 * (a / w.detach()[:, None]).sqrt()
+    close(w.grad, each.nan_to_num(0.0).sum(1))
+
+
+def test_a_complex_system_in_which_a_lane_failed():
+    S = A * (1 + 0.5j)
+    b = torch.stack((B * (1 - 2j), B * math.nan, B * 1j))
+    scale = torch.tensor(1.0 + 0.3j, dtype=C)
+
+    def total(scale, b):
+        one = lambda b: ims.linear_solve(scale * ims.MatrixOperator(S), b, on_failure="mask").value
+        return torch.where(torch.isnan(b), 0.0, vmap(one)(b)).sum()
+
+    def exact(scale, b):
+        return torch.linalg.solve(scale * S, b[[0, 2]].T).sum()
+
+    # a real number as the loss: its gradient conjugates what it has to
+    loss = lambda f: lambda scale, b: (f(scale, b) * (1 + 2j)).real
+    ours, theirs = (grad(loss(f), (0, 1))(scale, b) for f in (total, exact))
+    close(ours[0], theirs[0])
+    close(ours[1][[0, 2]], theirs[1][[0, 2]])
+    tangent = torch.tensor(0.2 - 1j, dtype=C)
+    zero = torch.zeros_like(b)
+    ours, theirs = (jvp(f, (scale, b), (tangent, zero))[1] for f in (total, exact))
+    close(ours, theirs)
+
+
+def test_a_lane_that_failed_returns_its_best_iterate():
+    sol = ims.fixed_point(
+        lambda z: 2 * z, ONE, solver=ims.FixedPointIteration(max_steps=5), on_failure="mask"
+    )
+    assert float(sol.value) == 1 and float(sol.residual) == 1 and int(sol.iterations) == 5
+
+
+# -- derivatives -----------------------------------------------------------------------------------
+
+
+def test_derivatives_of_a_linear_system():
+    exact, ours = (lambda A, b: torch.linalg.solve(A, b)), solve
+    for mode in (jacrev, jacfwd):
+        for argument in (0, 1):
+            close(mode(ours, argument)(A, B), mode(exact, argument)(A, B))
+
+
+def test_a_jacobian_after_a_loose_solve_is_that_at_the_solution():
+    # the factors that Newton leaves are those of the iterate before
+    f = lambda z, b: A @ z + z**3 - b
+    for solver in (ims.Newton(rtol=1e-3, atol=1e-3), ims.Newton(rtol=None, max_steps=1)):
+        b = (10 * B).requires_grad_()
+        z = ims.root(f, B, (b,), solver=solver).value
+        (g,) = torch.autograd.grad(z.sum(), b)
+        J = A + torch.diag(3 * z.detach() ** 2)
+        torch.testing.assert_close(g, torch.linalg.inv(J).sum(0), rtol=1e-10, atol=0)
+
+
+def test_derivatives_of_each_order_where_the_slope_depends_on_the_solution():
+    root = lambda a: ims.root(lambda z, a: a * z**2 - 1, ONE, (a,)).value
+    a = torch.tensor(2.0, dtype=D, requires_grad=True)
+    first, second, third = -0.5 * a**-1.5, 0.75 * a**-2.5, -1.875 * a**-3.5
+    close(jacfwd(root)(a), first)
+    close(jacfwd(jacfwd(root))(a), second)
+    close(jacfwd(hessian(root))(a), third)
+    (g,) = torch.autograd.grad(root(a), a, create_graph=True)
+    close(g, first)
+    close(torch.autograd.grad(g, a)[0], second)
+
+
+def test_forward_mode_leaves_the_start_of_backward_solves_alone():
+    memory = ims.AdjointStart()
+    adjoint = ims.ImplicitAdjoint(ims.GMRES())
+
+    def root(b):
+        f = lambda z, b: A @ z - b
+        return ims.root(f, 0 * B, (b,), adjoint=adjoint, adjoint_start=memory).value
+
+    b = B.clone().requires_grad_()
+    root(b).sum().backward()
+    close(memory.value, torch.linalg.solve(A.T, torch.ones_like(B)))
+    jvp(root, (B,), (B,))
+    close(memory.value, torch.linalg.solve(A.T, torch.ones_like(B)))
+
+
+def test_a_scaled_complex_operator_is_transposed_with_its_scale():
+    scale = torch.tensor(1.0 + 2j, dtype=C)
+    operator = scale * ims.MatrixOperator(A.to(C))
+    b = (B * (2 - 1j)).requires_grad_()
+    x = ims.linear_solve(operator, b, solver=ims.GMRES()).value
+    (g,) = torch.autograd.grad(x.real.sum(), b)
+    close(g, torch.linalg.solve((scale * A).mH, torch.ones_like(b)).detach())
+
+
+# -- captured tensors ------------------------------------------------------------------------------
+
+
+def test_captured_tensors_beside_arguments():
+    def root(w, a):
+        return ims.root(lambda z, a: w * z**2 - a, ONE, (a,)).value
+
+    w, a = torch.tensor(2.0, dtype=D), torch.tensor(3.0, dtype=D)
+    exact = lambda w, a: (a / w).sqrt()
+    for ours, theirs in zip(grad(root, (0, 1))(w, a), grad(exact, (0, 1))(w, a), strict=True):
+        close(ours, theirs)
+    with forward_ad.dual_level():
+        dual = root(forward_ad.make_dual(w, ONE), a)
+        close(forward_ad.unpack_dual(dual).tangent, grad(exact)(w, a))
+
+
+def test_what_is_read_after_a_layer_inside_is_captured():
+    def outer(w):
+        def f(z):
+            inner = ims.root(lambda y: y**2 - z, ONE).value
+            return inner - w  # z = w^2
+
+        return ims.root(f, ONE).value
+
+    w = torch.tensor(1.5, dtype=D)
+    close(grad(outer)(w), 2 * w)
+    leaf = w.clone().requires_grad_()
+    close(torch.autograd.grad(outer(leaf), leaf)[0], 2 * w)
+
+
+# -- tolerances, statuses, structures --------------------------------------------------------------
+
+
+def test_default_tolerances_follow_the_iterate():
+    eps = torch.finfo(D).eps
+    picard = lambda z: 0.5 * z + 0.5
+    sol = ims.fixed_point(picard, 1e8 * ONE, solver=ims.FixedPointIteration())
+    assert float(sol.residual) <= 2.01 * eps**0.75  # atol + rtol |z|, at z = 1
+    assert int(sol.iterations) < 75  # of 1 / 2 each: to 1e-12 / 1e8 = 2 ** -66
+    operator = ims.MatrixOperator(torch.diag(torch.logspace(0, 2, 30, dtype=D)))
+    b = 1e-9 * torch.ones(30, dtype=D)
+    sol = ims.linear_solve(operator, b, solver=ims.GMRES())
+    assert float(sol.residual) <= 1.1e-9 * eps ** (2 / 3)
+
+
+def test_an_unknown_of_several_tensors_keeps_their_order():
+    x, y = torch.tensor([1.0, 2.0], dtype=D), torch.tensor([3.0, 4.0], dtype=D)
+    g = lambda z: (0.5 * z[0] + 0.5 * x, 0.25 * z[1] + 0.75 * y)
+    found = ims.fixed_point(g, (0 * x, 0 * y)).value
+    close(found[0], x)
+    close(found[1], y)
+
+
+def test_every_fault_that_is_injected_is_there_and_has_its_tests():
+    faults = fault_injection.read(fault_injection.TABLE)
+    for fault in faults:
+        fault.broken(fault_injection.ROOT)
+        for test in fault.tests:
+            path, name = test.split("::")
+            assert f"def {name}(" in (fault_injection.ROOT / path).read_text(), test
+    assert len(faults) >= 30
