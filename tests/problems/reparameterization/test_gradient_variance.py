@@ -1,8 +1,5 @@
 """Estimators of a gradient: their means, their variances, and the command that compares them."""
 
-import itertools
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from implicit_solvers.problems.__main__ import main
-from implicit_solvers.problems.cli import gradient_variance, variance_measurements
 from implicit_solvers.problems.cli.variance_measurements import (
     FAMILIES,
     Configuration,
@@ -230,124 +225,6 @@ def test_single_precision(family, estimator):
     phi = phi_of(family, 2.0).to(torch.float32)
     sample = gradients(FAMILIES[family].expectation, phi, 50)
     assert sample.dtype == torch.float32 and sample.isfinite().all()
-
-
-def test_what_rejection_refuses():
-    phi = torch.tensor([2.0])
-    with pytest.raises(ValueError, match="augmentation is 0: it must be at least 1"):
-        rejection_gradients(GAMMA, phi, 10, 0)
-    with pytest.raises(ValueError, match="from_log_gammas is None"):
-        rejection_gradients(expectations.MIXTURE, phi, 10, 1)
-
-
-# ----------------------------------------------------------------------------------- the command
-
-TINY = ["--samples", "2000", "--points", "2", "--augmentation", "1", "2"]
-
-
-def variance(out, *options):
-    return main(["reparam", "variance", *TINY, "--out", str(out), *options])
-
-
-def metrics_of(out):
-    metrics = json.loads((out / "metrics.json").read_text())
-    del metrics["timing"]
-    return metrics
-
-
-def kept_in(out):
-    return torch.load(out / "checkpoint.pt", weights_only=True)["measurements"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a run that nothing interrupted."""
-    out = tmp_path_factory.mktemp("finished")
-    assert variance(out) == 0
-    return out
-
-
-def test_a_run_writes_its_results(finished, capsys):
-    files = sorted(path.name for path in finished.iterdir())
-    assert files == ["checkpoint.pt", "figure.png", "metrics.json"]
-    assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
-    metrics = metrics_of(finished)
-    assert metrics["configuration"]["augmentation"] == [1, 2]
-    assert metrics["unbiased"] is True
-    # implicit and score function for five families, RSVI twice for three of them
-    assert len(metrics["measurements"]) == 2 * (5 * 2 + 3 * 2)
-    assert metrics["largest_deviation"] == max(m["deviation"] for m in metrics["measurements"])
-    assert {row["family"] for row in metrics["variance"]} == set(FAMILIES)
-    for row in metrics["variance"]:
-        assert row["implicit"] > 0 and row["relative"]["score function"] > 0
-        assert ("RSVI, B = 2" in row["relative"]) == (
-            row["family"] in ("gamma", "beta", "dirichlet")
-        )
-
-
-def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments):
-        yield from itertools.islice(variance_measurements.measure_all(*arguments), 7)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(gradient_variance, "measure_all", interrupted)
-        assert variance(tmp_path) == 130
-    assert "--resume" in capsys.readouterr().err
-    assert not (tmp_path / "metrics.json").exists()
-    kept = kept_in(tmp_path)
-    assert len(kept) == 7
-
-    assert variance(tmp_path, "--resume") == 0
-    assert metrics_of(tmp_path) == metrics_of(finished)
-    assert kept_in(tmp_path)[:7] == kept  # times included: they were not measured again
-
-
-def test_another_seed_is_another_run(finished, tmp_path):
-    assert variance(tmp_path, "--seed", "1") == 0
-    assert metrics_of(tmp_path)["variance"] != metrics_of(finished)["variance"]
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(finished, capsys):
-    before = (finished / "checkpoint.pt").read_bytes()
-    assert variance(finished, "--resume", "--samples", "3000") == 2
-    error = capsys.readouterr().err
-    assert "2000" in error and "3000" in error and "--resume" in error
-    assert (finished / "checkpoint.pt").read_bytes() == before
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
-def test_an_unreadable_checkpoint_is_refused(tmp_path, capsys, content):
-    (tmp_path / "checkpoint.pt").write_bytes(content)
-    assert variance(tmp_path, "--resume") == 2
-    assert "checkpoint.pt is no checkpoint" in capsys.readouterr().err
-
-
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    assert variance(tmp_path / "file") == 2
-    assert "error" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "options", ["--samples 1", "--points 0", "--augmentation 0", "--seed -1", "--threads x"]
-)
-def test_unfit_options_are_refused(tmp_path, options, capsys):
-    with pytest.raises(SystemExit) as exit:
-        variance(tmp_path, *options.split())
-    assert exit.value.code == 2
-    assert options.split()[0] in capsys.readouterr().err
-
-
-def test_a_biased_estimator_is_found_out(tmp_path, monkeypatch, capsys):
-    def biased(expectation, phi, count):
-        return 2 * score_function_gradients(expectation, phi, count)
-
-    monkeypatch.setattr(variance_measurements, "score_function_gradients", biased)
-    assert variance(tmp_path, "--samples", "4000", "--points", "1") == 1
-    metrics = metrics_of(tmp_path)
-    assert metrics["unbiased"] is False and metrics["largest_deviation"] > 4
-    assert "another --seed" in " ".join(capsys.readouterr().out.split())
 
 
 def test_ratios():

@@ -7,17 +7,10 @@ import pytest
 import torch
 from torch import distributions as td
 
-from implicit_solvers.problems.reparameterization import (
-    Beta,
-    Gamma,
-    InverseGaussian,
-    StudentT,
-    TruncatedNormal,
-    VonMises,
-)
+from implicit_solvers.problems.reparameterization import VonMises
 from implicit_solvers.problems.reparameterization.distributions.von_mises import log_arc_tails
 from implicit_solvers.problems.reparameterization.tails import log_tails
-from tests.problems.reparameterization.sample_checks import double
+from tests.problems.reparameterization.cases import double
 
 
 @pytest.mark.parametrize("loc", [0.0, 0.7, -2.5])
@@ -38,30 +31,6 @@ def test_a_von_mises_variable_in_the_tail(kind, loc):
         tails = log_tails(q, z)
         torch.testing.assert_close(tails[place], log_tail, rtol=1e-12, atol=1e-15 * k)
         assert float(tails[1 - place]) == 0
-
-
-DISTRIBUTIONS = {
-    "gamma": (Gamma, (2.3, 1.7), 30.0),
-    "beta": (Beta, (2.3, 0.7), 0.4),
-    "student_t": (StudentT, (3.5, 0.3, 1.7), -4.0),
-    "inverse_gaussian": (InverseGaussian, (1.3, 0.7), 6.0),
-    "truncated_normal": (TruncatedNormal, (0.0, 1.0, 9.0, 12.0), 9.5),
-    "normal": (td.Normal, (0.3, 1.7), 4.0),
-}
-
-
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_tails_of_distributions_add_up_and_have_the_density(name):
-    """F + (1 - F) = 1; d ln F/dz = q / F and d ln(1 - F)/dz = -q / (1 - F)."""
-    kind, parameters, place = DISTRIBUTIONS[name]
-    q = kind(*double(*parameters))
-    z = torch.tensor(place, dtype=torch.float64, requires_grad=True)
-    below, above = log_tails(q, z)
-    assert float(torch.logaddexp(below, above).detach().abs()) < 1e-14
-    density = q.log_prob(z)
-    for tail, sign in ((below, 1), (above, -1)):
-        (slope,) = torch.autograd.grad(tail, z, retain_graph=True)
-        torch.testing.assert_close(slope, sign * (density - tail).exp().detach(), rtol=1e-9, atol=0)
 
 
 def test_arcs_from_the_opposite_of_zero():
