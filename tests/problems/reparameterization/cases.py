@@ -61,6 +61,15 @@ def truncated_gamma(concentration, rate, low, high, validate_args=None):
     return Truncated(Gamma(concentration, rate, validate_args=False), low, high, validate_args)
 
 
+def truncated_weibull(scale, concentration, low, validate_args=None):
+    return Truncated(td.Weibull(scale, concentration, False), low, validate_args=validate_args)
+
+
+def truncated_wald(loc, concentration, high, validate_args=None):
+    base = InverseGaussian(loc, concentration, False)
+    return Truncated(base, high=high, validate_args=validate_args)
+
+
 def well(depth, low, high, validate_args=None):
     log_density = lambda z: -depth * (z * z - 1) ** 2
     nodes = 32 if validate_args is False else 64  # the check is of half of them
@@ -125,6 +134,8 @@ UNIVARIATE = TORCHS | {
     "truncated-left": Case(TruncatedNormal, (1.0, 2.0, -30.0, -20.0), unfit=0.0, slow=True),
     "truncated-narrow": Case(TruncatedNormal, (0.0, 1.0, 5.0, 5.1), unfit=0.0, slow=True),
     "truncated-gamma": Case(truncated_gamma, (2.0, 1.5, 0.5, 3.0), unfit=0.4, slow=True),
+    "truncated-weibull": Case(truncated_weibull, (2.0, 1.5, 0.7), unfit=0.6, slow=True),
+    "truncated-wald": Case(truncated_wald, (1.3, 0.7, 2.0), unfit=2.1, slow=True),
     "density": Case(well, (2.0, -1.7, 2.0), unfit=2.1, slow=True),
     **{f"mixed-{k}": Case(mixture(m), (LOGITS, *p), slow=True) for k, (m, p) in MIXED.items()},
 }

@@ -144,21 +144,5 @@ def test_samples_of_a_density_follow_its_cdf():
     assert stats.kstest(z, lambda x: np.interp(x, grid, mass / mass[-1])).pvalue > 1e-4
 
 
-def test_moments_of_a_density():
-    q = well(*double(*WELL))
-    f = lambda z: np.exp(-WELL[0] * (z * z - 1) ** 2)
-    mass = integrate.quad(f, *WELL[1:])[0]
-    mean = integrate.quad(lambda z: z * f(z), *WELL[1:])[0] / mass
-    variance = integrate.quad(lambda z: (z - mean) ** 2 * f(z), *WELL[1:])[0] / mass
-    entropy = -integrate.quad(lambda z: f(z) / mass * np.log(f(z) / mass), *WELL[1:])[0]
-    found = [q.mean.item(), q.variance.item(), q.entropy().item()]
-    np.testing.assert_allclose(found, [mean, variance, entropy], rtol=1e-9, atol=1e-10)
-    z = torch.tensor(0.4, dtype=torch.float64)
-    np.testing.assert_allclose(q.log_prob(z).exp().item(), f(0.4) / mass, rtol=1e-10)
-    np.testing.assert_allclose(
-        q.cdf(z).item(), integrate.quad(f, WELL[1], 0.4)[0] / mass, rtol=1e-10
-    )
-
-
 def test_the_definition_fits_on_a_page():
     assert logic_lines(Path(definition.__file__).read_text()) <= 60

@@ -10,7 +10,6 @@ from implicit_solvers.problems.reparameterization import (
     MixtureSameFamily,
     StudentT,
     Truncated,
-    VonMises,
 )
 from tests.problems.reparameterization.cases import LINE, LOGITS, double, fixed, mixture
 
@@ -30,18 +29,6 @@ def test_components_that_do_not_reach_a_sample():
         assert not any(
             s.isnan().any() for s in torch.autograd.grad(z[i], leaves, retain_graph=True)
         )
-
-
-def test_the_cdf_and_entropy_of_a_von_mises_mixture():
-    """Its angles begin at -pi, whatever their locations."""
-    q = mixture(VonMises)(*double(LOGITS, [0.3, 2.8, -2.0], [2.0, 1.0, 3.0]))
-    x = torch.linspace(-np.pi, np.pi, 4001, dtype=torch.float64)
-    p = q.log_prob(x).exp()
-    torch.testing.assert_close(torch.trapezoid(p, x), *double(1.0), rtol=1e-6, atol=0)
-    entropy = -torch.trapezoid(p * p.log(), x)
-    torch.testing.assert_close(q.entropy(), entropy, rtol=1e-6, atol=0)
-    mass = torch.trapezoid(p[:2501], x[:2501])
-    torch.testing.assert_close(q.cdf(x[2500]), mass, rtol=1e-6, atol=0)
 
 
 def test_the_paper_formula():
@@ -80,15 +67,6 @@ def test_components_on_different_intervals():
     z = q.rsample((20,))
     for slope in torch.autograd.grad(z.sum(), (logits, low)):
         assert slope.isfinite().all()
-
-
-def test_entropy():
-    q = normals(*double(LOGITS, *LINE))
-    w = q.mixture_distribution.probs.numpy()
-    z = np.linspace(-30, 40, 700_001)
-    p = stats.norm.pdf(z[:, None], *LINE) @ w
-    expected = -np.trapezoid(np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0), z)
-    np.testing.assert_allclose(q.entropy().item(), expected, rtol=1e-9)
 
 
 def test_shapes_of_broadcast_and_of_matrix_components():

@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from implicit_solvers.problems.reparameterization.special import derivatives, polygamma, quadrature
+from implicit_solvers.problems.reparameterization.special import (
+    derivatives,
+    gamma_ratio,
+    polygamma,
+    quadrature,
+)
 
 F64 = torch.float64
 X = torch.tensor(
@@ -36,6 +41,16 @@ def excess(x, y):
     return mp.psi(0, x + y) - mp.psi(0, x) - mp.log1p(y / x)
 
 
+def log_gamma_ratio(x):
+    return mp.loggamma(x + mp.mpf(1) / 2) - mp.loggamma(x)
+
+
+def half_excess(order):
+    """Return the difference of digamma, or of trigamma, but for the first term of its expansion."""
+    lead = (lambda x: 1 / (2 * x), lambda x: -1 / (2 * x * x))[order]
+    return lambda x: mp.psi(order, x + mp.mpf(1) / 2) - mp.psi(order, x) - lead(x)
+
+
 def size_of_difference(value, x, y):
     """Return at least ``y psi(x)``: what the difference is for small y, where it changes sign."""
     return value.abs().maximum(y * (x.log().abs() + 1 / x.clamp(min=y)).clamp(min=1.0))
@@ -60,6 +75,15 @@ ROWS = [
     (polygamma.digamma_excess, excess, (LARGE, Y), 4e-15, itself),
     (polygamma.stirling_error, stirling_error, (X,), 4e-15, one),
     (polygamma.stirling_error, stirling_error, (LARGE,), 2e-15, itself),
+    (
+        gamma_ratio.log_gamma_ratio,
+        lambda x: mp.loggamma(x + 0.5) - mp.loggamma(x),
+        (X,),
+        4e-14,
+        itself,
+    ),
+    (gamma_ratio.digamma_excess, half_excess(0), (X,), 4e-15, itself),
+    (gamma_ratio.trigamma_excess, half_excess(1), (X,), 4e-15, itself),
     (polygamma.log1p_minus, lambda x: mp.log1p(x) - x, (SMALL,), 2e-15, itself),
 ]
 

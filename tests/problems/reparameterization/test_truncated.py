@@ -1,18 +1,15 @@
 """Truncated and inverse Gaussian distributions against SciPy, mpmath and closed forms."""
 
-import itertools
 import math
 
 import mpmath as mp
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
 from torch import distributions as td
 
 from implicit_solvers.problems.reparameterization import (
     InverseGaussian,
-    StudentT,
     Truncated,
     TruncatedNormal,
 )
@@ -115,46 +112,6 @@ def test_an_exponential_has_no_memory():
     np.testing.assert_allclose(by_rate.item(), -(z - low).sum().item() / 2, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "base, oracle, low, high",
-    [
-        (td.Laplace(*double(0.0, 1.0)), stats.laplace(), -1.0, 2.0),
-        (td.Weibull(*double(2.0, 1.5)), stats.weibull_min(1.5, scale=2.0), 0.7, INF),
-        pytest.param(
-            *(td.Beta(*double(2.0, 3.0)), stats.beta(2.0, 3.0), 0.2, 0.9),
-            marks=pytest.mark.nightly,
-        ),
-        pytest.param(
-            *(StudentT(*double(5.0, 0.0, 1.0)), stats.t(5.0), 1.0, 4.0),
-            marks=pytest.mark.nightly,
-        ),
-        (InverseGaussian(*double(1.3, 0.7)), stats.invgauss(1.3 / 0.7, scale=0.7), -INF, 2.0),
-    ],
-    ids=["laplace", "weibull", "beta", "student_t", "inverse_gaussian"],
-)
-def test_moments_of_other_bases(base, oracle, low, high):
-    q = Truncated(base, low, high)
-    mass = oracle.cdf(high) - oracle.cdf(low)
-    points = [low, 0.0, high] if low < 0 < high and low > -INF else [max(low, 0.0), high]
-
-    def mean(g):
-        pieces = itertools.pairwise(points)
-        return (
-            sum(integrate.quad(lambda z: g(z) * oracle.pdf(z), a, b)[0] for a, b in pieces) / mass
-        )
-
-    first = mean(lambda z: z)
-    entropy = -mean(lambda z: oracle.logpdf(z) - math.log(mass))
-    np.testing.assert_allclose(q.mean.item(), first, rtol=1e-8)
-    np.testing.assert_allclose(q.variance.item(), mean(lambda z: (z - first) ** 2), rtol=1e-7)
-    np.testing.assert_allclose(q.entropy().item(), entropy, rtol=1e-7)
-    z = torch.tensor(0.8, dtype=torch.float64)
-    expected = (oracle.cdf(0.8) - oracle.cdf(low)) / mass
-    if low < 0.8 < high:
-        np.testing.assert_allclose(q.cdf(z).item(), expected, rtol=1e-11)
-        np.testing.assert_allclose(q.log_prob(z).exp().item(), oracle.pdf(0.8) / mass, rtol=1e-11)
-
-
 def test_a_moment_that_diverges():
     base = td.HalfCauchy(torch.tensor(1.0, dtype=torch.float64))
     assert Truncated(base, 1.0).mean == INF
@@ -164,12 +121,10 @@ def test_a_moment_that_diverges():
 # ---------------------------------------------------------------------------------------- edges
 
 
-def test_ends_and_outside():
+def test_outside():
     q = TruncatedNormal(*double(0.0, 1.0, -1.0, 2.0), validate_args=False)
-    z = torch.tensor([-1.0, 2.0, -3.0, 5.0], dtype=torch.float64)
-    assert q.cdf(z).tolist() == [0, 1, 0, 1]
-    assert q.log_prob(z)[2:].tolist() == [-INF, -INF] and q.log_prob(z)[:2].isfinite().all()
-    assert q.icdf(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == [-1, 2]
+    log_prob = q.log_prob(*double([-1.0, 2.0, -3.0, 5.0]))
+    assert log_prob[:2].isfinite().all() and log_prob[2:].tolist() == [-INF, -INF]
 
 
 def test_ends_of_several_shapes():
