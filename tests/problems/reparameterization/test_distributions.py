@@ -56,7 +56,7 @@ def jacfwd(function, argnums=0):
 SAMPLED = [(n, torch.float64) for n in ALL] + [(n, torch.float32) for n in ALL if not ALL[n].slow]
 
 
-@pytest.mark.parametrize("name, dtype", SAMPLED)
+@pytest.mark.parametrize("name, dtype", SAMPLED, ids=[f"{n}-{str(d)[6:]}" for n, d in SAMPLED])
 def test_samples_have_the_distribution(name, dtype):
     case = ALL[name]
     parameters = [p.to(dtype) for p in double(*case.parameters)]
