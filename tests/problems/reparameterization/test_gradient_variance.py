@@ -1,5 +1,7 @@
 """Estimators of a gradient: their means, their variances, and the command that compares them."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from implicit_solvers.problems.cli.variance_measurements import (
     estimators_of,
     ratios,
 )
-from implicit_solvers.problems.reparameterization import estimators, expectations
+from implicit_solvers.problems.reparameterization import estimators
 from implicit_solvers.problems.reparameterization.estimators import (
     implicit_gradients,
     rejection_gradients,
@@ -46,50 +48,37 @@ def assert_unbiased(family, estimator, phi, count):
 # ---------------------------------------------------------------------------------- closed forms
 
 
-def mean_of(density, cost, low, high, peak):
-    whole = integrate.quad(lambda z: density(z) * cost(z), low, peak, limit=200)[0]
-    return whole + integrate.quad(lambda z: density(z) * cost(z), peak, high, limit=200)[0]
+def mean_of(density, cost, *cuts):
+    pieces = itertools.pairwise(cuts)
+    f = lambda z: density(z) * cost(z)
+    return sum(integrate.quad(f, low, high, limit=200)[0] for low, high in pieces)
+
+
+def closed_forms(a):
+    """Yield families with parameters and the expectation by quadrature."""
+    log_mean = lambda p, q: mean_of(stats.beta(p, q).pdf, np.log, 0, p / (p + q), 1)
+    turned = lambda z: -np.cos(z - 1)
+    angle = lambda m: mean_of(stats.vonmises(a, m).pdf, turned, m - np.pi, m, m + np.pi)
+    normal = lambda m: mean_of(stats.norm(m, 1).pdf, lambda z: z * z / 2, -np.inf, m, np.inf)
+    yield "gamma", [a], mean_of(stats.gamma(a).pdf, lambda z: z - np.log(z), 0, a, np.inf)
+    yield "beta", phi_of("beta", a), -3 * log_mean(a, a)
+    yield "dirichlet", phi_of("dirichlet", a), -5 * log_mean(a, 4 * a)
+    yield "von_mises", phi_of("von_mises", a), angle(0.0)
+    yield "mixture", phi_of("mixture", a), (normal(-a) + normal(0.0) + normal(a)) / 3
+    # where parameters differ
+    yield "beta", [a, 2.5], -log_mean(a, 2.5) - 2 * log_mean(2.5, a)
+    yield "von_mises", [0.5, a], angle(0.5)
+    logits, means, log_scales = np.array([0.3, -1.0, 0.0]), np.arange(3.0), np.array([0.1, 0, -1])
+    second = special.softmax(logits) @ (means**2 + np.exp(2 * log_scales))
+    yield "mixture", np.concatenate([logits, means, log_scales]), second / 2
 
 
 @pytest.mark.parametrize("a", [0.7, 3.0, 20.0])
 def test_closed_forms_agree_with_quadrature(a):
-    def log_mean(p, q):
-        return mean_of(stats.beta(p, q).pdf, np.log, 0, 1, p / (p + q))
-
-    oracles = {
-        "gamma": mean_of(stats.gamma(a).pdf, lambda z: z - np.log(z), 0, np.inf, a),
-        "beta": -3 * log_mean(a, a),
-        "dirichlet": -5 * log_mean(a, 4 * a),
-        "von_mises": mean_of(stats.vonmises(a).pdf, lambda z: -np.cos(z - 1), -np.pi, np.pi, 0.0),
-        "mixture": np.mean(
-            [
-                mean_of(stats.norm(m, 1).pdf, lambda z: z * z / 2, -np.inf, np.inf, m)
-                for m in (-a, 0.0, a)
-            ]
-        ),
-    }
-    for name, family in FAMILIES.items():
-        value = float(family.expectation.closed_form(phi_of(name, a)))
-        np.testing.assert_allclose(value, oracles[name], rtol=1e-7, err_msg=name)
-
-
-def test_closed_forms_where_parameters_differ():
-    a, b = 0.8, 2.5
-    density = stats.beta(a, b).pdf
-    expected = mean_of(density, lambda x: -np.log(x) - 2 * np.log1p(-x), 0, 1, 0.3)
-    phi = torch.tensor([a, b], dtype=torch.float64)
-    np.testing.assert_allclose(float(expectations.BETA.closed_form(phi)), expected, rtol=1e-7)
-
-    phi = torch.tensor([0.5, 0.7], dtype=torch.float64)
-    density = stats.vonmises(0.7, loc=0.5).pdf
-    expected = mean_of(density, lambda z: -np.cos(z - 1), 0.5 - np.pi, 0.5 + np.pi, 0.5)
-    np.testing.assert_allclose(float(expectations.VON_MISES.closed_form(phi)), expected)
-
-    logits, means, log_scales = np.array([0.3, -1.0, 0.0]), np.arange(3.0), np.array([0.1, 0, -1])
-    weights = special.softmax(logits)
-    expected = 0.5 * np.sum(weights * (means**2 + np.exp(2 * log_scales)))
-    phi = torch.from_numpy(np.concatenate([logits, means, log_scales]))
-    np.testing.assert_allclose(float(expectations.MIXTURE.closed_form(phi)), expected)
+    for name, phi, expected in closed_forms(a):
+        phi = torch.as_tensor(phi, dtype=torch.float64)
+        value = float(FAMILIES[name].expectation.closed_form(phi))
+        np.testing.assert_allclose(value, expected, rtol=1e-7, err_msg=name)
 
 
 # ------------------------------------------------------------------------------------ estimators
