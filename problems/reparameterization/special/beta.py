@@ -108,6 +108,7 @@ def point(
     elif x is not None and logit_x is None:
         by_logit = False
         dtype, *shapes, place = doubles(name, a=a, b=b, x=x)
+        place = torch.where((place >= 0) & (place <= 1), place, torch.nan)
         zero, one = place == 0, place == 1
         inside = torch.where(zero | one, 0.5, place)
         t = inside.log() - (-inside).log1p()

@@ -1,12 +1,6 @@
 """The experiments: divergences against quadrature, ELBOs that rise, runs that are interrupted."""
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import hypothesis.strategies as st
 import numpy as np
@@ -17,7 +11,6 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 
-from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.cli.autoencoder import Autoencoder, binarized, evaluate
 from implicit_solvers.problems.cli.latents import LATENTS
 from implicit_solvers.problems.cli.lda import split
@@ -32,15 +25,6 @@ from implicit_solvers.problems.cli.training import Schedule, fit
 from implicit_solvers.problems.cli.vae import validation_split
 from implicit_solvers.problems.data.digits import load_digits
 from implicit_solvers.problems.data.reuters import Corpus
-
-VAE = [
-    *("reparam", "vae", "--dimensions", "2", "--seeds", "1", "--epochs", "2"),
-    *("--hidden", "8", "--batch", "675", "--samples", "2", "--checkpoint-every", "1"),
-]
-LDA = [
-    *("reparam", "lda", "--seeds", "1", "--epochs", "3", "--topics", "3", "--hidden", "8"),
-    *("--batch", "158", "--samples", "2", "--checkpoint-every", "1"),
-]
 
 
 def softplus(x):
@@ -236,196 +220,3 @@ def test_perplexity_and_unigram():
     assert perplexity(p, counts) == pytest.approx(scipy.stats.gmean(1 / np.array(words)))
     assert perplexity(torch.tensor([0.5, 0.5, 0.0]), counts[:1]) == pytest.approx(2)
     np.testing.assert_allclose(unigram(counts), np.array([2, 7, 4]) / 13, rtol=1e-6)
-
-
-def metrics_of(out):
-    metrics = json.loads((out / "metrics.json").read_text())
-    del metrics["timing"]
-    return metrics
-
-
-@pytest.fixture(scope="module", params=[VAE, LDA], ids=["vae", "lda"])
-def finished(request, tmp_path_factory):
-    """The command, and the folder of a run that nothing interrupted."""
-    out = tmp_path_factory.mktemp("finished")
-    assert main([*request.param, "--out", str(out)]) == 0
-    return request.param, out
-
-
-def test_a_run_writes_its_results(finished):
-    command, out = finished
-    files = sorted(path.name for path in out.iterdir())
-    metrics = metrics_of(out)
-    if command is VAE:
-        figures = ["decoded.png", "elbo.png", "torus.png"]
-        assert [row["latent"] for row in metrics["elbo"]] == list(LATENTS)
-        for row, training in zip(metrics["elbo"], metrics["trainings"], strict=True):
-            assert row["mean"] == pytest.approx(training["fit"] - training["divergence"])
-            assert np.shape(training["test"]) == (2,)
-            # even odds of all pixels give -64 ln 2 = -44.4; posteriors start away from the prior
-            assert -50 < training["fit"] < 0 < training["divergence"] < 10
-    else:
-        figures = ["figure.png"]
-        scores = metrics["perplexity"]
-        assert list(scores) == ["unigram", "dirichlet", "logistic-normal"]
-        assert all(1 < score["mean"] < 4258 for score in scores.values())
-        assert sum(metrics["words"].values()) < 84010 / 4
-        for topics in metrics["topics"].values():
-            assert [len(topic["words"]) for topic in topics] == [10] * 3
-            assert sum(topic["share"] for topic in topics) == pytest.approx(1, abs=1e-5)
-    assert files == sorted(["checkpoint.pt", "config.json", "metrics.json", *figures])
-    for name in figures:
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
-    whole = [*LDA, "--out", str(tmp_path / "whole")]
-    assert main(whole) == 0
-    killed = [*LDA, "--out", str(tmp_path / "killed")]
-    command = [sys.executable, "-m", "implicit_solvers.problems", *killed]
-    checkpoint = tmp_path / "killed" / "checkpoint.pt"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
-        while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        stderr = process.communicate()[1].decode()
-    assert process.returncode == -signal.SIGKILL, stderr
-    assert not (tmp_path / "killed" / "metrics.json").exists()
-    assert len(torch.load(checkpoint, weights_only=True)["results"]) < 2
-    assert main([*killed, "--resume"]) == 0
-    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
-
-
-def test_an_interruption_between_epochs(finished, tmp_path, monkeypatch, capsys):
-    """Control-C in the middle of a training: the optimizer's state must come back too."""
-    command, out = finished
-    step, calls = torch.optim.Adam.step, []
-
-    def interrupted(self, closure=None):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return step(self, closure)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
-    assert main([*command, "--out", str(tmp_path)]) == 130
-    assert "--resume" in capsys.readouterr().err
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert len(state["current"]["curve"]["test"]) == 1
-    assert main([*command, "--out", str(tmp_path), "--resume"]) == 0
-    assert metrics_of(tmp_path) == metrics_of(out)
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(finished, capsys):
-    command, out = finished
-    before = (out / "config.json").read_bytes()
-    assert main([*command, "--out", str(out), "--resume", "--hidden", "9"]) == 2
-    error = capsys.readouterr().err
-    assert "hidden 8" in error and "9" in error and "--resume" in error
-    assert (out / "config.json").read_bytes() == before
-
-
-def test_a_finished_run_can_be_resumed_and_leaves_the_global_generator_alone(finished):
-    command, out = finished
-    before, state = metrics_of(out), torch.get_rng_state()
-    assert main([*command, "--out", str(out), "--resume"]) == 0
-    assert metrics_of(out) == before
-    assert (torch.get_rng_state() == state).all()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        *("vae --latents cauchy", "vae --dimensions 0", "vae --seeds 0", "vae --lr nan"),
-        *("vae --start inf", "lda --topic-noise 0"),
-        *("lda --topics 0", "lda --dropout 1", "lda --concentration -1", "lda --first-seed -1"),
-    ],
-)
-def test_unfit_options_are_refused(options, capsys):
-    with pytest.raises(SystemExit) as exit:
-        main(["reparam", *options.split()])
-    assert exit.value.code == 2
-    assert options.split()[1] in capsys.readouterr().err
-
-
-def test_a_folder_without_mnist_is_an_error(tmp_path, capsys):
-    assert main(["reparam", "vae", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "train-images-idx3-ubyte" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_with_images_of_another_size(tmp_path):
-    rng = np.random.default_rng(0)
-    for part, count in [("train", 12), ("t10k", 6)]:
-        images, labels = rng.integers(0, 256, (count, 5, 5), "u1"), np.arange(count, dtype="u1")
-        for name, array in [("images-idx3", images), ("labels-idx1", labels)]:
-            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-            (tmp_path / f"{part}-{name}-ubyte").write_bytes(header + array.tobytes())
-    out = tmp_path / "out"
-    assert main([*VAE, "--batch", "5", "--data", str(tmp_path), "--out", str(out)]) == 0
-    assert json.loads((out / "config.json").read_text())["data"] == str(tmp_path)
-    for training in metrics_of(out)["trainings"]:
-        # noise cannot be learned: even odds of all pixels give -25 ln 2 = -17.3
-        assert training["fit"] == pytest.approx(-25 * math.log(2), abs=2)
-    assert (out / "decoded.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("command", "changes", "settings"),
-    [
-        ([*VAE, "--latents", "beta"], ["--start", "-1.5"], {"starts": {"beta": -1.5}}),
-        (
-            [*LDA, "--posteriors", "dirichlet"],
-            ["--dropout", "0.25", "--topic-noise", "0.7"],
-            {"settings": {"dirichlet": {"dropout": 0.25, "topic_noise": 0.7}}},
-        ),
-    ],
-    ids=["vae", "lda"],
-)
-def test_settings_are_tried_on_validation_data(command, changes, settings, tmp_path):
-    outs = [tmp_path / name for name in ("test", "validation", "changed")]
-    assert main([*command, "--out", str(outs[0])]) == 0
-    assert main([*command, "--validation", "--out", str(outs[1])]) == 0
-    assert main([*command, "--validation", *changes, "--out", str(outs[2])]) == 0
-    configurations = [json.loads((out / "config.json").read_text()) for out in outs]
-    assert [c["validation"] for c in configurations] == [False, True, True]
-    curves = [metrics_of(out)["trainings"][0]["test"] for out in outs]
-    assert curves[0] != curves[1] != curves[2]
-    (key, changed), *_ = settings.items()
-    before, after = configurations[1].pop(key), configurations[2].pop(key)
-    assert configurations[1] == configurations[2] and before != after
-    for name, value in changed.items():
-        expected = {**before[name], **value} if isinstance(value, dict) else value
-        assert after == {name: expected}
-
-
-WITHOUT_EXTRAS = """
-import contextlib, io, sys
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"HersheyFonts", "matplotlib", "sklearn", "lda"}:
-            raise ImportError(name + " is not installed")
-
-sys.meta_path.insert(0, Block())
-from implicit_solvers.problems.__main__ import main
-for name in ("vae", "lda"):
-    try:
-        main(["reparam", name, "--help"])
-    except SystemExit as exit:
-        assert exit.code == 0
-    assert main(["reparam", name]) == 2
-assert not {"lda", "sklearn", "matplotlib"} & sys.modules.keys()
-"""
-
-
-def test_without_the_extra(tmp_path):
-    command = [sys.executable, "-c", WITHOUT_EXTRAS]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("--resume") >= 2
-    vae, lda = done.stderr.splitlines()
-    assert "matplotlib and sklearn: pip install 'implicit-solvers[problems]'" in vae
-    assert "matplotlib and lda: pip install 'implicit-solvers[problems]'" in lda
-    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,6 @@
 """Estimators of a gradient: their means, their variances, and the command that compares them."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -10,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from implicit_solvers.problems.__main__ import main
-from implicit_solvers.problems.cli import gradient_variance, variance_measurements
 from implicit_solvers.problems.cli.variance_measurements import (
     FAMILIES,
     Configuration,
@@ -19,7 +16,7 @@ from implicit_solvers.problems.cli.variance_measurements import (
     estimators_of,
     ratios,
 )
-from implicit_solvers.problems.reparameterization import estimators, expectations
+from implicit_solvers.problems.reparameterization import estimators
 from implicit_solvers.problems.reparameterization.estimators import (
     implicit_gradients,
     rejection_gradients,
@@ -51,50 +48,37 @@ def assert_unbiased(family, estimator, phi, count):
 # ---------------------------------------------------------------------------------- closed forms
 
 
-def mean_of(density, cost, low, high, peak):
-    whole = integrate.quad(lambda z: density(z) * cost(z), low, peak, limit=200)[0]
-    return whole + integrate.quad(lambda z: density(z) * cost(z), peak, high, limit=200)[0]
+def mean_of(density, cost, *cuts):
+    pieces = itertools.pairwise(cuts)
+    f = lambda z: density(z) * cost(z)
+    return sum(integrate.quad(f, low, high, limit=200)[0] for low, high in pieces)
+
+
+def closed_forms(a):
+    """Yield families with parameters and the expectation by quadrature."""
+    log_mean = lambda p, q: mean_of(stats.beta(p, q).pdf, np.log, 0, p / (p + q), 1)
+    turned = lambda z: -np.cos(z - 1)
+    angle = lambda m: mean_of(stats.vonmises(a, m).pdf, turned, m - np.pi, m, m + np.pi)
+    normal = lambda m: mean_of(stats.norm(m, 1).pdf, lambda z: z * z / 2, -np.inf, m, np.inf)
+    yield "gamma", [a], mean_of(stats.gamma(a).pdf, lambda z: z - np.log(z), 0, a, np.inf)
+    yield "beta", phi_of("beta", a), -3 * log_mean(a, a)
+    yield "dirichlet", phi_of("dirichlet", a), -5 * log_mean(a, 4 * a)
+    yield "von_mises", phi_of("von_mises", a), angle(0.0)
+    yield "mixture", phi_of("mixture", a), (normal(-a) + normal(0.0) + normal(a)) / 3
+    # where parameters differ
+    yield "beta", [a, 2.5], -log_mean(a, 2.5) - 2 * log_mean(2.5, a)
+    yield "von_mises", [0.5, a], angle(0.5)
+    logits, means, log_scales = np.array([0.3, -1.0, 0.0]), np.arange(3.0), np.array([0.1, 0, -1])
+    second = special.softmax(logits) @ (means**2 + np.exp(2 * log_scales))
+    yield "mixture", np.concatenate([logits, means, log_scales]), second / 2
 
 
 @pytest.mark.parametrize("a", [0.7, 3.0, 20.0])
 def test_closed_forms_agree_with_quadrature(a):
-    def log_mean(p, q):
-        return mean_of(stats.beta(p, q).pdf, np.log, 0, 1, p / (p + q))
-
-    oracles = {
-        "gamma": mean_of(stats.gamma(a).pdf, lambda z: z - np.log(z), 0, np.inf, a),
-        "beta": -3 * log_mean(a, a),
-        "dirichlet": -5 * log_mean(a, 4 * a),
-        "von_mises": mean_of(stats.vonmises(a).pdf, lambda z: -np.cos(z - 1), -np.pi, np.pi, 0.0),
-        "mixture": np.mean(
-            [
-                mean_of(stats.norm(m, 1).pdf, lambda z: z * z / 2, -np.inf, np.inf, m)
-                for m in (-a, 0.0, a)
-            ]
-        ),
-    }
-    for name, family in FAMILIES.items():
-        value = float(family.expectation.closed_form(phi_of(name, a)))
-        np.testing.assert_allclose(value, oracles[name], rtol=1e-7, err_msg=name)
-
-
-def test_closed_forms_where_parameters_differ():
-    a, b = 0.8, 2.5
-    density = stats.beta(a, b).pdf
-    expected = mean_of(density, lambda x: -np.log(x) - 2 * np.log1p(-x), 0, 1, 0.3)
-    phi = torch.tensor([a, b], dtype=torch.float64)
-    np.testing.assert_allclose(float(expectations.BETA.closed_form(phi)), expected, rtol=1e-7)
-
-    phi = torch.tensor([0.5, 0.7], dtype=torch.float64)
-    density = stats.vonmises(0.7, loc=0.5).pdf
-    expected = mean_of(density, lambda z: -np.cos(z - 1), 0.5 - np.pi, 0.5 + np.pi, 0.5)
-    np.testing.assert_allclose(float(expectations.VON_MISES.closed_form(phi)), expected)
-
-    logits, means, log_scales = np.array([0.3, -1.0, 0.0]), np.arange(3.0), np.array([0.1, 0, -1])
-    weights = special.softmax(logits)
-    expected = 0.5 * np.sum(weights * (means**2 + np.exp(2 * log_scales)))
-    phi = torch.from_numpy(np.concatenate([logits, means, log_scales]))
-    np.testing.assert_allclose(float(expectations.MIXTURE.closed_form(phi)), expected)
+    for name, phi, expected in closed_forms(a):
+        phi = torch.as_tensor(phi, dtype=torch.float64)
+        value = float(FAMILIES[name].expectation.closed_form(phi))
+        np.testing.assert_allclose(value, expected, rtol=1e-7, err_msg=name)
 
 
 # ------------------------------------------------------------------------------------ estimators
@@ -230,124 +214,6 @@ def test_single_precision(family, estimator):
     phi = phi_of(family, 2.0).to(torch.float32)
     sample = gradients(FAMILIES[family].expectation, phi, 50)
     assert sample.dtype == torch.float32 and sample.isfinite().all()
-
-
-def test_what_rejection_refuses():
-    phi = torch.tensor([2.0])
-    with pytest.raises(ValueError, match="augmentation is 0: it must be at least 1"):
-        rejection_gradients(GAMMA, phi, 10, 0)
-    with pytest.raises(ValueError, match="from_log_gammas is None"):
-        rejection_gradients(expectations.MIXTURE, phi, 10, 1)
-
-
-# ----------------------------------------------------------------------------------- the command
-
-TINY = ["--samples", "2000", "--points", "2", "--augmentation", "1", "2"]
-
-
-def variance(out, *options):
-    return main(["reparam", "variance", *TINY, "--out", str(out), *options])
-
-
-def metrics_of(out):
-    metrics = json.loads((out / "metrics.json").read_text())
-    del metrics["timing"]
-    return metrics
-
-
-def kept_in(out):
-    return torch.load(out / "checkpoint.pt", weights_only=True)["measurements"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a run that nothing interrupted."""
-    out = tmp_path_factory.mktemp("finished")
-    assert variance(out) == 0
-    return out
-
-
-def test_a_run_writes_its_results(finished, capsys):
-    files = sorted(path.name for path in finished.iterdir())
-    assert files == ["checkpoint.pt", "figure.png", "metrics.json"]
-    assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
-    metrics = metrics_of(finished)
-    assert metrics["configuration"]["augmentation"] == [1, 2]
-    assert metrics["unbiased"] is True
-    # implicit and score function for five families, RSVI twice for three of them
-    assert len(metrics["measurements"]) == 2 * (5 * 2 + 3 * 2)
-    assert metrics["largest_deviation"] == max(m["deviation"] for m in metrics["measurements"])
-    assert {row["family"] for row in metrics["variance"]} == set(FAMILIES)
-    for row in metrics["variance"]:
-        assert row["implicit"] > 0 and row["relative"]["score function"] > 0
-        assert ("RSVI, B = 2" in row["relative"]) == (
-            row["family"] in ("gamma", "beta", "dirichlet")
-        )
-
-
-def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments):
-        yield from itertools.islice(variance_measurements.measure_all(*arguments), 7)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(gradient_variance, "measure_all", interrupted)
-        assert variance(tmp_path) == 130
-    assert "--resume" in capsys.readouterr().err
-    assert not (tmp_path / "metrics.json").exists()
-    kept = kept_in(tmp_path)
-    assert len(kept) == 7
-
-    assert variance(tmp_path, "--resume") == 0
-    assert metrics_of(tmp_path) == metrics_of(finished)
-    assert kept_in(tmp_path)[:7] == kept  # times included: they were not measured again
-
-
-def test_another_seed_is_another_run(finished, tmp_path):
-    assert variance(tmp_path, "--seed", "1") == 0
-    assert metrics_of(tmp_path)["variance"] != metrics_of(finished)["variance"]
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(finished, capsys):
-    before = (finished / "checkpoint.pt").read_bytes()
-    assert variance(finished, "--resume", "--samples", "3000") == 2
-    error = capsys.readouterr().err
-    assert "2000" in error and "3000" in error and "--resume" in error
-    assert (finished / "checkpoint.pt").read_bytes() == before
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
-def test_an_unreadable_checkpoint_is_refused(tmp_path, capsys, content):
-    (tmp_path / "checkpoint.pt").write_bytes(content)
-    assert variance(tmp_path, "--resume") == 2
-    assert "checkpoint.pt is no checkpoint" in capsys.readouterr().err
-
-
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    assert variance(tmp_path / "file") == 2
-    assert "error" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "options", ["--samples 1", "--points 0", "--augmentation 0", "--seed -1", "--threads x"]
-)
-def test_unfit_options_are_refused(tmp_path, options, capsys):
-    with pytest.raises(SystemExit) as exit:
-        variance(tmp_path, *options.split())
-    assert exit.value.code == 2
-    assert options.split()[0] in capsys.readouterr().err
-
-
-def test_a_biased_estimator_is_found_out(tmp_path, monkeypatch, capsys):
-    def biased(expectation, phi, count):
-        return 2 * score_function_gradients(expectation, phi, count)
-
-    monkeypatch.setattr(variance_measurements, "score_function_gradients", biased)
-    assert variance(tmp_path, "--samples", "4000", "--points", "1") == 1
-    metrics = metrics_of(tmp_path)
-    assert metrics["unbiased"] is False and metrics["largest_deviation"] > 4
-    assert "another --seed" in " ".join(capsys.readouterr().out.split())
 
 
 def test_ratios():

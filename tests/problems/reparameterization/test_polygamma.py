@@ -1,4 +1,4 @@
-"""Polygamma functions and differences against mpmath."""
+"""Polygamma functions and differences against mpmath, and what the special functions share."""
 
 import math
 
@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from implicit_solvers.problems.reparameterization.special import derivatives, polygamma, quadrature
+from implicit_solvers.problems.reparameterization.special import (
+    derivatives,
+    gamma_ratio,
+    polygamma,
+    quadrature,
+)
 
 F64 = torch.float64
 X = torch.tensor(
@@ -15,6 +20,7 @@ X = torch.tensor(
     + [math.nextafter(10.0, 0), 10.0, math.nextafter(10.0, 11)],
     dtype=F64,
 )
+LARGE = X[X >= 10]
 Y = torch.tensor([0.0, 1e-12, 1e-3, 0.5, 30.0, 1e5], dtype=F64)
 SMALL = torch.tensor(
     [s * 10.0**e for e in range(-12, 1) for s in (-0.99, 0.3, 0.399, 0.401, 0.9)]
@@ -23,75 +29,79 @@ SMALL = torch.tensor(
 )
 
 
-def exact(function, *grids):
+def stirling_error(x):
+    return mp.loggamma(x) - (x - 0.5) * mp.log(x) + x - mp.log(2 * mp.pi) / 2
+
+
+def difference(function):
+    return lambda x, y: function(x + y) - function(x)
+
+
+def excess(x, y):
+    return mp.psi(0, x + y) - mp.psi(0, x) - mp.log1p(y / x)
+
+
+def log_gamma_ratio(x):
+    return mp.loggamma(x + mp.mpf(1) / 2) - mp.loggamma(x)
+
+
+def half_excess(order):
+    """Return the difference of digamma, or of trigamma, but for the first term of its expansion."""
+    lead = (lambda x: 1 / (2 * x), lambda x: -1 / (2 * x * x))[order]
+    return lambda x: mp.psi(order, x + mp.mpf(1) / 2) - mp.psi(order, x) - lead(x)
+
+
+def size_of_difference(value, x, y):
+    """Return at least ``y psi(x)``: what the difference is for small y, where it changes sign."""
+    return value.abs().maximum(y * (x.log().abs() + 1 / x.clamp(min=y)).clamp(min=1.0))
+
+
+def itself(value, *_):
+    return value.abs()
+
+
+def one(value, *_):
+    return torch.ones_like(value)
+
+
+# function, its values by mpmath, arguments, some units of rounding, relative to
+ROWS = [
+    (polygamma.trigamma, lambda x: mp.psi(1, x), (X,), 2e-15, itself),
+    (vmap(grad(polygamma.trigamma)), lambda x: mp.psi(2, x), (X,), 2e-14, itself),
+    (polygamma.digamma_difference, difference(mp.digamma), (X, Y), 4e-15, itself),
+    (polygamma.trigamma_difference, difference(lambda x: mp.psi(1, x)), (X, Y), 4e-15, itself),
+    (polygamma.log_gamma_difference, difference(mp.loggamma), (X, Y), 4e-15, size_of_difference),
+    (polygamma.digamma_minus_log, lambda x: mp.psi(0, x) - mp.log(x), (LARGE,), 2e-15, itself),
+    (polygamma.digamma_excess, excess, (LARGE, Y), 4e-15, itself),
+    (polygamma.stirling_error, stirling_error, (X,), 4e-15, one),
+    (polygamma.stirling_error, stirling_error, (LARGE,), 2e-15, itself),
+    (
+        gamma_ratio.log_gamma_ratio,
+        lambda x: mp.loggamma(x + 0.5) - mp.loggamma(x),
+        (X,),
+        4e-14,
+        itself,
+    ),
+    (gamma_ratio.digamma_excess, half_excess(0), (X,), 4e-15, itself),
+    (gamma_ratio.trigamma_excess, half_excess(1), (X,), 4e-15, itself),
+    (polygamma.log1p_minus, lambda x: mp.log1p(x) - x, (SMALL,), 2e-15, itself),
+]
+
+
+@pytest.mark.parametrize("function, exact, axes, bound, scale", ROWS)
+def test_values(function, exact, axes, bound, scale):
+    args = torch.cartesian_prod(*axes).reshape(-1, len(axes)).T
     with mp.workdps(60):
-        places = torch.cartesian_prod(*grids).reshape(-1, len(grids)).tolist()
-        values = [float(function(*map(mp.mpf, place))) for place in places]
-    return torch.tensor(values, dtype=F64)
+        expected = [float(exact(*map(mp.mpf, place))) for place in args.T.tolist()]
+    expected = torch.tensor(expected, dtype=F64)
+    assert ((function(*args) - expected).abs() <= bound * scale(expected, *args)).all()
 
 
-def every_pair(function):
-    x, y = torch.cartesian_prod(X, Y).T
-    return function(x, y)
-
-
-@pytest.mark.parametrize("order", [1, 2])
-def test_polygamma(order):
-    ours = polygamma.trigamma(X) if order == 1 else vmap(grad(polygamma.trigamma))(X)
-    torch.testing.assert_close(
-        ours, exact(lambda x: mp.psi(order, x), X), rtol=2e-15 if order == 1 else 2e-14, atol=0
-    )
-
-
-@pytest.mark.parametrize("order", [0, 1])
-def test_differences_of_polygammas(order):
-    ours = every_pair((polygamma.digamma_difference, polygamma.trigamma_difference)[order])
-    reference = exact(lambda x, y: mp.psi(order, x + y) - mp.psi(order, x), X, Y)
-    torch.testing.assert_close(ours, reference, rtol=4e-15, atol=0)
-
-
-def test_differences_of_log_gammas():
-    ours = every_pair(polygamma.log_gamma_difference)
-    reference = exact(lambda x, y: mp.loggamma(x + y) - mp.loggamma(x), X, Y)
-    # relative to y psi(x), what the difference is for small y, where it changes sign
-    x, y = torch.cartesian_prod(X, Y).T
-    scale = torch.maximum(reference.abs(), y * (x.log().abs() + 1 / x.clamp(min=y)).clamp(min=1.0))
-    assert ((ours - reference).abs() <= 4e-15 * scale).all()
-
-
-def test_functions_of_large_arguments():
-    large, pairs = X[X >= 10], torch.cartesian_prod(X[X >= 10], Y).T
-    torch.testing.assert_close(
-        polygamma.digamma_minus_log(large),
-        exact(lambda x: mp.psi(0, x) - mp.log(x), large),
-        rtol=2e-15,
-        atol=0,
-    )
-    excess = exact(lambda x, y: mp.psi(0, x + y) - mp.psi(0, x) - mp.log1p(y / x), large, Y)
-    torch.testing.assert_close(polygamma.digamma_excess(*pairs), excess, rtol=4e-15, atol=0)
-
-
-def test_stirling_error():
-    def reference(x):
-        return mp.loggamma(x) - (x - 0.5) * mp.log(x) + x - mp.log(2 * mp.pi) / 2
-
-    torch.testing.assert_close(polygamma.stirling_error(X), exact(reference, X), rtol=0, atol=4e-15)
-    large = X[X >= 10]
-    torch.testing.assert_close(
-        polygamma.stirling_error(large), exact(reference, large), rtol=2e-15, atol=0
-    )
-
-
-def test_log1p_minus():
-    reference = exact(lambda x: mp.log1p(x) - x, SMALL)
-    torch.testing.assert_close(polygamma.log1p_minus(SMALL), reference, rtol=2e-15, atol=0)
-    assert polygamma.log1p_minus(torch.tensor(torch.inf)) == -torch.inf
-
-
-def test_arguments_that_are_not_positive_give_nan():
+def test_arguments_at_the_ends():
     for bad in (0.0, -0.5, -math.inf, math.nan):
         assert polygamma.trigamma(torch.tensor(bad)).isnan()
     assert polygamma.trigamma(torch.tensor(2.0)).dtype == torch.float32
+    assert polygamma.log1p_minus(torch.tensor(torch.inf)) == -torch.inf
 
 
 @pytest.mark.parametrize("count", [3, 20, 24])

@@ -1,118 +1,21 @@
-"""Truncated distributions against SciPy, mpmath and closed forms."""
+"""Truncated and inverse Gaussian distributions against SciPy, mpmath and closed forms."""
 
-import functools
-import itertools
 import math
 
 import mpmath as mp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import integrate, special, stats
 from torch import distributions as td
 
 from implicit_solvers.problems.reparameterization import (
-    Gamma,
     InverseGaussian,
-    StudentT,
     Truncated,
     TruncatedNormal,
 )
-from tests.problems.reparameterization import sample_checks as checks
-from tests.problems.reparameterization.sample_checks import double
+from tests.problems.reparameterization.cases import double
 
 INF = math.inf
-normal = functools.partial(TruncatedNormal, validate_args=False)
-
-
-def gamma(concentration, rate, low, high):
-    return Truncated(Gamma(concentration, rate, validate_args=False), low, high, False)
-
-
-CASES = {
-    "wide": (normal, (0.3, 1.5, -1.0, 2.0)),
-    "tail": (normal, (0.0, 1.0, 10.0, 12.0)),
-    "left": (normal, (1.0, 2.0, -30.0, -20.0)),
-    "narrow": (normal, (0.0, 1.0, 5.0, 5.1)),
-    "gamma": (gamma, (2.0, 1.5, 0.5, 3.0)),
-}
-each = pytest.mark.parametrize("make, parameters", CASES.values(), ids=CASES)
-
-
-@each
-def test_samples_follow_the_cdf(make, parameters):
-    q = make(*double(*parameters))
-    checks.check_distribution(q, q.cdf)
-
-
-@pytest.mark.parametrize("parameters", [(0.3, 1.5, -1.0, 2.0), (0.0, 1.0, 3.0, 5.0)])
-def test_gradients_of_expectations(parameters):
-    def density(z, loc, scale, low, high):
-        mass = special.ndtr((high - loc) / scale) - special.ndtr((low - loc) / scale)
-        return np.exp(-(((z - loc) / scale) ** 2) / 2) / ((2 * np.pi) ** 0.5 * scale * mass)
-
-    ends = lambda loc, scale, low, high: (low.item(), high.item())
-    checks.check_expectations(normal, double(*parameters), density, ends)
-
-
-def test_gradients_of_expectations_of_another_base():
-    def density(z, a, rate, low, high):
-        mass = special.gammainc(a, rate * high) - special.gammainc(a, rate * low)
-        return rate**a * z ** (a - 1) * np.exp(-rate * z) / special.gamma(a) / mass
-
-    ends = lambda a, rate, low, high: (low.item(), high.item())
-    checks.check_expectations(gamma, double(*CASES["gamma"][1]), density, ends)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_derivatives_of_all_orders(name):
-    make, parameters = CASES[name]
-    u = torch.tensor([0.3], dtype=torch.float64)
-    checks.check_orders(lambda u, *p: make(*p).icdf(u), (u, *double(*parameters)))
-
-
-def test_derivatives_with_an_infinite_upper_end():
-    u = torch.tensor([0.3], dtype=torch.float64)
-    checks.check_orders(lambda u, *p: normal(*p).icdf(u), (u, *double(0.0, 1.0, 10.0)))
-
-
-def test_derivatives_with_an_infinite_lower_end():
-    u = torch.tensor([0.3], dtype=torch.float64)
-    layer = lambda u, m, s, h: normal(m, s, high=h).icdf(u)
-    checks.check_orders(layer, (u, *double(0.0, 1.0, -2.0)))
-
-
-@each
-def test_the_cdf_of_a_sample_is_constant(make, parameters):
-    checks.check_identity(make, double(*parameters), lambda q, z: q.cdf(z), (3,))
-
-
-@settings(max_examples=2)
-@given(st.floats(-3, 3), st.floats(0.2, 3), st.floats(-8, 8), st.floats(0.05, 5))
-def test_drawn_parameters(loc, scale, low, width):
-    u = torch.tensor(0.4, dtype=torch.float64)
-    parameters = double(loc, scale, low, low + width)
-    checks.check_gradients(lambda *p: normal(*p).icdf(u), parameters, order=1, vmap=False, starts=0)
-
-
-@settings(max_examples=1)
-@given(st.floats(0.5, 5), st.floats(0.3, 3), st.floats(0.05, 2), st.floats(0.1, 3))
-def test_drawn_parameters_of_another_base(concentration, rate, low, width):
-    u = torch.tensor(0.4, dtype=torch.float64)
-    parameters = double(concentration, rate, low, low + width)
-    checks.check_gradients(lambda *p: gamma(*p).icdf(u), parameters, order=1, vmap=False, starts=0)
-
-
-@pytest.mark.parametrize("name", ["wide", "gamma"])
-def test_lanes_and_single_precision(name):
-    make, parameters = CASES[name]
-    checks.check_lanes(make, double(*parameters))
-    checks.check_single(make, double(*parameters))
-
-
-# ------------------------------------------------------------------------------------ exactness
 
 
 def exact_moments(loc, scale, low, high):
@@ -209,46 +112,6 @@ def test_an_exponential_has_no_memory():
     np.testing.assert_allclose(by_rate.item(), -(z - low).sum().item() / 2, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "base, oracle, low, high",
-    [
-        (td.Laplace(*double(0.0, 1.0)), stats.laplace(), -1.0, 2.0),
-        (td.Weibull(*double(2.0, 1.5)), stats.weibull_min(1.5, scale=2.0), 0.7, INF),
-        pytest.param(
-            *(td.Beta(*double(2.0, 3.0)), stats.beta(2.0, 3.0), 0.2, 0.9),
-            marks=pytest.mark.nightly,
-        ),
-        pytest.param(
-            *(StudentT(*double(5.0, 0.0, 1.0)), stats.t(5.0), 1.0, 4.0),
-            marks=pytest.mark.nightly,
-        ),
-        (InverseGaussian(*double(1.3, 0.7)), stats.invgauss(1.3 / 0.7, scale=0.7), -INF, 2.0),
-    ],
-    ids=["laplace", "weibull", "beta", "student_t", "inverse_gaussian"],
-)
-def test_moments_of_other_bases(base, oracle, low, high):
-    q = Truncated(base, low, high)
-    mass = oracle.cdf(high) - oracle.cdf(low)
-    points = [low, 0.0, high] if low < 0 < high and low > -INF else [max(low, 0.0), high]
-
-    def mean(g):
-        pieces = itertools.pairwise(points)
-        return (
-            sum(integrate.quad(lambda z: g(z) * oracle.pdf(z), a, b)[0] for a, b in pieces) / mass
-        )
-
-    first = mean(lambda z: z)
-    entropy = -mean(lambda z: oracle.logpdf(z) - math.log(mass))
-    np.testing.assert_allclose(q.mean.item(), first, rtol=1e-8)
-    np.testing.assert_allclose(q.variance.item(), mean(lambda z: (z - first) ** 2), rtol=1e-7)
-    np.testing.assert_allclose(q.entropy().item(), entropy, rtol=1e-7)
-    z = torch.tensor(0.8, dtype=torch.float64)
-    expected = (oracle.cdf(0.8) - oracle.cdf(low)) / mass
-    if low < 0.8 < high:
-        np.testing.assert_allclose(q.cdf(z).item(), expected, rtol=1e-11)
-        np.testing.assert_allclose(q.log_prob(z).exp().item(), oracle.pdf(0.8) / mass, rtol=1e-11)
-
-
 def test_a_moment_that_diverges():
     base = td.HalfCauchy(torch.tensor(1.0, dtype=torch.float64))
     assert Truncated(base, 1.0).mean == INF
@@ -258,41 +121,46 @@ def test_a_moment_that_diverges():
 # ---------------------------------------------------------------------------------------- edges
 
 
-def test_ends_and_outside():
-    q = normal(*double(0.0, 1.0, -1.0, 2.0))
-    z = torch.tensor([-1.0, 2.0, -3.0, 5.0], dtype=torch.float64)
-    assert q.cdf(z).tolist() == [0, 1, 0, 1]
-    assert q.log_prob(z)[2:].tolist() == [-INF, -INF] and q.log_prob(z)[:2].isfinite().all()
-    assert q.icdf(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == [-1, 2]
+def test_outside():
+    q = TruncatedNormal(*double(0.0, 1.0, -1.0, 2.0), validate_args=False)
+    log_prob = q.log_prob(*double([-1.0, 2.0, -3.0, 5.0]))
+    assert log_prob[:2].isfinite().all() and log_prob[2:].tolist() == [-INF, -INF]
 
 
-def test_expand_and_shapes():
-    low = torch.zeros(3, 1)
-    q = TruncatedNormal(torch.zeros(2), 1.0, low)
+def test_ends_of_several_shapes():
+    q = TruncatedNormal(torch.zeros(2), 1.0, torch.zeros(3, 1))
     assert q.batch_shape == (3, 2) and q.rsample((4,)).shape == (4, 3, 2)
-    bigger = q.expand((5, 3, 2))
-    assert isinstance(bigger, TruncatedNormal) and bigger.mean.shape == (5, 3, 2)
-    torch.testing.assert_close(bigger.mean[0], q.mean)
+    torch.testing.assert_close(q.expand((5, 3, 2)).mean[0], q.mean)
     assert Truncated(td.Exponential(1.0), 1.0).expand((2,)).rsample().shape == (2,)
 
 
-@pytest.mark.parametrize(
-    "build, error, message",
-    [
-        (lambda: TruncatedNormal(0.0, 1.0, 3.0, 2.0), ValueError, "low < high"),
-        (lambda: TruncatedNormal(0.0, 1.0, math.nan), ValueError, "low < high"),
-        (lambda: TruncatedNormal(0.0, -1.0), ValueError, "scale"),
-        (lambda: Truncated(td.Poisson(2.0), 0.0), ValueError, "discrete"),
-        (lambda: Truncated(td.Dirichlet(torch.ones(3))), ValueError, "univariate"),
-        (lambda: Truncated(3.0, 0.0), TypeError, "pass a torch.distributions"),
-        (lambda: Truncated(td.Laplace(0.0, 1.0), 50.0), ValueError, "too little to know from cdf"),
-        (lambda: Truncated(td.Exponential(1.0), -2.0, -1.0), ValueError, "low < high|too little"),
-        (lambda: TruncatedNormal(0.0, 1.0, *double(0.0)), TypeError, "low has dtype"),
-        (lambda: TruncatedNormal(0.0, 1.0, 0.0).log_prob(torch.tensor(-1.0)), ValueError, "supp"),
-        (lambda: TruncatedNormal(0.0, 1.0, 0.0).icdf(torch.tensor(1.5)), ValueError, "outside"),
-    ],
-    ids=range(11),
-)
-def test_bad_input(build, error, message):
-    with pytest.raises(error, match=message):
-        build()
+# ---------------------------------------------------------------- the inverse Gaussian distribution
+
+
+def exact_tails(x, loc, concentration):
+    mp.mp.dps = 60
+    x, loc, concentration = (mp.mpf(v) for v in (x, loc, concentration))
+    root = mp.sqrt(concentration / x)
+    phi = lambda y: mp.erfc(-y / mp.sqrt(2)) / 2
+    second = mp.exp(2 * concentration / loc) * phi(-root * (x / loc + 1))
+    return mp.log(phi(root * (x / loc - 1)) + second), mp.log(phi(root * (1 - x / loc)) - second)
+
+
+@pytest.mark.parametrize("parameters", [(1.3, 0.7), (0.5, 20.0), (2.0, 3000.0)], ids=str)
+def test_tails_are_exact(parameters):
+    q = InverseGaussian(*double(*parameters))
+    loc, spread = parameters[0], (parameters[0] ** 3 / parameters[1]) ** 0.5
+    for x in [loc / 20, loc / 2, loc, loc + 0.5 * spread, loc + 5 * spread, loc + 30 * spread]:
+        below, above = exact_tails(x, *parameters)
+        place = torch.tensor(x, dtype=torch.float64)
+        np.testing.assert_allclose(q.log_cdf(place).item(), float(below), rtol=1e-12, atol=1e-50)
+        found = q.log_survival(place).item()
+        np.testing.assert_allclose(found, float(above), rtol=1e-12, atol=1e-50)
+
+
+@pytest.mark.parametrize("loc, concentration", [(1.3, 0.7), (0.5, 20.0), (3.0, 0.05)])
+def test_the_mode_is_where_the_density_is_flat(loc, concentration):
+    q = InverseGaussian(*double(loc, concentration))
+    by_x = torch.func.grad(q.log_prob)(q.mode)
+    # the roundings of terms of this size cancel
+    assert abs(by_x.item()) < 1e-9 * (concentration / q.mode.item() ** 2 + 1)
