@@ -392,9 +392,13 @@ def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) 
             torch.Tensor, lambda t: _unwrap_for_grad(t, level), (tuple(saved), tuple(tangents))
         )
         # lower() alone restores the modes that held outside this level, forward mode off included
-        with torch.enable_grad(), _set_fwd_grad_enabled(True), interpreter.lower():
-            with _recording_for((*saved, *tangents)):
-                out = rule(spec, saved, tangents)
+        with (
+            torch.enable_grad(),
+            _set_fwd_grad_enabled(True),
+            interpreter.lower(),
+            _recording_for((*saved, *tangents)),
+        ):
+            out = rule(spec, saved, tangents)
         return tree_map_only(torch.Tensor, lambda t: _wrap_for_grad(t, level), out)
 
     return staticmethod(jvp)
