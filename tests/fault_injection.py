@@ -171,7 +171,7 @@ autodiff _pullback: a plain pullback has no graph
     create_graph=torch.is_grad_enabled() >>> create_graph=False
     test_wrong_answers.py::test_06_second_derivatives
 autodiff nested_jvp: outer levels do not see a tangent
-    , interpreter.lower(): >>> :
+    interpreter.lower(), >>> contextlib.nullcontext(),
     trust/test_faults.py::test_derivatives_of_each_order_where_the_slope_depends_on_the_solution
 first_order first_order_only: an estimate is differentiated again
     FirstOrderOnly.apply(what, tensor) >>> tensor

@@ -71,7 +71,7 @@ def test_root_from_the_standard_start(problem, dtype, solver):
     "problem, solver",
     [(p, SOLVERS["Dogleg"]) for p in ALONE]
     + [(p, s) for p in problems.LEAST_SQUARES if p is not problems.MEYER for s in SOLVERS.values()],
-    ids=str,
+    ids=lambda value: type(value).__name__ if hasattr(value, "max_steps") else str(value),
 )
 def test_derivative(problem, solver):
     ours = jacrev(lambda theta: problem.solve(theta, solver=solver).value)(problem.theta())
