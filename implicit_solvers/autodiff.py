@@ -349,7 +349,11 @@ def live(*tensors: Any) -> Any:
 
 
 def recorded_if_asked(rule: Callable[..., Any]) -> Any:
-    """Make ``rule(ctx, *cotangents)`` a ``Function.backward`` that records what is asked for only.
+    """Make ``rule(ctx, saved, *cotangents)`` a ``Function.backward``.
+
+    It records gradients if something that it is given asks for them only.
+
+    The tensors that were saved are unpacked once, as checkpoints demand, and live.
 
     A pullback of ``torch.func`` runs with gradients recorded after its level has ended, whether or
     not anything is differentiated.
@@ -357,8 +361,9 @@ def recorded_if_asked(rule: Callable[..., Any]) -> Any:
 
     @functools.wraps(rule)
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        with _recording_for(live(*cotangents, *ctx.saved_tensors)):
-            return rule(ctx, *cotangents)
+        saved, cotangents = live(*ctx.saved_tensors), live(*cotangents)
+        with _recording_for((*saved, *cotangents)):
+            return rule(ctx, saved, *cotangents)
 
     return staticmethod(backward)
 

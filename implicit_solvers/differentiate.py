@@ -19,7 +19,6 @@ from torch.autograd import Function
 from implicit_solvers.autodiff import (
     differentiable,
     forward_mode_disabled,
-    live,
     needs_backward,
     nested_jvp,
     no_saved_tensor_hooks,
@@ -229,10 +228,10 @@ class Attach(Function):
         ctx.save_for_forward(output, bad, point, condition, *operands)
 
     @recorded_if_asked
-    def backward(ctx: Any, gz: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, saved: tuple[Tensor, ...], gz: Tensor | None) -> tuple[Any, ...]:
         """Solve with the transposed Jacobian, then pull back through the equation."""
         spec, inputs = ctx.spec, len(ctx.needs_input_grad)
-        gz, z, bad, point, value, *operands = live(gz, *ctx.saved_tensors)
+        z, bad, point, value, *operands = saved
         if gz is None:
             return (None,) * inputs
         spec.captured.check_unchanged(f"the function of {spec.label}")

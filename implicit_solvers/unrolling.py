@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import vmap
 
-from implicit_solvers.autodiff import differentiable, live, nested_jvp, pushforward, vjp
+from implicit_solvers.autodiff import (
+    differentiable,
+    nested_jvp,
+    pushforward,
+    recorded_if_asked,
+    vjp,
+)
 from implicit_solvers.problem import EquationProblem
 
 __all__ = ["unroll"]
@@ -31,10 +37,10 @@ class Segment(Function):
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    @recorded_if_asked
+    def backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor) -> tuple[Any, ...]:
         """Evaluate again and pull back."""
-        g, *tensors = live(g, *ctx.saved_tensors)
+        tensors = list(saved)
         places = [i for i, t in enumerate(tensors) if differentiable(t)]
         pull = vjp(_at(ctx.spec, tensors, places), *(tensors[i] for i in places))[1]
         result: list[Any] = [None] * len(tensors)

@@ -25,7 +25,6 @@ from torch.autograd import Function
 from implicit_solvers.autodiff import (
     LegacyBatch,
     differentiable,
-    live,
     nested_jvp,
     pushforward,
     recorded_if_asked,
@@ -78,10 +77,12 @@ class LinearSolve(Function):
         ctx.save_for_forward(x, like_b, bad, *made, *operands)
 
     @recorded_if_asked
-    def backward(ctx: Any, gx: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, saved: tuple[Tensor, ...], gx: Tensor | None, *_: Any
+    ) -> tuple[Any, ...]:
         """Solve with the transpose."""
         spec, inputs = ctx.spec, len(ctx.needs_input_grad)
-        gx, x, b, bad, *operands = live(gx, *ctx.saved_tensors)
+        x, b, bad, *operands = saved
         if gx is None:
             return (None,) * inputs
         memory = None if spec.adjoint else spec.adjoint_start
