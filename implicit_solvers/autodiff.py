@@ -351,12 +351,9 @@ def live(*tensors: Any) -> Any:
 def recorded_if_asked(rule: Callable[..., Any]) -> Any:
     """Make ``rule(ctx, saved, *cotangents)`` a ``Function.backward``.
 
-    It records gradients if something that it is given asks for them only.
-
-    The tensors that were saved are unpacked once, as checkpoints demand, and live.
-
-    A pullback of ``torch.func`` runs with gradients recorded after its level has ended, whether or
-    not anything is differentiated.
+    It records gradients only if something that it is given asks for them: a pullback of
+    ``torch.func`` runs with gradients recorded after its level has ended, whether or not anything
+    is differentiated. What was saved is unpacked once, as checkpoints demand.
     """
 
     @functools.wraps(rule)
