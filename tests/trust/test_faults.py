@@ -14,7 +14,6 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import implicit_solvers as ims
-from tests import fault_injection
 
 D, C = torch.float64, torch.complex128
 ONE = torch.ones((), dtype=D)
@@ -322,13 +321,3 @@ def test_an_unknown_of_several_tensors_keeps_their_order():
     found = ims.fixed_point(g, (0 * x, 0 * y)).value
     close(found[0], x)
     close(found[1], y)
-
-
-def test_every_fault_that_is_injected_is_there_and_has_its_tests():
-    faults = fault_injection.read(fault_injection.TABLE)
-    for fault in faults:
-        fault.broken(fault_injection.ROOT)
-        for test in fault.tests:
-            path, name = test.split("::")
-            assert f"def {name}(" in (fault_injection.ROOT / path).read_text(), test
-    assert len(faults) >= 30
