@@ -31,7 +31,14 @@ ROOT = Path(__file__).parent.parent
 CORE = {
     # every word of derivatives up to the second order, of three problems
     "tests/test_compositions.py": ("-root-vector]", "-minimize-dict]", "-linear_solve-scalar]"),
-    "tests/test_captured_tensors.py": ("test_modes", "error", "replaced", "module"),
+    "tests/test_adjoints.py": ("raise_when", "lanes_stop", "used_and_transposed"),
+    "tests/test_captured_tensors.py": (
+        "test_modes",
+        "leave_the_generator",
+        "error",
+        "replaced",
+        "module",
+    ),
     "tests/test_lanes.py": (
         "test_a_batch_is_the_loop_over_its_lanes",
         "test_masked_mode",
@@ -44,6 +51,7 @@ CORE = {
     "tests/trust/test_hidden_tensors.py": None,
     "tests/trust/test_changed_tensors.py": None,
     "tests/trust/test_faults.py": None,
+    "tests/trust/test_threads.py": ("default-closure",),
     "tests/solvers/test_table.py": ("test_derivative", "test_budget", "test_too_few_steps"),
     "tests/linear/test_failures.py": ("test_failure_is_reported", "test_backward_solve"),
     "tests/linear/test_iterative.py": ("test_lanes_end", "test_converged_iterate", "test_start"),

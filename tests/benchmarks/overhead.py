@@ -70,6 +70,10 @@ def watch(events: list[Event]) -> Iterator[None]:
     def pulled(fn: Any, *primals: Any) -> int:
         return max(len(t) if t.dim() > 1 and t.shape[0] != t.shape[1] else 1 for t in primals)
 
+    def on_graph(spec: Any, transposed: bool, rhs: Any, *rest: Any) -> int:
+        # a gradient of first order is pulled back by autograd itself
+        return max(rhs.shape[:-1].numel(), 1) if isinstance(rest[-1], tuple) else 0
+
     with (
         noting(ims.EquationProblem, "residual", "f", lambda problem, z, *rest: len(z)),
         noting(JacobianTemplate, "matrices", "jacobian", grid),
@@ -79,6 +83,7 @@ def watch(events: list[Event]) -> Iterator[None]:
         noting(ims.LU, "factor_dense", "factor", own),
         noting(ims.LU, "solve", "solve", lambda solver, factors, b, *rest: len(b)),
         noting(differentiate, "vjp", "pullback", pulled),
+        noting(differentiate, "_inverse_times", "pullback", on_graph),
     ):
         yield
 
