@@ -20,6 +20,8 @@ def area(name):
 
 def names_for(setup):
     """Return the names that the calls of an area may use."""
+    # Dynamo switches these checks off, for the whole process, at its first use
+    torch.distributions.Distribution.set_default_validate_args(True)
     space = {"torch": torch, "ims": ims, "np": np, "math": math}
     exec(setup, space)
     return space

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import implicit_solvers as ims
-from implicit_solvers import differentiate, driver, nonlinear_least_squares
+from implicit_solvers import differentiate, nonlinear_least_squares
 from implicit_solvers.autodiff import vjp
-from implicit_solvers.capture import Captured
 from implicit_solvers.linear import lane_solve
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.testing import check_implicit_gradients
@@ -161,14 +160,6 @@ def test_an_injected_error_is_named(monkeypatch, name):
 
 # the same, for errors that are seen in one tensor alone
 OF_ONE = {
-    "a captured tensor that is dropped": (
-        (driver, "capture"), lambda old: lambda *_: Captured(), lambda: check_root(captures),
-        ("reverse mode", "captured WEIGHT"), "captured WEIGHT gets no gradient",
-    ),
-    "a mean over lanes": (
-        BACKWARD, backward(averaged), lambda: check_lanes(THETA),
-        ("reverse mode", "args[1] (theta)"), "are means, and should be sums",
-    ),
     "a mean over the lanes of vmap": (
         BACKWARD, backward(averaged_captured), lambda: check_root(captures, vmap=True),
         ("reverse of vmap", "captured WEIGHT"), "averaged over the lanes",

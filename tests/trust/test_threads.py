@@ -164,6 +164,7 @@ def test_a_convex_layer_in_each_thread(switches):
 @pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="compiles from 2.13 on"
 )
+@pytest.mark.nightly  # after many compilations Dynamo runs out of recursion in threads
 def test_a_compiled_solver_in_each_thread():
     solver = ims.Newton(compile=True)
 
