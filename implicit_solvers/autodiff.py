@@ -54,6 +54,7 @@ __all__ = [
     "no_saved_tensor_hooks",
     "peel",
     "products_on_graph",
+    "pullback_on_graph",
     "pushforward",
     "recorded_if_asked",
     "rows",
@@ -141,7 +142,10 @@ def _plain_vjp(fn: Callable[..., Any], primals: tuple[Any, ...]) -> Any:
     with torch.enable_grad(), no_saved_tensor_hooks():
         inputs = tree_map_only(Tensor, leaf, primals)
         value = fn(*inputs)
-    pull = _pullback(inputs, value)
+    if connected:
+        leaves = [t for t in tree_leaves(inputs) if t.is_leaf]
+        connected = any(leads_elsewhere(out, leaves) for out in tree_leaves(value))
+    pull = pullback_on_graph(inputs, value, connected)
 
     def pullback(cotangent: Any) -> Any:
         try:
@@ -262,8 +266,12 @@ class _OwnGraph(TorchFunctionMode):
         return out
 
 
-def _pullback(inputs: Any, value: Any) -> Callable[[Any], Any]:
-    """Return the pullback of ``value`` to ``inputs``, of which it was computed with a graph."""
+def pullback_on_graph(inputs: Any, value: Any, connected: bool = False) -> Callable[[Any], Any]:
+    """Return the pullback of ``value`` to ``inputs``, of which it was computed with a graph.
+
+    Its results have one if gradients are recorded, and the value is ``connected`` to more than the
+    inputs or the cotangent has one.
+    """
     leaves, structure = tree_flatten(inputs)
     outputs = tree_leaves(value)
     places = [i for i, out in enumerate(outputs) if out.requires_grad]
@@ -278,7 +286,8 @@ def _pullback(inputs: Any, value: Any) -> Callable[[Any], Any]:
                 leaves,
                 [given[i] for i in places],
                 retain_graph=True,
-                create_graph=torch.is_grad_enabled(),
+                create_graph=torch.is_grad_enabled()
+                and (connected or any(given[i].requires_grad for i in places)),
                 materialize_grads=True,
             )
         return tree_unflatten(slopes, structure)
@@ -290,17 +299,11 @@ def products_on_graph(
     z: Tensor, value: Tensor, *, symmetric: bool
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Return ``v -> J v`` and ``w -> J^T w`` of a ``value`` computed from ``z``, with a graph."""
-    pull = _pullback(z, value)
+    pull = pullback_on_graph(z, value)
     if symmetric:
         return pull, pull
-    push: list[Callable[[Any], Any]] = []
-
-    def mv(v: Tensor) -> Tensor:
-        if not push:
-            push.append(_plain_vjp(pull, (torch.zeros_like(value),))[1])
-        return push[0](v)[0]
-
-    return mv, pull
+    push = _plain_vjp(pull, (torch.zeros_like(value),))[1]
+    return (lambda v: push(v)[0]), pull
 
 
 def rows(pull: Callable[[Tensor], Tensor], value: Tensor, n: int) -> Tensor:

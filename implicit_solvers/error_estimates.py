@@ -143,4 +143,4 @@ def gradient_error(
     better = gradient(partial(iterate, _CORRECTION), ImplicitAdjoint())
     size = torch.linalg.vector_norm(better)
     error = torch.linalg.vector_norm(given - better)
-    return torch.where(error == 0, 0.0, error / size)
+    return torch.where(error == 0, 0.0, error / size).detach()

@@ -80,7 +80,7 @@ class Monitor:
     """
 
     records: list[SolveRecord] = field(default_factory=list)
-    open: bool = field(default=True, repr=False)
+    open: bool = field(default=True, init=False, repr=False)
 
     def adjoints(self) -> list[SolveRecord]:
         """Return the records of the backward (and tangent) solves."""

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from implicit_solvers.autodiff import no_saved_tensor_hooks, products_on_graph, rows, unwatched
+from implicit_solvers.autodiff import (
+    no_saved_tensor_hooks,
+    products_on_graph,
+    pullback_on_graph,
+    rows,
+    unwatched,
+)
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
@@ -130,7 +136,7 @@ class LaneMap:
             return self._matrices
         if self.graph is not None:
             point, value = self.graph
-            matrices = rows(self._make_products()[1], value.detach(), point.shape[-1])
+            matrices = rows(pullback_on_graph(point, value), value.detach(), point.shape[-1])
         else:
             matrices = self.template.matrices(self.lanes, self._like(), self.tensors, self.basis)
         return matrices.reshape(self.grid, *matrices.shape[-2:])

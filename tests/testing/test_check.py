@@ -231,7 +231,7 @@ def test_the_same_seed_gives_the_same_report():
 WEIGHT = torch.tensor(0.4, dtype=DOUBLE, requires_grad=True)
 FAR, IN_VALLEY = torch.tensor(2.0, dtype=DOUBLE), torch.tensor([0.3, 0.2], dtype=DOUBLE)
 SLOW = {"solver": ims.Newton(max_steps=200)}
-CUT = "the residual depends on args[1] (e) but the derivative with respect to it is zero: a item()"
+CUT = "the residual depends on args[1] (e) but the derivative with respect to it is zero: "
 
 
 def by_numpy(z, a):
