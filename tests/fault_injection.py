@@ -167,7 +167,7 @@ tolerance linear_tolerance: a tolerance does not scale with the right-hand side
 structure Structure._join: leaves in another order
     torch.cat(flat, dim=-1) >>> torch.cat(flat[::-1], dim=-1)
     trust/test_faults.py::test_an_unknown_of_several_tensors_keeps_their_order
-autodiff _pullback: a plain pullback has no graph
+autodiff pullback_on_graph: a plain pullback has no graph
     create_graph=torch.is_grad_enabled() >>> create_graph=False
     test_wrong_answers.py::test_06_second_derivatives
 autodiff nested_jvp: outer levels do not see a tangent
