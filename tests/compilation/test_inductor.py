@@ -32,7 +32,12 @@ def test_one_graph():
         solver = ims.FixedPointIteration()
         return ims.fixed_point(fn, torch.zeros_like(x), (x, W), solver=solver, **LANES)
 
-    agree(run, (drawn(5, 4), W), backend="inductor", factor=1e3)
+    # the backward pass is compiled at night: C++ compilers are slow
+    x = drawn(5, 4)
+    with torch.no_grad():
+        sol, expected = torch.compile(run, fullgraph=True)(x, W), run(x, W)
+    assert torch.equal(sol.status, expected.status)
+    torch.testing.assert_close(sol.value, expected.value, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.nightly
