@@ -22,6 +22,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 
 # module, function: what goes wrong / the line before >>> and after / the quickest tests that see it
+TABLE = """
+differentiate Attach.backward: the sign of a gradient in plain autograd
     (None, None, None, -w, >>> (None, None, None, w,
     test_wrong_answers.py::test_01_gradient_of_a_0d_unknown
 differentiate Attach.backward: the sign of a gradient under transforms
