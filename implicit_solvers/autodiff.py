@@ -121,7 +121,7 @@ def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]
     """
     if torch.compiler.is_compiling():
         return cast(Any, torch.func.vjp(fn, *primals))
-    if not (transforms_active() or forward_level()):
+    if not (transforms_active() or forward_level() or _older_vmap()):
         return _plain_vjp(fn, primals)
     with no_saved_tensor_hooks():
         out, pull = cast(Any, torch.func.vjp(fn, *primals))
@@ -511,6 +511,12 @@ def level_of(tensor: Tensor) -> int:
 def unwrap_once(tensor: Tensor) -> Tensor:
     """Take off the outermost functorch wrapper."""
     return get_unwrapped(tensor)
+
+
+def _older_vmap() -> bool:
+    """Tell whether the older vmap batches: plain autograd does not run in it."""
+    torch._C._vmapmode_increment_nesting()
+    return int(torch._C._vmapmode_decrement_nesting()) > 0
 
 
 class LegacyBatch:
