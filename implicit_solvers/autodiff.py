@@ -302,8 +302,14 @@ def products_on_graph(
     pull = pullback_on_graph(z, value)
     if symmetric:
         return pull, pull
-    push = _plain_vjp(pull, (torch.zeros_like(value),))[1]
-    return (lambda v: push(v)[0]), pull
+    pushes: list[Callable[[Any], Any]] = []
+
+    def push(v: Tensor) -> Tensor:
+        if not pushes:
+            pushes.append(_plain_vjp(pull, (torch.zeros_like(value),))[1])
+        return cast(Tensor, pushes[0](v)[0])
+
+    return push, pull
 
 
 def rows(pull: Callable[[Tensor], Tensor], value: Tensor, n: int) -> Tensor:

@@ -19,7 +19,7 @@ from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.root_finding import RootEquation, like_unknown
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
-from implicit_solvers.tolerance import equation_tolerance, rms
+from implicit_solvers.tolerance import equation_tolerance, longest, rms
 
 __all__ = ["attach", "custom_fixed_point", "custom_root"]
 
@@ -39,7 +39,7 @@ class _Judge:
         rtol = default if self.rtol is None else self.rtol
         atol = default if self.atol is None else self.atol
         error = rms(problem.residual(z))
-        goal = equation_tolerance(rtol, atol, z, rms, problem.start)
+        goal = equation_tolerance(rtol, atol, z, rms(z), longest(z, problem.start))
         status = torch.where(error <= goal, 0, int(Status.REJECTED))
         finite = torch.isfinite(error) & torch.isfinite(z).all(-1)
         status = torch.where(finite, status, int(Status.NONFINITE))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.compiled_step import to_compile
-from implicit_solvers.masked_steps import iterate_compiled, iterate_in_graph
+from implicit_solvers.agreement import Mask, both, either, no, pick, settle, spread
+from implicit_solvers.compiled_step import (
+    bucket,
+    compiled_step,
+    half_a_bucket,
+    in_own_memory,
+    padded,
+    to_compile,
+)
 from implicit_solvers.outcome import (
     ENDED,
     RUNNING,
@@ -22,8 +30,11 @@ from implicit_solvers.outcome import (
 )
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import Auto
+from implicit_solvers.traced_loop import loop_in_graph
 
 __all__ = ["IterativeSolver", "LaneProblem", "Outcome", "State", "iterate"]
+
+_UNROLLED = 16
 
 
 class State(Protocol):
@@ -97,73 +108,208 @@ class IterativeSolver(Protocol):
         """Return the state one step later."""
 
 
+class Progress(NamedTuple):
+    """How far lanes have come: which run, how the others ended, and after how many steps.
+
+    ``trials`` counts all steps, ``iterations`` those of a lane that were accepted. ``best`` is an
+    iterate and its error, where these are remembered.
+    """
+
+    state: Any
+    running: Any
+    status: Any
+    iterations: Any
+    trials: Any
+    best: tuple[Tensor, ...]
+
+
+Ask = Callable[..., tuple[list[int], list[Mask]]]
+
+
 def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome:
     """Step from ``z (N, n)`` until every lane has converged, failed, or used its steps up.
 
     A lane that has ended keeps its iterate and its error. When at most half of the lanes are left,
     they go on without the others (unless the solver says ``compact=False``). A lane that failed
     returns its best iterate; with ``rtol=None`` exactly ``max_steps`` steps are made and the last
-    is returned.
+    is returned. Steps whose trial is not accepted do not count, up to four for each that may.
 
     Whether lanes are left is asked every ``check_every`` steps of a solver that has this field: a
     GPU has to wait for the answer. Between, lanes that have ended are computed and not looked at.
     """
     if torch.compiler.is_compiling():
-        return iterate_in_graph(solver, problem, z)
+        return _iterate_in_graph(solver, problem, z)
     whole = getattr(solver, "whole", None)
     outcome: Outcome | None = None if whole is None else whole(problem, z)
     if outcome is not None:
         return outcome
     if (compilable := to_compile(solver, problem, z)) is not None:
-        return iterate_compiled(solver, compilable, z)
-    budget = solver.rtol is None
+        return _iterate_compiled(solver, compilable, z)
     every = getattr(solver, "check_every", 1)
     refresh = getattr(solver, "refresh", None)
-    state = solver.init(problem, z)
-    status = torch.full((len(z),), RUNNING, dtype=torch.int64, device=z.device)
-    running, iterations = status == RUNNING, torch.zeros_like(status)
-    best_z, best_error = state.z, state.error
     departed, lanes = Departed(), len(z)
-
-    for step in range(solver.max_steps + 1):
-        going = goes_on(solver, problem, state) & running
-        looks = step % every == 0 or step == solver.max_steps
-        left = int(going.sum()) if looks else -1
-        if left < lanes:
-            ends = running & ~going
-            status = torch.where(ends, judge(solver, problem, state), status)
-            iterations = torch.where(ends, step, iterations)
-            running = going
-        if left == 0:
-            break
-        if step == solver.max_steps:
-            out_of_steps = Status.BUDGET if budget else Status.MAX_STEPS
-            status = torch.where(running, int(out_of_steps), status)
-            iterations = torch.where(running, step, iterations)
-            break
-        if looks and solver.compact and problem.separable and 2 * left <= lanes:
-            keep = running.nonzero().squeeze(-1)
-            departed.leave(result(state, status, iterations, best_z, best_error), keep)
-            problem, state = problem.take(keep), select(state, keep)
-            status, iterations = status[keep], iterations[keep]
-            best_z, best_error = best_z[keep], best_error[keep]
-            running, lanes = status == RUNNING, left
-        idle = left < lanes
-        if idle:
-            state = state._replace(flag=torch.where(running, state.flag, ENDED))
+    left, progress = _look(solver, problem, _begin(solver, problem, z), lanes, lanes, settle)
+    while left:
+        if solver.compact and problem.separable and 0 < 2 * left <= lanes:
+            keep = progress.running.nonzero().squeeze(-1)
+            departed.leave(_end(solver, progress), keep)
+            problem, progress, lanes = problem.take(keep), select(_spread(progress), keep), left
+            progress = progress._replace(running=True)
         if refresh is not None:
-            state = refresh(problem, state)
-        new = solver.step(problem, state)
-        state = with_ended(running, new, state) if idle else new
-        if not solver.monotone and not budget:
-            worse = ~(state.error < best_error)
-            if every > 1 or bool(worse.any()):
-                best_z = torch.where(worse.unsqueeze(-1), best_z, state.z)
-                best_error = torch.where(worse, best_error, state.error)
-            else:
-                best_z, best_error = state.z, state.error
-        else:
-            best_error = state.error
-    if solver.monotone or budget:
-        best_z, best_error = state.z, state.error
-    return departed.joined(result(state, status, iterations, best_z, best_error))
+            state = progress.state
+            if progress.running is not True:
+                state = state._replace(flag=pick(progress.running, state.flag, ENDED))
+            progress = progress._replace(state=refresh(problem, state))
+        progress = _step(solver, problem, progress)
+        looks = (progress.trials + 1) % every == 0 or progress.trials + 1 >= solver.max_steps
+        ask = settle if looks else _nobody
+        left, progress = _look(solver, problem, progress, lanes, left, ask)
+    return departed.joined(_end(solver, progress))
+
+
+def _nobody(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
+    """Ask nobody: masks stay what they are, and counts are not known."""
+    return [-1] * len(masks), list(masks)
+
+
+def _begin(solver: Any, problem: Any, z: Tensor) -> Progress:
+    state = solver.init(problem, z)
+    best = () if solver.monotone or solver.rtol is None else (state.z, state.error)
+    return Progress(state, True, RUNNING, -1, -1, best)
+
+
+def _step(solver: Any, problem: Any, progress: Progress) -> Progress:
+    """Make a step in every lane; those that have ended stay."""
+    state, running = progress.state, progress.running
+    if running is not True:
+        state = state._replace(flag=pick(running, state.flag, ENDED))
+    new = solver.step(problem, state)
+    if running is not True and not hasattr(new, "accepted"):
+        new = with_ended(running, new, state)
+    return progress._replace(state=new)
+
+
+def _look(
+    solver: Any, problem: Any, progress: Progress, lanes: int, left: int, ask: Ask
+) -> tuple[int, Progress]:
+    """Judge what a step has left, by one question; return how many lanes run, and how."""
+    state, running, status, iterations, trials, best = progress
+    budget, trials = solver.rtol is None, trials + 1
+    # lanes that have ended stay, whatever is said of them
+    accepted = either(getattr(state, "accepted", True), no(running))
+    going = both(goes_on(solver, problem, state), running)
+    late = isinstance(trials, Tensor) or trials >= solver.max_steps
+    if late:
+        count = iterations + both(budget or accepted, running)
+        spent = (count >= solver.max_steps) | (trials >= 4 * solver.max_steps)
+        going = both(going, no(spent))
+    better = state.error < best[1] if best else False
+    (now, *_), (going, accepted, better) = ask(lanes, going, accepted, better)
+    if hasattr(state, "accepted"):
+        state = state.settled(accepted)
+    iterations = iterations + both(budget or accepted, running)
+    if now != left or now < 0:
+        ends = both(running, no(going))
+        code = judge(solver, problem, state)
+        if late:
+            out_of_steps = Status.BUDGET if budget else Status.MAX_STEPS
+            code = pick(code != RUNNING, code, int(out_of_steps))
+        status, running = pick(ends, code, status), going
+    if best:
+        best = pick(better, (state.z, state.error), best)
+    return now, Progress(state, running, status, iterations, trials, best)
+
+
+def _spread(progress: Progress) -> Progress:
+    """Return what lanes share as tensors, of which some lanes can be selected."""
+    state, _, status, iterations, _, _ = progress
+    status, iterations = (spread(v, state.z, torch.int64) for v in (status, iterations))
+    return progress._replace(status=status, iterations=iterations)
+
+
+def _end(solver: Any, progress: Progress) -> Outcome:
+    state, _, status, iterations, _, best = progress
+    return result(state, status, iterations, best)
+
+
+def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:
+    """Iterate in a compiled graph. A small budget of short steps is unrolled."""
+    whole = getattr(solver, "iterate_in_graph", None)
+    if whole is not None:
+        outcome: Outcome = whole(problem, z)
+        return outcome
+    progress = _begun(solver, problem, z)
+    short = getattr(problem, "linear", False) or getattr(solver, "unrollable", False)
+    if solver.rtol is None and solver.max_steps <= (_UNROLLED if short else 1):
+        here = problem.aliased()
+        for _ in range(solver.max_steps):
+            progress = _advance(solver, here, progress)
+    else:
+        progress = loop_in_graph(
+            lambda progress: progress.running.any(),
+            lambda progress: _some_steps(solver, problem, progress),
+            progress,
+        )
+    return _end(solver, progress)
+
+
+def _iterate_compiled(solver: Any, problem: Any, z: Tensor) -> Outcome:
+    """Iterate in a compiled loop, which ends whenever half of the lanes can leave."""
+    advance = compiled_step((_until_few_are_left, _few_steps), solver, problem)
+    progress = in_own_memory(_begun(solver, problem, z))
+    departed = Departed()
+    while True:
+        left, lanes = int(progress.running.sum()), len(progress.running)
+        if left == 0:
+            return departed.joined(_end(solver, progress))
+        leave = solver.compact and problem.separable
+        if leave and 2 * bucket(left) <= lanes:
+            keep = progress.running.nonzero().squeeze(-1)
+            departed.leave(_end(solver, progress), keep)
+            keep = padded(keep, bucket(left))
+            problem, progress = problem.take(keep), select(progress, keep)
+            progress.running[left:] = False
+            lanes = len(keep)
+        few = torch.full((), half_a_bucket(lanes) if leave else 0, device=z.device)
+        progress = advance(problem, (progress, few))[0]
+
+
+def _until_few_are_left(
+    solver: Any, problem: Any, carry: tuple[Progress, Tensor]
+) -> tuple[Progress, Tensor]:
+    progress, few = carry
+    progress = loop_in_graph(
+        lambda progress: progress.running.sum() > few,
+        lambda progress: _some_steps(solver, problem, progress),
+        progress,
+    )
+    return progress, few
+
+
+def _few_steps(
+    solver: Any, problem: Any, carry: tuple[Progress, Tensor]
+) -> tuple[Progress, Tensor]:
+    return _some_steps(solver, problem, carry[0]), carry[1]
+
+
+def _begun(solver: Any, problem: Any, z: Tensor) -> Progress:
+    """Begin with tensors in every place, as a graph has to."""
+    progress = _begin(solver, problem, z)
+    every = torch.ones(len(z), dtype=torch.bool, device=z.device)
+    counts = torch.full((len(z),), -1, dtype=torch.int64, device=z.device)
+    progress = progress._replace(
+        running=every, status=counts + 1 + RUNNING, iterations=counts, trials=counts
+    )
+    return _look(solver, problem, progress, len(z), -1, _nobody)[1]
+
+
+def _some_steps(solver: Any, problem: Any, progress: Progress) -> Progress:
+    problem = problem.aliased()
+    for _ in range(getattr(solver, "check_every", 1)):
+        progress = _advance(solver, problem, progress)
+    return progress
+
+
+def _advance(solver: Any, problem: Any, progress: Progress) -> Progress:
+    progress = _step(solver, problem, progress)
+    return _look(solver, problem, progress, len(progress.running), -1, _nobody)[1]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask, both, either, no, pick, spread
 from implicit_solvers.solution import Status, failed
 
 __all__ = [
@@ -18,7 +19,6 @@ __all__ = [
     "judge",
     "result",
     "select",
-    "where",
     "with_ended",
 ]
 
@@ -26,13 +26,17 @@ RUNNING, ENDED = -1, -2
 
 
 class Outcome(NamedTuple):
-    """How the lanes ended: tensors ``(N, ...)``; ``factors`` are those of the final state."""
+    """How the lanes ended: tensors ``(N, ...)``; ``factors`` are those of the final state.
+
+    ``fine`` tells that no lane failed, where that is known.
+    """
 
     z: Tensor
     status: Tensor
     iterations: Tensor
     error: Tensor
     factors: tuple[Tensor, ...] = ()
+    fine: bool = False
 
 
 class Departed:
@@ -45,7 +49,8 @@ class Departed:
     def leave(self, now: Outcome, keep: Tensor) -> None:
         """Let all lanes leave but those at ``keep``; what these have ``now`` is provisional."""
         if self.full is None:
-            self.full = Outcome(*(_copied(part) for part in now))
+            copies = (part.clone() for part in now[:4])
+            self.full = Outcome(*copies, tuple(t.clone() for t in now.factors))
             self.places = keep
         else:
             assert self.places is not None
@@ -61,55 +66,62 @@ class Departed:
 
     def _put(self, now: Outcome) -> None:
         assert self.full is not None and self.places is not None
-        for whole, part in zip(_tensors(self.full), _tensors(now), strict=True):
+        if len(now.factors) != len(self.full.factors):
+            # some left before anything was factored
+            self.full = self.full._replace(factors=())
+        parts = [*now[:4], *now.factors[: len(self.full.factors)]]
+        for whole, part in zip([*self.full[:4], *self.full.factors], parts, strict=True):
             whole[self.places] = part[: len(self.places)]
 
 
-def _copied(part: Any) -> Any:
-    return tuple(t.clone() for t in part) if isinstance(part, tuple) else part.clone()
-
-
-def _tensors(outcome: Outcome) -> list[Tensor]:
-    return [*outcome[:4], *outcome.factors]
-
-
-def goes_on(solver: Any, problem: Any, state: Any) -> Tensor:
+def goes_on(solver: Any, problem: Any, state: Any) -> Mask:
     """Tell which lanes `judge` would leave running, if they ran: the usual answer, for less."""
-    going = (state.flag == 0) & (state.error < torch.inf)
-    return going if solver.rtol is None else going & (state.error > _goal(solver, problem, state))
+    going = state.error < torch.inf
+    if solver.rtol is not None:
+        going = both(going, state.error > _goal(solver, problem, state))
+    # a lane that tried in vain has not moved
+    going = either(going, no(getattr(state, "accepted", True)))
+    return both(going, state.flag == 0)
 
 
-def judge(solver: Any, problem: Any, state: Any) -> Tensor:
-    """Return the status of each lane ``(N,)``, or that it is running."""
-    status = torch.where(state.flag != 0, state.flag, RUNNING)
-    measure = state.error
+def judge(solver: Any, problem: Any, state: Any) -> Any:
+    """Return the status of each lane, or that it is running."""
+    flag, error = state.flag, state.error
+    status = RUNNING if isinstance(flag, int) and flag == 0 else pick(flag != 0, flag, RUNNING)
     if solver.rtol is not None:
         goal = _goal(solver, problem, state)
-        status = torch.where(measure <= goal, 0, status)
-        measure = measure + goal
-    return torch.where(torch.isfinite(measure), status, int(Status.NONFINITE))
+        doubt = solver.doubt(problem, state) if hasattr(solver, "doubt") else 0
+        status = pick(error <= goal, doubt, status)
+        error = error + goal
+    return pick(error < torch.inf, status, int(Status.NONFINITE))
 
 
-def _goal(solver: Any, problem: Any, state: Any) -> Tensor:
+def _goal(solver: Any, problem: Any, state: Any) -> Any:
     # that of a linear problem follows from its right-hand side, and some iterates are costly
-    linear = getattr(problem, "linear", False)
-    tolerance: Tensor = problem.tolerance(solver, None if linear else state.z)
-    return tolerance
+    if getattr(problem, "linear", False):
+        return problem.tolerance(solver, None)
+    if isinstance(state.error, float):
+        return problem.tolerance(solver, state.z, on_host=True)
+    return problem.tolerance(solver, state.z)
 
 
-def result(
-    state: Any, status: Tensor, iterations: Tensor, best_z: Tensor, best_error: Tensor
-) -> Outcome:
-    """Return what lanes ended with: those that failed, their best iterate."""
-    fell_back = failed(status) & (best_error < state.error)
-    fell_back = fell_back | (failed(status) & ~torch.isfinite(state.error))
-    z = torch.where(fell_back.unsqueeze(-1), best_z, state.z)
-    error = torch.where(fell_back, best_error, state.error)
-    iterations = iterations + getattr(state, "steps_before", 0)
-    return Outcome(z, status, iterations, error, tuple(getattr(state, "factors", ())))
+def result(state: Any, status: Any, iterations: Any, best: tuple[Tensor, ...]) -> Outcome:
+    """Return what lanes ended with: those that failed, their ``best`` iterate, if it is kept."""
+    z, error = state.z, spread(state.error, state.z)
+    fine = not isinstance(status, Tensor) and status in (0, int(Status.BUDGET))
+    status = spread(status, z, torch.int64)
+    if best and not fine:
+        fell_back = failed(status) & ((best[1] < error) | ~torch.isfinite(error))
+        z = torch.where(fell_back.unsqueeze(-1), best[0], z)
+        error = torch.where(fell_back, best[1], error)
+    iterations = spread(iterations, z, torch.int64)
+    before = getattr(state, "steps_before", None)
+    iterations = iterations if before is None else iterations + before
+    factors = tuple(getattr(state, "factors", ()))
+    return Outcome(z, status, iterations, error, factors, fine)
 
 
-def with_ended(running: Tensor, new: Any, old: Any) -> Any:
+def with_ended(running: Mask, new: Any, old: Any) -> Any:
     """Return ``new``, with what is asked of lanes that have ended from ``old``.
 
     A state of plain fields need keep its iterate and error only; one that computes what it
@@ -117,20 +129,15 @@ def with_ended(running: Tensor, new: Any, old: Any) -> Any:
     """
     computed = [isinstance(getattr(type(new), k, None), property) for k in ("z", "factors")]
     if any(computed):
-        return where(running, new, old)
-    return new._replace(z=where(running, new.z, old.z), error=where(running, new.error, old.error))
+        return _whole(running, new, old)
+    return new._replace(z=pick(running, new.z, old.z), error=pick(running, new.error, old.error))
 
 
-def where(running: Tensor, new: Any, old: Any) -> Any:
-    """Return a state with each lane from ``new`` or ``old``."""
-    if isinstance(new, Tensor):
-        if new is old:
-            return old
-        return torch.where(running.reshape(-1, *(1,) * (new.dim() - 1)), new, old)
+def _whole(running: Mask, new: Any, old: Any) -> Any:
     if isinstance(new, tuple):
-        parts = [where(running, a, b) for a, b in zip(new, old, strict=True)]
+        parts = [_whole(running, a, b) for a, b in zip(new, old, strict=True)]
         return type(new)(*parts) if hasattr(new, "_fields") else tuple(parts)
-    return new
+    return pick(running, new, old) if isinstance(new, Tensor) else new
 
 
 def select(state: Any, keep: Tensor) -> Any:

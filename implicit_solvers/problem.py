@@ -6,18 +6,18 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.autodiff import vjp
+from implicit_solvers.autodiff import no_saved_tensor_hooks, unwatched, vjp
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.explicit_function import reading_by_itself
 from implicit_solvers.lanes import Lanes
-from implicit_solvers.linear.jacobian_template import JacobianTemplate
+from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
 from implicit_solvers.linear.lane_map import LaneMap
-from implicit_solvers.tolerance import equation_tolerance
+from implicit_solvers.tolerance import Norm, equation_tolerance, longest
 from implicit_solvers.traced_loop import alias
 
 __all__ = ["Equation", "EquationProblem", "ResidualMap"]
@@ -86,6 +86,8 @@ class EquationProblem:
         The size (root mean square) of the start of each lane, ``(N,)``.
     basis
         The identity, of which Jacobians are made; left out, it is made when it is needed.
+    traced
+        Whether steps are compiled: then no branch may depend on values.
 
     Examples
     --------
@@ -126,6 +128,7 @@ class EquationProblem:
         operands: Sequence[Tensor],
         start: Tensor | None = None,
         basis: Tensor | None = None,
+        traced: bool = False,
     ) -> None:
         self.basis = basis
         self.equation, self.lanes = equation, lanes
@@ -133,7 +136,10 @@ class EquationProblem:
         self.start = start
         self._condition = equation.condition_over(lanes)
         self._fn = lanes.over(equation.fn)
-        self._goal: tuple[Any, Tensor, Tensor] | None = None
+        self._goal: tuple[Any, Tensor, Any] | None = None
+        self._longest: Any = None
+        self._evaluated: _Evaluated | None = None
+        self.traced = traced
 
     @property
     def source(self) -> Any:
@@ -160,12 +166,28 @@ class EquationProblem:
         """The number of lanes."""
         return math.prod(self.shape)
 
-    def tolerance(self, solver: Any, z: Tensor) -> Tensor:
+    @property
+    def branches(self) -> bool:
+        """Whether a step may ask for values: not in what is compiled."""
+        return not (self.traced or torch.compiler.is_compiling())
+
+    def size(self, norm: Norm, v: Tensor) -> Any:
+        """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
+        size = norm(v)
+        on_host = self.branches and len(v) == 1 and v.device.type == "cpu" and unwatched()
+        return size.item() if on_host else size
+
+    def tolerance(self, solver: Any, z: Tensor, on_host: bool = False) -> Any:
         """Return ``atol + rtol norm(z)``, where an iterate that ran away counts as less."""
-        if torch.compiler.is_compiling():
-            return equation_tolerance(solver.rtol, solver.atol, z, solver.norm, self.start)
         if self._goal is None or self._goal[0] is not solver or self._goal[1] is not z:
-            goal = equation_tolerance(solver.rtol, solver.atol, z, solver.norm, self.start)
+            if self._longest is None:
+                self._longest = longest(z, self.start)
+            size = solver.norm(z)
+            if on_host:
+                size, self._longest = size.item(), float(self._longest)
+            goal = equation_tolerance(solver.rtol, solver.atol, z, size, self._longest)
+            if not self.branches:
+                return goal
             self._goal = solver, z, goal
         return self._goal[2]
 
@@ -176,6 +198,25 @@ class EquationProblem:
         """Return the optimality condition ``F(z)``, ``(N, n)``."""
         out = self._condition(self._grid(z), *self.operands)
         return out if len(self.shape) == 1 else out.reshape(self.count, out.shape[-1])
+
+    def residual_to_factor(self, z: Tensor) -> Tensor:
+        """Return `residual`, and keep what `linearize` at this very ``z`` needs to form ``F'``."""
+        self._evaluated = None
+        if not (self.branches and unwatched()):
+            return self.residual(z)
+        grid, matrices = self._grid(z), None
+        if z.numel() * z.shape[-1] <= MANY_ENTRIES:
+            with torch.enable_grad(), no_saved_tensor_hooks():
+                grid = grid.detach().requires_grad_()
+                out = self._condition(grid, *self.operands)
+        elif self.lanes.native or not self.lanes.sizes:
+            return self.residual(z)
+        else:
+            both = self.lanes.over(self.equation.jacobian().value_and_dense)
+            out, matrices = both(grid, *self.operands)
+            matrices = matrices.reshape(self.count, *matrices.shape[-2:])
+        self._evaluated = _Evaluated(z, grid, out, matrices)
+        return out.detach().reshape(z.shape)
 
     def evaluate(self, z: Tensor) -> Tensor:
         """Return the function itself: ``(N,)`` for an objective, ``(N, m)`` otherwise."""
@@ -190,7 +231,12 @@ class EquationProblem:
 
     def linearize(self, z: Tensor) -> LaneMap:
         """Return the Jacobian of the condition at ``z``."""
-        return self._jacobian(self.equation.jacobian(), z)
+        jacobian = self._jacobian(self.equation.jacobian(), z)
+        kept, self._evaluated = self._evaluated, None
+        if kept is not None and kept.z is z:
+            jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
+            jacobian.matrices = kept.matrices
+        return jacobian
 
     def residuals(self, z: Tensor) -> Tensor:
         """Return the ``r(z) (N, m)`` whose squares are reduced: those of a fit, else ``F(z)``."""
@@ -220,19 +266,30 @@ class EquationProblem:
         equation, count = found
         lanes, operands = self.lanes.keep(range(count)), apart(self.operands[:count])
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        return EquationProblem(equation, lanes, self.shape, operands, self.start, basis)
+        return EquationProblem(equation, lanes, self.shape, operands, self.start, basis, True)
 
     def aliased(self) -> EquationProblem:
         """Return the problem as the body of a loop in a graph has to see it."""
         operands = [alias(t) for t in self.operands]
         basis = None if self.basis is None else alias(self.basis)
-        return EquationProblem(self.equation, self.lanes, self.shape, operands, self.start, basis)
+        own = self.equation, self.lanes, self.shape, operands, self.start, basis, self.traced
+        return EquationProblem(*own)
 
     def take(self, index: Tensor) -> EquationProblem:
         """Return the problem of some of the lanes."""
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
         start = None if self.start is None else self.start[index]
-        return EquationProblem(self.equation, lanes, shape, operands, start, self.basis)
+        own = self.equation, lanes, shape, operands, start, self.basis, self.traced
+        return EquationProblem(*own)
+
+
+class _Evaluated(NamedTuple):
+    """An evaluation at ``z``: the point and the value with its graph, or the Jacobians."""
+
+    z: Tensor
+    point: Tensor
+    value: Tensor
+    matrices: Tensor | None
 
 
 class ResidualMap:

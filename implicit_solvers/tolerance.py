@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["AUTO", "Auto", "Norm", "equation_tolerance", "linear_tolerance", "rms"]
+__all__ = ["AUTO", "Auto", "Norm", "equation_tolerance", "linear_tolerance", "longest", "rms"]
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -55,25 +56,35 @@ def rms(lanes: Tensor) -> Tensor:
 
 
 def equation_tolerance(
-    rtol: float | Auto, atol: float | Auto, z: Tensor, norm: Norm, start: Tensor | None = None
-) -> Tensor:
+    rtol: float | Auto, atol: float | Auto, z: Tensor, size: Any, longest: Any
+) -> Any:
     """Return the largest ``norm(F(z))`` that counts as solved: ``atol + rtol norm(z)``.
 
     ``F`` is the optimality condition: ``f`` for a root, ``z - g(z)`` for a fixed point, the
     gradient for a minimum, ``J^T r`` for least squares. The default of both tolerances is
     ``eps**0.75``: 1.8e-12 in float64, 6.4e-6 in float32.
 
-    Where an iterate runs away, ``rtol norm(z)`` would come to accept any bounded residual.
-    Therefore ``norm(z)`` counts up to ``1/sqrt(eps)`` only, and, given the norm of the ``start``
-    of each lane ``(N,)``, up to ten times that or ``eps**-0.25``.
+    ``size`` is ``norm(z)``, and counts up to ``longest`` only: where an iterate runs away,
+    ``rtol norm(z)`` would come to accept any bounded residual.
     """
     eps = torch.finfo(z.dtype).eps
     relative = eps**0.75 if isinstance(rtol, Auto) else rtol
     absolute = eps**0.75 if isinstance(atol, Auto) else atol
-    size = norm(z).clamp(max=eps**-0.5)
-    if start is not None:
-        size = torch.minimum(size, (10 * start).clamp(min=eps**-0.25))
-    return absolute + relative * size
+    if isinstance(size, Tensor):
+        if isinstance(longest, float):
+            return absolute + relative * size.clamp(max=longest)
+        return absolute + relative * torch.minimum(size, longest)
+    # (what is no number stays so)
+    return absolute + relative * (longest if size > longest else size)
+
+
+def longest(z: Tensor, start: Tensor | None) -> Any:
+    """Return what an iterate's norm counts at most: ``1/sqrt(eps)``.
+
+    Given the norm of the ``start`` of each lane ``(N,)``, up to ten times that or ``eps**-0.25``.
+    """
+    eps = torch.finfo(z.dtype).eps
+    return eps**-0.5 if start is None else (10 * start).clamp(eps**-0.25, eps**-0.5)
 
 
 def linear_tolerance(

@@ -36,6 +36,14 @@ class DirectSolver:
         """Return ``A^-1 b`` or ``A^-T b``."""
         raise NotImplementedError
 
+    def unfit(self, factors: Factors) -> Tensor:
+        """Tell which factors are of no use, for little; `status` looks harder, and says why."""
+        return self.status(factors) != 0
+
+    def regular(self, factors: Factors) -> Tensor:
+        """Tell which operators can be solved with, where all are known to be finite."""
+        return self.status(factors) == 0
+
     def status(self, factors: Factors) -> Tensor:
         """Return a `Status` for each operator."""
         raise NotImplementedError

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -78,6 +78,14 @@ class JacobianTemplate:
         columns = vmap(lambda e: push((e.expand(z.shape).contiguous(),))[0], out_dims=-1)
         return columns(basis)
 
+    def value_and_dense(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``fn`` and ``J``, of one evaluation."""
+        z, *operands = tensors
+        out, pull = vjp(lambda u: self.fn(u, *operands), z)
+        _, push = vjp(pull, torch.zeros_like(out))
+        columns = vmap(lambda e: push((e.expand(z.shape).contiguous(),))[0], out_dims=-1)
+        return out, columns(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device))
+
     def matrices(
         self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor], basis: Tensor | None
     ) -> Tensor:
@@ -123,5 +131,13 @@ class JacobianTemplate:
 
         if self.symmetric:
             return rmv, rmv
-        _, push = vjp(pull, torch.zeros_like(out))
-        return (lambda v: push((v,))[0]), rmv
+        pushes: list[Any] = []
+        if torch.compiler.is_compiling():
+            pushes.append(vjp(pull, torch.zeros_like(out))[1])
+
+        def mv(v: Tensor) -> Tensor:
+            if not pushes:
+                pushes.append(vjp(pull, torch.zeros_like(out))[1])
+            return cast(Tensor, pushes[0]((v,))[0])
+
+        return mv, rmv

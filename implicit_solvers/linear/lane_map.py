@@ -79,7 +79,7 @@ class LaneMap:
         self.like = like
         self.n = like.shape[-1] if template.shape is None else template.shape[1]
         self._products: Products | None = None
-        self._matrices: Tensor | None = None
+        self.matrices: Tensor | None = None
 
     @property
     def grid(self) -> int:
@@ -111,8 +111,8 @@ class LaneMap:
         return self._products
 
     def _apply(self, which: int, v: Tensor) -> Tensor:
-        if self._matrices is not None:
-            matrices = self._matrices.mH if which else self._matrices
+        if self.matrices is not None:
+            matrices = self.matrices.mH if which else self.matrices
             stacked = v.reshape(self.columns, self.grid, -1, 1)
             return (matrices @ stacked).reshape(len(v), -1)
         product = self._make_products()[which]
@@ -132,8 +132,8 @@ class LaneMap:
 
     def dense(self) -> Tensor:
         """Return the matrices ``(grid, m, n)``, never transposed."""
-        if self._matrices is not None:
-            return self._matrices
+        if self.matrices is not None:
+            return self.matrices
         if self.graph is not None:
             point, value = self.graph
             matrices = rows(pullback_on_graph(point, value), value.detach(), point.shape[-1])
@@ -145,7 +145,7 @@ class LaneMap:
         """Form small Jacobians, and multiply with them from now on: that takes less Python."""
         few = self.like.numel() * self.n <= MANY_ENTRIES
         if few and isinstance(self.template, JacobianTemplate) and unwatched():
-            self._matrices = self.dense()
+            self.matrices = self.dense()
 
     def diagonal_entries(self) -> Tensor:
         """Return the diagonals ``(grid, n)``."""

@@ -33,18 +33,22 @@ class _Grid:
         self.shared = lanes.shared_levels()
         rest = [i for i in range(len(self.shape)) if i not in self.shared]
         self.order = (*self.shared, *rest)
+        self.plain = self.order == tuple(range(len(self.shape)))
         self.grid = tuple(self.shape[i] for i in rest)
         self.columns = math.prod([self.shape[i] for i in self.shared])
 
     def flat(self, t: Tensor) -> Tensor:
         """Return ``(*shape, ...)`` as ``(columns * grid, ...)``."""
         k = len(self.shape)
-        lanes = math.prod(self.shape)
-        return t.permute((*self.order, *range(k, t.dim()))).reshape((lanes, *t.shape[k:]))
+        if not self.plain:
+            t = t.permute((*self.order, *range(k, t.dim())))
+        return t if k == 1 else t.reshape((math.prod(self.shape), *t.shape[k:]))
 
     def back(self, t: Tensor) -> Tensor:
         """Undo `flat`."""
         k = len(self.shape)
+        if self.plain:
+            return t if k == 1 else t.reshape((*self.shape, *t.shape[1:]))
         t = t.reshape((*(self.shape[i] for i in self.order), *t.shape[1:]))
         inverse = sorted(range(k), key=lambda i: self.order[i])
         return t.permute((*inverse, *range(k, t.dim()))).contiguous()
@@ -108,6 +112,21 @@ def solve_in_lanes(
             start = torch.where((b == 0).all(-1, keepdim=True), 0.0, start)
     A = lane_map(spec.template, second, len(operands))
     A.graph = spec.graph
+    if first and not spec.exact and flat.numel():
+        near = tuple(
+            _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
+        )
+        idle = None if skip is None else grid.flat(skip)
+        corrected = _correct(spec.solver, A, flat, near, idle)
+        if corrected is not None:
+            x, steps = corrected
+            status = torch.zeros(b.shape[:-1], dtype=torch.int64, device=b.device)
+            iterations, residual = torch.full_like(status, steps), b[..., 0]
+            if watch.active:
+                left, size = rms(flat - A.mv(x)), rms(flat)
+                residual = grid.back(torch.where(size > 0, left / size, left))
+                watch.done(iterations, residual, status)
+            return grid.back(x), status, iterations, residual
     made: tuple[Tensor, ...] = ()
     residual: Tensor | None = None
     first_x = None if start is None else grid.flat(start)
@@ -123,10 +142,11 @@ def solve_in_lanes(
         iterations = torch.zeros_like(status)
     elif isinstance(spec.solver, DirectSolver):
         hints = tuple(
-            _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
+            _spread(t, kept.carried[i], grid.grid, kept)
+            for i, t in enumerate(operands[: first if spec.exact else 0])
         )
         x, status, iterations, residual, factors = _solve_directly(spec, A, flat, hints)
-        if not hints:
+        if not spec.hints:
             made = tuple(t.reshape((*grid.grid, *t.shape[1:])) for t in factors)
     else:
         M: Any = None
@@ -198,10 +218,52 @@ def _spread(
 ) -> Tensor:
     """Return a factor with one entry for each place of the grid, ``(prod(grid), ...)``."""
     rest = factor.shape[sum(carries) + lanes.native :]
+    if factor.shape[: factor.dim() - len(rest)] == grid:
+        return factor if len(grid) == 1 else factor.reshape((-1, *rest))
     position = iter(factor.shape)
     lead = [next(position) if c else 1 for c in carries]
     native = [next(position) for _ in range(lanes.native)]
     return factor.reshape((*lead, *native, *rest)).expand((*grid, *rest)).reshape((-1, *rest))
+
+
+def _by_factors(
+    solver: DirectSolver, A: LaneMap, factors: tuple[Tensor, ...], b: Tensor
+) -> Tensor:
+    """Solve in all lanes by the factors of the operators."""
+    if A.columns == 1:
+        return solver.solve(factors, b.unsqueeze(-1), A.transposed).squeeze(-1)
+    columns = b.reshape(A.columns, A.grid, b.shape[-1]).permute(1, 2, 0)
+    x = solver.solve(factors, columns, A.transposed)
+    return x.permute(2, 0, 1).reshape(len(b), -1)
+
+
+def _correct(
+    solver: Any, A: LaneMap, b: Tensor, factors: tuple[Tensor, ...], idle: Tensor | None
+) -> tuple[Tensor, int] | None:
+    """Solve by the factors of nearby operators, and corrections; None where these are too many.
+
+    A correction leaves of the error the part that it had of the solution. Lanes that are ``idle``
+    have no say. Returns the solution and the number of solves.
+    """
+    x = _by_factors(solver, A, factors, b)
+    correction = _by_factors(solver, A, factors, b - A.mv(x))
+    rate, size = (v.abs().amax(-1) for v in (correction, x))
+    rate = torch.where(size > 0, rate / size, rate)
+    # nobody has looked at these pivots since the last steps of their lanes
+    rate = torch.where(solver.regular(factors).repeat(A.columns), rate, torch.inf)
+    if idle is not None:
+        rate = torch.where(idle, 0.0, rate)
+    slowest, goal, steps = float(rate.amax()), torch.finfo(b.dtype).eps, 2
+    x, left = x + correction, slowest**2
+    # (NaN too) three corrections cost less than fresh factors
+    if not left * slowest**2 <= goal:
+        return None
+    while left > goal:
+        x = x + _by_factors(solver, A, factors, b - A.mv(x))
+        left, steps = left * slowest, steps + 1
+    if idle is not None:
+        x = torch.where(idle.unsqueeze(-1), 0.0, x)
+    return x, steps
 
 
 def _solve_directly(
@@ -210,58 +272,11 @@ def _solve_directly(
     """Return the solution, the status, the iterations, the residual where it is known, factors."""
     solver = spec.solver
     assert isinstance(solver, DirectSolver)
-
-    def solve(factors: tuple[Tensor, ...], rhs: Tensor) -> Tensor:
-        columns = rhs.reshape(A.columns, A.grid, rhs.shape[-1]).permute(1, 2, 0)
-        x = solver.solve(factors, columns, A.transposed)
-        return x.permute(2, 0, 1).reshape(len(rhs), -1)
-
     one = torch.ones(len(b), dtype=torch.int64, device=b.device)
     A.form()
-    if hints and not spec.exact:
-        x, good, steps, error = _refine(A, b, lambda rhs: solve(hints, rhs))
-        if bool(good.all()):
-            return x, torch.zeros_like(one), steps, error, hints
-        hints = ()
     factors = hints or solver.factor(A)
-    x = solve(factors, b)
+    x = _by_factors(solver, A, factors, b)
     return x, solver.status(factors).repeat(A.columns), one, None, factors
-
-
-def _refine(
-    A: LaneMap, b: Tensor, solve: Callable[[Tensor], Tensor], most: int = 5
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Solve with the factors of a nearby operator, by iterative refinement.
-
-    Returns the solution, whether it is as good as a linear solve is asked to be, the number of
-    steps, and the residual. Steps are no more than a factorization of a small operator costs, and
-    none where they would not end it. Source: Golub and Van Loan, "Matrix Computations", section
-    3.5.
-    """
-    x = solve(b)
-    r = b - A.mv(x)
-    size, error = rms(b), rms(r)
-    goal = 4 * b.shape[-1] ** 0.5 * torch.finfo(b.dtype).eps * size
-    steps = torch.ones(len(b), dtype=torch.int64, device=b.device)
-    if bool((error <= goal).all()):
-        return x, torch.ones_like(error, dtype=torch.bool), steps, error
-    # each step gains what the first did: where that is too little, fresh factors are better
-    slow = ~((error / size) ** most * error <= goal) & (size > 0)
-    if bool(slow.any()):
-        return x, ~slow & (error <= goal), steps, error
-    enough = linear_tolerance(AUTO, AUTO, b, rms)
-    for _ in range(most):
-        better = x + solve(r)
-        new_r = b - A.mv(better)
-        new_error = rms(new_r)
-        improved = (error > goal) & (new_error < 0.5 * error)
-        if not bool(improved.any()):
-            break
-        x = torch.where(improved.unsqueeze(-1), better, x)
-        r = torch.where(improved.unsqueeze(-1), new_r, r)
-        error = torch.where(improved, new_error, error)
-        steps = steps + improved
-    return x, error <= enough, steps, error
 
 
 def _solve_iteratively(

@@ -10,18 +10,18 @@ from torch import Tensor
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
-from implicit_solvers.traced_loop import repeat
 
 __all__ = ["LU"]
 
 
 @dataclass(frozen=True)
 class LU(DirectSolver):
-    """LU factorization with partial pivoting, rows scaled to equal size.
+    """LU factorization with partial pivoting.
 
-    An operator is reported as singular if a pivot is at most ``n eps`` times the largest entry of
-    its column of ``U``, which no scaling of rows or columns changes. Source: Golub and Van
-    Loan, "Matrix Computations", sections 3.4 and 3.5.
+    An operator is reported as singular if a pivot is at most ``n eps`` times the diagonal entry of
+    ``|L| |U|`` in its place: that is what rounding in the elimination may have left of zero.
+    Neither units of rows nor of columns enter. Source: Higham, "Accuracy and Stability of
+    Numerical Algorithms" (2002), theorem 9.3.
 
     For square operators ``(*lanes, n, n)`` in float32, float64 and their complex kin;
     operators known by products are formed first.
@@ -35,7 +35,7 @@ class LU(DirectSolver):
     """
 
     def factor(self, A: LaneMap) -> Factors:
-        """Return the scaling, the packed factors, the pivots, and whether each is regular.
+        """Return the packed factors, the pivots, and what LAPACK said of each.
 
         The packed factors are transposed: LAPACK wants columns that are contiguous, and copies of
         a tensor keep its rows so.
@@ -44,59 +44,30 @@ class LU(DirectSolver):
 
     def factor_dense(self, matrix: Tensor) -> Factors:
         """Factor matrices ``(grid, n, n)``."""
-        n = matrix.shape[-1]
-        if n == 0:
-            return (matrix[..., 0, :], matrix, matrix[..., 0, :].int(), _regular(matrix))
-        eager = matrix.device.type == "cpu" and not torch.compiler.is_compiling()
-        if matrix.is_complex() or not eager:
-            scale = _scale(matrix.abs())
-            scaled = matrix * scale.unsqueeze(-1)
-            factors, pivots, _ = torch.linalg.lu_factor_ex(scaled)
-        else:
-            # one column-major buffer serves for all: fresh memory costs as much as the arithmetic
-            factors = torch.empty_like(matrix.mT, memory_format=torch.contiguous_format).mT
-            scale = _scale(torch.abs(matrix, out=factors))
-            torch.mul(matrix, scale.unsqueeze(-1), out=factors)
-            pivots = torch.empty(matrix.shape[:-1], dtype=torch.int32, device=matrix.device)
-            info = torch.empty(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
-            torch.linalg.lu_factor_ex(factors, out=(factors, pivots, info))
-        packed = factors.mT
-        pivot = packed.diagonal(dim1=-2, dim2=-1).abs()
-        least = n * torch.finfo(matrix.dtype).eps
-        # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
-        regular = (pivot > least).all(-1)
-
-        def by_columns(_: Tensor) -> Tensor:
-            return (pivot > least * packed.tril().abs().amax(-1)).all(-1)
-
-        if matrix.device.type != "cpu" or torch.compiler.is_exporting():
-            regular = by_columns(regular)  # (a GPU would have to be waited for)
-        else:
-            regular = repeat(lambda regular: ~regular.all(), by_columns, regular, 1)
-        return scale, packed, pivots, regular
+        if matrix.shape[-1] == 0:
+            none = torch.zeros(matrix.shape[:-1], dtype=torch.int32, device=matrix.device)
+            return matrix, none, none.sum(-1)
+        packed, pivots, info = torch.linalg.lu_factor_ex(matrix)
+        return packed.mT, pivots, info
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^-1 b`` or ``A^-T b``."""
-        scale, packed, pivots, _ = factors
-        lu, scale = packed.mT, scale.unsqueeze(-1)
-        if transposed:
-            return scale * torch.linalg.lu_solve(lu, pivots, b, adjoint=True)
-        return torch.linalg.lu_solve(lu, pivots, scale * b)
+        packed, pivots, _ = factors
+        return torch.linalg.lu_solve(packed.mT, pivots, b, adjoint=transposed)
+
+    def unfit(self, factors: Factors) -> Tensor:
+        """Tell where a pivot is zero."""
+        return factors[2] != 0
+
+    def regular(self, factors: Factors) -> Tensor:
+        """Tell where no pivot vanishes; what is not finite is not regular."""
+        size = factors[0].abs()
+        n, pivot = size.shape[-1], size.diagonal(dim1=-2, dim2=-1)
+        left = pivot + (size * size.mT).triu(1).sum(-2)
+        return (pivot > n * torch.finfo(size.dtype).eps * left).all(-1)
 
     def status(self, factors: Factors) -> Tensor:
         """Return SINGULAR where a pivot vanishes, NONFINITE where the matrix is not finite."""
-        scale, _, _, regular = factors
-        finite = (scale.abs() > 0).all(-1)
-        status = torch.where(regular, 0, int(Status.SINGULAR))
-        return torch.where(finite, status, int(Status.NONFINITE))
-
-
-def _scale(sizes: Tensor) -> Tensor:
-    """Return what makes the largest entry of each row 1; NaN for a row with NaN, 0 for inf."""
-    largest = sizes.amax(-1)
-    scale = torch.where(largest == 0, 1.0, 1 / largest)
-    return scale.clamp(max=torch.finfo(sizes.dtype).max)
-
-
-def _regular(matrix: Tensor) -> Tensor:
-    return torch.ones(matrix.shape[:-2], dtype=torch.bool, device=matrix.device)
+        finite = torch.isfinite(factors[0]).flatten(-2).all(-1)
+        status = torch.where(finite, int(Status.SINGULAR), int(Status.NONFINITE))
+        return torch.where(self.regular(factors), 0, status)

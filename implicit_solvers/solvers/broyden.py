@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask, both, either, pick
 from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solvers.backtracking import Found, backtrack
+from implicit_solvers.solvers.damped import Aim, Damped, DampedState
 from implicit_solvers.solvers.newton import factor_jacobian
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
@@ -21,23 +22,18 @@ from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 __all__ = ["Broyden"]
 
 
-class BroydenState(NamedTuple):
-    """The state of `Broyden`: the inverse Jacobian is ``base^-1 + sum_i left_i right_i^T``.
+class BroydenMemory(NamedTuple):
+    """What `Broyden` remembers: the inverse Jacobian is ``base^-1 + sum_i left_i right_i^T``.
 
     ``base`` is the factor of the identity ``(N,)``, or the factors of the Jacobian; ``pairs`` is
-    how many pairs a lane remembers, newest first, and ``best`` the least error before this one.
+    how many pairs a lane remembers, newest first, and ``best`` the least error so far.
     """
 
-    z: Tensor
-    residual: Tensor
-    direction: Tensor
     base: Factors
     left: Tensor
     right: Tensor
     pairs: Tensor
-    best: Tensor
-    error: Tensor
-    flag: Tensor
+    best: Any
     is_lu: bool
 
     @property
@@ -47,7 +43,7 @@ class BroydenState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Broyden:
+class Broyden(Damped):
     """Broyden's method: ``z <- z - t H F(z)``, where ``H`` learns the Jacobian's inverse.
 
     After a step ``s`` that changed ``F`` by ``y``, the rank-one update ``H <- H + u v^T`` makes
@@ -118,7 +114,7 @@ class Broyden:
     compact: bool = True
     check_every: int = 1
     compile: bool = False
-    monotone: ClassVar[bool] = False
+    monotone: ClassVar[bool] = False  # type: ignore[assignment]
     traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
 
@@ -140,77 +136,48 @@ class Broyden:
                 "their own at each step: pass LU(), or leave it out"
             )
 
-    def init(self, problem: EquationProblem, z: Tensor) -> BroydenState:
-        """Evaluate the residual and choose the first approximation."""
-        residual = problem.residual(z)
-        error = self.norm(residual)
-        first = self._start(problem, z, residual)
-        base, direction = first[:-1], first[-1]
-        count = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        flag = count if self.linear_solver is None else self.linear_solver.status(base)
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> BroydenMemory:
+        """Choose the first approximation."""
+        base = self._base(problem, z, residual)
+        none = torch.full((len(z),), -1, dtype=torch.int64, device=z.device)
         memory = z.new_zeros(len(z), min(self.memory, self.max_steps), z.shape[-1])
-        return BroydenState(
-            z,
-            residual,
-            direction,
-            base,
-            memory,
-            memory,
-            count,
-            error,
-            error,
-            flag,
-            isinstance(self.linear_solver, LU),
-        )
+        best = problem.size(self.norm, residual)
+        return BroydenMemory(base, memory, memory, none, best, isinstance(self.linear_solver, LU))
 
-    def step(self, problem: EquationProblem, state: BroydenState) -> BroydenState:
-        """Search along the direction, update, and start again where that is due."""
-        best = torch.minimum(state.best, state.error)
-        found = backtrack(
-            problem,
-            self,
-            (state.z, state.residual, state.error),
-            state.direction,
-            state.flag == 0,
-            limit=self.growth * best,
-        )
-        plain = self._divide(state.base, found.residual)
-        solved = plain + _low_rank(state.left, state.right, found.residual)  # H F
-        u, v = self._update(state, found, solved)
-        direction = -solved - u * _dot(v, found.residual)
-        left = torch.cat([u.unsqueeze(1), state.left], 1)[:, : state.left.shape[1]]
-        right = torch.cat([v.unsqueeze(1), state.right], 1)[:, : state.right.shape[1]]
-        base, pairs, flag = state.base, state.pairs + 1, state.flag
+    def limit(self, state: DampedState) -> Any:
+        """Return ``growth`` times the least error so far."""
+        return self.growth * state.memory.best
+
+    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
+        """Update, and start again where that is due."""
+        residual, memory, flag = state.residual, state.memory, state.flag
+        turns = either(state.accepted, tired)
+        base, pairs = memory.base, memory.pairs + 1
+        plain = self._divide(base, residual)
+        solved = plain + _low_rank(memory.left, memory.right, residual)  # H F
+        u, v = self._update(state, solved)
+        direction = -solved - u * _dot(v, residual)
+        left = torch.cat([u.unsqueeze(1), memory.left], 1)[:, : memory.left.shape[1]]
+        right = torch.cat([v.unsqueeze(1), memory.right], 1)[:, : memory.right.shape[1]]
 
         farthest = self.norm(plain) / torch.finfo(plain.dtype).eps ** 0.5
-        sane = self.norm(direction) <= farthest
+        worn = (pairs > self.memory) | ~(self.norm(direction) <= farthest)
         # what has ended need not start again
-        again = (~found.accepted | (pairs > self.memory) | ~sane) & (state.flag == 0)
-        if torch.compiler.is_compiling() or bool(again.any()):
+        again = both(both(either(worn, tired), turns), flag == 0)
+        if not problem.branches or bool(torch.as_tensor(again).any()):
             old = (*base, direction)
-            new = renew(problem, again, old, self._start, found.z, found.residual)
+            new = renew(problem, again, old, self._start, state.z, residual)
             base, direction = new[:-1], new[-1]
-            fresh = again.reshape(-1, 1, 1)
-            left, right = torch.where(fresh, 0.0, left), torch.where(fresh, 0.0, right)
-            stuck = ~found.accepted & (state.pairs == 0)
+            left, right = pick(again, 0 * left, left), pick(again, 0 * right, right)
             if self.rtol is not None:
-                flag = torch.where(stuck, int(Status.STALLED), flag)
-            if self.linear_solver is not None:
-                flag = torch.where(flag == 0, self.linear_solver.status(base), flag)
-            pairs = torch.where(again, 0, pairs)
-        return BroydenState(
-            found.z,
-            found.residual,
-            direction,
-            base,
-            left,
-            right,
-            pairs,
-            best,
-            found.error,
-            flag,
-            state.is_lu,
-        )
+                flag = pick(both(tired, memory.pairs == 0), int(Status.STALLED), flag)
+            pairs = pick(again, 0 * pairs, pairs)
+        if self.linear_solver is not None and (not problem.branches or memory.base is not base):
+            flag = pick(flag == 0, self.linear_solver.status(base), flag)
+        smaller = state.error < memory.best
+        best = pick(smaller, state.error, memory.best)
+        new = BroydenMemory(base, left, right, pairs, best, memory.is_lu)
+        return Aim(direction, pick(turns, new, memory), flag)
 
     def _start(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Factors:
         """Return the factors of the first approximation, and the direction that it gives."""
@@ -239,9 +206,12 @@ class Broyden:
             return b / base[0].unsqueeze(-1)
         return self.linear_solver.solve(base, b.unsqueeze(-1), transposed).squeeze(-1)
 
-    def _update(self, state: BroydenState, found: Found, solved: Tensor) -> tuple[Tensor, Tensor]:
+    def _update(self, state: DampedState, solved: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``u`` and ``v``; ``solved`` is ``H F`` at the new point."""
-        step, change = found.z - state.z, found.residual - state.residual
+        if state.direction is None:
+            return torch.zeros_like(solved), torch.zeros_like(solved)
+        memory, before = state.memory, state.kept
+        step, change = state.z - before[0], state.residual - before[1]
         image = solved + state.direction  # H y
         if self.good:
             # a denominator near zero would make the Jacobian singular: a part of the update then
@@ -250,11 +220,12 @@ class Broyden:
             bounded = torch.where(ratio < 0, ratio.clamp(max=-0.1), ratio.clamp(min=0.1))
             part = torch.where(bounded == ratio, 1.0, (1 - bounded) / (1 - ratio))
             u = part * (step - image) / (size * bounded)
-            v = self._divide(state.base, step, True) + _low_rank(state.right, state.left, step)
+            v = self._divide(memory.base, step, True) + _low_rank(memory.right, memory.left, step)
         else:
             u, v = step - image, change / _dot(change, change)
-        usable = found.accepted & torch.isfinite(u).all(-1) & torch.isfinite(v).all(-1)
-        return torch.where(usable.unsqueeze(-1), u, 0.0), torch.where(usable.unsqueeze(-1), v, 0.0)
+        usable = torch.isfinite(u).all(-1) & torch.isfinite(v).all(-1)
+        usable = both(state.accepted, usable)
+        return pick(usable, u, 0 * step), pick(usable, v, 0 * step)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

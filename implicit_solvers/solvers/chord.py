@@ -5,28 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask
 from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.solution import Status
-from implicit_solvers.solvers.backtracking import backtrack
-from implicit_solvers.solvers.newton import factor_jacobian, solve_factored
+from implicit_solvers.solvers.damped import Aim, DampedState
+from implicit_solvers.solvers.newton import Factored, factor_jacobian
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["Chord"]
 
 
-class ChordState(NamedTuple):
-    """The state of `Chord`; ``inverse`` are the factors of the Jacobian at the start."""
+class ChordMemory(NamedTuple):
+    """The factors of the Jacobian at the start; the backward pass can use ``LU``'s."""
 
-    z: Tensor
-    residual: Tensor
-    error: Tensor
-    flag: Tensor
     inverse: Factors
     is_lu: bool
 
@@ -37,7 +32,7 @@ class ChordState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chord:
+class Chord(Factored):
     """The chord method: ``z <- z + t p`` with ``F'(z0) p = -F(z)``.
 
     The Jacobian is formed and factored once, at the start, so that a step costs an evaluation and
@@ -91,7 +86,6 @@ class Chord:
     compact: bool = True
     check_every: int = 1
     compile: bool = False
-    monotone: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")
 
@@ -106,20 +100,22 @@ class Chord:
                 "or use Newton() with it"
             )
 
-    def init(self, problem: EquationProblem, z: Tensor) -> ChordState:
-        """Evaluate the residual at the start and factor the Jacobian there."""
-        residual = problem.residual(z)
-        factors = factor_jacobian(self.linear_solver, problem, z)
-        flag = self.linear_solver.status(factors)
-        is_lu = isinstance(self.linear_solver, LU)
-        return ChordState(z, residual, self.norm(residual), flag, factors, is_lu)
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> ChordMemory:
+        """Factor, in a graph; else when the first step asks for it."""
+        inverse: Factors = ()
+        if not problem.branches:
+            inverse = factor_jacobian(self.linear_solver, problem, z)
+        return ChordMemory(inverse, isinstance(self.linear_solver, LU))
 
-    def step(self, problem: EquationProblem, state: ChordState) -> ChordState:
-        """Solve for a direction and search along it."""
-        direction, flag = solve_factored(self.linear_solver, state.inverse, -state.residual)
-        start = (state.z, state.residual, state.error)
-        found = backtrack(problem, self, start, direction, (flag == 0) & (state.flag == 0))
-        if self.rtol is not None:
-            flag = torch.where(found.accepted | (flag != 0), flag, int(Status.STALLED))
-        z, residual, error, _ = found
-        return ChordState(z, residual, error, flag, state.inverse, state.is_lu)
+    def direct_solver(self, n: int) -> DirectSolver:
+        """Return the linear solver."""
+        return self.linear_solver
+
+    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
+        """Solve with the factors."""
+        memory = state.memory
+        if not memory.inverse:
+            memory = memory._replace(inverse=factor_jacobian(self.linear_solver, problem, state.z))
+        flag = self.stopped(problem, state, tired)
+        direction, flag = self.step_by(problem, state, memory.inverse, flag)
+        return Aim(direction, memory, flag)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask, both, either, no, pick, spread
 from implicit_solvers.hyperparameters import check_count, check_linear_solver, check_stopping
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.choice import default_linear_solver
@@ -17,33 +18,29 @@ from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solvers.backtracking import backtrack
+from implicit_solvers.solvers.damped import Aim, Damped, DampedState
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
-__all__ = ["Newton", "factor_jacobian", "solve_factored"]
+__all__ = ["Factored", "Newton", "factor_jacobian", "solve_factored"]
 
 _FIRST_FORCING = 0.5
 _LARGEST_FORCING = 0.9
 
 
-class NewtonState(NamedTuple):
-    """The state of `Newton`.
+class NewtonMemory(NamedTuple):
+    """What `Newton` remembers.
 
     ``inverse`` are the factors of the last Jacobian factored, which the backward pass can use if
-    they are ``LU``'s; where it is ``stale``, the next step factors, and where it is ``fresh``, the
-    next step is by factors of its own iterate. ``forcing`` is the relative residual to which an
-    iterative solver solves for the next step.
+    they are ``LU``'s; ``fresh`` tells where they are of the iterate that the direction is from.
+    ``forcing`` is the relative residual to which an iterative solver solved for the last step, and
+    ``before`` the error there.
     """
 
-    z: Tensor
-    residual: Tensor
-    error: Tensor
-    flag: Tensor
     inverse: Factors
-    stale: Tensor
-    fresh: Tensor
-    forcing: Tensor
+    fresh: Mask
+    forcing: Any
+    before: Any
     is_lu: bool
 
     @property
@@ -52,8 +49,56 @@ class NewtonState(NamedTuple):
         return self.inverse if self.is_lu else ()
 
 
+class Factored(Damped):
+    """Damped steps by the factors of a Jacobian, which are ``inverse`` in the solver's memory."""
+
+    def direct_solver(self, n: int) -> DirectSolver | None:
+        """Return what factors Jacobians for ``n`` unknowns; None where products are used."""
+        raise NotImplementedError
+
+    def hopeless(self, state: DampedState) -> Mask:
+        """Tell where the Jacobian has a pivot that is zero."""
+        factors, direct = state.memory.inverse, self.direct_solver(state.z.shape[-1])
+        if not factors or direct is None:
+            return False
+        unfit = direct.unfit(factors)
+        return bool(unfit) if isinstance(state.error, float) else unfit
+
+    def doubt(self, problem: EquationProblem, state: DampedState) -> Any:
+        """Return the status of lanes that seem solved: a pivot may have vanished in the last step."""
+        factors, direct = state.memory.inverse, self.direct_solver(state.z.shape[-1])
+        if not factors or direct is None or not problem.branches:
+            return 0
+        regular = direct.regular(factors)
+        if isinstance(state.error, float):
+            return 0 if regular else int(Status.SINGULAR)
+        return torch.where(regular, 0, int(Status.SINGULAR))
+
+    def stopped(self, problem: EquationProblem, state: DampedState, stuck: Mask) -> Any:
+        """Return the flags where lanes are stuck: STALLED, unless the factors are to blame."""
+        if self.rtol is None or stuck is False:
+            return state.flag
+        factors, direct = state.memory.inverse, self.direct_solver(state.z.shape[-1])
+        why: Any = int(Status.STALLED)
+        if factors and direct is not None and problem.branches:
+            status = direct.status(factors)
+            why = torch.where(status != 0, status, why)
+        return pick(stuck, why, state.flag)
+
+    def step_by(
+        self, problem: EquationProblem, state: DampedState, factors: Factors, flag: Any
+    ) -> tuple[Tensor, Any]:
+        """Return the direction, and the flags: looked at where nothing asks for them later."""
+        direct: Any = self.direct_solver(state.z.shape[-1])
+        direction = direct.solve(factors, -state.residual.unsqueeze(-1), False).squeeze(-1)
+        if problem.branches and self.halvings > 0:
+            return direction, flag
+        status = direct.status(factors)
+        return pick(status == 0, direction, 0.0), pick(flag == 0, status, flag)
+
+
 @dataclass(frozen=True)
-class Newton:
+class Newton(Factored):
     """Newton's method: ``z <- z + t p`` with ``F'(z) p = -F(z)``.
 
     The step length ``t`` is halved until the residual's norm falls by ``1e-4 t`` of itself. A
@@ -119,7 +164,6 @@ class Newton:
     reuse: float = 0.0
     check_every: int = 1
     compile: bool = False
-    monotone: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")
 
@@ -137,99 +181,89 @@ class Newton:
     def _linear_solver(self, n: int) -> LinearSolver:
         return self.linear_solver or default_linear_solver(n)
 
-    def init(self, problem: EquationProblem, z: Tensor) -> NewtonState:
-        """Evaluate the residual at the start, and factor there if the factors may serve again."""
-        residual = problem.residual(z)
-        solver = self._linear_solver(z.shape[-1])
-        inverse: Factors = ()
-        if self.reuse > 0:
-            if not isinstance(solver, DirectSolver) or not solver.keepable:
-                raise ValueError(
-                    f"Newton(reuse={self.reuse}) needs a direct linear solver with factors to "
-                    f"keep, and {type(solver).__name__}() solves for {z.shape[-1]} unknowns: pass "
-                    "linear_solver=LU(), or leave reuse out"
-                )
-            inverse = factor_jacobian(solver, problem, z)
-        elif isinstance(solver, LU) and not (self.compile or torch.compiler.is_compiling()):
-            # before the first step: the factors of the identity
-            eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-            one = LU().factor_dense(eye.unsqueeze(0))
-            inverse = tuple(t.expand(len(z), *t.shape[1:]) for t in one)
-        error = self.norm(residual)
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        stale = torch.full_like(flag, self.reuse == 0, dtype=torch.bool)
-        forcing = torch.full_like(error, _FIRST_FORCING)
-        return NewtonState(
-            z,
-            residual,
-            error,
-            flag,
-            inverse,
-            stale,
-            torch.ones_like(stale),
-            forcing,
-            isinstance(solver, LU),
-        )
+    def direct_solver(self, n: int) -> DirectSolver | None:
+        """Return what factors Jacobians for ``n`` unknowns; None where products are used."""
+        solver = self._linear_solver(n)
+        return solver if isinstance(solver, DirectSolver) else None
 
-    def step(self, problem: EquationProblem, state: NewtonState) -> NewtonState:
-        """Solve for a direction and search along it."""
-        direction, flag, inverse = self._direction(problem, state)
-        found = backtrack(
-            problem,
-            self,
-            (state.z, state.residual, state.error),
-            direction,
-            (flag == 0) & (state.flag == 0),
-            once=~state.fresh if self.reuse > 0 else None,
-        )
-        stale, fresh = state.stale, state.fresh
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> NewtonMemory:
+        """Factor, in a graph, if the factors may serve again."""
+        n = z.shape[-1]
+        direct = self.direct_solver(n)
+        if self.reuse > 0 and not (direct is not None and direct.keepable):
+            raise ValueError(
+                f"Newton(reuse={self.reuse}) needs a direct linear solver with factors to "
+                f"keep, and {type(self._linear_solver(n)).__name__}() solves for {n} unknowns: pass "
+                "linear_solver=LU(), or leave reuse out"
+            )
+        is_lu, inverse = isinstance(direct, LU), ()
+        if problem.branches:
+            return NewtonMemory(inverse, True, _FIRST_FORCING, None, is_lu)
         if self.reuse > 0:
-            stale = ~(found.accepted & (found.error <= self.reuse * state.error))
-            fresh = stale.clone()
-        if self.rtol is not None:
+            inverse = factor_jacobian(direct, problem, z)
+        error = torch.full_like(residual[..., 0], torch.inf)
+        fresh = torch.ones_like(error, dtype=torch.bool)
+        return NewtonMemory(inverse, fresh, torch.zeros_like(error) + _FIRST_FORCING, error, is_lu)
+
+    def residual(self, problem: EquationProblem, z: Tensor) -> Tensor:
+        """Return the residual; where a Jacobian is to be formed, the same evaluation serves."""
+        if self.direct_solver(z.shape[-1]) is None:
+            return problem.residual(z)
+        return problem.residual_to_factor(z)
+
+    def tries(self, state: DampedState) -> Any:
+        """Return how often a step is halved: by old factors never."""
+        return pick(state.memory.fresh, self.halvings, 0)
+
+    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
+        """Solve for a direction."""
+        memory, direct = state.memory, self.direct_solver(state.z.shape[-1])
+        flag = self.stopped(problem, state, both(tired, memory.fresh))
+        if direct is None:
+            return self._inexact(problem, state, flag)
+
+        def factor(problem: EquationProblem, z: Tensor) -> Factors:
+            return factor_jacobian(direct, problem, z)
+
+        if self.reuse == 0 or not memory.inverse:
+            factors, fresh = factor(problem, state.z), memory.fresh
+        else:
             # old factors are tried no further: fresh ones decide whether a lane is stuck
-            stuck = ~found.accepted & (flag == 0) & state.fresh
-            flag = torch.where(stuck, int(Status.STALLED), flag)
-        forcing = self._forcing(problem, state, found.z, found.error)
-        z, residual, error, _ = found
-        return NewtonState(z, residual, error, flag, inverse, stale, fresh, forcing, state.is_lu)
+            pays = both(state.accepted, state.error <= self.reuse * memory.before)
+            needed = both(no(pays), either(state.accepted, tired))
+            turns = either(state.accepted, tired)
+            first = memory.before == torch.inf
+            fresh = pick(turns, either(no(pays), first), memory.fresh)
+            # what has ended needs no factors
+            factors = renew(problem, both(needed, flag == 0), memory.inverse, factor, state.z)
+        direction, flag = self.step_by(problem, state, factors, flag)
+        kept = factors if problem.branches or self.reuse > 0 else ()
+        return Aim(direction, memory._replace(inverse=kept, fresh=fresh, before=state.error), flag)
 
-    def _direction(
-        self, problem: EquationProblem, state: NewtonState
-    ) -> tuple[Tensor, Tensor, Factors]:
-        solver = self._linear_solver(state.z.shape[-1])
-        if isinstance(solver, DirectSolver):
-
-            def factor(problem: EquationProblem, z: Tensor) -> Factors:
-                return factor_jacobian(solver, problem, z)
-
-            if self.reuse > 0:
-                # what has ended needs no factors
-                needed = state.stale & (state.flag == 0)
-                factors = renew(problem, needed, state.inverse, factor, state.z)
-            else:
-                factors = factor(problem, state.z)
-            direction, flag = solve_factored(solver, factors, -state.residual)
-            return direction, flag, factors if state.inverse else ()
-        linear = LinearProblem(problem.linearize(state.z), -state.residual)
+    def _inexact(self, problem: EquationProblem, state: DampedState, flag: Any) -> Aim:
+        solver: Any = self._linear_solver(state.z.shape[-1])
+        linear: Any = LinearProblem(problem.linearize(state.z), -state.residual)
+        forcing = self._forcing(problem, state)
         if isinstance(solver.rtol, Auto):
-            linear = ForcedProblem(linear, state.forcing)
+            linear = ForcedProblem(linear, spread(forcing, state.z))
         out = iterate(solver, linear, 0 * state.residual)
-        # an inexact direction is a direction: the line search judges it
-        return out.z, torch.zeros_like(state.flag), ()
+        # an inexact direction is a direction: the search along it judges
+        memory = state.memory._replace(forcing=forcing, before=state.error)
+        return Aim(out.z, memory, flag)
 
-    def _forcing(
-        self, problem: EquationProblem, state: NewtonState, z: Tensor, error: Tensor
-    ) -> Tensor:
-        if isinstance(self._linear_solver(z.shape[-1]), DirectSolver):
-            return state.forcing
-        forcing = 0.9 * (error / state.error).nan_to_num(0.0) ** 2
-        before = 0.9 * state.forcing**2
+    def _forcing(self, problem: EquationProblem, state: DampedState) -> Tensor:
+        memory, error = state.memory, spread(state.error, state.z)
+        if memory.before is None:
+            return torch.full_like(error, _FIRST_FORCING)
+        forcing = 0.9 * (error / memory.before).nan_to_num(0.0) ** 2
+        before = 0.9 * memory.forcing**2
         forcing = torch.where(before > 0.1, torch.maximum(forcing, before), forcing)
         if self.rtol is not None:
             # no more than ends the solve, with two digits to spare
-            forcing = torch.maximum(forcing, 0.01 * problem.tolerance(self, z) / error)
-        tightest = torch.finfo(z.dtype).eps ** (2 / 3)
+            goal = problem.tolerance(self, state.z, isinstance(state.error, float))
+            forcing = torch.maximum(forcing, 0.01 * goal / error)
+        forcing = pick(memory.before == torch.inf, torch.full_like(error, _FIRST_FORCING), forcing)
+        tightest = torch.finfo(error.dtype).eps ** (2 / 3)
         return forcing.nan_to_num(_LARGEST_FORCING).clamp(tightest, _LARGEST_FORCING)
 
 

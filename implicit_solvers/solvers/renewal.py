@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask, pick, settle
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.traced_loop import alias, repeat
 
@@ -15,7 +16,7 @@ __all__ = ["renew"]
 
 def renew(
     problem: EquationProblem,
-    needed: Tensor,
+    needed: Mask,
     old: tuple[Tensor, ...],
     compute: Callable[..., tuple[Tensor, ...]],
     *lanes: Tensor,
@@ -29,22 +30,17 @@ def renew(
 
         def body(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             new = compute(problem.aliased(), *(alias(t) for t in lanes))
-            return _where(needed, new, carry)
+            return pick(needed, new, carry)
 
         return repeat(lambda _: needed.any(), body, old, 1)
-    if not bool(needed.any()):
+    _, (needed,) = settle(len(lanes[0]), needed)
+    if needed is False:
         return old
-    if bool(needed.all()):
+    if needed is True:
         return compute(problem, *lanes)
     if not problem.separable:
-        return _where(needed, compute(problem, *lanes), old)
+        return pick(needed, compute(problem, *lanes), old)
     index = needed.nonzero().squeeze(-1)
     part = compute(problem.take(index), *(t[index] for t in lanes))
     return tuple(b.index_copy(0, index, a) for a, b in zip(part, old, strict=True))
 
-
-def _where(needed: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.where(needed.reshape(-1, *(1,) * (a.dim() - 1)), a, b)
-        for a, b in zip(new, old, strict=True)
-    )

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask, both, no, pick
 from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solvers.backtracking import backtrack
+from implicit_solvers.solvers.damped import Aim, Damped, DampedState
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["Steffensen"]
 
 
-class SteffensenState(NamedTuple):
-    """The state of `Steffensen`; ``reach`` bounds the increment of the difference quotient."""
+class SteffensenMemory(NamedTuple):
+    """What bounds the increment, the difference quotient, and whether a step can be made of it."""
 
-    z: Tensor
-    residual: Tensor
-    reach: Tensor
-    error: Tensor
-    flag: Tensor
+    reach: Any
+    quotient: Any
+    usable: Mask
+
+    factors = ()
 
 
 @dataclass(frozen=True)
-class Steffensen:
+class Steffensen(Damped):
     """Steffensen's method: ``z <- z - t F(z) / d`` with ``d = (F(z + h) - F(z)) / h``.
 
     Newton's method with a difference quotient in the place of the derivative. As its increment
@@ -89,7 +90,6 @@ class Steffensen:
     compact: bool = True
     check_every: int = 1
     compile: bool = False
-    monotone: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
 
@@ -100,36 +100,37 @@ class Steffensen:
         check_count(self, "halvings")
         check_number(self, "reach", above=0)
 
-    def init(self, problem: EquationProblem, z: Tensor) -> SteffensenState:
-        """Evaluate the residual at the start."""
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> SteffensenMemory:
+        """Begin with the whole reach."""
         if z.shape[-1] != 1:
             raise ValueError(
                 f"solver=Steffensen() is for one unknown, and z0 has {z.shape[-1]} in a lane: make "
                 "each element a lane by torch.func.vmap or batch_dims, or use Newton() or Broyden()"
             )
-        residual = problem.residual(z)
-        error = self.norm(residual)
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return SteffensenState(z, residual, torch.full_like(error, self.reach), error, flag)
+        one = torch.ones_like(residual)
+        return SteffensenMemory(self.reach * one.squeeze(-1), one, one.squeeze(-1) > 0)
 
-    def step(self, problem: EquationProblem, state: SteffensenState) -> SteffensenState:
-        """Divide by the difference quotient and search along the step."""
-        smallest = torch.finfo(state.z.dtype).eps ** 0.5
-        longest = state.reach.unsqueeze(-1) * (1 + state.z.abs())
-        size = torch.minimum(state.residual.abs().clamp(min=smallest * state.z.abs()), longest)
-        increment = -torch.sign(state.residual) * size
-        quotient = (problem.residual(state.z + increment) - state.residual) / increment
-        direction = torch.where(state.residual == 0, 0.0, -state.residual / quotient)
+    def hopeless(self, state: DampedState) -> Mask:
+        """Tell where the quotient gives no step."""
+        return no(state.memory.usable)
+
+    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
+        """Divide by the difference quotient."""
+        z, residual, memory, flag = state.z, state.residual, state.memory, state.flag
+        smallest = torch.finfo(z.dtype).eps ** 0.5
+        reach = pick(tired, 0.01 * memory.reach, memory.reach)
+        if self.rtol is not None and tired is not False:
+            flat = (memory.quotient == 0).squeeze(-1)
+            code = torch.where(flat, int(Status.SINGULAR), int(Status.STALLED))
+            flag = pick(both(tired, reach < smallest), code, flag)
+        size = torch.minimum(residual.abs().clamp(min=smallest * z.abs()), _longest(reach, z))
+        increment = -torch.sign(residual) * size
+        quotient = (problem.residual(z + increment) - residual) / increment
+        direction = torch.where(residual == 0, 0.0, -residual / quotient)
         usable = torch.isfinite(direction).squeeze(-1)
         direction = torch.where(usable.unsqueeze(-1), direction, 0.0)
+        return Aim(direction, SteffensenMemory(reach, quotient, usable), flag)
 
-        start = (state.z, state.residual, state.error)
-        found = backtrack(problem, self, start, direction, usable)
-        reach = torch.where(found.accepted, state.reach, 0.01 * state.reach)
-        flag = state.flag
-        if self.rtol is not None:
-            last = ~found.accepted & (reach < smallest)
-            flat = (quotient == 0).squeeze(-1)
-            code = torch.where(flat, int(Status.SINGULAR), int(Status.STALLED))
-            flag = torch.where(last, code, flag)
-        return SteffensenState(found.z, found.residual, reach, found.error, flag)
+
+def _longest(reach: Tensor, z: Tensor) -> Tensor:
+    return reach.unsqueeze(-1) * (1 + z.abs())

@@ -28,7 +28,7 @@ from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure
 from implicit_solvers.testing.captured import captured_tensors
 from implicit_solvers.testing.statement import Statement
-from implicit_solvers.tolerance import AUTO, equation_tolerance, rms
+from implicit_solvers.tolerance import AUTO, equation_tolerance, longest, rms
 
 __all__ = ["Input", "Solved", "Subject", "subject_of"]
 
@@ -150,7 +150,8 @@ class Subject:
         rtol, atol = getattr(self.solver, "rtol", AUTO), getattr(self.solver, "atol", AUTO)
         if self.resolve is None:
             rtol = atol = torch.finfo(z.dtype).eps ** 0.5
-        return equation_tolerance(AUTO if rtol is None else rtol, atol, z, self.norm)
+        rtol = AUTO if rtol is None else rtol
+        return equation_tolerance(rtol, atol, z, self.norm(z), longest(z, None))
 
 
 def _solved(out: Any) -> Solved:

@@ -59,7 +59,9 @@ class NormalMapLU(ims.LU):
 
         Both are transposed.
         """
-        scale, packed, pivots, _ = super().factor_dense(matrix)
+        largest = matrix.abs().amax(-1)
+        scale = torch.where(largest == 0, 1.0, 1 / largest).clamp(max=torch.finfo(matrix.dtype).max)
+        packed, pivots, _ = super().factor_dense(matrix * scale.unsqueeze(-1))
         tol = self._tolerance(matrix)
         pivot = packed.diagonal(dim1=-2, dim2=-1).abs()
         # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
@@ -79,13 +81,17 @@ class NormalMapLU(ims.LU):
 
     def solve(self, factors: tuple[Tensor, ...], b: Tensor, transposed: bool) -> Tensor:
         """Return ``J^-1 b`` or ``J^-T b``, for ``b (grid, n, columns)``."""
-        scale, packed, _, regular = factors
-        x = super().solve(factors, b, transposed)
-        if bool(regular.all()):
-            return x
+        scale, packed, pivots, regular = factors
         scale = scale.unsqueeze(-1)
-        other = scale * (packed @ b) if transposed else packed.mT @ (scale * b)
-        return torch.where(regular[:, None, None], x, other)
+        b = b if transposed else scale * b
+        x = super().solve((packed, pivots, regular), b, transposed)
+        if not bool(regular.all()):
+            x = torch.where(regular[:, None, None], x, (packed if transposed else packed.mT) @ b)
+        return scale * x if transposed else x
+
+    def unfit(self, factors: tuple[Tensor, ...]) -> Tensor:
+        """Tell where the matrix is not finite."""
+        return self.status(factors) != 0
 
     def status(self, factors: tuple[Tensor, ...]) -> Tensor:
         """Return NONFINITE where the matrix is not finite."""

@@ -280,7 +280,8 @@ def test_straggler_does_not_cost_full_batch_steps(name, way):
     assert int(alone.iterations) >= 10 * int(quick.iterations)
     steps = 2047 * (int(quick.iterations) + 1) + int(alone.iterations) + 1
     assert int(sol.iterations.sum()) <= 1.01 * steps and bool(sol.converged.all())
-    assert batched <= 1.3 * (2047 * few + many)
+    # under vmap, one evaluation more finds what is captured
+    assert batched <= 1.3 * (2047 * (few + (way == "vmap")) + many)
 
 
 def test_norm_is_the_one_that_judges():

@@ -1,0 +1,82 @@
+"""Masks and numbers that all lanes agree on cost nothing.
+
+A mask is True, False, or a tensor ``(N,)``; a number is Python's or a tensor ``(N,)``. The same
+lines are host arithmetic for one problem, none at all for lanes that agree, and ``torch.where``
+for lanes that do not and in compiled graphs, where nobody can be asked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Mask", "both", "either", "no", "pick", "settle", "spread"]
+
+Mask = bool | Tensor
+
+
+def pick(mask: Mask, a: Any, b: Any) -> Any:
+    """Return ``a`` in lanes where ``mask`` holds and ``b`` in the others.
+
+    Both are numbers, tensors ``(N, ...)``, or tuples of these.
+    """
+    if not isinstance(mask, Tensor):
+        return a if mask else b
+    if a is b:
+        return a
+    if isinstance(a, tuple):
+        parts = [pick(mask, x, y) for x, y in zip(a, b, strict=True)]
+        return type(a)(*parts) if hasattr(a, "_fields") else tuple(parts)
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b:
+        return a
+    rank = max(t.dim() if isinstance(t, Tensor) else 0 for t in (a, b))
+    if rank > 1:
+        mask = mask.reshape(-1, *(1,) * (rank - 1))
+    return torch.where(mask, a, b)
+
+
+def both(a: Mask, b: Mask) -> Mask:
+    """Tell where both masks hold."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a & b
+    if isinstance(a, Tensor):
+        return a if b else False
+    return b if a else False
+
+
+def either(a: Mask, b: Mask) -> Mask:
+    """Tell where at least one of the masks holds."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a | b
+    if isinstance(a, Tensor):
+        return True if b else a
+    return True if a else b
+
+
+def no(mask: Mask) -> Mask:
+    """Tell where a mask does not hold."""
+    return ~mask if isinstance(mask, Tensor) else not mask
+
+
+def settle(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
+    """Ask once in how many lanes each mask holds; one that holds in all or none becomes a bool."""
+    asked = [mask for mask in masks if isinstance(mask, Tensor)]
+    if len(asked) == 1:
+        counts = [int(asked[0].sum())]
+    else:
+        counts = torch.stack(asked).sum(-1).tolist() if asked else []
+    found = [counts.pop(0) if isinstance(mask, Tensor) else lanes * mask for mask in masks]
+    settled = [
+        mask if 0 < count < lanes else count > 0
+        for mask, count in zip(masks, found, strict=True)
+    ]
+    return found, settled
+
+
+def spread(value: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return what all lanes share as a tensor ``(N,)`` beside ``like (N, ...)``."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.full(like.shape[:1], value, dtype=dtype or like.dtype, device=like.device)
