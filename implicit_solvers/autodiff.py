@@ -312,20 +312,23 @@ def products_on_graph(
     return push, pull
 
 
-def rows(pull: Callable[[Tensor], Tensor], value: Tensor, n: int) -> Tensor:
+def rows(
+    pull: Callable[[Tensor], Tensor], value: Tensor, n: int, basis: Tensor | None = None
+) -> Tensor:
     """Return the matrix ``(*lanes, m, n)`` of a pullback ``w -> J^T w`` by pulling back a basis.
 
     Lanes do not mix. What a pullback does to one cotangent and not to many at once, it does to
-    one after the other.
+    one after the other. The ``basis`` is the identity, if it is at hand.
     """
     m = value.shape[-1]
 
     def row(e: Tensor) -> Tensor:
-        return pull(e.expand(value.shape))
+        return pull(e if value.dim() == 1 else e.expand(value.shape))
 
     if m == 0:
         return value.new_zeros(*value.shape, n)
-    basis = torch.eye(m, dtype=value.dtype, device=value.device)
+    if basis is None or len(basis) != m:
+        basis = torch.eye(m, dtype=value.dtype, device=value.device)
     with no_saved_tensor_hooks():
         try:
             return torch.func.vmap(row, out_dims=-2)(basis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ def goes_on(solver: Any, problem: Any, state: Any) -> Mask:
     """Tell which lanes `judge` would leave running, if they ran: the usual answer, for less."""
     going = state.error < torch.inf
     if solver.rtol is not None:
-        going = both(going, state.error > _goal(solver, problem, state))
+        going = both(going, _unsolved(solver, problem, state))
     # a lane that tried in vain has not moved
     going = either(going, no(getattr(state, "accepted", True)))
     return both(going, state.flag == 0)
@@ -89,20 +89,18 @@ def judge(solver: Any, problem: Any, state: Any) -> Any:
     flag, error = state.flag, state.error
     status = RUNNING if isinstance(flag, int) and flag == 0 else pick(flag != 0, flag, RUNNING)
     if solver.rtol is not None:
-        goal = _goal(solver, problem, state)
         doubt = solver.doubt(problem, state) if hasattr(solver, "doubt") else 0
-        status = pick(error <= goal, doubt, status)
-        error = error + goal
+        status = pick(_unsolved(solver, problem, state), status, doubt)
     return pick(error < torch.inf, status, int(Status.NONFINITE))
 
 
-def _goal(solver: Any, problem: Any, state: Any) -> Any:
+def _unsolved(solver: Any, problem: Any, state: Any) -> Mask:
+    ask = getattr(problem, "unsolved", None)
+    if ask is not None:
+        return cast(Mask, ask(solver, state.z, state.error))
     # that of a linear problem follows from its right-hand side, and some iterates are costly
-    if getattr(problem, "linear", False):
-        return problem.tolerance(solver, None)
-    if isinstance(state.error, float):
-        return problem.tolerance(solver, state.z, on_host=True)
-    return problem.tolerance(solver, state.z)
+    linear = getattr(problem, "linear", False)
+    return cast(Mask, state.error > problem.tolerance(solver, None if linear else state.z))
 
 
 def result(state: Any, status: Any, iterations: Any, best: tuple[Tensor, ...]) -> Outcome:

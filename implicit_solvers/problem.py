@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask
 from implicit_solvers.autodiff import no_saved_tensor_hooks, unwatched, vjp
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.explicit_function import reading_by_itself
@@ -177,19 +178,29 @@ class EquationProblem:
         on_host = self.branches and len(v) == 1 and v.device.type == "cpu" and unwatched()
         return size.item() if on_host else size
 
-    def tolerance(self, solver: Any, z: Tensor, on_host: bool = False) -> Any:
+    def tolerance(self, solver: Any, z: Tensor) -> Any:
         """Return ``atol + rtol norm(z)``, where an iterate that ran away counts as less."""
         if self._goal is None or self._goal[0] is not solver or self._goal[1] is not z:
-            if self._longest is None:
-                self._longest = longest(z, self.start)
-            size = solver.norm(z)
-            if on_host:
-                size, self._longest = size.item(), float(self._longest)
-            goal = equation_tolerance(solver.rtol, solver.atol, z, size, self._longest)
+            size = self.size(solver.norm, z)
+            goal = equation_tolerance(solver.rtol, solver.atol, z, size, self._most(z, size))
             if not self.branches:
                 return goal
             self._goal = solver, z, goal
         return self._goal[2]
+
+    def unsolved(self, solver: Any, z: Tensor, error: Any) -> Mask:
+        """Tell whether ``error`` is above the `tolerance`."""
+        if isinstance(error, float):
+            most = self._most(z, error)
+            if error > equation_tolerance(solver.rtol, solver.atol, z, most, most):
+                return True
+        return error > self.tolerance(solver, z)
+
+    def _most(self, z: Tensor, like: Any) -> Any:
+        if self._longest is None:
+            longest_norm = longest(z, self.start)
+            self._longest = float(longest_norm) if isinstance(like, float) else longest_norm
+        return self._longest
 
     def _grid(self, z: Tensor) -> Tensor:
         return z if len(self.shape) == 1 else z.reshape((*self.shape, z.shape[-1]))
@@ -212,11 +223,13 @@ class EquationProblem:
         elif self.lanes.native or not self.lanes.sizes:
             return self.residual(z)
         else:
-            both = self.lanes.over(self.equation.jacobian().value_and_dense)
-            out, matrices = both(grid, *self.operands)
-            matrices = matrices.reshape(self.count, *matrices.shape[-2:])
+            evaluate = self.lanes.shared(1).over(self.equation.jacobian().value_and_dense)
+            out, matrices = evaluate(grid, self._identity(z), *self.operands)
+            if len(self.shape) > 1:
+                matrices = matrices.reshape(self.count, *matrices.shape[-2:])
         self._evaluated = _Evaluated(z, grid, out, matrices)
-        return out.detach().reshape(z.shape)
+        out = out.detach()
+        return out if out.shape == z.shape else out.reshape(z.shape)
 
     def evaluate(self, z: Tensor) -> Tensor:
         """Return the function itself: ``(N,)`` for an objective, ``(N, m)`` otherwise."""
@@ -231,12 +244,19 @@ class EquationProblem:
 
     def linearize(self, z: Tensor) -> LaneMap:
         """Return the Jacobian of the condition at ``z``."""
-        jacobian = self._jacobian(self.equation.jacobian(), z)
         kept, self._evaluated = self._evaluated, None
-        if kept is not None and kept.z is z:
-            jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
-            jacobian.matrices = kept.matrices
+        if kept is None or kept.z is not z:
+            return self._jacobian(self.equation.jacobian(), self._grid(z))
+        self._identity(z)
+        jacobian = self._jacobian(self.equation.jacobian(), kept.point)
+        jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
+        jacobian.matrices = kept.matrices
         return jacobian
+
+    def _identity(self, z: Tensor) -> Tensor:
+        if self.basis is None:
+            self.basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        return self.basis
 
     def residuals(self, z: Tensor) -> Tensor:
         """Return the ``r(z) (N, m)`` whose squares are reduced: those of a fit, else ``F(z)``."""
@@ -245,10 +265,9 @@ class EquationProblem:
     def linearize_residuals(self, z: Tensor) -> ResidualMap:
         """Return the Jacobian of `residuals` at ``z``, ``m x n``."""
         fn = self.equation.fn if self.fits else self.equation.condition
-        return ResidualMap(self._jacobian(JacobianTemplate(fn), z))
+        return ResidualMap(self._jacobian(JacobianTemplate(fn), self._grid(z)))
 
-    def _jacobian(self, template: JacobianTemplate, z: Tensor) -> LaneMap:
-        grid = self._grid(z)
+    def _jacobian(self, template: JacobianTemplate, grid: Tensor) -> LaneMap:
         return LaneMap(
             template,
             self.lanes.prepend(),

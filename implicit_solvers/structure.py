@@ -115,12 +115,15 @@ class Structure:
             leaves = [torch.stack((leaf.real, leaf.imag), -1) for leaf in leaves]
         sizes = self._sizes
         if len(leaves) == 1:
-            return leaves[0].reshape((*lanes, sizes[0]))
+            flat = (*lanes, sizes[0])
+            return leaves[0] if leaves[0].shape == flat else leaves[0].reshape(flat)
         flat = [leaf.reshape((*lanes, k)) for leaf, k in zip(leaves, sizes, strict=True)]
         return torch.cat(flat, dim=-1)
 
     def unravel(self, flat: Tensor) -> Any:
         """Return the pytree of a tensor ``(*lanes, n)``; any lanes in front are kept."""
+        if self.is_vector:
+            return flat
         lanes = flat.shape[:-1]
         parts = [flat] if len(self.shapes) == 1 else flat.split(self._sizes, dim=-1)
         pair = (2,) if self.real_view else ()

@@ -78,13 +78,13 @@ class JacobianTemplate:
         columns = vmap(lambda e: push((e.expand(z.shape).contiguous(),))[0], out_dims=-1)
         return columns(basis)
 
-    def value_and_dense(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``fn`` and ``J``, of one evaluation."""
-        z, *operands = tensors
+    def value_and_dense(
+        self, z: Tensor, basis: Tensor, *operands: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``fn`` and ``J`` of one lane, of one evaluation."""
         out, pull = vjp(lambda u: self.fn(u, *operands), z)
         _, push = vjp(pull, torch.zeros_like(out))
-        columns = vmap(lambda e: push((e.expand(z.shape).contiguous(),))[0], out_dims=-1)
-        return out, columns(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device))
+        return out, vmap(lambda e: push((e,))[0], out_dims=-1)(basis)
 
     def matrices(
         self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor], basis: Tensor | None

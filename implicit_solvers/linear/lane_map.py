@@ -136,7 +136,7 @@ class LaneMap:
             return self.matrices
         if self.graph is not None:
             point, value = self.graph
-            matrices = rows(pullback_on_graph(point, value), value.detach(), point.shape[-1])
+            matrices = rows(pullback_on_graph(point, value), value, point.shape[-1], self.basis)
         else:
             matrices = self.template.matrices(self.lanes, self._like(), self.tensors, self.basis)
         return matrices.reshape(self.grid, *matrices.shape[-2:])

@@ -18,8 +18,8 @@ __all__ = ["LU"]
 class LU(DirectSolver):
     """LU factorization with partial pivoting.
 
-    An operator is reported as singular if a pivot is at most ``n eps`` times the diagonal entry of
-    ``|L| |U|`` in its place: that is what rounding in the elimination may have left of zero.
+    An operator is reported as singular if a pivot is at most ``n eps`` times the sizes of what the
+    elimination took from it, the diagonal of ``|L| |U|``: rounding may have left that of zero.
     Neither units of rows nor of columns enter. Source: Higham, "Accuracy and Stability of
     Numerical Algorithms" (2002), theorem 9.3.
 
@@ -63,8 +63,8 @@ class LU(DirectSolver):
         """Tell where no pivot vanishes; what is not finite is not regular."""
         size = factors[0].abs()
         n, pivot = size.shape[-1], size.diagonal(dim1=-2, dim2=-1)
-        left = pivot + (size * size.mT).triu(1).sum(-2)
-        return (pivot > n * torch.finfo(size.dtype).eps * left).all(-1)
+        others = (size * size.mT).triu(1).sum(-2)
+        return (pivot > n * torch.finfo(size.dtype).eps * others).all(-1)
 
     def status(self, factors: Factors) -> Tensor:
         """Return SINGULAR where a pivot vanishes, NONFINITE where the matrix is not finite."""

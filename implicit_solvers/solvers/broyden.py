@@ -156,7 +156,7 @@ class Broyden(Damped):
         plain = self._divide(base, residual)
         solved = plain + _low_rank(memory.left, memory.right, residual)  # H F
         u, v = self._update(state, solved)
-        direction = -solved - u * _dot(v, residual)
+        direction = solved + u * _dot(v, residual)
         left = torch.cat([u.unsqueeze(1), memory.left], 1)[:, : memory.left.shape[1]]
         right = torch.cat([v.unsqueeze(1), memory.right], 1)[:, : memory.right.shape[1]]
 
@@ -182,7 +182,7 @@ class Broyden(Damped):
     def _start(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Factors:
         """Return the factors of the first approximation, and the direction that it gives."""
         base = self._base(problem, z, residual)
-        return (*base, -self._divide(base, residual))
+        return (*base, self._divide(base, residual))
 
     def _base(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Factors:
         """Return the factors of the Jacobian, or the multiple of the identity in its place.
@@ -212,7 +212,7 @@ class Broyden(Damped):
             return torch.zeros_like(solved), torch.zeros_like(solved)
         memory, before = state.memory, state.kept
         step, change = state.z - before[0], state.residual - before[1]
-        image = solved + state.direction  # H y
+        image = solved - state.direction  # H y
         if self.good:
             # a denominator near zero would make the Jacobian singular: a part of the update then
             size = _dot(step, step)

@@ -17,7 +17,7 @@ _FULL = 1.0
 
 
 class Aim(NamedTuple):
-    """A direction ``(N, n)``, what the solver remembers, and a status that ends the lane, or 0."""
+    """What a full step takes from ``z (N, n)``, what the solver remembers, and a status or 0."""
 
     direction: Tensor
     memory: Any
@@ -29,7 +29,7 @@ class DampedState(NamedTuple):
 
     ``z``, ``residual`` and ``error`` are those of the last trial until it is settled whether that
     is ``accepted``, and then those of where the lane is; ``kept`` is where it was. A trial goes
-    ``length`` times the ``direction``. ``limit`` is what ``error`` must fall below.
+    back ``length`` times the ``direction``. ``limit`` is what ``error`` must fall below.
     """
 
     z: Tensor
@@ -56,7 +56,7 @@ class DampedState(NamedTuple):
 class Damped:
     """What solvers have in common that step along a direction, and halve the step until it pays.
 
-    A trial is accepted if ``norm(F(z + t p)) <= limit - 1e-4 t norm(F(z))``, where the ``limit``
+    A trial is accepted if ``norm(F(z - t p)) <= limit - 1e-4 t norm(F(z))``, where the ``limit``
     is ``norm(F(z))``, and else ``t`` is half as long in the next. Source: Dennis and Schnabel,
     "Numerical Methods for Unconstrained Optimization and Nonlinear Equations", section 6.3.
     """
@@ -125,12 +125,18 @@ class Damped:
             # lanes that end stay where they are
             new = pick(turns, new, old) if isinstance(flag, int) else pick(flag == 0, pick(turns, new, old), 0.0)
             state = state._replace(direction=new, memory=memory, flag=flag)
-        shift = length.unsqueeze(-1) if isinstance(length, Tensor) else length
-        z = state.z + (state.direction if shift is _FULL else shift * state.direction)
+        if isinstance(length, Tensor):
+            z = torch.addcmul(state.z, length.unsqueeze(-1), state.direction, value=-1)
+        else:
+            z = torch.sub(state.z, state.direction, alpha=length)
         residual = self.residual(problem, z)
         error, accepted = problem.size(self.norm, residual), True
         if self.halvings > 0:
-            accepted = error <= self.limit(state) - 1e-4 * length * state.error
+            limit = self.limit(state)
+            least = (1 - 1e-4 * length) * limit if limit is state.error else None
+            if least is None:
+                least = limit - 1e-4 * length * state.error
+            accepted = error <= least
         elif not problem.branches:
             accepted = torch.ones_like(error, dtype=torch.bool)
         kept = (state.z, state.residual, state.error)

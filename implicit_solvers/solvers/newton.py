@@ -72,7 +72,7 @@ class Factored(Damped):
         regular = direct.regular(factors)
         if isinstance(state.error, float):
             return 0 if regular else int(Status.SINGULAR)
-        return torch.where(regular, 0, int(Status.SINGULAR))
+        return ~regular * int(Status.SINGULAR)
 
     def stopped(self, problem: EquationProblem, state: DampedState, stuck: Mask) -> Any:
         """Return the flags where lanes are stuck: STALLED, unless the factors are to blame."""
@@ -90,7 +90,7 @@ class Factored(Damped):
     ) -> tuple[Tensor, Any]:
         """Return the direction, and the flags: looked at where nothing asks for them later."""
         direct: Any = self.direct_solver(state.z.shape[-1])
-        direction = direct.solve(factors, -state.residual.unsqueeze(-1), False).squeeze(-1)
+        direction = direct.solve(factors, state.residual.unsqueeze(-1), False).squeeze(-1)
         if problem.branches and self.halvings > 0:
             return direction, flag
         status = direct.status(factors)
@@ -242,7 +242,7 @@ class Newton(Factored):
 
     def _inexact(self, problem: EquationProblem, state: DampedState, flag: Any) -> Aim:
         solver: Any = self._linear_solver(state.z.shape[-1])
-        linear: Any = LinearProblem(problem.linearize(state.z), -state.residual)
+        linear: Any = LinearProblem(problem.linearize(state.z), state.residual)
         forcing = self._forcing(problem, state)
         if isinstance(solver.rtol, Auto):
             linear = ForcedProblem(linear, spread(forcing, state.z))
@@ -260,7 +260,7 @@ class Newton(Factored):
         forcing = torch.where(before > 0.1, torch.maximum(forcing, before), forcing)
         if self.rtol is not None:
             # no more than ends the solve, with two digits to spare
-            goal = problem.tolerance(self, state.z, isinstance(state.error, float))
+            goal = problem.tolerance(self, state.z)
             forcing = torch.maximum(forcing, 0.01 * goal / error)
         forcing = pick(memory.before == torch.inf, torch.full_like(error, _FIRST_FORCING), forcing)
         tightest = torch.finfo(error.dtype).eps ** (2 / 3)

@@ -126,7 +126,7 @@ class Steffensen(Damped):
         size = torch.minimum(residual.abs().clamp(min=smallest * z.abs()), _longest(reach, z))
         increment = -torch.sign(residual) * size
         quotient = (problem.residual(z + increment) - residual) / increment
-        direction = torch.where(residual == 0, 0.0, -residual / quotient)
+        direction = torch.where(residual == 0, 0.0, residual / quotient)
         usable = torch.isfinite(direction).squeeze(-1)
         direction = torch.where(usable.unsqueeze(-1), direction, 0.0)
         return Aim(direction, SteffensenMemory(reach, quotient, usable), flag)
