@@ -20,6 +20,7 @@ from implicit_solvers.linear.bicgstab import BiCGStab
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.cholesky import Cholesky
 from implicit_solvers.linear.diagonal import Diagonal
+from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.lsmr import LSMR
@@ -99,6 +100,7 @@ __all__ = [
     "SparseOperator",
     "IdentityOperator",
     # linear solvers
+    "DirectSolver",
     "LU",
     "Cholesky",
     "QR",

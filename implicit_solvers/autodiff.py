@@ -420,7 +420,7 @@ def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) 
 
 def some(mask: Tensor) -> bool:
     """Tell whether any entry of ``mask`` is true; assume it where entries cannot be read."""
-    return is_legacy_batchedtensor(mask) or bool(mask.any())
+    return is_legacy_batchedtensor(mask) or is_batched(mask) or bool(mask.any())
 
 
 def ambient_level() -> int:

@@ -32,7 +32,6 @@ from implicit_solvers.first_order import first_order_only
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
-from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.operator_template import OperatorTemplate
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
@@ -356,9 +355,5 @@ def attach_derivatives(
 
     In plain autograd, ``condition`` is the equation's at ``z``, with its graph.
     """
-    if not isinstance(spec.linear_solver, LU):
-        lanes = spec.lanes.keep(range(spec.hints, len(operands)))
-        operands = operands[spec.hints :]
-        spec = replace(spec, lanes=lanes, hints=0)
     point = z.detach() if condition is None else z
     return Attach.apply(spec, point, failed(status), condition, *operands)

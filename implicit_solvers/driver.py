@@ -40,6 +40,7 @@ from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.solve import check_adjoint_start
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.monitoring import monitors
+from implicit_solvers.outcome import made_by
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.structure import Structure, split_tensors
@@ -150,6 +151,8 @@ def solve_equation(
         )
     elif _differentiable(operands) or (condition is not None and captured.reach(condition, point)):
         M, M_tensors = adjoint_preconditioner(task, structure, z, join(tensors))
+        if type(made_by(task.solver, structure.size)) is not type(adjoint_solver):
+            factors = []
         hints = len(factors)
         own = lanes(len(captured.tensors))
         levels = ((),) * (hints + len(M_tensors))

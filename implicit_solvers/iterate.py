@@ -229,7 +229,7 @@ def _spread(progress: Progress) -> Progress:
 
 def _end(solver: Any, progress: Progress) -> Outcome:
     state, _, status, iterations, _, best = progress
-    return result(state, status, iterations, best)
+    return result(solver, state, status, iterations, best)
 
 
 def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask, both, either, no, pick, spread
+from implicit_solvers.linear.lu import LU
 from implicit_solvers.solution import Status, failed
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Outcome",
     "goes_on",
     "judge",
+    "made_by",
     "result",
     "select",
     "with_ended",
@@ -103,7 +105,9 @@ def _unsolved(solver: Any, problem: Any, state: Any) -> Mask:
     return cast(Mask, state.error > problem.tolerance(solver, None if linear else state.z))
 
 
-def result(state: Any, status: Any, iterations: Any, best: tuple[Tensor, ...]) -> Outcome:
+def result(
+    solver: Any, state: Any, status: Any, iterations: Any, best: tuple[Tensor, ...]
+) -> Outcome:
     """Return what lanes ended with: those that failed, their ``best`` iterate, if it is kept."""
     z, error = state.z, spread(state.error, state.z)
     fine = not isinstance(status, Tensor) and status in (0, int(Status.BUDGET))
@@ -115,8 +119,14 @@ def result(state: Any, status: Any, iterations: Any, best: tuple[Tensor, ...]) -
     iterations = spread(iterations, z, torch.int64)
     before = getattr(state, "steps_before", None)
     iterations = iterations if before is None else iterations + before
-    factors = tuple(getattr(state, "factors", ()))
+    factors = () if made_by(solver, z.shape[-1]) is None else tuple(getattr(state, "factors", ()))
     return Outcome(z, status, iterations, error, factors, fine)
+
+
+def made_by(solver: Any, n: int) -> Any:
+    """Return the direct solver that made the factors in a solver's state; `LU` if it says nothing."""
+    ask = getattr(solver, "factorization", None)
+    return LU() if ask is None else ask(n)
 
 
 def with_ended(running: Mask, new: Any, old: Any) -> Any:

@@ -117,6 +117,8 @@ class LaneMap:
             return (matrices @ stacked).reshape(len(v), -1)
         product = self._make_products()[which]
         if self.columns == 1:
+            if len(self.shape) == 1:
+                return product(v)
             return product(v.reshape((*self.shape, v.shape[-1]))).reshape(v.shape[0], -1)
         stacked = v.reshape(self.columns, *self.shape, v.shape[-1])
         with no_saved_tensor_hooks():

@@ -248,9 +248,10 @@ def _correct(
     x = _by_factors(solver, A, factors, b)
     correction = _by_factors(solver, A, factors, b - A.mv(x))
     rate, size = (v.abs().amax(-1) for v in (correction, x))
-    rate = torch.where(size > 0, rate / size, rate)
+    rate = rate / size.clamp(min=torch.finfo(b.dtype).tiny)
     # nobody has looked at these pivots since the last steps of their lanes
-    rate = torch.where(solver.regular(factors).repeat(A.columns), rate, torch.inf)
+    unfit = ~solver.regular(factors)
+    rate = rate.masked_fill(unfit if A.columns == 1 else unfit.repeat(A.columns), torch.inf)
     if idle is not None:
         rate = torch.where(idle, 0.0, rate)
     slowest, goal, steps = float(rate.amax()), torch.finfo(b.dtype).eps, 2
@@ -261,9 +262,16 @@ def _correct(
     while left > goal:
         x = x + _by_factors(solver, A, factors, b - A.mv(x))
         left, steps = left * slowest, steps + 1
+    if not solver.exact and bool(_far(b - A.mv(x), b).any()):
+        return None
     if idle is not None:
         x = torch.where(idle.unsqueeze(-1), 0.0, x)
     return x, steps
+
+
+def _far(r: Tensor, b: Tensor) -> Tensor:
+    """Tell where what is left of ``b`` is so much that nothing of the solution is right."""
+    return rms(r) > torch.finfo(b.dtype).eps ** 0.25 * rms(b)
 
 
 def _solve_directly(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.linear.direct import DirectSolver, Factors
-from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
 
 __all__ = ["LU"]
@@ -34,16 +33,12 @@ class LU(DirectSolver):
     tensor([3., 1.])
     """
 
-    def factor(self, A: LaneMap) -> Factors:
+    def factor_dense(self, matrix: Tensor) -> Factors:
         """Return the packed factors, the pivots, and what LAPACK said of each.
 
         The packed factors are transposed: LAPACK wants columns that are contiguous, and copies of
         a tensor keep its rows so.
         """
-        return self.factor_dense(A.dense())
-
-    def factor_dense(self, matrix: Tensor) -> Factors:
-        """Factor matrices ``(grid, n, n)``."""
         if matrix.shape[-1] == 0:
             none = torch.zeros(matrix.shape[:-1], dtype=torch.int32, device=matrix.device)
             return matrix, none, none.sum(-1)

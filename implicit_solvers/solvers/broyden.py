@@ -11,7 +11,6 @@ from torch import Tensor
 from implicit_solvers.agreement import Mask, both, either, pick
 from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.linear.direct import DirectSolver, Factors
-from implicit_solvers.linear.lu import LU
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Aim, Damped, DampedState
@@ -34,12 +33,11 @@ class BroydenMemory(NamedTuple):
     right: Tensor
     pairs: Tensor
     best: Any
-    is_lu: bool
 
     @property
     def factors(self) -> Factors:
-        """What the backward pass may use."""
-        return self.base if self.is_lu else ()
+        """What the backward pass may use, if they are factors."""
+        return self.base
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,11 @@ class Broyden(Damped):
         none = torch.full((len(z),), -1, dtype=torch.int64, device=z.device)
         memory = z.new_zeros(len(z), min(self.memory, self.max_steps), z.shape[-1])
         best = problem.size(self.norm, residual)
-        return BroydenMemory(base, memory, memory, none, best, isinstance(self.linear_solver, LU))
+        return BroydenMemory(base, memory, memory, none, best)
+
+    def factorization(self, n: int) -> DirectSolver | None:
+        """Return what factors the Jacobian."""
+        return self.linear_solver
 
     def limit(self, state: DampedState) -> Any:
         """Return ``growth`` times the least error so far."""
@@ -176,7 +178,7 @@ class Broyden(Damped):
             flag = pick(flag == 0, self.linear_solver.status(base), flag)
         smaller = state.error < memory.best
         best = pick(smaller, state.error, memory.best)
-        new = BroydenMemory(base, left, right, pairs, best, memory.is_lu)
+        new = BroydenMemory(base, left, right, pairs, best)
         return Aim(direction, pick(turns, new, memory), flag)
 
     def _start(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Factors:

@@ -20,15 +20,14 @@ __all__ = ["Chord"]
 
 
 class ChordMemory(NamedTuple):
-    """The factors of the Jacobian at the start; the backward pass can use ``LU``'s."""
+    """The factors of the Jacobian at the start."""
 
     inverse: Factors
-    is_lu: bool
 
     @property
     def factors(self) -> Factors:
         """What the backward pass may use."""
-        return self.inverse if self.is_lu else ()
+        return self.inverse
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Chord(Factored):
         inverse: Factors = ()
         if not problem.branches:
             inverse = factor_jacobian(self.linear_solver, problem, z)
-        return ChordMemory(inverse, isinstance(self.linear_solver, LU))
+        return ChordMemory(inverse)
 
     def direct_solver(self, n: int) -> DirectSolver:
         """Return the linear solver."""

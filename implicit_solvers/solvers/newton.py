@@ -13,7 +13,6 @@ from implicit_solvers.hyperparameters import check_count, check_linear_solver, c
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.choice import default_linear_solver
 from implicit_solvers.linear.direct import DirectSolver, Factors
-from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
@@ -31,8 +30,7 @@ _LARGEST_FORCING = 0.9
 class NewtonMemory(NamedTuple):
     """What `Newton` remembers.
 
-    ``inverse`` are the factors of the last Jacobian factored, which the backward pass can use if
-    they are ``LU``'s; ``fresh`` tells where they are of the iterate that the direction is from.
+    ``inverse`` are the factors of the last Jacobian factored; ``fresh`` tells where they are of the iterate that the direction is from.
     ``forcing`` is the relative residual to which an iterative solver solved for the last step, and
     ``before`` the error there.
     """
@@ -41,16 +39,20 @@ class NewtonMemory(NamedTuple):
     fresh: Mask
     forcing: Any
     before: Any
-    is_lu: bool
 
     @property
     def factors(self) -> Factors:
         """What the backward pass may use."""
-        return self.inverse if self.is_lu else ()
+        return self.inverse
 
 
 class Factored(Damped):
     """Damped steps by the factors of a Jacobian, which are ``inverse`` in the solver's memory."""
+
+    def factorization(self, n: int) -> DirectSolver | None:
+        """Return what the factors in the state are of, if the backward pass may use them."""
+        direct = self.direct_solver(n)
+        return direct if direct is not None and direct.keepable else None
 
     def direct_solver(self, n: int) -> DirectSolver | None:
         """Return what factors Jacobians for ``n`` unknowns; None where products are used."""
@@ -196,14 +198,14 @@ class Newton(Factored):
                 f"keep, and {type(self._linear_solver(n)).__name__}() solves for {n} unknowns: pass "
                 "linear_solver=LU(), or leave reuse out"
             )
-        is_lu, inverse = isinstance(direct, LU), ()
+        inverse: Factors = ()
         if problem.branches:
-            return NewtonMemory(inverse, True, _FIRST_FORCING, None, is_lu)
+            return NewtonMemory(inverse, True, _FIRST_FORCING, None)
         if self.reuse > 0:
             inverse = factor_jacobian(direct, problem, z)
         error = torch.full_like(residual[..., 0], torch.inf)
         fresh = torch.ones_like(error, dtype=torch.bool)
-        return NewtonMemory(inverse, fresh, torch.zeros_like(error) + _FIRST_FORCING, error, is_lu)
+        return NewtonMemory(inverse, fresh, torch.full_like(error, _FIRST_FORCING), error)
 
     def residual(self, problem: EquationProblem, z: Tensor) -> Tensor:
         """Return the residual; where a Jacobian is to be formed, the same evaluation serves."""

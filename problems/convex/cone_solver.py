@@ -92,6 +92,10 @@ class ConeSolver:
     monotone: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root",)
 
+    def factorization(self, n: int) -> NormalMapLU:
+        """Return what made the factors of the last refinement."""
+        return self.linear_solver
+
     def init(self, problem: ims.EquationProblem, z: Tensor) -> ConeSolverState:
         """Solve; a lane that is not finite, or has no solution, fails."""
         lanes = len(z)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ __all__ = ["NormalMapLU"]
 
 
 @dataclass(frozen=True)
-class NormalMapLU(ims.LU):
+class NormalMapLU(ims.DirectSolver):
     """LU factorization of the Jacobian of `normal_map`; where it is singular, the pseudo-inverse.
 
     Equations that depend on one another leave the multipliers undetermined, and the Jacobian
@@ -44,6 +45,7 @@ class NormalMapLU(ims.LU):
     """
 
     cones: Cones = field(default_factory=Cones)
+    exact: ClassVar[bool] = False
 
     def factor(self, A: ims.LinearOperator) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Factor the Jacobian, written out."""
@@ -61,7 +63,7 @@ class NormalMapLU(ims.LU):
         """
         largest = matrix.abs().amax(-1)
         scale = torch.where(largest == 0, 1.0, 1 / largest).clamp(max=torch.finfo(matrix.dtype).max)
-        packed, pivots, _ = super().factor_dense(matrix * scale.unsqueeze(-1))
+        packed, pivots, _ = ims.LU().factor_dense(matrix * scale.unsqueeze(-1))
         tol = self._tolerance(matrix)
         pivot = packed.diagonal(dim1=-2, dim2=-1).abs()
         # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
@@ -84,14 +86,10 @@ class NormalMapLU(ims.LU):
         scale, packed, pivots, regular = factors
         scale = scale.unsqueeze(-1)
         b = b if transposed else scale * b
-        x = super().solve((packed, pivots, regular), b, transposed)
+        x = ims.LU().solve((packed, pivots, regular), b, transposed)
         if not bool(regular.all()):
             x = torch.where(regular[:, None, None], x, (packed if transposed else packed.mT) @ b)
         return scale * x if transposed else x
-
-    def unfit(self, factors: tuple[Tensor, ...]) -> Tensor:
-        """Tell where the matrix is not finite."""
-        return self.status(factors) != 0
 
     def status(self, factors: tuple[Tensor, ...]) -> Tensor:
         """Return NONFINITE where the matrix is not finite."""

@@ -56,6 +56,10 @@ class Spectral:
     monotone: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root",)
 
+    def factorization(self, n: int) -> Lyapunov:
+        """Return what solves in the eigenvectors."""
+        return Lyapunov()
+
     def init(self, problem: ims.EquationProblem, z: Tensor) -> SpectralState:
         """Decompose; a lane that is not finite fails."""
         lanes = len(z)
@@ -77,7 +81,7 @@ class Spectral:
 
 
 @dataclass(frozen=True)
-class Lyapunov(ims.LU):
+class Lyapunov(ims.DirectSolver):
     """Solve ``N W + W N = B`` in the eigenvectors of ``N``."""
 
     def factor_dense(self, matrix: Tensor) -> tuple[Tensor, ...]:

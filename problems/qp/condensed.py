@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ def _size(r: Tensor, c: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CondensedKKT(ims.LU):
+class CondensedKKT(ims.DirectSolver):
     """Solve with the Jacobian of `kkt_residual`, or its transpose, by one Cholesky factorization.
 
     At the solution the Jacobian is that of an equality-constrained program, the active
@@ -172,6 +173,7 @@ class CondensedKKT(ims.LU):
 
     variables: int = 0
     inequalities: int = 0
+    exact: ClassVar[bool] = False
 
     def factor_dense(self, matrix: Tensor) -> tuple[Tensor, ...]:
         """Factor the Jacobian from its blocks, ``(grid, n + m + k, n + m + k)``."""

@@ -17,7 +17,7 @@ from implicit_solvers.problems.qp.certificates import (
     proves_infeasible,
     proves_unbounded,
 )
-from implicit_solvers.problems.qp.condensed import condense, solve_condensed
+from implicit_solvers.problems.qp.condensed import CondensedKKT, condense, solve_condensed
 from implicit_solvers.problems.qp.interior_point_state import InteriorPointState
 from implicit_solvers.problems.qp.kkt import times
 from implicit_solvers.problems.qp.standard_form import (
@@ -126,6 +126,10 @@ class InteriorPoint:
             raise TypeError(said)
         if self.max_steps < 0:
             raise ValueError(said)
+
+    def factorization(self, n: int) -> CondensedKKT:
+        """Return what solves with the factors of the last step."""
+        return CondensedKKT()
 
     def init(self, problem: ims.EquationProblem, z: Tensor) -> InteriorPointState:
         """Start from the regularized least-squares point, moved inside."""

@@ -1,0 +1,110 @@
+"""What a solve costs, counted: operations that torch dispatches, and questions that the host waits for.
+
+Budgets are what was measured when they were set: a step does not grow by an operation unseen.
+Questions are what a GPU would be waited for, ``tolist()`` among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from unittest import mock
+
+import pytest
+import torch
+from torch.func import grad, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import implicit_solvers as ims
+
+F64 = torch.float64
+QUESTIONS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal")
+
+
+class Count(TorchDispatchMode):
+    """Counts operations and questions while it is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.questions = 0
+        self.exits = contextlib.ExitStack()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        self.questions += func.__name__.split(".")[0] in QUESTIONS
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        tolist = torch.Tensor.tolist
+
+        def counted(tensor):
+            self.questions += 1
+            return tolist(tensor)
+
+        self.exits.enter_context(mock.patch.object(torch.Tensor, "tolist", counted))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.exits.close()
+        return super().__exit__(*error)
+
+
+torch.manual_seed(0)
+N = 16
+W = 0.5 * torch.randn(N, N, dtype=F64) / 4
+X, START = torch.randn(1024, N, dtype=F64), torch.zeros(N, dtype=F64)
+
+
+def f(z, x, W):
+    return torch.tanh(W @ z) + z - x
+
+
+def solve(x, W):
+    return ims.root(f, START, (x, W), solver=ims.Newton()).value
+
+
+def loss(x, W):
+    return solve(x, W).sum()
+
+
+IN_LANES = (0, None)
+RULES = {
+    # forward; backward; both in operations and questions
+    "alone": (solve, X[0], (170, 9), (69, 1)),
+    "lanes": (vmap(solve, IN_LANES), X, (480, 8), (85, 1)),
+}
+TRANSFORMS = {
+    "grad": (lambda W: grad(loss, 1)(X[0], W), (257, 10)),
+    "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (563, 9)),
+    "jvp": (lambda W: jvp(lambda W: solve(X[0], W), (W,), (W,)), (270, 10)),
+}
+
+
+def measured(call) -> tuple[tuple[int, int], object]:
+    """Call twice, and count the second time."""
+    call()
+    with Count() as count:
+        out = call()
+    print(f"{count.operations} operations, {count.questions} questions")
+    return (count.operations, count.questions), out
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_solve_and_its_backward_pass_stay_within_their_budgets(name):
+    call, x, forward, backward = RULES[name]
+    weight = W.clone().requires_grad_()
+    found, z = measured(lambda: call(x, weight))
+    back, _ = measured(lambda: torch.autograd.grad(z.sum(), weight, retain_graph=True))
+    assert all(a <= b for a, b in zip(found + back, forward + backward, strict=True))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transformed_solve_stays_within_its_budget(name):
+    call, budget = TRANSFORMS[name]
+    found, _ = measured(lambda: call(W))
+    assert all(a <= b for a, b in zip(found, budget, strict=True))
+
+
+def test_the_count_counts():
+    with Count() as count:
+        [t := torch.ones(3) + 1, t.tolist(), bool((t == 2).all())]
+    assert count.questions == 2 and count.operations >= 5
