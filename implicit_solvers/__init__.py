@@ -49,7 +49,7 @@ from implicit_solvers.nonlinear_least_squares import least_squares
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import ConvergenceError, ConvergenceWarning, Solution, Status
-from implicit_solvers.solver import EquationSolver
+from implicit_solvers.solver import EquationMethod, EquationSolver, LinearMethod
 from implicit_solvers.solvers.aitken import Aitken
 from implicit_solvers.solvers.anderson import Anderson
 from implicit_solvers.solvers.bisection import Bisection
@@ -83,6 +83,7 @@ __all__ = [
     "custom_fixed_point",
     "elementwise_function",
     "EquationProblem",
+    "EquationMethod",
     "EquationSolver",
     "AUTO",
     "Auto",
@@ -109,6 +110,7 @@ __all__ = [
     "Banded",
     "SuperLU",
     "Structured",
+    "LinearMethod",
     "CG",
     "MINRES",
     "GMRES",

@@ -1,6 +1,6 @@
 """Masks and numbers that all lanes agree on cost nothing.
 
-A mask is True, False, or a tensor ``(N,)``; a number is Python's or a tensor ``(N,)``. The same
+A everywhere(mask), False, or a tensor ``(N,)``; a number is Python's or a tensor ``(N,)``. The same
 lines are host arithmetic for one problem, none at all for lanes that agree, and ``torch.where``
 for lanes that do not and in compiled graphs, where nobody can be asked.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Mask", "both", "either", "no", "pick", "settle", "spread"]
+__all__ = ["Mask", "both", "either", "everywhere", "no", "nowhere", "pick", "settle", "spread"]
 
 Mask = bool | Tensor
 
@@ -24,17 +24,27 @@ def pick(mask: Mask, a: Any, b: Any) -> Any:
     """
     if not isinstance(mask, Tensor):
         return a if mask else b
-    if a is b:
-        return a
     if isinstance(a, tuple):
         parts = [pick(mask, x, y) for x, y in zip(a, b, strict=True)]
         return type(a)(*parts) if hasattr(a, "_fields") else tuple(parts)
     if not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b:
         return a
+    if isinstance(a, Tensor) and a is b:
+        return a
     rank = max(t.dim() if isinstance(t, Tensor) else 0 for t in (a, b))
     if rank > 1:
         mask = mask.reshape(-1, *(1,) * (rank - 1))
     return torch.where(mask, a, b)
+
+
+def everywhere(mask: Mask) -> bool:
+    """Tell whether a mask is known to hold in all lanes."""
+    return not isinstance(mask, Tensor) and mask
+
+
+def nowhere(mask: Mask) -> bool:
+    """Tell whether a mask is known to hold in none."""
+    return not isinstance(mask, Tensor) and not mask
 
 
 def both(a: Mask, b: Mask) -> Mask:
@@ -69,8 +79,7 @@ def settle(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
         counts = torch.stack(asked).sum(-1).tolist() if asked else []
     found = [counts.pop(0) if isinstance(mask, Tensor) else lanes * mask for mask in masks]
     settled = [
-        mask if 0 < count < lanes else count > 0
-        for mask, count in zip(masks, found, strict=True)
+        mask if 0 < count < lanes else count > 0 for mask, count in zip(masks, found, strict=True)
     ]
     return found, settled
 

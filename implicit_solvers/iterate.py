@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, either, no, pick, settle, spread
+from implicit_solvers.agreement import Mask, both, either, everywhere, no, pick, settle, spread
 from implicit_solvers.compiled_step import (
     bucket,
     compiled_step,
@@ -83,7 +83,9 @@ class IterativeSolver(Protocol):
     has a ``whole(problem, z)``, which returns the `Outcome`, or None to step in it after all.
     """
 
-    monotone: ClassVar[bool]
+    @property
+    def monotone(self) -> bool:
+        """Whether the error never grows."""
 
     @property
     def rtol(self) -> float | Auto | None:
@@ -157,7 +159,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
             progress = progress._replace(running=True)
         if refresh is not None:
             state = progress.state
-            if progress.running is not True:
+            if not everywhere(progress.running):
                 state = state._replace(flag=pick(progress.running, state.flag, ENDED))
             progress = progress._replace(state=refresh(problem, state))
         progress = _step(solver, problem, progress)
@@ -181,10 +183,10 @@ def _begin(solver: Any, problem: Any, z: Tensor) -> Progress:
 def _step(solver: Any, problem: Any, progress: Progress) -> Progress:
     """Make a step in every lane; those that have ended stay."""
     state, running = progress.state, progress.running
-    if running is not True:
+    if not everywhere(running):
         state = state._replace(flag=pick(running, state.flag, ENDED))
     new = solver.step(problem, state)
-    if running is not True and not hasattr(new, "accepted"):
+    if not everywhere(running) and not hasattr(new, "accepted"):
         new = with_ended(running, new, state)
     return progress._replace(state=new)
 

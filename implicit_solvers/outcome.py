@@ -51,8 +51,9 @@ class Departed:
     def leave(self, now: Outcome, keep: Tensor) -> None:
         """Let all lanes leave but those at ``keep``; what these have ``now`` is provisional."""
         if self.full is None:
-            copies = (part.clone() for part in now[:4])
-            self.full = Outcome(*copies, tuple(t.clone() for t in now.factors))
+            z, status, iterations, error = (part.clone() for part in now[:4])
+            factors = tuple(t.clone() for t in now.factors)
+            self.full = Outcome(z, status, iterations, error, factors)
             self.places = keep
         else:
             assert self.places is not None
@@ -92,7 +93,9 @@ def judge(solver: Any, problem: Any, state: Any) -> Any:
     status = RUNNING if isinstance(flag, int) and flag == 0 else pick(flag != 0, flag, RUNNING)
     if solver.rtol is not None:
         doubt = solver.doubt(problem, state) if hasattr(solver, "doubt") else 0
-        status = pick(_unsolved(solver, problem, state), status, doubt)
+        goal = _goal(solver, problem, state)
+        status = pick(error <= goal, doubt, status)
+        error = error + goal
     return pick(error < torch.inf, status, int(Status.NONFINITE))
 
 
@@ -100,9 +103,13 @@ def _unsolved(solver: Any, problem: Any, state: Any) -> Mask:
     ask = getattr(problem, "unsolved", None)
     if ask is not None:
         return cast(Mask, ask(solver, state.z, state.error))
+    return cast(Mask, state.error > _goal(solver, problem, state))
+
+
+def _goal(solver: Any, problem: Any, state: Any) -> Any:
     # that of a linear problem follows from its right-hand side, and some iterates are costly
     linear = getattr(problem, "linear", False)
-    return cast(Mask, state.error > problem.tolerance(solver, None if linear else state.z))
+    return problem.tolerance(solver, None if linear else state.z)
 
 
 def result(
@@ -124,7 +131,7 @@ def result(
 
 
 def made_by(solver: Any, n: int) -> Any:
-    """Return the direct solver that made the factors in a solver's state; `LU` if it says nothing."""
+    """Return the direct solver whose factors are in a solver's state; `LU` if it says nothing."""
     ask = getattr(solver, "factorization", None)
     return LU() if ask is None else ask(n)
 

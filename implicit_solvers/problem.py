@@ -223,7 +223,8 @@ class EquationProblem:
         elif self.lanes.native or not self.lanes.sizes:
             return self.residual(z)
         else:
-            evaluate = self.lanes.shared(1).over(self.equation.jacobian().value_and_dense)
+            one_lane: Callable[..., Any] = self.equation.jacobian().value_and_dense
+            evaluate: Callable[..., Any] = self.lanes.shared(1).over(one_lane)
             out, matrices = evaluate(grid, self._identity(z), *self.operands)
             if len(self.shape) > 1:
                 matrices = matrices.reshape(self.count, *matrices.shape[-2:])

@@ -2,12 +2,107 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.iterate import IterativeSolver
-from implicit_solvers.tolerance import Norm
+from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
-__all__ = ["EquationSolver"]
+__all__ = ["EquationMethod", "EquationSolver", "LinearMethod"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Method:
+    """When an iterative method ends, and how its loop runs."""
+
+    rtol: float | Auto | None = AUTO
+    atol: float | Auto = AUTO
+    max_steps: int = 1000
+    compact: bool = True
+    check_every: int = 1
+    compile: bool = False
+    monotone: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        check_stopping(self)
+        check_count(self, "check_every", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMethod(_Method):
+    """The hyperparameters of all iterative methods for ``A x = b``; pass them by keyword.
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``; by default ``rtol`` is
+        ``eps**(2/3)`` and ``atol`` zero. ``rtol=None`` makes exactly ``max_steps`` steps and
+        judges nothing.
+    max_steps
+        The number of steps allowed.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each operator, dtype and shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> ims.CG(rtol=1e-3, max_steps=20)
+    CG(rtol=0.001, atol=AUTO, max_steps=20, compact=True, check_every=1, compile=False)
+    """
+
+    symmetric_only: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EquationMethod(_Method):
+    """The hyperparameters of all iterative methods for equations; pass them by keyword.
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``norm(F(z)) <= atol + rtol norm(z)``, where ``F`` is ``f`` for a
+        root, ``z - g(z)`` for a fixed point, the gradient for a minimum, and ``J^T r`` for least
+        squares; both default to ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps
+        and judges nothing.
+    max_steps
+        The number of steps allowed. One that is taken back, as it does not pay, does not count, up
+        to four for each that may be made; of a budget, each does.
+    norm
+        Maps what ``F`` returns, ``(N, n)``, of a real floating dtype, to sizes ``(N,)``.
+    compact
+        Whether lanes that ended leave the computation; False keeps shapes static.
+    check_every
+        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
+        lanes that ended keep what they have.
+    compile
+        Whether the loop is compiled to one graph, once for each function, dtype and shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> ims.Newton(rtol=1e-6, max_steps=20).rtol
+    1e-06
+    """
+
+    norm: Norm = rms
+    traceable: ClassVar[bool] = True
 
 
 class EquationSolver(IterativeSolver, Protocol):

@@ -115,8 +115,8 @@ class Structure:
             leaves = [torch.stack((leaf.real, leaf.imag), -1) for leaf in leaves]
         sizes = self._sizes
         if len(leaves) == 1:
-            flat = (*lanes, sizes[0])
-            return leaves[0] if leaves[0].shape == flat else leaves[0].reshape(flat)
+            shape = (*lanes, sizes[0])
+            return leaves[0] if leaves[0].shape == shape else leaves[0].reshape(shape)
         flat = [leaf.reshape((*lanes, k)) for leaf, k in zip(leaves, sizes, strict=True)]
         return torch.cat(flat, dim=-1)
 

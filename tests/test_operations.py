@@ -1,10 +1,8 @@
-"""What a solve costs, counted: operations that torch dispatches, and questions that the host waits for.
+"""What a solve costs, counted: operations, and questions that the host waits for.
 
 Budgets are what was measured when they were set: a step does not grow by an operation unseen.
 Questions are what a GPU would be waited for, ``tolist()`` among them.
 """
-
-from __future__ import annotations
 
 import contextlib
 from unittest import mock
@@ -70,11 +68,11 @@ IN_LANES = (0, None)
 RULES = {
     # forward; backward; both in operations and questions
     "alone": (solve, X[0], (170, 9), (69, 1)),
-    "lanes": (vmap(solve, IN_LANES), X, (480, 8), (85, 1)),
+    "lanes": (vmap(solve, IN_LANES), X, (483, 8), (85, 1)),
 }
 TRANSFORMS = {
     "grad": (lambda W: grad(loss, 1)(X[0], W), (257, 10)),
-    "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (563, 9)),
+    "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (566, 9)),
     "jvp": (lambda W: jvp(lambda W: solve(X[0], W), (W,), (W,)), (270, 10)),
 }
 

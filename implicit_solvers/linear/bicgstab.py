@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.inner_products import inner
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.tolerance import AUTO, Auto, rms
+from implicit_solvers.solver import LinearMethod
+from implicit_solvers.tolerance import rms
 
 __all__ = ["BiCGStab"]
 
@@ -30,7 +30,7 @@ class BiCGStabState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BiCGStab:
+class BiCGStab(LinearMethod):
     """Stabilized biconjugate gradients, for any regular operator, in memory of a few vectors.
 
     A step makes two products. Preconditioning is from the right, so that the residual is that of
@@ -45,18 +45,8 @@ class BiCGStab:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``. ``rtol=None`` makes
-        exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed, of two products each.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each operator, dtype and shape.
+    rtol, atol, max_steps, compact, check_every, compile
+        As in `LinearMethod`.
 
     Raises
     ------
@@ -71,19 +61,7 @@ class BiCGStab:
     tensor([1.0000, 1.0000])
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 1000
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    symmetric_only: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+    max_steps: int = field(default=1000, kw_only=True)
 
     def init(self, problem: LinearProblem, x: Tensor) -> BiCGStabState:
         """Start at ``x``."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.cg_alone import cg_alone
 from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.tolerance import AUTO, Auto, rms
+from implicit_solvers.solver import LinearMethod
+from implicit_solvers.tolerance import rms
 
 __all__ = ["CG"]
 
@@ -30,7 +30,7 @@ class CGState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CG:
+class CG(LinearMethod):
     """Conjugate gradients, for symmetric positive definite operators.
 
     For vectors of every floating and complex dtype. A direction of nonpositive curvature ends the
@@ -40,18 +40,8 @@ class CG:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``. ``rtol=None`` makes
-        exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of products allowed.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each operator, dtype and shape.
+    rtol, atol, max_steps, compact, check_every, compile
+        As in `LinearMethod`.
 
     Raises
     ------
@@ -67,19 +57,8 @@ class CG:
     (tensor([ 2., -1.]), 2)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 1000
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
+    max_steps: int = field(default=1000, kw_only=True)
     symmetric_only: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
 
     def whole(self, problem: Any, x: Tensor) -> Any:
         """Iterate a single real system on the CPU; others go step by step."""

@@ -35,7 +35,9 @@ class DirectSolver:
     ...
     ...     def status(self, factors):
     ...         return torch.where(factors[1] == 0, 0, int(ims.Status.SINGULAR))
-    >>> ims.root(lambda z: z**2 - 4, torch.tensor(1.0), solver=ims.Newton(linear_solver=Inverse())).value
+    >>> ims.root(
+    ...     lambda z: z**2 - 4, torch.tensor(1.0), solver=ims.Newton(linear_solver=Inverse())
+    ... ).value
     tensor(2.)
     """
 

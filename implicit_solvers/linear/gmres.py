@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.compiled_step import to_compile
-from implicit_solvers.hyperparameters import check_count, check_stopping
+from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.linear.gmres_in_graph import gmres_compiled, gmres_in_graph
 from implicit_solvers.linear.iterative_refinement import refine
 from implicit_solvers.linear.mixed_precision import RoundedTensors
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.tolerance import AUTO, Auto, rms
+from implicit_solvers.solver import LinearMethod
+from implicit_solvers.tolerance import rms
 
 __all__ = ["GMRES"]
 
@@ -61,7 +62,7 @@ class GMRESState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GMRES:
+class GMRES(LinearMethod):
     """Restarted generalized minimal residuals, for any regular operator.
 
     Classical Gram-Schmidt, done twice, keeps the basis orthogonal to working precision. Source:
@@ -79,21 +80,10 @@ class GMRES:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``. ``rtol=None`` makes
-        exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of products allowed, restarts not counted.
+    rtol, atol, max_steps, compact, check_every, compile
+        As in `LinearMethod`.
     restart
         The size of the Krylov space at which the method starts again from its iterate.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the steps between two restarts are compiled to one graph, once for each operator,
-        dtype and shape. Every step takes as long as the last before a restart then.
     inner_dtype
         ``torch.float32``: make the steps in float32 (complex64), and restart them with a residual
         of float64 (complex128) often enough; in float32 it changes nothing. Operators made of
@@ -115,22 +105,15 @@ class GMRES:
     tensor([1.5000, 1.0000])
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 1000
+    max_steps: int = field(default=1000, kw_only=True)
     restart: int = 50
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
     inner_dtype: torch.dtype | None = None
     _rounded: RoundedTensors | None = field(default=None, init=False, repr=False, compare=False)
     monotone: ClassVar[bool] = True
-    symmetric_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_count(self, "restart", least=1)
         if self.compile and self.inner_dtype is not None:
             raise ValueError(

@@ -78,9 +78,7 @@ class JacobianTemplate:
         columns = vmap(lambda e: push((e.expand(z.shape).contiguous(),))[0], out_dims=-1)
         return columns(basis)
 
-    def value_and_dense(
-        self, z: Tensor, basis: Tensor, *operands: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def value_and_dense(self, z: Tensor, basis: Tensor, *operands: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``fn`` and ``J`` of one lane, of one evaluation."""
         out, pull = vjp(lambda u: self.fn(u, *operands), z)
         _, push = vjp(pull, torch.zeros_like(out))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.template import Template
 from implicit_solvers.monitoring import observe
 from implicit_solvers.solution import Status, enforce, failed
-from implicit_solvers.tolerance import AUTO, linear_tolerance, rms
+from implicit_solvers.tolerance import rms
 from implicit_solvers.traced_loop import inside, loop_in_graph
 
 __all__ = ["solve_in_lanes"]
@@ -121,12 +121,12 @@ def solve_in_lanes(
         if corrected is not None:
             x, steps = corrected
             status = torch.zeros(b.shape[:-1], dtype=torch.int64, device=b.device)
-            iterations, residual = torch.full_like(status, steps), b[..., 0]
+            iterations = torch.full_like(status, steps)
             if watch.active:
                 left, size = rms(flat - A.mv(x)), rms(flat)
-                residual = grid.back(torch.where(size > 0, left / size, left))
-                watch.done(iterations, residual, status)
-            return grid.back(x), status, iterations, residual
+                relative = grid.back(torch.where(size > 0, left / size, left))
+                watch.done(iterations, relative, status)
+            return grid.back(x), status, iterations, b[..., 0]
     made: tuple[Tensor, ...] = ()
     residual: Tensor | None = None
     first_x = None if start is None else grid.flat(start)
@@ -226,9 +226,7 @@ def _spread(
     return factor.reshape((*lead, *native, *rest)).expand((*grid, *rest)).reshape((-1, *rest))
 
 
-def _by_factors(
-    solver: DirectSolver, A: LaneMap, factors: tuple[Tensor, ...], b: Tensor
-) -> Tensor:
+def _by_factors(solver: DirectSolver, A: LaneMap, factors: tuple[Tensor, ...], b: Tensor) -> Tensor:
     """Solve in all lanes by the factors of the operators."""
     if A.columns == 1:
         return solver.solve(factors, b.unsqueeze(-1), A.transposed).squeeze(-1)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.tolerance import AUTO, Auto, rms
+from implicit_solvers.solver import LinearMethod
+from implicit_solvers.tolerance import rms
 
 __all__ = ["LSMR"]
 
@@ -60,7 +60,7 @@ class LSMRState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LSMR:
+class LSMR(LinearMethod):
     """Least squares by products with ``A`` and ``A^T``, for any operator, rectangular or not.
 
     The solution is ``A^+ b``, of all ``x`` with least ``norm(b - A x)`` the one of least norm.
@@ -74,20 +74,10 @@ class LSMR:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``, or when
-        ``|A^T r| / (s |r|) rms(b)`` is no more than that, with ``r = b - A x`` and the estimate
-        ``s`` of the norm of ``A`` from two steps of the power method. ``rtol=None`` makes exactly
-        ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed, of one product with ``A`` and one with ``A^T`` each.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each operator, dtype and shape.
+    rtol, atol, max_steps, compact, check_every, compile
+        As in `LinearMethod`; a lane has converged too when ``|A^T r| / (s |r|) rms(b)`` is no more
+        than its tolerance, with ``r = b - A x`` and the estimate ``s`` of the norm of ``A`` from
+        two steps of the power method.
 
     Raises
     ------
@@ -104,19 +94,7 @@ class LSMR:
     (tensor([1.0000, 2.0000]), 2)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 1000
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    symmetric_only: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+    max_steps: int = field(default=1000, kw_only=True)
 
     def nullspaces(self, rows: int, columns: int) -> tuple[bool, bool]:
         """Whether ``A^T`` and ``A`` may have a null space."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.tolerance import AUTO, Auto, rms
+from implicit_solvers.solver import LinearMethod
+from implicit_solvers.tolerance import rms
 
 __all__ = ["MINRES"]
 
@@ -43,7 +43,7 @@ class MINRESState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MINRES:
+class MINRES(LinearMethod):
     """Minimal residuals, for symmetric operators, definite or not.
 
     Step ``k`` minimizes ``norm(b - A x)`` over a Krylov space of dimension ``k``, by short
@@ -59,18 +59,8 @@ class MINRES:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``. ``rtol=None`` makes
-        exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of products allowed.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each operator, dtype and shape.
+    rtol, atol, max_steps, compact, check_every, compile
+        As in `LinearMethod`.
 
     Raises
     ------
@@ -87,19 +77,8 @@ class MINRES:
     (tensor([-1.,  2.]), 2)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 1000
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
+    max_steps: int = field(default=1000, kw_only=True)
     symmetric_only: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
 
     def init(self, problem: LinearProblem, x: Tensor) -> MINRESState:
         """Start at ``x``."""

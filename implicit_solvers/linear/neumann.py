@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.tolerance import AUTO, Auto, rms
+from implicit_solvers.solver import LinearMethod
+from implicit_solvers.tolerance import rms
 
 __all__ = ["Neumann"]
 
@@ -25,7 +25,7 @@ class NeumannState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Neumann:
+class Neumann(LinearMethod):
     """The Neumann series ``x = sum_k (I - A)^k b``, for operators near the identity.
 
     ``max_steps=k, rtol=None`` gives the sum of its first ``k`` terms. It converges if the spectral
@@ -38,18 +38,8 @@ class Neumann:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``. ``rtol=None`` makes
-        exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of products allowed.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each operator, dtype and shape.
+    rtol, atol, max_steps, compact, check_every, compile
+        As in `LinearMethod`.
 
     Raises
     ------
@@ -64,19 +54,7 @@ class Neumann:
     tensor([1., 2.])
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 1000
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    symmetric_only: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+    max_steps: int = field(default=1000, kw_only=True)
 
     def init(self, problem: LinearProblem, x: Tensor) -> NeumannState:
         """Start at ``x``."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
+from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.solver import EquationMethod
 
 __all__ = ["Aitken"]
 
@@ -27,7 +27,7 @@ class AitkenState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Aitken:
+class Aitken(EquationMethod):
     """Aitken relaxation of ``z = g(z)``: ``z <- z + w (g(z) - z)``, ``w`` from the last step.
 
     With ``f = z - g(z)`` and the last step's changes ``s`` and ``y`` of ``z`` and ``f``:
@@ -43,24 +43,12 @@ class Aitken:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(g(z) - z) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     damping
         The relaxation of plain steps: the share of the way to ``g(z)``.
     growth
         By how much a relaxed step may raise the residual's norm.
-    norm
-        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -74,23 +62,14 @@ class Aitken:
     tensor(0.7391)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 500
+    max_steps: int = field(default=500, kw_only=True)
     damping: float = 1.0
     growth: float = 2.0
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_number(self, "damping", above=0, most=1)
         check_number(self, "growth", above=0)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
+from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.solver import EquationMethod
 
 __all__ = ["Anderson"]
 
@@ -35,7 +35,7 @@ class AndersonState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Anderson:
+class Anderson(EquationMethod):
     """Anderson acceleration of ``z = g(z)``, type II.
 
     With ``f = z - g(z)`` and the last ``window`` differences ``dz``, ``df``: the weights ``c``
@@ -56,24 +56,12 @@ class Anderson:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(g(z) - z) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     window
         How many differences are remembered, at most ``n``.
     damping
         The weight of the residual in the step; 1 is undamped.
-    norm
-        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
     regularization
         The weight of Tikhonov's term, relative to the differences' own size: for maps with noise
         (float32, dropout), 1e-8 to 1e-2.
@@ -93,25 +81,16 @@ class Anderson:
     tensor(0.7391)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 500
+    max_steps: int = field(default=500, kw_only=True)
     window: int = 5
     damping: float = 1.0
-    norm: Norm = rms
-    compact: bool = True
     regularization: float = 0.0
     growth: float = 2.0
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_count(self, "window", least=1)
         check_number(self, "damping", above=0, most=1)
         check_number(self, "regularization", least=0)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask, both, either, pick
-from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
+from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Aim, Damped, DampedState
 from implicit_solvers.solvers.newton import factor_jacobian
 from implicit_solvers.solvers.renewal import renew
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["Broyden"]
 
@@ -59,11 +58,8 @@ class Broyden(Damped):
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(F(z)) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     memory
         How many updates are remembered; they take ``2 memory n`` numbers a lane.
     good
@@ -76,15 +72,6 @@ class Broyden(Damped):
         How many times the step length may be halved; 0 takes full steps always.
     growth
         By how much a step may raise the residual's norm above its least; at least 1.
-    norm
-        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -100,28 +87,19 @@ class Broyden(Damped):
     tensor([0.7033, 1.4065, 2.1098])
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 500
+    max_steps: int = field(default=500, kw_only=True)
     memory: int = 20
     good: bool = True
     linear_solver: DirectSolver | None = None
-    halvings: int = 20
+    halvings: int = field(default=20, kw_only=True)
     growth: float = 5.0
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False  # type: ignore[assignment]
-    traceable: ClassVar[bool] = True
+    monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_count(self, "memory", least=1)
-        check_count(self, "halvings")
         check_number(self, "growth", least=1)
         if not isinstance(self.linear_solver, DirectSolver | None):
             raise TypeError(
@@ -178,8 +156,8 @@ class Broyden(Damped):
             flag = pick(flag == 0, self.linear_solver.status(base), flag)
         smaller = state.error < memory.best
         best = pick(smaller, state.error, memory.best)
-        new = BroydenMemory(base, left, right, pairs, best)
-        return Aim(direction, pick(turns, new, memory), flag)
+        learned = BroydenMemory(base, left, right, pairs, best)
+        return Aim(direction, pick(turns, learned, memory), flag)
 
     def _start(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Factors:
         """Return the factors of the first approximation, and the direction that it gives."""
@@ -225,8 +203,8 @@ class Broyden(Damped):
             v = self._divide(memory.base, step, True) + _low_rank(memory.right, memory.left, step)
         else:
             u, v = step - image, change / _dot(change, change)
-        usable = torch.isfinite(u).all(-1) & torch.isfinite(v).all(-1)
-        usable = both(state.accepted, usable)
+        finite = torch.isfinite(u).all(-1) & torch.isfinite(v).all(-1)
+        usable = both(state.accepted, finite)
         return pick(usable, u, 0 * step), pick(usable, v, 0 * step)
 
 

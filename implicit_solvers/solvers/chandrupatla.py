@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_stopping
+from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.bracket import Bracket, End, choose, find_bracket, value_at
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["Chandrupatla"]
 
@@ -28,7 +28,7 @@ class ChandrupatlaState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chandrupatla:
+class Chandrupatla(EquationMethod):
     """Chandrupatla's method: inverse quadratic interpolation where it is safe, else bisection.
 
     For one unknown a lane (``vmap`` or ``batch_dims`` make lanes of many); as sure as
@@ -41,22 +41,10 @@ class Chandrupatla:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``|F(z)| <= atol + rtol |z|``; both default to ``eps**0.75``.
-        ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     expansions
         How often the search for a bracket may go twice as far; only if none is given.
-    norm
-        Maps residuals ``(N, 1)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -75,23 +63,14 @@ class Chandrupatla:
     tensor([1.4142, 3.0000])
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 200
+    max_steps: int = field(default=200, kw_only=True)
     expansions: int = 100
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
     brackets: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_count(self, "expansions")
 
     def init(self, problem: EquationProblem, z: Tensor) -> ChandrupatlaState:

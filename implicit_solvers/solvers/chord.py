@@ -8,13 +8,11 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask
-from implicit_solvers.hyperparameters import check_count, check_stopping
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.damped import Aim, DampedState
 from implicit_solvers.solvers.newton import Factored, factor_jacobian
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["Chord"]
 
@@ -43,24 +41,12 @@ class Chord(Factored):
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(F(z)) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     linear_solver
         A direct solver.
     halvings
         How many times the step length may be halved; 0 takes full steps always.
-    norm
-        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -75,24 +61,14 @@ class Chord(Factored):
     tensor(2.0000)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 1000
+    max_steps: int = field(default=1000, kw_only=True)
     # Dynamo cannot make an object whose default is one
     linear_solver: DirectSolver = field(default_factory=lambda: LU())
-    halvings: int = 30
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
-        check_count(self, "halvings")
+        super().__post_init__()
         if not isinstance(self.linear_solver, DirectSolver):
             raise TypeError(
                 f"Chord has linear_solver={self.linear_solver!r}, which is not direct: pass LU(), "

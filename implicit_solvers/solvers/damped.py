@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, either, no, pick
+from implicit_solvers.agreement import Mask, both, either, everywhere, no, nowhere, pick
+from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.tolerance import Auto, Norm
+from implicit_solvers.solver import EquationMethod
 
 __all__ = ["Aim", "Damped", "DampedState"]
 
@@ -38,7 +40,7 @@ class DampedState(NamedTuple):
     flag: Any
     accepted: Mask
     kept: tuple[Any, ...]
-    direction: Tensor | None
+    direction: Any
     length: Any
     memory: Any
 
@@ -53,21 +55,29 @@ class DampedState(NamedTuple):
         return self.memory.factors
 
 
-class Damped:
+@dataclass(frozen=True)
+class Damped(EquationMethod):
     """What solvers have in common that step along a direction, and halve the step until it pays.
 
     A trial is accepted if ``norm(F(z - t p)) <= limit - 1e-4 t norm(F(z))``, where the ``limit``
     is ``norm(F(z))``, and else ``t`` is half as long in the next. Source: Dennis and Schnabel,
     "Numerical Methods for Unconstrained Optimization and Nonlinear Equations", section 6.3.
+
+    Parameters
+    ----------
+    halvings
+        How many times the step length may be halved; 0 takes full steps always.
     """
 
-    rtol: float | Auto | None
-    max_steps: int
-    halvings: int
-    norm: Norm
+    halvings: int = field(default=30, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        super().__post_init__()
+        check_count(self, "halvings")
 
     @property
-    def monotone(self) -> bool:
+    def monotone(self) -> bool:  # type: ignore[override]
         """Whether the error never grows."""
         return self.halvings > 0
 
@@ -76,7 +86,7 @@ class Damped:
         raise NotImplementedError
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
-        """Return a direction for lanes whose trial was accepted, or that are ``tired`` of theirs."""
+        """Return a direction for lanes that accepted their trial, or are ``tired`` of theirs."""
         raise NotImplementedError
 
     def tries(self, state: DampedState) -> Any:
@@ -99,7 +109,10 @@ class Damped:
         """Evaluate the residual at the start."""
         residual = self.residual(problem, z)
         error = problem.size(self.norm, residual)
-        accepted, length, flag, direction = True, _FULL, 0, None
+        accepted: Mask = True
+        length: Any = _FULL
+        flag: Any = 0
+        direction: Any = None
         if not problem.branches:
             accepted = torch.ones_like(error, dtype=torch.bool)
             length, flag = torch.ones_like(error), torch.zeros_like(error, dtype=torch.int64)
@@ -110,8 +123,9 @@ class Damped:
 
     def step(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Make a trial in every lane."""
-        accepted, length, tired = state.accepted, state.length, False
-        if accepted is True:
+        accepted, length = state.accepted, state.length
+        tired: Mask = False
+        if everywhere(accepted):
             length = _FULL
         else:
             length = pick(accepted, _FULL, 0.5 * length)
@@ -119,11 +133,15 @@ class Damped:
             tired = both(short, no(accepted))
             length = pick(tired, _FULL, length)
         turns = either(accepted, tired)
-        if turns is not False:
+        if not nowhere(turns):
             new, memory, flag = self.aim(problem, state, tired)
             old = new if state.direction is None else state.direction
             # lanes that end stay where they are
-            new = pick(turns, new, old) if isinstance(flag, int) else pick(flag == 0, pick(turns, new, old), 0.0)
+            new = (
+                pick(turns, new, old)
+                if isinstance(flag, int)
+                else pick(flag == 0, pick(turns, new, old), 0.0)
+            )
             state = state._replace(direction=new, memory=memory, flag=flag)
         if isinstance(length, Tensor):
             z = torch.addcmul(state.z, length.unsqueeze(-1), state.direction, value=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,6 @@ from implicit_solvers.hyperparameters import (
     check_count,
     check_linear_solver,
     check_number,
-    check_stopping,
 )
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
@@ -23,6 +22,7 @@ from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.gauss_newton import full_step, iterative_solver, normal_step
 from implicit_solvers.solvers.newton import solve_factored
 from implicit_solvers.solvers.trust_region import (
@@ -36,7 +36,6 @@ from implicit_solvers.solvers.trust_region import (
     start,
     where_lanes,
 )
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 from implicit_solvers.traced_loop import alias, inside, repeat
 
 __all__ = ["Dogleg"]
@@ -45,7 +44,7 @@ _PAYS_WELL = 0.5
 
 
 @dataclass(frozen=True)
-class Dogleg:
+class Dogleg(EquationMethod):
     """Powell's dogleg: ``z <- z + p``, ``p`` on the way from steepest descent to Newton's step.
 
     For roots and fixed points (``r = F``) and for least squares. The way leads from zero to the
@@ -59,12 +58,8 @@ class Dogleg:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(F(z)) <= atol + rtol norm(z)`` or, for least squares,
-        ``norm(J^T r) <= atol + rtol norm(z)``; both default to ``eps**0.75``. ``rtol=None`` makes
-        exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     linear_solver
         An iterative solver that finds Newton's step with products: ``GMRES()`` for ``J p = -F``,
         or ``CG()`` for ``J^T J p = -J^T r`` (least squares); ``D`` is one then. Left out, ``J`` is
@@ -74,15 +69,6 @@ class Dogleg:
         The first radius, over the larger of ``|D z|`` and ``|r|``.
     shrinks
         How many times the region may shrink in a step.
-    norm
-        Maps residuals or gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
     reuse
         The factors of a root's Jacobian serve for further steps ``z <- z + p``, ``J p = -F(z)``,
         where these would end the solve within so many, at the rate at which the last step
@@ -104,25 +90,16 @@ class Dogleg:
     tensor([1.0982e-05, 9.1061e+00], dtype=torch.float64)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 200
+    max_steps: int = field(default=200, kw_only=True)
     linear_solver: LinearSolver | None = None
     first_radius: float = 1.0
     shrinks: int = 30
-    norm: Norm = rms
-    compact: bool = True
     reuse: int = 2
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_linear_solver(self, iterative=True)
         check_number(self, "first_radius", above=0)
         check_count(self, "shrinks")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
+from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.solver import EquationMethod
 
 __all__ = ["FixedPointIteration"]
 
@@ -25,7 +25,7 @@ class FixedPointState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FixedPointIteration:
+class FixedPointIteration(EquationMethod):
     """Picard iteration: ``z <- z + damping (g(z) - z)``.
 
     It converges if ``(1 - damping) I + damping g'`` is a contraction near the fixed point. Source:
@@ -34,22 +34,10 @@ class FixedPointIteration:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(g(z) - z) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     damping
         The share of the way to ``g(z)``; 1 is the plain iteration.
-    norm
-        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -63,23 +51,14 @@ class FixedPointIteration:
     tensor(0.7391)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 1000
+    max_steps: int = field(default=1000, kw_only=True)
     damping: float = 1.0
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
     unrollable: ClassVar[bool] = True
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_number(self, "damping", above=0, most=1)
 
     def init(self, problem: EquationProblem, z: Tensor) -> FixedPointState:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_linear_solver, check_stopping
+from implicit_solvers.hyperparameters import check_count, check_linear_solver
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.choice import DENSE_LIMIT
@@ -16,7 +16,7 @@ from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem, ResidualMap
 from implicit_solvers.solution import Status
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.traced_loop import alias, inside, repeat
 
 __all__ = ["GaussNewton", "full_step", "iterative_solver", "normal_step"]
@@ -32,7 +32,7 @@ class GaussNewtonState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(EquationMethod):
     """Gauss-Newton: ``z <- z + t p``, where ``p`` minimizes ``|r(z) + J p|``.
 
     The step length ``t`` is halved until ``|r|^2`` falls by ``1e-4`` of what its slope promises,
@@ -43,26 +43,14 @@ class GaussNewton:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(J^T r) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     linear_solver
         An iterative solver (``CG()``) that solves ``J^T J p = -J^T r`` with products; it does not
         notice a ``J`` without full rank. Left out, ``J`` is formed up to 512 unknowns; beyond,
         ``CG(rtol=1e-3)``.
     halvings
         How many times the step length may be halved.
-    norm
-        Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -78,23 +66,14 @@ class GaussNewton:
     tensor(0.6931)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 200
+    max_steps: int = field(default=200, kw_only=True)
     linear_solver: LinearSolver | None = None
     halvings: int = 30
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("least_squares",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_linear_solver(self, iterative=True)
         check_count(self, "halvings")
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
+from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.line_search import LineSearch, Point, objective, search
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["GradientDescent"]
 
@@ -37,7 +37,7 @@ class SearchState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GradientDescent:
+class GradientDescent(EquationMethod):
     """Gradient descent: ``v <- momentum v - lr grad``, ``z <- z + v``.
 
     It converges for ``lr < 2 / L`` (without momentum), with ``L`` the largest curvature. With
@@ -50,28 +50,16 @@ class GradientDescent:
 
     Parameters
     ----------
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     lr
         The step length, in units of ``z`` over those of the gradient; with a line search, the
         first that each step tries (`Backtracking` tries no longer one).
-    rtol, atol
-        A lane has converged when ``norm(grad) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
     momentum
         The share of the last step that is kept, in [0, 1); zero with a line search.
     line_search
         ``Backtracking()`` or ``StrongWolfe()``; left out, steps have the length ``lr``, and can
         be unrolled (`UnrolledAdjoint`).
-    norm
-        Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -87,23 +75,14 @@ class GradientDescent:
     """
 
     lr: float = 0.1
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 10_000
+    max_steps: int = field(default=10_000, kw_only=True)
     momentum: float = 0.0
     line_search: LineSearch | None = None
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_number(self, "lr", above=0)
         check_number(self, "momentum", least=0, below=1)
         if self.line_search is not None and self.momentum != 0:

@@ -8,10 +8,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_stopping
+from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.line_search import Point, StrongWolfe, objective, search
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["LBFGS"]
 
@@ -33,7 +33,7 @@ class LBFGSState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LBFGS:
+class LBFGS(EquationMethod):
     """Limited-memory BFGS: ``z <- z + t p`` with ``p = -B grad``.
 
     ``B`` approximates the inverse of the Hessian by the last ``memory`` pairs of a step ``s`` and
@@ -47,24 +47,12 @@ class LBFGS:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(grad) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     memory
         How many pairs are remembered, of ``2 n`` numbers each.
     line_search
         How the length of a step is found; ``StrongWolfe()`` by default.
-    norm
-        Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -81,24 +69,15 @@ class LBFGS:
     tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 2000
+    max_steps: int = field(default=2000, kw_only=True)
     memory: int = 10
     # (Dynamo cannot make an instance whose default is an object)
     line_search: StrongWolfe = field(default_factory=lambda: StrongWolfe())
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_count(self, "memory")
         if self.memory == 0:
             raise ValueError(

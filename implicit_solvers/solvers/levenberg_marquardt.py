@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,11 +12,11 @@ from implicit_solvers.hyperparameters import (
     check_count,
     check_linear_solver,
     check_number,
-    check_stopping,
 )
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.gauss_newton import full_step, iterative_solver, normal_step
 from implicit_solvers.solvers.trust_region import (
     LinearModel,
@@ -27,14 +27,13 @@ from implicit_solvers.solvers.trust_region import (
     search,
     start,
 )
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 from implicit_solvers.traced_loop import repeat
 
 __all__ = ["LevenbergMarquardt"]
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt:
+class LevenbergMarquardt(EquationMethod):
     """Levenberg-Marquardt: ``z <- z + p``, ``p`` minimizes ``|r + J p|^2 + damping |D p|^2``.
 
     For least squares and, with ``r = F``, for roots and fixed points. The damping is such that
@@ -47,12 +46,8 @@ class LevenbergMarquardt:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(J^T r) <= atol + rtol norm(z)`` (least squares) or
-        ``norm(F(z)) <= atol + rtol norm(z)``; both default to ``eps**0.75``. ``rtol=None`` makes
-        exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     linear_solver
         An iterative solver (``CG()``) that solves ``(J^T J + damping) p = -J^T r`` with products;
         ``D`` is one then, and the damping ``|J^T r|`` over the radius. Left out, ``J`` is formed
@@ -62,15 +57,6 @@ class LevenbergMarquardt:
         The first radius, over the larger of ``|D z|`` and ``|r|``.
     shrinks
         How many times the region may shrink in a step.
-    norm
-        Maps gradients or residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -87,24 +73,15 @@ class LevenbergMarquardt:
     tensor([1.0000, 0.6931])
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 200
+    max_steps: int = field(default=200, kw_only=True)
     linear_solver: LinearSolver | None = None
     first_radius: float = 1.0
     shrinks: int = 30
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_linear_solver(self, iterative=True)
         check_number(self, "first_radius", above=0)
         check_count(self, "shrinks")

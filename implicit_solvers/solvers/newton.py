@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, either, no, pick, spread
-from implicit_solvers.hyperparameters import check_count, check_linear_solver, check_stopping
+from implicit_solvers.agreement import Mask, both, either, no, nowhere, pick, spread
+from implicit_solvers.hyperparameters import check_linear_solver
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.choice import default_linear_solver
 from implicit_solvers.linear.direct import DirectSolver, Factors
@@ -19,7 +19,7 @@ from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Aim, Damped, DampedState
 from implicit_solvers.solvers.renewal import renew
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.tolerance import Auto
 
 __all__ = ["Factored", "Newton", "factor_jacobian", "solve_factored"]
 
@@ -30,9 +30,9 @@ _LARGEST_FORCING = 0.9
 class NewtonMemory(NamedTuple):
     """What `Newton` remembers.
 
-    ``inverse`` are the factors of the last Jacobian factored; ``fresh`` tells where they are of the iterate that the direction is from.
-    ``forcing`` is the relative residual to which an iterative solver solved for the last step, and
-    ``before`` the error there.
+    ``inverse`` are the factors of the last Jacobian factored; ``fresh`` tells where they are of
+    the iterate that the direction is from. ``forcing`` is the relative residual to which an
+    iterative solver solved for the last step, and ``before`` the error there.
     """
 
     inverse: Factors
@@ -67,7 +67,7 @@ class Factored(Damped):
         return bool(unfit) if isinstance(state.error, float) else unfit
 
     def doubt(self, problem: EquationProblem, state: DampedState) -> Any:
-        """Return the status of lanes that seem solved: a pivot may have vanished in the last step."""
+        """Return the status of lanes that seem solved: a pivot of the last step may be zero."""
         factors, direct = state.memory.inverse, self.direct_solver(state.z.shape[-1])
         if not factors or direct is None or not problem.branches:
             return 0
@@ -78,7 +78,7 @@ class Factored(Damped):
 
     def stopped(self, problem: EquationProblem, state: DampedState, stuck: Mask) -> Any:
         """Return the flags where lanes are stuck: STALLED, unless the factors are to blame."""
-        if self.rtol is None or stuck is False:
+        if self.rtol is None or nowhere(stuck):
             return state.flag
         factors, direct = state.memory.inverse, self.direct_solver(state.z.shape[-1])
         why: Any = int(Status.STALLED)
@@ -117,26 +117,14 @@ class Newton(Factored):
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(F(z)) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     linear_solver
         How to solve for the step. A direct solver forms the Jacobian; an iterative one
         (``GMRES()``) needs its products only. Left out, ``LU()`` up to 512 unknowns, ``GMRES()``
         beyond.
     halvings
         How many times the step length may be halved; 0 takes full steps always.
-    norm
-        Maps residuals ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
     reuse
         A factorization serves again while each step reduces the residual's norm to at most
         ``reuse`` times what it was, in [0, 1); 0 never, so that every step factors. Each lane
@@ -156,25 +144,15 @@ class Newton(Factored):
     tensor(2.)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 100
+    max_steps: int = field(default=100, kw_only=True)
     linear_solver: LinearSolver | None = None
-    halvings: int = 30
-    norm: Norm = rms
-    compact: bool = True
     reuse: float = 0.0
-    check_every: int = 1
-    compile: bool = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_linear_solver(self)
-        check_count(self, "halvings")
         if not 0 <= self.reuse < 1:
             raise ValueError(
                 f"Newton has reuse={self.reuse!r}: pass a number in [0, 1), or use Chord()"
@@ -194,14 +172,14 @@ class Newton(Factored):
         direct = self.direct_solver(n)
         if self.reuse > 0 and not (direct is not None and direct.keepable):
             raise ValueError(
-                f"Newton(reuse={self.reuse}) needs a direct linear solver with factors to "
-                f"keep, and {type(self._linear_solver(n)).__name__}() solves for {n} unknowns: pass "
+                f"Newton(reuse={self.reuse}) needs a direct linear solver with factors to keep, "
+                f"and {type(self._linear_solver(n)).__name__}() solves for {n} unknowns: pass "
                 "linear_solver=LU(), or leave reuse out"
             )
         inverse: Factors = ()
         if problem.branches:
             return NewtonMemory(inverse, True, _FIRST_FORCING, None)
-        if self.reuse > 0:
+        if self.reuse > 0 and direct is not None:
             inverse = factor_jacobian(direct, problem, z)
         error = torch.full_like(residual[..., 0], torch.inf)
         fresh = torch.ones_like(error, dtype=torch.bool)

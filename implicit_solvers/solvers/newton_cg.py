@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_stopping
+from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG, CGState
 from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.line_search import Point, StrongWolfe, objective, search
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.tolerance import rms
 
 __all__ = ["NewtonCG"]
 
@@ -32,7 +33,7 @@ class NewtonCGState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NewtonCG:
+class NewtonCG(EquationMethod):
     """Hessian-free Newton: ``H p = -grad`` by conjugate gradients, then a line search.
 
     The inner solve stops at a relative residual of ``min(0.5, sqrt(|grad|))``, or at a direction
@@ -47,24 +48,12 @@ class NewtonCG:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(grad) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of outer steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     max_products
         The number of products with the Hessian allowed in a step.
     halvings
         How many times the length of a step may be changed.
-    norm
-        Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -79,23 +68,14 @@ class NewtonCG:
     tensor(2.)
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 200
+    max_steps: int = field(default=200, kw_only=True)
     max_products: int = 200
     halvings: int = 30
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    monotone: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("minimize",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
+        super().__post_init__()
         check_count(self, "max_products", least=1)
         check_count(self, "halvings")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, pick, settle
+from implicit_solvers.agreement import Mask, nowhere, pick, settle
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.traced_loop import alias, repeat
 
@@ -32,15 +32,14 @@ def renew(
             new = compute(problem.aliased(), *(alias(t) for t in lanes))
             return pick(needed, new, carry)
 
-        return repeat(lambda _: needed.any(), body, old, 1)
+        return repeat(lambda _: torch.as_tensor(needed).any(), body, old, 1)
     _, (needed,) = settle(len(lanes[0]), needed)
-    if needed is False:
+    if nowhere(needed):
         return old
-    if needed is True:
+    if not isinstance(needed, Tensor):
         return compute(problem, *lanes)
     if not problem.separable:
         return pick(needed, compute(problem, *lanes), old)
     index = needed.nonzero().squeeze(-1)
     part = compute(problem.take(index), *(t[index] for t in lanes))
     return tuple(b.index_copy(0, index, a) for a, b in zip(part, old, strict=True))
-

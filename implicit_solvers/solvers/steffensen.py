@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, no, pick
-from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
+from implicit_solvers.agreement import Mask, both, no, nowhere, pick
+from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Aim, Damped, DampedState
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = ["Steffensen"]
 
@@ -25,7 +24,10 @@ class SteffensenMemory(NamedTuple):
     quotient: Any
     usable: Mask
 
-    factors = ()
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        """None: no Jacobian is factored."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,14 @@ class Steffensen(Damped):
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when ``norm(F(z)) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
+    rtol, atol, max_steps, norm, compact, check_every, compile
+        As in `EquationMethod`.
     reach
         The increment is at most ``reach (1 + |z|)`` long, and at least ``sqrt(eps) |z|``. A lane
         in which no step reduces the residual tries again with a hundredth of it, and ends as
         STALLED when it has come to ``sqrt(eps)``, or as SINGULAR if the quotient is zero there.
     halvings
         How many times the step length may be halved; 0 takes full steps always.
-    norm
-        Maps residuals ``(N, 1)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
 
     Raises
     ------
@@ -81,23 +71,13 @@ class Steffensen(Damped):
     tensor([1.4142, 3.0000])
     """
 
-    rtol: float | Auto | None = AUTO
-    atol: float | Auto = AUTO
-    max_steps: int = 100
+    max_steps: int = field(default=100, kw_only=True)
     reach: float = 0.1
-    halvings: int = 30
-    norm: Norm = rms
-    compact: bool = True
-    check_every: int = 1
-    compile: bool = False
-    traceable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
-        check_stopping(self)
-        check_count(self, "check_every", least=1)
-        check_count(self, "halvings")
+        super().__post_init__()
         check_number(self, "reach", above=0)
 
     def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> SteffensenMemory:
@@ -119,7 +99,7 @@ class Steffensen(Damped):
         z, residual, memory, flag = state.z, state.residual, state.memory, state.flag
         smallest = torch.finfo(z.dtype).eps ** 0.5
         reach = pick(tired, 0.01 * memory.reach, memory.reach)
-        if self.rtol is not None and tired is not False:
+        if self.rtol is not None and not nowhere(tired):
             flat = (memory.quotient == 0).squeeze(-1)
             code = torch.where(flat, int(Status.SINGULAR), int(Status.STALLED))
             flag = pick(both(tired, reach < smallest), code, flag)

@@ -305,9 +305,9 @@ ROWS = [
     Refusal("ims.root(lambda z: z**2 - 1, 0 * z)", ims.ConvergenceError,
             "root of <lambda> failed (STALLED after 1 steps"),
     Refusal("ims.root(lambda z: z**2 - 1, 0 * z, solver=ims.Newton())", ims.ConvergenceError,
-            "root of <lambda> failed (SINGULAR after 1 steps"),
+            "root of <lambda> failed (SINGULAR after 0 steps"),
     Refusal("ims.fixed_point(lambda z: z + 1, 0 * z, solver=ims.Newton())", ims.ConvergenceError,
-            "fixed_point of <lambda> failed (SINGULAR after 1 steps"),
+            "fixed_point of <lambda> failed (SINGULAR after 0 steps"),
     Refusal("ims.least_squares(lambda z: z.sum() * torch.ones_like(z) - 1, 0 * z, "
             "solver=ims.GaussNewton())", ims.ConvergenceError,
             "least_squares of <lambda> failed (SINGULAR after 1 steps"),
