@@ -57,12 +57,7 @@ TABLE = [
     (LANES, ("(z0,)", "([0, 0],)"), WRONG, "use 0 or None for all of it, or the same structure"),
     (FOUR, "solver=ims.Newton", KIND, "solver is the class Newton: pass an instance of a solver"),
     (FOUR, "solver=ims.CG()", WRONG, "solver=CG() solves linear systems and was given to"),
-    (
-        FOUR[:2],
-        "adjoint=ims.ImplicitAdjoint(ims.CG())",
-        WRONG,
-        "linear_solver=CG(...), which",
-    ),
+    (FOUR[:2], "adjoint=ims.ImplicitAdjoint(ims.CG())", WRONG, "linear_solver=CG(...), which"),
     (FOUR[:2], "adjoint=ims.ImplicitAdjoint(ims.Cholesky())", WRONG, "use LU() or GMRES(), or"),
     (FOUR, "adjoint=ims.ImplicitAdjoint(ims.Diagonal())", WRONG, "diagonal: use LU() or GMRES()"),
     ([FOUR[0], *FOUR[2:]], "adjoint=one_step", WRONG, "OneStepAdjoint() is for fixed points"),
