@@ -204,8 +204,9 @@ TABLE = [
     (FAILED, "{} of {} failed ({} after {} steps",
      ("ims.root(lambda z: z**2 - 1, 0 * z)", "root", "<lambda>", "STALLED", "1"),
      ("ims.fixed_point(torch.cos, z, solver=ims.Anderson(max_steps=1))", "fixed_point", "cos",
-      "MAX_STEPS", "1"), ("ims.least_squares(lambda z: z**3, z, solver=ims.GaussNewton(max_steps=2))",
-      "least_squares", "<lambda>", "MAX_STEPS", "2")),
+      "MAX_STEPS", "1"),
+     ("ims.least_squares(lambda z: z**3, z, solver=ims.GaussNewton(max_steps=2))", "least_squares",
+      "<lambda>", "MAX_STEPS", "2")),
 ]
 # fmt: on
 ROWS = [
