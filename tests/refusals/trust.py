@@ -73,6 +73,8 @@ TABLE = [
     (KIND, "solution.value", "solution + 1", "2 * solution", "z - solution", "-solution",
      "solution > 0", "solution[0]", "float(solution)", "torch.sum(solution)",
      "torch.nn.functional.mse_loss(solution, z)"),
+    (RuntimeError, "outside, or return the Solution",
+     "torch.func.vmap(lambda a: ims.root(f, a, (a,)).status_names())(a)"),
     # lanes
     (WRONG, "pass batch_dims, the number of lane dimensions of b",
      "ims.linear_solve(matrix, z, in_dims=0)"),

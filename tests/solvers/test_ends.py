@@ -10,7 +10,7 @@ from torch.func import grad, jacfwd
 import implicit_solvers as ims
 from implicit_solvers import Status
 from implicit_solvers.testing import problems
-from tests.solvers.systems import EXPONENTIAL_FIT, ROSENBROCK, error, numpy_function, tensor
+from tests.solvers.systems import error, numpy_function, tensor
 from tests.solvers.table import SOLVERS
 
 # by the names of their rows
@@ -56,23 +56,11 @@ ENDS = {
     "nan-anderson": ("fixed_point", lambda z: z * math.nan, 1.0, ims.Anderson(), "NONFINITE"),
     "nan-objective": ("minimize", lambda z: z * math.nan, 1.0, ims.NewtonCG(), "NONFINITE"),
     "infinite-objective": ("minimize", lambda z: z**2 + math.inf, 1.0, ims.LBFGS(), "NONFINITE"),
-    "unbounded": (
-        "minimize", lambda z: -(z**2), 1.0, ims.NewtonCG(max_steps=50),
-        "MAX_STEPS STALLED NONFINITE",
-    ),
     "descent-diverges": ("minimize", square, 1.0, descent(1.1, max_steps=100), "MAX_STEPS"),
     "descent-overflows": ("minimize", square, 1.0, descent(2.0), "NONFINITE"),
     "rank-deficient": ("least_squares", rank_one, [1.0, 2.0], ims.GaussNewton(), "SINGULAR"),
     "rank-deficient-by-rounding": (
         "least_squares", hidden_rank_one, [1.0, 2.0], ims.GaussNewton(), "SINGULAR",
-    ),
-    "max-steps-cg": (
-        "minimize", lambda z: ROSENBROCK.fn(z, tensor(ROSENBROCK.theta)), ROSENBROCK.start,
-        ims.NewtonCG(max_steps=3), "MAX_STEPS",
-    ),
-    "max-steps-gauss": (
-        "least_squares", lambda z: EXPONENTIAL_FIT.fn(z, tensor(EXPONENTIAL_FIT.theta)),
-        EXPONENTIAL_FIT.start, ims.GaussNewton(max_steps=2), "MAX_STEPS",
     ),
 }  # fmt: skip
 # minima of |f| that are no roots
