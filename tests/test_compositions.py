@@ -9,7 +9,6 @@ from tests.cases import (
     CASES,
     MANY_P,
     TOLERANCE,
-    WRAPPERS,
     P,
     W,
     assert_agree,
@@ -21,7 +20,6 @@ from tests.cases import (
     words,
 )
 
-__all__ = ["WRAPPERS", "cube", "error"]
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 THIRD_ORDER = ("root-dict", "minimize-vector", "linear_solve-scalar")
 

@@ -1,5 +1,6 @@
 """Every example runs: docstrings under their installed names, the README, the docs pages."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -87,3 +88,24 @@ def test_problems_use_public_names_only_and_not_their_command_line():
             assert target == "implicit_solvers" or target.startswith(public), (path, target)
             if "cli" not in path and path[-1] != "__main__.py":
                 assert not target.startswith("implicit_solvers.problems.cli"), (path, target)
+
+
+def logic_lines(source):
+    """Count lines with code: not blank, not only a comment, not of a docstring."""
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            first, last = node.body[0].lineno - 1, node.body[0].end_lineno
+            lines[first:last] = [""] * (last - first)
+    return sum(bool(line.partition("#")[0].strip()) for line in lines)
+
+
+@pytest.mark.parametrize("name", ["ernn", "imaml", "reparameterization"])
+def test_a_definition_fits_on_a_page_and_uses_public_names_only(name):
+    assert logic_lines('"""A\n\nB."""\n# why\nx = (\n    1,  # one\n)\n\n') == 3
+    source = (ROOT / "problems" / name / "definition.py").read_text()
+    assert logic_lines(source) <= 60
+    used = set(re.findall(r"\bims\.(\w+)", source))
+    assert used and used <= set(ims.__all__)

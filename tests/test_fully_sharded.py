@@ -46,13 +46,9 @@ class Loop(nn.Module):
         return z
 
 
-class Residual(nn.Module):
-    def __init__(self, map):
-        super().__init__()
-        self.map = map
-
+class Residual(Loop):
     def forward(self, z, x):
-        return z - self.map(z, x)
+        return z - self.cell(z, x)
 
 
 class Closure(Loop):
@@ -84,7 +80,7 @@ REFUSED = {
     "cell and layer": (fixed_point, ["cell", "layer"]),
     "part of the cell": (fixed_point, ["cell.inner", "layer"]),
     "cell in a closure": (Closure, ["cell", "layer"]),
-    "cell of a root": (root, ["cell.map", "layer"]),
+    "cell of a root": (root, ["cell.cell", "layer"]),
 }
 CONTROL = {"explicit loop": (Loop, ["cell", "layer"])}
 X = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(6, 4)
@@ -141,16 +137,9 @@ def results(tmp_path_factory):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": checkout}
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
+    workers = [subprocess.Popen(command, env=environment, **pipes) for command in commands]
     try:
         outputs = [worker.communicate(timeout=240)[0] for worker in workers]
     finally:
@@ -166,7 +155,7 @@ def results(tmp_path_factory):
 def expected(make, deep):
     """Return the gradients of an explicit loop over the whole batch, in one process."""
     model, layer = build(make, deep)
-    loop = layer.cell.map if make is root else layer.cell
+    loop = layer.cell.cell if make is root else layer.cell
     reference = nn.Sequential(model[0], Loop(loop)) if deep else Loop(loop)
     return gradients(copy.deepcopy(reference), X)
 

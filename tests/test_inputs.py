@@ -1,4 +1,4 @@
-"""Unusual input, and failures under each policy; what is refused is in tests/refusals."""
+"""Unusual input, for every entry point, and failures; what is refused is in tests/refusals."""
 
 import functools
 
@@ -11,57 +11,103 @@ import implicit_solvers as ims
 Z = torch.ones(2, dtype=torch.float64)
 
 
-def f(z, *args):
-    return z - 1
-
-
-def objective(z, *args):
-    return ((z - 1) ** 2).sum()
-
-
-def attach(fn, z, args=(), **options):
-    value = ims.attach(fn, z, args, **options)
-    return ims.Solution(value, *[torch.tensor(True)] * 4)
+def linear(fn, b, args=()):
+    return ims.linear_solve(ims.FunctionOperator(lambda v: fn(v, *args), like=b), b)
 
 
 def custom(fn, z, args=(), **options):
-    options.pop("solver", None)
-    solver = ims.custom_root(fn, **options)(lambda z0, *args: torch.ones_like(z0))
+    # the solution of the functions below, which the solver takes for granted
+    solver = ims.custom_root(fn, **options)(lambda z0, k, a, *rest: (a / k).detach())
     return solver(z, *args)
 
 
+def attach(fn, z, args=(), **options):
+    return ims.Solution(ims.attach(fn, z, args, **options), *[None] * 4)
+
+
+# functions of which k z = a is the solution
 ENTRIES = {
-    "root": (ims.root, f),
-    "fixed_point": (ims.fixed_point, lambda z, *args: 0.5 * z + 0.5),
-    "minimize": (ims.minimize, objective),
-    "least_squares": (ims.least_squares, f),
-    "attach": (attach, f),
-    "custom_root": (custom, f),
+    "root": (ims.root, lambda z, k, a: k * z - a),
+    "fixed_point": (ims.fixed_point, lambda z, k, a: z - 0.3 * (k * z - a)),
+    "minimize": (ims.minimize, lambda z, k, a: (k * z**2 / 2 - z * a).sum(-1)),
+    "least_squares": (ims.least_squares, lambda z, k, a: k * z - a),
+    "linear_solve": (linear, lambda z, k, a: k * z),
+    "custom_root": (custom, lambda z, k, a: k * z - a),
+    "attach": (attach, lambda z, k, a: k * z - a),
 }
+entries = pytest.mark.parametrize("entry", ENTRIES)
+TWO = torch.tensor(2.0, dtype=Z.dtype)
+
+
+def solve(entry, k, a, *extra):
+    entry, fn = ENTRIES[entry]
+    start = {linear: a, attach: (a / k).detach()}.get(entry, torch.ones_like(a))
+    return entry(lambda z, k, a, *rest: fn(z, k, a), start, (k, a, *extra)).value
+
+
+@entries
+def test_unused_arguments_get_nothing(entry):
+    a = Z.clone().requires_grad_()
+    unused, frozen = (torch.ones(3, dtype=Z.dtype, requires_grad=True) for _ in range(2))
+    extra = (unused, {"n": 3, "flag": True, "none": None}, frozen.detach().long())
+    z = solve(entry, TWO, a, *extra)
+    g, none = torch.autograd.grad(z.sum(), (a, unused), allow_unused=True)
+    torch.testing.assert_close(g, Z / 2)
+    assert none is None or torch.equal(none, torch.zeros_like(none))
+
+
+@entries
+def test_captured_parameters(entry):
+    k = torch.tensor(3.0, dtype=Z.dtype, requires_grad=True)
+    find, fn = ENTRIES[entry]
+    point = 1 / k.detach() * Z
+    captured = lambda z: fn(z, k, 1.0)
+    if find is custom:
+        z = ims.custom_root(captured)(lambda z0: point)(Z).value
+    else:
+        z = find(captured, point if find is attach else Z).value
+    torch.testing.assert_close(z.detach(), Z / 3)
+    (g,) = torch.autograd.grad(z.sum(), k)
+    torch.testing.assert_close(g, torch.tensor(-2 / 9, dtype=Z.dtype))
+
+
+@entries
+def test_an_empty_batch_under_vmap(entry):
+    out = vmap(lambda a: solve(entry, TWO, a))(torch.ones(0, 2, dtype=Z.dtype))
+    assert out.shape == (0, 2) and out.dtype == Z.dtype
+
+
+def test_the_start_gets_no_gradient():
+    a, z0 = (torch.tensor(x, requires_grad=True) for x in (2.0, 1.0))
+    z = ims.root(lambda z, a, power: z**power - a, z0, (a, 2)).value
+    g, none = torch.autograd.grad(z, (a, z0), allow_unused=True)
+    assert float(g) == pytest.approx(0.5 / 2**0.5, rel=1e-5)  # float32
+    assert none is None
+
 
 NONFINITE = {
-    "nan in the start": (Z * torch.nan, None),
-    "inf in the start": (Z * torch.inf, None),
+    "nan in the start": (Z * torch.nan, 1.0),
+    "inf in the start": (Z * torch.inf, 1.0),
     "nan from fn": (Z, torch.nan),
     "inf from fn": (Z, torch.inf),
 }
 
 
 @pytest.mark.parametrize("what", NONFINITE)
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("entry", [name for name in ENTRIES if name != "linear_solve"])
 def test_nonfinite_is_a_failure_under_the_policy(entry, what):
     z, factor = NONFINITE[what]
-    if entry == "custom_root" and factor is None:
+    if entry == "custom_root" and factor == 1:
         return  # this solver of the user's does not look at its start
-    solve, fn = ENTRIES[entry]
-    bad = fn if factor is None else (lambda z, *args: fn(z, *args) * factor)
+    find, fn = ENTRIES[entry]
+    bad, args = (lambda z, k, a: factor * fn(z, k, a)), (TWO / 2, Z)
     with pytest.raises(ims.ConvergenceError, match="NONFINITE"):
-        solve(bad, z)
+        find(bad, z, args)
     if entry == "attach":
         return
     with pytest.warns(ims.ConvergenceWarning, match="NONFINITE"):
-        warned = solve(bad, z, on_failure="warn")
-    for sol in (warned, solve(bad, z, on_failure="mask")):
+        warned = find(bad, z, args, on_failure="warn")
+    for sol in (warned, find(bad, z, args, on_failure="mask")):
         assert sol.status.item() == ims.Status.NONFINITE and not sol.converged.item()
 
 
@@ -73,39 +119,6 @@ def test_args_are_not_scanned():
 
     sol = ims.root(masked, torch.zeros(2), (mask,))
     torch.testing.assert_close(sol.value, torch.tensor([1.0, 0.0]))
-
-
-def test_unused_and_plain_arguments_and_the_start():
-    used, unused, z0 = (torch.tensor(x, requires_grad=True) for x in (2.0, 2.0, 1.0))
-    sol = ims.root(lambda z, a, b, power: z**power - a, z0, (used, unused, 2))
-    g, *none = torch.autograd.grad(sol.value, (used, unused, z0), allow_unused=True)
-    assert float(g) == pytest.approx(0.5 / 2**0.5, rel=1e-5)  # float32
-    assert none[1] is None and (none[0] is None or float(none[0]) == 0)
-
-
-def test_a_singular_jacobian_fails_in_backward_under_the_policy():
-    def solve(policy):
-        # z = 0 solves z^3 = a exactly, and has no derivative there
-        a = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        start = torch.zeros_like(a)
-        return ims.root(lambda z, a: z**3 - a, start, (a,), on_failure=policy).value, a
-
-    with pytest.raises(ims.ConvergenceError, match="adjoint of root of <lambda>.*SINGULAR"):
-        solve("raise")[0].backward()
-    for policy in ("warn", "mask"):
-        z, a = solve(policy)
-        with pytest.warns(ims.ConvergenceWarning, match="SINGULAR"):
-            z.backward()
-    assert float(a.grad) == 0
-
-
-def test_an_adjoint_that_does_not_converge_raises_out_of_backward():
-    a = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
-    scale = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)
-    adjoint = ims.ImplicitAdjoint(ims.CG(max_steps=1))
-    sol = ims.minimize(lambda z, a: (scale * (z - a) ** 2).sum(), 0 * scale, (a,), adjoint=adjoint)
-    with pytest.raises(ims.ConvergenceError, match="adjoint of minimize.*MAX_STEPS"):
-        sol.value.sum().backward()
 
 
 def test_custom_root_batched_and_looped_agree():

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import implicit_solvers as ims
@@ -636,75 +635,3 @@ def test_very_many_lanes(way, compact):
     exact = torch.stack([(x - y) / (2 * a), 1 / x], -1)
     torch.testing.assert_close(p.grad[good], exact[good])
     assert not p.grad[~good].any()
-
-
-# -- stragglers --------------------------------------------------------------------------------
-
-
-class Counting(TorchDispatchMode):
-    """Count the lanes (of two entries) in which `marked` is evaluated."""
-
-    lanes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.sign.default:
-            self.lanes += args[0].numel() / 2
-        return func(*args, **(kwargs or {}))
-
-
-def marked(z):
-    return z + 0 * torch.sign(z)
-
-
-def rotation(z, a):
-    """Return a map that Anderson's window of 1 does not solve at once: slopes a and -a / 2."""
-    return torch.stack([a, -0.5 * a], -1) * z.flip(-1) + 1 + 0.1 * a.unsqueeze(-1) * z.sin()
-
-
-STRAGGLERS = {
-    "Anderson": (ims.fixed_point, rotation, ims.Anderson(window=1), 0.0, 1.1),
-    "NewtonCG": (
-        ims.minimize,
-        lambda z, a: torch.where(a < 1, 0.5 * (z**2).sum(-1), ((z - 1) ** 4).sum(-1)),
-        ims.NewtonCG(),
-        0.0,
-        2.0,
-    ),
-    "GaussNewton": (
-        ims.least_squares,
-        lambda z, a: torch.where(a.unsqueeze(-1) < 1, 2 * z - 1, (z - 1) ** 3),
-        ims.GaussNewton(),
-        0.5,
-        1.5,
-    ),
-}
-
-
-@pytest.mark.parametrize("way", ["in_dims", "grid", "mixed"])
-@pytest.mark.parametrize("name", STRAGGLERS)
-def test_a_straggler_does_not_cost_full_batch_steps(name, way):
-    kind, fn, solver, quick, slow = STRAGGLERS[name]
-
-    def solve(z, a, **options):
-        return kind(lambda z, a: fn(marked(z), a), z, (a,), solver=solver, **options)
-
-    a = torch.full((2048,), quick, dtype=F64)
-    a[777] = slow
-    start = torch.full((2048, 2), 30.0, dtype=F64) * tensor([1.0, 1.5])
-    alone = {}
-    for i in (0, 777):
-        with Counting() as counted:
-            sol = solve(start[i], a[i])
-        alone[i] = (counted.lanes, int(sol.iterations))
-    assert alone[777][1] >= 10 * alone[0][1], alone
-    if way != "in_dims":
-        start, a = start.reshape(32, 64, 2), a.reshape(32, 64)
-    lanes = {"batch_dims": 2 if way == "grid" else 1, "in_dims": (0,)}
-    with Counting() as counted:
-        if way == "mixed":
-            sol = vmap(lambda z, a: solve(z, a, **lanes))(start, a)
-        else:
-            sol = solve(start, a, **lanes)
-    assert bool(sol.converged.all())
-    # under vmap, one call more looks for captured tensors
-    assert counted.lanes <= 1.5 * (2047 * alone[0][0] + alone[777][0])

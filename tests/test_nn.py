@@ -1,11 +1,8 @@
 """Layers as modules, where people use them: torch.nn, torch.func, optimizers, hooks, workers."""
 
 import copy
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -119,17 +116,6 @@ def test_a_cell_that_returns_one_number_needs_no_lanes():
     torch.testing.assert_close(layer(X, 3 * X), 2 * X)
 
 
-@each_class
-def test_trains(kind):
-    layer, x = make(kind), X
-    target = make(kind)(x).detach()
-    optimizer = torch.optim.Adam(layer.parameters(), lr=2e-2)
-    losses = [train_step(layer, optimizer, lambda out: (out - target).pow(2).mean())]
-    for _ in range(40):
-        losses.append(train_step(layer, optimizer, lambda out: (out - target).pow(2).mean()))
-    assert losses[-1] < 0.2 * losses[0]
-
-
 def train_step(layer, optimizer, loss_of=lambda out: out.pow(2).sum()):
     optimizer.zero_grad()
     loss = loss_of(layer(X))
@@ -148,6 +134,7 @@ def test_compile_with_graph_breaks_trains_alike():
         layer.losses = [train_step(layer, optimizer) for _ in range(3)]
     # the compiled parts may round in another order
     assert compiled.losses == pytest.approx(plain.losses, rel=1e-10)
+    assert plain.losses == sorted(plain.losses, reverse=True)
     ours = {k.removeprefix("_orig_mod."): p.grad for k, p in compiled.named_parameters()}
     agree(ours, {k: p.grad for k, p in plain.named_parameters()}, 1e-10)
 
@@ -446,13 +433,6 @@ def test_every_input_carries_the_lanes_so_that_finished_ones_leave(in_dims):
     assert min(rows) == 1
 
 
-def test_a_nan_lane_leaves_the_parameters_alone():
-    layer = make(on_failure="mask")
-    x, rest = X.clone(), [0, 1, 3, 4]
-    x[2] = torch.nan
-    agree(gradients(layer, layer(x)[rest]), gradients(layer, layer(X[rest])))
-
-
 # ---- torch.func --------------------------------------------------------------------------------
 
 
@@ -487,70 +467,6 @@ def test_an_ensemble_of_stacked_states():
     ours = vmap(grad(lambda p: loss(skeleton, p, X)))(p)
     for i, member in enumerate(members):
         agree({k: g[i] for k, g in ours.items()}, gradients(member, member(X)))
-
-
-# ---- Several processes -------------------------------------------------------------------------
-
-WORKER = """
-import sys
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-
-import implicit_solvers as ims
-
-world, folder, rank = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-place = f"file://{folder}/rendezvous"
-dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
-
-
-class Cell(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner, self.outer = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
-
-    def forward(self, z, x):
-        return torch.tanh(self.inner(z) + self.outer(x))
-
-
-layer = ims.nn.FixedPoint(Cell(), batch_dims=1).double()
-x, state = torch.load(f"{folder}/inputs.pt", weights_only=True)
-if rank == 0:
-    layer.load_state_dict(state)  # the others get it from this one
-model = DistributedDataParallel(layer)
-for _ in range(2):  # a second pass is where DDP finds parameters that were not reduced
-    model.zero_grad()
-    model(x.chunk(world)[rank]).pow(2).mean().backward()
-torch.save({k: p.grad for k, p in layer.named_parameters()}, f"{folder}/gradients{rank}.pt")
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="needs torch.distributed with gloo",
-)
-def test_distributed_data_parallel_equals_one_process(tmp_path):
-    layer, x = make(), X[:4]
-    torch.save((x, layer.state_dict()), tmp_path / "inputs.pt")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if sys.platform == "linux":
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    command = [sys.executable, "-c", WORKER, "2", str(tmp_path)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    workers = [subprocess.Popen([*command, str(k)], env=environment, **pipes) for k in range(2)]
-    try:
-        outputs = [worker.communicate(timeout=120)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
-    layer(x).pow(2).mean().backward()
-    expected = {name: p.grad for name, p in layer.named_parameters()}
-    for rank in range(2):
-        ours = torch.load(tmp_path / f"gradients{rank}.pt", weights_only=True)
-        agree(ours, expected, 1e-6)
 
 
 def test_messages_name_the_cell():

@@ -84,11 +84,6 @@ def test_it_prints_inside_of_transforms():
     assert all(re.match(r"Solution\((CONVERGED after|inside)", text) for text in seen[2:])
 
 
-def test_status_names_inside_of_vmap_say_where_to_ask():
-    with pytest.raises(RuntimeError, match="outside, or return the Solution"):
-        vmap(lambda a: ims.root(f, torch.ones_like(a), (a,)).status_names())(A[-2:])
-
-
 def test_it_is_traced_while_a_graph_is_compiled():
     @torch.compile(fullgraph=True, backend="eager")
     def solve(a):

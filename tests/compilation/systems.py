@@ -3,12 +3,12 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 import implicit_solvers as ims
+from tests.solvers.table import HeavyBall
 
 from .comparison import drawn
 
@@ -145,39 +145,11 @@ def row(system, solver, **options):
     return Row(system, functools.partial(solver, **options))
 
 
-class HeavyBallState(NamedTuple):
-    z: Tensor
-    error: Tensor
-    flag: Tensor
-    velocity: Tensor
-
-
 @dataclass(frozen=True)
-class HeavyBall:
-    """A solver of a user's own."""
+class Own(HeavyBall):
+    """The solver of the page on own solvers, which may be asked now and then."""
 
-    damping: float = 0.5
-    momentum: float = 0.3
-    rtol: float | ims.Auto | None = ims.AUTO
-    atol: float | ims.Auto = ims.AUTO
-    max_steps: int = 100
-    norm: object = ims.rms
-    compact: bool = True
-    compile: bool = False
     check_every: int = 1
-    monotone: ClassVar[bool] = False
-    traceable: ClassVar[bool] = True
-    solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
-
-    def init(self, problem, z):
-        error = self.norm(problem.residual(z))
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return HeavyBallState(z, error, flag, torch.zeros_like(z))
-
-    def step(self, problem, state):
-        velocity = self.momentum * state.velocity - self.damping * problem.residual(state.z)
-        z = state.z + velocity
-        return HeavyBallState(z, self.norm(problem.residual(z)), state.flag, velocity)
 
 
 descent = functools.partial(ims.GradientDescent, 1.0, max_steps=100)
@@ -203,7 +175,7 @@ ROWS = {
     "FixedPointIteration": row("fixed point", ims.FixedPointIteration, max_steps=200),
     "Anderson": row("fixed point", ims.Anderson, max_steps=100),
     "Aitken": row("fixed point", ims.Aitken, max_steps=100),
-    "of one's own": row("fixed point", HeavyBall),
+    "of one's own": row("fixed point", Own, max_steps=100),
     "fixed point, Dogleg": row("fixed point", ims.Dogleg),
     "fixed point, LevenbergMarquardt": row("fixed point", ims.LevenbergMarquardt),
     "GradientDescent": Row("bowl", functools.partial(ims.GradientDescent, 0.1, max_steps=100)),

@@ -10,13 +10,7 @@ import implicit_solvers as ims
 from .comparison import agree, compare_lanes, nightly_but
 from .systems import ROWS
 
-DAILY = {
-    "Newton",
-    "FixedPointIteration",
-    "of one's own",
-    "LBFGS",
-    "fit, GaussNewton",
-}
+DAILY = {"Newton", "FixedPointIteration", "of one's own", "LBFGS", "fit, GaussNewton"}
 # rows that go through AOTAutograd as well: as graphs, and as steps
 DERIVATIVES = {"FixedPointIteration", "Broyden, LU", "Newton, GMRES", "Dogleg", "fit, Dogleg"}
 STEPS_DERIVATIVES = {"Chord", "Broyden", "Bisection", "Backtracking"}

@@ -58,11 +58,7 @@ VALUES = {
         (X, drawn(9, 4, seed=1), X * torch.nan),
         ANY_SIZE,
     ),
-    "Anderson": (
-        Equilibrium(ims.Anderson()),
-        (X, drawn(9, 4, seed=1), X * torch.nan),
-        ANY_SIZE,
-    ),
+    "Anderson": (Equilibrium(ims.Anderson()), (X, drawn(9, 4, seed=1), X * torch.nan), ANY_SIZE),
     "not strict": (Equilibrium(ims.FixedPointIteration()), (X,), {"strict": False}),
     "CG": (System(ims.CG()), (X[0],), {"strict": True}),
     **{

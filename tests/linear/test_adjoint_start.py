@@ -61,11 +61,7 @@ ENTRIES = {
     "root": (ims.root, lambda z, x: z - cell(z, x), ims.GMRES()),
     "fixed_point": (ims.fixed_point, cell, ims.BiCGStab()),
     "minimize": (ims.minimize, energy, ims.CG()),
-    "least_squares": (
-        ims.least_squares,
-        lambda z, x: GENERAL @ z + 0.1 * z**3 - x,
-        ims.GMRES(),
-    ),
+    "least_squares": (ims.least_squares, lambda z, x: GENERAL @ z + 0.1 * z**3 - x, ims.GMRES()),
 }
 
 

@@ -8,11 +8,11 @@ as well.
 import numpy as np
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jacfwd, jvp, vjp, vmap
 
 import implicit_solvers as ims
 from implicit_solvers import Status
+from tests.cases import check_gradients
 from tests.linear.systems import C64, C128, F64, error
 from tests.linear.systems import seeded as seeded_real
 
@@ -145,16 +145,7 @@ def test_derivative_of_a_holomorphic_root():
 
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_root_gradcheck(name):
-    solve = solve_root(EQUATIONS[name])
-    c = CENTER.clone().requires_grad_()
-    assert gradcheck(
-        solve,
-        (c,),
-        check_forward_ad=True,
-        check_batched_grad=True,
-        check_batched_forward_grad=True,
-    )
-    assert gradgradcheck(solve, (c,), check_fwd_over_rev=True, check_rev_over_rev=True)
+    check_gradients(solve_root(EQUATIONS[name]), CENTER, batched=False)
 
 
 @pytest.mark.parametrize("name", EQUATIONS)

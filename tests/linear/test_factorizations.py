@@ -9,7 +9,6 @@ import torch
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 import implicit_solvers as ims
-from implicit_solvers.linear import banded
 from tests.linear.systems import BY_NAME, EYE, F64, MANY_W, B, W, cube, error, near, seeded
 
 # which function factors, for a solver and a system
@@ -102,20 +101,6 @@ def test_each_matrix_is_factored_once(name, factored):
     EACH[name]()
     assert [shape[-2:] for shape in shapes] == [(3, 3)]
     assert torch.Size(shapes[0][:-2]).numel() == 4
-
-
-def test_one_call_of_lapack_factors_all_banded_lanes(monkeypatch):
-    calls, original = [], banded.get_lapack_funcs
-
-    def counting(names, **options):
-        calls.extend(names)
-        return original(names, **options)
-
-    monkeypatch.setattr(banded, "get_lapack_funcs", counting)
-    system = BY_NAME["tridiagonal"]
-    lanes = [torch.stack([t, 2 * t, -t]) for t in (system.b, *system.tensors)]
-    jacrev(lambda *t: vmap(lambda *t: system.solve(None, *t))(*t).sum(0))(*lanes)
-    assert calls.count("gbtrf") == 1 and calls.count("gbtrs") == 2
 
 
 def test_sparse_factors_are_let_go(monkeypatch):

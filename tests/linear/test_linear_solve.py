@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.utils._pytree import tree_leaves
 
 import implicit_solvers as ims
 from implicit_solvers import Status
+from tests.cases import check_gradients
 from tests.linear.systems import (
     BY_NAME,
     EYE,
@@ -141,19 +141,8 @@ def test_backward_of_everything_at_once(system, solver):
     " square-deficient-SVD complex-LU"
 )
 def test_gradcheck(system, solver):
-    inputs = tuple(t.clone().requires_grad_() for t in (system.b, *system.tensors))
-
-    def solve(*t):
-        return system.solve(SOLVERS[solver][0], *t)
-
-    assert gradcheck(
-        solve,
-        inputs,
-        check_forward_ad=True,
-        check_batched_grad=True,
-        check_batched_forward_grad=True,
-    )
-    assert gradgradcheck(solve, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
+    solve = lambda *t: system.solve(SOLVERS[solver][0], *t)
+    check_gradients(solve, system.b, *system.tensors, batched=False)
 
 
 OVER = {"b": (True, False), "A": (False, True), "both": (True, True)}
@@ -261,48 +250,33 @@ def test_warnings_stay_silent_where_nothing_fails():
 
 INDEFINITE = ims.FunctionOperator(lambda v: (EYE + W) @ v, B[:3], symmetric=True)
 C = BY_NAME["complex"].matrix(*BY_NAME["complex"].tensors)
+CLAIM = {"positive_definite": True}
+# by the flag that is wrong
 REFUTED = {
-    "matrix": (ims.MatrixOperator(EYE + W, symmetric=True), "symmetric=True"),
-    "matrix-slightly": (ims.MatrixOperator(EYE + 1e-6 * W, symmetric=True), "symmetric=True"),
-    "function": (INDEFINITE, "symmetric=True"),
-    "jacobian": (
-        ims.JacobianOperator(lambda z: torch.sin(W @ z), B[:3], symmetric=True),
-        "symmetric=True",
-    ),
-    "definite-but-not-symmetric": (
-        ims.MatrixOperator(EYE + W, positive_definite=True),
-        "symmetric=True",
-    ),
-    "negative": (ims.MatrixOperator(-EYE, positive_definite=True), "positive_definite=True"),
-    "negative-diagonal": (
-        ims.DiagonalOperator(-B[:3].abs(), positive_definite=True),
-        "positive_definite=True",
-    ),
-    "negative-hessian": (
-        ims.HessianOperator(lambda z: -(z**2).sum(), B[:3], positive_definite=True),
-        "positive_definite=True",
-    ),
-    "sum": (INDEFINITE + ims.IdentityOperator(), "symmetric=True"),
-    "sparse": (
-        ims.SparseOperator((EYE + W).to_sparse_csr(), symmetric=True),
-        "symmetric=True",
-    ),
-    "complex": (ims.MatrixOperator(C, symmetric=True), "symmetric=True"),
-    "complex-symmetric-is-not-hermitian": (
-        ims.MatrixOperator(C + C.T, symmetric=True),
-        "symmetric=True",
-    ),
-    "complex-negative": (
-        ims.MatrixOperator(-spd(C), positive_definite=True),
-        "positive_definite=True",
-    ),
+    "symmetric": {
+        "matrix": ims.MatrixOperator(EYE + W, symmetric=True),
+        "matrix-slightly": ims.MatrixOperator(EYE + 1e-6 * W, symmetric=True),
+        "function": INDEFINITE,
+        "jacobian": ims.JacobianOperator(lambda z: torch.sin(W @ z), B[:3], symmetric=True),
+        "definite-but-not-symmetric": ims.MatrixOperator(EYE + W, positive_definite=True),
+        "sum": INDEFINITE + ims.IdentityOperator(),
+        "sparse": ims.SparseOperator((EYE + W).to_sparse_csr(), symmetric=True),
+        "complex": ims.MatrixOperator(C, symmetric=True),
+        "complex-symmetric-is-not-hermitian": ims.MatrixOperator(C + C.T, symmetric=True),
+    },
+    "positive_definite": {
+        "negative": ims.MatrixOperator(-EYE, positive_definite=True),
+        "negative-diagonal": ims.DiagonalOperator(-B[:3].abs(), positive_definite=True),
+        "negative-hessian": ims.HessianOperator(lambda z: -(z**2).sum(), B[:3], **CLAIM),
+        "complex-negative": ims.MatrixOperator(-spd(C), positive_definite=True),
+    },
 }
 
 
-@pytest.mark.parametrize("name", REFUTED)
-def test_check_refutes_wrong_flags(name):
-    A, words = REFUTED[name]
-    with pytest.raises(ValueError, match=f"A says.*{words}"):
+@pytest.mark.parametrize("flag, name", [(flag, name) for flag in REFUTED for name in REFUTED[flag]])
+def test_check_refutes_wrong_flags(flag, name):
+    A = REFUTED[flag][name]
+    with pytest.raises(ValueError, match=f"A says.*{flag}=True"):
         ims.linear_solve(A, B[:3].to(A.structure.dtype), check=True)
 
 

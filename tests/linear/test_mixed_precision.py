@@ -168,25 +168,6 @@ def test_ill_conditioned_systems_end_as_in_float64(power):
     assert bool(mixed.converged) and relative_residual(matrix, mixed.value, b) <= rtol
 
 
-@pytest.mark.parametrize("compact", [True, False])
-@pytest.mark.parametrize("native", [True, False])
-def test_lanes_that_fail_leave_the_others_alone(compact, native):
-    """With steps checked rarely, lanes compacted or not; gradients are in test_failures.py."""
-    matrices, b = torch.stack([general(8, seed) for seed in range(5)]), seeded(5, 8, seed=4)
-    matrices[1, :, 0] = matrices[1, 0] = 0
-    matrices[3] = torch.nan
-    solver = ims.GMRES(inner_dtype=F32, compact=compact, check_every=3 if native else 1)
-    one = lambda matrix, b, **options: solve(matrix, b, solver, on_failure="mask", **options)
-    sol = one(matrices, b, batch_dims=1) if native else torch.func.vmap(one)(matrices, b)
-    for i in (0, 2, 4):
-        alone = one(matrices[i], b[i])
-        assert int(sol.status[i]) == int(alone.status) == Status.CONVERGED
-        assert abs(int(sol.iterations[i]) - int(alone.iterations)) <= 1
-        assert torch.allclose(sol.value[i], exact(matrices[i], b[i]), rtol=1e-8, atol=1e-9)
-    assert int(sol.status[1]) in (Status.BREAKDOWN, Status.STALLED)
-    assert int(sol.status[3]) == Status.NONFINITE
-
-
 # -- steps and budgets -------------------------------------------------------------------------
 
 
@@ -216,17 +197,6 @@ def test_lanes_with_few_steps_left_do_not_take_more():
     assert int(sol.iterations[0]) <= 3 and int(sol.iterations[1]) == 10
 
 
-def test_jacobi_saves_steps():
-    matrix = torch.diag(torch.logspace(0, 5, 30, dtype=F64)) + 0.1 * seeded(30, 30, seed=3) / 5.5
-    b = seeded(30, seed=1).requires_grad_()
-    sol = solve(matrix, b, preconditioner=ims.Jacobi())
-    assert int(sol.iterations) <= 25 < int(solve(matrix, b.detach()).iterations)
-    assert relative_residual(matrix, sol.value, b.detach()) <= RTOL
-    sol.value.sum().backward()
-    w = exact(matrix.T.contiguous(), torch.ones(30, dtype=F64))
-    assert torch.allclose(b.grad, w, rtol=1e-7, atol=1e-9 * float(w.abs().max()))
-
-
 def test_equations_solve_their_steps_and_adjoints_with_it():
     W, x = 0.5 * seeded(20, 20, seed=1) / 20**0.5, seeded(20, seed=2).requires_grad_()
 
@@ -253,22 +223,9 @@ def test_float32_systems_are_solved_as_without():
     assert torch.equal(with_it.residual, without.residual)
 
 
-def test_a_compiled_graph_says_that_it_cannot():
-    matrix, b = general(12, 1), seeded(12)
-    run = lambda b: solve(matrix, b, on_failure="mask").value
-    with pytest.raises(Exception, match=r"cannot use GMRES\(inner_dtype=torch.float32\)"):
-        torch.compile(run, fullgraph=True, backend="eager")(b)
-    assert torch.allclose(torch.compile(run, backend="eager")(b), exact(matrix, b))
-
-
 def test_a_matrix_that_changed_is_rounded_again():
     matrix, b = general(5), seeded(5)
     for change in (1.0, 2.0, -0.5):
         matrix.mul_(change)
         for seen in (matrix, matrix.detach(), matrix.T):
             assert relative_residual(seen, solve(seen, b).value, b) <= RTOL
-
-
-def test_solvers_compare_and_print_as_their_hyperparameters():
-    assert MIXED == ims.GMRES(inner_dtype=F32) != ims.GMRES()
-    assert repr(MIXED).endswith("inner_dtype=torch.float32)")

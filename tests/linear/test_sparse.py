@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import implicit_solvers as ims
-from tests.linear.systems import BY_NAME, F32, F64, KEPT, PATTERN, error, seeded
+from tests.linear.systems import BY_NAME, F32, F64, KEPT, error, seeded
 
 SYSTEM = BY_NAME["sparse"]
 
@@ -75,18 +75,3 @@ def test_solution_and_gradient_solve(n, density, seed, dtype):
     limit = 100 * n * torch.finfo(dtype).eps
     assert ((M @ x - b).abs() <= limit * (M.abs() @ x.abs() + b.abs())).all()
     assert ((M.T @ w - c).abs() <= limit * (M.T.abs() @ w.abs() + c.abs()) * 10).all()
-
-
-def test_root_with_a_sparse_linear_solve_inside():
-    """A boundary value problem, its Picard step by SuperLU: ``A z = 1 - 0.1 z^3``."""
-    values = (4 * SYSTEM.tensors[0]).requires_grad_()
-
-    def cell(z, values):
-        return ims.linear_solve(PATTERN.with_values(values), 1 - 0.1 * z**3).value
-
-    z = ims.fixed_point(cell, torch.zeros(6, dtype=F64), (values,)).value
-    z.sum().backward()
-    J = SYSTEM.matrix(values.detach()) + torch.diag(0.3 * z.detach() ** 2)
-    w = torch.linalg.inv(J).T @ torch.ones(6, dtype=F64)
-    expected = -torch.outer(w, z.detach())[KEPT]
-    assert error(values.grad, expected) < 1e-8

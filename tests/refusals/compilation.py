@@ -24,6 +24,7 @@ def root(x, **options):
 
 # a graph is easier to make with solvers that are made outside of it
 sgd, structured = ims.TorchOptimizer(torch.optim.SGD, lr=0.1), ims.Structured()
+mixed = ims.GMRES(inner_dtype=torch.float32)
 adjoint, newton = ims.ImplicitAdjoint(structured), ims.Newton(linear_solver=structured)
 steffensen, bisection, chandrupatla = ims.Steffensen(), ims.Bisection(), ims.Chandrupatla()
 
@@ -81,6 +82,7 @@ TRACED = [
     ("lambda x: system(x, on_failure='warn')", 'needs on_failure="mask", and it is "warn"'),
     ("lambda x: system(x, solver=structured)", "cannot use Structured()"),
     ("lambda x: system(x, check=True)", "cannot check=True"),
+    ("lambda x: system(x, solver=mixed)", "cannot use GMRES(inner_dtype=torch.float32)"),
     ("lambda x: system(torch.stack([x, x], 1))", "make lanes of them"),
     ("torch.func.vmap(root)", "use batch_dims"),
     ("one_residual", "GaussNewton() needs at least as many residuals"),

@@ -95,10 +95,16 @@ ROWS = [
     Refusal("imaml.R2D2().adapt(lambda t, x: x[..., None], F.mse_loss, theta, (x[0], y[0]))",
             ValueError, "R2D2 needs features of shape (examples, features), flatten them"),
     # tasks and networks
-    Refusal("imaml.Maml().meta_gradient(*batch[:3], (x[:2], y), (x, y))", ValueError,
-            "the first dimension of each tensor is the tasks, and must be the same"),
-    Refusal("imaml.Maml().meta_gradient(*batch, tasks_at_once=0)", ValueError,
-            "tasks_at_once=0: pass a positive number, or None for all tasks"),
+    *(Refusal(f"imaml.{kind}().meta_gradient({arguments})", ValueError, words)
+      for kind in ("Imaml", "Maml", "FirstOrderMaml", "Reptile", "R2D2") for arguments, words in (
+          *((f"*batch[:3], {supports}, (x, y)", "the first dimension of each tensor is the tasks")
+            for supports in ("(x[:2], y)", "(x[:2], y[:2])", "(x, torch.tensor(1.0))")),
+          ("*batch[:3], (), ()", "the first dimension of each tensor is the tasks"),
+          *((f"*batch, tasks_at_once={count}", f"tasks_at_once={count}: pass a positive number, or")
+            for count in (0, -1, 1.5)),
+          ("model, lambda out, y: F.mse_loss(out.detach(), y), *batch[2:]",
+           "does not depend on theta"))
+      if kind != "Reptile" or "detach" not in arguments),
     Refusal("imaml.faster_batching(work, x, y, rounds=0)", ValueError, "rounds=0"),
     Refusal("imaml.faster_batching(work, [1, 2], y)", ValueError, "supports have no tensor"),
     Refusal("imaml.tasks_that_fit(100, maml, (x, y), (x, y))", ValueError,

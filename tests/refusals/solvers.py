@@ -1,7 +1,7 @@
 """What solvers refuse: equations that they do not solve, and hyperparameters without sense."""
 
-from implicit_solvers import ConvergenceError
-from tests.refusals.row import Refusal
+import implicit_solvers as ims
+from tests.refusals.row import alike
 
 SETUP = """
 from torch.optim import Optimizer
@@ -28,119 +28,78 @@ Centered = elementwise(lambda g, state: g + g.mean(-1, keepdim=True))
 RowState = elementwise(lambda g, state: state.update(rows=g.sum(-1)) or g)
 Adam, SGD = torch.optim.Adam, torch.optim.SGD
 """
-
-WEIGHT_DECAY, LEFT_OUT = "weight_decay=0", "leave it out"
-ROWS = [
-    # brackets
-    Refusal("ims.root(f, x, bracket=1.0)", TypeError, "bracket is 1.0: pass a pair"),
-    Refusal("ims.root(f, None, bracket=(0.0, 1.0))", TypeError, "bracket[0] is no tensor"),
-    Refusal("ims.root(f, x, bracket=(torch.tensor(0), 1))", TypeError, "bracket[0] is torch.int64"),
-    Refusal("ims.root(f, x, bracket=(torch.zeros(1).double(), 1))", TypeError, "convert it"),
-    Refusal("ims.root(f, x, bracket=(torch.zeros(3), 1.0))", ValueError, "shape (3,) where z0"),
-    Refusal("ims.root(f, x, bracket=([0.0], 1.0))", ValueError, "bracket[0] has the structure"),
-    Refusal(
-        "ims.root(f, x, bracket=(0.0, 9.0), solver=ims.Newton())",
-        ValueError, "choose Chandrupatla()",
-    ),
-    Refusal(
-        "ims.root(f, two, bracket=(0.0, 9.0))",
-        ValueError, "lanes of them, with batch_dims or vmap",
-    ),
-    Refusal("ims.root(f, torch.tensor(1), bracket=(0, 1))", TypeError, "z0 has dtype torch.int64"),
-    Refusal(
-        "ims.root(lambda z: z**2 + 1, x, bracket=(-1.0, 1.0))",
-        ConvergenceError, "pass bracket=(lo, hi)",
-    ),
-    # one unknown
-    Refusal(
-        "ims.root(f, two, solver=ims.Steffensen())",
-        ValueError, "each element a lane by torch.func.vmap or batch_dims",
-    ),
-    # hyperparameters
-    *(
-        Refusal(f"ims.Newton(reuse={value})", ValueError, "pass a number in [0, 1), or use Chord()")
-        for value in ("-0.1", "1.0", "2.0", "math.nan")
-    ),
-    Refusal("ims.Dogleg(reuse=-1)", ValueError, "reuse=-1: pass a whole number >= 0"),
-    Refusal("ims.Broyden(growth=0.5)", ValueError, "growth=0.5: pass a number >= 1"),
-    Refusal("ims.LBFGS(memory=0)", ValueError, "GradientDescent(line_search=StrongWolfe())"),
-    Refusal("ims.StrongWolfe(decrease=0.3, curvature=0.2)", ValueError, "pass a number > 0.3"),
-    Refusal("ims.Backtracking(max_steps=0)", ValueError, "max_steps=0: pass a whole number >= 1"),
-    Refusal("ims.StrongWolfe(max_steps=0)", ValueError, "max_steps=0: pass a whole number >= 1"),
-    Refusal(
-        "ims.GradientDescent(momentum=0.5, line_search=ims.Backtracking())",
-        ValueError, "momentum=0.5 and a line_search",
-    ),
-    # their linear solvers
-    Refusal("ims.Dogleg(linear_solver=ims.LU())", TypeError, "CG(), or leave it out"),
-    Refusal("ims.LevenbergMarquardt(linear_solver=ims.LU())", TypeError, "CG(), or leave it out"),
-    Refusal("ims.GaussNewton(linear_solver=ims.LU())", TypeError, "CG(), or leave it out"),
-    Refusal("ims.Chord(linear_solver=ims.GMRES())", TypeError, "pass LU()"),
-    Refusal("ims.Broyden(linear_solver=ims.CG())", TypeError, "pass LU()"),
-    Refusal(
-        "ims.root(f, two, solver=ims.Newton(reuse=0.5, linear_solver=ims.GMRES()))",
-        ValueError, "pass linear_solver=LU()",
-    ),
-    Refusal(
-        "ims.root(f, torch.zeros(600), solver=ims.Newton(reuse=0.5))",
-        ValueError, "solves for 600 unknowns",
-    ),
-    # fits
-    Refusal(
-        "ims.least_squares(lambda z: z.sum(), two, solver=ims.GaussNewton())",
-        ValueError, "LevenbergMarquardt",
-    ),
-    Refusal(
-        "ims.least_squares(lambda z: z.sum(), two, "
-        "solver=ims.GaussNewton(linear_solver=ims.CG()))",
-        ValueError, "1 residuals for 2 unknowns",
-    ),
-    Refusal(
-        "ims.least_squares(fit, two, (y,), gauss_newton=True, solver=descent, "
-        "adjoint=ims.UnrolledAdjoint())",
-        ValueError, "gauss_newton=True with adjoint=UnrolledAdjoint",
-    ),
-    Refusal(
-        "ims.least_squares(fit, two, (y,), gauss_newton='yes')", TypeError, "gauss_newton is a str"
-    ),
-    # steps that cannot be unrolled
-    Refusal(
-        "ims.minimize(torch.cos, x, adjoint=ims.UnrolledAdjoint(), solver=ims.GradientDescent("
-        "line_search=ims.Backtracking(), rtol=None, max_steps=3))",
-        ValueError, "GradientDescent() without a line search, or ImplicitAdjoint()",
-    ),
-    Refusal(
-        "ims.minimize(torch.cos, x, adjoint=ims.UnrolledAdjoint(), "
-        "solver=ims.TorchOptimizer(SGD, lr=0.1, rtol=None, max_steps=3))",
-        ValueError, "TorchOptimizer",
-    ),
-    # optimizers of torch
-    Refusal("ims.TorchOptimizer(torch.optim.LBFGS)", ValueError, "steps from dense gradients"),
-    Refusal("ims.TorchOptimizer(torch.optim.SparseAdam)", ValueError, "dense gradients"),
-    *(
-        Refusal(f"ims.TorchOptimizer({kind})", ValueError, "not elementwise")
-        for kind in ("torch.optim.Adafactor", "Normalized", "Centered", "RowState")
-    ),
-    Refusal(
-        "ims.TorchOptimizer(SGD, lr=0.1, maximize=True)",
-        ValueError, "leave out maximize=True",
-    ),
-    Refusal("ims.TorchOptimizer(Adam, maximize=True)", ValueError, "against the gradient"),
-    Refusal("ims.TorchOptimizer(SGD, lr=0.0)", ValueError, "positive lr"),
-    Refusal("ims.TorchOptimizer(torch.optim.AdamW)", ValueError, WEIGHT_DECAY),
-    Refusal("ims.TorchOptimizer(Adam, weight_decay=0.1)", ValueError, WEIGHT_DECAY),
-    Refusal("ims.TorchOptimizer(SGD, weight_decay=0.1)", ValueError, WEIGHT_DECAY),
-    Refusal("ims.TorchOptimizer(torch.optim.ASGD)", ValueError, "lambd=0"),
-    *(
-        Refusal(f"ims.TorchOptimizer(Adam, {option}=True)", ValueError, LEFT_OUT)
-        for option in ("foreach", "fused", "capturable", "differentiable")
-    ),
-    Refusal("ims.TorchOptimizer(Adam, lr=-1.0)", ValueError, "Invalid learning rate"),
-    Refusal("ims.TorchOptimizer(Adam, lr=torch.tensor(0.1))", TypeError, "lr=0.1"),
-    Refusal("ims.TorchOptimizer(Adam, betas={})", TypeError, "betas of the type dict"),
-    Refusal("ims.TorchOptimizer(Adam, speed=1.0)", TypeError, "speed"),
-    *(
-        Refusal(f"ims.TorchOptimizer({wrong})", TypeError, "subclass of torch.optim.Optimizer")
-        for wrong in ("Adam([torch.zeros(1)])", "torch.nn.Linear", "'adam'", "None")
-    ),
-]  # fmt: skip
+KIND, WRONG, FAILED = TypeError, ValueError, ims.ConvergenceError
+# fmt: off
+# an exception, words, and calls
+TABLE = [
+    (KIND, "bracket is 1.0: pass a pair", "ims.root(f, x, bracket=1.0)"),
+    (KIND, "bracket[0] is no tensor", "ims.root(f, None, bracket=(0.0, 1.0))"),
+    (KIND, "bracket[0] is torch.int64", "ims.root(f, x, bracket=(torch.tensor(0), 1))"),
+    (KIND, "convert it", "ims.root(f, x, bracket=(torch.zeros(1).double(), 1))"),
+    (WRONG, "shape (3,) where z0", "ims.root(f, x, bracket=(torch.zeros(3), 1.0))"),
+    (WRONG, "bracket[0] has the structure", "ims.root(f, x, bracket=([0.0], 1.0))"),
+    (WRONG, "choose Chandrupatla()", "ims.root(f, x, bracket=(0.0, 9.0), solver=ims.Newton())"),
+    (WRONG, "lanes of them, with batch_dims or vmap", "ims.root(f, two, bracket=(0.0, 9.0))"),
+    (KIND, "z0 has dtype torch.int64", "ims.root(f, torch.tensor(1), bracket=(0, 1))"),
+    (FAILED, "pass bracket=(lo, hi)", "ims.root(lambda z: z**2 + 1, x, bracket=(-1.0, 1.0))"),
+    (WRONG, "each element a lane by torch.func.vmap or batch_dims",
+     "ims.root(f, two, solver=ims.Steffensen())"),
+    (WRONG, "pass a number in [0, 1), or use Chord()",
+     "ims.Newton(reuse=-0.1)", "ims.Newton(reuse=1.0)", "ims.Newton(reuse=2.0)",
+     "ims.Newton(reuse=math.nan)"),
+    (WRONG, "reuse=-1: pass a whole number >= 0", "ims.Dogleg(reuse=-1)"),
+    (WRONG, "growth=0.5: pass a number >= 1", "ims.Broyden(growth=0.5)"),
+    (WRONG, "GradientDescent(line_search=StrongWolfe())", "ims.LBFGS(memory=0)"),
+    (WRONG, "pass a number > 0.3", "ims.StrongWolfe(decrease=0.3, curvature=0.2)"),
+    (WRONG, "max_steps=0: pass a whole number >= 1",
+     "ims.Backtracking(max_steps=0)", "ims.StrongWolfe(max_steps=0)"),
+    (WRONG, "momentum=0.5 and a line_search",
+     "ims.GradientDescent(momentum=0.5, line_search=ims.Backtracking())"),
+    (KIND, "CG(), or leave it out",
+     "ims.Dogleg(linear_solver=ims.LU())", "ims.LevenbergMarquardt(linear_solver=ims.LU())",
+     "ims.GaussNewton(linear_solver=ims.LU())"),
+    (KIND, "pass LU()",
+     "ims.Chord(linear_solver=ims.GMRES())", "ims.Broyden(linear_solver=ims.CG())"),
+    (WRONG, "pass linear_solver=LU()",
+     "ims.root(f, two, solver=ims.Newton(reuse=0.5, linear_solver=ims.GMRES()))"),
+    (WRONG, "solves for 600 unknowns",
+     "ims.root(f, torch.zeros(600), solver=ims.Newton(reuse=0.5))"),
+    (WRONG, "LevenbergMarquardt",
+     "ims.least_squares(lambda z: z.sum(), two, solver=ims.GaussNewton())"),
+    (WRONG, "1 residuals for 2 unknowns",
+     "ims.least_squares(lambda z: z.sum(), two, solver=ims.GaussNewton(linear_solver=ims.CG()))"),
+    (WRONG, "gauss_newton=True with adjoint=UnrolledAdjoint",
+     "ims.least_squares(fit, two, (y,), gauss_newton=True, solver=descent, "
+     "adjoint=ims.UnrolledAdjoint())"),
+    (KIND, "gauss_newton is a str", "ims.least_squares(fit, two, (y,), gauss_newton='yes')"),
+    (WRONG, "GradientDescent() without a line search, or ImplicitAdjoint()",
+     "ims.minimize(torch.cos, x, adjoint=ims.UnrolledAdjoint(), "
+     "solver=ims.GradientDescent(line_search=ims.Backtracking(), rtol=None, max_steps=3))"),
+    (WRONG, "TorchOptimizer",
+     "ims.minimize(torch.cos, x, adjoint=ims.UnrolledAdjoint(), solver=ims.TorchOptimizer(SGD, "
+     "lr=0.1, rtol=None, max_steps=3))"),
+    (WRONG, "steps from dense gradients", "ims.TorchOptimizer(torch.optim.LBFGS)"),
+    (WRONG, "dense gradients", "ims.TorchOptimizer(torch.optim.SparseAdam)"),
+    (WRONG, "not elementwise",
+     "ims.TorchOptimizer(torch.optim.Adafactor)", "ims.TorchOptimizer(Normalized)",
+     "ims.TorchOptimizer(Centered)", "ims.TorchOptimizer(RowState)"),
+    (WRONG, "leave out maximize=True", "ims.TorchOptimizer(SGD, lr=0.1, maximize=True)"),
+    (WRONG, "against the gradient", "ims.TorchOptimizer(Adam, maximize=True)"),
+    (WRONG, "positive lr", "ims.TorchOptimizer(SGD, lr=0.0)"),
+    (WRONG, "weight_decay=0",
+     "ims.TorchOptimizer(torch.optim.AdamW)", "ims.TorchOptimizer(Adam, weight_decay=0.1)",
+     "ims.TorchOptimizer(SGD, weight_decay=0.1)"),
+    (WRONG, "lambd=0", "ims.TorchOptimizer(torch.optim.ASGD)"),
+    (WRONG, "leave it out",
+     "ims.TorchOptimizer(Adam, foreach=True)", "ims.TorchOptimizer(Adam, fused=True)",
+     "ims.TorchOptimizer(Adam, capturable=True)", "ims.TorchOptimizer(Adam, differentiable=True)"),
+    (WRONG, "Invalid learning rate", "ims.TorchOptimizer(Adam, lr=-1.0)"),
+    (KIND, "lr=0.1", "ims.TorchOptimizer(Adam, lr=torch.tensor(0.1))"),
+    (KIND, "betas of the type dict", "ims.TorchOptimizer(Adam, betas={})"),
+    (KIND, "speed", "ims.TorchOptimizer(Adam, speed=1.0)"),
+    (KIND, "subclass of torch.optim.Optimizer",
+     "ims.TorchOptimizer(Adam([torch.zeros(1)]))", "ims.TorchOptimizer(torch.nn.Linear)",
+     "ims.TorchOptimizer('adam')", "ims.TorchOptimizer(None)"),
+]
+# fmt: on
+ROWS = [row for group in TABLE for row in alike(*group)]

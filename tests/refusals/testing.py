@@ -14,21 +14,9 @@ CHECKS = [
     ("kepler, M, (M, e), order=4", ValueError, "order is 4: use 1, 2 or 3"),
     ("kepler, M, (M, e), starts=-1", ValueError, "starts is -1: pass how many other starts to try"),
     ("kepler, torch.tensor(1), (M, e)", TypeError, "pass z0.to(torch.float64)"),
-    (
-        "kepler, M, (M, e), equation=kepler",
-        ValueError,
-        "z0 and equation are given: z0 is",
-    ),
-    (
-        "kepler, M, (M, e), parameters=[3]",
-        TypeError,
-        "no floating tensor at 0: pass tensors",
-    ),
-    (
-        "torch.sin, None, (M,), solver=ims.Newton()",
-        TypeError,
-        "leave them out, or pass",
-    ),
+    ("kepler, M, (M, e), equation=kepler", ValueError, "z0 and equation are given: z0 is"),
+    ("kepler, M, (M, e), parameters=[3]", TypeError, "no floating tensor at 0: pass tensors"),
+    ("torch.sin, None, (M,), solver=ims.Newton()", TypeError, "leave them out, or pass"),
     ("torch.sin, None, (M,), equation=lambda z, a: z.expand(2)", ValueError, "one entry for each"),
     ("ims.nn.Root(kepler), None, ()", ValueError, "args is empty: pass the inputs of the module"),
 ]
@@ -53,10 +41,7 @@ STRATEGIES = [
     ("networks(inputs=0)", "inputs=0, outputs=None, max_width=4: pass sizes of at least 1"),
     ("networks(gain=0.0)", "gain=0.0: pass a number of at least 0 and one above 0"),
     ("rooted_equations('roots')", "kind is 'roots': pass one of root, fixed_point"),
-    (
-        "rooted_equations(condition=math.inf)",
-        "condition is inf: pass a finite number",
-    ),
+    ("rooted_equations(condition=math.inf)", "condition is inf: pass a finite number"),
     ("rootless_equations('least_squares')", "kind is 'least_squares': pass one of root"),
     ("batch_shapes(min_dims=-1)", "min_dims=-1"),
     ("parameters(max_leaves=0)", "max_leaves=0, max_side=3: pass numbers of at least 1"),

@@ -1,6 +1,8 @@
 """SOLVERS: one row for each solver, and each of its variants, with what it is to be tried on."""
 
 import re
+import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "own_solver.md"
 
 def own_solver():
     """Return the solver that the page ``docs/own_solver.md`` writes, from the page's own code."""
-    scope = {"__name__": "own_solver"}
+    # a module, in which Dynamo finds what the solver uses
+    module = sys.modules["own_solver"] = types.ModuleType("own_solver")
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
-        exec(compile(block, str(PAGE), "exec", dont_inherit=True), scope)
-    return scope["HeavyBall"]
+        exec(compile(block, str(PAGE), "exec", dont_inherit=True), vars(module))
+    return module.HeavyBall
 
 
 HeavyBall = own_solver()

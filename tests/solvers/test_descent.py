@@ -42,24 +42,6 @@ def counting(fn):
 # -- gradient descent ----------------------------------------------------------------------------
 
 
-def test_fixed_steps_are_the_recursion():
-    d, z, v = np.array([1.0, 4.0, 9.0]), np.ones(3), np.zeros(3)
-    for _ in range(16):
-        v = 0.3 * v - 0.1 * (d * z - 1)
-        z = z + v
-    solver = ims.GradientDescent(lr=0.1, max_steps=16, rtol=None, momentum=0.3)
-    sol = ims.minimize(bowl, torch.ones(3, dtype=F64), solver=solver)
-    assert error(sol.value, torch.from_numpy(z)) < 1e-14
-
-
-def test_unrolling_is_for_fixed_steps():
-    a, fn = tensor(1.5).requires_grad_(), lambda z, a: 0.5 * (z - a) ** 2
-    solver = ims.GradientDescent(0.1, rtol=None, max_steps=3)
-    sol = ims.minimize(fn, tensor(0.0), (a,), solver=solver, adjoint=ims.UnrolledAdjoint())
-    (slope,) = torch.autograd.grad(sol.value, a)
-    assert error(slope, tensor(1 - 0.9**3)) < 1e-14
-
-
 def steps_of(fn, start, count, solver, **options):
     """Return the start and the steps of a minimizer, from budgets."""
     budget = lambda k: solver(rtol=None, max_steps=k, **options)
@@ -249,13 +231,6 @@ def test_it_comes_back_into_the_domain(search):
     fn, start = lambda z: z - torch.log(z) + torch.sqrt(3 - z), tensor([0.1, 0.5, 2.5])
     end = searched(search, fn, start, first=1e3)
     assert bool((fn(end) < fn(start)).all())
-
-
-@searches
-def test_nan_in_a_lane_leaves_the_others_alone(search):
-    c = tensor([0.0, math.nan])
-    end = searched(search, lambda z, c: (z - 1) ** 2 + c, torch.zeros(2, dtype=F64), [c])
-    assert float(end[1]) == 0 and abs(float(end[0]) - 1) < 1
 
 
 # -- without a minimum ---------------------------------------------------------------------------

@@ -5,8 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.func import jacfwd, vmap
 
 import implicit_solvers as ims
@@ -115,27 +113,6 @@ def test_cholesky_serves_again(make):
     (ours,) = torch.autograd.grad(sol.value.sum(), c)
     H = torch.diag(torch.cosh(exact)) + 1
     assert error(ours, torch.linalg.inv(H).sum(0)) < 1e-9
-
-
-@settings(max_examples=20)
-@given(
-    solver=st.builds(ims.Newton, reuse=st.floats(0.0, 0.99))
-    | st.builds(ims.Broyden, good=st.booleans(), memory=st.integers(1, 6)),
-    scale=st.floats(0.05, 0.5),
-    lanes=st.integers(1, 5),
-    seed=st.integers(0, 99),
-)
-def test_drawn_monotone_systems(solver, scale, lanes, seed):
-    """Each has one root, and each lane finds it by itself, whatever the way."""
-    generator = torch.Generator().manual_seed(seed)
-    A = torch.randn(3, 3, generator=generator, dtype=F64) / 2
-    b = 2 * torch.randn(lanes, 3, generator=generator, dtype=F64)
-    f = lambda z, b: A.T @ (A @ z) + scale * z**3 + z - b
-    solve = lambda b, solver: ims.root(f, torch.zeros(3, dtype=F64), (b,), solver=solver)
-    batch = vmap(lambda b: solve(b, solver))(b)
-    for i in range(lanes):
-        assert error(batch.value[i], solve(b[i], ims.Newton()).value) < 1e-9
-        assert abs(int(batch.iterations[i]) - int(solve(b[i], solver).iterations)) <= 1
 
 
 # -- inexact steps -------------------------------------------------------------------------------

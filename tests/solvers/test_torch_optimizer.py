@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.func import jacfwd, jacrev, vmap
+from torch.func import vmap
 from torch.optim import Optimizer
 
 import implicit_solvers as ims
@@ -108,22 +108,6 @@ def test_lanes_that_stop_leave_the_others_alone(optimizer, options, compact):
         assert int(sol.iterations[i]) == steps, i
         if bool(sol.converged[i]):  # the best iterate is returned otherwise, not the last
             assert error(sol.value[i], theirs) < 1e-12, i
-
-
-def test_the_derivative_after_a_budget_and_of_second_order():
-    """Of ``argmin cosh z - t z``, which is ``asinh t``."""
-    solver = ims.TorchOptimizer(optim.Adam, lr=0.1, rtol=None, max_steps=400)
-
-    def solve(t):
-        return ims.minimize(
-            lambda z, t: torch.cosh(z) - t * z, tensor(0.0), (t,), solver=solver
-        ).value
-
-    t = tensor(0.8)
-    assert error(solve(t), torch.asinh(t)) < 1e-8
-    assert error(jacrev(solve)(t), (1 + t**2) ** -0.5) < 1e-8
-    for second in (jacrev(jacrev(solve)), jacfwd(jacrev(solve)), jacrev(jacfwd(solve))):
-        assert error(second(t), -t * (1 + t**2) ** -1.5) < 1e-8
 
 
 def test_failures():

@@ -10,6 +10,7 @@ import pytest
 
 from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.cli import few_shot
+from implicit_solvers.problems.cli.ernn import gradients
 from implicit_solvers.problems.cli.imaml import problem
 from tests.problems.cli.runs import COMMANDS
 
@@ -20,8 +21,9 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _drawings_are_read_once():
+def _runs_are_short():
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradients, "STEPS", (1, 3))
         load = functools.cache(few_shot.load_glyphs)
         for module in (few_shot, problem):
             patch.setattr(module, "load_glyphs", load)

@@ -75,6 +75,35 @@ COMMANDS = {
         "imaml truth --tasks 1 --dimension 5 --inner-steps 1 4", "metrics.json truth.png"
     ),
     "imaml costs": Command("imaml costs --width 2 --inner-steps 1 2", "costs.png metrics.json"),
+    "ernn gradients": Command(
+        "ernn gradients --models rnn exact --hidden 3 --batch 600 --measured 1 --long 5 --epochs 2 "
+        "--checkpoint-every 1",
+        "config.json gradients.png metrics.json",
+        *("checkpoint.pt", 7, ("--epochs 3", "epochs 2 where this run has 3")),
+    ),
+    "ernn trajectories": Command(
+        "ernn trajectories --models rnn exact leaky --train 40 --steps 5 --drawn 2 --epochs 2 "
+        "--checkpoint-every 1",
+        "config.json metrics.json trajectories.png",
+        *("checkpoint.pt", 4, ("--epochs 3", "epochs 2 where this run has 3")),
+    ),
+    "reparam variance": Command(
+        "reparam variance --samples 2000 --points 2 --augmentation 1 2",
+        "figure.png metrics.json",
+        *("checkpoint.pt", 1, ("--samples 3000", "samples 2000 where this run has 3000")),
+    ),
+    "reparam vae": Command(
+        "reparam vae --dimensions 2 --seeds 1 --epochs 2 --hidden 8 --batch 675 --samples 2 "
+        "--checkpoint-every 1",
+        "config.json decoded.png elbo.png metrics.json torus.png",
+        *("checkpoint.pt", 4, ("--hidden 9", "hidden 8 where this run has 9")),
+    ),
+    "reparam lda": Command(
+        "reparam lda --seeds 1 --epochs 3 --topics 3 --hidden 8 --batch 158 --samples 2 "
+        "--checkpoint-every 1",
+        "config.json figure.png metrics.json",
+        *("checkpoint.pt", 4, ("--hidden 9", "hidden 8 where this run has 9")),
+    ),
 }
 RESUMABLE = [name for name, command in COMMANDS.items() if command.checkpoints]
 

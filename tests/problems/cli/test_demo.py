@@ -55,16 +55,8 @@ def test_implicit_memory_is_flat_and_unrolled_memory_grows():
     network = classifier(4)
     theta = initial_parameters(network, torch.Generator().manual_seed(0))
     images, labels = torch.rand(5, 1, 28, 28), torch.arange(5)
-    costs = measure_costs(
-        cross_entropy(network),
-        theta,
-        (images, labels),
-        (images, labels),
-        inner_steps=(4, 8, 16),
-        lr=0.1,
-        strength=2.0,
-        cg_steps=5,
-    )
+    data, sizes = (images, labels), {"inner_steps": (4, 8, 16), "lr": 0.1, "strength": 2.0}
+    costs = measure_costs(cross_entropy(network), theta, data, data, cg_steps=5, **sizes)
     memory = {(cost.method, cost.inner_steps): cost.memory for cost in costs}
     assert memory["iMAML", 4] == memory["iMAML", 8] == memory["iMAML", 16]
     assert memory["MAML", 16] > 2 * memory["iMAML", 16]

@@ -44,6 +44,8 @@ def test_equal_classes_as_a_tensor_or_a_sequence_make_the_same_tasks(seed, tasks
 def test_splits_share_no_class_and_lose_none(count, seed):
     parts = split_classes(count, seed)
     assert torch.cat(parts).sort().values.tolist() == list(range(count))
+    assert all(map(torch.equal, parts, split_classes(count, seed)))
+    assert count < 20 or not torch.equal(parts[0], split_classes(count, seed + 1)[0])
 
 
 CLASSES, INSTANCES = 12, 7

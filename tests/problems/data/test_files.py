@@ -21,13 +21,7 @@ from implicit_solvers.problems.data.reuters import load_reuters, read_ldac
 from implicit_solvers.problems.data.seglearn_watch import load_watch
 from implicit_solvers.problems.data.speech_commands import read_wav
 from implicit_solvers.problems.data.ts_format import read_ts
-from tests.problems.data.made_folders import (
-    IDX_CODES,
-    TS_HEADER,
-    idx_bytes,
-    make_mnist,
-    write_wav,
-)
+from tests.problems.data.made_folders import IDX_CODES, TS_HEADER, idx_bytes, make_mnist, write_wav
 
 ARRAYS = st.sampled_from(list(IDX_CODES)).flatmap(
     lambda name: hnp.arrays(

@@ -174,14 +174,6 @@ def test_a_shifted_and_scaled_drawing_is_the_same(strokes, shift, scale):
     assert glyphs.pen_down[0].sum() == sum(max(len(stroke) - 1, 1) for stroke in strokes)
 
 
-def test_split_is_a_partition_reproducible_from_the_seed():
-    parts = split_classes(1006, seed=3)
-    assert [len(part) for part in parts] == [644, 121, 241]
-    assert torch.cat(parts).sort().values.tolist() == list(range(1006))
-    assert all(map(torch.equal, parts, split_classes(1006, seed=3)))
-    assert not torch.equal(parts[0], split_classes(1006, seed=4)[0])
-
-
 # ---- Instances ----
 
 

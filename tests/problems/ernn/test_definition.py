@@ -1,8 +1,5 @@
 """The cell's equation against SciPy, closed forms, and loops written out."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.optimize
@@ -11,13 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import functional_call, jacrev, vmap
 
-import implicit_solvers as ims
 import implicit_solvers.problems.ernn.definition as definition
 from implicit_solvers.problems.ernn import ERNNCell, Leak, Monotone, Unconstrained, Unrolled
 from implicit_solvers.problems.ernn.definition import Coefficients, equilibrium
 from implicit_solvers.testing import assert_implicit_gradients
 from tests.problems.ernn.networks import EXACT, PHIS, SLOPES, TIGHT, double
-from tests.problems.imaml.test_definition import logic_lines
 
 NUMPY = {
     "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
@@ -165,11 +160,3 @@ def test_vmap_over_states_and_over_parameters_equals_the_loop(mode):
 
     scales = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)
     torch.testing.assert_close(vmap(scaled)(scales), torch.stack([*map(scaled, scales)]), **close)
-
-
-def test_the_definition_fits_on_a_page_and_uses_public_names_only():
-    source = Path(definition.__file__).read_text()
-    assert logic_lines(source) <= 60
-    modules = re.findall(r"^ *(?:from|import) (implicit_solvers\S*)", source, re.MULTILINE)
-    used = set(re.findall(r"\bims\.(\w+)", source))
-    assert modules == ["implicit_solvers"] and used and used <= set(ims.__all__)

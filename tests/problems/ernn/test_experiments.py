@@ -1,24 +1,17 @@
-"""The commands gradients and trajectories: what they measure, and runs that are interrupted."""
+"""The commands gradients and trajectories: what they measure."""
 
 import copy
 import functools
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
 from torch import Generator, nn
 
-from implicit_solvers.problems.__main__ import main
-from implicit_solvers.problems.cli.ernn import gradients, jacobians, trajectories
-from implicit_solvers.problems.data.pixel_sequences import load_digit_sequences
+from implicit_solvers.problems.cli.ernn import jacobians, trajectories
 from implicit_solvers.problems.ernn import ERNN, LEAKY, Equilibrium, ERNNCell, Unrolled
 from tests.problems.ernn.networks import double
-
-SHORT = "--epochs 2 --checkpoint-every 1"
-GRADIENTS = f"gradients {SHORT} --models rnn exact --hidden 3 --batch 600 --measured 1 --long 5"
-TRAJECTORIES = f"trajectories {SHORT} --models rnn exact leaky --train 40 --steps 5 --drawn 2"
 
 
 def test_an_exact_network_keeps_the_norm_over_many_steps():
@@ -91,63 +84,3 @@ def test_trajectories_are_the_states_of_the_network():
     states = trajectories.trajectories(net, x, 3)
     assert (states[:, 0] == 0).all()
     torch.testing.assert_close(states[:, 1:], net(x)[0].double(), rtol=1e-4, atol=1e-4)
-
-
-def contents(folder):
-    metrics = json.loads((folder / "metrics.json").read_text())
-    del metrics["timing"]
-    return metrics
-
-
-@pytest.mark.parametrize("command", [GRADIENTS, TRAJECTORIES], ids=["gradients", "trajectories"])
-def test_a_run_and_one_that_is_interrupted(command, tmp_path, monkeypatch, capsys):
-    command = ["ernn", *command.split()]
-    module = {"gradients": gradients, "trajectories": trajectories}[command[1]]
-    monkeypatch.setattr(gradients, "STEPS", (1, 3))
-    rows = load_digit_sequences(8)
-    monkeypatch.setattr(gradients, "load_digit_sequences", lambda width: rows)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert main([*command, "--out", str(whole)]) == 0
-    assert (whole / f"{command[1]}.png").read_bytes()[1:4] == b"PNG"
-    assert "Results" in capsys.readouterr().out
-
-    fit = module.fit
-
-    def interrupted(*arguments):
-        # in the second network's second epoch
-        epochs = fit(*arguments)
-        yield next(epochs)
-        if (broken / "checkpoint.pt").exists() and (broken / "armed").exists():
-            raise KeyboardInterrupt
-        (broken / "armed").touch()
-        yield from epochs
-
-    monkeypatch.setattr(module, "fit", interrupted)
-    assert main([*command, "--out", str(broken)]) == 130
-    assert "--resume" in capsys.readouterr().err
-    monkeypatch.setattr(module, "fit", fit)
-    assert main([*command, "--out", str(broken), "--resume"]) == 0
-    assert contents(broken) == contents(whole)
-    assert main([*command, "--epochs", "3", "--out", str(broken), "--resume"]) == 2
-    assert "epochs 2 where this run has 3" in capsys.readouterr().err
-
-    metrics = contents(whole)
-    if module is gradients:
-        assert metrics["largest_deviation_of_exact"] < 1e-6
-        assert [t["model"] for t in metrics["training"]] == ["rnn", "exact"]
-        assert all(len(t["test"]) == 2 for t in metrics["training"])
-        assert len(metrics["along"][0]["norms"]) == 4
-    else:
-        assert np.shape(metrics["trajectories"]["leaky"]) == (4, 6, 2)
-        # from zero, and, for the exact network, the same end whatever the order of two inputs
-        assert (np.array(metrics["trajectories"]["exact"])[:, 0] == 0).all()
-
-
-BAD = "gradients --long 1", "gradients --models gru", "gradients --hidden 0"
-
-
-@pytest.mark.parametrize("options", [*BAD, "trajectories --hidden 1", "trajectories --noise -1"])
-def test_bad_options(options):
-    with pytest.raises(SystemExit) as caught:
-        main(["ernn", *options.split()])
-    assert caught.value.code == 2

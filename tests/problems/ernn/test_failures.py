@@ -65,19 +65,6 @@ def test_a_sequence_that_fails_leaves_the_others_alone(name, bad):
     assert torch.isnan(output[:, 1]).all() and torch.isfinite(output[:, others]).all()
 
 
-@pytest.mark.parametrize("name", ["parallel", "leaky", "default"])
-def test_a_cell_masks_too(name):
-    cell = ERNNCell(2, 3, dtype=torch.float64, **FAILING[name])
-    x = double(3, 2)
-    clean = cell(x[[0, 2]])
-    x[1, 1] = NAN
-    h = cell(x.requires_grad_())
-    torch.testing.assert_close(h[[0, 2]], clean, rtol=1e-11, atol=1e-11)
-    assert torch.isnan(h[1]).all()
-    slopes = torch.autograd.grad(finite_sum(h), (x, *cell.parameters()))
-    assert all(torch.isfinite(g).all() for g in slopes) and (slopes[0][1] == 0).all()
-
-
 @pytest.mark.parametrize("options", [{}, TIGHT, {"parallel": False}])
 def test_a_failure_raises_unless_told_otherwise(options):
     x = double(4, 2, 2)

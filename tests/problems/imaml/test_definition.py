@@ -1,10 +1,5 @@
 """The definition against closed forms; many tasks against one at a time; how it is written."""
 
-import ast
-import io
-import tokenize
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +10,6 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
-from implicit_solvers.problems.imaml import definition
 from tests.problems.imaml.meta_tasks import curves, loss_of, one, quadratics, ravel, unravel
 
 CG = ims.ImplicitAdjoint(ims.CG())
@@ -248,63 +242,3 @@ def test_a_failed_task_has_no_derivative(failure, damping):
         assert sol.value[1] == start
     slope = torch.autograd.grad(sol.value.sum(), scale)[0]
     torch.testing.assert_close(slope, torch.tensor(9 * 4 / (10 + damping)).double())
-
-
-# ---- How it is written ----
-
-
-def logic_lines(source):
-    """Lines with code: not blank, not only a comment, not a docstring."""
-    docstrings = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
-            node
-        ):
-            docstrings.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    used = {
-        line
-        for token in tokens
-        if token.type not in (*empty, tokenize.ENDMARKER)
-        for line in range(token.start[0], token.end[0] + 1)
-    }
-    return len(used - docstrings)
-
-
-SAMPLE = '''\
-"""A module."""
-
-# why
-x = (
-    1,  # one
-)
-
-def f():
-    """Documented.
-
-    At length.
-    """
-    return x
-'''
-
-
-def test_the_definition_fits_on_a_page():
-    assert logic_lines(SAMPLE) == 5
-    assert logic_lines(Path(definition.__file__).read_text()) <= 60
-
-
-def test_the_definition_uses_public_names_only():
-    tree = ast.parse(Path(definition.__file__).read_text())
-    imports = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
-    modules = [node.module for node in imports if isinstance(node, ast.ImportFrom)]
-    modules += [a.name for node in imports if isinstance(node, ast.Import) for a in node.names]
-    ours = {name for name in modules if name.split(".")[0] == "implicit_solvers"}
-    used = {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "ims"
-    }
-    own = "implicit_solvers.problems.imaml."
-    assert {name for name in ours if not name.startswith(own)} == {"implicit_solvers"}
-    assert used and used <= set(ims.__all__)

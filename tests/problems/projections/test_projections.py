@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.autograd import gradcheck, gradgradcheck
 from torch.func import hessian, jacfwd, jacrev, vmap
 
 from implicit_solvers.problems.projections import (
@@ -23,6 +22,7 @@ from implicit_solvers.problems.projections import (
     sinkhorn,
     sparsemax,
 )
+from tests.cases import check_gradients
 
 # projections of v onto sets of the size r, and the sets for cvxpy
 SETS = {
@@ -205,10 +205,7 @@ class TestDerivatives:
     @pytest.mark.parametrize("name", SMOOTH)
     def test_both_orders_in_every_mode(self, name):
         map_, *values = SMOOTH[name]
-        inputs = tuple(torch.as_tensor(v).double().requires_grad_() for v in values)
-        modes = ("forward_ad", "batched_grad", "batched_forward_grad")
-        assert gradcheck(map_, inputs, **{f"check_{mode}": True for mode in modes})
-        assert gradgradcheck(map_, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
+        check_gradients(map_, *(torch.as_tensor(v).double() for v in values), batched=False)
 
     def test_equal_eigenvalues(self):
         # where those of eigh are NaN: P(diag(2, 2, -1, -1)) with its slopes 1, 0, 2 / (2 + 1)

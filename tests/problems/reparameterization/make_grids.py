@@ -182,10 +182,7 @@ def beta_row(a, b, x=None, logit_x=None):
                 return density / a * mp.hyp2f1(a + b, 1, a + 1, u)
             return 1 - density / b * mp.hyp2f1(a + b, 1, b + 1, v)
 
-        scores = [
-            log_u - mp.psi(0, p) + mp.psi(0, p + q),
-            log_v - mp.psi(0, q) + mp.psi(0, p + q),
-        ]
+        scores = [log_u - mp.psi(0, p) + mp.psi(0, p + q), log_v - mp.psi(0, q) + mp.psi(0, p + q)]
         log_density = p * log_u + q * log_v - log_beta(p, q)
         by_place = p * v - q * u
         if x is not None:

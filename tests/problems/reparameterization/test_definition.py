@@ -1,6 +1,5 @@
 """The tool: any distribution with a CDF, and any log-density on an interval."""
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,9 +10,8 @@ from scipy import integrate, stats
 from torch import distributions as td
 from torch.autograd import gradcheck, gradgradcheck
 
-from implicit_solvers.problems.reparameterization import ImplicitReparameterization, definition
+from implicit_solvers.problems.reparameterization import ImplicitReparameterization
 from implicit_solvers.testing import check_implicit_gradients
-from tests.problems.imaml.test_definition import logic_lines
 from tests.problems.reparameterization.cases import (
     SAMPLES,
     assert_constant,
@@ -142,7 +140,3 @@ def test_samples_of_a_density_follow_its_cdf():
     grid = np.linspace(WELL[1], WELL[2], 20_001)
     mass = integrate.cumulative_simpson(np.exp(-WELL[0] * (grid**2 - 1) ** 2), x=grid, initial=0)
     assert stats.kstest(z, lambda x: np.interp(x, grid, mass / mass[-1])).pvalue > 1e-4
-
-
-def test_the_definition_fits_on_a_page():
-    assert logic_lines(Path(definition.__file__).read_text()) <= 60

@@ -16,7 +16,6 @@ from implicit_solvers.problems.cli.variance_measurements import (
     estimators_of,
     ratios,
 )
-from implicit_solvers.problems.reparameterization import estimators
 from implicit_solvers.problems.reparameterization.estimators import (
     implicit_gradients,
     rejection_gradients,
@@ -110,25 +109,6 @@ def test_rejection_gradients_are_unbiased(shapes, steps, seed):
     exact = weights * torch.from_numpy(special.polygamma(1, phi.numpy()))
     # of 4 standard errors, one in 16,000 means is farther; with what the examples try, 5
     assert ((sample.mean(0) - exact).abs() < 5 * sample.std(0) / 4000**0.5).all()
-
-
-@given(shape=st.floats(0.05, 20), steps=st.integers(1, 6))
-def test_the_noise_of_rejection_is_accounted_for(shape, steps):
-    """Over accepted noise alone, by quadrature: ``E[ln h] = psi(shape + steps)``."""
-    raised = shape + steps
-    log_h = torch.linspace(-40 / raised, 6.0, 4001, dtype=torch.float64).unsqueeze(-1)
-    noise = (9 * raised - 3) ** 0.5 * ((log_h.exp() / (raised - 1 / 3)) ** (1 / 3) - 1)
-    expectation = Expectation(
-        lambda phi: None, lambda log_g: log_g[..., 0], lambda phi: phi.log()[0], lambda log_g: log_g
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimators, "_accepted_noise", lambda a: noise)
-        patch.setattr(estimators, "_lowering", lambda a, steps: 0.0)
-        phi = torch.tensor([shape], dtype=torch.float64)
-        sample = rejection_gradients(expectation, phi, len(noise), steps)
-    z = log_h.exp().numpy()
-    estimate = integrate.trapezoid(stats.gamma(raised).pdf(z) * z * sample.numpy(), log_h, axis=0)
-    np.testing.assert_allclose(estimate, special.polygamma(1, raised), rtol=1e-8)
 
 
 @given(constant=st.floats(-1e3, 1e3), case=st.sampled_from(CASES), seed=st.integers(0, 10_000))

@@ -6,11 +6,7 @@ import torch
 from scipy import stats
 from torch import distributions as td
 
-from implicit_solvers.problems.reparameterization import (
-    MixtureSameFamily,
-    StudentT,
-    Truncated,
-)
+from implicit_solvers.problems.reparameterization import MixtureSameFamily, StudentT, Truncated
 from tests.problems.reparameterization.cases import LINE, LOGITS, double, fixed, mixture
 
 normals = mixture(td.Normal)

@@ -8,11 +8,7 @@ import pytest
 import torch
 from torch import distributions as td
 
-from implicit_solvers.problems.reparameterization import (
-    InverseGaussian,
-    Truncated,
-    TruncatedNormal,
-)
+from implicit_solvers.problems.reparameterization import InverseGaussian, Truncated, TruncatedNormal
 from tests.problems.reparameterization.cases import double
 
 INF = math.inf

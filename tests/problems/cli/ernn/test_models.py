@@ -7,12 +7,7 @@ import torch
 from hypothesis import given
 from torch import Generator
 
-from implicit_solvers.problems.cli.ernn.models import (
-    LABELS,
-    MODELS,
-    SequenceModel,
-    parameter_count,
-)
+from implicit_solvers.problems.cli.ernn.models import LABELS, MODELS, SequenceModel, parameter_count
 from implicit_solvers.problems.cli.ernn.time_shuffle import shuffled
 from implicit_solvers.problems.data.adding import generate_adding
 from implicit_solvers.problems.data.sequences import Sequences, pad

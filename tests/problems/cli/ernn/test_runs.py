@@ -51,3 +51,19 @@ def test_table(finished):
     (out / "checkpoint-digits.pt").unlink()
     assert main([*COMMANDS["ernn table"].arguments, "--out", str(out), "--resume"]) == 0
     assert metrics_of(out) == metrics
+
+
+def test_gradients(finished):
+    metrics = metrics_of(finished("ernn gradients").out)
+    assert metrics["largest_deviation_of_exact"] < 1e-6
+    assert [t["model"] for t in metrics["training"]] == ["rnn", "exact"]
+    assert all(len(t["test"]) == 2 for t in metrics["training"])
+    assert len(metrics["along"][0]["norms"]) == 4
+
+
+def test_trajectories(finished):
+    out, printed = finished("ernn trajectories")
+    states = metrics_of(out)["trajectories"]
+    assert "Results" in printed and np.shape(states["leaky"]) == (4, 6, 2)
+    # from zero
+    assert (np.array(states["exact"])[:, 0] == 0).all()

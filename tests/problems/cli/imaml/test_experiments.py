@@ -119,9 +119,7 @@ def test_every_method_has_four_different_trials(trials):
 means = st.floats(0, 1)
 
 
-@given(
-    scores=st.lists(means, min_size=2, max_size=30),
-)
+@given(scores=st.lists(means, min_size=2, max_size=30))
 def test_intervals_are_those_of_the_normal_distribution(scores):
     found = interval(torch.tensor(scores, dtype=torch.float64))
     error = np.std(scores) / np.sqrt(len(scores))
@@ -133,9 +131,7 @@ def test_intervals_are_those_of_the_normal_distribution(scores):
     assert found["tasks"] == len(scores)
 
 
-@given(
-    seeds=st.lists(st.lists(means, min_size=8, max_size=8), min_size=1, max_size=4),
-)
+@given(seeds=st.lists(st.lists(means, min_size=8, max_size=8), min_size=1, max_size=4))
 def test_the_interval_of_seeds_is_that_of_their_mean(seeds):
     """Its variance is the sum of the means' variances over the number of seeds squared."""
     common = {"setting": "5-way 1-shot", "method": "maml", "steps": 2, "left_out": 1}
@@ -167,9 +163,7 @@ def test_the_best_trial_has_the_best_finite_score(scores, higher):
         assert number == 0
 
 
-@given(
-    rows=st.lists(st.tuples(means, st.floats(0.001, 0.1)), min_size=2, max_size=6),
-)
+@given(rows=st.lists(st.tuples(means, st.floats(0.001, 0.1)), min_size=2, max_size=6))
 def test_bold_are_the_best_and_what_its_interval_reaches(rows):
     entries = [
         {"setting": "s", "method": method, "mean": mean, "half": half}

@@ -7,11 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, nn
 
-from implicit_solvers.problems.cli.imaml.networks import (
-    classifier,
-    initial_parameters,
-    regressor,
-)
+from implicit_solvers.problems.cli.imaml.networks import classifier, initial_parameters, regressor
 from implicit_solvers.problems.imaml import functional_model
 
 
@@ -88,8 +84,3 @@ def test_the_regressor_is_the_published_one_on_inputs_from_minus_one_to_one():
     torch.testing.assert_close(model(theta, x), expected)
     features, theta = built(regressor(5, None))
     assert features(theta, x).shape == (9, 5)
-
-
-def test_groups_must_divide_the_width():
-    with pytest.raises(ValueError, match="width=6 is no multiple of 4"):
-        classifier(14, 1, 6, 5, normalization="group")

@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from implicit_solvers.problems.cli.imaml.costs import (
-    METHODS,
-    measure_meta_gradients,
-    method_of,
-)
+from implicit_solvers.problems.cli.imaml.costs import METHODS, measure_meta_gradients, method_of
 from implicit_solvers.problems.cli.imaml.truth import (
     SPECTRA,
     TOLERANCE,
