@@ -57,8 +57,8 @@ def neumann_sum(terms):
     return inverse
 
 
-def neumann(terms, *rtol):
-    return ims.ImplicitAdjoint(ims.Neumann(*rtol, max_steps=terms))
+def neumann(terms, **how):
+    return ims.ImplicitAdjoint(ims.Neumann(max_steps=terms, **how))
 
 
 # a budget that well-conditioned problems keep: the others are flagged, and cost no more
@@ -80,7 +80,7 @@ CASES = [
     Case("fixed_point", "damped", ims.FixedPointIteration(damping=0.7), reach=10.0),
     Case("fixed_point", "GMRES adjoint", ims.Anderson(), ims.ImplicitAdjoint(ims.GMRES())),
     Case("fixed_point", "Neumann adjoint", ims.Anderson(), neumann(200), reach=10.0),
-    Case("fixed_point", "3 terms", ims.Anderson(), neumann(3, None), inverse=neumann_sum(3)),
+    Case("fixed_point", "3 terms", ims.Anderson(), neumann(3, rtol=None), inverse=neumann_sum(3)),
     Case("fixed_point", "one step", ims.Anderson(), ims.OneStepAdjoint(), inverse=neumann_sum(1)),
     Case("fixed_point", "unrolled", PICARD, ims.UnrolledAdjoint(), reach=3.0, steps=1.0),
     Case("minimize", "NewtonCG", ims.NewtonCG()),

@@ -370,7 +370,7 @@ def test_adjoints(kind, adjoint):
 
 VALUES = [row.solver for row in SOLVERS if row.name != "own"] + [
     *(ims.LU(), ims.Cholesky(), ims.Diagonal(), ims.CG(), ims.CG(rtol=None), ims.GMRES()),
-    *(ims.Neumann(), ims.Jacobi(), ims.ImplicitAdjoint(), ims.ImplicitAdjoint(ims.CG(1e-3))),
+    *(ims.Neumann(), ims.Jacobi(), ims.ImplicitAdjoint(), ims.ImplicitAdjoint(ims.CG(rtol=1e-3))),
 ]
 
 
