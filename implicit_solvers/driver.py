@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ from implicit_solvers.linear.solve import check_adjoint_start
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.outcome import made_by
-from implicit_solvers.problem import EquationProblem
+from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.task import Task, check_size, check_task, name_of, read_in_dims
@@ -72,141 +72,203 @@ def solve_equation(
     if frames_compiled():
         solution: Solution = torch.compiler.disable(solve_equation)(task, z0, args, run, ends)
         return solution
-    check_task(task, args)
-    structure = Structure.of(z0, "z0", task.batch_dims).as_real()
-    tensors, join = split_tensors(args)
-    native_carried = read_in_dims(task, args, structure)
-    check_size(task, structure)
-    start = structure.ravel(tree_map(resolve, z0)).detach()
-    origin = start
-    if ends is not None:
-        sides = [structure.ravel(tree_map(resolve, end)).detach() for end in ends]
-        origin = torch.cat(sides, dim=-1)
-    adjoint_solver: LinearSolver | None = None
-    if isinstance(task.adjoint, UnrolledAdjoint):
-        task.adjoint.check(task.solver)
-    else:
-        adjoint_solver = task.adjoint.solver_for(task.equation, structure.size)
-    check_adjoint_start(task.adjoint_start, adjoint_solver)
-    if run is None:
-        run = partial(iterate, task.solver)
-
-    raw = task.raveled(structure, join)
-
-    def explicit(captured: Captured, expected: Sequence[Tensor] = ()) -> Callable[..., Tensor]:
-        evaluate = weights_apart(raw) if captured.normalizes else raw
-        if not captured:
-            return evaluate
-        return ExplicitFunction(evaluate, len(tensors), captured, expected)
-
-    def lanes(extra: int) -> Lanes:
-        known = None if native_carried is None else (*native_carried, *(False,) * extra)
-        return Lanes.of(len(tensors) + extra, task.batch_dims, known)
-
-    spec = SolveSpec(task.equation(raw), run, task.solver, lanes(0), task.label, task.on_failure)
-    name = f"the function of {task.label}"
-    captured = Captured()
-    lift = transforms_active() or torch.is_inference_mode_enabled() or nested()
-    if lift:
-        captured = capture(raw, (start, *tensors), name, task.fn)
-    operands = [resolve(t) for t in (*tensors, *captured.tensors)]
-    with isolated():
-        if lift:
-            spec = replace(
-                spec, equation=task.equation(explicit(captured)), lanes=lanes(len(captured.tensors))
-            )
-            z, status, iterations, residual, *factors = solve_lanes(spec, origin, operands)
-        else:
-            z, status, iterations, residual, *factors = solve_plainly(spec, origin, operands)
-
-    z = z[..., : structure.size]  # an empty batch comes back as it was given
-    # Branches that were not taken at the start may read more tensors at the solution.
-    equation = task.differentiated or task.equation
-    condition: Tensor | None = None
-    point = z
-    unrolled = isinstance(task.adjoint, UnrolledAdjoint)
-    if lift or forward_level() or unrolled or not torch.is_grad_enabled():
-        at_solution = capture(raw, (z, *tensors), name, task.fn)
-    else:
-        point = z.detach().requires_grad_()
-        condition, at_solution = evaluate_connected(
-            equation(raw).condition, (point, *tensors), name, task.fn
-        )
-    captured = captured | at_solution
-    check_reads(captured, task.label, task.check)
-    if task.check and task.batch_dims and not lift:
-        check_lanes_apart(equation(raw).condition, z, tensors, ~failed(status), task.label)
-    operands = [resolve(t) for t in (*tensors, *captured.tensors)]
-    if isinstance(task.adjoint, UnrolledAdjoint) and start.numel():
-        z = _unrolled(
-            task,
-            task.adjoint,
-            explicit(captured),
-            lanes(len(captured.tensors)),
-            structure.ravel(tree_map(resolve, z0)),
-            operands,
-            iterations,
-            z if task.on_failure == "mask" else None,
-            failed(status),
-        )
-    elif _differentiable(operands) or (condition is not None and captured.reach(condition, point)):
-        M, M_tensors = adjoint_preconditioner(task, structure, z, join(tensors))
-        if type(made_by(task.solver, structure.size)) is not type(adjoint_solver):
-            factors = []
-        hints = len(factors)
-        own = lanes(len(captured.tensors))
-        levels = ((),) * (hints + len(M_tensors))
-        known = own.native_carried
-        lead_known = (task.batch_dims > 0,) * hints + (False,) * len(M_tensors)
-        attach = AttachSpec(
-            equation(explicit(captured, at_solution.tensors)),
-            adjoint_solver,
-            replace(
-                own,
-                carried=(*levels, *own.carried),
-                native_carried=None if known is None else (*lead_known, *known),
-            ),
-            task.label,
-            task.on_failure,
-            biased=repr(task.adjoint) if task.adjoint.biased else equation.biased,
-            hints=hints,
-            preconditioner=M,
-            preconditioner_tensors=len(M_tensors),
-            adjoint_start=(
-                None if task.adjoint_start is None else AdjointMemory(task.adjoint_start, structure)
-            ),
-            captured=captured,
-            monitors=monitors(),
-        )
-        with isolated():
-            z = attach_derivatives(
-                attach, point, status, condition, (*factors, *M_tensors, *operands)
-            )
-    value = structure.unravel(z)
-    solution = Solution(value, status == Status.CONVERGED, iterations, residual, status)
+    statement = _read(task, z0, args)
+    found = _solve(statement, z0, run or partial(iterate, task.solver), ends)
+    z = _attach(statement, found, z0)
+    value = statement.structure.unravel(z)
+    solved = found.status == Status.CONVERGED
+    solution = Solution(value, solved, found.iterations, found.residual, found.status)
     note(solution)
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])
     return solution
 
 
+@dataclass(frozen=True)
+class _Statement:
+    """An equation as it was read: its raveled function, and the tensors among its arguments."""
+
+    task: Task
+    structure: Structure
+    tensors: list[Tensor]
+    join: Callable[..., Any]
+    native_carried: tuple[bool, ...] | None
+    adjoint_solver: LinearSolver | None
+    fn: Callable[..., Tensor]
+
+    @property
+    def name(self) -> str:
+        """What messages call the function."""
+        return f"the function of {self.task.label}"
+
+    def ravel(self, value: Any) -> Tensor:
+        """Return a value of the unknown, raveled."""
+        return self.structure.ravel(tree_map(resolve, value))
+
+    def explicit(
+        self, captured: Captured, expected: Sequence[Tensor] = ()
+    ) -> Callable[..., Tensor]:
+        """Return the function as one of what it captured, too."""
+        evaluate = weights_apart(self.fn) if captured.normalizes else self.fn
+        if not captured:
+            return evaluate
+        return ExplicitFunction(evaluate, len(self.tensors), captured, expected)
+
+    def lanes(self, captured: Captured) -> Lanes:
+        """Return the lanes that the operands carry; what is captured carries none."""
+        extra, known = len(captured.tensors), self.native_carried
+        known = None if known is None else (*known, *(False,) * extra)
+        return Lanes.of(len(self.tensors) + extra, self.task.batch_dims, known)
+
+    def operands(self, captured: Captured) -> list[Tensor]:
+        """Return the function's tensors: its arguments', and those that it captured."""
+        return [resolve(t) for t in (*self.tensors, *captured.tensors)]
+
+
+class _Found(NamedTuple):
+    """What a solve came to: tensors of the lanes' shape; and what the function captured so far.
+
+    Where ``lifted``, captured tensors were given to the function while it was solved for.
+    """
+
+    z: Tensor
+    status: Tensor
+    iterations: Tensor
+    residual: Tensor
+    factors: list[Tensor]
+    captured: Captured
+    lifted: bool
+
+
+def _read(task: Task, z0: Any, args: tuple[Any, ...]) -> _Statement:
+    """Check a task, and take its unknown and its arguments apart."""
+    check_task(task, args)
+    structure = Structure.of(z0, "z0", task.batch_dims).as_real()
+    tensors, join = split_tensors(args)
+    native_carried = read_in_dims(task, args, structure)
+    check_size(task, structure)
+    adjoint_solver: LinearSolver | None = None
+    if isinstance(task.adjoint, UnrolledAdjoint):
+        task.adjoint.check(task.solver)
+    else:
+        adjoint_solver = task.adjoint.solver_for(task.equation, structure.size)
+    check_adjoint_start(task.adjoint_start, adjoint_solver)
+    fn = task.raveled(structure, join)
+    return _Statement(task, structure, tensors, join, native_carried, adjoint_solver, fn)
+
+
+def _solve(
+    statement: _Statement,
+    z0: Any,
+    run: Callable[[EquationProblem, Tensor], Outcome],
+    ends: tuple[Any, Any] | None,
+) -> _Found:
+    """Find the solution, without derivatives."""
+    task, fn = statement.task, statement.fn
+    origin = start = statement.ravel(z0).detach()
+    if ends is not None:
+        origin = torch.cat([statement.ravel(end).detach() for end in ends], dim=-1)
+    captured, solve = Captured(), solve_plainly
+    lift = transforms_active() or torch.is_inference_mode_enabled() or nested()
+    if lift:
+        captured = capture(fn, (start, *statement.tensors), statement.name, task.fn)
+        fn, solve = statement.explicit(captured), solve_lanes
+    spec = SolveSpec(
+        task.equation(fn), run, task.solver, statement.lanes(captured), task.label, task.on_failure
+    )
+    operands = statement.operands(captured)
+    with isolated():
+        z, status, iterations, residual, *factors = solve(spec, origin, operands)
+    z = z[..., : statement.structure.size]  # an empty batch comes back as it was given
+    return _Found(z, status, iterations, residual, factors, captured, lift)
+
+
+def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:
+    """Return the solution with the derivatives of the equation."""
+    task, fn, tensors = statement.task, statement.fn, statement.tensors
+    equation = task.differentiated or task.equation
+    unrolled = isinstance(task.adjoint, UnrolledAdjoint)
+    # Branches that were not taken at the start may read more tensors at the solution.
+    condition: Tensor | None = None
+    point = z = found.z
+    if found.lifted or forward_level() or unrolled or not torch.is_grad_enabled():
+        at_solution = capture(fn, (z, *tensors), statement.name, task.fn)
+    else:
+        point = z.detach().requires_grad_()
+        condition, at_solution = evaluate_connected(
+            equation(fn).condition, (point, *tensors), statement.name, task.fn
+        )
+    captured = found.captured | at_solution
+    check_reads(captured, task.label, task.check)
+    if task.check and task.batch_dims and not found.lifted:
+        check_lanes_apart(equation(fn).condition, z, tensors, ~failed(found.status), task.label)
+    operands = statement.operands(captured)
+    if isinstance(task.adjoint, UnrolledAdjoint) and z.numel():
+        return _unrolled(statement, task.adjoint, captured, operands, found, z0)
+    reaches = condition is not None and captured.reach(condition, point)
+    if not (_differentiable(operands) or reaches) or unrolled:
+        return z
+    attached = equation(statement.explicit(captured, at_solution.tensors))
+    spec, lead = _attach_spec(statement, attached, captured, found)
+    with isolated():
+        return attach_derivatives(spec, point, found.status, condition, (*lead, *operands))
+
+
+def _attach_spec(
+    statement: _Statement, equation: Equation, captured: Captured, found: _Found
+) -> tuple[AttachSpec, list[Tensor]]:
+    """Return how to differentiate, and the tensors that come before the equation's own."""
+    task, structure, own = statement.task, statement.structure, statement.lanes(captured)
+    M, M_tensors = adjoint_preconditioner(
+        task, structure, found.z, statement.join(statement.tensors)
+    )
+    made = made_by(task.solver, structure.size)
+    factors = found.factors if type(made) is type(statement.adjoint_solver) else []
+    lead = (task.batch_dims > 0,) * len(factors) + (False,) * len(M_tensors)
+    known = own.native_carried
+    lanes = replace(
+        own,
+        carried=(*((),) * len(lead), *own.carried),
+        native_carried=None if known is None else (*lead, *known),
+    )
+    start = task.adjoint_start
+    spec = AttachSpec(
+        equation,
+        statement.adjoint_solver,
+        lanes,
+        task.label,
+        task.on_failure,
+        biased=repr(task.adjoint) if task.adjoint.biased else equation.biased,
+        hints=len(factors),
+        preconditioner=M,
+        preconditioner_tensors=len(M_tensors),
+        adjoint_start=None if start is None else AdjointMemory(start, structure),
+        captured=captured,
+        monitors=monitors(),
+    )
+    return spec, [*factors, *M_tensors]
+
+
 def _unrolled(
-    task: Task,
+    statement: _Statement,
     adjoint: UnrolledAdjoint,
-    fn: Callable[..., Tensor],
-    lanes: Lanes,
-    z: Tensor,
+    captured: Captured,
     operands: list[Tensor],
-    iterations: Tensor,
-    found: Tensor | None,
-    bad: Tensor,
+    found: _Found,
+    z0: Any,
 ) -> Tensor:
     """Make the solver's steps again, with a graph.
 
-    Where ``found`` is given, the lanes that failed, ``bad``, keep what it says, without one.
+    Under ``on_failure="mask"`` the lanes that failed keep what was found, without one.
     """
-    shape, equation = z.shape[:-1], task.equation(fn)
-    if found is not None and is_batched(bad):
+    task, z, bad = statement.task, statement.ravel(z0), failed(found.status)
+    shape, equation = z.shape[:-1], task.equation(statement.explicit(captured))
+    lanes, iterations, masked = (
+        statement.lanes(captured),
+        found.iterations,
+        task.on_failure == "mask",
+    )
+    if masked and is_batched(bad):
         raise ValueError(
             'adjoint=UnrolledAdjoint() with on_failure="mask" under vmap cannot leave failed lanes '
             "out of gradients: use batch_dims and in_dims, or ImplicitAdjoint()"
@@ -221,7 +283,7 @@ def _unrolled(
     else:
         steps, counts = int(iterations.max()), iterations.reshape(-1)
     keep = None
-    if found is not None and lanes.separable and bool(bad.any()):
+    if masked and lanes.separable and bool(bad.any()):
         keep = (~bad).reshape(-1).nonzero().squeeze(-1)
         counts = counts if counts is None else counts[keep]
 
@@ -234,8 +296,8 @@ def _unrolled(
         start = flat if keep is None else flat[keep]
         if len(start):
             start = unroll(task.solver, problem, start, operands, steps, counts, adjoint.checkpoint)
-        if keep is not None and found is not None:
-            start = found.detach().reshape(flat.shape).index_copy(0, keep, start)
+        if keep is not None:
+            start = found.z.detach().reshape(flat.shape).index_copy(0, keep, start)
     return start.reshape(z.shape)
 
 

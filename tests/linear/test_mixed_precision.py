@@ -184,7 +184,9 @@ def test_steps_and_budgets_go_past_restarts_as_in_float64(most):
 
 
 def test_a_budget_refines_past_float32():
-    spent = solve(general(30), seeded(30, seed=1), ims.GMRES(rtol=None, inner_dtype=F32, max_steps=30))
+    spent = solve(
+        general(30), seeded(30, seed=1), ims.GMRES(rtol=None, inner_dtype=F32, max_steps=30)
+    )
     assert int(spent.iterations) == 30 and float(spent.residual) < 1e-11
 
 
