@@ -33,6 +33,8 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from implicit_solvers.compiling import compiling
+
 __all__ = [
     "LegacyBatch",
     "ambient_level",
@@ -82,7 +84,7 @@ def no_saved_tensor_hooks() -> Iterator[None]:
     ``torch.utils.checkpoint`` and ``save_on_cpu`` install them; what a rule saves for itself
     while it runs needs neither.
     """
-    if torch.compiler.is_compiling():
+    if compiling():
         yield
         return
     api = torch._C._autograd
@@ -119,7 +121,7 @@ def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]
     Where no transform is active the pullback is plain autograd's, which goes through whatever
     plain autograd goes through: custom functions, scripted modules, checkpoints.
     """
-    if torch.compiler.is_compiling():
+    if compiling():
         return cast(Any, torch.func.vjp(fn, *primals))
     if not (transforms_active() or forward_level() or _older_vmap()):
         return _plain_vjp(fn, primals)
@@ -427,7 +429,7 @@ def transforms_active() -> bool:
 
 def unwatched() -> bool:
     """Tell whether nothing differentiates or batches what is computed here."""
-    if torch.compiler.is_compiling():
+    if compiling():
         return False
     watched = transforms_active() or torch.is_grad_enabled() or forward_level()
     return not (watched or torch.is_inference_mode_enabled())
@@ -450,7 +452,7 @@ def transformed() -> bool:
     >>> transformed(), torch.func.vmap(lambda x: x * transformed())(torch.ones(2))
     (False, tensor([1., 1.]))
     """
-    return transforms_active() or forward_level() or torch.compiler.is_compiling()
+    return transforms_active() or forward_level() or compiling()
 
 
 def forward_level() -> bool:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.solution import Status
 
 __all__ = ["Monitor", "SolveRecord", "monitor", "monitors", "observe"]
@@ -166,7 +166,7 @@ class observe:
 
     def __init__(self, equation: str, solver: object, others: Sequence[Monitor] = ()) -> None:
         self.active: list[Monitor] = []
-        if not torch.compiler.is_compiling():
+        if not compiling():
             here = _THREAD.monitors
             self.active = [*here, *(log for log in others if log.open and log not in here)]
         self.equation, self.solver = equation, type(solver).__name__

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.tolerance import Norm
 from implicit_solvers.traced_loop import loop_in_graph
@@ -91,10 +92,10 @@ def backtrack(
         return found, searching if once is None else searching & ~once
 
     found, length = Found(*start, torch.zeros_like(searching)), torch.ones_like(start[2])
-    if solver.halvings == 0 and (torch.compiler.is_compiling() or searching.is_cuda):
+    if solver.halvings == 0 and (compiling() or searching.is_cuda):
         # nothing to ask, and a GPU would wait for the answer
         return keep(found, attempt(problem, searching, length), searching)[0]
-    if torch.compiler.is_compiling():
+    if compiling():
 
         def body(carry: tuple[Found, Tensor, Tensor]) -> tuple[Found, Tensor, Tensor]:
             found, searching, length = carry

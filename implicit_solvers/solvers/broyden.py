@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lu import LU
@@ -186,7 +187,7 @@ class Broyden:
         sane = self.norm(direction) <= farthest
         # what has ended need not start again
         again = (~found.accepted | (pairs > self.memory) | ~sane) & (state.flag == 0)
-        if torch.compiler.is_compiling() or bool(again.any()):
+        if compiling() or bool(again.any()):
             old = (*base, direction)
             new = renew(problem, again, old, self._start, found.z, found.residual)
             base, direction = new[:-1], new[-1]
