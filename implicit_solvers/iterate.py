@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.compiled_step import to_compile
+from implicit_solvers.compiling import compiling
 from implicit_solvers.masked_steps import iterate_compiled, iterate_in_graph
 from implicit_solvers.outcome import (
     ENDED,
@@ -108,7 +109,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     Whether lanes are left is asked every ``check_every`` steps of a solver that has this field: a
     GPU has to wait for the answer. Between, lanes that have ended are computed and not looked at.
     """
-    if torch.compiler.is_compiling():
+    if compiling():
         return iterate_in_graph(solver, problem, z)
     whole = getattr(solver, "whole", None)
     outcome: Outcome | None = None if whole is None else whole(problem, z)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.compiled_step import apart
+from implicit_solvers.compiling import compiling
 from implicit_solvers.explicit_function import reading_by_itself
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import JacobianTemplate
@@ -162,7 +163,7 @@ class EquationProblem:
 
     def tolerance(self, solver: Any, z: Tensor) -> Tensor:
         """Return ``atol + rtol norm(z)``, where an iterate that ran away counts as less."""
-        if torch.compiler.is_compiling():
+        if compiling():
             return equation_tolerance(solver.rtol, solver.atol, z, solver.norm, self.start)
         if self._goal is None or self._goal[0] is not solver or self._goal[1] is not z:
             goal = equation_tolerance(solver.rtol, solver.atol, z, solver.norm, self.start)
@@ -248,7 +249,7 @@ class ResidualMap:
 
     def _here(self) -> LaneMap:
         # in a graph, wherever this is called may be the body of a loop
-        return self.jacobian.aliased() if torch.compiler.is_compiling() else self.jacobian
+        return self.jacobian.aliased() if compiling() else self.jacobian
 
     def mv(self, v: Tensor) -> Tensor:
         """Return ``J v`` for ``v (N, n)``, ``(N, m)``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
@@ -47,7 +48,7 @@ class LU(DirectSolver):
         n = matrix.shape[-1]
         if n == 0:
             return (matrix[..., 0, :], matrix, matrix[..., 0, :].int(), _regular(matrix))
-        eager = matrix.device.type == "cpu" and not torch.compiler.is_compiling()
+        eager = matrix.device.type == "cpu" and not compiling()
         if matrix.is_complex() or not eager:
             scale = _scale(matrix.abs())
             scaled = matrix * scale.unsqueeze(-1)

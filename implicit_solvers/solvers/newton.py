@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.hyperparameters import check_count, check_linear_solver, check_stopping
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.choice import default_linear_solver
@@ -150,7 +151,7 @@ class Newton:
                     "linear_solver=LU(), or leave reuse out"
                 )
             inverse = factor_jacobian(solver, problem, z)
-        elif isinstance(solver, LU) and not (self.compile or torch.compiler.is_compiling()):
+        elif isinstance(solver, LU) and not (self.compile or compiling()):
             # before the first step: the factors of the identity
             eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
             one = LU().factor_dense(eye.unsqueeze(0))
