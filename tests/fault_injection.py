@@ -228,8 +228,9 @@ def read(table: str) -> list[Fault]:
 
 def copied(tree: Path) -> Path:
     """Copy what the tests need, with what Python has compiled of it."""
-    for part in ("implicit_solvers", "problems", "tests"):
-        shutil.copytree(ROOT / part, tree / part, symlinks=True)
+    for part in ("implicit_solvers", "problems", "tests", "docs"):
+        ignored = shutil.ignore_patterns("_build")
+        shutil.copytree(ROOT / part, tree / part, symlinks=True, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", tree)
     return tree
 
