@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -135,21 +136,41 @@ def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]
     return out, pullback
 
 
+class _Thread(threading.local):
+    """The leaves of the pullbacks that run while a function is evaluated, if one is."""
+
+    leaves: list[Tensor] | None = None
+
+
+_THREAD = _Thread()
+
+
+@contextlib.contextmanager
+def _leaves_of_pullbacks() -> Iterator[list[Tensor]]:
+    before, leaves = _THREAD.leaves, []
+    _THREAD.leaves = leaves
+    try:
+        yield leaves
+    finally:
+        _THREAD.leaves = before
+
+
 def _plain_vjp(fn: Callable[..., Any], primals: tuple[Any, ...]) -> Any:
     connected = torch.is_grad_enabled()
 
     def leaf(t: Tensor) -> Tensor:
         return t.view_as(t) if connected and t.requires_grad else t.detach().requires_grad_()
 
-    with torch.enable_grad(), no_saved_tensor_hooks():
+    with torch.enable_grad(), no_saved_tensor_hooks(), _leaves_of_pullbacks() as leaves:
         inputs = tree_map_only(Tensor, leaf, primals)
         value = fn(*inputs)
-    if connected:
-        leaves = [t for t in tree_leaves(inputs) if t.is_leaf]
-        connected = any(leads_elsewhere(out, leaves) for out in tree_leaves(value))
+    leaves += [t for t in tree_leaves(inputs) if t.is_leaf]
+    connected = connected and any(leads_elsewhere(out, leaves) for out in tree_leaves(value))
     pull = pullback_on_graph(inputs, value, connected)
 
     def pullback(cotangent: Any) -> Any:
+        if _THREAD.leaves is not None:
+            _THREAD.leaves += leaves
         try:
             return pull(cotangent)
         except RuntimeError as error:

@@ -214,7 +214,7 @@ class JacobianOperator(LinearOperator):
     --------
     >>> A = JacobianOperator(lambda z: z**3, torch.tensor([1.0, 2.0]))
     >>> A @ torch.ones(2)
-    tensor([ 3., 12.]...)
+    tensor([ 3., 12.])
     """
 
     fn: Callable[..., Any]
