@@ -147,8 +147,8 @@ _THREAD = _Thread()
 
 @contextlib.contextmanager
 def _leaves_of_pullbacks() -> Iterator[list[Tensor]]:
-    before, leaves = _THREAD.leaves, []
-    _THREAD.leaves = leaves
+    leaves: list[Tensor] = []
+    before, _THREAD.leaves = _THREAD.leaves, leaves
     try:
         yield leaves
     finally:
