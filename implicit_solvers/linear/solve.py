@@ -290,7 +290,9 @@ def check_adjoint_start(start: Any, solver: LinearSolver | None) -> None:
             f"adjoint_start is a {type(start).__name__}: pass an AdjointStart(), or "
             "AdjointStart(value) with a value like the solution"
         )
-    if solver is None or isinstance(solver, (DirectSolver, LSMR)):
+    if solver is None:
+        raise ValueError("adjoint_start is given, and the adjoint makes no solve: leave it out")
+    if isinstance(solver, (DirectSolver, LSMR)):
         raise ValueError(
             f"adjoint_start is given, and the backward solve by {type(solver).__name__} has no "
             "start: leave it out, or name an iterative solver, as GMRES() or CG()"
@@ -304,10 +306,14 @@ def _check_start(x0: Any, b: Any) -> None:
         if not isinstance(leaf, Tensor) or leaf.dtype != wanted[0].dtype:
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise TypeError(f"x0 is {kind}: pass tensors of the dtype of b, {wanted[0].dtype}")
-    if tree != wanted_tree or any(x.shape != w.shape for x, w in zip(leaves, wanted, strict=True)):
+    if tree != wanted_tree:
+        raise ValueError(
+            f"x0 has the structure {tree} and b has {wanted_tree}: pass x0 in the same containers"
+        )
+    if any(x.shape != w.shape for x, w in zip(leaves, wanted, strict=True)):
         raise ValueError(
             f"x0 has shapes {[tuple(x.shape) for x in leaves]} where b has "
-            f"{[tuple(w.shape) for w in wanted]}: give the start the structure and shapes of b"
+            f"{[tuple(w.shape) for w in wanted]}: give the start the shapes of b"
         )
 
 

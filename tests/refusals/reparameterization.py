@@ -30,13 +30,19 @@ ROWS = [
     Refusal("beta.betaincc(one, one, one, logit_x=one)", TypeError, "pass either x or logit_x"),
     Refusal("beta.betainc(one, torch.tensor(3), one)", TypeError, "b has dtype torch.int64"),
     Refusal("beta.beta_sample_derivatives(1.0, 2.0, 0.5)", TypeError, "a, b, x must be a tensor"),
-    Refusal("student_t.student_t_cdf(1.0, 2.0)", TypeError, "must be a tensor"),
+    Refusal("student_t.student_t_cdf(1.0, 2.0)", TypeError, "student_t_cdf: at least one of t, df"),
+    Refusal("student_t.student_t_cdf('1', phi)", TypeError, "cdf: t is a str; pass a tensor"),
+    Refusal("student_t.student_t_logcdf(one, 'a')", TypeError, "logcdf: df is a str; pass a"),
     Refusal(
         "student_t.student_t_logsf(torch.tensor(1), phi)", TypeError, "pass a real floating dtype"
     ),
     Refusal("student_t.student_t_log_tail(1.0, 2.0)", TypeError, "must be a tensor"),
     Refusal("student_t.student_t_sample_derivative(2.0, 1.0)", TypeError, "must be a tensor"),
-    Refusal("von_mises.von_mises_cdf(1.0, 2.0)", TypeError, "must be a tensor"),
+    Refusal("von_mises.von_mises_cdf(1.0, 2.0)", TypeError, "von_mises_cdf: at least one of x, co"),
+    Refusal("von_mises.von_mises_cdf('1', phi)", TypeError, "cdf: x is a str; pass a tensor"),
+    Refusal(
+        "von_mises.von_mises_logcdf(torch.tensor(1), phi)", TypeError, "logcdf: x has dtype torch.i"
+    ),
     Refusal(
         "von_mises.von_mises_logsf(torch.tensor(1), phi)", TypeError, "pass a real floating dtype"
     ),
