@@ -39,7 +39,7 @@ class SolveRecord:
 
     Examples
     --------
-    >>> import implicit_solvers as ims
+    >>> import torch, implicit_solvers as ims
     >>> with ims.monitor() as log:
     ...     _ = ims.root(lambda z: z**2 - 4, torch.tensor([1.0, 2.0]), batch_dims=1)
     >>> record = log.records[0]
@@ -68,7 +68,7 @@ class Monitor:
 
     Examples
     --------
-    >>> import implicit_solvers as ims
+    >>> import torch, implicit_solvers as ims
     >>> from rich.console import Console
     >>> a = torch.tensor(2.0, requires_grad=True)
     >>> with ims.monitor() as log:
