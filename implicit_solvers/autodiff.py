@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,6 +33,8 @@ from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+from implicit_solvers.compiling import compiling
 
 __all__ = [
     "LegacyBatch",
@@ -82,7 +85,7 @@ def no_saved_tensor_hooks() -> Iterator[None]:
     ``torch.utils.checkpoint`` and ``save_on_cpu`` install them; what a rule saves for itself
     while it runs needs neither.
     """
-    if torch.compiler.is_compiling():
+    if compiling():
         yield
         return
     api = torch._C._autograd
@@ -119,7 +122,7 @@ def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]
     Where no transform is active the pullback is plain autograd's, which goes through whatever
     plain autograd goes through: custom functions, scripted modules, checkpoints.
     """
-    if torch.compiler.is_compiling():
+    if compiling():
         return cast(Any, torch.func.vjp(fn, *primals))
     if not (transforms_active() or forward_level() or _older_vmap()):
         return _plain_vjp(fn, primals)
@@ -133,21 +136,41 @@ def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]
     return out, pullback
 
 
+class _Thread(threading.local):
+    """The leaves of the pullbacks that run while a function is evaluated, if one is."""
+
+    leaves: list[Tensor] | None = None
+
+
+_THREAD = _Thread()
+
+
+@contextlib.contextmanager
+def _leaves_of_pullbacks() -> Iterator[list[Tensor]]:
+    leaves: list[Tensor] = []
+    before, _THREAD.leaves = _THREAD.leaves, leaves
+    try:
+        yield leaves
+    finally:
+        _THREAD.leaves = before
+
+
 def _plain_vjp(fn: Callable[..., Any], primals: tuple[Any, ...]) -> Any:
     connected = torch.is_grad_enabled()
 
     def leaf(t: Tensor) -> Tensor:
         return t.view_as(t) if connected and t.requires_grad else t.detach().requires_grad_()
 
-    with torch.enable_grad(), no_saved_tensor_hooks():
+    with torch.enable_grad(), no_saved_tensor_hooks(), _leaves_of_pullbacks() as leaves:
         inputs = tree_map_only(Tensor, leaf, primals)
         value = fn(*inputs)
-    if connected:
-        leaves = [t for t in tree_leaves(inputs) if t.is_leaf]
-        connected = any(leads_elsewhere(out, leaves) for out in tree_leaves(value))
+    leaves += [t for t in tree_leaves(inputs) if t.is_leaf]
+    connected = connected and any(leads_elsewhere(out, leaves) for out in tree_leaves(value))
     pull = pullback_on_graph(inputs, value, connected)
 
     def pullback(cotangent: Any) -> Any:
+        if _THREAD.leaves is not None:
+            _THREAD.leaves += leaves
         try:
             return pull(cotangent)
         except RuntimeError as error:
@@ -436,7 +459,7 @@ def transforms_active() -> bool:
 
 def unwatched() -> bool:
     """Tell whether nothing differentiates or batches what is computed here."""
-    if torch.compiler.is_compiling():
+    if compiling():
         return False
     watched = transforms_active() or torch.is_grad_enabled() or forward_level()
     return not (watched or torch.is_inference_mode_enabled())
@@ -459,7 +482,7 @@ def transformed() -> bool:
     >>> transformed(), torch.func.vmap(lambda x: x * transformed())(torch.ones(2))
     (False, tensor([1., 1.]))
     """
-    return transforms_active() or forward_level() or torch.compiler.is_compiling()
+    return transforms_active() or forward_level() or compiling()
 
 
 def forward_level() -> bool:

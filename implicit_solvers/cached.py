@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
-import torch
+from implicit_solvers.compiling import compiling
 
 __all__ = ["cached_property"]
 
@@ -35,6 +35,6 @@ class cached_property(Generic[T]):
         if instance is None:
             return self
         value = self.compute(instance)
-        if not torch.compiler.is_compiling():
+        if not compiling():
             instance.__dict__[self.name] = value
         return value

@@ -38,6 +38,7 @@ from implicit_solvers.autodiff import (
     transforms_active,
     unwrap_once,
 )
+from implicit_solvers.compiling import compiling
 
 __all__ = [
     "Captured",
@@ -200,7 +201,7 @@ class Captured:
 
     def check_unchanged(self, name: str) -> None:
         """Raise, as torch does, if a tensor that the function read has been written to since."""
-        if torch.compiler.is_compiling():
+        if compiling():
             return
         for tensor, version in self.constants:
             if tensor._version != version:

@@ -25,6 +25,7 @@ from implicit_solvers.capture import (
     resolve,
 )
 from implicit_solvers.checks import check_lanes_apart, check_reads
+from implicit_solvers.compiling import compiling
 from implicit_solvers.differentiate import (
     AttachSpec,
     SolveSpec,
@@ -63,7 +64,7 @@ def solve_equation(
     ``run`` finds the solutions; left out, the task's solver iterates. It begins at ``z0``, or at
     the two ``ends`` of a bracket, side by side.
     """
-    if torch.compiler.is_compiling():
+    if compiling():
         traced = task if task.in_graph is None else replace(task, solver=task.in_graph)
         why = obstacle(traced, z0, args, run)
         if why is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.solution import ConvergenceError
 from implicit_solvers.structure import Structure
 
@@ -39,7 +40,7 @@ class ExplainedCall:
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         """Return what the function returns."""
-        if torch.compiler.is_compiling():
+        if compiling():
             return self.fn(z, *tensors)
         try:
             return self.fn(z, *tensors)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from implicit_solvers.autodiff import transforms_active, unseen, version
+from implicit_solvers.compiling import compiling
 
 __all__ = ["GuardedCall"]
 
@@ -35,7 +36,7 @@ class GuardedCall:
 
     def __call__(self, z: Any, args: Sequence[Any]) -> Any:
         """Return what the function returns."""
-        if torch.compiler.is_compiling():
+        if compiling():
             return self.fn(z, *args)
         given = (z, *args)
         before = _versions(given)

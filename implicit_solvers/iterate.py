@@ -17,6 +17,7 @@ from implicit_solvers.compiled_step import (
     padded,
     to_compile,
 )
+from implicit_solvers.compiling import compiling
 from implicit_solvers.outcome import (
     ENDED,
     RUNNING,
@@ -139,7 +140,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     Whether lanes are left is asked every ``check_every`` steps of a solver that has this field: a
     GPU has to wait for the answer. Between, lanes that have ended are computed and not looked at.
     """
-    if torch.compiler.is_compiling():
+    if compiling():
         return _iterate_in_graph(solver, problem, z)
     whole = getattr(solver, "whole", None)
     outcome: Outcome | None = None if whole is None else whole(problem, z)

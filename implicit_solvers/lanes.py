@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from implicit_solvers.autodiff import no_saved_tensor_hooks
+from implicit_solvers.compiling import compiling
 
 __all__ = ["Lanes"]
 
@@ -71,11 +72,11 @@ class Lanes:
         for level in reversed(range(len(self.sizes))):
             dims = (0, *(0 if levels[level] else None for levels in self.carried))
             fn = vmap(fn, in_dims=dims, randomness="different")
-        if not self.sizes or torch.compiler.is_compiling():
+        if not self.sizes or compiling():
             return fn
 
         def on_all_lanes(*tensors: Tensor) -> Tensor:
-            if torch.compiler.is_compiling():
+            if compiling():
                 return fn(*tensors)
             with no_saved_tensor_hooks():
                 return fn(*tensors)

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.solution import Status
 
 __all__ = ["Monitor", "SolveRecord", "monitor", "monitors", "observe"]
@@ -39,7 +39,7 @@ class SolveRecord:
 
     Examples
     --------
-    >>> import implicit_solvers as ims
+    >>> import torch, implicit_solvers as ims
     >>> with ims.monitor() as log:
     ...     _ = ims.root(lambda z: z**2 - 4, torch.tensor([1.0, 2.0]), batch_dims=1)
     >>> record = log.records[0]
@@ -68,7 +68,7 @@ class Monitor:
 
     Examples
     --------
-    >>> import implicit_solvers as ims
+    >>> import torch, implicit_solvers as ims
     >>> from rich.console import Console
     >>> a = torch.tensor(2.0, requires_grad=True)
     >>> with ims.monitor() as log:
@@ -166,7 +166,7 @@ class observe:
 
     def __init__(self, equation: str, solver: object, others: Sequence[Monitor] = ()) -> None:
         self.active: list[Monitor] = []
-        if not torch.compiler.is_compiling():
+        if not compiling():
             here = _THREAD.monitors
             self.active = [*here, *(log for log in others if log.open and log not in here)]
         self.equation, self.solver = equation, type(solver).__name__

@@ -14,6 +14,7 @@ from torch import Tensor
 from implicit_solvers.agreement import Mask
 from implicit_solvers.autodiff import no_saved_tensor_hooks, unwatched, vjp
 from implicit_solvers.compiled_step import apart
+from implicit_solvers.compiling import compiling
 from implicit_solvers.explicit_function import reading_by_itself
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
@@ -170,7 +171,7 @@ class EquationProblem:
     @property
     def branches(self) -> bool:
         """Whether a step may ask for values: not in what is compiled."""
-        return not (self.traced or torch.compiler.is_compiling())
+        return not (self.traced or compiling())
 
     def size(self, norm: Norm, v: Tensor) -> Any:
         """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
@@ -325,7 +326,7 @@ class ResidualMap:
 
     def _here(self) -> LaneMap:
         # in a graph, wherever this is called may be the body of a loop
-        return self.jacobian.aliased() if torch.compiler.is_compiling() else self.jacobian
+        return self.jacobian.aliased() if compiling() else self.jacobian
 
     def mv(self, v: Tensor) -> Tensor:
         """Return ``J v`` for ``v (N, n)``, ``(N, m)``."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
 from implicit_solvers.autodiff import is_batched
+from implicit_solvers.compiling import compiling
 
 __all__ = [
     "ConvergenceError",
@@ -227,7 +227,7 @@ for _name in ("neg", "abs", "lt", "le", "gt", "ge", "getitem", "float", "int"):
 
 def _has_values(status: Any) -> bool:
     """Tell whether a tensor has values that can be read here and now."""
-    if torch.compiler.is_compiling() or not isinstance(status, Tensor) or is_batched(status):
+    if compiling() or not isinstance(status, Tensor) or is_batched(status):
         return False
     try:
         status.tolist()

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
+from implicit_solvers.compiling import compiling
 from implicit_solvers.explained_call import ExplainedCall
 from implicit_solvers.guarded_call import GuardedCall
 from implicit_solvers.linear.adjoint_start import AdjointStart
@@ -65,7 +65,7 @@ class Task:
             return self.read(out, structure, z.shape[:-1])
 
         fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
-        if torch.compiler.is_compiling():
+        if compiling():
             return fn
         return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims)
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from implicit_solvers.compiling import compiling
+
 __all__ = ["alias", "inside", "loop_in_graph", "repeat"]
 
 
@@ -51,7 +53,7 @@ def repeat(
 
     In a compiled graph it is `loop_in_graph`; with ``most=1`` it is a branch.
     """
-    if torch.compiler.is_compiling():
+    if compiling():
         return loop_in_graph(going, body, carry, most)
     for _ in range(most):
         if not bool(going(carry)):
@@ -62,7 +64,7 @@ def repeat(
 
 def inside(problem: Any) -> Any:
     """Return a problem as the body of `repeat` has to see it."""
-    return problem.aliased() if torch.compiler.is_compiling() else problem
+    return problem.aliased() if compiling() else problem
 
 
 def alias(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
@@ -56,14 +57,14 @@ class Banded(DirectSolver):
 
         ``bands[:, above + i - j, j]`` is the entry in row ``i`` and column ``j``.
         """
-        if torch.compiler.is_compiling():
+        if compiling():
             return tuple(_factor_in_graph(bands, below, above))
         return _factor(bands, below, above)
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^-1 b`` or ``A^-T b``."""
         scale, lu, pivots, widths, _ = factors
-        if torch.compiler.is_compiling():
+        if compiling():
             x: Tensor = _solve_in_graph(scale, lu, pivots, widths, b, transposed)
             return x
         return _solve(scale, lu, pivots, widths, b, transposed)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
@@ -51,7 +52,7 @@ class Cholesky(DirectSolver):
         triangle, info = torch.linalg.cholesky_ex(matrix)
         # the sum of finite entries may overflow: only where it is not finite, every entry counts
         finite = torch.isfinite(matrix.sum((-2, -1)))
-        eager = matrix.device.type == "cpu" and not torch.compiler.is_compiling()
+        eager = matrix.device.type == "cpu" and not compiling()
         if not eager or not bool(finite.all()):
             finite = torch.isfinite(matrix).flatten(1).all(-1)
         return triangle, torch.where(finite, info, -1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from implicit_solvers.autodiff import no_saved_tensor_hooks, rows, unwatched, vjp
+from implicit_solvers.compiling import compiling
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.template import Products, Template
 
@@ -70,7 +71,7 @@ class JacobianTemplate:
     def _columns(self, basis: Tensor, *tensors: Tensor) -> Tensor:
         z, *operands = tensors
         out, pull = vjp(lambda u: self.fn(u, *operands), z)
-        if torch.compiler.is_compiling():
+        if compiling():
             if out.shape[-1] != len(basis):
                 basis = torch.eye(out.shape[-1], dtype=z.dtype, device=z.device)
             return vmap(lambda e: pull(e.expand(out.shape).contiguous())[0], out_dims=-2)(basis)
@@ -130,7 +131,7 @@ class JacobianTemplate:
         if self.symmetric:
             return rmv, rmv
         pushes: list[Any] = []
-        if torch.compiler.is_compiling():
+        if compiling():
             pushes.append(vjp(pull, torch.zeros_like(out))[1])
 
         def mv(v: Tensor) -> Tensor:

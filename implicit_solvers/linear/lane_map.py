@@ -17,6 +17,7 @@ from implicit_solvers.autodiff import (
     unwatched,
 )
 from implicit_solvers.compiled_step import apart
+from implicit_solvers.compiling import compiling
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
 from implicit_solvers.linear.template import Products, Template
@@ -102,7 +103,7 @@ class LaneMap:
         return self.like.new_zeros(*self.shape, self.n)
 
     def _make_products(self) -> Products:
-        if torch.compiler.is_compiling() and not self.local:
+        if compiling() and not self.local:
             return self.template.products(self.lanes, self._like(), self.tensors)
         if self._products is None and self.graph is not None:
             self._products = products_on_graph(*self.graph, symmetric=self.symmetric)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.direct import DirectSolver
@@ -90,7 +91,7 @@ def solve_in_lanes(
     second = first + spec.preconditioner_tensors
     kept = spec.lanes.without(grid.shared)
     flat = grid.flat(b)
-    if torch.compiler.is_compiling():
+    if compiling():
         flat = flat.clone()
 
     def lane_map(template: Template, lo: int, hi: int) -> LaneMap:
@@ -180,7 +181,7 @@ def solve_in_lanes(
     if watch.active:
         size = rms(b)
         watch.done(iterations, torch.where(size > 0, residual / size, residual), status)
-    if not torch.compiler.is_compiling():
+    if not compiling():
         enforce(spec.on_failure, spec.label, status, iterations, residual, warn_masked=spec.adjoint)
     x = grid.back(x)
     if spec.adjoint and spec.masked:
@@ -207,7 +208,7 @@ def _unit(b: Tensor, start: Tensor | None) -> Tensor | None:
         size = torch.maximum(size, start.abs().amax(-1))
     far = (size < info.tiny**0.5 / info.eps) | (size > info.max**0.5 * info.eps)
     far = far & (size > 0) & (size < torch.inf)
-    if not torch.compiler.is_compiling() and not bool(far.any()):
+    if not compiling() and not bool(far.any()):
         return None
     exponent = size.log2().round().clamp(math.log2(info.tiny), math.log2(info.max) - 1)
     return torch.where(far, exponent.exp2(), 1.0)
@@ -317,7 +318,7 @@ def _solve_iteratively(
 
     none = torch.zeros(len(b), dtype=torch.int64, device=b.device)
     carry: tuple[Tensor, ...] = (x, none, none, torch.ones_like(none, dtype=torch.bool), 0 * goal)
-    if torch.compiler.is_compiling():
+    if compiling():
         carry = loop_in_graph(lambda c: c[3].any(), go_on, carry, 4)
     else:
         for _ in range(4):

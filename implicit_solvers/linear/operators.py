@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_structure
 
 from implicit_solvers.autodiff import differentiable, is_batched, vjp
+from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.linear_operator import LinearOperator, operator_pytree
 from implicit_solvers.structure import Structure
 
@@ -176,7 +177,7 @@ class FunctionOperator(LinearOperator):
 
 
 def _one_for_each_lane(matrix: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and is_batched(matrix)
+    return not compiling() and is_batched(matrix)
 
 
 @operator_pytree("z", "args")
@@ -213,7 +214,7 @@ class JacobianOperator(LinearOperator):
     --------
     >>> A = JacobianOperator(lambda z: z**3, torch.tensor([1.0, 2.0]))
     >>> A @ torch.ones(2)
-    tensor([ 3., 12.]...)
+    tensor([ 3., 12.])
     """
 
     fn: Callable[..., Any]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.preconditioners import DiagonalMap
 from implicit_solvers.tolerance import Auto, linear_tolerance, rms
@@ -40,7 +41,7 @@ class LinearProblem:
 
     def tolerance(self, solver: Any, z: Tensor | None) -> Tensor:
         """Return the largest ``rms(b - A x)`` that counts as solved, whatever ``z``."""
-        if torch.compiler.is_compiling():
+        if compiling():
             return self._tolerance(solver)
         if self._goal is None or self._goal[0] is not solver:
             self._goal = solver, self._tolerance(solver)
@@ -84,7 +85,7 @@ class LinearProblem:
 
     def first_residual(self, x: Tensor) -> Tensor:
         """Return ``b - A x``, without the product at the usual start, zero."""
-        if torch.compiler.is_compiling() or bool((x != 0).any()):
+        if compiling() or bool((x != 0).any()):
             return self.residual(x)
         return self.b.clone()
 

@@ -22,6 +22,7 @@ from implicit_solvers.capture import (
     nested,
     resolve,
 )
+from implicit_solvers.compiling import compiling
 from implicit_solvers.explained_call import is_of_devices
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.graph_break import frames_compiled, outside_of_graphs
@@ -165,7 +166,7 @@ def linear_solve(
         raise ValueError("b is on the meta device, which holds no values: pass one that does")
     carried = read_operator_dims(in_dims, A, structure.native)
     _check_solver(solver, preconditioner)
-    if check and not torch.compiler.is_compiling():
+    if check and not compiling():
         _check_flags(A, structure)
     if solver is None:
         solver = default_linear_solver(
@@ -207,11 +208,11 @@ def linear_solve(
             "out, or use CG() or GMRES()"
         )
 
-    if torch.compiler.is_compiling() or frames_compiled():
+    if compiling() or frames_compiled():
         options: dict[str, Any] = {"solver": solver, "x0": x0, "preconditioner": preconditioner}
         options |= {"check": check, "batch_dims": batch_dims, "in_dims": in_dims}
         options |= {"on_failure": on_failure, "adjoint_start": adjoint_start}
-        if not torch.compiler.is_compiling():
+        if not compiling():
             solution: Solution[T] = torch.compiler.disable(linear_solve)(A, b, **options)
             return solution
         why = system_obstacle(A, b, solver, columns, check, adjoint_start, on_failure)
@@ -232,7 +233,7 @@ def linear_solve(
             adjoint_start,
         )
 
-    if not torch.compiler.is_compiling():
+    if not compiling():
         one = _explaining_devices(one, structure.device)
     if columns:
         starts = None if x0 is None else -1
@@ -289,7 +290,9 @@ def check_adjoint_start(start: Any, solver: LinearSolver | None) -> None:
             f"adjoint_start is a {type(start).__name__}: pass an AdjointStart(), or "
             "AdjointStart(value) with a value like the solution"
         )
-    if solver is None or isinstance(solver, (DirectSolver, LSMR)):
+    if solver is None:
+        raise ValueError("adjoint_start is given, and the adjoint makes no solve: leave it out")
+    if isinstance(solver, (DirectSolver, LSMR)):
         raise ValueError(
             f"adjoint_start is given, and the backward solve by {type(solver).__name__} has no "
             "start: leave it out, or name an iterative solver, as GMRES() or CG()"
@@ -303,10 +306,14 @@ def _check_start(x0: Any, b: Any) -> None:
         if not isinstance(leaf, Tensor) or leaf.dtype != wanted[0].dtype:
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise TypeError(f"x0 is {kind}: pass tensors of the dtype of b, {wanted[0].dtype}")
-    if tree != wanted_tree or any(x.shape != w.shape for x, w in zip(leaves, wanted, strict=True)):
+    if tree != wanted_tree:
+        raise ValueError(
+            f"x0 has the structure {tree} and b has {wanted_tree}: pass x0 in the same containers"
+        )
+    if any(x.shape != w.shape for x, w in zip(leaves, wanted, strict=True)):
         raise ValueError(
             f"x0 has shapes {[tuple(x.shape) for x in leaves]} where b has "
-            f"{[tuple(w.shape) for w in wanted]}: give the start the structure and shapes of b"
+            f"{[tuple(w.shape) for w in wanted]}: give the start the shapes of b"
         )
 
 
@@ -416,7 +423,7 @@ def _solve(
         start = structure.check_like(x0, structure.native, "x0", "b").detach()
     operands = [resolve(t) for t in (*M_tensors, *tensors)]
     rhs = structure.ravel(tree_map(resolve, b))
-    if torch.compiler.is_compiling():
+    if compiling():
         x, status, iterations, residual = solve_linear_in_graph(spec, rhs, start, operands)
     else:
         with isolated():
@@ -458,7 +465,7 @@ def operator_template(
     captured = Captured()
     functionless = made_of_tensors(A)
     # a compiler sees what a function captures
-    if not (torch.compiler.is_compiling() or functionless):
+    if not (compiling() or functionless):
         captured = capture(evaluate, (*flat, *own), f"the function of {type(A).__name__}", A)
     count = len(own)
     outermost = not (transforms_active() or torch.is_inference_mode_enabled() or nested())

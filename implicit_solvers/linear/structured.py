@@ -18,7 +18,7 @@ from implicit_solvers.linear.lu import LU
 __all__ = ["Structured"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Structured(DirectSolver):
     """Find diagonal and banded structure by products, and solve accordingly.
 
@@ -40,7 +40,7 @@ class Structured(DirectSolver):
     widest
         How many diagonals at each side of the main one to look for, at most.
     fallback
-        What solves if there is no such structure.
+        What solves if there is no such structure; left out, `LU`.
 
     Raises
     ------
@@ -61,12 +61,14 @@ class Structured(DirectSolver):
     tensor([0.3333, 0.0833, 0.0370])
     """
 
-    widest: int = 1
-    fallback: DirectSolver = LU()
+    widest: int
+    fallback: DirectSolver
     keepable: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        """Refuse a width that is none, and a fallback that factors nothing."""
+    def __init__(self, widest: int = 1, fallback: DirectSolver | None = None) -> None:
+        # Dynamo cannot make a solver whose default is an instance
+        object.__setattr__(self, "widest", widest)
+        object.__setattr__(self, "fallback", LU() if fallback is None else fallback)
         check_count(self, "widest")
         if not isinstance(self.fallback, DirectSolver):
             raise TypeError(

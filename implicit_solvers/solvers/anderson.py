@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solver import EquationMethod
@@ -155,7 +156,7 @@ def _remember(state: AndersonState, end: Tensor, change: Tensor) -> tuple[Tensor
     """Put the differences in the place of the oldest ones."""
     ends, changes = state.ends, state.changes
     place = (state.turn.amax() % ends.shape[1]).reshape(1)
-    if torch.compiler.is_compiling():
+    if compiling():
         return (
             ends.index_copy(1, place, end.unsqueeze(1)),
             changes.index_copy(1, place, change.unsqueeze(1)),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.hyperparameters import (
     check_count,
     check_linear_solver,
@@ -116,7 +117,7 @@ class Dogleg(EquationMethod):
         """Evaluate the residuals at the start."""
         factors: tuple[Tensor, ...] = ()
         # a graph leaves none to the backward pass, and need not have them if they serve once only
-        needed = self._reuses or not torch.compiler.is_compiling()
+        needed = self._reuses or not compiling()
         if needed and self._linear_solver(problem, z) is None and not problem.fits:
             # before the first step: the factors of the identity
             eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
@@ -128,8 +129,7 @@ class Dogleg(EquationMethod):
         """Step with the factors at hand where they serve, and with a new Jacobian elsewhere."""
         running = state.flag == 0
         fresh, stale = running & ~state.stale, running & state.stale
-        compiling = torch.compiler.is_compiling()
-        if compiling or not state.factors or not bool(fresh.any()):
+        if compiling() or not state.factors or not bool(fresh.any()):
             return self._linearize(problem, state)
         if 2 * int(stale.sum()) > len(stale):
             return _merged(problem, state, fresh, self._linearize(problem, state), self._chord)
@@ -147,7 +147,7 @@ class Dogleg(EquationMethod):
                 _fitted(model, state.flag) if solver is None else _iterated(problem, model, solver)
             )
             return search(problem, self, state, model, _Way(model, newton, state.flag))
-        if torch.compiler.is_compiling():
+        if compiling():
             return self._linearize_in_graph(problem, state)
         matrix, factors = _factored(problem, state.z)
         state = state._replace(factors=factors)
@@ -257,7 +257,7 @@ class _Way:
 
     def __call__(self, radius: Tensor, legs: Any) -> tuple[Tensor, Tensor, Any]:
         """Return the point for each radius ``(N,)``, what it promises, and the legs of the way."""
-        if torch.compiler.is_compiling():
+        if compiling():
             return *self._in_graph(radius), legs
         if bool((self.reach <= radius).all()):
             return self.newton, self.fall, legs
@@ -297,7 +297,7 @@ def _fitted(model: LinearModel, flag: Tensor) -> Tensor:
 def _with_shortest(model: LinearModel, newton: Tensor, regular: Tensor, flag: Tensor) -> Tensor:
     """Put the shortest of the best steps where the Jacobian of a running lane is not regular."""
     needed = ~regular & (flag == 0)
-    if torch.compiler.is_compiling():
+    if compiling():
 
         def body(newton: Tensor) -> Tensor:
             return torch.where(needed.unsqueeze(-1), _shortest(model), newton)

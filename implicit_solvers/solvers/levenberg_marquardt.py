@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.hyperparameters import (
     check_count,
     check_linear_solver,
@@ -129,7 +130,7 @@ class _DampedSteps:
     @property
     def memory(self) -> _Decomposition | None:
         """What is known before the first step."""
-        if not torch.compiler.is_compiling():
+        if not compiling():
             return None
         assert self.model.matrix is not None
         (m, n), r = self.model.matrix.shape[-2:], self.model.residuals
@@ -143,7 +144,7 @@ class _DampedSteps:
         """
         within = self.ended | (self.regular & (self.reach <= radius))
         p = self.full
-        if torch.compiler.is_compiling() or not bool(within.all()):
+        if compiling() or not bool(within.all()):
             memory = self._known(memory, ~within)
             limit = torch.where(within, torch.inf, radius).unsqueeze(-1)
             p = torch.where(within.unsqueeze(-1), p, _damped(memory, limit))
@@ -154,7 +155,7 @@ class _DampedSteps:
         def compute(_: Any) -> _Decomposition:
             return _Decomposition(self.ended.new_ones(()), *decomposed(self.model))
 
-        if torch.compiler.is_compiling():
+        if compiling():
             found: _Decomposition = repeat(
                 lambda memory: needed.any() & ~memory.known, compute, memory, 1
             )

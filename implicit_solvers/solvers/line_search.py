@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.autodiff import vjp
+from implicit_solvers.compiling import compiling
 from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.iterate import iterate
 from implicit_solvers.problem import EquationProblem
@@ -356,7 +357,7 @@ def search(
     """
     if lenient is None:
         lenient = torch.zeros_like(length, dtype=torch.bool)
-    if not compact and not torch.compiler.is_compiling():
+    if not compact and not compiling():
         method = replace(method, compact=False)
     line = Line(problem, start, direction, lenient)
     out = iterate(method, line, length.unsqueeze(-1))

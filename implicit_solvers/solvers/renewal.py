@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask, nowhere, pick, settle
+from implicit_solvers.compiling import compiling
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.traced_loop import alias, repeat
 
@@ -26,7 +27,7 @@ def renew(
     Where lanes can be selected, the others cost nothing. In a compiled graph they are all computed
     if any needs it, and none if none does.
     """
-    if torch.compiler.is_compiling():
+    if compiling():
 
         def body(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             new = compute(problem.aliased(), *(alias(t) for t in lanes))

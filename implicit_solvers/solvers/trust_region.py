@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
 from implicit_solvers.problem import EquationProblem, ResidualMap
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import Auto, Norm
@@ -233,7 +234,7 @@ def search(
         ratio = actual / promised
         stuck = torch.zeros_like(going)
         well = ((ratio >= 0.9) & (promised > 0.5)) | ~going
-        if not torch.compiler.is_compiling() and bool(well.all()):
+        if not compiling() and bool(well.all()):
             pays = going
         else:
             ratio, pays, stuck = _weighed(here, solver, state, trial, promised, actual, going)
@@ -258,7 +259,7 @@ def search(
         # a budget's lane stays where no step pays
         flag = torch.where(flag == int(Status.STALLED), 0, flag)
     error = state.error
-    if torch.compiler.is_compiling() or bool(found.accepted.any()):
+    if compiling() or bool(found.accepted.any()):
         new = _error(problem, solver.norm, found.z, found.residuals)
         error = torch.where(found.accepted, new, error)
     return state._replace(

@@ -6,6 +6,7 @@ from torch import nn
 from torch._dynamo.exc import Unsupported
 
 import implicit_solvers as ims
+from implicit_solvers.compiling import compiling
 
 from .comparison import nightly_but
 
@@ -57,6 +58,12 @@ def test_a_failure_raises_outside_of_the_graph():
 
 
 @pytest.mark.nightly
+def test_what_is_left_out_of_a_graph_is_not_compiled():
+    left_out = torch._dynamo.disable(lambda x: compiling(), recursive=False)
+    found = torch.compile(lambda x: (x + compiling(), left_out(x)))(X)
+    torch.testing.assert_close(found, (X + 1, False))
+
+
 def test_a_solve_in_the_function_of_another_is_refused():
     def run(x):
         outer = lambda z, x: z + 0.1 * solved(z) - x

@@ -54,6 +54,7 @@ def test_products_and_dense(case):
             shapes = [t.shape for t in tree_leaves(case.pack(like))]
             assert [t.shape for t in tree_leaves(product)] == shapes
             assert error(case.ravel(product), expected) < TOLERANCE
+            assert not any(t.requires_grad for t in tree_leaves(product))
         assert error(operator.dense(case.structure), N) < TOLERANCE
         assert error(operator.diagonal_entries(case.structure), N.diagonal()) < TOLERANCE
     # the definition of the adjoint, between products of the operator alone
@@ -124,6 +125,19 @@ def test_lanes_of_matrices(name):
     assert error(A.T.mv(w), times(M.mT, w)) < TOLERANCE
     assert error(A.dense(), M) < TOLERANCE
     assert error(A.diagonal_entries(), M.diagonal(dim1=-2, dim2=-1)) < TOLERANCE
+
+
+@pytest.mark.parametrize("of", ["z", "v", "scale"])
+def test_a_product_has_a_graph_that_leads_to_what_asks_for_a_gradient(of):
+    given = {"z": seeded(3), "v": seeded(3, seed=1), "scale": torch.tensor(1.5, dtype=F64)}
+    leaf = given[of].requires_grad_()
+    z, v, scale = given.values()
+    inner = lambda z: ims.JacobianOperator(lambda z: z**4, z) @ v  # 4 z^3 v
+    product = ims.JacobianOperator(lambda z: scale * inner(z), z) @ v
+    expected = 12 * scale * z**2 * v**2
+    assert error(product, expected) < TOLERANCE
+    found, expected = (torch.autograd.grad(t.sum(), leaf)[0] for t in (product, expected))
+    assert error(found, expected) < TOLERANCE
 
 
 def test_one_matrix_multiplies_many_vectors():

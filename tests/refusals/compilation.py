@@ -76,11 +76,16 @@ TRACED = [
     ("minimum", "cannot use TorchOptimizer(), which is not traceable: use Newton()"),
     ("lambda x: root(x, solver=newton)", "cannot use Structured()"),
     (
+        "lambda x: root(x, solver=ims.Newton(linear_solver=ims.Structured()))",
+        "cannot use Structured()",
+    ),
+    (
         "lambda x: root(x, adjoint=adjoint)",
         "the adjoint cannot use Structured() in a compiled graph: use LU()",
     ),
     ("lambda x: system(x, on_failure='warn')", 'needs on_failure="mask", and it is "warn"'),
     ("lambda x: system(x, solver=structured)", "cannot use Structured()"),
+    ("lambda x: system(x, solver=ims.Structured())", "cannot use Structured()"),
     ("lambda x: system(x, check=True)", "cannot check=True"),
     ("lambda x: system(x, solver=mixed)", "cannot use GMRES(inner_dtype=torch.float32)"),
     ("lambda x: system(torch.stack([x, x], 1))", "make lanes of them"),

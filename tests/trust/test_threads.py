@@ -3,6 +3,7 @@
 import copy
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -161,12 +162,17 @@ def test_a_convex_layer_in_each_thread(switches):
     run(work, 48)
 
 
-@pytest.mark.skipif(
+compiles = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="compiles from 2.13 on"
 )
-@pytest.mark.nightly  # after many compilations Dynamo runs out of recursion in threads
-def test_a_compiled_solver_in_each_thread():
+
+
+@compiles
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.nightly)])
+def test_a_compiled_solver_in_each_thread(backend, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     solver = ims.Newton(compile=True)
+    squares = eval("lambda z, a: z**2 - a")  # code that is compiled nowhere else
 
     def work(thread, i):
         a = number(thread, i).requires_grad_()
@@ -176,8 +182,24 @@ def test_a_compiled_solver_in_each_thread():
     run(work, 48)
 
 
-def squares(z, a):
-    return z**2 - a
+@compiles
+def test_solves_while_another_thread_compiles():
+    begun, done = threading.Event(), threading.Event()
+
+    def backend(graph, inputs):
+        begun.set()
+        done.wait()
+        return graph
+
+    code = torch.compile(lambda a: a.cos() + 1, backend=backend, fullgraph=True)
+    thread = threading.Thread(target=code, args=(ONE,))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        run(lambda k, i: LOOPS[(k + i) % len(LOOPS)](k, i), 72)
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_the_backward_pass_in_another_thread():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -142,7 +143,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     start, console, out = time.perf_counter(), Console(), arguments.out
     torch.set_num_threads(arguments.threads)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     rows: list[CostRow] = []
     with progress_bar(console) as progress:
         total = len(arguments.inner_steps) * len(METHODS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -210,7 +211,11 @@ def run(arguments: argparse.Namespace) -> int:
     from implicit_solvers.problems.cli.imaml.truth_figure import draw_truth_figure
 
     start, console, out = time.perf_counter(), Console(), arguments.out
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     rows: list[TruthRow] = []
     measurements = measure_truth(
         inner_steps=arguments.inner_steps,

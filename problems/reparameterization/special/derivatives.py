@@ -15,10 +15,29 @@ from torch import Tensor
 
 import implicit_solvers as ims
 
-__all__ = ["differentiable_sample", "doubles", "in_double", "piecewise"]
+__all__ = ["check_real", "differentiable_sample", "doubles", "in_double", "piecewise"]
 
 Values = tuple[Tensor, ...]
 BLOCK = 1 << 16  # elements: large against the cost of a call, small against the cache
+
+
+def check_real(name: str, **args: Tensor | float) -> list[Tensor]:
+    """Return the tensors among the arguments of a function; refuse what is not real and floating.
+
+    Examples
+    --------
+    >>> check_real("f", a=2.0, x=torch.tensor(0.5))
+    [tensor(0.5000)]
+    """
+    tensors = [t for t in args.values() if isinstance(t, Tensor)]
+    if not tensors:
+        raise TypeError(f"{name}: at least one of {', '.join(args)} must be a tensor")
+    for label, arg in args.items():
+        if isinstance(arg, Tensor) and not arg.is_floating_point():
+            raise TypeError(f"{name}: {label} has dtype {arg.dtype}; pass a real floating dtype")
+        if not isinstance(arg, Tensor | int | float):
+            raise TypeError(f"{name}: {label} is a {type(arg).__name__}; pass a tensor")
+    return tensors
 
 
 def doubles(name: str, **args: Tensor | float) -> tuple[Any, ...]:
@@ -46,14 +65,7 @@ def doubles(name: str, **args: Tensor | float) -> tuple[Any, ...]:
     >>> doubles("f", a=2.0, x=torch.tensor(0.5))
     (torch.float32, tensor(2., dtype=torch.float64), tensor(0.5000, dtype=torch.float64))
     """
-    tensors = [t for t in args.values() if isinstance(t, Tensor)]
-    if not tensors:
-        raise TypeError(f"{name}: at least one of {', '.join(args)} must be a tensor")
-    for label, arg in args.items():
-        if isinstance(arg, Tensor) and not arg.is_floating_point():
-            raise TypeError(f"{name}: {label} has dtype {arg.dtype}; pass a real floating dtype")
-        if not isinstance(arg, Tensor | int | float):
-            raise TypeError(f"{name}: {label} is a {type(arg).__name__}; pass a tensor")
+    tensors = check_real(name, **args)
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
     device = next((t.device for t in tensors if t.dim()), tensors[0].device)
     return (

@@ -216,15 +216,28 @@ def _evaluate(
     t: Tensor | float,
     df: Tensor | float,
     at_infinity: Callable[[Tensor], Tensor],
+    lower: bool = False,
 ) -> Tensor:
-    """Evaluate in double; an infinite ``t`` has its limit, without a derivative."""
+    """Evaluate in double, at ``-t`` for a lower tail; an infinite ``t`` has its limit.
+
+    The limit has no derivative.
+    """
     dtype, place, freedom = doubles(name, t=t, df=df)
+    place = -place if lower else place
     infinite = place.isinf()
     # adding NaN keeps the gradient NaN too
     freedom = freedom + torch.where((freedom > 0) & (freedom < torch.inf), 0.0, torch.nan)
     inside = function(torch.where(infinite, 1.0, place), freedom)
     limit = at_infinity(torch.where(infinite, place, 0.0)) + 0 * freedom.detach()
     return torch.where(infinite, limit, inside).to(dtype)
+
+
+def _mass_beyond(t: Tensor) -> Tensor:
+    return (t < 0).to(t.dtype)
+
+
+def _log_mass_beyond(t: Tensor) -> Tensor:
+    return torch.where(t > 0, -torch.inf, 0.0)
 
 
 def _evaluate_log(name: str, function: Value, log_t: Tensor | float, df: Tensor | float) -> Tensor:
@@ -268,7 +281,7 @@ def student_t_cdf(t: Tensor | float, df: Tensor | float) -> Tensor:
     >>> torch.func.grad(student_t_cdf, argnums=1)(torch.tensor(1.0), torch.tensor(2.0))
     tensor(0.0225)
     """
-    return student_t_sf(-t, df)
+    return _evaluate("student_t_cdf", _sf, t, df, _mass_beyond, lower=True)
 
 
 def student_t_sf(t: Tensor | float, df: Tensor | float) -> Tensor:
@@ -297,7 +310,7 @@ def student_t_sf(t: Tensor | float, df: Tensor | float) -> Tensor:
     >>> student_t_sf(torch.tensor([1e3, torch.inf], dtype=torch.float64), 10.0)
     tensor([1.2304e-26, 0.0000e+00], dtype=torch.float64)
     """
-    return _evaluate("student_t_sf", _sf, t, df, lambda t: (t < 0).to(t.dtype))
+    return _evaluate("student_t_sf", _sf, t, df, _mass_beyond)
 
 
 def student_t_logcdf(t: Tensor | float, df: Tensor | float) -> Tensor:
@@ -324,7 +337,7 @@ def student_t_logcdf(t: Tensor | float, df: Tensor | float) -> Tensor:
     >>> student_t_logcdf(torch.tensor(-1e3), 1e3)
     tensor(-3458.7...)
     """
-    return student_t_logsf(-t, df)
+    return _evaluate("student_t_logcdf", _log_sf, t, df, _log_mass_beyond, lower=True)
 
 
 def student_t_logsf(t: Tensor | float, df: Tensor | float) -> Tensor:
@@ -351,9 +364,7 @@ def student_t_logsf(t: Tensor | float, df: Tensor | float) -> Tensor:
     >>> student_t_logsf(torch.tensor(0.0), 3.0)
     tensor(-0.6931)
     """
-    return _evaluate(
-        "student_t_logsf", _log_sf, t, df, lambda t: torch.where(t > 0, -torch.inf, 0.0)
-    )
+    return _evaluate("student_t_logsf", _log_sf, t, df, _log_mass_beyond)
 
 
 def student_t_log_tail(log_t: Tensor | float, df: Tensor | float) -> Tensor:

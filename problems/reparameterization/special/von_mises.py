@@ -24,6 +24,7 @@ from torch import Tensor
 
 import implicit_solvers as ims
 from implicit_solvers.problems.reparameterization.special.derivatives import (
+    check_real,
     differentiable_sample,
     in_double,
     piecewise,
@@ -272,6 +273,7 @@ def von_mises_cdf(x: Tensor | float, concentration: Tensor | float) -> Tensor:
     >>> torch.func.grad(von_mises_cdf, argnums=1)(torch.tensor(1.0), torch.tensor(0.0))
     tensor(0.1339)
     """
+    check_real("von_mises_cdf", x=x, concentration=concentration)
     return _sf(-x, concentration)
 
 
@@ -299,6 +301,7 @@ def von_mises_sf(x: Tensor | float, concentration: Tensor | float) -> Tensor:
     >>> von_mises_sf(torch.tensor(3.0, dtype=torch.float64), 50.0)
     tensor(1.7716e-44, dtype=torch.float64)
     """
+    check_real("von_mises_sf", x=x, concentration=concentration)
     return _sf(x, concentration)
 
 
@@ -325,6 +328,7 @@ def von_mises_logcdf(x: Tensor | float, concentration: Tensor | float) -> Tensor
     >>> von_mises_logcdf(torch.tensor(-3.0, dtype=torch.float64), 1e5)
     tensor(-199003.9664, dtype=torch.float64)
     """
+    check_real("von_mises_logcdf", x=x, concentration=concentration)
     return _log_sf(-x, concentration)
 
 
@@ -352,6 +356,7 @@ def von_mises_logsf(x: Tensor | float, concentration: Tensor | float) -> Tensor:
     >>> von_mises_logsf(torch.tensor(0.0, dtype=torch.float64), 3.0).exp()
     tensor(0.5000, dtype=torch.float64)
     """
+    check_real("von_mises_logsf", x=x, concentration=concentration)
     return _log_sf(x, concentration)
 
 

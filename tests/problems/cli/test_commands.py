@@ -138,11 +138,11 @@ def test_an_unreadable_checkpoint_is_refused(name, finished, tmp_path, monkeypat
     assert not Path("made by a checkpoint").exists()
 
 
-@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("imaml truth", "imaml costs")])
+@each_command
 def test_a_folder_that_cannot_be_made_is_an_error(name, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert run(name, tmp_path / "file") == 2
-    assert "error" in capsys.readouterr().err
+    assert f"error: [Errno 17] File exists: '{tmp_path / 'file'}'" in capsys.readouterr().err
 
 
 # ---- Without the extras ----
