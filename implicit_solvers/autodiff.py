@@ -38,6 +38,7 @@ from implicit_solvers.compiling import compiling
 
 __all__ = [
     "LegacyBatch",
+    "Pushforward",
     "ambient_level",
     "differentiable",
     "forward_level",
@@ -325,14 +326,28 @@ def products_on_graph(
     pull = pullback_on_graph(z, value)
     if symmetric:
         return pull, pull
-    pushes: list[Callable[[Any], Any]] = []
+    return Pushforward(pull, value), pull
 
-    def push(v: Tensor) -> Tensor:
-        if not pushes:
-            pushes.append(_plain_vjp(pull, (torch.zeros_like(value),))[1])
-        return cast(Tensor, pushes[0](v)[0])
 
-    return push, pull
+class Pushforward:
+    """``v -> J v`` by the pullback of a pullback ``w -> J^T w``, made when it is first needed."""
+
+    def __init__(self, pull: Callable[[Tensor], Tensor], value: Tensor) -> None:
+        self.pull, self.value = pull, value
+        self.push: Callable[[Tensor], Any] | None = None
+        if compiling():
+            self.ready()
+
+    def ready(self) -> None:
+        """Linearize; what is needed under a ``vmap`` is made before."""
+        if self.push is None:
+            self.push = vjp(self.pull, torch.zeros_like(self.value))[1]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Return the product."""
+        self.ready()
+        assert self.push is not None
+        return cast(Tensor, self.push(v)[0])
 
 
 def rows(

@@ -198,6 +198,8 @@ class EquationProblem:
         return error > self.tolerance(solver, z)
 
     def _most(self, z: Tensor, like: Any) -> Any:
+        if not self.branches:
+            return longest(z, self.start)
         if self._longest is None:
             longest_norm = longest(z, self.start)
             self._longest = float(longest_norm) if isinstance(like, float) else longest_norm

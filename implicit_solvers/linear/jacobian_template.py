@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from implicit_solvers.autodiff import no_saved_tensor_hooks, rows, unwatched, vjp
+from implicit_solvers.autodiff import Pushforward, no_saved_tensor_hooks, rows, unwatched, vjp
 from implicit_solvers.compiling import compiling
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.template import Products, Template
@@ -130,13 +130,4 @@ class JacobianTemplate:
 
         if self.symmetric:
             return rmv, rmv
-        pushes: list[Any] = []
-        if compiling():
-            pushes.append(vjp(pull, torch.zeros_like(out))[1])
-
-        def mv(v: Tensor) -> Tensor:
-            if not pushes:
-                pushes.append(vjp(pull, torch.zeros_like(out))[1])
-            return cast(Tensor, pushes[0]((v,))[0])
-
-        return mv, rmv
+        return Pushforward(rmv, out), rmv

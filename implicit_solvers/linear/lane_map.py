@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from implicit_solvers.autodiff import (
+    Pushforward,
     no_saved_tensor_hooks,
     products_on_graph,
     pullback_on_graph,
@@ -121,6 +122,8 @@ class LaneMap:
             if len(self.shape) == 1:
                 return product(v)
             return product(v.reshape((*self.shape, v.shape[-1]))).reshape(v.shape[0], -1)
+        if isinstance(product, Pushforward):
+            product.ready()
         stacked = v.reshape(self.columns, *self.shape, v.shape[-1])
         with no_saved_tensor_hooks():
             return vmap(product, randomness="different")(stacked).reshape(len(v), -1)
@@ -160,6 +163,8 @@ class LaneMap:
         They are never those of the transpose.
         """
         product = self._make_products()[0]
+        if isinstance(product, Pushforward):
+            product.ready()
         with no_saved_tensor_hooks():
             out = vmap(lambda v: product(v.expand(*self.shape, self.n).contiguous()))(probes)
         return out.reshape(len(probes), self.grid, out.shape[-1])

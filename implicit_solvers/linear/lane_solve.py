@@ -25,6 +25,8 @@ from implicit_solvers.traced_loop import inside, loop_in_graph
 
 __all__ = ["solve_in_lanes"]
 
+_CORRECTIONS = 5
+
 
 class _Grid:
     """The lanes of a solve as columns times a grid of operators."""
@@ -49,6 +51,7 @@ class _Grid:
         """Undo `flat`."""
         k = len(self.shape)
         if self.plain:
+            t = t.contiguous()  # a tangent must be laid out as its primal
             return t if k == 1 else t.reshape((*self.shape, *t.shape[1:]))
         t = t.reshape((*(self.shape[i] for i in self.order), *t.shape[1:]))
         inverse = sorted(range(k), key=lambda i: self.order[i])
@@ -255,8 +258,8 @@ def _correct(
         rate = torch.where(idle, 0.0, rate)
     slowest, goal, steps = float(rate.amax()), torch.finfo(b.dtype).eps, 2
     x, left = x + correction, slowest**2
-    # (NaN too) three corrections cost less than fresh factors
-    if not left * slowest**2 <= goal:
+    # (NaN too) few corrections cost less than fresh factors
+    if not slowest**_CORRECTIONS * slowest <= goal:
         return None
     while left > goal:
         x = x + _by_factors(solver, A, factors, b - A.mv(x))

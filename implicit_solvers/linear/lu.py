@@ -55,7 +55,7 @@ class LU(DirectSolver):
         return factors[2] != 0
 
     def regular(self, factors: Factors) -> Tensor:
-        """Tell where no pivot vanishes; what is not finite is not regular."""
+        """Tell where no pivot vanishes."""
         size = factors[0].abs()
         n, pivot = size.shape[-1], size.diagonal(dim1=-2, dim2=-1)
         others = (size * size.mT).triu(1).sum(-2)
@@ -65,4 +65,4 @@ class LU(DirectSolver):
         """Return SINGULAR where a pivot vanishes, NONFINITE where the matrix is not finite."""
         finite = torch.isfinite(factors[0]).flatten(-2).all(-1)
         status = torch.where(finite, int(Status.SINGULAR), int(Status.NONFINITE))
-        return torch.where(self.regular(factors), 0, status)
+        return torch.where(self.regular(factors) & finite, 0, status)

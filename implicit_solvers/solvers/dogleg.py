@@ -176,7 +176,8 @@ class Dogleg(EquationMethod):
         slow = stale & ~(whole.error <= _PAYS_WELL * state.error)
 
         def follow(carry: TrustRegionState) -> TrustRegionState:
-            alone = state._replace(flag=(~slow).to(state.flag.dtype))
+            factors = tuple(alias(t) for t in state.factors)
+            alone = state._replace(flag=(~slow).to(state.flag.dtype), factors=factors)
             new = self._follow(inside(problem), alone, matrix)
             return new._replace(factors=()).where(slow, carry)
 
