@@ -55,7 +55,7 @@ class Chord(Factored):
 
     Examples
     --------
-    >>> import implicit_solvers as ims
+    >>> import torch, implicit_solvers as ims
     >>> sol = ims.root(lambda z: z**3 - 8, torch.tensor(2.1), solver=Chord())
     >>> sol.value
     tensor(2.0000)

@@ -257,7 +257,7 @@ def imaml_hf(
     Examples
     --------
     >>> imaml_hf(steps=3).solver
-    NewtonCG(rtol=None, ...max_steps=3, max_products=5, ...)
+    NewtonCG(rtol=None, ...max_steps=3, ...max_products=5, ...)
     """
     solver = ims.NewtonCG(rtol=None, max_steps=steps, max_products=cg_steps)
     adjoint = ims.ImplicitAdjoint(ims.CG(max_steps=cg_steps, rtol=None))

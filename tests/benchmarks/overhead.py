@@ -65,7 +65,17 @@ def watch(events: list[Event]) -> Iterator[None]:
         return 0 if bool((matrix == eye).all()) else len(matrix)
 
     def formed(A: Any) -> bool:
-        return A._matrices is not None
+        return A.matrices is not None
+
+    def jacobian(A: Any) -> int:
+        if formed(A):
+            return 0
+        if A.graph is not None and ("f", A.grid) in events:
+            # the replay evaluates the function for each Jacobian, which the solve did before
+            events.reverse()
+            events.remove(("f", A.grid))
+            events.reverse()
+        return int(A.grid)
 
     def pulled(fn: Any, *primals: Any) -> int:
         return max(len(t) if t.dim() > 1 and t.shape[0] != t.shape[1] else 1 for t in primals)
@@ -76,7 +86,8 @@ def watch(events: list[Event]) -> Iterator[None]:
 
     with (
         noting(ims.EquationProblem, "residual", "f", lambda problem, z, *rest: len(z)),
-        noting(JacobianTemplate, "matrices", "jacobian", grid),
+        noting(ims.EquationProblem, "residual_to_factor", "f", lambda problem, z: len(z)),
+        noting(LaneMap, "dense", "jacobian", jacobian),
         noting(JacobianTemplate, "products", "linearize", grid),
         noting(LaneMap, "_apply", "product", lambda A, _, v: 0 if formed(A) else len(v)),
         noting(LaneMap, "_apply", "multiply", lambda A, _, v: len(v) if formed(A) else 0),

@@ -98,7 +98,9 @@ def test_results_do_not_depend_on_check_every(name, every, compact):
     with torch.no_grad():
         one, several = (system.run(solver(check_every=k, **options))(x, w) for k in (1, every))
     assert torch.equal(one.status, several.status)
-    assert torch.equal(one.iterations, several.iterations)
+    # a lane that stalls in a minimum of |F| moves by rounding, which the number of lanes changes
+    moved = one.status != int(ims.Status.STALLED)
+    assert torch.equal(one.iterations[moved], several.iterations[moved])
     close = {"atol": 1e-12, "equal_nan": True}
     torch.testing.assert_close(one.value, several.value, rtol=1e-12, **close)
     torch.testing.assert_close(one.residual, several.residual, rtol=1e-6, **close)
