@@ -197,6 +197,41 @@ def test_a_complex_system_in_which_a_lane_failed():
     close(ours, theirs)
 
 
+def test_a_step_that_does_not_pay_is_made_shorter():
+    """Newton's full steps on ``atan`` diverge from 3: halved, each lane counts what it accepts."""
+    starts = torch.tensor([0.0, 0.5, 3.0, 20.0], dtype=D)
+    solve = lambda z: ims.root(torch.atan, z, solver=ims.Newton())
+    alone = [solve(z) for z in starts]
+    together = ims.root(torch.atan, starts, solver=ims.Newton(), batch_dims=1, in_dims=())
+    assert bool(together.converged.all()) and float(together.value.abs().max()) < 1e-10
+    assert together.iterations.tolist() == [int(sol.iterations) for sol in alone]
+
+    def accepted(z):
+        """Count Newton's steps, each halved until |F| falls."""
+        count = 0
+        while abs(math.atan(z)) > 1e-11:
+            t, p = 1.0, math.atan(z) * (1 + z * z)
+            while abs(math.atan(z - t * p)) > (1 - 1e-4 * t) * abs(math.atan(z)):
+                t /= 2
+            z, count = z - t * p, count + 1
+        return count
+
+    assert together.iterations.tolist() == [accepted(float(z)) for z in starts]
+
+
+def test_a_matrix_that_is_singular_but_for_rounding():
+    A, b = (
+        torch.arange(1, 10, dtype=D).reshape(3, 3),
+        torch.tensor([6.0, 15.0, 24.0], dtype=D),
+    )
+    with pytest.raises(ims.ConvergenceError, match="SINGULAR"):
+        ims.root(lambda z: A @ z - b, torch.zeros(3, dtype=D), solver=ims.Newton())
+    scaled = torch.tensor([1e-150, 1.0, 1e150], dtype=D)
+    regular = torch.tensor([[2.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 4.0]], dtype=D)
+    for units in (scaled[:, None] * regular, regular * scaled):
+        assert bool(ims.linear_solve(ims.MatrixOperator(units), units.sum(-1)).converged)
+
+
 def test_a_lane_that_failed_returns_its_best_iterate():
     sol = ims.fixed_point(
         lambda z: 2 * z, ONE, solver=ims.FixedPointIteration(max_steps=5), on_failure="mask"
