@@ -135,7 +135,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     A lane that has ended keeps its iterate and its error. When at most half of the lanes are left,
     they go on without the others (unless the solver says ``compact=False``). A lane that failed
     returns its best iterate; with ``rtol=None`` exactly ``max_steps`` steps are made and the last
-    is returned. Steps whose trial is not accepted do not count, up to four for each that may.
+    is returned. Steps whose trial is not accepted do not count, up to ``max_trials`` of all.
 
     Whether lanes are left is asked every ``check_every`` steps of a solver that has this field: a
     GPU has to wait for the answer. Between, lanes that have ended are computed and not looked at.
@@ -164,7 +164,8 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
                 state = state._replace(flag=pick(progress.running, state.flag, ENDED))
             progress = progress._replace(state=refresh(problem, state))
         progress = _step(solver, problem, progress)
-        looks = (progress.trials + 1) % every == 0 or progress.trials + 1 >= solver.max_steps
+        upcoming = progress.trials + 1
+        looks = upcoming % every == 0 or upcoming >= min(solver.max_steps, _most(solver))
         ask = settle if looks else _nobody
         left, progress = _look(solver, problem, progress, lanes, left, ask)
     return departed.joined(_end(solver, progress))
@@ -192,6 +193,11 @@ def _step(solver: Any, problem: Any, progress: Progress) -> Progress:
     return progress._replace(state=new)
 
 
+def _most(solver: Any) -> int:
+    most: int | None = getattr(solver, "max_trials", None)
+    return 4 * solver.max_steps if most is None else most
+
+
 def _look(
     solver: Any, problem: Any, progress: Progress, lanes: int, left: int, ask: Ask
 ) -> tuple[int, Progress]:
@@ -201,10 +207,10 @@ def _look(
     # lanes that have ended stay, whatever is said of them
     accepted = either(getattr(state, "accepted", True), no(running))
     going = both(goes_on(solver, problem, state), running)
-    late = isinstance(trials, Tensor) or trials >= solver.max_steps
+    late = isinstance(trials, Tensor) or trials >= min(solver.max_steps, _most(solver))
     if late:
         count = iterations + both(budget or accepted, running)
-        spent = (count >= solver.max_steps) | (trials >= 4 * solver.max_steps)
+        spent = (count >= solver.max_steps) | (trials >= _most(solver))
         going = both(going, no(spent))
     better = state.error < best[1] if best else False
     (now, *_), (going, accepted, better) = ask(lanes, going, accepted, better)

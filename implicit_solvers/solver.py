@@ -77,8 +77,10 @@ class EquationMethod(_Method):
         squares; both default to ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps
         and judges nothing.
     max_steps
-        The number of steps allowed. One that is taken back, as it does not pay, does not count, up
-        to four for each that may be made; of a budget, each does.
+        The number of steps allowed. One that is taken back, as it does not pay, does not count; of
+        a budget, each does.
+    max_trials
+        The number of steps allowed with those that are taken back, ``4 max_steps`` if left out.
     norm
         Maps what ``F`` returns, ``(N, n)``, of a real floating dtype, to sizes ``(N,)``.
     compact
@@ -102,7 +104,14 @@ class EquationMethod(_Method):
     """
 
     norm: Norm = rms
+    max_trials: int | None = None
     traceable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters that make no sense."""
+        super().__post_init__()
+        if self.max_trials is not None:
+            check_count(self, "max_trials")
 
 
 class EquationSolver(IterativeSolver, Protocol):

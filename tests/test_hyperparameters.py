@@ -27,6 +27,7 @@ RANGES = {
     "rtol": (-1e-9, math.nan, *NO_NUMBER),
     "atol": (-1e-9, math.nan, None, *NO_NUMBER),
     "max_steps": (-1, 10.0),
+    "max_trials": (-1, 10.0),
     "damping": SHARE,
     "window": (0, *COUNT),
     "memory": (0, *COUNT),

@@ -43,7 +43,7 @@ class Aitken(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     damping
         The relaxation of plain steps: the share of the way to ``g(z)``.

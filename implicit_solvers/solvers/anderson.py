@@ -57,7 +57,7 @@ class Anderson(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     window
         How many differences are remembered, at most ``n``.

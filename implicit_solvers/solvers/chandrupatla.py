@@ -41,7 +41,7 @@ class Chandrupatla(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     expansions
         How often the search for a bracket may go twice as far; only if none is given.

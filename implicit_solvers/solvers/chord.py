@@ -41,7 +41,7 @@ class Chord(Factored):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     linear_solver
         A direct solver.

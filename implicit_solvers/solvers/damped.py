@@ -136,12 +136,9 @@ class Damped(EquationMethod):
         if not nowhere(turns):
             new, memory, flag = self.aim(problem, state, tired)
             old = new if state.direction is None else state.direction
-            # lanes that end stay where they are
-            new = (
-                pick(turns, new, old)
-                if isinstance(flag, int)
-                else pick(flag == 0, pick(turns, new, old), 0.0)
-            )
+            new = pick(turns, new, old)
+            if isinstance(flag, Tensor):
+                new = pick(flag == 0, new, 0.0)  # lanes that end stay where they are
             state = state._replace(direction=new, memory=memory, flag=flag)
         if isinstance(length, Tensor):
             z = torch.addcmul(state.z, length.unsqueeze(-1), state.direction, value=-1)
@@ -150,10 +147,8 @@ class Damped(EquationMethod):
         residual = self.residual(problem, z)
         error, accepted = problem.size(self.norm, residual), True
         if self.halvings > 0:
-            limit = self.limit(state)
-            least = (1 - 1e-4 * length) * limit if limit is state.error else None
-            if least is None:
-                least = limit - 1e-4 * length * state.error
+            limit, fall = self.limit(state), 1e-4 * length
+            least = (1 - fall) * limit if limit is state.error else limit - fall * state.error
             accepted = error <= least
         elif not problem.branches:
             accepted = torch.ones_like(error, dtype=torch.bool)

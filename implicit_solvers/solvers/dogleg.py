@@ -59,7 +59,7 @@ class Dogleg(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     linear_solver
         An iterative solver that finds Newton's step with products: ``GMRES()`` for ``J p = -F``,

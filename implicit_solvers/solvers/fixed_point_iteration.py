@@ -34,7 +34,7 @@ class FixedPointIteration(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     damping
         The share of the way to ``g(z)``; 1 is the plain iteration.

@@ -50,7 +50,7 @@ class GradientDescent(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     lr
         The step length, in units of ``z`` over those of the gradient; with a line search, the

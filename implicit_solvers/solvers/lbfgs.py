@@ -47,7 +47,7 @@ class LBFGS(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     memory
         How many pairs are remembered, of ``2 n`` numbers each.

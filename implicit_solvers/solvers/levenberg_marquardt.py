@@ -47,7 +47,7 @@ class LevenbergMarquardt(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     linear_solver
         An iterative solver (``CG()``) that solves ``(J^T J + damping) p = -J^T r`` with products;

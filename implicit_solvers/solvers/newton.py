@@ -117,7 +117,7 @@ class Newton(Factored):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     linear_solver
         How to solve for the step. A direct solver forms the Jacobian; an iterative one

@@ -48,7 +48,7 @@ class NewtonCG(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     max_products
         The number of products with the Hessian allowed in a step.

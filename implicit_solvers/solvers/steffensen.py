@@ -46,7 +46,7 @@ class Steffensen(Damped):
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact, check_every, compile
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     reach
         The increment is at most ``reach (1 + |z|)`` long, and at least ``sqrt(eps) |z|``. A lane

@@ -92,6 +92,17 @@ def test_old_factors_that_mislead_are_not_the_end():
     assert bool(sol.converged) and float(f(sol.value).abs()) < 1e-10 and factored > 1
 
 
+@pytest.mark.parametrize("make", [ims.Newton, ims.Chord, ims.Broyden])
+def test_trials_are_bounded_and_steps_are_those_accepted(make):
+    """From 20, ``atan`` needs a dozen halvings for its first step."""
+    solve = lambda **bound: ims.root(
+        torch.atan, tensor(20.0), solver=make(**bound), on_failure="mask"
+    )
+    few, one = solve(max_trials=3), solve(max_steps=1)
+    assert int(few.status) == int(one.status) == ims.Status.MAX_STEPS
+    assert int(few.iterations) <= 3 and int(one.iterations) <= 1
+
+
 def test_chord_is_linear_with_the_rate_of_its_jacobian():
     """``z**2 = 2`` with the slope at 1.5: errors fall by ``1 - 2 sqrt(2) / 3`` a step."""
     solve = lambda k: ims.root(
