@@ -277,9 +277,15 @@ class Substitution(_Scope):
         self.ours = {id(r) for r in (*operands, *self.table.values())}
         self.operands = operands
         self.instead = _instead(captured)
+        # kept alive, so that no other tensor gets the id of one
+        self.present = [(slots, name, slots.get(name)) for slots, name, _ in captured.slots]
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
+        for slots, name, present in self.present:
+            # a module that was given what stands in the place of its buffer gets that back
+            if (now := slots.get(name)) is not present and id(now) in self.ours:
+                slots[name] = present
         if self.expected and exc[0] is None:
             raise RuntimeError(
                 "the function does not read a tensor any more that it captured in the forward "

@@ -149,6 +149,21 @@ def test_captured_tensor_as_the_argument_of_an_inner_transform_is_right_or_an_er
         grad(solve)(X)
 
 
+def test_a_module_that_replaces_its_buffers_gets_them_back():
+    """Spectral normalization puts what its power iteration returns in the place of a buffer."""
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3, bias=False).double())
+    before = dict(layer.named_buffers())
+    cell = lambda z, x: torch.tanh(0.9 * layer(z) + x)
+    adjoint = ims.ImplicitAdjoint(ims.GMRES())
+    for _ in range(3):
+        x = torch.randn(8, 3, dtype=F64) * torch.logspace(-2, 1, 8, dtype=F64).unsqueeze(-1)
+        solution = ims.fixed_point(
+            cell, 0 * x, (x,), batch_dims=1, in_dims=(0,), solver=ims.Anderson(), adjoint=adjoint
+        )
+        solution.value.sum().backward()
+    assert all(now is before[name] for name, now in layer.named_buffers())
+
+
 def test_recording_and_derivatives_leave_the_generator_and_buffers_alone():
     norm = nn.BatchNorm1d(3).double()
     calls = []
