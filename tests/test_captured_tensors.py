@@ -156,7 +156,7 @@ def test_a_module_that_replaces_its_buffers_gets_them_back():
     cell = lambda z, x: torch.tanh(0.9 * layer(z) + x)
     adjoint = ims.ImplicitAdjoint(ims.GMRES())
     for _ in range(3):
-        x = torch.randn(8, 3, dtype=F64) * torch.logspace(-2, 1, 8, dtype=F64).unsqueeze(-1)
+        x = torch.randn(8, 3).double() * torch.logspace(-2, 1, 8).double().unsqueeze(-1)
         solution = ims.fixed_point(
             cell, 0 * x, (x,), batch_dims=1, in_dims=(0,), solver=ims.Anderson(), adjoint=adjoint
         )
