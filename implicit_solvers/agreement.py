@@ -7,12 +7,25 @@ for lanes that do not and in compiled graphs, where nobody can be asked.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Mask", "both", "either", "everywhere", "no", "nowhere", "pick", "settle", "spread"]
+__all__ = [
+    "Mask",
+    "along",
+    "both",
+    "divide",
+    "either",
+    "everywhere",
+    "no",
+    "nowhere",
+    "pick",
+    "settle",
+    "spread",
+]
 
 Mask = bool | Tensor
 
@@ -68,6 +81,20 @@ def either(a: Mask, b: Mask) -> Mask:
 def no(mask: Mask) -> Mask:
     """Tell where a mask does not hold."""
     return ~mask if isinstance(mask, Tensor) else not mask
+
+
+def divide(a: Any, b: Any) -> Any:
+    """Return ``a / b``, of numbers as tensors do it."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a / b
+    return a / b if b != 0 else math.copysign(math.inf, a) if a != 0 else math.nan
+
+
+def along(z: Tensor, length: Any, direction: Tensor) -> Tensor:
+    """Return ``z + length direction``, for vectors ``(N, n)``."""
+    if isinstance(length, Tensor):
+        return torch.addcmul(z, length.reshape(-1, 1), direction)
+    return torch.add(z, direction, alpha=length)
 
 
 def settle(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.linear.cg_alone import cg_alone
+from implicit_solvers.agreement import Mask, along, both, divide, pick
 from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
@@ -24,9 +25,9 @@ class CGState(NamedTuple):
     z: Tensor
     residual: Tensor
     direction: Tensor
-    rho: Tensor
-    error: Tensor
-    flag: Tensor
+    rho: Any
+    error: Any
+    flag: Any
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class CG(LinearMethod):
     """Conjugate gradients, for symmetric positive definite operators.
 
     For vectors of every floating and complex dtype. A direction of nonpositive curvature ends the
-    lane with status INDEFINITE. A single real system on the CPU takes less time a step than lanes
-    do: its scalars are numbers of Python. Source: Hestenes and Stiefel (1952); preconditioned as
+    lane with status INDEFINITE. Source: Hestenes and Stiefel (1952); preconditioned as
     in Golub and Van Loan, "Matrix Computations", section 11.5.
 
     Parameters
@@ -60,13 +60,6 @@ class CG(LinearMethod):
     max_steps: int = field(default=1000, kw_only=True)
     symmetric_only: ClassVar[bool] = True
 
-    def whole(self, problem: Any, x: Tensor) -> Any:
-        """Iterate a single real system on the CPU; others go step by step."""
-        one = len(x) == 1 and not x.is_complex() and x.device.type == "cpu"
-        if not one or self.compile or not problem.A.symmetric or type(self).step is not CG.step:
-            return None
-        return cg_alone(self, problem, x)
-
     def init(self, problem: LinearProblem, x: Tensor) -> CGState:
         """Start at ``x``."""
         if not problem.A.symmetric:
@@ -77,22 +70,41 @@ class CG(LinearMethod):
             )
         r = problem.first_residual(x)
         y = problem.precondition(r)
-        return CGState(
-            x, r, y, real_inner(r, y), rms(r), torch.zeros_like(r[:, 0], dtype=torch.int64)
-        )
+        rho = _inner(problem, r, y)
+        flag = 0 if problem.on_host else torch.zeros_like(r[:, 0], dtype=torch.int64)
+        return CGState(x, r, y, rho, _size(problem, r, rho), flag)
+
+    def reach(self, alpha: Any, bad: Mask, rho: Any, curvature: Any) -> Any:
+        """Return how far to go; where it is ``bad``, the curvature is not positive."""
+        return alpha
 
     def step(self, problem: LinearProblem, state: CGState) -> CGState:
         """Make a step along the current direction and choose the next."""
         Ap = problem.A.mv(state.direction)
-        curvature = real_inner(state.direction, Ap)
-        bad = (curvature <= 0) & (state.rho != 0)
-        alpha = torch.where(curvature > 0, state.rho / curvature, 0.0)
-        x = torch.addcmul(state.z, alpha, state.direction)
-        r = torch.addcmul(state.residual, alpha, Ap, value=-1)
+        curvature = _inner(problem, state.direction, Ap)
+        bad = both(curvature <= 0, state.rho != 0)
+        alpha = pick(curvature > 0, divide(state.rho, curvature), 0.0)
+        x = along(state.z, self.reach(alpha, bad, state.rho, curvature), state.direction)
+        r = along(state.residual, -alpha, Ap)
         y = problem.precondition(r)
-        rho = real_inner(r, y)
-        beta = torch.where(state.rho != 0, rho / state.rho, 0.0)
-        flag = torch.where(bad.squeeze(-1), int(Status.INDEFINITE), 0)
+        rho = _inner(problem, r, y)
+        beta = pick(state.rho != 0, divide(rho, state.rho), 0.0)
+        flag = pick(bad, int(Status.INDEFINITE), 0)
         # NaN where the curvature is not finite
-        error = rms(r) + 0 * curvature.squeeze(-1)
-        return CGState(x, r, torch.addcmul(y, beta, state.direction), rho, error, flag)
+        error = _size(problem, r, rho) + 0 * curvature
+        return CGState(x, r, along(y, beta, state.direction), rho, error, flag)
+
+
+def _inner(problem: LinearProblem, a: Tensor, b: Tensor) -> Any:
+    """Return the real part of ``a^H b`` of each lane ``(N,)``."""
+    if problem.on_host:
+        return (a * b).sum().item()
+    return real_inner(a, b).squeeze(-1)
+
+
+def _size(problem: LinearProblem, r: Tensor, rho: Any) -> Any:
+    """Return the root mean square of a residual with the square ``rho`` in the norm of M."""
+    if problem.on_host and problem.M is None:
+        return math.sqrt(rho / len(r[0])) if rho >= 0 else math.nan
+    size = rms(r)
+    return size.item() if problem.on_host else size

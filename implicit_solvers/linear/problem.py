@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from implicit_solvers.autodiff import unwatched
 from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.preconditioners import DiagonalMap
@@ -30,21 +31,29 @@ class LinearProblem:
         b: Tensor,
         M: LaneMap | DiagonalMap | None = None,
         unit: Tensor | None = None,
+        traced: bool = False,
     ) -> None:
-        self.A, self.b, self.M, self.unit = A, b, M, unit
-        self._goal: tuple[Any, Tensor] | None = None
+        self.A, self.b, self.M, self.unit, self.traced = A, b, M, unit, traced
+        self._goal: tuple[Any, Any] | None = None
 
     @property
     def separable(self) -> bool:
         """Whether lanes can be selected."""
         return self.A.separable and (self.M is None or self.M.separable)
 
-    def tolerance(self, solver: Any, z: Tensor | None) -> Tensor:
+    @property
+    def on_host(self) -> bool:
+        """Whether scalars are numbers of Python: those of one real system on a CPU."""
+        one = len(self.b) == 1 and not self.b.is_complex() and self.b.device.type == "cpu"
+        return one and not self.traced and unwatched()
+
+    def tolerance(self, solver: Any, z: Tensor | None) -> Any:
         """Return the largest ``rms(b - A x)`` that counts as solved, whatever ``z``."""
         if compiling():
             return self._tolerance(solver)
         if self._goal is None or self._goal[0] is not solver:
-            self._goal = solver, self._tolerance(solver)
+            goal = self._tolerance(solver)
+            self._goal = solver, goal.item() if self.on_host else goal
         return self._goal[1]
 
     def _tolerance(self, solver: Any) -> Tensor:
@@ -59,12 +68,12 @@ class LinearProblem:
         """Return the problem of some of the lanes."""
         M = None if self.M is None else self.M.take(index)
         unit = None if self.unit is None else self.unit[index]
-        return LinearProblem(self.A.take(index), self.b[index], M, unit)
+        return LinearProblem(self.A.take(index), self.b[index], M, unit, self.traced)
 
     def aliased(self) -> LinearProblem:
         """Return the problem as the body of a loop in a graph has to see it."""
         M = None if self.M is None else self.M.aliased()
-        return LinearProblem(self.A.aliased(), self.b, M, self.unit)
+        return LinearProblem(self.A.aliased(), self.b, M, self.unit, self.traced)
 
     @property
     def source(self) -> Any:
@@ -77,7 +86,7 @@ class LinearProblem:
         M = None if self.M is None else self.M.to_compile()
         if A is None or (self.M is not None and M is None):
             return None
-        return LinearProblem(A, self.b, M, self.unit)
+        return LinearProblem(A, self.b, M, self.unit, True)
 
     def residual(self, x: Tensor) -> Tensor:
         """Return ``b - A x``."""
@@ -102,7 +111,7 @@ class ForcedProblem(LinearProblem):
     """
 
     def __init__(self, linear: LinearProblem, forcing: Tensor) -> None:
-        super().__init__(linear.A, linear.b, linear.M)
+        super().__init__(linear.A, linear.b, linear.M, traced=linear.traced)
         self.forcing = forcing
 
     def _tolerance(self, solver: Any) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, either, everywhere, no, nowhere, pick
+from implicit_solvers.agreement import Mask, along, both, either, everywhere, no, nowhere, pick
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solver import EquationMethod
@@ -140,10 +140,7 @@ class Damped(EquationMethod):
             if isinstance(flag, Tensor):
                 new = pick(flag == 0, new, 0.0)  # lanes that end stay where they are
             state = state._replace(direction=new, memory=memory, flag=flag)
-        if isinstance(length, Tensor):
-            z = torch.addcmul(state.z, length.unsqueeze(-1), state.direction, value=-1)
-        else:
-            z = torch.sub(state.z, state.direction, alpha=length)
+        z = along(state.z, -length, state.direction)
         residual = self.residual(problem, z)
         error, accepted = problem.size(self.norm, residual), True
         if self.halvings > 0:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask, divide, pick
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import iterate
-from implicit_solvers.linear.cg import CG, CGState
-from implicit_solvers.linear.inner_products import real_inner
+from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.line_search import Point, StrongWolfe, objective, search
-from implicit_solvers.tolerance import rms
 
 __all__ = ["NewtonCG"]
 
@@ -125,20 +124,6 @@ class _CurvedCG(CG):
 
     monotone: ClassVar[bool] = True
 
-    def step(self, problem: LinearProblem, state: CGState) -> CGState:
-        """Make a step; where the curvature is not positive, by its absolute value, and the last."""
-        d = state.direction
-        Ad = problem.A.mv(d)
-        curvature = real_inner(d, Ad)
-        bent = (curvature <= 0) & (state.rho != 0)
-        alpha = torch.where(curvature > 0, state.rho / curvature, 0.0)
-        beyond = torch.where(curvature < 0, state.rho / curvature.abs(), 1.0)
-        z = torch.addcmul(state.z, torch.where(bent, beyond, alpha), d)
-        # where it is bent, the residual stays that of the iterate before
-        r = torch.addcmul(state.residual, alpha, Ad, value=-1)
-        rho = real_inner(r, r)
-        beta = torch.where(state.rho != 0, rho / state.rho, 0.0)
-        flag = torch.where(bent.squeeze(-1), int(Status.INDEFINITE), 0)
-        # NaN where the curvature is not finite
-        error = rms(r) + 0 * curvature.squeeze(-1)
-        return CGState(z, r, torch.addcmul(r, beta, d), rho, error, flag)
+    def reach(self, alpha: Any, bad: Mask, rho: Any, curvature: Any) -> Any:
+        """Go by the absolute value of the curvature; the whole direction where that is zero."""
+        return pick(bad, pick(curvature < 0, divide(rho, abs(curvature)), 1.0), alpha)
