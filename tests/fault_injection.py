@@ -55,7 +55,7 @@ linear.lane_solve _correct: stale factors are accepted at the first step
     trust/test_faults.py::test_a_jacobian_after_a_loose_solve_is_that_at_the_solution
 linear.lane_solve _correct: one correction is taken for enough
     while left > goal: >>> while False:
-    trust/test_faults.py::test_a_jacobian_after_a_loose_solve_is_that_at_the_solution
+    trust/test_faults.py::test_gradients_of_budgets_are_those_at_the_point
 linear.lane_solve solve_in_lanes: the adjoint's failure is ignored
     enforce(spec.on_failure, >>> enforce("warn" if spec.adjoint else spec.on_failure,
     trust/test_faults.py::test_an_adjoint_that_failed_is_held_to_the_policy
@@ -145,7 +145,7 @@ agreement settle: what holds in most lanes is taken for all
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
 problem EquationProblem.linearize: a Jacobian at another point
     kept is None or kept.z is not z: >>> kept is None:
-    trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
+    trust/test_faults.py::test_a_jacobian_is_that_at_the_point_that_is_asked_for
 iterate _look: steps that were not accepted count
     iterations = iterations + both(budget or accepted, running) >>> iterations = trials
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter

@@ -219,6 +219,43 @@ def test_a_step_that_does_not_pay_is_made_shorter():
     assert together.iterations.tolist() == [accepted(float(z)) for z in starts]
 
 
+class Point(NamedTuple):
+    z: torch.Tensor
+    error: torch.Tensor
+    flag: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Ahead(ims.EquationMethod):
+    """Newton's method with the slope one ahead of the iterate."""
+
+    solves: ClassVar[tuple[str, ...]] = ("root",)
+
+    def init(self, problem, z):
+        r = problem.residual_to_factor(z)
+        return Point(z, self.norm(r), torch.zeros(len(z), dtype=torch.int64))
+
+    def step(self, problem, state):
+        r, slope = problem.residual_to_factor(state.z), problem.linearize(state.z + 1).dense()
+        return self.init(problem, state.z - r / slope[..., 0])
+
+
+def test_a_jacobian_is_that_at_the_point_that_is_asked_for():
+    """An evaluation that serves the Jacobian too serves that at its own point alone."""
+    solver, start = Ahead(rtol=None, max_steps=1), torch.tensor(2.0, dtype=D)
+    assert float(ims.root(lambda z: z**3 - 2, start, solver=solver).value) == 2 - 6 / 27
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_gradients_of_budgets_are_those_at_the_point(steps):
+    """The factors of the last step are corrected, however far it went."""
+    a = torch.tensor([1.0, 30.0], dtype=D, requires_grad=True)
+    solver = ims.Newton(rtol=None, max_steps=steps)
+    z = ims.root(lambda z, a: z**3 + z - a, torch.ones(2, dtype=D), (a,), solver=solver).value
+    (slope,) = torch.autograd.grad(z.sum(), a)
+    close(slope, 1 / (3 * z.detach() ** 2 + 1), rtol=1e-12, atol=0)
+
+
 def test_a_matrix_that_is_singular_but_for_rounding():
     A, b = (
         torch.arange(1, 10, dtype=D).reshape(3, 3),
