@@ -144,7 +144,8 @@ def refusal(row, names):
     try:
         exec(row.call, names)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
+        # what a compiler adds, where and in which code, is of no interest here
+        text = f"{type(error).__name__}: {error}".partition("\n\n")[0]
     else:
         logging.getLogger(__name__).warning("not refused: %s", row.call)
         return ""
