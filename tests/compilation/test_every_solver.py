@@ -102,5 +102,5 @@ def test_results_do_not_depend_on_check_every(name, every, compact):
     moved = one.status != int(ims.Status.STALLED)
     assert torch.equal(one.iterations[moved], several.iterations[moved])
     close = {"atol": 1e-12, "equal_nan": True}
-    torch.testing.assert_close(one.value, several.value, rtol=1e-12, **close)
+    torch.testing.assert_close(one.value[moved], several.value[moved], rtol=1e-12, **close)
     torch.testing.assert_close(one.residual, several.residual, rtol=1e-6, **close)
