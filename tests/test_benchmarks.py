@@ -162,6 +162,7 @@ def test_the_report_shows_what_was_measured(benchmarks, tmp_path):
     assert (tmp_path / "chart.png").stat().st_size > 1000
 
 
+@pytest.mark.nightly
 def test_the_overhead_replays_what_was_computed(benchmarks):
     overhead = benchmarks("overhead")
     import implicit_solvers as ims

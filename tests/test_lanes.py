@@ -446,9 +446,17 @@ def test_mask_bad_lanes_change_no_other_derivative(entry, way, what):
             assert not a[~keep].any()
 
 
+# long, and of the mechanism of the rows linear_solve-CG and linear_solve-GMRES
+ITERATIVE, LONG = {"minimize-CG", "root-GMRES"}, pytest.mark.nightly
+
+
 @pytest.mark.parametrize(
     "pair, way",
-    [pytest.param(pair, w, id=f"{pair[0]}-{w}") for pair in PAIRS for w in pair[0].ways],
+    [
+        pytest.param(pair, w, id=f"{pair[0]}-{w}", marks=LONG if str(pair[0]) in ITERATIVE else ())
+        for pair in PAIRS
+        for w in pair[0].ways
+    ],
 )
 def test_masked_mode_and_compaction_agree(pair, way):
     """With ``compact=False``: values, statistics, every derivative."""

@@ -47,7 +47,11 @@ def check_flat(fn, few, many):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fn", [layer, captured_layer], ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize(
+    "fn",
+    [layer, pytest.param(captured_layer, marks=pytest.mark.nightly)],
+    ids=lambda fn: fn.__name__,
+)
 def test_the_layer_is_flat_from_10_to_1000_iterations(fn):
     check_flat(fn, 10, 1000)
 

@@ -98,7 +98,7 @@ class CG(LinearMethod):
 def _inner(problem: LinearProblem, a: Tensor, b: Tensor) -> Any:
     """Return the real part of ``a^H b`` of each lane ``(N,)``."""
     if problem.on_host:
-        return (a * b).sum().item()
+        return a.view(-1).dot(b.view(-1)).item()
     return real_inner(a, b).squeeze(-1)
 
 

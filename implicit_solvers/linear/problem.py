@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +42,7 @@ class LinearProblem:
         """Whether lanes can be selected."""
         return self.A.separable and (self.M is None or self.M.separable)
 
-    @property
+    @functools.cached_property
     def on_host(self) -> bool:
         """Whether scalars are numbers of Python: those of one real system on a CPU."""
         one = len(self.b) == 1 and not self.b.is_complex() and self.b.device.type == "cpu"

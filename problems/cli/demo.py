@@ -119,7 +119,9 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command with --resume goes on", file=sys.stderr)
         return 130
-    metrics["timing"]["total"] = time.perf_counter() - start
+    # what was trained before an interruption took its time too
+    before = 0.0 if checkpoint is None else checkpoint["history"]["seconds"]
+    metrics["timing"]["total"] = before + time.perf_counter() - start
     write_json(out / "metrics.json", metrics)
     _print_results(console, metrics, configuration, out)
     return 0

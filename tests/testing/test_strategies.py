@@ -360,6 +360,7 @@ def test_equations_shrink_to_a_linear_one_of_one_unknown(kind):
     assert equation.jacobian.tolist() == [[1.0]]
 
 
+@pytest.mark.nightly
 def test_trees_and_shapes_shrink():
     tree = smallest(draws.parameters(), lambda tree: len(tree_leaves(tree)) >= 3)
     assert len(tree_leaves(tree)) == 3

@@ -14,6 +14,7 @@ from implicit_solvers.problems.ernn import ERNN, LEAKY, Equilibrium, ERNNCell, U
 from tests.problems.ernn.networks import double
 
 
+@pytest.mark.nightly  # (one of fewer steps is among the runs of the command)
 def test_an_exact_network_keeps_the_norm_over_many_steps():
     torch.manual_seed(0)
     cell = ERNNCell(2, 4, dtype=torch.float64)
