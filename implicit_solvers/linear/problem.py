@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, ClassVar
 
 import torch
@@ -36,17 +35,14 @@ class LinearProblem:
     ) -> None:
         self.A, self.b, self.M, self.unit, self.traced = A, b, M, unit, traced
         self._goal: tuple[Any, Any] | None = None
+        # scalars of one real system on a CPU are numbers of Python
+        one = len(b) == 1 and not b.is_complex() and b.device.type == "cpu"
+        self.on_host = one and not traced and unwatched()
 
     @property
     def separable(self) -> bool:
         """Whether lanes can be selected."""
         return self.A.separable and (self.M is None or self.M.separable)
-
-    @functools.cached_property
-    def on_host(self) -> bool:
-        """Whether scalars are numbers of Python: those of one real system on a CPU."""
-        one = len(self.b) == 1 and not self.b.is_complex() and self.b.device.type == "cpu"
-        return one and not self.traced and unwatched()
 
     def tolerance(self, solver: Any, z: Tensor | None) -> Any:
         """Return the largest ``rms(b - A x)`` that counts as solved, whatever ``z``."""

@@ -414,8 +414,9 @@ def test_how_exact_a_step_is_is_a_lanes_own():
     )
     batch = vmap(step)(scales).value
     for i, a in enumerate(scales):
-        # conjugate gradients multiply rounding by the condition number, 100
-        assert error(batch[i], step(a).value) < 1e-10
+        # sums of one lane have another order, and by the last of 12 directions of conjugate
+        # gradients the loss of orthogonality leaves 1e-7 of a residual; a step more or less, 1e-3
+        assert error(batch[i], step(a).value) < 1e-6
 
 
 @pytest.mark.parametrize("curvature", [1e-3, 1.0, 1e3])
