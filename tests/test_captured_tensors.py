@@ -122,7 +122,13 @@ FIRST = modes(0, 1, without=["nested_vmap"])
 SECOND = [*modes(2, without=["nested_vmap", "of_vmap", "vmap"]), "vmap rev-fwd"]
 
 
-@pytest.mark.parametrize("name", CASES)
+# a layer inside of another, in ways that the other rows go
+LONG = {"layer inside, of the unknown", "layer inside, with args", "minimum inside"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.nightly if n in LONG else ()) for n in CASES]
+)
 def test_modes(name):
     # a solve inside of another is found to eps**0.75
     assert_agree(CASES[name], reference, [*FIRST, *SECOND], 1e-7)

@@ -128,7 +128,10 @@ def run(work, solves):
     assert not errors, f"{len(errors)} of {solves}: {errors[0]}"
 
 
-@pytest.fixture(params=[None, 1e-5], ids=["default", "often"])
+DEFAULT = pytest.param(None, id="default", marks=pytest.mark.nightly)
+
+
+@pytest.fixture(params=[DEFAULT, pytest.param(1e-5, id="often")])
 def switches(request):
     before = sys.getswitchinterval()
     if request.param is not None:

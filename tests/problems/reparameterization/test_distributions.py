@@ -469,7 +469,13 @@ def check_drawn(name, examples, noise, **options):
     check()
 
 
-@pytest.mark.parametrize("name", DRAWN)
+# long, each of a function that another row draws parameters for
+LONG = {"truncated-gamma", "multivariate_t", "truncated", "mixed-normal"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.nightly if n in LONG else ()) for n in DRAWN]
+)
 def test_drawn_parameters(name):
     examples = 1 if name in ("truncated-gamma", "correlated") else 2  # seconds each
     check_drawn(name, examples, st.floats(0.2, 0.8), order=1, vmap=False, starts=0)

@@ -18,6 +18,7 @@ def meta_gradient_of(out):
     return torch.cat([entry["exp_avg"].flatten() for entry in state.values()]).double() / 0.1
 
 
+@pytest.mark.nightly  # (test_distributed has two processes too)
 @pytest.mark.skipif(not dist.is_available(), reason="torch has no distributed package")
 def test_two_processes_compute_what_one_does(tmp_path):
     # three tasks are two and one; five are scored
