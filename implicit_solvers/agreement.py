@@ -1,6 +1,6 @@
 """Masks and numbers that all lanes agree on cost nothing.
 
-A everywhere(mask), False, or a tensor ``(N,)``; a number is Python's or a tensor ``(N,)``. The same
+A mask is True, False, or a tensor ``(N,)``; a number is Python's or a tensor ``(N,)``. The same
 lines are host arithmetic for one problem, none at all for lanes that agree, and ``torch.where``
 for lanes that do not and in compiled graphs, where nobody can be asked.
 """

@@ -28,17 +28,13 @@ RUNNING, ENDED = -1, -2
 
 
 class Outcome(NamedTuple):
-    """How the lanes ended: tensors ``(N, ...)``; ``factors`` are those of the final state.
-
-    ``fine`` tells that no lane failed, where that is known.
-    """
+    """How the lanes ended: tensors ``(N, ...)``; ``factors`` are those of the final state."""
 
     z: Tensor
     status: Tensor
     iterations: Tensor
     error: Tensor
     factors: tuple[Tensor, ...] = ()
-    fine: bool = False
 
 
 class Departed:
@@ -117,9 +113,8 @@ def result(
 ) -> Outcome:
     """Return what lanes ended with: those that failed, their ``best`` iterate, if it is kept."""
     z, error = state.z, spread(state.error, state.z)
-    fine = not isinstance(status, Tensor) and status in (0, int(Status.BUDGET))
     status = spread(status, z, torch.int64)
-    if best and not fine:
+    if best:
         fell_back = failed(status) & ((best[1] < error) | ~torch.isfinite(error))
         z = torch.where(fell_back.unsqueeze(-1), best[0], z)
         error = torch.where(fell_back, best[1], error)
@@ -127,7 +122,7 @@ def result(
     before = getattr(state, "steps_before", None)
     iterations = iterations if before is None else iterations + before
     factors = () if made_by(solver, z.shape[-1]) is None else tuple(getattr(state, "factors", ()))
-    return Outcome(z, status, iterations, error, factors, fine)
+    return Outcome(z, status, iterations, error, factors)
 
 
 def made_by(solver: Any, n: int) -> Any:

@@ -232,7 +232,7 @@ class EquationProblem:
             if len(self.shape) > 1:
                 matrices = matrices.reshape(self.count, *matrices.shape[-2:])
         self._evaluated = _Evaluated(z, grid, out, matrices)
-        out = out.detach()
+        out = out.detach() if out.requires_grad else out
         return out if out.shape == z.shape else out.reshape(z.shape)
 
     def evaluate(self, z: Tensor) -> Tensor:

@@ -42,13 +42,8 @@ class LinearMethod(_Method):
         judges nothing.
     max_steps
         The number of steps allowed.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
-    check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
-    compile
-        Whether the loop is compiled to one graph, once for each operator, dtype and shape.
+    compact, check_every, compile
+        As in `EquationMethod`, with the operator in the place of the function.
 
     Raises
     ------

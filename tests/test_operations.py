@@ -71,11 +71,11 @@ IN_LANES = (0, None)
 RULES = {
     # forward; backward; both in operations and questions
     "alone": (solve, X[0], (170, 9), (69, 1)),
-    "lanes": (vmap(solve, IN_LANES), X, (483, 8), (85, 1)),
+    "lanes": (vmap(solve, IN_LANES), X, (477, 8), (85, 1)),
 }
 TRANSFORMS = {
     "grad": (lambda W: grad(loss, 1)(X[0], W), (257, 10)),
-    "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (566, 9)),
+    "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (560, 9)),
     "jvp": (lambda W: jvp(lambda W: solve(X[0], W), (W,), (W,)), (270, 10)),
 }
 

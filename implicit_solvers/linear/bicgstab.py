@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -60,8 +60,6 @@ class BiCGStab(LinearMethod):
     >>> ims.linear_solve(A, torch.tensor([3.0, 4.0]), solver=BiCGStab()).value
     tensor([1.0000, 1.0000])
     """
-
-    max_steps: int = field(default=1000, kw_only=True)
 
     def init(self, problem: LinearProblem, x: Tensor) -> BiCGStabState:
         """Start at ``x``."""

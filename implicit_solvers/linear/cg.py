@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -57,7 +57,6 @@ class CG(LinearMethod):
     (tensor([ 2., -1.]), 2)
     """
 
-    max_steps: int = field(default=1000, kw_only=True)
     symmetric_only: ClassVar[bool] = True
 
     def init(self, problem: LinearProblem, x: Tensor) -> CGState:

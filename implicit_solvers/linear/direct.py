@@ -53,6 +53,10 @@ class DirectSolver:
         """Return the factors of each operator, tensors ``(grid, ...)``."""
         return self.factor_dense(A.dense())
 
+    def factor_for_a_step(self, A: LaneMap) -> Factors:
+        """Return factors for a step of Newton's method, which the next step corrects."""
+        return self.factor(A)
+
     def factor_dense(self, matrix: Tensor) -> Factors:
         """Return the factors of matrices ``(grid, m, n)``."""
         raise NotImplementedError

@@ -81,7 +81,7 @@ class GMRES(LinearMethod):
     Parameters
     ----------
     rtol, atol, max_steps, compact, check_every, compile
-        As in `LinearMethod`.
+        As in `LinearMethod`; restarts are no steps.
     restart
         The size of the Krylov space at which the method starts again from its iterate.
     inner_dtype
@@ -105,7 +105,6 @@ class GMRES(LinearMethod):
     tensor([1.5000, 1.0000])
     """
 
-    max_steps: int = field(default=1000, kw_only=True)
     restart: int = 50
     inner_dtype: torch.dtype | None = None
     _rounded: RoundedTensors | None = field(default=None, init=False, repr=False, compare=False)

@@ -130,7 +130,8 @@ def solve_in_lanes(
                 left, size = rms(flat - A.mv(x)), rms(flat)
                 relative = grid.back(torch.where(size > 0, left / size, left))
                 watch.done(iterations, relative, status)
-            return grid.back(x), status, iterations, b[..., 0]
+            # what is left was not measured
+            return grid.back(x), status, iterations, b.new_full(b.shape[:-1], math.nan)
     made: tuple[Tensor, ...] = ()
     residual: Tensor | None = None
     first_x = None if start is None else grid.flat(start)
@@ -223,11 +224,12 @@ def _spread(
     """Return a factor with one entry for each place of the grid, ``(prod(grid), ...)``."""
     rest = factor.shape[sum(carries) + lanes.native :]
     if factor.shape[: factor.dim() - len(rest)] == grid:
-        return factor if len(grid) == 1 else factor.reshape((-1, *rest))
+        return factor if len(grid) == 1 else factor.reshape((math.prod(grid), *rest))
     position = iter(factor.shape)
     lead = [next(position) if c else 1 for c in carries]
     native = [next(position) for _ in range(lanes.native)]
-    return factor.reshape((*lead, *native, *rest)).expand((*grid, *rest)).reshape((-1, *rest))
+    whole = factor.reshape((*lead, *native, *rest)).expand((*grid, *rest))
+    return whole.reshape((math.prod(grid), *rest))
 
 
 def _by_factors(solver: DirectSolver, A: LaneMap, factors: tuple[Tensor, ...], b: Tensor) -> Tensor:

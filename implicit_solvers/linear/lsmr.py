@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -93,8 +93,6 @@ class LSMR(LinearMethod):
     >>> sol.value, int(sol.iterations)
     (tensor([1.0000, 2.0000]), 2)
     """
-
-    max_steps: int = field(default=1000, kw_only=True)
 
     def nullspaces(self, rows: int, columns: int) -> tuple[bool, bool]:
         """Whether ``A^T`` and ``A`` may have a null space."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -77,7 +77,6 @@ class MINRES(LinearMethod):
     (tensor([-1.,  2.]), 2)
     """
 
-    max_steps: int = field(default=1000, kw_only=True)
     symmetric_only: ClassVar[bool] = True
 
     def init(self, problem: LinearProblem, x: Tensor) -> MINRESState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -53,8 +53,6 @@ class Neumann(LinearMethod):
     >>> ims.linear_solve(A, torch.tensor([2.0, 2.0]), solver=Neumann()).value
     tensor([1., 2.])
     """
-
-    max_steps: int = field(default=1000, kw_only=True)
 
     def init(self, problem: LinearProblem, x: Tensor) -> NeumannState:
         """Start at ``x``."""

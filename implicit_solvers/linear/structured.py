@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from implicit_solvers.linear.lu import LU
 __all__ = ["Structured"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Structured(DirectSolver):
     """Find diagonal and banded structure by products, and solve accordingly.
 
@@ -61,14 +61,13 @@ class Structured(DirectSolver):
     tensor([0.3333, 0.0833, 0.0370])
     """
 
-    widest: int
-    fallback: DirectSolver
+    widest: int = 1
+    # Dynamo cannot make an object whose default is one
+    fallback: DirectSolver = field(default_factory=lambda: LU())
     keepable: ClassVar[bool] = False
 
-    def __init__(self, widest: int = 1, fallback: DirectSolver | None = None) -> None:
-        # Dynamo cannot make a solver whose default is an instance
-        object.__setattr__(self, "widest", widest)
-        object.__setattr__(self, "fallback", LU() if fallback is None else fallback)
+    def __post_init__(self) -> None:
+        """Refuse a width that is none, and a fallback that factors nothing."""
         check_count(self, "widest")
         if not isinstance(self.fallback, DirectSolver):
             raise TypeError(

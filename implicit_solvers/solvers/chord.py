@@ -61,7 +61,6 @@ class Chord(Factored):
     tensor(2.0000)
     """
 
-    max_steps: int = field(default=1000, kw_only=True)
     # Dynamo cannot make an object whose default is one
     linear_solver: DirectSolver = field(default_factory=lambda: LU())
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -51,7 +51,6 @@ class FixedPointIteration(EquationMethod):
     tensor(0.7391)
     """
 
-    max_steps: int = field(default=1000, kw_only=True)
     damping: float = 1.0
     unrollable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)

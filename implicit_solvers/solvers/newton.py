@@ -249,7 +249,7 @@ class Newton(Factored):
 
 def factor_jacobian(solver: DirectSolver, problem: EquationProblem, z: Tensor) -> Factors:
     """Return the factors of the Jacobian of the condition at ``z (N, n)``."""
-    return solver.factor(problem.linearize(z))
+    return solver.factor_for_a_step(problem.linearize(z))
 
 
 def solve_factored(solver: DirectSolver, factors: Factors, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,9 +61,7 @@ class NormalMapLU(ims.DirectSolver):
 
         Both are transposed.
         """
-        largest = matrix.abs().amax(-1)
-        scale = torch.where(largest == 0, 1.0, 1 / largest).clamp(max=torch.finfo(matrix.dtype).max)
-        packed, pivots, _ = ims.LU().factor_dense(matrix * scale.unsqueeze(-1))
+        packed, pivots, _, scale = ims.LU().factor_dense(matrix)
         tol = self._tolerance(matrix)
         pivot = packed.diagonal(dim1=-2, dim2=-1).abs()
         # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
@@ -84,12 +82,12 @@ class NormalMapLU(ims.DirectSolver):
     def solve(self, factors: tuple[Tensor, ...], b: Tensor, transposed: bool) -> Tensor:
         """Return ``J^-1 b`` or ``J^-T b``, for ``b (grid, n, columns)``."""
         scale, packed, pivots, regular = factors
+        x = ims.LU().solve((packed, pivots, regular, scale), b, transposed)
+        if bool(regular.all()):
+            return x
         scale = scale.unsqueeze(-1)
-        b = b if transposed else scale * b
-        x = ims.LU().solve((packed, pivots, regular), b, transposed)
-        if not bool(regular.all()):
-            x = torch.where(regular[:, None, None], x, (packed if transposed else packed.mT) @ b)
-        return scale * x if transposed else x
+        other = scale * (packed @ b) if transposed else packed.mT @ (scale * b)
+        return torch.where(regular[:, None, None], x, other)
 
     def status(self, factors: tuple[Tensor, ...]) -> Tensor:
         """Return NONFINITE where the matrix is not finite."""

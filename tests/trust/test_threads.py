@@ -128,10 +128,7 @@ def run(work, solves):
     assert not errors, f"{len(errors)} of {solves}: {errors[0]}"
 
 
-DEFAULT = pytest.param(None, id="default", marks=pytest.mark.nightly)
-
-
-@pytest.fixture(params=[DEFAULT, pytest.param(1e-5, id="often")])
+@pytest.fixture(params=[None, 1e-5], ids=["default", "often"])
 def switches(request):
     before = sys.getswitchinterval()
     if request.param is not None:
