@@ -152,6 +152,9 @@ iterate _look: steps that were not accepted count
 linear.lu LU.regular: a pivot of rounding alone is taken for one
     torch.finfo(size.dtype).eps >>> 0.0
     trust/test_faults.py::test_a_matrix_that_is_singular_but_for_rounding
+linear.lu LU.factor_dense: rows in small units are passed over as pivots
+    _factor(matrix * scale.unsqueeze(-1)), scale >>> _factor(matrix), torch.ones_like(scale)
+    trust/test_faults.py::test_units_of_rows_stay_out_of_a_linear_solve
 iterate _look: the status of a lane that ended is written again
     pick(ends, code, status), going >>> code, going
     trust/test_faults.py::test_a_lane_that_was_flagged_keeps_its_status

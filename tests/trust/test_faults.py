@@ -269,6 +269,15 @@ def test_a_matrix_that_is_singular_but_for_rounding():
         assert bool(ims.linear_solve(ims.MatrixOperator(units), units.sum(-1)).converged)
 
 
+def test_units_of_rows_stay_out_of_a_linear_solve():
+    A = torch.tensor([[1.0, 1e17], [1.0, 1.0]], dtype=D)
+    b, w = A.sum(-1).requires_grad_(), torch.tensor([1.0, 2.0], dtype=D)
+    x = solve(A, b, solver=ims.LU())
+    close(x.detach(), torch.ones(2, dtype=D))
+    (x @ w).backward()
+    close(b.grad, torch.tensor([1e-17, 1.0], dtype=D), rtol=1e-12, atol=0)
+
+
 def test_a_lane_that_failed_returns_its_best_iterate():
     sol = ims.fixed_point(
         lambda z: 2 * z, ONE, solver=ims.FixedPointIteration(max_steps=5), on_failure="mask"
