@@ -65,10 +65,9 @@ def solve_equation(
     the two ``ends`` of a bracket, side by side.
     """
     if compiling():
-        traced = task if task.in_graph is None else replace(task, solver=task.in_graph)
-        why = obstacle(traced, z0, args, run)
+        why = obstacle(task, z0, args, run)
         if why is None:
-            return solve_in_graph(traced, z0, args, ends)
+            return solve_in_graph(task, z0, args, ends)
         return outside_of_graphs(why, solve_equation, task, z0, args, run, ends)
     if frames_compiled():
         solution: Solution = torch.compiler.disable(solve_equation)(task, z0, args, run, ends)

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask
-from implicit_solvers.autodiff import no_saved_tensor_hooks, unwatched, vjp
+from implicit_solvers.autodiff import (
+    no_saved_tensor_hooks,
+    pullback_on_graph,
+    unwatched,
+    vjp,
+)
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.explicit_function import reading_by_itself
@@ -175,9 +180,12 @@ class EquationProblem:
 
     def size(self, norm: Norm, v: Tensor) -> Any:
         """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
-        size = norm(v)
-        on_host = self.branches and len(v) == 1 and v.device.type == "cpu" and unwatched()
-        return size.item() if on_host else size
+        return self.number(norm(v))
+
+    def number(self, value: Tensor) -> Any:
+        """Return a number of each lane ``(N,)`` as it is; one problem's, on a CPU, as Python's."""
+        alone = self.branches and len(value) == 1 and value.device.type == "cpu"
+        return value.item() if alone and unwatched() else value
 
     def tolerance(self, solver: Any, z: Tensor) -> Any:
         """Return ``atol + rtol norm(z)``, where an iterate that ran away counts as less."""
@@ -262,14 +270,39 @@ class EquationProblem:
             self.basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         return self.basis
 
-    def residuals(self, z: Tensor) -> Tensor:
-        """Return the ``r(z) (N, m)`` whose squares are reduced: those of a fit, else ``F(z)``."""
-        return self.evaluate(z) if self.fits else self.residual(z)
+    def residuals_and_condition(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ``r(z) (N, m)`` whose squares are reduced, and ``F(z)``, of one evaluation.
+
+        The residuals are those of a fit, else ``F(z)`` too. What `linearize_residuals` needs at
+        this very ``z`` is kept.
+        """
+        if not self.fits:
+            residual = self.residual_to_factor(z)
+            return residual, residual
+        self._evaluated, grid = None, self._grid(z)
+        if self.branches and unwatched():
+            with torch.enable_grad(), no_saved_tensor_hooks():
+                grid = grid.detach().requires_grad_()
+                out = self._fn(grid, *self.operands)
+            pull: Callable[..., Any] = pullback_on_graph(grid, out)
+            self._evaluated = _Evaluated(z, grid, out, None)
+            out = out.detach()
+            gradient = pull(out)
+        else:
+            out, pull = vjp(lambda u: self._fn(u, *self.operands), grid)
+            gradient = pull(out)[0]
+        return out.reshape(self.count, out.shape[-1]), gradient.reshape(z.shape)
 
     def linearize_residuals(self, z: Tensor) -> ResidualMap:
-        """Return the Jacobian of `residuals` at ``z``, ``m x n``."""
-        fn = self.equation.fn if self.fits else self.equation.condition
-        return ResidualMap(self._jacobian(JacobianTemplate(fn), self._grid(z)))
+        """Return the Jacobian of the residuals at ``z``, ``m x n``."""
+        kept, self._evaluated = self._evaluated, None
+        template = JacobianTemplate(self.equation.fn if self.fits else self.equation.condition)
+        if kept is None or kept.z is not z:
+            return ResidualMap(self._jacobian(template, self._grid(z)))
+        jacobian = self._jacobian(template, kept.point)
+        jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
+        jacobian.matrices = kept.matrices
+        return ResidualMap(jacobian)
 
     def _jacobian(self, template: JacobianTemplate, grid: Tensor) -> LaneMap:
         return LaneMap(

@@ -140,8 +140,6 @@ def root(
     >>> M.grad  # 1 / (1 - e cos E)
     tensor([1.0930, 1.0486])
     """
-    # old factors pay little where all lanes factor as soon as one has to
-    in_graph = Dogleg(reuse=0) if solver is None and bracket is None else None
     if solver is None:
         solver = Dogleg() if bracket is None else Chandrupatla()
     ends = None
@@ -159,7 +157,6 @@ def root(
         on_failure,
         adjoint_start=adjoint_start,
         check=check,
-        in_graph=in_graph,
     )
     return solve_equation(task, z0, args, ends=ends)
 

@@ -29,8 +29,8 @@ class Task:
 
     ``read`` ravels and checks what ``fn`` returns, given the structure of ``z`` and the shape of
     the lanes at hand. ``differentiated`` is the equation that derivatives come from, if it is not
-    the one that is solved; ``in_graph`` is the solver inside of a compiled graph, if it is another;
-    ``check`` tells whether to look for what derivatives would silently miss.
+    the one that is solved; ``check`` tells whether to look for what derivatives would silently
+    miss.
     """
 
     equation: type[Equation]
@@ -44,7 +44,6 @@ class Task:
     on_failure: OnFailure = "raise"
     differentiated: type[Equation] | None = None
     adjoint_start: AdjointStart | None = None
-    in_graph: Any = None
     check: bool = False
 
     @property

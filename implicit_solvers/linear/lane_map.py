@@ -142,7 +142,10 @@ class LaneMap:
             return self.matrices
         if self.graph is not None:
             point, value = self.graph
-            matrices = rows(pullback_on_graph(point, value), value, point.shape[-1], self.basis)
+            if value.shape[-1] > 2 * self.n:
+                basis = torch.eye(self.n, dtype=value.dtype, device=value.device)
+                return self.probe(basis).movedim(0, -1)
+            matrices = rows(pullback_on_graph(point, value), value, self.n, self.basis)
         else:
             matrices = self.template.matrices(self.lanes, self._like(), self.tensors, self.basis)
         return matrices.reshape(self.grid, *matrices.shape[-2:])

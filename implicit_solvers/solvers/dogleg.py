@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.compiling import compiling
-from implicit_solvers.hyperparameters import (
-    check_count,
-    check_linear_solver,
-    check_number,
-)
-from implicit_solvers.iterate import IterativeSolver, iterate
+from implicit_solvers.agreement import everywhere, no, nowhere, pick
+from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.direct import Factors
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.linear.specification import LinearSolver
-from implicit_solvers.problem import EquationProblem
-from implicit_solvers.solver import EquationMethod
-from implicit_solvers.solvers.gauss_newton import full_step, iterative_solver, normal_step
-from implicit_solvers.solvers.newton import solve_factored
+from implicit_solvers.problem import EquationProblem, ResidualMap
+from implicit_solvers.solvers.gauss_newton import full_step, normal_step
+from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.solvers.trust_region import (
-    LinearModel,
-    TrustRegionState,
+    Proposal,
+    ScaledRegion,
+    TrialState,
     decomposed,
     length,
-    linearized,
-    modeled,
-    search,
-    start,
-    where_lanes,
+    promised,
+    scales,
 )
-from implicit_solvers.traced_loop import alias, inside, repeat
 
 __all__ = ["Dogleg"]
 
-_PAYS_WELL = 0.5
+
+class Way(NamedTuple):
+    """From zero by the corner to the end, as scaled, with the images by ``J``, and ``J^T r``."""
+
+    scale: Tensor
+    gradient: Tensor
+    corner: Tensor
+    corner_image: Tensor
+    end: Tensor
+    end_image: Tensor
+
+
+class Linear(NamedTuple):
+    """A Jacobian with its factors, and Newton's step; the way is laid where this does not pay."""
+
+    scale: Tensor
+    matrix: Tensor
+    newton: Tensor
+    factors: Factors
 
 
 @dataclass(frozen=True)
-class Dogleg(EquationMethod):
+class Dogleg(ScaledRegion):
     """Powell's dogleg: ``z <- z + p``, ``p`` on the way from steepest descent to Newton's step.
 
     For roots and fixed points (``r = F``) and for least squares. The way leads from zero to the
@@ -69,12 +76,7 @@ class Dogleg(EquationMethod):
     first_radius
         The first radius, over the larger of ``|D z|`` and ``|r|``.
     shrinks
-        How many times the region may shrink in a step.
-    reuse
-        The factors of a root's Jacobian serve for further steps ``z <- z + p``, ``J p = -F(z)``,
-        where these would end the solve within so many, at the rate at which the last step
-        reduced the residual; 0: every step linearizes. Each lane decides for itself. Such a step
-        costs one evaluation; one that does not halve the residual is taken back, and counts.
+        How many times in a row the region may shrink.
 
     Raises
     ------
@@ -91,261 +93,130 @@ class Dogleg(EquationMethod):
     tensor([1.0982e-05, 9.1061e+00], dtype=torch.float64)
     """
 
-    max_steps: int = field(default=200, kw_only=True)
-    linear_solver: LinearSolver | None = None
-    first_radius: float = 1.0
-    shrinks: int = 30
-    reuse: int = 2
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
 
-    def __post_init__(self) -> None:
-        """Refuse hyperparameters that make no sense."""
-        super().__post_init__()
-        check_linear_solver(self, iterative=True)
-        check_number(self, "first_radius", above=0)
-        check_count(self, "shrinks")
-        check_count(self, "reuse")
+    def _products(self, problem: EquationProblem, z: Tensor) -> Any:
+        return self.by_products(z, CG(rtol=1e-3) if problem.fits else GMRES(rtol=1e-3))
 
-    def _linear_solver(self, problem: EquationProblem, z: Tensor) -> IterativeSolver | None:
-        return iterative_solver(self, z, CG(rtol=1e-3) if problem.fits else GMRES(rtol=1e-3))
+    def bold(self, problem: EquationProblem, z: Tensor) -> bool:
+        """Tell whether Newton's whole step is tried first: where a root's Jacobian is factored."""
+        return not problem.fits and self._products(problem, z) is None
 
-    @property
-    def _reuses(self) -> bool:
-        return self.rtol is not None and self.reuse > 0
+    def blank(self, problem: EquationProblem, z: Tensor, residuals: Tensor) -> Way | Linear:
+        """Return a model of zeros."""
+        none, image = torch.zeros_like(z), torch.zeros_like(residuals)
+        if self.bold(problem, z):
+            matrix = z.new_zeros(*z.shape, z.shape[-1])
+            pivots = torch.zeros_like(z, dtype=torch.int32)
+            return Linear(none, matrix, none, (matrix, pivots, pivots.sum(-1, dtype=torch.int32)))
+        return Way(none, none, none, image, none, image)
 
-    def init(self, problem: EquationProblem, z: Tensor) -> TrustRegionState:
-        """Evaluate the residuals at the start."""
-        factors: tuple[Tensor, ...] = ()
-        # a graph leaves none to the backward pass, and need not have them if they serve once only
-        needed = self._reuses or not compiling()
-        if needed and self._linear_solver(problem, z) is None and not problem.fits:
-            # before the first step: the factors of the identity
-            eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-            one = LU().factor_dense(eye.unsqueeze(0))
-            factors = tuple(t.expand(len(z), *t.shape[1:]) for t in one)
-        return start(problem, self.norm, z, factors)
+    def modeled(self, problem: EquationProblem, state: TrialState) -> tuple[Way | Linear, Any]:
+        """Linearize, and find the Newton or Gauss-Newton step."""
+        z, r, solver = state.z, state.residuals, self._products(problem, state.z)
+        before = None if state.model is None else state.model.scale
+        jacobian = problem.linearize_residuals(z)
+        if solver is not None:
+            gradient, one = jacobian.rmv(r), torch.ones_like(z)
+            newton = _iterated(problem, jacobian, r, gradient, solver)
+            return _way(problem, jacobian.mv, problem.size(length, r), one, gradient, newton), 0
+        matrix = jacobian.dense()
+        if problem.fits:
+            newton = full_step(matrix, r)
+            return _dense_way(problem, matrix, state, scales(matrix, before), *newton), 0
+        jacobian.jacobian.matrices = matrix
+        factors = LU().factor_for_a_step(jacobian.jacobian)
+        newton = LU().solve(factors, -r.unsqueeze(-1), False).squeeze(-1)
+        return Linear(torch.zeros_like(z) if before is None else before, matrix, newton, factors), 0
 
-    def step(self, problem: EquationProblem, state: TrustRegionState) -> TrustRegionState:
-        """Step with the factors at hand where they serve, and with a new Jacobian elsewhere."""
-        running = state.flag == 0
-        fresh, stale = running & ~state.stale, running & state.stale
-        if compiling() or not state.factors or not bool(fresh.any()):
-            return self._linearize(problem, state)
-        if 2 * int(stale.sum()) > len(stale):
-            return _merged(problem, state, fresh, self._linearize(problem, state), self._chord)
-        return _merged(problem, state, stale, self._chord(problem, state), self._linearize)
+    def surveyed(self, state: TrialState) -> Way | Linear:
+        """Return the model with the scale that the way needs."""
+        model = state.model
+        if isinstance(model, Linear):
+            return model._replace(scale=scales(model.matrix, model.scale))
+        return model
 
-    def _chord(self, problem: EquationProblem, state: TrustRegionState) -> TrustRegionState:
-        return self._newton(problem, state, ~state.stale, 0.5)
-
-    def _linearize(self, problem: EquationProblem, state: TrustRegionState) -> TrustRegionState:
-        """Take Newton's whole step where that pays well, and follow the dogleg elsewhere."""
-        solver = self._linear_solver(problem, state.z)
-        if solver is not None or problem.fits:
-            model = linearized(problem, state, dense=solver is None)
-            newton = (
-                _fitted(model, state.flag) if solver is None else _iterated(problem, model, solver)
-            )
-            return search(problem, self, state, model, _Way(model, newton, state.flag))
-        if compiling():
-            return self._linearize_in_graph(problem, state)
-        matrix, factors = _factored(problem, state.z)
-        state = state._replace(factors=factors)
-        whole = self._newton(problem, state, torch.ones_like(state.stale), _PAYS_WELL)
-        slow = (state.flag == 0) & ~(whole.error <= _PAYS_WELL * state.error)
-        return _merged(problem, state, slow, whole, self._follow, matrix)
-
-    def _linearize_in_graph(
-        self, problem: EquationProblem, state: TrustRegionState
-    ) -> TrustRegionState:
-        """Linearize all lanes if one is stale; Newton's step is by whatever factors a lane has."""
-        kept, stale = state.factors, (state.flag == 0) & state.stale
-        if kept and self._reuses:
-
-            def renewed(carry: tuple[Tensor, Factors]) -> tuple[Tensor, Factors]:
-                matrix, factors = _factored(inside(problem), alias(state.z))
-                return matrix, where_lanes(stale, factors, carry[1])
-
-            z = state.z
-            none = z.new_zeros(*z.shape, z.shape[-1])
-            matrix, factors = repeat(lambda _: stale.any(), renewed, (none, kept), 1)
-        else:
-            matrix, factors = _factored(problem, state.z)
-        state = state._replace(factors=factors)
-        whole = self._newton(problem, state, torch.ones_like(stale), _PAYS_WELL)
-        slow = stale & ~(whole.error <= _PAYS_WELL * state.error)
-
-        def follow(carry: TrustRegionState) -> TrustRegionState:
-            factors = tuple(alias(t) for t in state.factors)
-            alone = state._replace(flag=(~slow).to(state.flag.dtype), factors=factors)
-            new = self._follow(inside(problem), alone, matrix)
-            return new._replace(factors=()).where(slow, carry)
-
-        new = repeat(lambda _: slow.any(), follow, whole._replace(factors=()), 1)
-        return new._replace(factors=factors if kept else ())
-
-    def _follow(
-        self, problem: EquationProblem, state: TrustRegionState, matrix: Tensor
-    ) -> TrustRegionState:
-        """Go along the dogleg to the edge of the region, and shrink it until the step pays."""
-        model = modeled(matrix, state)
-        newton, flag = solve_factored(LU(), state.factors, -state.residuals)
-        regular = (flag == 0) & torch.isfinite(newton).all(-1)
-        newton = _with_shortest(model, newton, regular, state.flag)
-        found = search(problem, self, state, model, _Way(model, newton, state.flag))
-        return found._replace(stale=~(regular & self._soon(problem, found, state.error)))
-
-    def _newton(
-        self, problem: EquationProblem, state: TrustRegionState, allowed: Tensor, goal: float
-    ) -> TrustRegionState:
-        """Make Newton's step by the factors, where allowed and if ``|F|`` falls by the ``goal``."""
-        p = LU().solve(state.factors, -state.residuals.unsqueeze(-1), False).squeeze(-1)
-        trial = state.z + p
-        residuals = problem.residuals(trial)
-        error = self.norm(residuals)
-        pays = allowed & (error <= goal * state.error)
-        take = pays.unsqueeze(-1)
-        new = state._replace(
-            z=torch.where(take, trial, state.z),
-            residuals=torch.where(take, residuals, state.residuals),
-            error=torch.where(pays, error, state.error),
-        )
-        return new._replace(stale=~(pays & self._soon(problem, new, state.error)))
-
-    def _soon(self, problem: EquationProblem, state: TrustRegionState, before: Tensor) -> Tensor:
-        """Tell where the rate of the last step, from then on, leads to the end soon enough."""
-        if not self._reuses:
-            return torch.zeros_like(state.stale)
-        left = (state.error / problem.tolerance(self, state.z)).log().clamp(min=0)
-        return (state.error < before) & (left <= self.reuse * (before / state.error).log())
+    def propose(self, problem: EquationProblem, state: TrialState) -> Proposal:
+        """Go along the way up to where it leaves the region, or take Newton's whole step."""
+        model, whole = state.model, state.whole
+        if everywhere(whole):
+            return Proposal(model.newton, 0.0, 1.0)
+        way = model
+        if isinstance(model, Linear):
+            regular = torch.isfinite(model.newton).all(-1) & LU().regular(model.factors)
+            way = _dense_way(problem, model.matrix, state, model.scale, model.newton, regular)
+        p, image = _within(problem, way, state.radius)
+        reach, fall = problem.size(length, p), promised(problem, state.size, way.gradient, p, image)
+        p = p / way.scale
+        return Proposal(p if nowhere(whole) else pick(whole, model.newton, p), reach, fall)
 
 
-def _merged(
-    problem: EquationProblem,
-    state: TrustRegionState,
-    which: Tensor,
-    other: TrustRegionState,
-    compute: Callable[..., TrustRegionState],
-    *lanes: Tensor,
-) -> TrustRegionState:
-    """Return ``compute(problem, state, *lanes)`` in some of the lanes, and the other elsewhere."""
-    if not bool(which.any()):
-        return other
-    if bool(which.all()):
-        return compute(problem, state, *lanes)
-    index = which.nonzero().squeeze(-1)
-    if not problem.separable:
-        return other.put(index, compute(problem, state, *lanes).take(index))
-    part = compute(problem.take(index), state.take(index), *(t[index] for t in lanes))
-    return other.put(index, part)
-
-
-def _factored(problem: EquationProblem, z: Tensor) -> tuple[Tensor, Factors]:
-    """Return the Jacobian at ``z`` and its factors."""
-    matrix = problem.linearize_residuals(z).dense()
-    return matrix, LU().factor_dense(matrix)
-
-
-class _Way:
-    """The points ``p`` where the way from zero to Newton's step leaves ``|D p| <= radius``."""
-
-    def __init__(self, model: LinearModel, newton: Tensor, flag: Tensor) -> None:
-        self.model, self.newton = model, newton
-        self.fall = model.fall(newton)
-        # rounding or an iterative solver may have spoiled the step
-        reach = torch.where(self.fall >= 0.99, length(newton * model.scale), torch.inf)
-        self.reach = torch.where(flag != 0, 0.0, reach)
-
-    def __call__(self, radius: Tensor, legs: Any) -> tuple[Tensor, Tensor, Any]:
-        """Return the point for each radius ``(N,)``, what it promises, and the legs of the way."""
-        if compiling():
-            return *self._in_graph(radius), legs
-        if bool((self.reach <= radius).all()):
-            return self.newton, self.fall, legs
-        legs = self._legs() if legs is None else legs
-        return *self._bend(legs, radius), legs
-
-    def _in_graph(self, radius: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the legs anew for each radius, rather than carry them around."""
-
-        def bend(_: Any) -> tuple[Tensor, Tensor]:
-            return self._bend(self._legs(), radius)
-
-        whole = self.newton, self.fall
-        if self.model.matrix is not None:
-            return bend(whole)
-        # products are not as cheap as a matrix
-        bent: tuple[Tensor, Tensor] = repeat(
-            lambda _: ~(self.reach <= radius).all(), bend, whole, 1
-        )
-        return bent
-
-    def _legs(self) -> tuple[Tensor, Tensor]:
-        return _legs(self.model, self.newton, self.fall)
-
-    def _bend(self, legs: tuple[Tensor, Tensor], radius: Tensor) -> tuple[Tensor, Tensor]:
-        corner, end = legs
-        p = _within(corner, end, radius.unsqueeze(-1)) / self.model.scale
-        return p, self.model.fall(p)
-
-
-def _fitted(model: LinearModel, flag: Tensor) -> Tensor:
-    """Return the Gauss-Newton step."""
-    assert model.matrix is not None
-    return _with_shortest(model, *full_step(model.matrix, model.residuals), flag)
-
-
-def _with_shortest(model: LinearModel, newton: Tensor, regular: Tensor, flag: Tensor) -> Tensor:
-    """Put the shortest of the best steps where the Jacobian of a running lane is not regular."""
-    needed = ~regular & (flag == 0)
-    if compiling():
-
-        def body(newton: Tensor) -> Tensor:
-            return torch.where(needed.unsqueeze(-1), _shortest(model), newton)
-
-        return repeat(lambda _: needed.any(), body, newton, 1)
-    if not bool(needed.any()):
-        return newton
-    index = needed.nonzero().squeeze(-1)
-    return newton.index_copy(0, index, _shortest(model.take(index)))
-
-
-def _shortest(model: LinearModel) -> Tensor:
-    """Return the shortest step, as scaled, of those that minimize ``|r + J p|``."""
-    s, weighted, vh = decomposed(model)
-    q = torch.where(s > 0, weighted / s**2, 0.0)
-    return -(q.unsqueeze(-2) @ vh).squeeze(-2) / model.scale
-
-
-def _iterated(problem: EquationProblem, model: LinearModel, solver: IterativeSolver) -> Tensor:
+def _iterated(
+    problem: EquationProblem, jacobian: ResidualMap, r: Tensor, gradient: Tensor, solver: Any
+) -> Tensor:
     """Return the Newton or Gauss-Newton step by products; an inexact one is a step too."""
     if problem.fits:
-        assert model.jacobian is not None
-        damping = torch.zeros_like(model.gradient[:, :1])
-        return normal_step(model.jacobian, model.gradient, damping, solver)
-    assert model.jacobian is not None
-    linear = LinearProblem(model.jacobian.jacobian, -model.residuals)
-    return iterate(solver, linear, torch.zeros_like(model.gradient)).z
+        return normal_step(jacobian, gradient, torch.zeros_like(gradient[:, :1]), solver)
+    return iterate(solver, LinearProblem(jacobian.jacobian, -r), torch.zeros_like(gradient)).z
 
 
-def _legs(model: LinearModel, newton: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, scaled, the best step along the gradient and the end of the way."""
-    gradient = model.gradient / model.scale
-    along = length(model.mv(gradient / model.scale)) ** 2
-    corner = -gradient * (length(gradient) ** 2 / along).unsqueeze(-1)
-    corner = torch.where((along > 0).unsqueeze(-1), corner, 0.0)
+def _dense_way(
+    problem: EquationProblem,
+    matrix: Tensor,
+    state: TrialState,
+    scale: Tensor,
+    newton: Tensor,
+    regular: Tensor,
+) -> Way:
+    """Return the way of a Jacobian that was formed, to the shortest step if it is singular."""
+    r = state.residuals
+    gradient = (r.unsqueeze(-2) @ matrix).squeeze(-2)
+    singular, scaled = no(problem.number(regular)), matrix / scale.unsqueeze(-2)
+    (end,) = renew(None, singular, (newton * scale,), _shortest, scaled, r)
+
+    def mv(v: Tensor) -> Tensor:
+        return (matrix @ v.unsqueeze(-1)).squeeze(-1)
+
+    return _way(problem, mv, problem.size(length, r), scale, gradient, end)
+
+
+def _shortest(matrix: Tensor, r: Tensor) -> tuple[Tensor]:
+    """Return the shortest step of those that minimize ``|r + J p|``."""
+    s, weighted, vh = decomposed(matrix, r)
+    q = torch.where(s > 0, weighted / s**2, 0.0)
+    return (-(q.unsqueeze(-2) @ vh).squeeze(-2),)
+
+
+def _way(
+    problem: EquationProblem, mv: Any, size: Any, scale: Tensor, gradient: Tensor, end: Tensor
+) -> Way:
+    """Return the way by the best step along the gradient."""
+    gradient = gradient / scale
+    image, end_image = mv(gradient / scale), mv(end / scale)
+    along_it = (image**2).sum(-1, keepdim=True)
+    part = torch.where(along_it > 0, (gradient**2).sum(-1, keepdim=True) / along_it, 0.0)
+    corner, corner_image = -part * gradient, -part * image
     # a step that rounding or an iterative solver spoiled ends the way at its corner
-    helps = fall >= model.fall(corner / model.scale)
-    return corner, torch.where(helps.unsqueeze(-1), newton * model.scale, corner)
+    fall = promised(problem, size, gradient, end, end_image)
+    helps = fall >= promised(problem, size, gradient, corner, corner_image)
+    end, end_image = pick(helps, (end, end_image), (corner, corner_image))
+    return Way(scale, gradient, corner, corner_image, end, end_image)
 
 
-def _within(corner: Tensor, end: Tensor, radius: Tensor) -> Tensor:
-    """Return where the way from zero by ``corner`` to ``end`` leaves the ball of the radius."""
+def _within(problem: EquationProblem, way: Way, radius: Any) -> tuple[Tensor, Tensor]:
+    """Return where the way from zero by the corner to the end leaves the region, and its image."""
+    _, _, corner, corner_image, end, end_image = way
+    if problem.branches and not isinstance(radius, Tensor) and problem.size(length, end) <= radius:
+        return end, end_image
+    radius = torch.as_tensor(radius).to(end).reshape(-1, 1)
     leg, reach = end - corner, length(corner).unsqueeze(-1)
     a, b = (leg**2).sum(-1, keepdim=True), (leg * corner).sum(-1, keepdim=True)
     c = (radius**2 - reach**2).clamp(min=0)
     root = (b**2 + a * c).sqrt()
     part = torch.where(b > 0, c / (b + root), (root - b) / a).clamp(max=1)
-    second = corner + torch.where(a > 0, part, 0.0) * leg
-    p = torch.where(reach >= radius, corner * (radius / reach), second)
-    return torch.where(length(end).unsqueeze(-1) <= radius, end, p)
+    part = torch.where(a > 0, part, 0.0)
+    first = torch.where(reach >= radius, radius / reach, 1.0)
+    part = torch.where(reach >= radius, 0.0, part)
+    part = torch.where(length(end).unsqueeze(-1) <= radius, 1.0, part)
+    first = torch.where(part == 1.0, 1.0, first)
+    return first * corner + part * leg, first * corner_image + part * (end_image - corner_image)

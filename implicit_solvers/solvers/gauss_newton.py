@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_linear_solver
+from implicit_solvers.agreement import divide, pick
+from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
-from implicit_solvers.linear.choice import DENSE_LIMIT
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem, ResidualMap
 from implicit_solvers.solution import Status
-from implicit_solvers.solver import EquationMethod
-from implicit_solvers.traced_loop import alias, inside, repeat
+from implicit_solvers.solvers.trust_region import ModelSteps, Proposal, TrialState
 
-__all__ = ["GaussNewton", "full_step", "iterative_solver", "normal_step"]
+__all__ = ["GaussNewton", "full_step", "normal_step"]
 
 
-class GaussNewtonState(NamedTuple):
-    """The state of `GaussNewton`."""
+class Direction(NamedTuple):
+    """The full step ``p``, its ``slope`` ``p . J^T r`` and its ``bend`` ``|J p|^2``."""
 
-    z: Tensor
-    residuals: Tensor
-    error: Tensor
-    flag: Tensor
+    step: Tensor
+    slope: Any
+    bend: Any
 
 
 @dataclass(frozen=True)
-class GaussNewton(EquationMethod):
+class GaussNewton(ModelSteps):
     """Gauss-Newton: ``z <- z + t p``, where ``p`` minimizes ``|r(z) + J p|``.
 
-    The step length ``t`` is halved until ``|r|^2`` falls by ``1e-4`` of what its slope promises,
+    The step length ``t`` is halved until ``|r|^2`` falls by ``1e-4`` of what ``r + J p`` promises,
     or, near the minimum, where both falls drown in rounding, until the norm of ``J^T r`` falls; if
     no ``t`` does so, the lane is STALLED. The step comes from a QR factorization of ``J``; a ``J``
     without full column rank ends the lane as SINGULAR. Source: Nocedal and Wright, "Numerical
@@ -66,79 +63,67 @@ class GaussNewton(EquationMethod):
     tensor(0.6931)
     """
 
-    max_steps: int = field(default=200, kw_only=True)
-    linear_solver: LinearSolver | None = None
     halvings: int = 30
     solves: ClassVar[tuple[str, ...]] = ("least_squares",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
-        check_linear_solver(self, iterative=True)
         check_count(self, "halvings")
 
-    def init(self, problem: EquationProblem, z: Tensor) -> GaussNewtonState:
+    @property
+    def trials(self) -> int:
+        """How many trials in a row may be rejected."""
+        return self.halvings
+
+    def init(self, problem: EquationProblem, z: Tensor) -> TrialState:
         """Evaluate residuals and gradient at the start."""
-        residuals = problem.residuals(z)
-        if residuals.shape[-1] < z.shape[-1]:
+        state = super().init(problem, z)
+        if state.residuals.shape[-1] < z.shape[-1]:
             raise ValueError(
-                f"fn returned {residuals.shape[-1]} residuals for {z.shape[-1]} unknowns: "
+                f"fn returned {state.residuals.shape[-1]} residuals for {z.shape[-1]} unknowns: "
                 "GaussNewton() needs at least as many residuals as unknowns; use "
                 "LevenbergMarquardt()"
             )
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return GaussNewtonState(z, residuals, self.norm(problem.residual(z)), flag)
+        return state
 
-    def step(self, problem: EquationProblem, state: GaussNewtonState) -> GaussNewtonState:
-        """Solve the linear least-squares problem and search along its solution."""
-        direction, gradient, regular = self._direction(problem, state)
-        slope = (direction * gradient).sum(-1)
-        half = 0.5 * (state.residuals**2).sum(-1)
-        eps = torch.finfo(half.dtype).eps
+    def blank(self, problem: EquationProblem, z: Tensor, residuals: Tensor) -> Direction:
+        """Return a model of zeros."""
+        none = torch.zeros_like(z)
+        return Direction(none, none.sum(-1), none.sum(-1))
 
-        def attempt(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            z, residuals, searching, length = carry
-            here = inside(problem)
-            trial = state.z + length.unsqueeze(-1) * direction
-            new = here.residuals(trial)
-            value = 0.5 * (new**2).sum(-1)
-            drowned = (-length * slope <= eps**0.5 * half) & (value <= (1 + eps**0.5) * half)
-
-            def judge(good: Tensor) -> Tensor:
-                settles = self.norm(inside(here).residual(alias(trial))) < state.error
-                return torch.where(drowned & (value >= (1 - 100 * eps) * half), settles, good)
-
-            good = value <= half + 1e-4 * length * slope
-            good = repeat(lambda _: (drowned & searching).any(), judge, good, 1) & searching
-            take = good.unsqueeze(-1)
-            z, residuals = torch.where(take, trial, z), torch.where(take, new, residuals)
-            return z, residuals, searching & ~good, 0.5 * length
-
-        # ended lanes, and those without a direction, look for nothing
-        searching = regular & (state.flag == 0)
-        carry = (state.z, state.residuals, searching, torch.ones_like(half))
-        z, residuals, searching, _ = repeat(
-            lambda carry: carry[2].any(), attempt, carry, self.halvings + 1
-        )
-        # a budget's lane stays where no step pays
-        stalled = 0 if self.rtol is None else int(Status.STALLED)
-        flag = torch.where(searching, stalled, 0)
-        flag = torch.where(regular, flag, int(Status.SINGULAR))
-        return GaussNewtonState(z, residuals, self.norm(problem.residual(z)), flag)
-
-    def _direction(
-        self, problem: EquationProblem, state: GaussNewtonState
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the step, the gradient, and whether the Jacobian has full column rank."""
+    def modeled(self, problem: EquationProblem, state: TrialState) -> tuple[Direction, Any]:
+        """Solve the linear least-squares problem."""
         jacobian, r = problem.linearize_residuals(state.z), state.residuals
-        solver = iterative_solver(self, state.z, CG(rtol=1e-3))
+        solver = self.by_products(state.z, CG(rtol=1e-3))
+        flag: Any = 0
         if solver is None:
             matrix = jacobian.dense()
-            direction, regular = full_step(matrix, r)
-            return direction, (r.unsqueeze(-2) @ matrix).squeeze(-2), regular
-        gradient = jacobian.rmv(r)
-        direction = normal_step(jacobian, gradient, torch.zeros_like(gradient[:, :1]), solver)
-        return direction, gradient, torch.ones_like(state.flag, dtype=torch.bool)
+            p, regular = full_step(matrix, r)
+            image = (matrix @ p.unsqueeze(-1)).squeeze(-1)
+            flag = problem.number(torch.where(regular, 0, int(Status.SINGULAR)))
+        else:
+            gradient = jacobian.rmv(r)
+            p = normal_step(jacobian, gradient, torch.zeros_like(gradient[:, :1]), solver)
+            image = jacobian.mv(p)
+        bend = problem.number((image**2).sum(-1))
+        return Direction(p, problem.number((image * r).sum(-1)), bend), flag
+
+    def region(self, problem: EquationProblem, state: TrialState) -> Any:
+        """Return the step length of a trial."""
+        return pick(state.accepted, 1.0, state.radius)
+
+    def propose(self, problem: EquationProblem, state: TrialState) -> Proposal:
+        """Go along the direction."""
+        direction, slope, bend = state.model
+        t, size = state.radius, state.size
+        change = t * (2 * slope + t * bend)
+        step = direction * (t.unsqueeze(-1) if isinstance(t, Tensor) else t)
+        return Proposal(step, t, divide(-change, size * size))
+
+    def resized(self, state: TrialState, radius: Any, reach: Any, ratio: Any) -> Any:
+        """Halve the step length."""
+        return 0.5 * radius
 
 
 class _NormalMap:
@@ -195,12 +180,3 @@ def full_step(matrix: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
     rhs = -(q.mT @ residuals.unsqueeze(-1))
     p = torch.linalg.solve_triangular(safe, rhs, upper=True).squeeze(-1)
     return torch.where(regular.unsqueeze(-1), p, 0.0), regular
-
-
-def iterative_solver(owner: Any, z: Tensor, default: IterativeSolver) -> IterativeSolver | None:
-    """Return the linear solver of a method at ``z``, or None to form and factor the Jacobian."""
-    solver = owner.linear_solver
-    if solver is None:
-        return default if z.shape[-1] > DENSE_LIMIT else None
-    chosen: IterativeSolver = solver
-    return chosen

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.compiling import compiling
-from implicit_solvers.hyperparameters import (
-    check_count,
-    check_linear_solver,
-    check_number,
-)
+from implicit_solvers.agreement import both, divide, no
 from implicit_solvers.linear.cg import CG
-from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.solver import EquationMethod
-from implicit_solvers.solvers.gauss_newton import full_step, iterative_solver, normal_step
+from implicit_solvers.solvers.gauss_newton import full_step, normal_step
+from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.solvers.trust_region import (
-    LinearModel,
-    TrustRegionState,
+    Proposal,
+    ScaledRegion,
+    TrialState,
     decomposed,
     length,
-    linearized,
-    search,
-    start,
+    promised,
+    scales,
 )
-from implicit_solvers.traced_loop import repeat
 
 __all__ = ["LevenbergMarquardt"]
 
+_CORRECTIONS = 4
+
+
+class Damping(NamedTuple):
+    """The model: ``J / scale``, the step without damping, as scaled, and where that is regular."""
+
+    scale: Tensor
+    matrix: Tensor
+    full: Tensor
+    regular: Tensor
+
+
+class Unscaled(NamedTuple):
+    """What is left of a model by products."""
+
+    scale: float = 1.0
+
 
 @dataclass(frozen=True)
-class LevenbergMarquardt(EquationMethod):
+class LevenbergMarquardt(ScaledRegion):
     """Levenberg-Marquardt: ``z <- z + p``, ``p`` minimizes ``|r + J p|^2 + damping |D p|^2``.
 
     For least squares and, with ``r = F``, for roots and fixed points. The damping is such that
@@ -74,113 +84,73 @@ class LevenbergMarquardt(EquationMethod):
     tensor([1.0000, 0.6931])
     """
 
-    max_steps: int = field(default=200, kw_only=True)
-    linear_solver: LinearSolver | None = None
-    first_radius: float = 1.0
-    shrinks: int = 30
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
 
-    def __post_init__(self) -> None:
-        """Refuse hyperparameters that make no sense."""
-        super().__post_init__()
-        check_linear_solver(self, iterative=True)
-        check_number(self, "first_radius", above=0)
-        check_count(self, "shrinks")
+    def blank(self, problem: EquationProblem, z: Tensor, residuals: Tensor) -> Any:
+        """Return a model of zeros."""
+        if self.by_products(z, _PRODUCTS) is not None:
+            return Unscaled()
+        matrix = z.new_zeros(len(z), residuals.shape[-1], z.shape[-1])
+        return Damping(torch.zeros_like(z), matrix, torch.zeros_like(z), z[:, 0] == torch.inf)
 
-    def init(self, problem: EquationProblem, z: Tensor) -> TrustRegionState:
-        """Evaluate the residuals at the start."""
-        return start(problem, self.norm, z)
+    def modeled(self, problem: EquationProblem, state: TrialState) -> tuple[Any, Any]:
+        """Form the Jacobian, if it is to be, and find the step without damping."""
+        if self.by_products(state.z, _PRODUCTS) is not None:
+            return Unscaled(), 0
+        matrix = problem.linearize_residuals(state.z).dense()
+        scale = scales(matrix, None if state.model is None else state.model.scale)
+        matrix = matrix / scale.unsqueeze(-2)
+        return Damping(scale, matrix, *full_step(matrix, state.residuals)), 0
 
-    def step(self, problem: EquationProblem, state: TrustRegionState) -> TrustRegionState:
-        """Damp the step until it pays."""
-        solver = iterative_solver(self, state.z, CG(rtol=1e-3))
-        model = linearized(problem, state, dense=solver is None)
-        if solver is None:
-            steps = _DampedSteps(model, state.flag)
-            return search(problem, self, state, model, steps, memory=steps.memory)
+    def propose(self, problem: EquationProblem, state: TrialState) -> Proposal:
+        """Damp the step to the radius, of which up to 1.1 will do."""
+        r, radius, model = state.residuals, state.radius, state.model
+        solver = self.by_products(state.z, _PRODUCTS)
+        if solver is not None:
+            jacobian = problem.linearize_residuals(state.z)
+            gradient = jacobian.rmv(r)
+            damping = torch.as_tensor(divide(problem.size(length, gradient), radius)).to(r)
+            p = normal_step(jacobian, gradient, damping.reshape(-1, 1), solver)
+            image = jacobian.mv(p)
+        else:
+            p = _damped(problem, model, r, radius)
+            gradient = (r.unsqueeze(-2) @ model.matrix).squeeze(-2)
+            image = (model.matrix @ p.unsqueeze(-1)).squeeze(-1)
+        fall = promised(problem, state.size, gradient, p, image)
+        return Proposal(p / model.scale, problem.size(length, p), fall)
 
-        def propose(radius: Tensor, memory: None) -> tuple[Tensor, Tensor, None]:
-            damping = (length(model.gradient) / radius).unsqueeze(-1)
-            assert model.jacobian is not None
-            p = normal_step(model.jacobian, model.gradient, damping, solver)
-            return p, model.fall(p), None
-
-        return search(problem, self, state, model, propose, damped=True)
-
-
-class _Decomposition(NamedTuple):
-    """What `decomposed` returns; in a graph, zeros as long as it is not ``known``."""
-
-    known: Tensor
-    s: Tensor
-    weighted: Tensor
-    vh: Tensor
-
-
-class _DampedSteps:
-    """The steps ``p`` that minimize ``|r + J p|`` in ``|D p| <= radius``, as a function of it."""
-
-    def __init__(self, model: LinearModel, flag: Tensor) -> None:
-        assert model.matrix is not None
-        self.model = model
-        matrix = model.matrix / model.scale.unsqueeze(-2)
-        self.full, self.regular = full_step(matrix, model.residuals)
-        self.reach, self.ended = length(self.full), flag != 0
-
-    @property
-    def memory(self) -> _Decomposition | None:
-        """What is known before the first step."""
-        if not compiling():
-            return None
-        assert self.model.matrix is not None
-        (m, n), r = self.model.matrix.shape[-2:], self.model.residuals
-        s, vh = r.new_zeros(len(r), min(m, n)), r.new_zeros(len(r), min(m, n), n)
-        return _Decomposition(self.ended.new_zeros(()), s, s, vh)
-
-    def __call__(self, radius: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """Return the steps, what they promise, and the decomposition if it is known by now.
-
-        A length of up to 1.1 times the radius will do.
-        """
-        within = self.ended | (self.regular & (self.reach <= radius))
-        p = self.full
-        if compiling() or not bool(within.all()):
-            memory = self._known(memory, ~within)
-            limit = torch.where(within, torch.inf, radius).unsqueeze(-1)
-            p = torch.where(within.unsqueeze(-1), p, _damped(memory, limit))
-        p = p / self.model.scale
-        return p, self.model.fall(p), memory
-
-    def _known(self, memory: Any, needed: Tensor) -> _Decomposition:
-        def compute(_: Any) -> _Decomposition:
-            return _Decomposition(self.ended.new_ones(()), *decomposed(self.model))
-
-        if compiling():
-            found: _Decomposition = repeat(
-                lambda memory: needed.any() & ~memory.known, compute, memory, 1
-            )
-            return found
-        return compute(None) if memory is None else memory
+    def grown(self, state: TrialState, radius: Any, reach: Any, ratio: Any) -> Any:
+        """Return the radius after a step that kept more than half of its promise."""
+        # steps by products never reach the edge
+        by_products = self.by_products(state.z, _PRODUCTS) is not None
+        return 2 * radius if by_products else super().grown(state, radius, reach, ratio)
 
 
-def _damped(decomposition: _Decomposition, limit: Tensor) -> Tensor:
-    """Return the steps, as scaled, with a damping that makes each about as long as the limit."""
-    _, s, weighted, vh = decomposition
-    edge = 1.1 * limit
+_PRODUCTS = CG(rtol=1e-3)
 
-    def damped(damping: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+
+def _damped(problem: EquationProblem, model: Damping, r: Tensor, radius: Any) -> Tensor:
+    """Return the ``p`` that minimizes ``|r + J p|``, as scaled, about within the radius."""
+    regular = problem.number(model.regular)
+    within = both(regular, problem.size(length, model.full) <= radius)
+    limit = torch.as_tensor(radius).to(r).expand(len(r)).contiguous()
+    return renew(None, no(within), (model.full,), _at_the_edge, model.matrix, r, limit)[0]
+
+
+def _at_the_edge(matrix: Tensor, r: Tensor, limit: Tensor) -> tuple[Tensor]:
+    """Return the steps with a damping that makes each about as long as the limit."""
+    s, weighted, vh = decomposed(matrix, r)
+    limit = limit.unsqueeze(-1)
+    # none of the components may be longer than the limit
+    damping = (weighted.abs() / limit - s**2).amax(-1, keepdim=True).clamp(min=0)
+    for _ in range(_CORRECTIONS):
+        # Newton's method for 1 / |q(damping)| = 1 / limit, which it approaches from below
         divisor = s**2 + damping
         q = torch.where(divisor > 0, weighted / divisor, 0.0)
-        return damping, divisor, q, length(q).unsqueeze(-1)
-
-    def closer(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # Newton's method for 1 / |q(damping)| = 1 / radius, which it approaches from below
-        damping, divisor, q, reach = carry
+        reach = torch.linalg.vector_norm(q, dim=-1, keepdim=True)
         slope = torch.where(divisor > 0, q**2 / divisor, 0.0).sum(-1, keepdim=True)
-        newton = damping + (reach / limit - 1) * reach**2 / slope
-        return damped(torch.where(reach > edge, newton, damping))
-
-    # none of the components may be longer than the radius
-    first = damped((weighted.abs() / limit - s**2).amax(-1, keepdim=True).clamp(min=0))
-    _, _, q, _ = repeat(lambda carry: (carry[-1] > edge).any(), closer, first, 49)
-    return -(q.unsqueeze(-2) @ vh).squeeze(-2)
+        closer = damping + (reach / limit - 1) * reach**2 / slope
+        damping = torch.where(reach > 1.1 * limit, closer, damping)
+    divisor = s**2 + damping
+    q = torch.where(divisor > 0, weighted / divisor, 0.0)
+    return (-(q.unsqueeze(-2) @ vh).squeeze(-2),)

@@ -16,7 +16,7 @@ __all__ = ["renew"]
 
 
 def renew(
-    problem: EquationProblem,
+    problem: EquationProblem | None,
     needed: Mask,
     old: tuple[Tensor, ...],
     compute: Callable[..., tuple[Tensor, ...]],
@@ -25,12 +25,13 @@ def renew(
     """Return ``compute(problem, *lanes)`` in the lanes ``needed (N,)``, and ``old`` elsewhere.
 
     Where lanes can be selected, the others cost nothing. In a compiled graph they are all computed
-    if any needs it, and none if none does.
+    if any needs it, and none if none does. Without a problem, ``compute`` takes the lanes alone.
     """
+    own = () if problem is None else (problem,)
     if compiling():
 
         def body(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            new = compute(problem.aliased(), *(alias(t) for t in lanes))
+            new = compute(*(here.aliased() for here in own), *(alias(t) for t in lanes))
             return pick(needed, new, carry)
 
         return repeat(lambda _: torch.as_tensor(needed).any(), body, old, 1)
@@ -38,9 +39,9 @@ def renew(
     if nowhere(needed):
         return old
     if not isinstance(needed, Tensor):
-        return compute(problem, *lanes)
-    if not problem.separable:
-        return pick(needed, compute(problem, *lanes), old)
+        return compute(*own, *lanes)
+    if not all(here.separable for here in own):
+        return pick(needed, compute(*own, *lanes), old)
     index = needed.nonzero().squeeze(-1)
-    part = compute(problem.take(index), *(t[index] for t in lanes))
+    part = compute(*(here.take(index) for here in own), *(t[index] for t in lanes))
     return tuple(b.index_copy(0, index, a) for a, b in zip(part, old, strict=True))

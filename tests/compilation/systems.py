@@ -165,7 +165,6 @@ ROWS = {
     "Broyden, bad": row("root", ims.Broyden, max_steps=60, good=False),
     "Broyden, LU": row("root", ims.Broyden, max_steps=60, linear_solver=ims.LU(), memory=3),
     "Dogleg": row("far root", ims.Dogleg),
-    "Dogleg, no reuse": row("far root", ims.Dogleg, reuse=0),
     "Dogleg, GMRES": row("far root", ims.Dogleg, linear_solver=ims.GMRES(rtol=1e-4)),
     "LevenbergMarquardt": row("far root", ims.LevenbergMarquardt),
     "LevenbergMarquardt, small": row("far root", ims.LevenbergMarquardt, first_radius=1e-3),

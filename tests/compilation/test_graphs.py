@@ -73,7 +73,7 @@ def test_a_root_without_a_solver_is_found_by_the_dogleg():
     compiled = torch.compile(layer, fullgraph=True)
     # what a graph cannot choose as eager mode does: whether old factors serve
     compare(compiled, layer, (x,), steps=3)
-    sol, (g,) = compare(compiled, lambda x: layer(x, ims.Dogleg(reuse=0)), (x,), steps=0)
+    sol, (g,) = compare(compiled, lambda x: layer(x, ims.Dogleg()), (x,), steps=0)
     # of the loss in `evaluated`
     z, weights = sol.value, torch.linspace(0.5, 1.5, 2, dtype=F64)
     torch.testing.assert_close(g, 2 * weights * z / (3 * z**2 + 1))

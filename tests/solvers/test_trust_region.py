@@ -81,10 +81,6 @@ def test_root_from_the_standard_start(problem, dtype, solver):
 )
 def test_easy_problems_take_newton_steps(problem, solver):
     steps = int(problem.solve(solver=ims.Newton()).iterations)
-    if isinstance(solver, ims.Dogleg):
-        # old factors, where two steps with them are to end it
-        assert int(problem.solve(solver=solver).iterations) <= steps + 2
-        solver = ims.Dogleg(reuse=0)
     assert int(problem.solve(solver=solver).iterations) <= steps
 
 
@@ -146,37 +142,6 @@ def test_budgets_never_make_it_worse(solver):
     for fn, start in ((lambda z: z**3 - 8, 2.0), (lambda z: z**2 + 1, 0.0)):
         sol = ims.root(fn, tensor(start), solver=kind(rtol=None, max_steps=4))
         assert int(sol.status) == Status.BUDGET and float(sol.value) == start
-
-
-# -- old factors -----------------------------------------------------------------------------------
-
-
-def test_old_factors_save_linearizations():
-    calls, evaluations, iterations = [], [], []
-
-    def fn(z):
-        calls.append(1)
-        return torch.tanh(z) + z - torch.linspace(0, 2, 5, dtype=F64)
-
-    for reuse in (0, 2, 100):
-        calls.clear()
-        sol = ims.root(fn, torch.zeros(5, dtype=F64), solver=ims.Dogleg(reuse=reuse))
-        iterations.append(int(sol.iterations))
-        evaluations.append(len(calls) - iterations[-1])
-        assert error(fn(sol.value), torch.zeros(5, dtype=F64)) < 1e-11
-    # a linearization evaluates fn once more
-    assert evaluations[0] > evaluations[1] > evaluations[2]
-    assert iterations[0] < iterations[2]
-
-
-def test_old_factors_are_each_lanes_own_choice():
-    starts = torch.linspace(-3, 3, 40, dtype=F64).reshape(20, 2)
-    fn = lambda z: torch.tanh(3 * z) + z**3 - z.flip(0) / 2 - 1
-    solve = lambda z: ims.root(fn, z, solver=ims.Dogleg(reuse=4))
-    together, alone = vmap(solve)(starts), [solve(z) for z in starts]
-    counts = torch.stack([sol.iterations for sol in alone])
-    assert len(counts.unique()) > 2 and int((together.iterations - counts).abs().max()) <= 1
-    torch.testing.assert_close(together.value, torch.stack([sol.value for sol in alone]))
 
 
 def test_dogleg_leaves_its_factors_to_the_backward_pass():
