@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import everywhere, no, nowhere, pick
+from implicit_solvers.agreement import both, everywhere, no, nowhere, pick
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.direct import Factors
@@ -171,8 +171,8 @@ def _dense_way(
     """Return the way of a Jacobian that was formed, to the shortest step if it is singular."""
     r = state.residuals
     gradient = (r.unsqueeze(-2) @ matrix).squeeze(-2)
-    singular, scaled = no(problem.number(regular)), matrix / scale.unsqueeze(-2)
-    (end,) = renew(None, singular, (newton * scale,), _shortest, scaled, r)
+    needed = both(no(problem.number(regular)), state.flag == 0)
+    (end,) = renew(None, needed, (newton * scale,), _shortest, matrix / scale.unsqueeze(-2), r)
 
     def mv(v: Tensor) -> Tensor:
         return (matrix @ v.unsqueeze(-1)).squeeze(-1)

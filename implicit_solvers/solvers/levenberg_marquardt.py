@@ -113,7 +113,7 @@ class LevenbergMarquardt(ScaledRegion):
             p = normal_step(jacobian, gradient, damping.reshape(-1, 1), solver)
             image = jacobian.mv(p)
         else:
-            p = _damped(problem, model, r, radius)
+            p = _damped(problem, state)
             gradient = (r.unsqueeze(-2) @ model.matrix).squeeze(-2)
             image = (model.matrix @ p.unsqueeze(-1)).squeeze(-1)
         fall = promised(problem, state.size, gradient, p, image)
@@ -129,12 +129,13 @@ class LevenbergMarquardt(ScaledRegion):
 _PRODUCTS = CG(rtol=1e-3)
 
 
-def _damped(problem: EquationProblem, model: Damping, r: Tensor, radius: Any) -> Tensor:
+def _damped(problem: EquationProblem, state: TrialState) -> Tensor:
     """Return the ``p`` that minimizes ``|r + J p|``, as scaled, about within the radius."""
-    regular = problem.number(model.regular)
-    within = both(regular, problem.size(length, model.full) <= radius)
+    model, r, radius = state.model, state.residuals, state.radius
+    within = both(problem.number(model.regular), problem.size(length, model.full) <= radius)
+    needed = both(no(within), state.flag == 0)
     limit = torch.as_tensor(radius).to(r).expand(len(r)).contiguous()
-    return renew(None, no(within), (model.full,), _at_the_edge, model.matrix, r, limit)[0]
+    return renew(None, needed, (model.full,), _at_the_edge, model.matrix, r, limit)[0]
 
 
 def _at_the_edge(matrix: Tensor, r: Tensor, limit: Tensor) -> tuple[Tensor]:

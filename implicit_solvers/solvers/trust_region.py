@@ -143,7 +143,7 @@ class ModelSteps(EquationMethod):
         none = torch.zeros_like(error, dtype=torch.int64)
         model, every = self.blank(problem, z, residuals), none == 0
         state = TrialState(*point, none, every, point, model, error + torch.inf, none, every)
-        return state._replace(whole=every & bold, size=error)
+        return state._replace(whole=bold and every, size=error)
 
     def step(self, problem: EquationProblem, state: TrialState) -> TrialState:
         """Make a trial in every lane."""
@@ -157,16 +157,19 @@ class ModelSteps(EquationMethod):
             new, why = self.modeled(problem, state)
             model = new if model is None else pick(fresh, new, model)
             flag = pick(both(fresh, flag == 0), why, flag)
-        state = state._replace(model=model, rejected=rejected, whole=whole)
-        return self._tried(problem, state, flag)
+        state = state._replace(model=model, flag=flag, rejected=rejected, whole=whole)
+        return self._tried(problem, state)
 
-    def _tried(self, problem: EquationProblem, state: TrialState, flag: Any) -> TrialState:
+    def _tried(self, problem: EquationProblem, state: TrialState) -> TrialState:
         if not everywhere(state.whole):
             state = state._replace(size=problem.size(length, state.residuals))
             state = state._replace(model=self.surveyed(state))
         within = self.region(problem, state)
         proposal = self.propose(problem, state._replace(radius=within))
-        z = state.z + proposal.step
+        step, flag = proposal.step, state.flag
+        if isinstance(flag, Tensor):
+            step = pick(flag == 0, step, 0.0)  # lanes that end stay where they are
+        z = state.z + step
         residuals, error = self.evaluated(problem, z)
         accepted: Mask = False
         if not nowhere(state.whole):
