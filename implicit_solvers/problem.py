@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask
-from implicit_solvers.autodiff import no_saved_tensor_hooks, unwatched, vjp
+from implicit_solvers.autodiff import no_saved_tensor_hooks, pullback_on_graph, unwatched, vjp
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.explicit_function import reading_by_itself
@@ -142,6 +142,7 @@ class EquationProblem:
         self._longest: Any = None
         self._evaluated: _Evaluated | None = None
         self.traced = traced
+        self.alone = self.count == 1
 
     @property
     def source(self) -> Any:
@@ -175,9 +176,15 @@ class EquationProblem:
 
     def size(self, norm: Norm, v: Tensor) -> Any:
         """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
-        size = norm(v)
-        on_host = self.branches and len(v) == 1 and v.device.type == "cpu" and unwatched()
-        return size.item() if on_host else size
+        return self.number(norm(v))
+
+    def number(self, t: Tensor) -> Any:
+        """Return a number of each lane ``(N,)``; Python's for one problem on a CPU.
+
+        The last of many lanes has tensors still: what a solver remembers of it are some.
+        """
+        on_host = self.alone and self.branches and t.device.type == "cpu" and unwatched()
+        return t.item() if on_host else t
 
     def tolerance(self, solver: Any, z: Tensor) -> Any:
         """Return ``atol + rtol norm(z)``, where an iterate that ran away counts as less."""
@@ -241,10 +248,26 @@ class EquationProblem:
         return out.reshape(self.count, *out.shape[len(self.shape) :])
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return an objective ``(N,)`` and its gradient ``(N, n)``."""
+        """Return an objective, or ``|r|^2 / 2``, ``(N,)``, and its gradient ``(N, n)``."""
         value, pull = vjp(lambda u: self._fn(u, *self.operands), self._grid(z))
-        gradient = pull(torch.ones_like(value))[0]
+        if self.fits:
+            gradient = pull(value)[0]
+            value = 0.5 * (value**2).sum(-1)
+        else:
+            gradient = pull(torch.ones_like(value))[0]
         return value.reshape(-1), gradient.reshape(self.count, z.shape[-1])
+
+    def value_and_gradient_to_linearize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `value_and_gradient`, and keep its graph for `linearize` at this very ``z``."""
+        self._evaluated = None
+        if not (self.branches and unwatched()):
+            return self.value_and_gradient(z)
+        with torch.enable_grad(), no_saved_tensor_hooks():
+            grid = self._grid(z).detach().requires_grad_()
+            value = self._fn(grid, *self.operands)
+            gradient = pullback_on_graph(grid, value, True)(torch.ones_like(value))
+        self._evaluated = _Evaluated(z, grid, gradient, None)
+        return value.detach().reshape(-1), gradient.detach().reshape(z.shape)
 
     def linearize(self, z: Tensor) -> LaneMap:
         """Return the Jacobian of the condition at ``z``."""
@@ -303,7 +326,9 @@ class EquationProblem:
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
         start = None if self.start is None else self.start[index]
         own = self.equation, lanes, shape, operands, start, self.basis, self.traced
-        return EquationProblem(*own)
+        taken = EquationProblem(*own)
+        taken.alone = False
+        return taken
 
 
 class _Evaluated(NamedTuple):
