@@ -95,7 +95,7 @@ class LBFGS(Descent):
         memory = self._learned(problem, state)
         flag = self.stopped(state, both(tired, memory.scale == 0))
         if not nowhere(tired):
-            memory = pick(tired, LBFGSMemory(*(0 * part for part in memory)), memory)
+            memory = pick(tired, self.begin(problem, state.z, state.residual), memory)
         remembers = memory.scale > 0
         length: Any = 1.0
         if not everywhere(remembers):
