@@ -44,6 +44,9 @@ def pick(mask: Mask, a: Any, b: Any) -> Any:
         return a
     if isinstance(a, Tensor) and a is b:
         return a
+    if isinstance(a, float) and isinstance(b, float):
+        # (of numbers torch makes the default dtype, which need not be that of the problem)
+        a = torch.full_like(mask, a, dtype=torch.float64)
     rank = max(t.dim() if isinstance(t, Tensor) else 0 for t in (a, b))
     if rank > 1:
         mask = mask.reshape(-1, *(1,) * (rank - 1))
@@ -93,7 +96,7 @@ def divide(a: Any, b: Any) -> Any:
 def along(z: Tensor, length: Any, direction: Tensor) -> Tensor:
     """Return ``z + length direction``, for vectors ``(N, n)``."""
     if isinstance(length, Tensor):
-        return torch.addcmul(z, length.reshape(-1, 1), direction)
+        return torch.addcmul(z, length.to(z.dtype).reshape(-1, 1), direction)
     return torch.add(z, direction, alpha=length)
 
 

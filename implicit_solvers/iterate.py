@@ -212,7 +212,7 @@ def _look(
         count = iterations + both(budget or accepted, running)
         spent = (count >= solver.max_steps) | (trials >= _most(solver))
         going = both(going, no(spent))
-    better = state.error < best[1] if best else False
+    better = both(accepted, state.error < best[1]) if best else False
     (now, *_), (going, accepted, better) = ask(lanes, going, accepted, better)
     if hasattr(state, "accepted"):
         state = state.settled(accepted)

@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask
-from implicit_solvers.autodiff import (
-    no_saved_tensor_hooks,
-    pullback_on_graph,
-    unwatched,
-    vjp,
-)
+from implicit_solvers.autodiff import no_saved_tensor_hooks, pullback_on_graph, unwatched, vjp
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.explicit_function import reading_by_itself
@@ -147,6 +142,7 @@ class EquationProblem:
         self._longest: Any = None
         self._evaluated: _Evaluated | None = None
         self.traced = traced
+        self.alone = self.count == 1
 
     @property
     def source(self) -> Any:
@@ -182,10 +178,13 @@ class EquationProblem:
         """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
         return self.number(norm(v))
 
-    def number(self, value: Tensor) -> Any:
-        """Return a number of each lane ``(N,)`` as it is; one problem's, on a CPU, as Python's."""
-        alone = self.branches and len(value) == 1 and value.device.type == "cpu"
-        return value.item() if alone and unwatched() else value
+    def number(self, t: Tensor) -> Any:
+        """Return a number of each lane ``(N,)``; Python's for one problem on a CPU.
+
+        The last of many lanes has tensors still: what a solver remembers of it are some.
+        """
+        on_host = self.alone and self.branches and t.device.type == "cpu" and unwatched()
+        return t.item() if on_host else t
 
     def tolerance(self, solver: Any, z: Tensor) -> Any:
         """Return ``atol + rtol norm(z)``, where an iterate that ran away counts as less."""
@@ -236,7 +235,7 @@ class EquationProblem:
         else:
             one_lane: Callable[..., Any] = self.equation.jacobian().value_and_dense
             evaluate: Callable[..., Any] = self.lanes.shared(1).over(one_lane)
-            out, matrices = evaluate(grid, self._identity(z), *self.operands)
+            out, matrices = evaluate(grid, self.identity(z), *self.operands)
             if len(self.shape) > 1:
                 matrices = matrices.reshape(self.count, *matrices.shape[-2:])
         self._evaluated = _Evaluated(z, grid, out, matrices)
@@ -249,23 +248,42 @@ class EquationProblem:
         return out.reshape(self.count, *out.shape[len(self.shape) :])
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return an objective ``(N,)`` and its gradient ``(N, n)``."""
+        """Return an objective, or ``|r|^2 / 2``, ``(N,)``, and its gradient ``(N, n)``."""
         value, pull = vjp(lambda u: self._fn(u, *self.operands), self._grid(z))
-        gradient = pull(torch.ones_like(value))[0]
+        if self.fits:
+            gradient = pull(value)[0]
+            value = 0.5 * (value**2).sum(-1)
+        else:
+            gradient = pull(torch.ones_like(value))[0]
         return value.reshape(-1), gradient.reshape(self.count, z.shape[-1])
+
+    def value_and_gradient_to_linearize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `value_and_gradient`, and keep its graph for `linearize` at this very ``z``."""
+        self._evaluated = None
+        if not (self.branches and unwatched()):
+            return self.value_and_gradient(z)
+        with torch.enable_grad(), no_saved_tensor_hooks():
+            grid = self._grid(z).detach().requires_grad_()
+            value = self._fn(grid, *self.operands)
+            gradient = pullback_on_graph(grid, value, True)(torch.ones_like(value))
+        self._evaluated = _Evaluated(z, grid, gradient, None)
+        return value.detach().reshape(-1), gradient.detach().reshape(z.shape)
 
     def linearize(self, z: Tensor) -> LaneMap:
         """Return the Jacobian of the condition at ``z``."""
+        return self._linearized(self.equation.jacobian(), z, residuals=False)
+
+    def _linearized(self, template: JacobianTemplate, z: Tensor, residuals: bool) -> LaneMap:
         kept, self._evaluated = self._evaluated, None
-        if kept is None or kept.z is not z:
-            return self._jacobian(self.equation.jacobian(), self._grid(z))
-        self._identity(z)
-        jacobian = self._jacobian(self.equation.jacobian(), kept.point)
+        if kept is None or kept.z is not z or kept.residuals != residuals:
+            return self._jacobian(template, self._grid(z))
+        jacobian = self._jacobian(template, kept.point)
         jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
         jacobian.matrices = kept.matrices
         return jacobian
 
-    def _identity(self, z: Tensor) -> Tensor:
+    def identity(self, z: Tensor) -> Tensor:
+        """Return the identity, which is made once for all Jacobians that are to be formed."""
         if self.basis is None:
             self.basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         return self.basis
@@ -285,7 +303,7 @@ class EquationProblem:
                 grid = grid.detach().requires_grad_()
                 out = self._fn(grid, *self.operands)
             pull: Callable[..., Any] = pullback_on_graph(grid, out)
-            self._evaluated = _Evaluated(z, grid, out, None)
+            self._evaluated = _Evaluated(z, grid, out, None, True)
             out = out.detach()
             gradient = pull(out)
         else:
@@ -295,14 +313,8 @@ class EquationProblem:
 
     def linearize_residuals(self, z: Tensor) -> ResidualMap:
         """Return the Jacobian of the residuals at ``z``, ``m x n``."""
-        kept, self._evaluated = self._evaluated, None
         template = JacobianTemplate(self.equation.fn if self.fits else self.equation.condition)
-        if kept is None or kept.z is not z:
-            return ResidualMap(self._jacobian(template, self._grid(z)))
-        jacobian = self._jacobian(template, kept.point)
-        jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
-        jacobian.matrices = kept.matrices
-        return ResidualMap(jacobian)
+        return ResidualMap(self._linearized(template, z, residuals=self.fits))
 
     def _jacobian(self, template: JacobianTemplate, grid: Tensor) -> LaneMap:
         return LaneMap(
@@ -336,16 +348,22 @@ class EquationProblem:
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
         start = None if self.start is None else self.start[index]
         own = self.equation, lanes, shape, operands, start, self.basis, self.traced
-        return EquationProblem(*own)
+        taken = EquationProblem(*own)
+        taken.alone = False
+        return taken
 
 
 class _Evaluated(NamedTuple):
-    """An evaluation at ``z``: the point and the value with its graph, or the Jacobians."""
+    """An evaluation at ``z``: the point and the value with its graph, or the Jacobians.
+
+    The value is the condition, or a fit's ``residuals``.
+    """
 
     z: Tensor
     point: Tensor
     value: Tensor
     matrices: Tensor | None
+    residuals: bool = False
 
 
 class ResidualMap:

@@ -134,11 +134,11 @@ capture isolated: a scope is not restored
 capture _Thread: threads see each other's scopes
     class _Thread(threading.local): >>> class _Thread:
     trust/test_threads.py::test_threads_do_not_meet
-solvers.damped Damped.step: a step that does not pay is taken
-    accepted = error <= least >>> accepted = error == error
+solvers.damped Halving.pays: a step that does not pay is taken
+    return error <= least, None >>> return error == error, None
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
 solvers.damped DampedState.settled: a lane moves where its trial was not accepted
-    pick(accepted, (self.z, self.residual, self.error), self.kept) >>> self[:3]
+    pick(accepted, self.point, self.kept) >>> self.point
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
 agreement settle: what holds in most lanes is taken for all
     0 < count < lanes else >>> 0 < count < lanes - 1 else

@@ -215,7 +215,7 @@ def entries(compact):
     return [
         equation("root", ims.Newton(max_steps=25, halvings=8, **how)),
         equation("fixed_point", ims.FixedPointIteration(max_steps=150, **how)),
-        equation("minimize", ims.NewtonCG(max_steps=15, halvings=8, **how)),
+        equation("minimize", ims.NewtonCG(max_steps=15, **how)),
         equation("least_squares", ims.GaussNewton(max_steps=40, halvings=8, **how)),
         system(ims.CG(**how)),
         system(ims.GMRES(**how)),

@@ -275,6 +275,7 @@ def default(request):
     torch.set_default_dtype(before)
 
 
+LANEWISE = {"batch_dims": 1, "in_dims": (0,)}
 SAME = {
     "root": lambda one, a: ims.root(lambda z, a: z - a, one, (a,)),
     "fixed_point": lambda one, a: ims.fixed_point(lambda z, a: 0.5 * (z + a), one, (a,)),
@@ -284,6 +285,13 @@ SAME = {
     "custom_root": lambda one, a: ims.custom_root(lambda z, a: z - a)(
         lambda z0, a: a.double().numpy()
     )(one, a),
+    # steps that are shortened in some lanes
+    "damped": lambda one, a: ims.root(
+        lambda z, a: torch.atan(9 * (z - a)), one, (a,), solver=ims.Newton(), **LANEWISE
+    ),
+    "searched": lambda one, a: ims.minimize(
+        lambda z, a: torch.sqrt(1 + 25 * (z - a) ** 2), one, (a,), solver=ims.LBFGS(), **LANEWISE
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solvers.damped import Aim, Damped, DampedState
+from implicit_solvers.solvers.damped import Aim, DampedState, Halving
 from implicit_solvers.solvers.newton import factor_jacobian
 from implicit_solvers.solvers.renewal import renew
 
@@ -40,7 +40,7 @@ class BroydenMemory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Broyden(Damped):
+class Broyden(Halving):
     """Broyden's method: ``z <- z - t H F(z)``, where ``H`` learns the Jacobian's inverse.
 
     After a step ``s`` that changed ``F`` by ``y``, the rank-one update ``H <- H + u v^T`` makes

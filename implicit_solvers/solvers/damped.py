@@ -1,4 +1,4 @@
-"""Damped steps: shorter ones along a direction until the residual falls, one trial a step."""
+"""Damped steps: a direction, and lengths along it until one pays, one trial a step."""
 
 from __future__ import annotations
 
@@ -13,51 +13,143 @@ from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solver import EquationMethod
 
-__all__ = ["Aim", "Damped", "DampedState"]
+__all__ = ["Aim", "Damped", "DampedState", "Halving", "Point"]
 
 _FULL = 1.0
 
 
 class Aim(NamedTuple):
-    """What a full step takes from ``z (N, n)``, what the solver remembers, and a status or 0."""
+    """What a full step takes from ``z (N, n)``, what the solver remembers, and a status or 0.
+
+    ``length`` is how much of the step is tried first.
+    """
 
     direction: Tensor
     memory: Any
     flag: Any
+    length: Any = _FULL
+
+
+class Point(NamedTuple):
+    """An iterate, its residual and its error; and its objective, where one is reduced."""
+
+    z: Tensor
+    residual: Tensor
+    error: Any
+    value: Any = None
 
 
 class DampedState(NamedTuple):
     """The state of a `Damped` solver.
 
-    ``z``, ``residual`` and ``error`` are those of the last trial until it is settled whether that
-    is ``accepted``, and then those of where the lane is; ``kept`` is where it was. A trial goes
-    back ``length`` times the ``direction``. ``limit`` is what ``error`` must fall below.
+    ``z``, ``residual``, ``error`` and ``value`` are those of the last trial until it is settled
+    whether that is ``accepted``, and then those of where the lane is; ``kept`` is where it was. A
+    trial goes back ``length`` times the ``direction``; ``search`` is what is known of this line.
     """
 
     z: Tensor
     residual: Tensor
     error: Any
+    value: Any
     flag: Any
     accepted: Mask
-    kept: tuple[Any, ...]
+    kept: Point
     direction: Any
     length: Any
+    search: Any
     memory: Any
 
     def settled(self, accepted: Mask) -> DampedState:
         """Return the state where trials are accepted in some lanes, and the others have stayed."""
-        z, residual, error = pick(accepted, (self.z, self.residual, self.error), self.kept)
-        return self._replace(z=z, residual=residual, error=error, accepted=accepted)
+        return self._replace(**pick(accepted, self.point, self.kept)._asdict(), accepted=accepted)
+
+    @property
+    def point(self) -> Point:
+        """The last trial, or where the lane is."""
+        return Point(*self[:4])
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
         """What the backward pass may use."""
-        return self.memory.factors
+        return getattr(self.memory, "factors", ())
+
+
+class Damped(EquationMethod):
+    """What solvers have in common that search along a direction until a length pays.
+
+    Two parts make a solver: one that aims, and remembers (`begin`, `aim`); and one that searches
+    (`evaluate`, `start`, `again`, `ahead`, `pays`).
+    """
+
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Any:
+        """Return what the solver remembers at the start."""
+        raise NotImplementedError
+
+    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
+        """Return a direction for lanes that accepted their trial, or are ``tired`` of theirs."""
+        raise NotImplementedError
+
+    def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
+        """Evaluate all that is asked of a trial."""
+        raise NotImplementedError
+
+    def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
+        """Return the length to try first along a new direction, and what is known of its line."""
+        raise NotImplementedError
+
+    def again(self, state: DampedState) -> tuple[Any, Any, Mask]:
+        """Return the length to try after one that did not pay, and where there is none."""
+        raise NotImplementedError
+
+    def ahead(self, problem: EquationProblem, state: DampedState) -> tuple[Tensor, DampedState]:
+        """Return where to try."""
+        return along(state.z, -state.length, state.direction), state
+
+    def pays(self, problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, Any]:
+        """Tell in which lanes the trial pays, what is known of the line with it, and the flags."""
+        raise NotImplementedError
+
+    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
+        """Evaluate at the start."""
+        point = self.evaluate(problem, z)
+        memory = self.begin(problem, z, point.residual)
+        state = DampedState(*point, 0, True, point, None, _FULL, None, memory)
+        if problem.branches:
+            return state
+        one, direction = torch.ones_like(point.error), torch.zeros_like(z)
+        state = state._replace(
+            flag=torch.zeros_like(one, dtype=torch.int64), accepted=one > 0, direction=direction
+        )
+        length, search = self.start(problem, state, one)
+        return state._replace(length=length, search=search)
+
+    def step(self, problem: EquationProblem, state: DampedState) -> DampedState:
+        """Make a trial in every lane."""
+        accepted, length, search = state.accepted, state.length, state.search
+        tired: Mask = False
+        if not everywhere(accepted):
+            length, search, spent = self.again(state)
+            tired = both(spent, no(accepted))
+        turns = either(accepted, tired)
+        if not nowhere(turns):
+            new, memory, flag, first = self.aim(problem, state, tired)
+            old = new if state.direction is None else state.direction
+            new = pick(turns, new, old)
+            state = state._replace(direction=new, memory=memory, flag=flag)
+            length, search = pick(turns, self.start(problem, state, first), (length, search))
+        state = state._replace(length=length, search=search)
+        z, state = self.ahead(problem, state)
+        if isinstance(state.flag, Tensor):
+            z = pick(state.flag == 0, z, state.z)  # lanes that end stay where they are
+        trial = self.evaluate(problem, z)
+        state = state._replace(**trial._asdict(), kept=state.point)
+        accepted, search, flag = self.pays(problem, state)
+        return state._replace(accepted=accepted, search=search, flag=flag)
 
 
 @dataclass(frozen=True)
-class Damped(EquationMethod):
-    """What solvers have in common that step along a direction, and halve the step until it pays.
+class Halving(Damped):
+    """Search by halves: the step is halved until the residual falls.
 
     A trial is accepted if ``norm(F(z - t p)) <= limit - 1e-4 t norm(F(z))``, where the ``limit``
     is ``norm(F(z))``, and else ``t`` is half as long in the next. Source: Dennis and Schnabel,
@@ -81,14 +173,6 @@ class Damped(EquationMethod):
         """Whether the error never grows."""
         return self.halvings > 0
 
-    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Any:
-        """Return what the solver remembers at the start."""
-        raise NotImplementedError
-
-    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
-        """Return a direction for lanes that accepted their trial, or are ``tired`` of theirs."""
-        raise NotImplementedError
-
     def tries(self, state: DampedState) -> Any:
         """Return how often a lane may halve its step."""
         return self.halvings
@@ -99,57 +183,31 @@ class Damped(EquationMethod):
 
     def limit(self, state: DampedState) -> Any:
         """Return what the error must fall below."""
-        return state.error
+        return state.kept.error
 
     def residual(self, problem: EquationProblem, z: Tensor) -> Tensor:
         """Return the residual."""
         return problem.residual(z)
 
-    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
-        """Evaluate the residual at the start."""
+    def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
+        """Evaluate the residual."""
         residual = self.residual(problem, z)
-        error = problem.size(self.norm, residual)
-        accepted: Mask = True
-        length: Any = _FULL
-        flag: Any = 0
-        direction: Any = None
-        if not problem.branches:
-            accepted = torch.ones_like(error, dtype=torch.bool)
-            length, flag = torch.ones_like(error), torch.zeros_like(error, dtype=torch.int64)
-            direction = torch.zeros_like(z)
-        memory = self.begin(problem, z, residual)
-        kept = (z, residual, error)
-        return DampedState(z, residual, error, flag, accepted, kept, direction, length, memory)
+        return Point(z, residual, problem.size(self.norm, residual))
 
-    def step(self, problem: EquationProblem, state: DampedState) -> DampedState:
-        """Make a trial in every lane."""
-        accepted, length = state.accepted, state.length
-        tired: Mask = False
-        if everywhere(accepted):
-            length = _FULL
-        else:
-            length = pick(accepted, _FULL, 0.5 * length)
-            short = either(length < 0.5 ** self.tries(state), self.hopeless(state))
-            tired = both(short, no(accepted))
-            length = pick(tired, _FULL, length)
-        turns = either(accepted, tired)
-        if not nowhere(turns):
-            new, memory, flag = self.aim(problem, state, tired)
-            old = new if state.direction is None else state.direction
-            new = pick(turns, new, old)
-            if isinstance(flag, Tensor):
-                new = pick(flag == 0, new, 0.0)  # lanes that end stay where they are
-            state = state._replace(direction=new, memory=memory, flag=flag)
-        z = along(state.z, -length, state.direction)
-        residual = self.residual(problem, z)
-        error, accepted = problem.size(self.norm, residual), True
-        if self.halvings > 0:
-            limit, fall = self.limit(state), 1e-4 * length
-            least = (1 - fall) * limit if limit is state.error else limit - fall * state.error
-            accepted = error <= least
-        elif not problem.branches:
-            accepted = torch.ones_like(error, dtype=torch.bool)
-        kept = (state.z, state.residual, state.error)
-        return state._replace(
-            z=z, residual=residual, error=error, accepted=accepted, kept=kept, length=length
-        )
+    def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
+        """Try the whole step first."""
+        return length, None
+
+    def again(self, state: DampedState) -> tuple[Any, Any, Mask]:
+        """Halve the step."""
+        length = 0.5 * state.length
+        return length, None, either(length < 0.5 ** self.tries(state), self.hopeless(state))
+
+    def pays(self, problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, Any]:
+        """Tell where the residual falls enough."""
+        error, before = state.error, state.kept.error
+        if self.halvings == 0:
+            return (True if problem.branches else torch.ones_like(error) > 0), None, state.flag
+        limit, fall = self.limit(state), 1e-4 * state.length
+        least = (1 - fall) * limit if limit is before else limit - fall * before
+        return error <= least, None, state.flag

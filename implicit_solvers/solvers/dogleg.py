@@ -16,12 +16,12 @@ from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.problem import EquationProblem, ResidualMap
+from implicit_solvers.solvers.damped import DampedState
 from implicit_solvers.solvers.gauss_newton import full_step, normal_step
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.solvers.trust_region import (
     Proposal,
     ScaledRegion,
-    TrialState,
     decomposed,
     length,
     promised,
@@ -111,44 +111,46 @@ class Dogleg(ScaledRegion):
             return Linear(none, matrix, none, (matrix, pivots, pivots.sum(-1, dtype=torch.int32)))
         return Way(none, none, none, image, none, image)
 
-    def modeled(self, problem: EquationProblem, state: TrialState) -> tuple[Way | Linear, Any]:
+    def modeled(self, problem: EquationProblem, state: DampedState) -> tuple[Way | Linear, Any]:
         """Linearize, and find the Newton or Gauss-Newton step."""
-        z, r, solver = state.z, state.residuals, self._products(problem, state.z)
-        before = None if state.model is None else state.model.scale
-        jacobian = problem.linearize_residuals(z)
+        z, r, solver = state.z, state.residual, self._products(problem, state.z)
+        before = None if state.memory is None else state.memory.scale
         if solver is not None:
+            jacobian = problem.linearize_residuals(z)
             gradient, one = jacobian.rmv(r), torch.ones_like(z)
             newton = _iterated(problem, jacobian, r, gradient, solver)
             return _way(problem, jacobian.mv, problem.size(length, r), one, gradient, newton), 0
-        matrix = jacobian.dense()
         if problem.fits:
-            newton = full_step(matrix, r)
-            return _dense_way(problem, matrix, state, scales(matrix, before), *newton), 0
-        jacobian.jacobian.matrices = matrix
-        factors = LU().factor_for_a_step(jacobian.jacobian)
+            matrix = problem.linearize_residuals(z).dense()
+            step, regular = full_step(matrix, r)
+            return _dense_way(problem, matrix, state, scales(matrix, before), step, regular), 0
+        problem.identity(z)
+        slope = problem.linearize(z)
+        slope.matrices = matrix = slope.dense()
+        factors = LU().factor_for_a_step(slope)
         newton = LU().solve(factors, -r.unsqueeze(-1), False).squeeze(-1)
         return Linear(torch.zeros_like(z) if before is None else before, matrix, newton, factors), 0
 
-    def surveyed(self, state: TrialState) -> Way | Linear:
+    def surveyed(self, model: Way | Linear) -> Way | Linear:
         """Return the model with the scale that the way needs."""
-        model = state.model
         if isinstance(model, Linear):
             return model._replace(scale=scales(model.matrix, model.scale))
         return model
 
-    def propose(self, problem: EquationProblem, state: TrialState) -> Proposal:
+    def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
         """Go along the way up to where it leaves the region, or take Newton's whole step."""
-        model, whole = state.model, state.whole
+        model, whole = state.memory, state.search.whole
         if everywhere(whole):
             return Proposal(model.newton, 0.0, 1.0)
         way = model
         if isinstance(model, Linear):
             regular = torch.isfinite(model.newton).all(-1) & LU().regular(model.factors)
             way = _dense_way(problem, model.matrix, state, model.scale, model.newton, regular)
-        p, image = _within(problem, way, state.radius)
-        reach, fall = problem.size(length, p), promised(problem, state.size, way.gradient, p, image)
-        p = p / way.scale
-        return Proposal(p if nowhere(whole) else pick(whole, model.newton, p), reach, fall)
+        p, image = _within(problem, way, state.search.within)
+        fall, step = promised(problem, state.search.size, way.gradient, p, image), p / way.scale
+        if not nowhere(whole):
+            step = pick(whole, model.newton, step)
+        return Proposal(step, problem.size(length, p), fall)
 
 
 def _iterated(
@@ -163,13 +165,13 @@ def _iterated(
 def _dense_way(
     problem: EquationProblem,
     matrix: Tensor,
-    state: TrialState,
+    state: DampedState,
     scale: Tensor,
     newton: Tensor,
     regular: Tensor,
 ) -> Way:
     """Return the way of a Jacobian that was formed, to the shortest step if it is singular."""
-    r = state.residuals
+    r = state.residual
     gradient = (r.unsqueeze(-2) @ matrix).squeeze(-2)
     needed = both(no(problem.number(regular)), state.flag == 0)
     (end,) = renew(None, needed, (newton * scale,), _shortest, matrix / scale.unsqueeze(-2), r)

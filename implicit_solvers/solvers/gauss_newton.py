@@ -15,7 +15,8 @@ from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.problem import EquationProblem, ResidualMap
 from implicit_solvers.solution import Status
-from implicit_solvers.solvers.trust_region import ModelSteps, Proposal, TrialState
+from implicit_solvers.solvers.damped import DampedState
+from implicit_solvers.solvers.trust_region import ModelSteps, Proposal
 
 __all__ = ["GaussNewton", "full_step", "normal_step"]
 
@@ -76,12 +77,12 @@ class GaussNewton(ModelSteps):
         """How many trials in a row may be rejected."""
         return self.halvings
 
-    def init(self, problem: EquationProblem, z: Tensor) -> TrialState:
+    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
         """Evaluate residuals and gradient at the start."""
         state = super().init(problem, z)
-        if state.residuals.shape[-1] < z.shape[-1]:
+        if state.residual.shape[-1] < z.shape[-1]:
             raise ValueError(
-                f"fn returned {state.residuals.shape[-1]} residuals for {z.shape[-1]} unknowns: "
+                f"fn returned {state.residual.shape[-1]} residuals for {z.shape[-1]} unknowns: "
                 "GaussNewton() needs at least as many residuals as unknowns; use "
                 "LevenbergMarquardt()"
             )
@@ -92,9 +93,9 @@ class GaussNewton(ModelSteps):
         none = torch.zeros_like(z)
         return Direction(none, none.sum(-1), none.sum(-1))
 
-    def modeled(self, problem: EquationProblem, state: TrialState) -> tuple[Direction, Any]:
+    def modeled(self, problem: EquationProblem, state: DampedState) -> tuple[Direction, Any]:
         """Solve the linear least-squares problem."""
-        jacobian, r = problem.linearize_residuals(state.z), state.residuals
+        jacobian, r = problem.linearize_residuals(state.z), state.residual
         solver = self.by_products(state.z, CG(rtol=1e-3))
         flag: Any = 0
         if solver is None:
@@ -109,21 +110,21 @@ class GaussNewton(ModelSteps):
         bend = problem.number((image**2).sum(-1))
         return Direction(p, problem.number((image * r).sum(-1)), bend), flag
 
-    def region(self, problem: EquationProblem, state: TrialState) -> Any:
+    def radius(self, problem: EquationProblem, state: DampedState) -> Any:
         """Return the step length of a trial."""
-        return pick(state.accepted, 1.0, state.radius)
+        return pick(state.search.rejected == 0, 1.0, state.search.radius)
 
-    def propose(self, problem: EquationProblem, state: TrialState) -> Proposal:
+    def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
         """Go along the direction."""
-        direction, slope, bend = state.model
-        t, size = state.radius, state.size
+        direction, slope, bend = state.memory
+        t, size = state.search.within, state.search.size
         change = t * (2 * slope + t * bend)
         step = direction * (t.unsqueeze(-1) if isinstance(t, Tensor) else t)
         return Proposal(step, t, divide(-change, size * size))
 
-    def resized(self, state: TrialState, radius: Any, reach: Any, ratio: Any) -> Any:
+    def resized(self, state: DampedState, ratio: Any) -> Any:
         """Halve the step length."""
-        return 0.5 * radius
+        return 0.5 * state.search.within
 
 
 class _NormalMap:

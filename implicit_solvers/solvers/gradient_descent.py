@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask
 from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.solver import EquationMethod
-from implicit_solvers.solvers.line_search import LineSearch, Point, objective, search
+from implicit_solvers.solvers.damped import Aim, DampedState
+from implicit_solvers.solvers.descent import Descent
+from implicit_solvers.solvers.line_search import LineSearch
 
 __all__ = ["GradientDescent"]
 
@@ -26,18 +28,8 @@ class GradientDescentState(NamedTuple):
     flag: Tensor
 
 
-class SearchState(NamedTuple):
-    """The state of `GradientDescent` with a line search."""
-
-    z: Tensor
-    value: Tensor
-    gradient: Tensor
-    error: Tensor
-    flag: Tensor
-
-
 @dataclass(frozen=True)
-class GradientDescent(EquationMethod):
+class GradientDescent(Descent):
     """Gradient descent: ``v <- momentum v - lr grad``, ``z <- z + v``.
 
     It converges for ``lr < 2 / L`` (without momentum), with ``L`` the largest curvature. With
@@ -101,33 +93,29 @@ class GradientDescent(EquationMethod):
         """Whether a step depends on those before it."""
         return self.momentum != 0
 
-    def init(self, problem: EquationProblem, z: Tensor) -> GradientDescentState | SearchState:
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> tuple[()]:
+        """Remember nothing."""
+        return ()
+
+    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
+        """Go against the gradient."""
+        return Aim(state.residual, (), self.stopped(state, tired), self.lr)
+
+    def init(self, problem: EquationProblem, z: Tensor) -> Any:
         """Evaluate the gradient at the start."""
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         if self.line_search is not None:
-            start = objective(problem, z)
-            return SearchState(*start, start.error(self.norm), flag)
+            return super().init(problem, z)
         gradient = problem.residual(z)
+        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         return GradientDescentState(z, gradient, torch.zeros_like(z), self.norm(gradient), flag)
 
-    def step(
-        self, problem: EquationProblem, state: GradientDescentState | SearchState
-    ) -> GradientDescentState | SearchState:
+    def step(self, problem: EquationProblem, state: Any) -> Any:
         """Move against the gradient."""
-        if isinstance(state, SearchState):
-            return self._searched(problem, state)
+        if self.line_search is not None:
+            return super().step(problem, state)
         velocity = -self.lr * state.gradient
         if self.momentum:
             velocity = velocity + self.momentum * state.velocity
         z = state.z + velocity
         gradient = problem.residual(z)
         return GradientDescentState(z, gradient, velocity, self.norm(gradient), state.flag)
-
-    def _searched(self, problem: EquationProblem, state: SearchState) -> SearchState:
-        assert self.line_search is not None
-        start = Point(state.z, state.value, state.gradient)
-        length = torch.full_like(state.value, self.lr)
-        found = search(
-            self.line_search, problem, start, -start.gradient, length, compact=self.compact
-        )
-        return SearchState(*found.point, found.point.error(self.norm), found.flag(self.rtol))

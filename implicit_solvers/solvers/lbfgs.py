@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import solve_triangular
 
+from implicit_solvers.agreement import Mask, both, divide, everywhere, nowhere, pick
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.solver import EquationMethod
-from implicit_solvers.solvers.line_search import Point, StrongWolfe, objective, search
+from implicit_solvers.solvers.damped import Aim, DampedState
+from implicit_solvers.solvers.descent import Descent, dot
+from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 
 __all__ = ["LBFGS"]
 
 
-class LBFGSState(NamedTuple):
-    """The state of `LBFGS`: the last steps and changes of the gradient, newest first.
+class LBFGSMemory(NamedTuple):
+    """What `LBFGS` remembers: the last steps and changes of the gradient, newest first.
 
-    ``weights (N, memory)`` are ``1 / s.y``; zero marks a place without a pair.
+    Each pair ``(N, memory, n)`` is divided by the root of its product ``s.y``; a place without one
+    is zero. ``scale`` is ``s.y / y.y`` of the newest, and 0 where there is none.
     """
 
-    z: Tensor
-    value: Tensor
-    gradient: Tensor
     steps: Tensor
     changes: Tensor
-    weights: Tensor
-    error: Tensor
-    flag: Tensor
+    scale: Any
 
 
 @dataclass(frozen=True)
-class LBFGS(EquationMethod):
+class LBFGS(Descent):
     """Limited-memory BFGS: ``z <- z + t p`` with ``p = -B grad``.
 
     ``B`` approximates the inverse of the Hessian by the last ``memory`` pairs of a step ``s`` and
@@ -72,7 +72,7 @@ class LBFGS(EquationMethod):
     max_steps: int = field(default=2000, kw_only=True)
     memory: int = 10
     # (Dynamo cannot make an instance whose default is an object)
-    line_search: StrongWolfe = field(default_factory=lambda: StrongWolfe())
+    line_search: LineSearch = field(default_factory=lambda: StrongWolfe())
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
 
     def __post_init__(self) -> None:
@@ -85,55 +85,53 @@ class LBFGS(EquationMethod):
                 "GradientDescent(line_search=StrongWolfe()), which remembers nothing"
             )
 
-    def init(self, problem: EquationProblem, z: Tensor) -> LBFGSState:
-        """Evaluate objective and gradient at the start; remember nothing."""
-        start = objective(problem, z)
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> LBFGSMemory:
+        """Remember nothing."""
         pairs = z.new_zeros(len(z), self.memory, z.shape[-1])
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return LBFGSState(*start, pairs, pairs, pairs[..., 0], start.error(self.norm), flag)
+        return LBFGSMemory(pairs, pairs, 0.0 if problem.branches else pairs[:, 0, 0])
 
-    def step(self, problem: EquationProblem, state: LBFGSState) -> LBFGSState:
-        """Search along the quasi-Newton direction, and remember the step."""
-        start = Point(state.z, state.value, state.gradient)
-        direction = -_times_inverse_hessian(state)
-        remembers = state.weights[:, 0] > 0
-        # nothing is known of the scale before the first pair: move by 1 at most
-        size = torch.linalg.vector_norm(state.gradient, dim=-1)
-        length = torch.where(remembers, 1.0, 1 / size.clamp(min=1))
-        found = search(self.line_search, problem, start, direction, length, compact=self.compact)
-        point, ok = found
-        s, y = point.z - start.z, point.gradient - start.gradient
-        sy = (s * y).sum(-1)
-        sizes = torch.linalg.vector_norm(s, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
-        keep = ok & (sy > torch.finfo(s.dtype).eps * sizes)
-        weight = torch.where(keep, 1 / sy, 0.0)
-        weights = torch.where(ok.unsqueeze(-1), _push(keep, weight, state.weights), 0.0)
-        return LBFGSState(
-            *point,
-            _push(keep, s, state.steps),
-            _push(keep, y, state.changes),
-            weights,
-            point.error(self.norm),
-            torch.where(remembers, 0, found.flag(self.rtol)),
-        )
+    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
+        """Remember the step, and go along the quasi-Newton direction."""
+        memory = self._learned(problem, state)
+        flag = self.stopped(state, both(tired, memory.scale == 0))
+        if not nowhere(tired):
+            memory = pick(tired, self.begin(problem, state.z, state.residual), memory)
+        remembers = memory.scale > 0
+        length: Any = 1.0
+        if not everywhere(remembers):
+            # nothing is known of the scale before the first pair: move by 1 at most
+            size = problem.size(partial(torch.linalg.vector_norm, dim=-1), state.residual)
+            length = pick(remembers, 1.0, 1 / pick(size > 1, size, 1.0))
+        return Aim(_times_inverse_hessian(memory, state.residual), memory, flag, length)
 
-
-def _push(keep: Tensor, newest: Tensor, memory: Tensor) -> Tensor:
-    moved = torch.cat([newest.unsqueeze(1), memory[:, :-1]], 1)
-    return torch.where(keep.reshape(-1, *(1,) * (memory.dim() - 1)), moved, memory)
+    def _learned(self, problem: EquationProblem, state: DampedState) -> LBFGSMemory:
+        """Return the memory with the last step; a pair that is not kept leaves its place empty."""
+        memory = state.memory
+        s, y = state.z - state.kept.z, state.residual - state.kept.residual
+        sy, ss, yy = dot(problem, s, y), dot(problem, s, s), dot(problem, y, y)
+        keep = sy > torch.finfo(s.dtype).eps * ss**0.5 * yy**0.5
+        root = pick(keep, pick(keep, sy, 1.0) ** -0.5, 0.0)
+        steps, changes = _push(s, root, memory.steps), _push(y, root, memory.changes)
+        scale = pick(keep, divide(sy, yy), memory.scale)
+        return pick(state.accepted, LBFGSMemory(steps, changes, scale), memory)
 
 
-def _times_inverse_hessian(state: LBFGSState) -> Tensor:
-    """Return ``B grad`` by the two-loop recursion; a weight of zero leaves a pair out."""
-    pairs = list(zip(state.steps.unbind(1), state.changes.unbind(1), strict=True))
-    weights = state.weights.unsqueeze(-1).unbind(1)
-    q, shares = state.gradient, []
-    for (s, y), weight in zip(pairs, weights, strict=True):
-        share = weight * (s * q).sum(-1, keepdim=True)
-        q = q - share * y
-        shares.append(share)
-    curvature = weights[0] * (pairs[0][1] ** 2).sum(-1, keepdim=True)
-    q = torch.where(curvature > 0, q / curvature, q)
-    for (s, y), weight, share in reversed(list(zip(pairs, weights, shares, strict=True))):
-        q = q + (share - weight * (y * q).sum(-1, keepdim=True)) * s
-    return q
+def _push(newest: Tensor, factor: Any, pairs: Tensor) -> Tensor:
+    newest = newest.unsqueeze(1) * _column(factor)
+    return torch.cat([newest, pairs[:, :-1]], 1)
+
+
+def _column(factor: Any) -> Any:
+    return factor.reshape(-1, 1, 1) if isinstance(factor, Tensor) else factor
+
+
+def _times_inverse_hessian(memory: LBFGSMemory, gradient: Tensor) -> Tensor:
+    """Return ``B grad`` by the two-loop recursion: each loop is a triangular system."""
+    steps, changes, scale = memory
+    q = gradient.unsqueeze(-1)
+    products = torch.bmm(steps, changes.mT)
+    share = solve_triangular(products, torch.bmm(steps, q), upper=False, unitriangular=True)
+    q = torch.baddbmm(q, changes.mT, share, alpha=-1) * _column(pick(scale > 0, scale, 1.0))
+    rest = torch.baddbmm(share, changes, q, alpha=-1)
+    rest = solve_triangular(products.mT, rest, upper=True, unitriangular=True)
+    return torch.baddbmm(q, steps.mT, rest).squeeze(-1)

@@ -11,12 +11,12 @@ from torch import Tensor
 from implicit_solvers.agreement import both, divide, no
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solvers.damped import DampedState
 from implicit_solvers.solvers.gauss_newton import full_step, normal_step
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.solvers.trust_region import (
     Proposal,
     ScaledRegion,
-    TrialState,
     decomposed,
     length,
     promised,
@@ -93,18 +93,18 @@ class LevenbergMarquardt(ScaledRegion):
         matrix = z.new_zeros(len(z), residuals.shape[-1], z.shape[-1])
         return Damping(torch.zeros_like(z), matrix, torch.zeros_like(z), z[:, 0] == torch.inf)
 
-    def modeled(self, problem: EquationProblem, state: TrialState) -> tuple[Any, Any]:
+    def modeled(self, problem: EquationProblem, state: DampedState) -> tuple[Any, Any]:
         """Form the Jacobian, if it is to be, and find the step without damping."""
         if self.by_products(state.z, _PRODUCTS) is not None:
             return Unscaled(), 0
         matrix = problem.linearize_residuals(state.z).dense()
-        scale = scales(matrix, None if state.model is None else state.model.scale)
+        scale = scales(matrix, None if state.memory is None else state.memory.scale)
         matrix = matrix / scale.unsqueeze(-2)
-        return Damping(scale, matrix, *full_step(matrix, state.residuals)), 0
+        return Damping(scale, matrix, *full_step(matrix, state.residual)), 0
 
-    def propose(self, problem: EquationProblem, state: TrialState) -> Proposal:
+    def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
         """Damp the step to the radius, of which up to 1.1 will do."""
-        r, radius, model = state.residuals, state.radius, state.model
+        r, radius, model = state.residual, state.search.within, state.memory
         solver = self.by_products(state.z, _PRODUCTS)
         if solver is not None:
             jacobian = problem.linearize_residuals(state.z)
@@ -116,22 +116,22 @@ class LevenbergMarquardt(ScaledRegion):
             p = _damped(problem, state)
             gradient = (r.unsqueeze(-2) @ model.matrix).squeeze(-2)
             image = (model.matrix @ p.unsqueeze(-1)).squeeze(-1)
-        fall = promised(problem, state.size, gradient, p, image)
+        fall = promised(problem, state.search.size, gradient, p, image)
         return Proposal(p / model.scale, problem.size(length, p), fall)
 
-    def grown(self, state: TrialState, radius: Any, reach: Any, ratio: Any) -> Any:
+    def grown(self, state: DampedState, ratio: Any) -> Any:
         """Return the radius after a step that kept more than half of its promise."""
         # steps by products never reach the edge
         by_products = self.by_products(state.z, _PRODUCTS) is not None
-        return 2 * radius if by_products else super().grown(state, radius, reach, ratio)
+        return 2 * state.search.within if by_products else super().grown(state, ratio)
 
 
 _PRODUCTS = CG(rtol=1e-3)
 
 
-def _damped(problem: EquationProblem, state: TrialState) -> Tensor:
+def _damped(problem: EquationProblem, state: DampedState) -> Tensor:
     """Return the ``p`` that minimizes ``|r + J p|``, as scaled, about within the radius."""
-    model, r, radius = state.model, state.residuals, state.radius
+    model, r, radius = state.memory, state.residual, state.search.within
     within = both(problem.number(model.regular), problem.size(length, model.full) <= radius)
     needed = both(no(within), state.flag == 0)
     limit = torch.as_tensor(radius).to(r).expand(len(r)).contiguous()

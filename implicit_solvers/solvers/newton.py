@@ -17,7 +17,7 @@ from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solvers.damped import Aim, Damped, DampedState
+from implicit_solvers.solvers.damped import Aim, DampedState, Halving
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import Auto
 
@@ -46,7 +46,7 @@ class NewtonMemory(NamedTuple):
         return self.inverse
 
 
-class Factored(Damped):
+class Factored(Halving):
     """Damped steps by the factors of a Jacobian, which are ``inverse`` in the solver's memory."""
 
     def factorization(self, n: int) -> DirectSolver | None:
@@ -249,6 +249,7 @@ class Newton(Factored):
 
 def factor_jacobian(solver: DirectSolver, problem: EquationProblem, z: Tensor) -> Factors:
     """Return the factors of the Jacobian of the condition at ``z (N, n)``."""
+    problem.identity(z)
     return solver.factor_for_a_step(problem.linearize(z))
 
 

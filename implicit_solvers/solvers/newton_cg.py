@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, divide, pick
+from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, pick
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solver import EquationMethod
-from implicit_solvers.solvers.line_search import Point, StrongWolfe, objective, search
+from implicit_solvers.solvers.damped import Aim, DampedState
+from implicit_solvers.solvers.descent import Descent, dot
+from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 
 __all__ = ["NewtonCG"]
 
 
-class NewtonCGState(NamedTuple):
-    """The state of `NewtonCG`."""
-
-    z: Tensor
-    value: Tensor
-    gradient: Tensor
-    error: Tensor
-    flag: Tensor
-
-
 @dataclass(frozen=True)
-class NewtonCG(EquationMethod):
+class NewtonCG(Descent):
     """Hessian-free Newton: ``H p = -grad`` by conjugate gradients, then a line search.
 
     The inner solve stops at a relative residual of ``min(0.5, sqrt(|grad|))``, or at a direction
@@ -51,8 +44,8 @@ class NewtonCG(EquationMethod):
         As in `EquationMethod`.
     max_products
         The number of products with the Hessian allowed in a step.
-    halvings
-        How many times the length of a step may be changed.
+    line_search
+        How the length of a step is found; ``StrongWolfe()`` by default.
 
     Raises
     ------
@@ -69,53 +62,53 @@ class NewtonCG(EquationMethod):
 
     max_steps: int = field(default=200, kw_only=True)
     max_products: int = 200
-    halvings: int = 30
+    # (Dynamo cannot make an instance whose default is an object)
+    line_search: LineSearch = field(default_factory=lambda: StrongWolfe())
     solves: ClassVar[tuple[str, ...]] = ("minimize",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
         check_count(self, "max_products", least=1)
-        check_count(self, "halvings")
 
-    def init(self, problem: EquationProblem, z: Tensor) -> NewtonCGState:
-        """Evaluate objective and gradient at the start."""
-        start = objective(problem, z)
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return NewtonCGState(*start, start.error(self.norm), flag)
+    def objective(self, problem: EquationProblem, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return objective and gradient; the same evaluation serves products with the Hessian."""
+        return problem.value_and_gradient_to_linearize(z)
 
-    def step(self, problem: EquationProblem, state: NewtonCGState) -> NewtonCGState:
-        """Find a descent direction and search along it."""
-        direction, length, bent = self._direction(problem, state)
-        start, wolfe = Point(*state[:3]), StrongWolfe(max_steps=self.halvings + 1)
-        # down from a hill the slope grows; where it grows too little to tell how far, it must end
-        found = search(
-            wolfe,
-            problem,
-            start,
-            direction,
-            length,
-            compact=self.compact,
-            lenient=bent & (length == 1),
-        )
-        return NewtonCGState(*found.point, found.point.error(self.norm), found.flag(self.rtol))
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Mask:
+        """Remember where the curvature is negative: nowhere yet."""
+        return False if problem.branches else torch.zeros_like(z[:, 0]) > 0
 
-    def _direction(
-        self, problem: EquationProblem, state: NewtonCGState
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a descent direction, the length to try first, and where curvature is negative."""
-        hessian = problem.linearize(state.z)
-        size = torch.linalg.vector_norm(state.gradient, dim=-1)
-        forced = ForcedProblem(LinearProblem(hessian, -state.gradient), size.sqrt().clamp(max=0.5))
+    def lenient(self, state: DampedState, length: Any) -> Mask:
+        """Tell where the curvature is negative and does not tell how far to go.
+
+        Down from a hill the slope grows; where it grows too little, the search must end.
+        """
+        return both(state.memory, length == 1)
+
+    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
+        """Find a direction of descent, the length to try first, and where curvature is negative."""
+        flag, gradient = self.stopped(state, tired), state.residual
+        goes = both(either(state.accepted, tired), flag == 0)
+        b = pick(goes, gradient, 0 * gradient)
+        size = problem.size(_length, gradient)
+        forcing = pick(size < 0.25, size, 0.25) ** 0.5
+        forced = ForcedProblem(LinearProblem(problem.linearize(state.z), b), forcing)
         inner = _CurvedCG(max_steps=self.max_products, compact=self.compact)
-        out = iterate(inner, forced, 0 * state.gradient)
-        descent = ((out.z * state.gradient).sum(-1) < 0) & torch.isfinite(out.z).all(-1)
-        direction = torch.where(descent.unsqueeze(-1), out.z, -state.gradient)
-        # next to no curvature says little about the length: not beyond the size of the iterate
-        reach = torch.linalg.vector_norm(state.z, dim=-1).clamp(min=1)
-        shorter = (reach / torch.linalg.vector_norm(direction, dim=-1)).clamp(max=1)
-        bent = (out.status == int(Status.INDEFINITE)) | ~descent
-        return direction, torch.where(bent, shorter, 1.0), bent
+        out = iterate(inner, forced, 0 * gradient)
+        slope = dot(problem, out.z, gradient)
+        descent = both(slope > 0, slope < math.inf)
+        bent = either(problem.number(out.status == int(Status.INDEFINITE)), no(descent))
+        direction, length = pick(descent, out.z, gradient), 1.0
+        if not nowhere(bent):
+            # next to no curvature says little about the length: not beyond the size of the iterate
+            reach, full = problem.size(_length, state.z), problem.size(_length, direction)
+            shorter = divide(pick(reach > 1, reach, 1.0), full)
+            length = pick(both(bent, shorter < 1), shorter, 1.0)
+        return Aim(direction, bent, flag, length)
+
+
+_length = partial(torch.linalg.vector_norm, dim=-1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from implicit_solvers.agreement import Mask, both, no, nowhere, pick
 from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solvers.damped import Aim, Damped, DampedState
+from implicit_solvers.solvers.damped import Aim, DampedState, Halving
 
 __all__ = ["Steffensen"]
 
@@ -31,7 +31,7 @@ class SteffensenMemory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Steffensen(Damped):
+class Steffensen(Halving):
     """Steffensen's method: ``z <- z - t F(z) / d`` with ``d = (F(z + h) - F(z)) / h``.
 
     Newton's method with a difference quotient in the place of the derivative. As its increment

@@ -15,13 +15,14 @@ from implicit_solvers.linear.choice import DENSE_LIMIT
 from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solvers.damped import Aim, Damped, DampedState, Point
 
 __all__ = [
     "ModelSteps",
     "Proposal",
+    "Region",
     "ScaledRegion",
-    "TrialState",
+    "decomposed",
     "larger",
     "length",
     "promised",
@@ -39,41 +40,24 @@ class Proposal(NamedTuple):
     promised: Any
 
 
-class TrialState(NamedTuple):
-    """The state of a `ModelSteps` solver.
+class Region(NamedTuple):
+    """Where steps are looked for: within the ``radius``, infinite if it is still to be chosen.
 
-    ``z``, ``residuals`` and ``error`` are those of the last trial until it is settled whether that
-    is ``accepted``, and then those of where the lane is; ``kept`` is where it was. The ``model``
-    is of there. A step is looked for within the ``radius``, infinite if it is still to be chosen;
-    ``whole`` steps are beyond it. ``rejected`` counts trials in a row;
-    ``size`` is ``|r|``.
+    ``whole`` steps are beyond it. ``within`` is the radius of the last trial, ``reach`` its length
+    and ``promised`` what it promised; ``rejected`` counts trials in a row; ``size`` is ``|r|``.
     """
 
-    z: Tensor
-    residuals: Tensor
-    error: Any
-    flag: Any
-    accepted: Mask
-    kept: tuple[Any, ...]
-    model: Any
     radius: Any
-    rejected: Any
     whole: Mask
-    size: Any = None
-
-    def settled(self, accepted: Mask) -> TrialState:
-        """Return the state where trials are accepted in some lanes, and the others have stayed."""
-        z, residuals, error = pick(accepted, (self.z, self.residuals, self.error), self.kept)
-        return self._replace(z=z, residuals=residuals, error=error, accepted=accepted)
-
-    @property
-    def factors(self) -> tuple[Tensor, ...]:
-        """What the backward pass may use."""
-        return getattr(self.model, "factors", ())
+    rejected: Any
+    within: Any
+    reach: Any
+    promised: Any
+    size: Any
 
 
 @dataclass(frozen=True)
-class ModelSteps(EquationMethod):
+class ModelSteps(Damped):
     """What solvers have in common that model the residuals by ``r + J p``, one trial a step.
 
     A trial is accepted if ``|r|^2`` falls by ``1e-4`` of what the model promised; near the minimum
@@ -109,96 +93,93 @@ class ModelSteps(EquationMethod):
         """Return a model of zeros, which a graph begins with."""
         raise NotImplementedError
 
-    def modeled(self, problem: EquationProblem, state: TrialState) -> tuple[Any, Any]:
+    def modeled(self, problem: EquationProblem, state: DampedState) -> tuple[Any, Any]:
         """Return the model at the iterate, and a status or 0."""
         raise NotImplementedError
 
-    def surveyed(self, state: TrialState) -> Any:
+    def surveyed(self, model: Any) -> Any:
         """Return the model with what only steps within the region need."""
-        return state.model
+        return model
 
-    def propose(self, problem: EquationProblem, state: TrialState) -> Proposal:
-        """Return the best step within the radius, or the whole one."""
-        raise NotImplementedError
-
-    def region(self, problem: EquationProblem, state: TrialState) -> Any:
+    def radius(self, problem: EquationProblem, state: DampedState) -> Any:
         """Return the radius of a trial."""
         raise NotImplementedError
 
-    def resized(self, state: TrialState, radius: Any, reach: Any, ratio: Any) -> Any:
-        """Return the radius after a step of length ``reach`` that kept ``ratio`` of its promise."""
+    def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
+        """Return the best step within the radius, or the whole one."""
         raise NotImplementedError
 
-    def evaluated(self, problem: EquationProblem, z: Tensor) -> tuple[Tensor, Any]:
-        """Return the residuals, and the norm of the condition."""
+    def resized(self, state: DampedState, ratio: Any) -> Any:
+        """Return the radius after a step that kept ``ratio`` of its promise."""
+        raise NotImplementedError
+
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Any:
+        """Return no model, or one of zeros."""
+        return None if problem.branches else self.blank(problem, z, residual)
+
+    def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
+        """Evaluate the residuals, and the norm of the condition."""
         residuals, condition = problem.residuals_and_condition(z)
-        return residuals, problem.size(self.norm, condition)
+        return Point(z, residuals, problem.size(self.norm, condition))
 
-    def init(self, problem: EquationProblem, z: Tensor) -> TrialState:
-        """Evaluate the residuals at the start."""
-        residuals, error = self.evaluated(problem, z)
-        point, bold = (z, residuals, error), self.bold(problem, z)
-        if problem.branches:
-            return TrialState(*point, 0, True, point, None, torch.inf, 0, bold)
-        none = torch.zeros_like(error, dtype=torch.int64)
-        model, every = self.blank(problem, z, residuals), none == 0
-        state = TrialState(*point, none, every, point, model, error + torch.inf, none, every)
-        return state._replace(whole=bold and every, size=error)
+    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
+        """Model the residuals where a trial was accepted."""
+        model, why = self.modeled(problem, state)
+        if state.memory is not None:
+            model = pick(state.accepted, model, state.memory)
+        flag = pick(both(state.accepted, state.flag == 0), why, state.flag)
+        return Aim(state.direction, model, flag)
 
-    def step(self, problem: EquationProblem, state: TrialState) -> TrialState:
-        """Make a trial in every lane."""
-        fresh = state.accepted
-        whole = both(fresh, state.whole if everywhere(fresh) else self.bold(problem, state.z))
-        # the rejection of a whole step says nothing of smaller ones
-        counts = both(no(fresh), no(state.whole))
-        rejected = pick(fresh, 0, state.rejected + pick(counts, 1, 0))
-        model, flag = state.model, state.flag
-        if not nowhere(fresh):
-            new, why = self.modeled(problem, state)
-            model = new if model is None else pick(fresh, new, model)
-            flag = pick(both(fresh, flag == 0), why, flag)
-        state = state._replace(model=model, flag=flag, rejected=rejected, whole=whole)
-        return self._tried(problem, state)
-
-    def _tried(self, problem: EquationProblem, state: TrialState) -> TrialState:
-        if not everywhere(state.whole):
-            state = state._replace(size=problem.size(length, state.residuals))
-            state = state._replace(model=self.surveyed(state))
-        within = self.region(problem, state)
-        proposal = self.propose(problem, state._replace(radius=within))
-        step, flag = proposal.step, state.flag
-        if isinstance(flag, Tensor):
-            step = pick(flag == 0, step, 0.0)  # lanes that end stay where they are
-        z = state.z + step
-        residuals, error = self.evaluated(problem, z)
-        accepted: Mask = False
-        if not nowhere(state.whole):
-            accepted = error <= _PAYS_WELL * state.error
-        radius = state.radius
-        if not everywhere(state.whole):
-            size = divide(problem.size(length, residuals), state.size)
-            pays, ratio, stuck = _weighed(problem, state, error, proposal.promised, 1 - size * size)
-            if not everywhere(pays):
-                stuck = either(stuck, problem.size(length, z - state.z) == 0)
-            radius = self.resized(state, within, proposal.reach, ratio)
-            stuck = both(either(stuck, state.rejected > self.trials), no(state.whole))
-            # a budget's lane stays where no step pays
-            stalled = 0 if self.rtol is None else int(Status.STALLED)
-            known = proposal.promised == proposal.promised
-            why = pick(known, stalled, int(Status.NONFINITE))
-            flag = pick(both(stuck, flag == 0), why, flag)
-            accepted = pick(state.whole, accepted, both(pays, no(stuck)))
-            radius = pick(state.whole, state.radius, radius)
-        kept = (state.z, state.residuals, state.error)
-        return state._replace(
-            z=z,
-            residuals=residuals,
-            error=error,
-            flag=flag,
-            accepted=accepted,
-            kept=kept,
-            radius=radius,
+    def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
+        """Try a new model's whole step first, if that is bold enough."""
+        region, bold = state.search, self.bold(problem, state.z)
+        if region is None:
+            none = 0 * state.error
+            region = Region(none + torch.inf, bold, 0, none, none, none, none)
+            if not problem.branches:
+                zero = torch.zeros_like(none, dtype=torch.int64)
+                region = region._replace(whole=bold and none == none, rejected=zero)
+        return length, region._replace(
+            whole=both(bold, state.accepted), rejected=0 * region.rejected
         )
+
+    def again(self, state: DampedState) -> tuple[Any, Any, Mask]:
+        """Look within the region, which a step beyond it says nothing of."""
+        region = state.search
+        rejected = region.rejected + pick(region.whole, 0, 1)
+        return state.length, region._replace(whole=False, rejected=rejected), False
+
+    def ahead(self, problem: EquationProblem, state: DampedState) -> tuple[Tensor, DampedState]:
+        """Make the step that the model proposes."""
+        region = state.search
+        if not everywhere(region.whole):
+            region = region._replace(size=problem.size(length, state.residual))
+            state = state._replace(search=region, memory=self.surveyed(state.memory))
+            region = region._replace(within=self.radius(problem, state))
+            state = state._replace(search=region)
+        step, reach, fall = self.propose(problem, state)
+        region = region._replace(reach=reach, promised=fall)
+        return state.z + step, state._replace(search=region)
+
+    def pays(self, problem: EquationProblem, state: DampedState) -> tuple[Mask, Region, Any]:
+        """Tell where the step kept enough of its promise, and where none will."""
+        region, flag, accepted = state.search, state.flag, False
+        if not nowhere(region.whole):
+            accepted = state.error <= _PAYS_WELL * state.kept.error
+        if everywhere(region.whole):
+            return accepted, region, flag
+        pays, ratio, stuck = _weighed(problem, state)
+        if not everywhere(pays):
+            stuck = either(stuck, problem.size(length, state.z - state.kept.z) == 0)
+        stuck = both(either(stuck, region.rejected > self.trials), no(region.whole))
+        # a budget's lane stays where no step pays
+        stalled = 0 if self.rtol is None else int(Status.STALLED)
+        known = region.promised == region.promised
+        why = pick(known, stalled, int(Status.NONFINITE))
+        flag = pick(both(stuck, flag == 0), why, flag)
+        accepted = pick(region.whole, accepted, both(pays, no(stuck)))
+        radius = pick(region.whole, region.radius, self.resized(state, ratio))
+        return accepted, region._replace(radius=radius), flag
 
 
 @dataclass(frozen=True)
@@ -227,48 +208,46 @@ class ScaledRegion(ModelSteps):
         """How many trials in a row may be rejected."""
         return self.shrinks
 
-    def region(self, problem: EquationProblem, state: TrialState) -> Any:
+    def radius(self, problem: EquationProblem, state: DampedState) -> Any:
         """Return the radius of a trial."""
-        unset = state.radius == torch.inf
-        if everywhere(state.whole) or nowhere(unset):
-            return state.radius
-        start = problem.size(length, state.model.scale * state.z)
-        first = self.first_radius * larger(start, state.size)
-        return pick(unset, first, state.radius)
+        radius, size = state.search.radius, state.search.size
+        unset = radius == torch.inf
+        if nowhere(unset):
+            return radius
+        first = larger(problem.size(length, state.memory.scale * state.z), size)
+        return pick(unset, self.first_radius * first, radius)
 
-    def resized(self, state: TrialState, radius: Any, reach: Any, ratio: Any) -> Any:
-        """Return the radius after a step of length ``reach`` that kept ``ratio`` of its promise.
+    def resized(self, state: DampedState, ratio: Any) -> Any:
+        """Return the radius after a step that kept ``ratio`` of its promise.
 
         Less than a tenth: half of the step. More than half: twice the step, or ten times if it was
         nine tenths, and no less than before. Source: Powell, "A hybrid method for nonlinear
         equations" (1970), and MINPACK's HYBRJ; the factor of ten spares doublings of a first
         radius that was too small.
         """
-        changed = pick(ratio >= 0.5, self.grown(state, radius, reach, ratio), radius)
+        reach, radius = state.search.reach, state.search.within
+        changed = pick(ratio >= 0.5, self.grown(state, ratio), radius)
         return pick(ratio < 0.1, 0.5 * pick(reach < radius, reach, radius), changed)
 
-    def grown(self, state: TrialState, radius: Any, reach: Any, ratio: Any) -> Any:
+    def grown(self, state: DampedState, ratio: Any) -> Any:
         """Return the radius after a step that kept more than half of its promise."""
-        grown = pick(ratio >= 0.9, 10 * reach, 2 * reach)
+        region = state.search
+        grown = pick(ratio >= 0.9, 10 * region.reach, 2 * region.reach)
         # the first radius was a guess: the first step says more
-        return pick(state.radius == torch.inf, grown, larger(radius, grown))
+        return pick(region.radius == torch.inf, grown, larger(region.within, grown))
 
 
-def _weighed(
-    problem: EquationProblem,
-    state: TrialState,
-    error: Any,
-    promised: Any,
-    actual: Any,
-) -> tuple[Mask, Any, Mask]:
+def _weighed(problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, Mask]:
     """Return whether a step pays, the part of its promise that it kept, and whether none will."""
-    eps = torch.finfo(state.z.dtype).eps
-    ratio = divide(actual, promised)
+    eps, promised = torch.finfo(state.z.dtype).eps, state.search.promised
+    size = divide(problem.size(length, state.residual), state.search.size)
+    actual = 1 - size * size
+    ratio, least = divide(actual, promised), eps**0.5
     pays = ratio >= 1e-4
-    least = eps**0.5
     if problem.fits:
         drowned = both(promised <= least, abs(actual) <= least)
-        pays = pick(both(drowned, actual <= 100 * eps), error < state.error, pays)
+        settles = both(drowned, actual <= 100 * eps)
+        pays = pick(settles, state.error < state.kept.error, pays)
         middle = pick(ratio >= 0.1, pick(ratio <= 0.4, ratio, 0.4), 0.1)
         ratio, least = pick(drowned, middle, ratio), 0.0
     return pays, pick(pays, ratio, 0.0), no(promised > least)

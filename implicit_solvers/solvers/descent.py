@@ -1,0 +1,70 @@
+"""Descent: what minimizers have in common that search along a line."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.agreement import Mask, nowhere, pick
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solution import Status
+from implicit_solvers.solvers.damped import Damped, DampedState, Point
+
+__all__ = ["Descent", "dot"]
+
+
+class Descent(Damped):
+    """Steps down an objective: a solver gives the direction, its ``line_search`` the length."""
+
+    line_search: Any
+
+    def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
+        """Evaluate objective and gradient; an objective that is not finite is no place to be."""
+        value, gradient = self.objective(problem, z)
+        error, value = problem.size(self.norm, gradient), problem.number(value)
+        return Point(z, gradient, pick(abs(value) < math.inf, error, math.nan), value)
+
+    def objective(self, problem: EquationProblem, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is to be least and its gradient."""
+        return problem.value_and_gradient(z)
+
+    def lenient(self, state: DampedState, length: Any) -> Mask:
+        """Tell where any fall will do, whatever the slope."""
+        return False
+
+    def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
+        """Begin a search with the slope of the objective along the direction."""
+        slope, eps = self._slope(problem, state), torch.finfo(state.z.dtype).eps
+        lenient = self.lenient(state, length)
+        return length, self.line_search.begin(state.value, slope, eps, lenient)
+
+    def again(self, state: DampedState) -> tuple[Any, Any, Mask]:
+        """Let the search choose another length."""
+        return self.line_search.again(state.search)
+
+    def pays(self, problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, Any]:
+        """Let the search judge."""
+        line, length = state.search, state.length
+        trial = line.trial._replace(
+            length=length, value=state.value, slope=self._slope(problem, state)
+        )
+        line = line._replace(trial=trial, tried=line.tried + 1)
+        accepted, low = self.line_search.judge(line, state.error < math.inf)
+        return accepted, line._replace(low=low), state.flag
+
+    def _slope(self, problem: EquationProblem, state: DampedState) -> Any:
+        return -dot(problem, state.direction, state.residual)
+
+    def stopped(self, state: DampedState, stuck: Mask) -> Any:
+        """Return the flags, with STALLED where lanes are stuck; a budget judges nothing."""
+        if self.rtol is None or nowhere(stuck):
+            return state.flag
+        return pick(stuck, int(Status.STALLED), state.flag)
+
+
+def dot(problem: EquationProblem, a: Tensor, b: Tensor) -> Any:
+    """Return the inner product of each lane."""
+    return problem.number((a * b).sum(-1))
