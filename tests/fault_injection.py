@@ -137,6 +137,12 @@ capture _Thread: threads see each other's scopes
 solvers.damped Halving.pays: a step that does not pay is taken
     return error <= least, None >>> return error == error, None
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
+solvers.damped Damped.step: lanes that have ended move
+    z = pick(state.flag == 0, z, state.z) >>> pass
+    trust/test_faults.py::test_a_lane_of_fits_stays_where_it_ended
+solvers.trust_region _weighed: any step pays
+    pays = ratio >= 1e-4 >>> pays = ratio == ratio
+    trust/test_faults.py::test_a_lane_of_fits_stays_where_it_ended
 solvers.damped DampedState.settled: a lane moves where its trial was not accepted
     pick(accepted, self.point, self.kept) >>> self.point
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
@@ -144,7 +150,7 @@ agreement settle: what holds in most lanes is taken for all
     0 < count < lanes else >>> 0 < count < lanes - 1 else
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
 problem EquationProblem.linearize: a Jacobian at another point
-    kept is None or kept.z is not z: >>> kept is None:
+    kept is None or kept.z is not z or >>> kept is None or
     trust/test_faults.py::test_a_jacobian_is_that_at_the_point_that_is_asked_for
 iterate _look: steps that were not accepted count
     iterations = iterations + both(budget or accepted, running) >>> iterations = trials

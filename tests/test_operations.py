@@ -71,7 +71,7 @@ IN_LANES = (0, None)
 RULES = {
     # forward; backward; both in operations and questions
     "alone": (solve, X[0], (170, 9), (69, 1)),
-    "lanes": (vmap(solve, IN_LANES), X, (477, 8), (85, 1)),
+    "lanes": (vmap(solve, IN_LANES), X, (475, 8), (85, 1)),
 }
 DRAW = {"generator": torch.Generator().manual_seed(0), "dtype": F64}
 A, Y = torch.randn(60, N, **DRAW), (torch.rand(60, **DRAW) > 0.5).to(F64)
@@ -86,15 +86,23 @@ def fit(solver):
     return lambda weight: ims.minimize(logistic, START, (weight,), solver=solver).value
 
 
+def curve(z):
+    return torch.exp(z[0] * TIMES) + z[1] - z[2] * TIMES - 2 * torch.exp(TIMES)
+
+
+TIMES = torch.linspace(0, 1, 30, dtype=F64)
 WEIGHTS = torch.linspace(1, 4, 64, dtype=F64)
 MORE = {
     "grad": (lambda W: grad(loss, 1)(X[0], W), (257, 10)),
-    "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (560, 9)),
+    "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (558, 9)),
     "jvp": (lambda W: jvp(lambda W: solve(X[0], W), (W,), (W,)), (270, 10)),
+    "default": (lambda W: ims.root(f, START, (X[0], W)), (175, 8)),
+    "default, lanes": (lambda W: vmap(lambda x: ims.root(f, START, (x, W)).value)(X), (916, 11)),
+    "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1268, 55)),
     "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (1927, 207)),
-    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (7394, 32)),
-    "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1487, 172)),
-    "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (7522, 70)),
+    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (7371, 32)),
+    "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1486, 172)),
+    "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (7520, 70)),
 }
 
 

@@ -210,7 +210,7 @@ def _within(problem: EquationProblem, way: Way, radius: Any) -> tuple[Tensor, Te
     _, _, corner, corner_image, end, end_image = way
     if problem.branches and not isinstance(radius, Tensor) and problem.size(length, end) <= radius:
         return end, end_image
-    radius = torch.as_tensor(radius).to(end).reshape(-1, 1)
+    radius = torch.as_tensor(radius, dtype=end.dtype, device=end.device).reshape(-1, 1)
     leg, reach = end - corner, length(corner).unsqueeze(-1)
     a, b = (leg**2).sum(-1, keepdim=True), (leg * corner).sum(-1, keepdim=True)
     c = (radius**2 - reach**2).clamp(min=0)

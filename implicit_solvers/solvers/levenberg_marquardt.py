@@ -109,7 +109,7 @@ class LevenbergMarquardt(ScaledRegion):
         if solver is not None:
             jacobian = problem.linearize_residuals(state.z)
             gradient = jacobian.rmv(r)
-            damping = torch.as_tensor(divide(problem.size(length, gradient), radius)).to(r)
+            damping = torch.as_tensor(divide(problem.size(length, gradient), radius), dtype=r.dtype)
             p = normal_step(jacobian, gradient, damping.reshape(-1, 1), solver)
             image = jacobian.mv(p)
         else:
@@ -134,7 +134,7 @@ def _damped(problem: EquationProblem, state: DampedState) -> Tensor:
     model, r, radius = state.memory, state.residual, state.search.within
     within = both(problem.number(model.regular), problem.size(length, model.full) <= radius)
     needed = both(no(within), state.flag == 0)
-    limit = torch.as_tensor(radius).to(r).expand(len(r)).contiguous()
+    limit = torch.as_tensor(radius, dtype=r.dtype, device=r.device).expand(len(r)).contiguous()
     return renew(None, needed, (model.full,), _at_the_edge, model.matrix, r, limit)[0]
 
 

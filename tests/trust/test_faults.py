@@ -219,6 +219,18 @@ def test_a_step_that_does_not_pay_is_made_shorter():
     assert together.iterations.tolist() == [accepted(float(z)) for z in starts]
 
 
+@pytest.mark.parametrize("kind", [ims.GaussNewton, ims.LevenbergMarquardt, ims.Dogleg])
+def test_a_lane_of_fits_stays_where_it_ended(kind):
+    """Whole steps on ``atan`` diverge from 3; a lane that is done does not go on with the others."""
+    starts = torch.tensor([0.02, 0.5, 3.0, 20.0], dtype=D)
+    options = {"solver": kind(atol=1e-2, rtol=0.0, compact=False)}
+    alone = [ims.least_squares(torch.atan, z, **options) for z in starts]
+    together = ims.least_squares(torch.atan, starts, batch_dims=1, in_dims=(), **options)
+    close(together.value, torch.stack([sol.value for sol in alone]))
+    assert together.iterations.tolist() == [int(sol.iterations) for sol in alone]
+    assert bool((together.value.abs() <= starts).all())
+
+
 class Point(NamedTuple):
     z: torch.Tensor
     error: torch.Tensor
