@@ -92,9 +92,9 @@ MORE = {
     "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (560, 9)),
     "jvp": (lambda W: jvp(lambda W: solve(X[0], W), (W,), (W,)), (270, 10)),
     "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (1927, 207)),
-    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (7394, 32)),
+    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (7416, 32)),
     "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1487, 172)),
-    "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (7522, 70)),
+    "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (7531, 70)),
 }
 
 
