@@ -100,9 +100,9 @@ MORE = {
     "default, lanes": (lambda W: vmap(lambda x: ims.root(f, START, (x, W)).value)(X), (916, 11)),
     "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1268, 55)),
     "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (1927, 207)),
-    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (7371, 32)),
-    "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1486, 172)),
-    "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (7520, 70)),
+    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (7416, 32)),
+    "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1487, 172)),
+    "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (7531, 70)),
 }
 
 

@@ -25,10 +25,11 @@ class Line(NamedTuple):
 
     ``start`` and ``trial`` are its start, without a value where the line does not lead down, and
     the last length tried; ``low`` tells whether the objective has fallen there, and ``best`` is the
-    lowest of these. A minimum is between ``lower`` and ``upper``, and ``width`` was their distance
-    a trial before. ``tried`` counts lengths; what is ``last`` is accepted. Where it is ``lenient``
-    a fall will do, whatever the slope. ``noise`` is the level at which differences of objectives
-    drown in their rounding, ``eps`` that of their dtype.
+    lowest of these, if that is below the start by more than rounding. A minimum is between
+    ``lower`` and ``upper``, and ``width`` was their distance a trial before. ``tried`` counts
+    lengths; what is ``last`` is accepted. Where it is ``lenient`` a fall will do, whatever the
+    slope. ``noise`` is the level at which differences of objectives drown in their rounding,
+    ``eps`` that of their dtype.
     """
 
     start: End
@@ -70,8 +71,9 @@ class LineSearch:
         down = both(slope < 0, slope > -math.inf)
         start, infinite = End(zero, pick(down, value, math.nan), slope), zero + math.inf
         upper, never = End(infinite, infinite, infinite), zero > 0
+        best = End(zero, value - noise, slope)
         return Line(
-            start, start, never, start, start, upper, infinite, zero, never, lenient, noise, eps
+            start, start, never, best, start, upper, infinite, zero, never, lenient, noise, eps
         )
 
     def judge(self, line: Line, finite: Mask) -> tuple[Mask, Mask]:
@@ -154,9 +156,9 @@ class StrongWolfe(LineSearch):
     end has the first property and a negative slope; cubic interpolation, kept away from the ends,
     and bisection close it. Such a bracket always holds a length that will do. Where the fall asked
     for is less than the rounding of the objective (``eps**(2/3) max(|f|, 1)``), the slopes alone
-    judge. If the lengths run out, the lowest point with the first property is taken, unless
-    the slope was negative at every length: then the objective has no minimum on the line, and the
-    search fails. Source: Nocedal and Wright, "Numerical Optimization",
+    judge. If the lengths run out, the lowest point with the first property is taken. If the fall to
+    it drowns in rounding, or the slope was negative at every length, so that the objective has no
+    minimum on the line, the search fails. Source: Nocedal and Wright, "Numerical Optimization",
     algorithms 3.5 and 3.6; the update of the bracket and the approximate conditions: Hager and
     Zhang, "A new conjugate gradient method with guaranteed descent and an efficient line search",
     SIAM J. Optim. 16 (2005).

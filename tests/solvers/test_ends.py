@@ -113,6 +113,11 @@ def test_failed_lane_keeps_its_best_iterate_and_a_budget_its_last():
     assert torch.equal(sol.value, tensor([0.0])) and float(sol.residual) == 1
     sol = ims.fixed_point(double, tensor(0.0), solver=picard(rtol=None, max_steps=3))
     assert float(sol.value) == 7 and float(sol.residual) == 8
+    # down a hill, a trial beyond the edge has next to no slope, and is none of its iterates
+    edge = lambda z: torch.where(z < 2, -(z**2) / 2, 5 + 1e-3 * z)
+    searching = descent(1.0, line_search=ims.Backtracking(), max_trials=5)
+    sol = ims.minimize(edge, tensor(0.1), solver=searching, on_failure="mask")
+    assert float(sol.value) == float(sol.residual) == 0.1
 
 
 def test_double_root():
