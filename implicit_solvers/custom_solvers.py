@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, name_of, solve_equation
@@ -20,6 +19,7 @@ from implicit_solvers.root_finding import RootEquation, like_unknown
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.tolerance import equation_tolerance, longest, rms
+from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["attach", "custom_fixed_point", "custom_root"]
 

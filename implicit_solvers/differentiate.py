@@ -18,7 +18,6 @@ from torch.autograd import Function
 
 from implicit_solvers.autodiff import (
     differentiable,
-    forward_mode_disabled,
     needs_backward,
     nested_jvp,
     no_saved_tensor_hooks,
@@ -42,6 +41,7 @@ from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.randomness import randomness
 from implicit_solvers.solution import OnFailure, enforce, failed
 from implicit_solvers.tolerance import rms
+from implicit_solvers.torch_internals import forward_mode_disabled
 
 __all__ = ["AttachSpec", "SolveSpec", "attach_derivatives", "solve_lanes", "solve_plainly"]
 

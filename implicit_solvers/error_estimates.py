@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import differentiable, vjp
@@ -28,6 +27,7 @@ from implicit_solvers.solution import Solution, Status
 from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.tolerance import rms
+from implicit_solvers.torch_internals import tree_flatten, tree_unflatten
 
 __all__ = ["gradient_error"]
 

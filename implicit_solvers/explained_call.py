@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from implicit_solvers.compiling import compiling
 from implicit_solvers.solution import ConvergenceError
 from implicit_solvers.structure import Structure
+from implicit_solvers.torch_internals import tree_leaves
 
 __all__ = ["ExplainedCall", "is_of_devices"]
 

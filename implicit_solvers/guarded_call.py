@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from implicit_solvers.autodiff import transforms_active, unseen, version
 from implicit_solvers.compiling import compiling
+from implicit_solvers.torch_internals import (
+    transforms_active,
+    tree_leaves,
+    tree_map_only,
+    unseen,
+    version,
+)
 
 __all__ = ["GuardedCall"]
 

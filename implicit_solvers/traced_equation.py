@@ -14,7 +14,7 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint
 from implicit_solvers.adjoint_preconditioner import adjoint_preconditioner
-from implicit_solvers.graph_break import common_obstacle
+from implicit_solvers.compiling import common_obstacle
 from implicit_solvers.iterate import iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.direct import DirectSolver, Factors

@@ -70,7 +70,15 @@ def imports(folder):
 
 
 def test_modules_are_small_and_layered():
-    order = ["autodiff", "linear", "problem", "differentiate", "driver", "root_finding"]
+    order = [
+        "torch_internals",
+        "autodiff",
+        "linear",
+        "problem",
+        "differentiate",
+        "driver",
+        "root_finding",
+    ]
     rank = {name: i for i, name in enumerate(order)}
     for path, text, targets in imports("implicit_solvers"):
         assert len(text.splitlines()) <= 650, path
@@ -81,10 +89,43 @@ def test_modules_are_small_and_layered():
                 assert other <= own, f"{path} imports {target}, a layer above it"
 
 
+def private(name):
+    return name.startswith("_") and not name.endswith("__")
+
+
+def test_private_names_of_torch_stand_in_one_file():
+    nodes = [
+        (path, node)
+        for path, text, _ in [*imports("implicit_solvers"), *imports("problems")]
+        for node in ast.walk(ast.parse(text))
+        if path != ("torch_internals.py",)
+    ]
+    # what a named tuple has, and what our files define
+    ours = {"_fields", "_replace"} | {
+        getattr(node, "name", None) or getattr(node, "id", None) or node.attr
+        for _, node in nodes
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        or (
+            isinstance(getattr(node, "ctx", None), ast.Store)
+            and isinstance(node, ast.Attribute | ast.Name)
+        )
+    }
+    for path, node in nodes:
+        names = [name.name for name in getattr(node, "names", []) if isinstance(name, ast.alias)]
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("torch"):
+            names.append(node.module)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            names = [name for name in (node.attr,) if name not in ours]
+        elif not isinstance(node, ast.Import):
+            continue
+        assert not any(map(private, ".".join(names).split("."))), (path, ast.unparse(node))
+
+
 def test_problems_use_public_names_only_and_not_their_command_line():
+    own = ["problems", "testing", "torch_internals"]  # torch's names are not ours
+    public = tuple(f"implicit_solvers.{name}" for name in own)
     for path, _, targets in imports("problems"):
         for target in targets:
-            public = ("implicit_solvers.problems", "implicit_solvers.testing")
             assert target == "implicit_solvers" or target.startswith(public), (path, target)
             if "cli" not in path and path[-1] != "__main__.py":
                 assert not target.startswith("implicit_solvers.problems.cli"), (path, target)

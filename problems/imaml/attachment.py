@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 import implicit_solvers as ims
+from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["attach_minimum", "detached"]
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 import implicit_solvers as ims
 from implicit_solvers.problems.imaml.attachment import attach_minimum, detached
 from implicit_solvers.problems.imaml.meta_gradient import task_count
 from implicit_solvers.problems.imaml.proximal import Strength, check_proximal, proximal_term
+from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["adapt", "meta_loss", "meta_objective", "proximal_loss"]
 
