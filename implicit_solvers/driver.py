@@ -72,7 +72,7 @@ def solve_equation(
         traced = task if task.in_graph is None else replace(task, solver=task.in_graph)
         why = obstacle(traced, z0, args, run)
         if why is None:
-            return solve_in_graph(traced, z0, args, ends)
+            return solve_in_graph(traced, z0, args, run, ends)
         return outside_of_graphs(why, solve_equation, task, z0, args, run, ends)
     if frames_compiled():
         solution: Solution = torch.compiler.disable(solve_equation)(task, z0, args, run, ends)
