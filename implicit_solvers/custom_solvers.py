@@ -24,7 +24,7 @@ from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import RootEquation, like_unknown, root
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
-from implicit_solvers.tolerance import equation_tolerance, longest, rms
+from implicit_solvers.tolerance import equation_tolerance, largest, longest, rms
 from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["attach", "custom_fixed_point", "custom_root", "stated"]
@@ -68,7 +68,7 @@ class _AsFound:
 
 
 def _outcome(z: Tensor, error: Tensor, status: Tensor) -> Outcome:
-    finite = torch.isfinite(error) & torch.isfinite(z).all(-1)
+    finite = (error < torch.inf) & (largest(z) < torch.inf)
     status = torch.where(finite, status, int(Status.NONFINITE))
     return Outcome(z, status, torch.zeros_like(status), error)
 
