@@ -11,8 +11,7 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
 from implicit_solvers.compiling import compiling
-from implicit_solvers.explained_call import ExplainedCall
-from implicit_solvers.guarded_call import GuardedCall
+from implicit_solvers.guarded_call import ExplainedCall, GuardedCall
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.sharded_modules import refusing_sharded_modules

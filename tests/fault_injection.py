@@ -194,7 +194,7 @@ autodiff pullback_on_graph: a plain pullback has no graph
 torch_internals below_jvp: outer levels do not see a tangent
     interpreter.lower(): >>> contextlib.nullcontext():
     trust/test_faults.py::test_derivatives_of_each_order_where_the_slope_depends_on_the_solution
-first_order first_order_only: an estimate is differentiated again
+differentiate _first_order_only: an estimate is differentiated again
     FirstOrderOnly.apply(what, tensor) >>> tensor
     test_adjoints.py::test_biased_adjoints_raise_when_they_are_differentiated_again
 unrolling unroll: a lane takes a step more than its solver did

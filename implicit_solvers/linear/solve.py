@@ -22,8 +22,8 @@ from implicit_solvers.capture import (
     resolve,
 )
 from implicit_solvers.compiling import compiling, outside_of_graphs
-from implicit_solvers.explained_call import is_of_devices
 from implicit_solvers.foreign_names import explains_names
+from implicit_solvers.guarded_call import is_of_devices
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
 from implicit_solvers.linear.choice import default_linear_solver, is_linear_solver
