@@ -328,25 +328,18 @@ class FirstOrderOnly(Function):
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
         """Refuse."""
-        raise _refusal(ctx.what)
+        raise RuntimeError(
+            f"{ctx.what} gives a biased derivative, which is of first order only, and it was "
+            "differentiated again: use ImplicitAdjoint() with an unbiased linear solver, and no "
+            "gauss_newton=True"
+        )
 
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
-        """Refuse."""
-        raise _refusal(ctx.what)
+    jvp = backward
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, what: str, tensor: Tensor) -> Any:
         """Lanes change nothing."""
         return FirstOrderOnly.apply(what, tensor), in_dims[1]
-
-
-def _refusal(what: str) -> RuntimeError:
-    return RuntimeError(
-        f"{what} gives a biased derivative, which is of first order only, and it was "
-        "differentiated again: use ImplicitAdjoint() with an unbiased linear solver, and no "
-        "gauss_newton=True"
-    )
 
 
 def _first_order_only(what: str, tensor: Tensor | None) -> Tensor | None:
