@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from implicit_solvers.adjoint import UnrolledAdjoint
 from implicit_solvers.linear.lanewise import in_lanes
@@ -14,6 +13,7 @@ from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.solve import operator_template
 from implicit_solvers.structure import Structure
 from implicit_solvers.task import Task
+from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["adjoint_preconditioner"]
 

@@ -1,8 +1,4 @@
-"""Pullbacks and pushforwards that compose with every mode of torch's automatic differentiation.
-
-Torch's public API does not let the rules of an ``autograd.Function`` be differentiated at all
-levels at once; what is private in torch and needed here stands in this file and nowhere else.
-"""
+"""Pullbacks and pushforwards that compose with every mode of torch's automatic differentiation."""
 
 from __future__ import annotations
 
@@ -15,61 +11,51 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (  # type: ignore[import-untyped,unused-ignore]
-    TransformType,
-    _unwrap_for_grad,
-    _wrap_for_grad,
-    get_interpreter_stack,
-    get_unwrapped,
-    is_batchedtensor,
-    is_functorch_wrapped_tensor,
-    is_legacy_batchedtensor,
-    maybe_get_level,
-    peek_interpreter_stack,
-    unwrap_if_dead,
-)
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
-from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from implicit_solvers.compiling import compiling
+from implicit_solvers.torch_internals import (
+    accumulate_gradients,
+    add_legacy_batch,
+    age_of,
+    below_jvp,
+    forward_level,
+    graph_age,
+    is_batched,
+    is_legacy_batchedtensor,
+    legacy_batches,
+    pop_saved_tensor_hooks,
+    push_saved_tensor_hooks,
+    remove_legacy_batch,
+    transforms_active,
+    tree_flatten,
+    tree_leaves,
+    tree_map_only,
+    tree_unflatten,
+    unwrap_if_dead,
+)
 
 __all__ = [
     "LegacyBatch",
     "Pushforward",
-    "ambient_level",
     "differentiable",
-    "forward_level",
-    "forward_mode_disabled",
-    "graph_age",
-    "is_batched",
-    "is_batchedtensor",
-    "is_functorch_wrapped_tensor",
     "leads_elsewhere",
     "leads_to",
-    "level_of",
     "live",
     "made_since",
     "may_have_tangent",
     "needs_backward",
     "nested_jvp",
     "no_saved_tensor_hooks",
-    "peel",
     "products_on_graph",
     "pullback_on_graph",
     "pushforward",
     "recorded_if_asked",
     "rows",
-    "saved_tensor_hooks_restored",
     "some",
     "transformed",
-    "transforms_active",
-    "unwrap_once",
-    "unseen",
     "unwatched",
-    "version",
     "vjp",
 ]
 
@@ -89,32 +75,11 @@ def no_saved_tensor_hooks() -> Iterator[None]:
     if compiling():
         yield
         return
-    api = torch._C._autograd
-    hooks = []
-    while (top := api._top_saved_tensors_default_hooks(False)) is not None:
-        hooks.append(top)
-        api._pop_saved_tensors_default_hooks()
+    hooks = pop_saved_tensor_hooks()
     try:
         yield
     finally:
-        for pair in reversed(hooks):
-            api._push_saved_tensors_default_hooks(*pair)
-
-
-@contextlib.contextmanager
-def saved_tensor_hooks_restored() -> Iterator[None]:
-    """Allow saved-tensor hooks again afterwards, if they were allowed before.
-
-    Dynamo switches them off where it traces a pullback, and does not always switch them on again:
-    ``torch.utils.checkpoint`` would be refused from then on.
-    """
-    api: Any = torch._C._autograd
-    allowed = api._saved_tensors_hooks_is_enabled()
-    try:
-        yield
-    finally:
-        if allowed and not api._saved_tensors_hooks_is_enabled():
-            api._saved_tensors_hooks_enable()
+        push_saved_tensor_hooks(hooks)
 
 
 def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
@@ -125,7 +90,7 @@ def vjp(fn: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]
     """
     if compiling():
         return cast(Any, torch.func.vjp(fn, *primals))
-    if not (transforms_active() or forward_level() or _older_vmap()):
+    if not (transforms_active() or forward_level() or legacy_batches()):
         return _plain_vjp(fn, primals)
     with no_saved_tensor_hooks():
         out, pull = cast(Any, torch.func.vjp(fn, *primals))
@@ -199,18 +164,6 @@ def _by_backward(fn: Callable[..., Any], primals: tuple[Any, ...], cotangent: An
     )
 
 
-def _run_backward(tensors: Sequence[Tensor], grad_tensors: Sequence[Tensor], **_: Any) -> None:
-    torch.autograd.Variable._execution_engine.run_backward(
-        tuple(tensors),
-        tuple(grad_tensors),
-        False,
-        False,
-        (),
-        allow_unreachable=True,
-        accumulate_grad=True,
-    )
-
-
 def leads_to(out: Tensor, tensors: Sequence[Tensor], past: Sequence[Tensor]) -> bool:
     """Tell whether the graph of ``out`` leads to one of the tensors, not through those ``past``."""
     if out.grad_fn is None:
@@ -249,19 +202,14 @@ def leads_elsewhere(out: Tensor, known: Sequence[Tensor], since: int = 0) -> boo
         if (variable := getattr(node, "variable", None)) is not None:
             if id(variable) not in leaves:
                 return True
-        elif node._sequence_nr() < since:
+        elif age_of(node) < since:
             return True
     return False
 
 
-def graph_age() -> int:
-    """Return the number that the next node of a graph in this thread gets."""
-    return int(torch.autograd._get_sequence_nr())
-
-
 def made_since(tensor: Tensor, age: int) -> bool:
     """Tell whether a tensor was computed, with a graph, at that age or later."""
-    return tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() >= age
+    return tensor.grad_fn is not None and age_of(tensor.grad_fn) >= age
 
 
 class _OwnGraph(TorchFunctionMode):
@@ -283,7 +231,7 @@ class _OwnGraph(TorchFunctionMode):
             # no mode is in force while a function that it intercepted runs, and checkpoints
             # compute again what this one has to see
             with self:
-                return _run_backward(*args, **(kwargs or {}))
+                return accumulate_gradients(*args, **(kwargs or {}))
         args, kwargs = tree_map_only(Tensor, self._cut, (args, kwargs or {}))
         out = func(*args, **kwargs)
         self.made.update({id(t): t for t in tree_leaves(out) if isinstance(t, Tensor)})
@@ -432,26 +380,13 @@ def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) 
 
     @functools.wraps(rule)
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        saved, spec = ctx.saved_tensors, ctx.spec
-        if peek_interpreter_stack() is None:
+        def apply(saved: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Any:
             with _recording_for((*saved, *tangents)):
-                return rule(spec, saved, tangents)
-        interpreter = retrieve_current_functorch_interpreter()
-        if interpreter.key() != TransformType.Jvp:
-            raise RuntimeError(f"a jvp rule was reached at a {interpreter.key()} level")
-        level = interpreter.level()
-        saved, tangents = tree_map_only(
-            torch.Tensor, lambda t: _unwrap_for_grad(t, level), (tuple(saved), tuple(tangents))
-        )
-        # lower() alone restores the modes that held outside this level, forward mode off included
-        with (
-            torch.enable_grad(),
-            _set_fwd_grad_enabled(True),
-            interpreter.lower(),
-            _recording_for((*saved, *tangents)),
-        ):
-            out = rule(spec, saved, tangents)
-        return tree_map_only(torch.Tensor, lambda t: _wrap_for_grad(t, level), out)
+                return rule(ctx.spec, saved, tangents)
+
+        if not transforms_active():
+            return apply(ctx.saved_tensors, tangents)
+        return below_jvp(apply, tuple(ctx.saved_tensors), tuple(tangents))
 
     return staticmethod(jvp)
 
@@ -459,17 +394,6 @@ def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) 
 def some(mask: Tensor) -> bool:
     """Tell whether any entry of ``mask`` is true; assume it where entries cannot be read."""
     return is_legacy_batchedtensor(mask) or is_batched(mask) or bool(mask.any())
-
-
-def ambient_level() -> int:
-    """Return the level of the innermost active functorch transform, 0 outside of all."""
-    top = peek_interpreter_stack()
-    return 0 if top is None else int(top.level())
-
-
-def transforms_active() -> bool:
-    """Tell whether a ``torch.func`` transform is active."""
-    return peek_interpreter_stack() is not None
 
 
 def unwatched() -> bool:
@@ -500,70 +424,11 @@ def transformed() -> bool:
     return transforms_active() or forward_level() or compiling()
 
 
-def forward_level() -> bool:
-    """Tell whether tensors may carry tangents of a plain ``forward_ad.dual_level``.
-
-    ``torch.func.jvp`` opens such a level too, but keeps its tangents in wrappers.
-    """
-    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
-        return False
-    return all(level.key() != TransformType.Jvp for level in get_interpreter_stack() or ())
-
-
 def may_have_tangent(tensor: Tensor) -> bool:
     """Tell whether a tensor has a plain dual level's tangent, or, under a ``vmap``, may have."""
     if transforms_active():
         return True
     return forward_ad.unpack_dual(tensor).tangent is not None
-
-
-def forward_mode_disabled() -> Any:
-    """Return a context in which tangents are not propagated."""
-    return _set_fwd_grad_enabled(False)
-
-
-def peel(tensor: Tensor, level: int) -> Tensor:
-    """Take off the functorch wrappers of ``tensor`` above ``level``."""
-    while is_functorch_wrapped_tensor(tensor) and maybe_get_level(tensor) > level:
-        tensor = get_unwrapped(tensor)
-    return tensor
-
-
-def unseen() -> Any:
-    """Return a context in which no function mode sees what is asked of tensors."""
-    return torch._C.DisableTorchFunction()
-
-
-def version(tensor: Tensor) -> int:
-    """Return how often ``tensor``, or what a transform wraps in it, has been written to."""
-    while is_functorch_wrapped_tensor(tensor):
-        tensor = get_unwrapped(tensor)
-    return tensor._version
-
-
-def is_batched(tensor: Tensor) -> bool:
-    """Tell whether a ``vmap`` level is among the wrappers of ``tensor``."""
-    while is_functorch_wrapped_tensor(tensor):
-        if is_batchedtensor(tensor):
-            return True
-        tensor = get_unwrapped(tensor)
-    return False
-
-
-def level_of(tensor: Tensor) -> int:
-    """Return the functorch level of a tensor; negative for none and for one that has ended."""
-    return int(maybe_get_level(tensor))
-
-
-def unwrap_once(tensor: Tensor) -> Tensor:
-    """Take off the outermost functorch wrapper."""
-    return get_unwrapped(tensor)
-
-
-def _older_vmap() -> bool:
-    """Tell whether the older vmap batches: plain autograd does not run in it."""
-    torch._C._vmapmode_increment_nesting()
-    return int(torch._C._vmapmode_decrement_nesting()) > 0
 
 
 class LegacyBatch:
@@ -576,8 +441,7 @@ class LegacyBatch:
     def __init__(self, tensors: Sequence[Tensor | None]) -> None:
         self.active = any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
         if self.active:
-            self.level = torch._C._vmapmode_increment_nesting() - 1
-            torch._C._vmapmode_decrement_nesting()
+            self.level = legacy_batches()
 
     def apply(self, rule: Callable[..., Any], spec: Any, *tensors: Tensor | None) -> Any:
         """Apply a vmap rule to the dimension, and hide it again in what that returns."""
@@ -588,11 +452,11 @@ class LegacyBatch:
             SimpleNamespace(batch_size=size), in_dims, spec, *(t for t, _ in stripped)
         )
         return tuple(
-            t if dim is None else torch._add_batch_dim(t.movedim(dim, 0), 0, self.level)
+            t if dim is None else add_legacy_batch(t.movedim(dim, 0), self.level)
             for t, dim in zip(out, out_dims, strict=True)
         )
 
     def _strip(self, tensor: Tensor | None) -> tuple[Tensor | None, int | None]:
         if tensor is None or not is_legacy_batchedtensor(tensor):
             return tensor, None
-        return torch._remove_batch_dim(tensor, self.level, 1, 0), 0
+        return remove_legacy_batch(tensor, self.level), 0

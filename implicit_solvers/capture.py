@@ -20,25 +20,30 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from implicit_solvers.affine_norms import WeightsApart, is_written_out
 from implicit_solvers.autodiff import (
+    leads_elsewhere,
+    leads_to,
+    made_since,
+    may_have_tangent,
+    no_saved_tensor_hooks,
+)
+from implicit_solvers.compiling import compiling
+from implicit_solvers.torch_internals import (
     ambient_level,
     forward_level,
     graph_age,
     is_functorch_wrapped_tensor,
-    leads_elsewhere,
-    leads_to,
     level_of,
-    made_since,
-    may_have_tangent,
-    no_saved_tensor_hooks,
     peel,
+    tensor_dicts,
     transforms_active,
+    tree_leaves,
+    tree_map_only,
     unwrap_once,
+    version,
 )
-from implicit_solvers.compiling import compiling
 
 __all__ = [
     "Captured",
@@ -100,9 +105,8 @@ def resolve(tensor: Tensor) -> Tensor:
 
 def note(outputs: Any) -> None:
     """Tell enclosing recordings that ``outputs`` were computed inside, by a layer."""
-    for scope in _THREAD.scopes:
-        if isinstance(scope, _Recording):
-            scope.after(outputs)
+    for scope in filter(None, _THREAD.scopes):
+        scope.after(outputs)
 
 
 _PLAIN = frozenset({int, float, bool, str, slice, type(None), torch.dtype, torch.device})
@@ -203,13 +207,13 @@ class Captured:
         """Raise, as torch does, if a tensor that the function read has been written to since."""
         if compiling():
             return
-        for tensor, version in self.constants:
-            if tensor._version != version:
+        for tensor, before in self.constants:
+            if version(tensor) != before:
                 raise RuntimeError(
                     f"a tensor that {name} captures, {_described(tensor, self.slots)}, has been "
                     "modified by an inplace operation since the solve, so that the gradient would "
-                    f"be that of another problem: it is at version {tensor._version}, expected "
-                    f"{version}. Replace the tensor instead of writing into it, or take the "
+                    f"be that of another problem: it is at version {version(tensor)}, expected "
+                    f"{before}. Replace the tensor instead of writing into it, or take the "
                     "derivative first"
                 )
 
@@ -364,7 +368,7 @@ class _Recording(_Scope):
             if not isinstance(leaf, Tensor) or id(leaf) in self.known:
                 continue
             if not (leaf.requires_grad or is_functorch_wrapped_tensor(leaf)):
-                self.buffers.append((leaf, leaf.clone(), leaf._version))
+                self.buffers.append((leaf, leaf.clone(), version(leaf)))
 
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Do the operation; a normalization as it is done when it is differentiated."""
@@ -410,8 +414,8 @@ class _Recording(_Scope):
 
     def restore(self) -> None:
         """Undo what was written into buffers."""
-        for buffer, value, version in reversed(self.buffers):
-            if buffer._version != version:
+        for buffer, value, before in reversed(self.buffers):
+            if version(buffer) != before:
                 # not a change that a graph must notice
                 buffer.data.copy_(value)
 
@@ -560,7 +564,7 @@ def _slots_of(
     wanted, seen = {id(t) for t in tensors}, set()
     for root in _modules_in(owner, set()):
         for module in root.modules():
-            for slots in (module._parameters, module._buffers):
+            for slots in tensor_dicts(module):
                 for name, tensor in slots.items():
                     key = (id(slots), name)
                     if tensor is not None and id(tensor) in wanted and key not in seen:
@@ -625,7 +629,7 @@ def _record(
         read = (*tensors, *constants)
         captured = Captured(
             tuple(tensors),
-            tuple((t, t._version) for t in constants if id(t) not in written),
+            tuple((t, version(t)) for t in constants if id(t) not in written),
             buffers,
             tuple(_slots_of(owner, read)) if read else (),
             recording.normalizes,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from implicit_solvers import graph_break
-from implicit_solvers.autodiff import saved_tensor_hooks_restored
+from implicit_solvers.compiling import COMPILES
+from implicit_solvers.torch_internals import (
+    dynamo_limits,
+    saved_tensor_hooks_restored,
+    tree_map_only,
+    untraced,
+)
 
 __all__ = [
     "apart",
@@ -56,7 +59,7 @@ def compiled_step(
     of a solver and a function has code objects of its own: Dynamo counts the graphs of a code
     object, and would fall back to eager execution, silently, after a few.
     """
-    if not graph_break.COMPILES:
+    if not COMPILES:
         raise RuntimeError(
             f"{type(solver).__name__}(compile=True) needs torch 2.13 or later, and this is "
             f"{torch.__version__}: leave compile out"
@@ -67,19 +70,6 @@ def compiled_step(
         if solver not in steps:
             steps[solver] = _Compiled(forms, type(solver).__name__)
     return partial(steps[solver], solver)
-
-
-@contextlib.contextmanager
-def _own_limits() -> Iterator[None]:
-    """Set Dynamo's limits while a step runs; its settings are per thread."""
-    config = torch._dynamo.config
-    # config.patch would take three times as long
-    before = config.recompile_limit, config.fail_on_recompile_limit_hit
-    config.recompile_limit, config.fail_on_recompile_limit_hit = LIMIT, True
-    try:
-        yield
-    finally:
-        config.recompile_limit, config.fail_on_recompile_limit_hit = before
 
 
 class _Compiled:
@@ -101,11 +91,11 @@ class _Compiled:
 
     def _step(self, solver: Any, problem: Any, state: Any) -> Any:
         try:
-            with _own_limits(), saved_tensor_hooks_restored():
+            with dynamo_limits(LIMIT), saved_tensor_hooks_restored():
                 return self.step(self.form, solver, problem, state)
-        except torch._dynamo.exc.FailOnRecompileLimitHit:
-            raise
-        except (torch._dynamo.exc.TorchDynamoException, AssertionError) as error:
+        except Exception as error:
+            if not untraced(error):
+                raise
             if not self.forms:
                 error.add_note(
                     f"{self.name}(compile=True) compiles its step together with the function that "

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, name_of, solve_equation
-from implicit_solvers.fixed_points import FixedPointEquation
+from implicit_solvers.fixed_points import FixedPointEquation, fixed_point
 from implicit_solvers.iterate import Outcome
-from implicit_solvers.problem import Equation, EquationProblem
-from implicit_solvers.root_finding import RootEquation, like_unknown
+from implicit_solvers.minimization import MinimumEquation, minimize, read_objective
+from implicit_solvers.nonlinear_least_squares import (
+    LeastSquaresEquation,
+    least_squares,
+    read_residuals,
+)
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.root_finding import RootEquation, like_unknown, root
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
-from implicit_solvers.tolerance import equation_tolerance, longest, rms
+from implicit_solvers.tolerance import equation_tolerance, largest, longest, rms
+from implicit_solvers.torch_internals import tree_map
 
-__all__ = ["attach", "custom_fixed_point", "custom_root"]
+__all__ = ["attach", "custom_fixed_point", "custom_root", "stated"]
 
 VmapMethod = Literal["loop", "batched"]
 T = TypeVar("T")
+
+_STATEMENTS: dict[Any, Any] = {
+    root: (RootEquation, like_unknown),
+    fixed_point: (FixedPointEquation, like_unknown),
+    minimize: (MinimumEquation, read_objective),
+    least_squares: (LeastSquaresEquation, read_residuals),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class _Judge:
 
     rtol: float | None
     atol: float | None
+    traceable: ClassVar[bool] = True
 
     def __call__(self, problem: EquationProblem, z: Tensor) -> Outcome:
         default = torch.finfo(z.dtype).eps ** 0.5
@@ -40,10 +54,23 @@ class _Judge:
         atol = default if self.atol is None else self.atol
         error = rms(problem.residual(z))
         goal = equation_tolerance(rtol, atol, z, rms(z), longest(z, problem.start))
-        status = torch.where(error <= goal, 0, int(Status.REJECTED))
-        finite = torch.isfinite(error) & torch.isfinite(z).all(-1)
-        status = torch.where(finite, status, int(Status.NONFINITE))
-        return Outcome(z, status, torch.zeros_like(status), error)
+        return _outcome(z, error, torch.where(error <= goal, 0, int(Status.REJECTED)))
+
+
+class _AsFound:
+    """Take points for what a solver said that they are: each has its status beside it."""
+
+    traceable: ClassVar[bool] = True
+
+    def __call__(self, problem: EquationProblem, pairs: Tensor) -> Outcome:
+        z, codes = pairs.chunk(2, dim=-1)
+        return _outcome(z, rms(problem.residual(z)), codes[:, 0].long())
+
+
+def _outcome(z: Tensor, error: Tensor, status: Tensor) -> Outcome:
+    finite = (error < torch.inf) & (largest(z) < torch.inf)
+    status = torch.where(finite, status, int(Status.NONFINITE))
+    return Outcome(z, status, torch.zeros_like(status), error)
 
 
 def attach(
@@ -51,6 +78,7 @@ def attach(
     z: T,
     args: tuple[Any, ...] = (),
     *,
+    equation: Callable[..., Solution] = root,
     adjoint: Adjoint | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -58,37 +86,42 @@ def attach(
     in_dims: Any = None,
     on_failure: OnFailure = "raise",
 ) -> T:
-    """Return a root of ``fn(z, *args) = 0`` that you have already, with its derivatives.
+    """Return a solution that you have already, with the derivatives of its equation.
 
-    They are ``dz = -(df/dz)^-1 (df/dargs) dargs``. Source: Blondel et al., "Efficient and Modular
-    Implicit Differentiation" (2022), section 2.
+    For a root of ``F(z, theta) = 0``, with the gradient of an objective in the place of ``F`` for a
+    minimum, they are ``dz = -(dF/dz)^-1 (dF/dtheta) dtheta``. Source: Blondel et al., "Efficient
+    and Modular Implicit Differentiation" (2022), section 2.
 
     Parameters
     ----------
     fn
-        ``fn(z, *args)`` returns the residual, with the structure, shapes and dtype of ``z``.
+        ``fn(z, *args)`` as ``equation`` takes it: the residual of a root, an objective, ...
     z
-        The root, found by whatever means: a tensor or pytree of tensors, of any shapes and one
-        floating dtype. Its own gradient, if it has one, is dropped.
+        The solution, found by whatever means: a tensor or pytree of tensors, of any shapes and one
+        floating dtype. Its own gradient, if it has one, is dropped. Or a `Solution`, whose
+        statuses stand, and whose failures stay failures.
     args
         Further arguments of ``fn``, pytrees.
+    equation
+        What ``z`` solves, by the function that solves it: `root` (default), `fixed_point`,
+        `minimize`, `least_squares`.
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     rtol, atol
-        ``z`` counts as a root where ``rms(fn(z)) <= atol + rtol rms(z)``; both default to
+        ``z`` counts as a solution where ``rms(F(z)) <= atol + rtol rms(z)``; both default to
         ``sqrt(eps)``: 1.5e-8 in float64, 3.5e-4 in float32.
     batch_dims, in_dims, on_failure
-        As in `root`; a lane that is no root fails, with status REJECTED.
+        As in `root`; a lane that is no solution fails, with status REJECTED.
 
     Returns
     -------
-    pytree
-        ``z``, differentiable in ``args`` and in the tensors that ``fn`` captures.
+    pytree or Solution
+        What ``z`` is, differentiable in ``args`` and in the tensors that ``fn`` captures.
 
     Raises
     ------
     ConvergenceError
-        If ``z`` is no root and ``on_failure="raise"``.
+        If ``z`` is no solution, or a `Solution` that failed, and ``on_failure="raise"``.
     TypeError, ValueError
         If an argument is unfit; the message names it.
 
@@ -99,10 +132,29 @@ def attach(
     >>> z = ims.attach(lambda z, a: z**2 - a, torch.tensor(3.0), (a,))
     >>> torch.autograd.grad(z, a)[0]
     tensor(0.1667)
+
+    A minimum:
+
+    >>> parabola = lambda z, a: (z - a) ** 2 + z**2
+    >>> z = ims.attach(parabola, torch.tensor(4.5), (a,), equation=ims.minimize)
+    >>> torch.autograd.grad(z, a)[0]
+    tensor(0.5000)
     """
-    task = _task(RootEquation, fn, adjoint, batch_dims, in_dims, on_failure)
-    solution: Solution[T] = solve_equation(task, z, args, _Judge(rtol, atol))
-    return solution.value
+    task = stated(equation, fn, adjoint, batch_dims, in_dims, on_failure)
+    if not isinstance(z, Solution):
+        found: Any = solve_equation(task, z, args, _Judge(rtol, atol)).value
+        return found
+    if rtol is not None or atol is not None:
+        raise ValueError("rtol or atol is given with a Solution, which was judged: pass its value")
+    pairs = (z.value, tree_map(functools.partial(_spread, z.status), z.value))
+    found = solve_equation(task, z.value, args, _AsFound(), pairs)
+    return replace(found, iterations=z.iterations, aux=z.aux)
+
+
+def _spread(status: Tensor, like: Tensor) -> Tensor:
+    """Return the status of each lane at all places of what a lane has."""
+    ones = (1,) * (like.dim() - status.dim())
+    return status.reshape((*status.shape, *ones)).expand_as(like).to(like.dtype)
 
 
 def custom_root(
@@ -162,7 +214,7 @@ def custom_root(
     >>> round(torch.autograd.grad(z, a)[0].item(), 6)
     0.083333
     """
-    return _decorator(RootEquation, fn, adjoint, rtol, atol, vmap_method, on_failure)
+    return _decorator(root, fn, adjoint, rtol, atol, vmap_method, on_failure)
 
 
 def custom_fixed_point(
@@ -210,23 +262,29 @@ def custom_fixed_point(
     >>> torch.autograd.grad(heron(torch.tensor(1.0), a).value, a)[0]
     tensor(0.2500)
     """
-    return _decorator(FixedPointEquation, fn, adjoint, rtol, atol, vmap_method, on_failure)
+    return _decorator(fixed_point, fn, adjoint, rtol, atol, vmap_method, on_failure)
 
 
-def _task(
-    equation: type[Equation],
+def stated(
+    equation: Callable[..., Solution],
     fn: Callable[..., Any],
     adjoint: Adjoint | None,
-    batch_dims: int,
-    in_dims: Any,
-    on_failure: OnFailure,
+    batch_dims: int = 0,
+    in_dims: Any = None,
+    on_failure: OnFailure = "raise",
 ) -> Task:
+    """Return what a function for equations is asked for, without a solver."""
+    if equation not in _STATEMENTS:
+        raise ValueError(
+            f"equation is {name_of(equation)}: pass root, fixed_point, minimize or least_squares"
+        )
+    kind, read = _STATEMENTS[equation]
     chosen = ImplicitAdjoint() if adjoint is None else adjoint
-    return Task(equation, fn, like_unknown, None, chosen, batch_dims, in_dims, False, on_failure)
+    return Task(kind, fn, read, None, chosen, batch_dims, in_dims, False, on_failure)
 
 
 def _decorator(
-    equation: type[Equation],
+    equation: Callable[..., Solution],
     fn: Callable[..., Any],
     adjoint: Adjoint | None,
     rtol: float | None,
@@ -236,7 +294,7 @@ def _decorator(
 ) -> Callable[[Callable[..., Any]], Callable[..., Solution[Any]]]:
     if vmap_method not in ("loop", "batched"):
         raise ValueError(f'vmap_method is {vmap_method!r}: use "loop" or "batched"')
-    task = _task(equation, fn, adjoint, 0, None, on_failure)
+    task = stated(equation, fn, adjoint, on_failure=on_failure)
     judge = _Judge(rtol, atol)
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., Solution]:

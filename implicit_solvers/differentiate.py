@@ -18,7 +18,6 @@ from torch.autograd import Function
 
 from implicit_solvers.autodiff import (
     differentiable,
-    forward_mode_disabled,
     needs_backward,
     nested_jvp,
     no_saved_tensor_hooks,
@@ -28,7 +27,6 @@ from implicit_solvers.autodiff import (
     vjp,
 )
 from implicit_solvers.capture import Captured
-from implicit_solvers.first_order import first_order_only
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
@@ -39,9 +37,9 @@ from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
 from implicit_solvers.masking import lane_gradient, lane_pushforward
 from implicit_solvers.monitoring import Monitor, observe
 from implicit_solvers.problem import Equation, EquationProblem
-from implicit_solvers.randomness import randomness
 from implicit_solvers.solution import OnFailure, enforce, failed
 from implicit_solvers.tolerance import rms
+from implicit_solvers.torch_internals import forward_mode_disabled
 
 __all__ = ["AttachSpec", "SolveSpec", "attach_derivatives", "solve_lanes", "solve_plainly"]
 
@@ -110,10 +108,24 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     residual = out.error.reshape(shape)
     watch.done(iterations, residual, status)
-    cause = partial(randomness, problem, out.z)
+    cause = partial(_randomness, problem, out.z)
     enforce(spec.on_failure, spec.label, status, iterations, residual, cause=cause)
     factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in out.factors)
     return out.z.reshape((*shape, -1)).clone(), status, iterations, residual, *factors
+
+
+def _randomness(problem: EquationProblem, z: Tensor) -> str:
+    """Say that the function is random, if two evaluations at ``z (N, n)`` tell; else nothing."""
+    first, second = problem.residual(z), problem.residual(z)
+    size, difference = (t.abs().nan_to_num().max() for t in (first, first - second))
+    # sums in another order differ by rounding, far less than this
+    if difference <= torch.finfo(z.dtype).eps ** 0.5 * size:
+        return ""
+    return (
+        f"The function is random: two evaluations at the same point differ by "
+        f"{float(difference):.2g}, and no solver can go below that. Draw outside of it and pass in "
+        "args what was drawn; for dropout, call eval() on the module."
+    )
 
 
 def solve_plainly(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -258,7 +270,7 @@ class Attach(Function):
             slopes = vjp(condition, *(theta[i] for i in places))[1](-w)
         if places:
             for place, g in zip(places, slopes, strict=True):
-                result[place] = g if spec.biased is None else first_order_only(spec.biased, g)
+                result[place] = g if spec.biased is None else _first_order_only(spec.biased, g)
         return (None,) * (inputs - len(theta)) + tuple(result)
 
     @nested_jvp
@@ -279,7 +291,7 @@ class Attach(Function):
             primals = [theta[i] for i in places]
             rhs = -pushforward(condition, primals, [moved[i] for i in places])
         dz, _ = _inverse_times(spec, False, rhs, bad, z, lead, theta)
-        return dz if spec.biased is None else first_order_only(spec.biased, dz)
+        return dz if spec.biased is None else _first_order_only(spec.biased, dz)
 
     @staticmethod
     def vmap(
@@ -298,6 +310,41 @@ class Attach(Function):
         )
         _, bad, _ = Lanes().lift(info.batch_size, (bad, bad_dim), [])
         return Attach.apply(replace(spec, lanes=lanes), z, bad, condition, *rest), 0
+
+
+class FirstOrderOnly(Function):
+    """The identity, whose derivative is an error."""
+
+    @staticmethod
+    def forward(what: str, tensor: Tensor) -> Tensor:
+        """Return the tensor."""
+        return tensor.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the words of the error."""
+        ctx.what = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        """Refuse."""
+        raise RuntimeError(
+            f"{ctx.what} gives a biased derivative, which is of first order only, and it was "
+            "differentiated again: use ImplicitAdjoint() with an unbiased linear solver, and no "
+            "gauss_newton=True"
+        )
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, what: str, tensor: Tensor) -> Any:
+        """Lanes change nothing."""
+        return FirstOrderOnly.apply(what, tensor), in_dims[1]
+
+
+def _first_order_only(what: str, tensor: Tensor | None) -> Tensor | None:
+    """Return ``tensor``, which raises when it is differentiated; ``what`` made it."""
+    return None if tensor is None else FirstOrderOnly.apply(what, tensor)
 
 
 def _inverse_times(

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from implicit_solvers.adjoint import UnrolledAdjoint
 from implicit_solvers.adjoint_preconditioner import adjoint_preconditioner
 from implicit_solvers.affine_norms import weights_apart
-from implicit_solvers.autodiff import forward_level, is_batched, transforms_active
 from implicit_solvers.capture import (
     Captured,
     capture,
@@ -25,7 +23,7 @@ from implicit_solvers.capture import (
     resolve,
 )
 from implicit_solvers.checks import check_lanes_apart, check_reads
-from implicit_solvers.compiling import compiling
+from implicit_solvers.compiling import compiling, outside_of_graphs
 from implicit_solvers.differentiate import (
     AttachSpec,
     SolveSpec,
@@ -34,7 +32,6 @@ from implicit_solvers.differentiate import (
     solve_plainly,
 )
 from implicit_solvers.explicit_function import ExplicitFunction
-from implicit_solvers.graph_break import frames_compiled, outside_of_graphs
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
@@ -46,6 +43,13 @@ from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.task import Task, check_size, check_task, name_of, read_in_dims
+from implicit_solvers.torch_internals import (
+    forward_level,
+    frames_compiled,
+    is_batched,
+    transforms_active,
+    tree_map,
+)
 from implicit_solvers.traced_equation import obstacle, solve_in_graph
 from implicit_solvers.unrolling import unroll
 
@@ -67,7 +71,7 @@ def solve_equation(
     if compiling():
         why = obstacle(task, z0, args, run)
         if why is None:
-            return solve_in_graph(task, z0, args, ends)
+            return solve_in_graph(task, z0, args, run, ends)
         return outside_of_graphs(why, solve_equation, task, z0, args, run, ends)
     if frames_compiled():
         solution: Solution = torch.compiler.disable(solve_equation)(task, z0, args, run, ends)

@@ -8,35 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
+from implicit_solvers.adjoint import Adjoint
 from implicit_solvers.autodiff import differentiable, vjp
 from implicit_solvers.capture import Substitution, capture
-from implicit_solvers.driver import Task, name_of, solve_equation
-from implicit_solvers.fixed_points import FixedPointEquation, fixed_point
+from implicit_solvers.custom_solvers import stated
+from implicit_solvers.driver import name_of, solve_equation
 from implicit_solvers.iterate import Outcome, iterate
-from implicit_solvers.minimization import MinimumEquation, minimize, read_objective
-from implicit_solvers.nonlinear_least_squares import (
-    LeastSquaresEquation,
-    least_squares,
-    read_residuals,
-)
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.root_finding import RootEquation, like_unknown, root
+from implicit_solvers.root_finding import root
 from implicit_solvers.solution import Solution, Status
 from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.tolerance import rms
+from implicit_solvers.torch_internals import tree_flatten, tree_unflatten
 
 __all__ = ["gradient_error"]
-
-_STATEMENTS: dict[Any, Any] = {
-    root: (RootEquation, like_unknown),
-    fixed_point: (FixedPointEquation, like_unknown),
-    minimize: (MinimumEquation, read_objective),
-    least_squares: (LeastSquaresEquation, read_residuals),
-}
 
 _CORRECTION = Newton(max_steps=1, rtol=None, halvings=0)
 
@@ -99,11 +86,7 @@ def gradient_error(
     >>> round(float(ims.gradient_error(rough, f, (a,))), 4)  # z is 0.17% off
     0.0017
     """
-    if equation not in _STATEMENTS:
-        raise ValueError(
-            f"equation is {name_of(equation)}: pass root, fixed_point, minimize or least_squares"
-        )
-    kind, read = _STATEMENTS[equation]
+    stated(equation, fn, adjoint)
     structure = Structure.of(solution.value, "solution.value").as_real()
     tensors, join = split_tensors(args)
     leaves, tree = tree_flatten(solution.value)
@@ -127,8 +110,8 @@ def gradient_error(
     else:
         weight = structure.check_like(cotangent, (), "cotangent", "solution.value")
 
-    def gradient(run: Callable[..., Outcome], adjoint: Adjoint) -> Tensor:
-        task = Task(kind, explicit, read, None, adjoint, on_failure="mask")
+    def gradient(run: Callable[..., Outcome], adjoint: Adjoint | None) -> Tensor:
+        task = stated(equation, explicit, adjoint, on_failure="mask")
 
         def value(*free: Tensor) -> Tensor:
             filled = list(operands)
@@ -139,8 +122,8 @@ def gradient_error(
         slopes = vjp(value, *(operands[i] for i in places))[1](weight)
         return torch.cat([slope.reshape(-1) for slope in slopes])
 
-    given = gradient(_as_given, ImplicitAdjoint() if adjoint is None else adjoint)
-    better = gradient(partial(iterate, _CORRECTION), ImplicitAdjoint())
+    given = gradient(_as_given, adjoint)
+    better = gradient(partial(iterate, _CORRECTION), None)
     size = torch.linalg.vector_norm(better)
     error = torch.linalg.vector_norm(given - better)
     return torch.where(error == 0, 0.0, error / size).detach()

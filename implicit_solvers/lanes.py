@@ -83,33 +83,6 @@ class Lanes:
 
         return on_all_lanes
 
-    def one_by_one(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Make ``fn`` of native lanes a function of all of them that sees one at a time.
-
-        Under ``vmap``, each comes as a grid of ones. The operands include ``z``.
-        """
-        assert self.separable and not self.sizes
-        carried, ones = self.native_carried or (), (1,) * self.native
-
-        def on_one(*tensors: Tensor) -> Tensor:
-            grids = [
-                t.reshape(*ones, *t.shape) if has else t
-                for t, has in zip(tensors, carried, strict=True)
-            ]
-            out = fn(*grids)
-            return out.reshape(out.shape[self.native :])
-
-        dims = tuple(0 if has else None for has in carried)
-        for _ in range(self.native):
-            on_one = vmap(on_one, in_dims=dims, randomness="different")
-        return on_one
-
-    def first(self, operands: Sequence[Tensor]) -> list[Tensor]:
-        """Return the operands, ``z`` among them, of a grid of one native lane, the first."""
-        assert self.native_carried is not None and not self.sizes
-        one = (slice(1),) * self.native
-        return [t[one] if has else t for t, has in zip(operands, self.native_carried, strict=True)]
-
     def keep(self, operands: Sequence[int]) -> Lanes:
         """Return the lanes for a selection of the operands."""
         known = self.native_carried

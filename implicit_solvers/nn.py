@@ -41,6 +41,8 @@ class _Layer(nn.Module):
     A solve leaves nothing on the module.
     """
 
+    _solve: Callable[..., Solution[Any]]
+
     @explains_names("Newton")
     def __init__(
         self,
@@ -70,12 +72,9 @@ class _Layer(nn.Module):
         if adjoint is not None:
             check_adjoint(adjoint)
         super().__init__()
-        self.cell = cell
-        self.solver = solver
-        self.adjoint = adjoint
-        self.init = init
-        self.batch_dims = batch_dims
-        self.in_dims = in_dims
+        self.cell, self.init = cell, init
+        self.solver, self.adjoint = solver, adjoint
+        self.batch_dims, self.in_dims = batch_dims, in_dims
         self.on_failure = on_failure
         self.return_solution = return_solution
 
@@ -83,9 +82,7 @@ class _Layer(nn.Module):
         """Solve for the inputs ``x, *more``; return the value, or the whole `Solution`."""
         start = self.init(x)
         Structure.of(start, "init(x)")
-        in_dims = self.in_dims
-        if in_dims is None and self.batch_dims != 0:
-            in_dims = 0
+        in_dims = 0 if self.in_dims is None and self.batch_dims != 0 else self.in_dims
         solution = self._solve(
             self.cell,
             start,
@@ -110,11 +107,6 @@ class _Layer(nn.Module):
         if self.on_failure != "raise":
             shown.append(f"on_failure={self.on_failure!r}")
         return ", ".join(shown)
-
-    def _solve(
-        self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
-    ) -> Solution[Any]:
-        raise NotImplementedError
 
 
 class FixedPoint(_Layer):
@@ -196,10 +188,7 @@ class FixedPoint(_Layer):
     tensor(0.9952)
     """
 
-    def _solve(
-        self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
-    ) -> Solution[Any]:
-        return fixed_point(fn, z0, args, **options)
+    _solve = staticmethod(fixed_point)
 
 
 class Root(_Layer):
@@ -255,10 +244,7 @@ class Root(_Layer):
     tensor([0.2500, 0.0769])
     """
 
-    def _solve(
-        self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
-    ) -> Solution[Any]:
-        return root(fn, z0, args, **options)
+    _solve = staticmethod(root)
 
 
 class Minimize(_Layer):
@@ -312,7 +298,4 @@ class Minimize(_Layer):
             [3., 4.]]), tensor([True, True]))
     """
 
-    def _solve(
-        self, fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], **options: Any
-    ) -> Solution[Any]:
-        return minimize(fn, z0, args, **options)
+    _solve = staticmethod(minimize)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, UnrolledAdjoint
 from implicit_solvers.autodiff import vjp
@@ -20,6 +19,7 @@ from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationSolver
 from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
 from implicit_solvers.structure import Structure
+from implicit_solvers.torch_internals import tree_flatten
 
 __all__ = ["GaussNewtonEquation", "LeastSquaresEquation", "least_squares", "read_residuals"]
 

@@ -226,11 +226,11 @@ class EquationProblem:
         if not (self.branches and unwatched()):
             return self.residual(z)
         grid, matrices = self._grid(z), None
-        if z.numel() * z.shape[-1] <= MANY_ENTRIES:
+        if self.lanes.native or z.numel() * z.shape[-1] <= MANY_ENTRIES:
             with torch.enable_grad(), no_saved_tensor_hooks():
                 grid = grid.detach().requires_grad_()
                 out = self._condition(grid, *self.operands)
-        elif self.lanes.native or not self.lanes.sizes:
+        elif not self.lanes.sizes:
             return self.residual(z)
         else:
             one_lane: Callable[..., Any] = self.equation.jacobian().value_and_dense

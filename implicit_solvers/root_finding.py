@@ -7,7 +7,6 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
@@ -19,6 +18,7 @@ from implicit_solvers.solver import EquationSolver
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.dogleg import Dogleg
 from implicit_solvers.structure import Structure
+from implicit_solvers.torch_internals import tree_flatten, tree_unflatten
 
 __all__ = ["RootEquation", "like_unknown", "root"]
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node
 
-from implicit_solvers.autodiff import is_batched
 from implicit_solvers.compiling import compiling
+from implicit_solvers.torch_internals import is_batched, register_pytree_node
 
 __all__ = [
     "ConvergenceError",

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from implicit_solvers.cached import cached_property
+from implicit_solvers.compiling import cached_property
+from implicit_solvers.torch_internals import TreeSpec, tree_flatten, tree_unflatten
 
 __all__ = ["Structure", "split_tensors"]
 

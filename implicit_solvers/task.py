@@ -8,17 +8,16 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
 from implicit_solvers.compiling import compiling
-from implicit_solvers.explained_call import ExplainedCall
-from implicit_solvers.guarded_call import GuardedCall
+from implicit_solvers.guarded_call import ExplainedCall, GuardedCall
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure
 from implicit_solvers.structure import Structure, split_tensors
+from implicit_solvers.torch_internals import tree_flatten
 
 __all__ = ["Task", "check_size", "check_task", "name_of", "read_in_dims"]
 

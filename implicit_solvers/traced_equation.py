@@ -7,6 +7,7 @@ last is done, those that have ended keep their state, and the derivative is of f
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint
 from implicit_solvers.adjoint_preconditioner import adjoint_preconditioner
-from implicit_solvers.graph_break import common_obstacle
+from implicit_solvers.compiling import common_obstacle
 from implicit_solvers.iterate import iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.direct import DirectSolver, Factors
@@ -44,15 +45,14 @@ def obstacle(task: Task, z0: Any, args: Any, run: Any) -> str | None:
     if (why := common_obstacle(kind, task.on_failure, (z0, args))) is not None:
         return why
     what = f"implicit_solvers: {kind} in a compiled graph"
-    solver = task.solver
-    if run is not None or not getattr(solver, "traceable", False):
-        name = "a solver of your own" if run is not None else f"{type(solver).__name__}()"
+    solver = task.solver if run is None else run
+    name = f"{type(solver).__name__}()" if run is None else "a solver of your own"
+    if not getattr(solver, "traceable", False):
         return (
             f"{what} cannot use {name}, which is not traceable: use Newton(), Anderson(), LBFGS() "
             "or another solver with traceable=True"
         )
     if torch.compiler.is_exporting() and not isinstance(solver, _EXPORTED):
-        name = f"{type(solver).__name__}()"
         return (
             f"implicit_solvers: torch.export cannot trace derivatives, which {name} needs: use "
             f"{_names(_EXPORTED)}, or torch.compile"
@@ -76,11 +76,11 @@ def _names(classes: tuple[type, ...]) -> str:
 
 
 def solve_in_graph(
-    task: Task, z0: Any, args: tuple[Any, ...], ends: tuple[Any, Any] | None = None
+    task: Task, z0: Any, args: tuple[Any, ...], run: Any, ends: tuple[Any, Any] | None
 ) -> Solution:
     """Solve from ``z0``, with ``on_failure="mask"``, and attach the first derivative.
 
-    The ``ends`` of a bracket take the place of ``z0``.
+    ``run`` and the ``ends`` of a bracket are as in `solve_equation`.
     """
     check_task(task, args)
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()
@@ -98,7 +98,7 @@ def solve_in_graph(
         # copies: what a loop reads may share no memory
         constants = [t.detach().clone() for t in tensors]
         problem = EquationProblem(equation, lanes, shape, constants, rms(start))
-        out = iterate(task.solver, problem, origin)
+        out = (run or partial(iterate, task.solver))(problem, origin)
         bad = failed(out.status)
     z = out.z
     if torch.is_grad_enabled():

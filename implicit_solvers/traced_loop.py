@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from implicit_solvers.compiling import compiling
+from implicit_solvers.torch_internals import tree_flatten, tree_unflatten
 
 __all__ = ["alias", "inside", "loop_in_graph", "repeat"]
 

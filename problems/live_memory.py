@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, UntypedStorage
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from implicit_solvers.torch_internals import TorchDispatchMode
 
 __all__ = ["LiveMemory"]
 

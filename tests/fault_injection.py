@@ -117,7 +117,7 @@ capture Captured.__or__: what only the solution reads is left out
     _union(self.tensors, other.tensors) >>> self.tensors
     trust/test_faults.py::test_what_only_the_solution_reads_is_captured
 capture Captured.check_unchanged: a tensor written to since is not noticed
-    tensor._version != version >>> tensor._version < version
+    version(tensor) != before >>> version(tensor) < before
     trust/test_changed_tensors.py::test_a_constant_written_to_before_the_backward_pass_is_an_error
 capture Substitution.__init__: arguments are put in the places of captured tensors
     operands[len(operands) - len(captured.tensors) :] >>> operands[: len(captured.tensors)]
@@ -197,10 +197,10 @@ structure Structure._join: leaves in another order
 autodiff pullback_on_graph: a plain pullback has no graph
     create_graph=torch.is_grad_enabled() >>> create_graph=False
     test_wrong_answers.py::test_06_second_derivatives
-autodiff nested_jvp: outer levels do not see a tangent
-    interpreter.lower(), >>> contextlib.nullcontext(),
+torch_internals below_jvp: outer levels do not see a tangent
+    interpreter.lower(): >>> contextlib.nullcontext():
     trust/test_faults.py::test_derivatives_of_each_order_where_the_slope_depends_on_the_solution
-first_order first_order_only: an estimate is differentiated again
+differentiate _first_order_only: an estimate is differentiated again
     FirstOrderOnly.apply(what, tensor) >>> tensor
     test_adjoints.py::test_biased_adjoints_raise_when_they_are_differentiated_again
 unrolling unroll: a lane takes a step more than its solver did

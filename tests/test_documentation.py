@@ -70,7 +70,15 @@ def imports(folder):
 
 
 def test_modules_are_small_and_layered():
-    order = ["autodiff", "linear", "problem", "differentiate", "driver", "root_finding"]
+    order = [
+        "torch_internals",
+        "autodiff",
+        "linear",
+        "problem",
+        "differentiate",
+        "driver",
+        "root_finding",
+    ]
     rank = {name: i for i, name in enumerate(order)}
     for path, text, targets in imports("implicit_solvers"):
         assert len(text.splitlines()) <= 650, path
@@ -81,10 +89,27 @@ def test_modules_are_small_and_layered():
                 assert other <= own, f"{path} imports {target}, a layer above it"
 
 
+def test_private_names_of_torch_stand_in_one_file():
+    files = [*imports("implicit_solvers"), *imports("problems")]
+    files = {path: text for path, text, _ in files if path != ("torch_internals.py",)}
+    # what named tuples have, and what our classes define or inherit
+    own = re.findall(r"(?m)(?:def |class |self\.|cls\.|^ *)(_\w+)", "\n".join(files.values()))
+    own = {"_fields", "_replace", *own}
+    for path, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            private = False
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                private = re.search(r"torch.*[ .]_[a-zA-Z]|[ .]_[a-zA-Z].*torch", ast.unparse(node))
+            elif isinstance(node, ast.Attribute):
+                private = re.match("_[a-zA-Z]", node.attr) and node.attr not in own
+            assert not private, (path, ast.unparse(node))
+
+
 def test_problems_use_public_names_only_and_not_their_command_line():
+    own = ["problems", "testing", "torch_internals"]  # torch's names are not ours
+    public = tuple(f"implicit_solvers.{name}" for name in own)
     for path, _, targets in imports("problems"):
         for target in targets:
-            public = ("implicit_solvers.problems", "implicit_solvers.testing")
             assert target == "implicit_solvers" or target.startswith(public), (path, target)
             if "cli" not in path and path[-1] != "__main__.py":
                 assert not target.startswith("implicit_solvers.problems.cli"), (path, target)

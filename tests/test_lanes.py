@@ -187,6 +187,18 @@ def equation(kind, solver, adjoint=None, name=None):
     return Entry(name or kind, solve, condition, table)
 
 
+def attached(kind, solver):
+    """Return the solution of a solver, with derivatives that are attached to it afterwards."""
+    (fn, condition, table), find = EQUATIONS[kind], getattr(ims, kind)
+
+    def solve(z, p, s, c, policy, **lanes):
+        call, options = lambda z, p, s: fn(z, p, s, c), {"on_failure": policy, **lanes}
+        found = find(call, z, (p.detach(), s.detach()), solver=solver, **options)
+        return ims.attach(call, found, (p, s), equation=find, **options)
+
+    return Entry(f"attached-{kind}", solve, condition, table)
+
+
 def custom(method):
     def solve(z, p, s, c, policy):
         decorate = ims.custom_root(
@@ -235,6 +247,7 @@ def krylov_entries(compact):
 
 
 ENTRIES = [*entries(True), system(ims.LU()), custom("loop"), custom("batched")]
+ENTRIES += [attached("minimize", ims.NewtonCG(max_steps=15, halvings=8))]
 PAIRS = [*zip(entries(True), entries(False), strict=True)]
 PAIRS += zip(krylov_entries(True), krylov_entries(False), strict=True)
 CASES = [pytest.param(e, w, id=f"{e}-{w}") for e in ENTRIES for w in e.ways]

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
 
 from implicit_solvers.structure import Structure
+from implicit_solvers.torch_internals import tree_flatten, tree_map
 
 __all__ = ["AdjointMemory", "AdjointStart"]
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from implicit_solvers.autodiff import Pushforward, no_saved_tensor_hooks, rows, unwatched, vjp
+from implicit_solvers.autodiff import Pushforward, rows, unwatched, vjp
 from implicit_solvers.compiling import compiling
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.template import Products, Template
@@ -91,16 +89,10 @@ class JacobianTemplate:
         """Return ``J`` of all lanes; where nothing watches, and few are asked for, by rows.
 
         That takes half of the calls. For large batches what is computed decides, and columns of a
-        basis that the lanes share take less of it; so native lanes are taken one by one.
+        basis that the lanes share take less of it; native lanes are one batch all the same.
         """
-        if unwatched() and like.numel() * like.shape[-1] <= MANY_ENTRIES:
+        if unwatched() and (lanes.native or like.numel() * like.shape[-1] <= MANY_ENTRIES):
             return self._rows(lanes, tensors)
-        if unwatched() and lanes.native and lanes.separable and not lanes.sizes:
-            # what a function refuses here it may do for the batch; if not, it says so again
-            with contextlib.suppress(Exception), no_saved_tensor_hooks():
-                # one that captures a tensor of all lanes answers for all: of one it must not
-                if self.fn(*lanes.first(tensors)).shape[: lanes.native].numel() == 1:
-                    return lanes.one_by_one(partial(self.dense, like))(*tensors)
         if basis is not None:
             # a compiler that saw how it is made would make it anew in every loop over it
             return lanes.over(lambda like, *tensors: self._columns(basis, *tensors))(like, *tensors)

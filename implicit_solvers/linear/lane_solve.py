@@ -20,7 +20,7 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.template import Template
 from implicit_solvers.monitoring import observe
 from implicit_solvers.solution import Status, enforce, failed
-from implicit_solvers.tolerance import rms
+from implicit_solvers.tolerance import largest, rms
 from implicit_solvers.traced_loop import inside, loop_in_graph
 
 __all__ = ["solve_in_lanes"]
@@ -113,7 +113,7 @@ def solve_in_lanes(
         start = memory.read(b)
         if start is not None:
             # a lane that nothing depends on has no way to go
-            start = torch.where((b == 0).all(-1, keepdim=True), 0.0, start)
+            start = torch.where((largest(b) == 0).unsqueeze(-1), 0.0, start)
     A = lane_map(spec.template, second, len(operands))
     A.graph = spec.graph
     if first and not spec.exact and flat.numel():
@@ -165,8 +165,8 @@ def solve_in_lanes(
 
     if residual is None:
         residual = rms(flat - A.mv(x)) if flat.numel() else rms(flat)
-    idle = (flat == 0).all(-1)
-    finite = torch.isfinite(x if unit is None else x * unit.unsqueeze(-1)).all(-1)
+    idle = largest(flat) == 0
+    finite = largest(x if unit is None else x * unit.unsqueeze(-1)) < torch.inf
     status = torch.where(finite | failed(status), status, int(Status.NONFINITE))
     if isinstance(spec.solver, DirectSolver) and not spec.nullspaces[0]:
         # pivots may look regular where nothing of the solution is right

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import register_pytree_node, tree_flatten, tree_map
 
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.structure import Structure
+from implicit_solvers.torch_internals import register_pytree_node, tree_flatten, tree_map
 
 __all__ = [
     "LinearOperator",

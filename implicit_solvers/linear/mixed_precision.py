@@ -24,6 +24,7 @@ from implicit_solvers.linear.preconditioners import DiagonalMap
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.linear.tridiagonal import TridiagonalOperator
+from implicit_solvers.torch_internals import version
 
 __all__ = ["RoundedTensors", "RoundedVectors", "made_of_tensors", "rounded"]
 
@@ -60,14 +61,14 @@ class RoundedTensors:
         if known is not None and known[2].dtype == dtype and _unchanged(known[0], known[1], tensor):
             return known[2]
         source = tensor.detach()  # shares the version
-        self._kept[key] = source, source._version, source.to(dtype)
+        self._kept[key] = source, version(source), source.to(dtype)
         return self._kept[key][2]
 
 
-def _unchanged(source: Tensor, version: int, tensor: Tensor) -> bool:
+def _unchanged(source: Tensor, before: int, tensor: Tensor) -> bool:
     same = source.data_ptr() == tensor.data_ptr() and source.dtype == tensor.dtype
     alike = source.shape == tensor.shape and source.stride() == tensor.stride()
-    return same and alike and source._version == version and source.is_conj() == tensor.is_conj()
+    return same and alike and version(source) == before and source.is_conj() == tensor.is_conj()
 
 
 class RoundedVectors:

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_structure
 
-from implicit_solvers.autodiff import differentiable, is_batched, vjp
+from implicit_solvers.autodiff import differentiable, vjp
 from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.linear_operator import LinearOperator, operator_pytree
 from implicit_solvers.structure import Structure
+from implicit_solvers.torch_internals import is_batched, tree_map, tree_structure
 
 __all__ = [
     "DiagonalOperator",

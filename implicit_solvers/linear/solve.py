@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from implicit_solvers.affine_norms import WeightsApart
-from implicit_solvers.autodiff import transforms_active, unwatched
+from implicit_solvers.autodiff import unwatched
 from implicit_solvers.capture import (
     Captured,
     Substitution,
@@ -22,10 +21,9 @@ from implicit_solvers.capture import (
     nested,
     resolve,
 )
-from implicit_solvers.compiling import compiling
-from implicit_solvers.explained_call import is_of_devices
+from implicit_solvers.compiling import compiling, outside_of_graphs
 from implicit_solvers.foreign_names import explains_names
-from implicit_solvers.graph_break import frames_compiled, outside_of_graphs
+from implicit_solvers.guarded_call import is_of_devices
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
 from implicit_solvers.linear.choice import default_linear_solver, is_linear_solver
@@ -47,6 +45,13 @@ from implicit_solvers.monitoring import monitors
 from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.structure import Structure, split_tensors
+from implicit_solvers.torch_internals import (
+    frames_compiled,
+    transforms_active,
+    tree_flatten,
+    tree_map,
+    tree_unflatten,
+)
 
 __all__ = [
     "check_adjoint_start",

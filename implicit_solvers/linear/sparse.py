@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_structure
 
 from implicit_solvers.autodiff import differentiable
 from implicit_solvers.linear.linear_operator import LinearOperator, operator_pytree
 from implicit_solvers.structure import Structure
+from implicit_solvers.torch_internals import tree_structure
 
 __all__ = ["SparseOperator"]
 

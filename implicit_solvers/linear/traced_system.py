@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.graph_break import common_obstacle
+from implicit_solvers.compiling import common_obstacle
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.linear.banded import Banded
 from implicit_solvers.linear.bicgstab import BiCGStab

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils._pytree import tree_structure
 
 from implicit_solvers.linear.linear_operator import LinearOperator, operator_pytree
 from implicit_solvers.structure import Structure
+from implicit_solvers.torch_internals import tree_structure
 
 __all__ = ["TridiagonalOperator"]
 

@@ -68,6 +68,6 @@ class FixedPointIteration(EquationMethod):
 
     def step(self, problem: EquationProblem, state: FixedPointState) -> FixedPointState:
         """Move towards ``g(z)``."""
-        z = state.z - self.damping * state.residual
+        z = torch.sub(state.z, state.residual, alpha=self.damping)
         residual = problem.residual(z)
         return FixedPointState(z, residual, self.norm(residual), state.flag)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from implicit_solvers.solution import Status
 from implicit_solvers.testing.point import Point
 from implicit_solvers.testing.report import Entry, Result
 from implicit_solvers.testing.statement import DENSE_LIMIT
 from implicit_solvers.testing.subject import Solved
+from implicit_solvers.torch_internals import tree_map_only
 
 __all__ = ["check_conditioning", "check_residual", "check_starts"]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from implicit_solvers.structure import Structure
+from implicit_solvers.torch_internals import tree_flatten
 
 __all__ = ["DENSE_LIMIT", "Linearization", "Statement", "slopes"]
 

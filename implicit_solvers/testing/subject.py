@@ -10,13 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import (
-    keystr,
-    tree_flatten,
-    tree_flatten_with_path,
-    tree_map_only,
-    tree_unflatten,
-)
 
 from implicit_solvers.driver import name_of
 from implicit_solvers.fixed_points import fixed_point
@@ -29,6 +22,13 @@ from implicit_solvers.structure import Structure
 from implicit_solvers.testing.captured import captured_tensors
 from implicit_solvers.testing.statement import Statement
 from implicit_solvers.tolerance import AUTO, equation_tolerance, longest, rms
+from implicit_solvers.torch_internals import (
+    keystr,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_map_only,
+    tree_unflatten,
+)
 
 __all__ = ["Input", "Solved", "Subject", "subject_of"]
 

@@ -16,7 +16,6 @@ from implicit_solvers.problems.ernn.definition import (
     memoryless,
     unrolled,
 )
-from implicit_solvers.problems.ernn.fused import FUSED, fused_memoryless
 from implicit_solvers.problems.ernn.initialization import factors_of
 from implicit_solvers.problems.ernn.leak import Leak
 from implicit_solvers.problems.ernn.modes import Equilibrium, Unrolled
@@ -292,16 +291,8 @@ class ERNNCell(nn.Module):
             G, share, phi = 4 * G, share / 4, torch.sigmoid
         else:
             drive = self.drive(x, R)
-        if self._fused(phi):
-            y = fused_memoryless(drive, G, phi, share, **options)
-        else:
-            y = phi(memoryless(drive, G, phi, share, **options))
+        y = phi(memoryless(drive, G, phi, share, **options))
         return y * (2 / c.gamma) - 1 / c.gamma if tanh else y / c.gamma
-
-    def _fused(self, phi: Any) -> bool:
-        assert isinstance(self.mode, Equilibrium)
-        left_out = self.mode.solver is None and self.mode.adjoint is None
-        return left_out and isinstance(self.well_posed, SpectralNorm) and phi in FUSED
 
     def _options(self, mode: Equilibrium) -> dict[str, Any]:
         contraction = isinstance(self.well_posed, SpectralNorm)

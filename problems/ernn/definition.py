@@ -176,11 +176,11 @@ def memoryless(drive: Tensor, G: Tensor, phi: Phi, share: float, **options: Any)
     """
 
     def relaxed(z: Tensor, drive: Tensor, G: Tensor) -> Tensor:
-        return linear(torch.sub(phi(z), z, alpha=share), G) + drive
+        return torch.addmm(drive, torch.add(phi(z), z, alpha=-share), G.mT)
 
-    lanes = drive.dim() - 1
-    options |= {"batch_dims": lanes, "in_dims": (0, None) if lanes else None}
-    return ims.fixed_point(relaxed, drive, (drive, G), **options).value
+    flat = drive.reshape(-1, drive.shape[-1])
+    options |= {"batch_dims": 1, "in_dims": (0, None)}
+    return ims.fixed_point(relaxed, flat, (flat, G), **options).value.reshape(drive.shape)
 
 
 def unrolled(

@@ -59,13 +59,13 @@ class Equilibrium:
     solver: Any = None
     adjoint: Any = None
     parallel: bool | None = None
-    block: int = 4096
+    block: int = 8192
     on_failure: Any = "raise"
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.block < 1:
-            raise ValueError(f"block={self.block} is no number of lanes: pass 4096, say")
+            raise ValueError(f"block={self.block} is no number of lanes: pass 8192, say")
         if self.on_failure not in ("raise", "warn", "mask"):
             raise ValueError(f'on_failure is {self.on_failure!r}: use "raise", "warn" or "mask"')
 

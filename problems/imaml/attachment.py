@@ -1,21 +1,17 @@
-"""Derivatives of a minimum that was found elsewhere, with damping."""
+"""Derivatives of a task's minimum that was found elsewhere, with damping."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 import implicit_solvers as ims
+from implicit_solvers.torch_internals import tree_leaves, tree_map
 
-__all__ = ["attach_minimum", "detached"]
-
-# No step: the solution is where the search starts, and the derivatives are those of the equation.
-STAY = ims.GradientDescent(max_steps=0, rtol=None)
+__all__ = ["attach_damped", "detached", "unjudged"]
 
 
 def detached(tree: Any) -> Any:
@@ -29,85 +25,55 @@ def detached(tree: Any) -> Any:
     return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, tree)
 
 
-def attach_minimum(
-    objective: Callable[..., Tensor],
-    found: Any,
-    args: tuple[Any, ...],
-    *,
-    distance: Callable[[Any, Any], Tensor] | None = None,
-    adjoint: Any = None,
-    on_failure: Any = "raise",
-    batch_dims: int = 0,
-    in_dims: tuple[Any, ...] | None = None,
-) -> ims.Solution:
-    """Return a minimum ``phi`` of ``objective(phi, *args)`` with its implicit derivatives.
-
-    With a ``distance``, the derivatives are those of the damped objective
-    ``objective(phi, *args) + distance(phi, phi*)`` around the minimum ``phi*`` found: the same
-    point, and a Hessian with that of the distance added.
-
-    Parameters
-    ----------
-    objective
-        ``objective(phi, *args)`` returns a 0-d tensor; with ``batch_dims``, one value a lane.
-    found
-        The minimum, a pytree of tensors; or the `Solution` of a solver, whose failures stay
-        failures.
-    args
-        What the minimum is differentiated by, pytrees.
-    distance
-        ``distance(phi, center)``, least where they are equal; like the objective.
-    adjoint, on_failure, batch_dims, in_dims
-        As in `implicit_solvers.minimize`.
-
-    Returns
-    -------
-    Solution
-        ``residual`` is the norm of the objective's gradient.
-
-    Raises
-    ------
-    ConvergenceError
-        If the gradient is not finite there and ``on_failure="raise"``.
+def unjudged(value: Any, lanes: int) -> ims.Solution:
+    """Return what a function found, as after a budget; its leaves have so many ``lanes`` in front.
 
     Examples
     --------
-    >>> a = torch.tensor(3.0, requires_grad=True)
-    >>> parabola = lambda phi, a: (phi - a) ** 2 / 2
-    >>> attach_minimum(parabola, torch.tensor(3.0), (a,)).value.backward()
-    >>> a.grad
-    tensor(1.)
+    >>> unjudged(torch.ones(3), lanes=1).status
+    tensor([1, 1, 1])
     """
-    before = found if isinstance(found, ims.Solution) else None
-    point = detached(found if before is None else before.value)
-    failed = None
-    start = point
-    if before is not None:
-        failed = before.status > int(ims.Status.BUDGET)
-        # a lane that failed has to fail here too: its derivatives are left out then
-        start = tree_map(lambda t: torch.where(_over(failed, t), torch.nan, t), point)
+    shape = tree_leaves(value)[0].shape[:lanes]
+    none = torch.zeros(shape, dtype=torch.int64, device=tree_leaves(value)[0].device)
+    return ims.Solution(value, none > 0, none, none, none + ims.Status.BUDGET)
+
+
+def attach_damped(
+    objective: Callable[..., Tensor],
+    found: ims.Solution,
+    args: tuple[Any, ...],
+    distance: Callable[[Any, Any], Tensor],
+    *,
+    in_dims: tuple[Any, ...] | None = None,
+    **options: Any,
+) -> ims.Solution:
+    """Return a minimum of ``objective(phi, *args)`` with the derivatives of a damped objective.
+
+    That is ``objective(phi, *args) + distance(phi, phi*)`` around the minimum ``phi*`` found: the
+    same point, and a Hessian with that of the distance added.
+
+    Parameters
+    ----------
+    objective, found, args
+        What was minimized, and what came of it.
+    distance
+        ``distance(phi, center)``, least where they are equal; like the objective.
+    in_dims, **options
+        As in `implicit_solvers.attach`.
+
+    Examples
+    --------
+    >>> a, parabola = torch.tensor(3.0, requires_grad=True), lambda phi, a: (phi - a) ** 2 / 2
+    >>> found = unjudged(torch.tensor(3.0), lanes=0)
+    >>> attach_damped(parabola, found, (a,), lambda phi, c: (phi - c) ** 2 / 2).value.backward()
+    >>> a.grad
+    tensor(0.5000)
+    """
 
     def damped(phi: Any, center: Any, *args: Any) -> Tensor:
-        value = objective(phi, *args)
-        return value if distance is None else value + distance(phi, center)
+        return objective(phi, *args) + distance(phi, center)
 
-    damped.__name__ = getattr(objective, "__name__", "objective")  # what the monitor calls it
-    solution = ims.minimize(
-        damped,
-        start,
-        (start, *args),
-        solver=STAY,
-        adjoint=adjoint,
-        on_failure=on_failure,
-        batch_dims=batch_dims,
-        in_dims=None if in_dims is None else (0, *in_dims),
-    )
-    if before is None or failed is None:
-        return solution
-    value = tree_map(lambda t, p: torch.where(_over(failed, t), p, t), solution.value, point)
-    return replace(before, value=value)
-
-
-def _over(lanes: Tensor, like: Tensor) -> Tensor:
-    """Return what is known of each lane, to be broadcast over the tensors of the lanes."""
-    return lanes.reshape((*lanes.shape, *(1,) * (like.dim() - lanes.dim())))
+    damped.__name__ = objective.__name__  # what the monitor calls it
+    around = (detached(found.value), *args)
+    lanes = None if in_dims is None else (0, *in_dims)
+    return ims.attach(damped, found, around, equation=ims.minimize, in_dims=lanes, **options)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from implicit_solvers.torch_internals import tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["Batching", "BatchingChoice", "faster_batching"]
 

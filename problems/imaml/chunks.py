@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from implicit_solvers.problems.live_memory import LiveMemory
+from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["tasks_that_fit"]
 

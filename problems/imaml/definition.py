@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 import implicit_solvers as ims
-from implicit_solvers.problems.imaml.attachment import attach_minimum, detached
+from implicit_solvers.problems.imaml.attachment import attach_damped, detached, unjudged
 from implicit_solvers.problems.imaml.meta_gradient import task_count
 from implicit_solvers.problems.imaml.proximal import Strength, check_proximal, proximal_term
+from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["adapt", "meta_loss", "meta_objective", "proximal_loss"]
 
@@ -191,11 +191,12 @@ def adapt(
         start = tree_map(lambda t: t.expand(tasks, *t.shape), theta)
         options |= {"batch_dims": 1, "in_dims": shared}
     if not hasattr(solver, "step"):
-        return attach_minimum(objective, solve(support), args, distance=distance, **options)
-    found = ims.minimize(objective, start, args, solver=solver, **options)
-    if not damping:
-        return found
-    return attach_minimum(objective, found, args, distance=distance, **options)
+        found = unjudged(solve(support), int(many_tasks))
+    else:
+        found = ims.minimize(objective, start, args, solver=solver, **options)
+        if not damping:
+            return found
+    return attach_damped(objective, found, args, distance, **options)
 
 
 def meta_loss(loss: Loss, theta: Any, support: Any, query: Any, **adaptation: Any) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from implicit_solvers.problems.imaml.batching import Batching
 from implicit_solvers.problems.imaml.meta_gradient import MetaGradient, task_count
 from implicit_solvers.problems.imaml.method import Criterion, Method, Model
+from implicit_solvers.torch_internals import tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["distributed_meta_gradient"]
 

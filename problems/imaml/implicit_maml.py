@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import implicit_solvers as ims
 from implicit_solvers.problems.imaml import definition
@@ -25,6 +24,7 @@ from implicit_solvers.problems.imaml.meta_gradient import (
 )
 from implicit_solvers.problems.imaml.method import Criterion, Model, Predictor
 from implicit_solvers.problems.imaml.proximal import Strength, check_damping, check_strength
+from implicit_solvers.torch_internals import tree_leaves
 
 __all__ = ["Imaml", "imaml_hf"]
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad
-from torch.utils._pytree import tree_leaves, tree_map
+
+from implicit_solvers.torch_internals import tree_leaves, tree_map
 
 __all__ = ["check_inner_loop", "gradient_steps", "rms_norm"]
 

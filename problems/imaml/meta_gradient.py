@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from implicit_solvers.problems.imaml.batching import Batching
+from implicit_solvers.torch_internals import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = ["MetaGradient", "TaskGradients", "average_over_tasks", "gradient_of_each", "task_count"]
 

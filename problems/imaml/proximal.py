@@ -7,9 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 
 import implicit_solvers as ims
+from implicit_solvers.torch_internals import (
+    tree_flatten,
+    tree_leaves,
+    tree_structure,
+    tree_unflatten,
+)
 
 __all__ = [
     "Strength",

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad
-from torch.utils._pytree import tree_map
 
 from implicit_solvers.problems.imaml.batching import Batching
 from implicit_solvers.problems.imaml.inner_loop import check_inner_loop, gradient_steps
@@ -20,6 +19,7 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     average_over_tasks,
 )
 from implicit_solvers.problems.imaml.method import Criterion, Model, Predictor
+from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["Reptile"]
 

@@ -114,6 +114,9 @@ SINGLE = [
     ("ims.custom_root(f)(lambda z: z.new_ones(3))(z0)", WRONG, "your solver returned a tensor of "
      "shape (3,) where z0 has (2,): return one entry for each"),
     ("ims.custom_root(f)(lambda z: 2 * z)(z0)", ims.ConvergenceError, "solve more accurately, or"),
+    ("ims.attach(energy, 3 * z0, equation=ims.minimize)", ims.ConvergenceError, "solve more accur"),
+    ("ims.attach(energy, z0, equation=ims.linear_solve)", WRONG, "pass root, fixed_point, minim"),
+    ("ims.attach(f, ims.root(f, z0), rtol=1e-3)", WRONG, "which was judged: pass its value"),
     ("ims.custom_root(f, vmap_method='parallel')", WRONG, "use \"loop\" or \"batched\""),
     ("inner = torch.func.grad(lambda u: (u**2).sum() / 2)\n"
      "torch.func.grad(lambda x: ims.root(lambda z: z - inner(x), z0).value.sum())(z0)",

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from implicit_solvers.problems.cli.imaml.configuration import Configuration
 from implicit_solvers.problems.cli.imaml.evaluation import task_scores
@@ -21,6 +20,7 @@ from implicit_solvers.problems.cli.imaml.processes import decided_by_first, firs
 from implicit_solvers.problems.cli.run_folder import save_checkpoint
 from implicit_solvers.problems.imaml import Batching, BatchingChoice, faster_batching
 from implicit_solvers.problems.imaml.distributed import distributed_meta_gradient
+from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["History", "meta_train"]
 

@@ -1,0 +1,281 @@
+"""What is private in torch and needed here: its names stand in this file and nowhere else.
+
+Torch's public API does not let the rules of an ``autograd.Function`` be differentiated at all
+levels at once. A new release of torch has to be compared with this file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from torch._C._functorch import (  # type: ignore[import-untyped,unused-ignore]
+    TransformType,
+    _unwrap_for_grad,
+    _wrap_for_grad,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    is_legacy_batchedtensor,
+    maybe_get_level,
+    peek_interpreter_stack,
+    unwrap_if_dead,
+)
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._guards import detect_fake_mode
+from torch.autograd import forward_ad
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import (
+    TreeSpec,
+    keystr,
+    register_pytree_node,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map,
+    tree_map_only,
+    tree_structure,
+    tree_unflatten,
+)
+
+__all__ = [
+    "TorchDispatchMode",
+    "TreeSpec",
+    "accumulate_gradients",
+    "add_legacy_batch",
+    "age_of",
+    "ambient_level",
+    "below_jvp",
+    "break_graph",
+    "detect_fake_mode",
+    "dynamo_limits",
+    "forward_level",
+    "forward_mode_disabled",
+    "frames_compiled",
+    "graph_age",
+    "is_batched",
+    "is_batchedtensor",
+    "is_functorch_wrapped_tensor",
+    "is_legacy_batchedtensor",
+    "keystr",
+    "legacy_batches",
+    "level_of",
+    "peel",
+    "pop_saved_tensor_hooks",
+    "push_saved_tensor_hooks",
+    "register_pytree_node",
+    "remove_legacy_batch",
+    "saved_tensor_hooks_restored",
+    "tensor_dicts",
+    "transforms_active",
+    "tree_flatten",
+    "tree_flatten_with_path",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
+    "tree_structure",
+    "tree_unflatten",
+    "unseen",
+    "untraced",
+    "unwrap_if_dead",
+    "unwrap_once",
+    "version",
+]
+
+
+def transforms_active() -> bool:
+    """Tell whether a ``torch.func`` transform is active."""
+    return peek_interpreter_stack() is not None
+
+
+def ambient_level() -> int:
+    """Return the level of the innermost active functorch transform, 0 outside of all."""
+    top = peek_interpreter_stack()
+    return 0 if top is None else int(top.level())
+
+
+def level_of(tensor: Tensor) -> int:
+    """Return the functorch level of a tensor; negative for none and for one that has ended."""
+    return int(maybe_get_level(tensor))
+
+
+def unwrap_once(tensor: Tensor) -> Tensor:
+    """Take off the outermost functorch wrapper."""
+    return get_unwrapped(tensor)
+
+
+def peel(tensor: Tensor, level: int) -> Tensor:
+    """Take off the functorch wrappers of ``tensor`` above ``level``."""
+    while is_functorch_wrapped_tensor(tensor) and maybe_get_level(tensor) > level:
+        tensor = get_unwrapped(tensor)
+    return tensor
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Tell whether a ``vmap`` level is among the wrappers of ``tensor``."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return True
+        tensor = get_unwrapped(tensor)
+    return False
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often ``tensor``, or what a transform wraps in it, has been written to."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor._version
+
+
+def below_jvp(fn: Callable[..., Any], *values: Any) -> Any:
+    """Return ``fn(*values)`` as computed below the innermost functorch level, that of a ``jvp``.
+
+    Gradients are recorded and tangents propagated there.
+    """
+    interpreter = retrieve_current_functorch_interpreter()
+    if interpreter.key() != TransformType.Jvp:
+        raise RuntimeError(f"a jvp rule was reached at a {interpreter.key()} level")
+    level = interpreter.level()
+    values = tree_map_only(Tensor, lambda t: _unwrap_for_grad(t, level), values)
+    # lower() alone restores the modes that held outside this level, forward mode off included
+    with torch.enable_grad(), _set_fwd_grad_enabled(True), interpreter.lower():
+        out = fn(*values)
+    return tree_map_only(Tensor, lambda t: _wrap_for_grad(t, level), out)
+
+
+def forward_level() -> bool:
+    """Tell whether tensors may carry tangents of a plain ``forward_ad.dual_level``.
+
+    ``torch.func.jvp`` opens such a level too, but keeps its tangents in wrappers.
+    """
+    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+        return False
+    return all(level.key() != TransformType.Jvp for level in get_interpreter_stack() or ())
+
+
+def forward_mode_disabled() -> Any:
+    """Return a context in which tangents are not propagated."""
+    return _set_fwd_grad_enabled(False)
+
+
+def legacy_batches() -> int:
+    """Return how many dimensions the older ``vmap`` batches here."""
+    torch._C._vmapmode_increment_nesting()
+    return int(torch._C._vmapmode_decrement_nesting())
+
+
+def add_legacy_batch(tensor: Tensor, level: int) -> Tensor:
+    """Hide the first dimension, as one of the older ``vmap``."""
+    return torch._add_batch_dim(tensor, 0, level)
+
+
+def remove_legacy_batch(tensor: Tensor, level: int) -> Tensor:
+    """Show a dimension of the older ``vmap``, as the first."""
+    return torch._remove_batch_dim(tensor, level, 1, 0)
+
+
+def graph_age() -> int:
+    """Return the number that the next node of a graph in this thread gets."""
+    return int(torch.autograd._get_sequence_nr())
+
+
+def age_of(node: Any) -> int:
+    """Return the number of a graph's node."""
+    return int(node._sequence_nr())
+
+
+def accumulate_gradients(
+    tensors: Sequence[Tensor], grad_tensors: Sequence[Tensor], **_: Any
+) -> None:
+    """Do what ``torch.autograd.backward`` does, past the function modes that it asks."""
+    torch.autograd.Variable._execution_engine.run_backward(
+        tuple(tensors),
+        tuple(grad_tensors),
+        False,
+        False,
+        (),
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
+
+
+def pop_saved_tensor_hooks() -> list[Any]:
+    """Take off all saved-tensor hooks and return them, the innermost first."""
+    hooks = []
+    while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
+        hooks.append(top)
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    return hooks
+
+
+def push_saved_tensor_hooks(hooks: Sequence[Any]) -> None:
+    """Put back what `pop_saved_tensor_hooks` returned."""
+    for pair in reversed(hooks):
+        torch._C._autograd._push_saved_tensors_default_hooks(*pair)
+
+
+@contextlib.contextmanager
+def saved_tensor_hooks_restored() -> Iterator[None]:
+    """Allow saved-tensor hooks again afterwards, if they were allowed before.
+
+    Dynamo switches them off where it traces a pullback, and does not always switch them on again:
+    ``torch.utils.checkpoint`` would be refused from then on.
+    """
+    api: Any = torch._C._autograd
+    allowed = api._saved_tensors_hooks_is_enabled()
+    try:
+        yield
+    finally:
+        if allowed and not api._saved_tensors_hooks_is_enabled():
+            api._saved_tensors_hooks_enable()
+
+
+def unseen() -> Any:
+    """Return a context in which no function mode sees what is asked of tensors."""
+    return torch._C.DisableTorchFunction()
+
+
+def tensor_dicts(module: torch.nn.Module) -> tuple[dict[str, Any], ...]:
+    """Return the dictionaries in which a module holds its own parameters and buffers."""
+    return module._parameters, module._buffers
+
+
+def frames_compiled() -> bool:
+    """Tell whether Dynamo compiles the functions that are called from here, one by one.
+
+    It does where it could not put a call in a graph. A solve is not made for that: parts of it
+    would take themselves to be in a graph.
+    """
+    return get_eval_frame_callback() not in (None, False)
+
+
+def break_graph(why: str) -> None:
+    """End the graph that Dynamo makes, here."""
+    torch._dynamo.graph_break(msg=why)
+
+
+def untraced(error: Exception) -> bool:
+    """Tell whether Dynamo could not trace a function; too many graphs of it are another matter."""
+    errors = torch._dynamo.exc
+    if isinstance(error, errors.FailOnRecompileLimitHit):
+        return False
+    return isinstance(error, (errors.TorchDynamoException, AssertionError))
+
+
+@contextlib.contextmanager
+def dynamo_limits(graphs: int) -> Iterator[None]:
+    """Let a function have so many graphs in this thread, and raise if it needs more."""
+    config = torch._dynamo.config
+    # config.patch would take three times as long
+    before = config.recompile_limit, config.fail_on_recompile_limit_hit
+    config.recompile_limit, config.fail_on_recompile_limit_hit = graphs, True
+    try:
+        yield
+    finally:
+        config.recompile_limit, config.fail_on_recompile_limit_hit = before
