@@ -16,6 +16,7 @@ __all__ = [
     "RUNNING",
     "Departed",
     "Outcome",
+    "goal",
     "goes_on",
     "judge",
     "made_by",
@@ -80,18 +81,18 @@ def goes_on(solver: Any, problem: Any, state: Any) -> Mask:
         going = both(going, _unsolved(solver, problem, state))
     # a lane that tried in vain has not moved
     going = either(going, no(getattr(state, "accepted", True)))
-    return both(going, state.flag == 0)
+    return both(going, getattr(state, "flag", 0) == 0)
 
 
 def judge(solver: Any, problem: Any, state: Any) -> Any:
     """Return the status of each lane, or that it is running."""
-    flag, error = state.flag, state.error
+    flag, error = getattr(state, "flag", 0), state.error
     status = RUNNING if isinstance(flag, int) and flag == 0 else pick(flag != 0, flag, RUNNING)
     if solver.rtol is not None:
         doubt = solver.doubt(problem, state) if hasattr(solver, "doubt") else 0
-        goal = _goal(solver, problem, state)
-        status = pick(error <= goal, doubt, status)
-        error = error + goal
+        least = goal(solver, problem, state)
+        status = pick(error <= least, doubt, status)
+        error = error + least
     return pick(error < torch.inf, status, int(Status.NONFINITE))
 
 
@@ -99,10 +100,11 @@ def _unsolved(solver: Any, problem: Any, state: Any) -> Mask:
     ask = getattr(problem, "unsolved", None)
     if ask is not None:
         return cast(Mask, ask(solver, state.z, state.error))
-    return cast(Mask, state.error > _goal(solver, problem, state))
+    return cast(Mask, state.error > goal(solver, problem, state))
 
 
-def _goal(solver: Any, problem: Any, state: Any) -> Any:
+def goal(solver: Any, problem: Any, state: Any) -> Any:
+    """Return the error at or below which each lane has converged."""
     # that of a linear problem follows from its right-hand side, and some iterates are costly
     linear = getattr(problem, "linear", False)
     return problem.tolerance(solver, None if linear else state.z)
