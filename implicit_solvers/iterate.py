@@ -9,11 +9,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, either, everywhere, no, pick, settle, spread
+from implicit_solvers.agreement import Mask, both, everywhere, implies, no, pick, settle, spread
 from implicit_solvers.compiled_step import (
     bucket,
     compiled_step,
-    half_a_bucket,
     in_own_memory,
     padded,
     to_compile,
@@ -37,7 +36,7 @@ from implicit_solvers.traced_loop import loop_in_graph
 
 __all__ = ["IterativeSolver", "LaneProblem", "Outcome", "State", "iterate"]
 
-_UNROLLED = 16
+_UNROLLED, _BLOCK = 16, 4
 _FARTHEST, _PAUSE = 16, 4
 
 
@@ -252,7 +251,7 @@ def _look(
     budget, trials = solver.rtol is None, trials + 1
     accepted = getattr(state, "accepted", True)
     if not everywhere(accepted):  # lanes that have ended stay, whatever is said of them
-        accepted = either(accepted, no(running))
+        accepted = implies(running, accepted)
     going = both(goes_on(solver, problem, state), running)
     late = isinstance(trials, Tensor) or trials >= min(solver.max_steps, _most(solver))
     if late:
@@ -304,8 +303,7 @@ def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:
         outcome: Outcome = whole(problem, z)
         return outcome
     progress = _begun(solver, problem, z)
-    short = getattr(problem, "linear", False) or getattr(solver, "unrollable", False)
-    if solver.rtol is None and solver.max_steps <= (_UNROLLED if short else 1):
+    if solver.rtol is None and solver.max_steps <= (_UNROLLED if _short(solver, problem) else 1):
         here = problem.aliased()
         for _ in range(solver.max_steps):
             progress = _advance(solver, here, progress)
@@ -319,42 +317,29 @@ def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:
 
 
 def _iterate_compiled(solver: Any, problem: Any, z: Tensor) -> Outcome:
-    """Iterate in a compiled loop, which ends whenever half of the lanes can leave."""
-    advance = compiled_step((_until_few_are_left, _few_steps), solver, problem)
-    progress = in_own_memory(_begun(solver, problem, z))
-    departed = Departed()
-    while True:
-        left, lanes = int(progress.running.sum()), len(progress.running)
-        if left == 0:
-            return departed.joined(_end(solver, problem, progress))
-        leave = solver.compact and problem.separable
-        if leave and 2 * bucket(left) <= lanes:
+    """Iterate in compiled blocks of steps; lanes leave between two of them."""
+    advance = compiled_step(_block, solver, problem)
+    progress, departed = in_own_memory(_begun(solver, problem, z)), Departed()
+    leave = solver.compact and problem.separable
+    while left := int(progress.running.sum()):
+        if leave and 2 * bucket(left) <= len(progress.running):
             keep = progress.running.nonzero().squeeze(-1)
             departed.leave(_end(solver, problem, progress), keep)
             keep = padded(keep, bucket(left))
             problem, progress = problem.take(keep), select(progress, keep)
             progress.running[left:] = False
-            lanes = len(keep)
-        few = torch.full((), half_a_bucket(lanes) if leave else 0, device=z.device)
-        progress = advance(problem, (progress, few))[0]
+        progress = advance(problem, progress)
+    return departed.joined(_end(solver, problem, progress))
 
 
-def _until_few_are_left(
-    solver: Any, problem: Any, carry: tuple[Progress, Tensor]
-) -> tuple[Progress, Tensor]:
-    progress, few = carry
-    progress = loop_in_graph(
-        lambda progress: progress.running.sum() > few,
-        lambda progress: _some_steps(solver, problem, progress),
-        progress,
-    )
-    return progress, few
+def _block(solver: Any, problem: Any, progress: Progress) -> Progress:
+    """Make the steps of a graph that the host calls: of those that are little work, several."""
+    return _some_steps(solver, problem, progress, _BLOCK if _short(solver, problem) else 1)
 
 
-def _few_steps(
-    solver: Any, problem: Any, carry: tuple[Progress, Tensor]
-) -> tuple[Progress, Tensor]:
-    return _some_steps(solver, problem, carry[0]), carry[1]
+def _short(solver: Any, problem: Any) -> bool:
+    """Tell whether a step is little work."""
+    return getattr(problem, "linear", False) or getattr(solver, "unrollable", False)
 
 
 def _begun(solver: Any, problem: Any, z: Tensor) -> Progress:
@@ -368,9 +353,9 @@ def _begun(solver: Any, problem: Any, z: Tensor) -> Progress:
     return _look(solver, problem, progress, len(z), -1, _nobody)[1]
 
 
-def _some_steps(solver: Any, problem: Any, progress: Progress) -> Progress:
+def _some_steps(solver: Any, problem: Any, progress: Progress, least: int = 1) -> Progress:
     problem = problem.aliased()
-    for _ in range(getattr(solver, "check_every", 1)):
+    for _ in range(max(least, getattr(solver, "check_every", 1))):
         progress = _advance(solver, problem, progress)
     return progress
 
