@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, either, no, pick, spread
+from implicit_solvers.agreement import Mask, both, everywhere, implies, pick, spread
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.solution import Status, failed
 
@@ -48,10 +48,8 @@ class Departed:
     def leave(self, now: Outcome, keep: Tensor) -> None:
         """Let all lanes leave but those at ``keep``; what these have ``now`` is provisional."""
         if self.full is None:
-            z, status, iterations, error = (part.clone() for part in now[:4])
-            factors = tuple(t.clone() for t in now.factors)
-            self.full = Outcome(z, status, iterations, error, factors)
-            self.places = keep
+            # (the iterate may be the start, which is the user's)
+            self.full, self.places = now._replace(z=now.z.clone()), keep
         else:
             assert self.places is not None
             self._put(now)
@@ -66,21 +64,25 @@ class Departed:
 
     def _put(self, now: Outcome) -> None:
         assert self.full is not None and self.places is not None
+        keep = self.places
         if len(now.factors) != len(self.full.factors):
             # some left before anything was factored
             self.full = self.full._replace(factors=())
         parts = [*now[:4], *now.factors[: len(self.full.factors)]]
         for whole, part in zip([*self.full[:4], *self.full.factors], parts, strict=True):
-            whole[self.places] = part[: len(self.places)]
+            whole[keep] = part if len(part) == len(keep) else part[: len(keep)]
 
 
 def goes_on(solver: Any, problem: Any, state: Any) -> Mask:
     """Tell which lanes `judge` would leave running, if they ran: the usual answer, for less."""
-    going = state.error < torch.inf
+    accepted = getattr(state, "accepted", True)
+    # an error that was accepted as less than one before is finite
+    known = not everywhere(accepted) and getattr(problem, "branches", False)
+    going: Mask = True if known else state.error < torch.inf
     if solver.rtol is not None:
         going = both(going, _unsolved(solver, problem, state))
     # a lane that tried in vain has not moved
-    going = either(going, no(getattr(state, "accepted", True)))
+    going = implies(accepted, going)
     return both(going, getattr(state, "flag", 0) == 0)
 
 

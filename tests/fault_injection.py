@@ -99,7 +99,7 @@ problem EquationProblem.tolerance: the tolerance is that of an iterate before
     or self._goal[1] is not z: >>> or False:
     trust/test_faults.py::test_default_tolerances_follow_the_iterate
 lanes Lanes.take: other lanes' tensors
-    torch.unravel_index(index, >>> torch.unravel_index(index - index[0],
+    where = (index,) if >>> where = (index - index[0],) if
     trust/test_faults.py::test_lanes_that_leave_one_by_one
 lanes Lanes.lift: levels in another order
     (d is not None, *levels) >>> (*levels, d is not None)
