@@ -48,8 +48,11 @@ class Departed:
     def leave(self, now: Outcome, keep: Tensor) -> None:
         """Let all lanes leave but those at ``keep``; what these have ``now`` is provisional."""
         if self.full is None:
-            # (the iterate may be the start, which is the user's)
-            self.full, self.places = now._replace(z=now.z.clone()), keep
+            # (what lanes share may be expanded, and the iterate is the user's at the start)
+            z, status, iterations, error = (part.clone() for part in now[:4])
+            factors = tuple(t.clone() for t in now.factors)
+            self.full = Outcome(z, status, iterations, error, factors)
+            self.places = keep
         else:
             assert self.places is not None
             self._put(now)
