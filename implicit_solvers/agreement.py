@@ -20,6 +20,7 @@ __all__ = [
     "divide",
     "either",
     "everywhere",
+    "implies",
     "no",
     "nowhere",
     "pick",
@@ -79,6 +80,13 @@ def either(a: Mask, b: Mask) -> Mask:
     if isinstance(a, Tensor):
         return True if b else a
     return True if a else b
+
+
+def implies(a: Mask, b: Mask) -> Mask:
+    """Tell where ``b`` holds, or ``a`` does not."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a <= b
+    return either(no(a), b)
 
 
 def no(mask: Mask) -> Mask:

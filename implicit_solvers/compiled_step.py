@@ -1,4 +1,4 @@
-"""``compile=True``: steps of a solver as one compiled graph, in a loop that stays in Python."""
+"""``compile=True``: some steps of a solver as a compiled graph, in a loop that stays in Python."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ __all__ = [
     "apart",
     "bucket",
     "compiled_step",
-    "half_a_bucket",
     "in_own_memory",
     "padded",
     "to_compile",
@@ -51,13 +50,12 @@ def to_compile(solver: Any, problem: Any, z: Tensor) -> Any:
 
 
 def compiled_step(
-    forms: Sequence[Callable[[Any, Any, Any], Any]], solver: Any, problem: Any
+    step: Callable[[Any, Any, Any], Any], solver: Any, problem: Any
 ) -> Callable[[Any, Any], Any]:
     """Return ``step(solver, problem, state)`` compiled for the function of a problem.
 
-    Of the ``forms`` of a step, all of which will do, it is the first that can be traced. Each pair
-    of a solver and a function has code objects of its own: Dynamo counts the graphs of a code
-    object, and would fall back to eager execution, silently, after a few.
+    Each pair of a solver and a function has a code object of its own: Dynamo counts the graphs of
+    a code object, and would fall back to eager execution, silently, after a few.
     """
     if not COMPILES:
         raise RuntimeError(
@@ -68,42 +66,30 @@ def compiled_step(
     with _LOCK:
         steps = _STEPS.setdefault(anchor, {})
         if solver not in steps:
-            steps[solver] = _Compiled(forms, type(solver).__name__)
+            steps[solver] = _Compiled(step, type(solver).__name__)
     return partial(steps[solver], solver)
 
 
 class _Compiled:
-    """A step in the first of its forms that can be traced."""
+    """A step that is compiled when it is called."""
 
-    def __init__(self, forms: Sequence[Callable[[Any, Any, Any], Any]], name: str) -> None:
-        self.forms, self.name = list(forms), name
-        self._choose()
-
-    def _choose(self) -> None:
-        self.form = self.forms.pop(0)
-        code = _contiguous.__code__.replace(co_name=f"{self.name}_step")
+    def __init__(self, step: Callable[[Any, Any, Any], Any], name: str) -> None:
+        self.step, self.name = step, name
+        code = _contiguous.__code__.replace(co_name=f"{name}_step")
         own = types.FunctionType(code, _contiguous.__globals__)
-        self.step = torch.compile(own, fullgraph=True)
+        self.compiled = torch.compile(own, fullgraph=True)
 
     def __call__(self, solver: Any, problem: Any, state: Any) -> Any:
-        with _LOCK:
-            return self._step(solver, problem, state)
-
-    def _step(self, solver: Any, problem: Any, state: Any) -> Any:
         try:
-            with dynamo_limits(LIMIT), saved_tensor_hooks_restored():
-                return self.step(self.form, solver, problem, state)
+            with _LOCK, dynamo_limits(LIMIT), saved_tensor_hooks_restored():
+                return self.compiled(self.step, solver, problem, state)
         except Exception as error:
-            if not untraced(error):
-                raise
-            if not self.forms:
+            if untraced(error):
                 error.add_note(
                     f"{self.name}(compile=True) compiles its step together with the function that "
                     "it solves for, which could not be traced: leave compile out of it"
                 )
-                raise
-        self._choose()
-        return self._step(solver, problem, state)
+            raise
 
 
 def _contiguous(step: Callable[[Any, Any, Any], Any], solver: Any, problem: Any, state: Any) -> Any:
@@ -136,11 +122,6 @@ def apart(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def bucket(lanes: int) -> int:
     """Return the number of lanes to compute with: a power of two, so that few are compiled for."""
     return max(_BUCKET, 1 << (lanes - 1).bit_length())
-
-
-def half_a_bucket(lanes: int) -> int:
-    """Return how many of the lanes would fit in a bucket of half the size; 0 for small ones."""
-    return 1 << ((lanes // 2).bit_length() - 1) if lanes >= 2 * _BUCKET else 0
 
 
 def padded(keep: Tensor, size: int) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, either, everywhere, no, pick, settle, spread
+from implicit_solvers.agreement import Mask, both, everywhere, implies, no, pick, settle, spread
 from implicit_solvers.compiled_step import (
     bucket,
     compiled_step,
-    half_a_bucket,
     in_own_memory,
     padded,
     to_compile,
@@ -23,6 +23,7 @@ from implicit_solvers.outcome import (
     RUNNING,
     Departed,
     Outcome,
+    goal,
     goes_on,
     judge,
     result,
@@ -35,16 +36,18 @@ from implicit_solvers.traced_loop import loop_in_graph
 
 __all__ = ["IterativeSolver", "LaneProblem", "Outcome", "State", "iterate"]
 
-_UNROLLED = 16
+_UNROLLED, _BLOCK = 16, 4
+_FARTHEST, _PAUSE = 16, 4
 
 
 class State(Protocol):
     """What a solver carries from step to step: a named tuple of tensors ``(N, ...)`` and numbers.
 
     ``z`` is the iterate ``(N, n)``, ``error`` the norm of its residual ``(N,)``, and ``flag`` a
-    `Status` ``(N,)`` that ends a lane which has not converged (0: go on). The loop gives lanes that
-    have ended a ``flag`` other than 0: whatever a step does in them is not looked at. A state made
-    by steps of its own, before the first, says in ``steps_before (N,)`` how many to count.
+    `Status` ``(N,)`` that ends a lane which has not converged (0: go on); left out, none does. The
+    loop gives lanes that have ended a ``flag`` other than 0: whatever a step does in them is not
+    looked at. A state made by steps of its own, before the first, says in ``steps_before (N,)`` how
+    many to count.
     """
 
     @property
@@ -54,10 +57,6 @@ class State(Protocol):
     @property
     def error(self) -> Tensor:
         """The norm of the residual at the iterate."""
-
-    @property
-    def flag(self) -> Tensor:
-        """A status that ends the lane, or 0."""
 
 
 class LaneProblem(Protocol):
@@ -78,7 +77,9 @@ class IterativeSolver(Protocol):
     """A method: hyperparameters, a start, and a step.
 
     A solver whose error never grows says ``monotone = True``, so that the loop need not remember
-    the best iterate of a lane that fails. A solver whose state must change its form between steps
+    the best iterate of a lane that fails. A solver that comes nearer at a steady rate has a
+    ``steps(problem, state, count)``, which measures after the last step only: the loop calls it
+    while lanes are far from their ends. A solver whose state must change its form between steps
     (to grow, to start again) does so in ``refresh(problem, state)``, for all lanes, those that
     have ended included, without moving their iterates. A solver that need not step in this loop
     has a ``whole(problem, z)``, which returns the `Outcome`, or None to step in it after all.
@@ -115,7 +116,8 @@ class Progress(NamedTuple):
     """How far lanes have come: which run, how the others ended, and after how many steps.
 
     ``trials`` counts all steps, ``iterations`` those of a lane that were accepted. ``best`` is an
-    iterate and its error, where these are remembered.
+    iterate and its error, where these are remembered. ``before`` are the errors that the rate is
+    measured from, after how many steps these were, and after how many more it is measured again.
     """
 
     state: Any
@@ -124,6 +126,7 @@ class Progress(NamedTuple):
     iterations: Any
     trials: Any
     best: tuple[Tensor, ...]
+    before: tuple[Any, int, int] = (math.inf, 0, 0)
 
 
 Ask = Callable[..., tuple[list[int], list[Mask]]]
@@ -139,6 +142,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
 
     Whether lanes are left is asked every ``check_every`` steps of a solver that has this field: a
     GPU has to wait for the answer. Between, lanes that have ended are computed and not looked at.
+    If it is 1, lanes that come nearer at a steady rate are not looked at while they are far.
     """
     if compiling():
         return _iterate_in_graph(solver, problem, z)
@@ -152,23 +156,24 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     refresh = getattr(solver, "refresh", None)
     departed, lanes = Departed(), len(z)
     left, progress = _look(solver, problem, _begin(solver, problem, z), lanes, lanes, settle)
+    foresees = every == 1 and solver.rtol is not None and hasattr(solver, "steps")
     while left:
         if solver.compact and problem.separable and 0 < 2 * left <= lanes:
             keep = progress.running.nonzero().squeeze(-1)
-            departed.leave(_end(solver, progress), keep)
+            departed.leave(_end(solver, problem, progress), keep)
             problem, progress, lanes = problem.take(keep), select(_spread(progress), keep), left
             progress = progress._replace(running=True)
         if refresh is not None:
-            state = progress.state
-            if not everywhere(progress.running):
-                state = state._replace(flag=pick(progress.running, state.flag, ENDED))
+            state = _marked(progress.state, progress.running)
             progress = progress._replace(state=refresh(problem, state))
+        if foresees:
+            progress = _coast(solver, problem, progress)
         progress = _step(solver, problem, progress)
         upcoming = progress.trials + 1
         looks = upcoming % every == 0 or upcoming >= min(solver.max_steps, _most(solver))
         ask = settle if looks else _nobody
         left, progress = _look(solver, problem, progress, lanes, left, ask)
-    return departed.joined(_end(solver, progress))
+    return departed.joined(_end(solver, problem, progress))
 
 
 def _nobody(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
@@ -184,13 +189,53 @@ def _begin(solver: Any, problem: Any, z: Tensor) -> Progress:
 
 def _step(solver: Any, problem: Any, progress: Progress) -> Progress:
     """Make a step in every lane; those that have ended stay."""
-    state, running = progress.state, progress.running
-    if not everywhere(running):
-        state = state._replace(flag=pick(running, state.flag, ENDED))
+    running = progress.running
+    state = _marked(progress.state, running)
     new = solver.step(problem, state)
     if not everywhere(running) and not hasattr(new, "accepted"):
         new = with_ended(running, new, state)
     return progress._replace(state=new)
+
+
+def _marked(state: Any, running: Mask) -> Any:
+    """Return a state that tells the solver which lanes have ended, if it has a place for it."""
+    if everywhere(running) or not hasattr(state, "flag"):
+        return state
+    return state._replace(flag=pick(running, state.flag, ENDED))
+
+
+def _coast(solver: Any, problem: Any, progress: Progress) -> Progress:
+    """Make steps that nobody looks at while no lane is near its end: half of those foreseen.
+
+    If a lane has ended nevertheless, or come no nearer, they are taken back and made one by one.
+    """
+    state, running, _, iterations, trials, _, (error, since, pause) = progress
+    if trials < since + pause:
+        return progress
+    last, pause = min(solver.max_steps, _most(solver)) - 1, _PAUSE
+    left = trials - since and (trials - since) * _foreseen(solver, problem, state, error, running)
+    while (count := int(min(_FARTHEST, left / 2, last - trials)) if left > 0 else 0) > 1:
+        new = with_ended(running, solver.steps(problem, state, count), state)
+        left = count * _foreseen(solver, problem, new, state.error, running)
+        if not left > 0:
+            pause = count
+            break
+        state, trials, iterations = new, trials + count, iterations + pick(running, count, 0)
+    before = (state.error, trials, pause)
+    return progress._replace(state=state, iterations=iterations, trials=trials, before=before)
+
+
+def _foreseen(solver: Any, problem: Any, state: Any, before: Any, running: Mask) -> float:
+    """Return in how many times as many steps as since ``before`` the first lane will have ended.
+
+    It is not positive if one has, or has come no nearer.
+    """
+    error, least = state.error, goal(solver, problem, state)
+    if isinstance(error, float):
+        near = 0 < least < error < before
+        return math.log(error / least) / math.log(before / error) if near else 0.0
+    left = torch.log(error / least) / torch.log(before / error)
+    return pick(running, left, math.inf).amin().item()
 
 
 def _most(solver: Any) -> int:
@@ -202,43 +247,53 @@ def _look(
     solver: Any, problem: Any, progress: Progress, lanes: int, left: int, ask: Ask
 ) -> tuple[int, Progress]:
     """Judge what a step has left, by one question; return how many lanes run, and how."""
-    state, running, status, iterations, trials, best = progress
+    state, running, status, iterations, trials, best, before = progress
     budget, trials = solver.rtol is None, trials + 1
-    # lanes that have ended stay, whatever is said of them
-    accepted = either(getattr(state, "accepted", True), no(running))
+    accepted = getattr(state, "accepted", True)
+    if not everywhere(accepted):  # lanes that have ended stay, whatever is said of them
+        accepted = implies(running, accepted)
     going = both(goes_on(solver, problem, state), running)
     late = isinstance(trials, Tensor) or trials >= min(solver.max_steps, _most(solver))
     if late:
         count = iterations + both(budget or accepted, running)
         spent = (count >= solver.max_steps) | (trials >= _most(solver))
         going = both(going, no(spent))
-    better = both(accepted, state.error < best[1]) if best else False
+    better = both(accepted, state.error <= best[1]) if best else False
     (now, *_), (going, accepted, better) = ask(lanes, going, accepted, better)
     if hasattr(state, "accepted"):
         state = state.settled(accepted)
     iterations = iterations + both(budget or accepted, running)
-    if now != left or now < 0:
+    if (now != left or now < 0) and not hasattr(state, "flag"):
+        running = going
+    elif now != left or now < 0:
         ends = both(running, no(going))
         code = judge(solver, problem, state)
         if late:
-            out_of_steps = Status.BUDGET if budget else Status.MAX_STEPS
-            code = pick(code != RUNNING, code, int(out_of_steps))
+            code = pick(code != RUNNING, code, _out_of_steps(solver))
         status, running = pick(ends, code, status), going
     if best:
         best = pick(better, (state.z, state.error), best)
-    return now, Progress(state, running, status, iterations, trials, best)
+    return now, Progress(state, running, status, iterations, trials, best, before)
 
 
 def _spread(progress: Progress) -> Progress:
     """Return what lanes share as tensors, of which some lanes can be selected."""
-    state, _, status, iterations, _, _ = progress
+    state, status, iterations = progress.state, progress.status, progress.iterations
     status, iterations = (spread(v, state.z, torch.int64) for v in (status, iterations))
     return progress._replace(status=status, iterations=iterations)
 
 
-def _end(solver: Any, progress: Progress) -> Outcome:
-    state, _, status, iterations, _, best = progress
-    return result(solver, state, status, iterations, best)
+def _out_of_steps(solver: Any) -> int:
+    return int(Status.BUDGET if solver.rtol is None else Status.MAX_STEPS)
+
+
+def _end(solver: Any, problem: Any, progress: Progress) -> Outcome:
+    state, status = progress.state, progress.status
+    if not hasattr(state, "flag"):
+        # nothing but the state itself says how a lane ended
+        status = judge(solver, problem, state)
+        status = pick(status != RUNNING, status, _out_of_steps(solver))
+    return result(solver, state, status, progress.iterations, progress.best)
 
 
 def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:
@@ -248,8 +303,7 @@ def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:
         outcome: Outcome = whole(problem, z)
         return outcome
     progress = _begun(solver, problem, z)
-    short = getattr(problem, "linear", False) or getattr(solver, "unrollable", False)
-    if solver.rtol is None and solver.max_steps <= (_UNROLLED if short else 1):
+    if solver.rtol is None and solver.max_steps <= (_UNROLLED if _short(solver, problem) else 1):
         here = problem.aliased()
         for _ in range(solver.max_steps):
             progress = _advance(solver, here, progress)
@@ -259,46 +313,33 @@ def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:
             lambda progress: _some_steps(solver, problem, progress),
             progress,
         )
-    return _end(solver, progress)
+    return _end(solver, problem, progress)
 
 
 def _iterate_compiled(solver: Any, problem: Any, z: Tensor) -> Outcome:
-    """Iterate in a compiled loop, which ends whenever half of the lanes can leave."""
-    advance = compiled_step((_until_few_are_left, _few_steps), solver, problem)
-    progress = in_own_memory(_begun(solver, problem, z))
-    departed = Departed()
-    while True:
-        left, lanes = int(progress.running.sum()), len(progress.running)
-        if left == 0:
-            return departed.joined(_end(solver, progress))
-        leave = solver.compact and problem.separable
-        if leave and 2 * bucket(left) <= lanes:
+    """Iterate in compiled blocks of steps; lanes leave between two of them."""
+    advance = compiled_step(_block, solver, problem)
+    progress, departed = in_own_memory(_begun(solver, problem, z)), Departed()
+    leave = solver.compact and problem.separable
+    while left := int(progress.running.sum()):
+        if leave and 2 * bucket(left) <= len(progress.running):
             keep = progress.running.nonzero().squeeze(-1)
-            departed.leave(_end(solver, progress), keep)
+            departed.leave(_end(solver, problem, progress), keep)
             keep = padded(keep, bucket(left))
             problem, progress = problem.take(keep), select(progress, keep)
             progress.running[left:] = False
-            lanes = len(keep)
-        few = torch.full((), half_a_bucket(lanes) if leave else 0, device=z.device)
-        progress = advance(problem, (progress, few))[0]
+        progress = advance(problem, progress)
+    return departed.joined(_end(solver, problem, progress))
 
 
-def _until_few_are_left(
-    solver: Any, problem: Any, carry: tuple[Progress, Tensor]
-) -> tuple[Progress, Tensor]:
-    progress, few = carry
-    progress = loop_in_graph(
-        lambda progress: progress.running.sum() > few,
-        lambda progress: _some_steps(solver, problem, progress),
-        progress,
-    )
-    return progress, few
+def _block(solver: Any, problem: Any, progress: Progress) -> Progress:
+    """Make the steps of a graph that the host calls: of those that are little work, several."""
+    return _some_steps(solver, problem, progress, _BLOCK if _short(solver, problem) else 1)
 
 
-def _few_steps(
-    solver: Any, problem: Any, carry: tuple[Progress, Tensor]
-) -> tuple[Progress, Tensor]:
-    return _some_steps(solver, problem, carry[0]), carry[1]
+def _short(solver: Any, problem: Any) -> bool:
+    """Tell whether a step is little work."""
+    return getattr(problem, "linear", False) or getattr(solver, "unrollable", False)
 
 
 def _begun(solver: Any, problem: Any, z: Tensor) -> Progress:
@@ -312,9 +353,9 @@ def _begun(solver: Any, problem: Any, z: Tensor) -> Progress:
     return _look(solver, problem, progress, len(z), -1, _nobody)[1]
 
 
-def _some_steps(solver: Any, problem: Any, progress: Progress) -> Progress:
+def _some_steps(solver: Any, problem: Any, progress: Progress, least: int = 1) -> Progress:
     problem = problem.aliased()
-    for _ in range(getattr(solver, "check_every", 1)):
+    for _ in range(max(least, getattr(solver, "check_every", 1))):
         progress = _advance(solver, problem, progress)
     return progress
 

@@ -140,7 +140,7 @@ class Lanes:
         if self.native_carried is None:
             raise ValueError("lanes of batch_dims without in_dims cannot be selected")
         levels = len(self.sizes)
-        where = torch.unravel_index(index, tuple(shape))
+        where = (index,) if len(shape) == 1 else torch.unravel_index(index, tuple(shape))
         gathered = []
         for operand, carries, native in zip(
             operands, self.carried, self.native_carried, strict=True

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, either, no, pick, spread
+from implicit_solvers.agreement import Mask, both, everywhere, implies, pick, spread
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.solution import Status, failed
 
@@ -16,6 +16,7 @@ __all__ = [
     "RUNNING",
     "Departed",
     "Outcome",
+    "goal",
     "goes_on",
     "judge",
     "made_by",
@@ -47,6 +48,7 @@ class Departed:
     def leave(self, now: Outcome, keep: Tensor) -> None:
         """Let all lanes leave but those at ``keep``; what these have ``now`` is provisional."""
         if self.full is None:
+            # (what lanes share may be expanded, and the iterate is the user's at the start)
             z, status, iterations, error = (part.clone() for part in now[:4])
             factors = tuple(t.clone() for t in now.factors)
             self.full = Outcome(z, status, iterations, error, factors)
@@ -65,33 +67,37 @@ class Departed:
 
     def _put(self, now: Outcome) -> None:
         assert self.full is not None and self.places is not None
+        keep = self.places
         if len(now.factors) != len(self.full.factors):
             # some left before anything was factored
             self.full = self.full._replace(factors=())
         parts = [*now[:4], *now.factors[: len(self.full.factors)]]
         for whole, part in zip([*self.full[:4], *self.full.factors], parts, strict=True):
-            whole[self.places] = part[: len(self.places)]
+            whole[keep] = part if len(part) == len(keep) else part[: len(keep)]
 
 
 def goes_on(solver: Any, problem: Any, state: Any) -> Mask:
     """Tell which lanes `judge` would leave running, if they ran: the usual answer, for less."""
-    going = state.error < torch.inf
+    accepted = getattr(state, "accepted", True)
+    # an error that was accepted as less than one before is finite
+    known = not everywhere(accepted) and getattr(problem, "branches", False)
+    going: Mask = True if known else state.error < torch.inf
     if solver.rtol is not None:
         going = both(going, _unsolved(solver, problem, state))
     # a lane that tried in vain has not moved
-    going = either(going, no(getattr(state, "accepted", True)))
-    return both(going, state.flag == 0)
+    going = implies(accepted, going)
+    return both(going, getattr(state, "flag", 0) == 0)
 
 
 def judge(solver: Any, problem: Any, state: Any) -> Any:
     """Return the status of each lane, or that it is running."""
-    flag, error = state.flag, state.error
+    flag, error = getattr(state, "flag", 0), state.error
     status = RUNNING if isinstance(flag, int) and flag == 0 else pick(flag != 0, flag, RUNNING)
     if solver.rtol is not None:
         doubt = solver.doubt(problem, state) if hasattr(solver, "doubt") else 0
-        goal = _goal(solver, problem, state)
-        status = pick(error <= goal, doubt, status)
-        error = error + goal
+        least = goal(solver, problem, state)
+        status = pick(error <= least, doubt, status)
+        error = error + least
     return pick(error < torch.inf, status, int(Status.NONFINITE))
 
 
@@ -99,10 +105,11 @@ def _unsolved(solver: Any, problem: Any, state: Any) -> Mask:
     ask = getattr(problem, "unsolved", None)
     if ask is not None:
         return cast(Mask, ask(solver, state.z, state.error))
-    return cast(Mask, state.error > _goal(solver, problem, state))
+    return cast(Mask, state.error > goal(solver, problem, state))
 
 
-def _goal(solver: Any, problem: Any, state: Any) -> Any:
+def goal(solver: Any, problem: Any, state: Any) -> Any:
+    """Return the error at or below which each lane has converged."""
     # that of a linear problem follows from its right-hand side, and some iterates are costly
     linear = getattr(problem, "linear", False)
     return problem.tolerance(solver, None if linear else state.z)

@@ -84,7 +84,7 @@ class EquationMethod(_Method):
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have.
     compile
-        Whether the loop is compiled to one graph, once for each function, dtype and shape.
+        Whether blocks of steps are compiled, for each function and dtype, and for few shapes.
 
     Raises
     ------

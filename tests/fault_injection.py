@@ -99,7 +99,7 @@ problem EquationProblem.tolerance: the tolerance is that of an iterate before
     or self._goal[1] is not z: >>> or False:
     trust/test_faults.py::test_default_tolerances_follow_the_iterate
 lanes Lanes.take: other lanes' tensors
-    torch.unravel_index(index, >>> torch.unravel_index(index - index[0],
+    where = (index,) if >>> where = (index - index[0],) if
     trust/test_faults.py::test_lanes_that_leave_one_by_one
 lanes Lanes.lift: levels in another order
     (d is not None, *levels) >>> (*levels, d is not None)
@@ -167,8 +167,11 @@ iterate _look: the status of a lane that ended is written again
 iterate _begin: one iteration too many is counted
     RUNNING, -1, -1, best >>> RUNNING, 0, -1, best
     test_wrong_answers.py::test_03_cg_returns_the_converged_iterate
+iterate _coast: steps past the end of a lane are kept
+    if not left > 0: >>> if False:
+    solvers/test_fixed_points.py::test_lanes_end_where_they_would_if_no_step_were_foreseen
 iterate _look: the worst iterate is kept
-    state.error < best[1] if >>> state.error > best[1] if
+    state.error <= best[1] if >>> state.error > best[1] if
     trust/test_faults.py::test_a_lane_that_failed_returns_its_best_iterate
 outcome with_ended: a lane that ended goes on
     z=pick(running, new.z, old.z) >>> z=new.z

@@ -14,7 +14,6 @@ from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import LinearMethod
-from implicit_solvers.tolerance import rms
 
 __all__ = ["CG"]
 
@@ -100,13 +99,12 @@ def _inner(problem: LinearProblem, a: Tensor, b: Tensor) -> Any:
         size = torch.linalg.vector_norm(a).item()
         return size * size
     if problem.on_host:
-        return a.view(-1).dot(b.view(-1)).item()
+        return torch.mm(a, b.mT).item()
     return real_inner(a, b).squeeze(-1)
 
 
 def _size(problem: LinearProblem, r: Tensor, rho: Any) -> Any:
     """Return the root mean square of a residual with the square ``rho`` in the norm of M."""
     if problem.on_host and problem.M is None:
-        return math.sqrt(rho / len(r[0])) if rho >= 0 else math.nan
-    size = rms(r)
-    return size.item() if problem.on_host else size
+        return math.sqrt(rho / r.shape[-1]) if rho >= 0 else math.nan
+    return problem.size(r)

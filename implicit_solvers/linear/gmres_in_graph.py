@@ -58,7 +58,7 @@ def gmres_in_graph(solver: Any, problem: LinearProblem, x: Tensor) -> Outcome:
 
 def gmres_compiled(solver: Any, problem: LinearProblem, x: Tensor) -> Outcome:
     """Iterate by compiled cycles, between which lanes leave."""
-    advance = compiled_step((_cycle,), solver, problem)
+    advance = compiled_step(_cycle, solver, problem)
     progress = in_own_memory(_begun(solver, problem, x))
     departed = Departed()
     while True:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solver import LinearMethod
-from implicit_solvers.tolerance import rms
 
 __all__ = ["Neumann"]
 
@@ -20,8 +18,7 @@ class NeumannState(NamedTuple):
 
     z: Tensor
     residual: Tensor
-    error: Tensor
-    flag: Tensor
+    error: Any
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Neumann(LinearMethod):
 
     Examples
     --------
-    >>> import implicit_solvers as ims
+    >>> import torch, implicit_solvers as ims
     >>> A = ims.MatrixOperator(torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
     >>> ims.linear_solve(A, torch.tensor([2.0, 2.0]), solver=Neumann()).value
     tensor([1., 2.])
@@ -57,11 +54,16 @@ class Neumann(LinearMethod):
     def init(self, problem: LinearProblem, x: Tensor) -> NeumannState:
         """Start at ``x``."""
         r = problem.residual(x)
-        flag = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return NeumannState(x, r, rms(r), flag)
+        return NeumannState(x, r, problem.size(r))
 
     def step(self, problem: LinearProblem, state: NeumannState) -> NeumannState:
         """Add the next term."""
-        x = state.z + problem.precondition(state.residual)
-        r = problem.residual(x)
-        return NeumannState(x, r, rms(r), state.flag)
+        return self.steps(problem, state, 1)
+
+    def steps(self, problem: LinearProblem, state: NeumannState, count: int) -> NeumannState:
+        """Add ``count`` terms, and measure what is left after the last."""
+        x, r = state.z, state.residual
+        for _ in range(count):
+            x = x + problem.precondition(r)
+            r = problem.residual(x)
+        return NeumannState(x, r, problem.size(r))

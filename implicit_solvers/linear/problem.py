@@ -85,6 +85,10 @@ class LinearProblem:
             return None
         return LinearProblem(A, self.b, M, self.unit, True)
 
+    def size(self, r: Tensor) -> Any:
+        """Return the root mean square of each lane ``(N,)``; a float for one system on a CPU."""
+        return rms(r).item() if self.on_host else rms(r)
+
     def residual(self, x: Tensor) -> Tensor:
         """Return ``b - A x``."""
         return self.b - self.A.mv(x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,9 +30,8 @@ class AndersonState(NamedTuple):
     ends: Tensor
     changes: Tensor
     depth: Tensor
-    turn: Tensor
+    turn: Any
     error: Tensor
-    flag: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,15 +100,16 @@ class Anderson(EquationMethod):
         """Evaluate the residual at the start; remember nothing."""
         residual = problem.residual(z)
         memory = z.new_zeros(2, len(z), min(self.window, z.shape[-1]), z.shape[-1])
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        depth = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        turn = 0 if problem.branches else depth
         error = self.norm(residual)
-        return AndersonState(z, residual, memory[0], memory[1], flag, flag, error, flag)
+        return AndersonState(z, residual, memory[0], memory[1], depth, turn, error)
 
     def step(self, problem: EquationProblem, state: AndersonState) -> AndersonState:
         """Mix the last steps so that their residuals cancel best."""
-        mixed = (self._weights(state).unsqueeze(-2) @ state.ends).squeeze(-2)
-        step = -self.damping * state.residual - mixed
-        z = state.z + step
+        mixed = torch.bmm(self._weights(state).unsqueeze(1), state.ends).squeeze(1)
+        step = torch.add(mixed, state.residual, alpha=self.damping)
+        z = state.z - step
         residual = problem.residual(z)
         error = self.norm(residual)
 
@@ -132,36 +132,41 @@ class Anderson(EquationMethod):
             torch.where(accepted, state.depth + 1, 0),
             state.turn + 1,
             torch.where(accepted, error, state.error),
-            state.flag,
         )
 
     def _weights(self, state: AndersonState) -> Tensor:
         """Return the ``c (N, m)`` that minimize ``|f - df c|``, of the differences as stored."""
         changes, f = state.changes, state.residual
         m = changes.shape[1]
-        age = (state.turn.amax() - 1 - torch.arange(m, device=f.device)) % m
+        age = (_latest(state) - 1 - torch.arange(m, device=f.device)) % m
         remembered = age < state.depth.unsqueeze(-1)
         both = remembered.unsqueeze(-1) & remembered.unsqueeze(-2)
         eps = torch.finfo(f.dtype).eps
         ridge = (4 * m * eps * 10.0**age).clamp(max=eps ** (2 / 3))
         diagonal = torch.where(remembered, self.regularization + ridge, 1.0).to(f.dtype)
-        gram = torch.where(both, changes @ changes.mT, 0.0) + torch.diag_embed(diagonal)
-        rhs = torch.where(remembered, (f.unsqueeze(-2) @ changes.mT).squeeze(-2), 0.0)
+        gram = torch.where(both, torch.bmm(changes, changes.mT), 0.0) + torch.diag_embed(diagonal)
+        rhs = torch.where(remembered, torch.bmm(changes, f.unsqueeze(-1)).squeeze(-1), 0.0)
         factor, info = torch.linalg.cholesky_ex(gram)
         c = torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1)
         return torch.where((info == 0).unsqueeze(-1), c, 0.0)
 
 
+def _latest(state: AndersonState) -> Any:
+    """Return the turn, which all lanes share."""
+    return state.turn.amax() if isinstance(state.turn, Tensor) else state.turn
+
+
 def _remember(state: AndersonState, end: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
     """Put the differences in the place of the oldest ones."""
     ends, changes = state.ends, state.changes
-    place = (state.turn.amax() % ends.shape[1]).reshape(1)
+    place = _latest(state) % ends.shape[1]
     if compiling():
+        place = place.reshape(1)
         return (
             ends.index_copy(1, place, end.unsqueeze(1)),
             changes.index_copy(1, place, change.unsqueeze(1)),
         )
     # the state before is not looked at again, but for its iterate
-    ends.index_copy_(1, place, end.unsqueeze(1))
-    changes.index_copy_(1, place, change.unsqueeze(1))
+    ends.select(1, place).copy_(end)
+    changes.select(1, place).copy_(change)
     return ends, changes

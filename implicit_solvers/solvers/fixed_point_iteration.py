@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ class FixedPointState(NamedTuple):
 
     z: Tensor
     residual: Tensor
-    error: Tensor
-    flag: Tensor
+    error: Any
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,18 @@ class FixedPointIteration(EquationMethod):
     def init(self, problem: EquationProblem, z: Tensor) -> FixedPointState:
         """Evaluate the residual at the start."""
         residual = problem.residual(z)
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return FixedPointState(z, residual, self.norm(residual), flag)
+        return FixedPointState(z, residual, problem.size(self.norm, residual))
 
     def step(self, problem: EquationProblem, state: FixedPointState) -> FixedPointState:
         """Move towards ``g(z)``."""
+        return self.steps(problem, state, 1)
+
+    def steps(
+        self, problem: EquationProblem, state: FixedPointState, count: int
+    ) -> FixedPointState:
+        """Make ``count`` steps, of which the last is measured."""
         z = torch.sub(state.z, state.residual, alpha=self.damping)
+        for _ in range(count - 1):
+            z = torch.lerp(z, problem.evaluate(z), self.damping)
         residual = problem.residual(z)
-        return FixedPointState(z, residual, self.norm(residual), state.flag)
+        return FixedPointState(z, residual, problem.size(self.norm, residual))

@@ -22,6 +22,8 @@ from tests.solvers.systems import (
     tensor,
 )
 
+picard = ims.FixedPointIteration
+
 
 def iterates(solver, g, start, count, **options):
     """Return the start and the first iterates, from budgets; one taken back comes again."""
@@ -45,6 +47,25 @@ def test_damping_tames_a_map_that_oscillates():
         ims.fixed_point(g, z0, solver=ims.FixedPointIteration())
     sol = ims.fixed_point(g, z0, solver=ims.FixedPointIteration(damping=0.5))
     assert error(sol.value, tensor([2.0])) < 1e-10
+
+
+def bend(z, kind):
+    """A steady rate; one that becomes quadratic; a way to where nothing is defined; a way out."""
+    late, lost = torch.where(z > 0.5, 0.9 * z, z**2), 0.9 * z - 0.02 + 0 * torch.sqrt(z)
+    out = torch.where(z > 0.3, 0.9 * z, 2 * z)
+    return torch.where(kind < 2, torch.where(kind < 1, 0.9 * z + 0.1, late), lost + kind // 3 * out)
+
+
+@pytest.mark.parametrize("kinds", [[0], [1], [2], [3], [0, 1], [0, 2], [0, 1, 2, 3]], ids=str)
+def test_lanes_end_where_they_would_if_no_step_were_foreseen(kinds):
+    kind = tensor(kinds).unsqueeze(-1)
+    options = {"batch_dims": 1, "in_dims": (0,), "on_failure": "mask"}
+    seen, each = (
+        ims.fixed_point(bend, 0 * kind + 10, (kind,), solver=picard(check_every=k), **options)
+        for k in (1, 2)  # asked now and then, the loop judges each step
+    )
+    assert torch.equal(seen.status, each.status) and torch.equal(seen.iterations, each.iterations)
+    torch.testing.assert_close(seen.value[each.converged], each.value[each.converged])
 
 
 # -- Anderson's weights --------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def test_a_step_that_does_not_pay_is_made_shorter():
 
 @pytest.mark.parametrize("kind", [ims.GaussNewton, ims.LevenbergMarquardt, ims.Dogleg])
 def test_a_lane_of_fits_stays_where_it_ended(kind):
-    """Whole steps on ``atan`` diverge from 3; a lane that is done does not go on with the others."""
+    """Whole steps on ``atan`` diverge from 3; a lane that is done does not go on."""
     starts = torch.tensor([0.02, 0.5, 3.0, 20.0], dtype=D)
     options = {"solver": kind(atol=1e-2, rtol=0.0, compact=False)}
     alone = [ims.least_squares(torch.atan, z, **options) for z in starts]
