@@ -35,12 +35,13 @@ from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.operator_template import OperatorTemplate
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
-from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
+from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.masking import lane_gradient, lane_pushforward
 from implicit_solvers.monitoring import Monitor, observe
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.randomness import randomness
 from implicit_solvers.solution import OnFailure, enforce, failed
+from implicit_solvers.solver import LinearSolver
 from implicit_solvers.tolerance import rms
 
 __all__ = ["AttachSpec", "SolveSpec", "attach_derivatives", "solve_lanes", "solve_plainly"]

@@ -54,11 +54,20 @@ class Neumann(LinearMethod):
     tensor([1., 2.])
     """
 
+    @property
+    def biased(self) -> bool:
+        """Whether the series ends before its tolerance says so."""
+        return self.rtol is None
+
     def init(self, problem: LinearProblem, x: Tensor) -> NeumannState:
         """Start at ``x``."""
         r = problem.residual(x)
         flag = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return NeumannState(x, r, rms(r), flag)
+
+    def error_at(self, problem: LinearProblem, x: Tensor, error: Tensor) -> Tensor:
+        """Return the error, that of the residual itself."""
+        return error
 
     def step(self, problem: LinearProblem, state: NeumannState) -> NeumannState:
         """Add the next term."""

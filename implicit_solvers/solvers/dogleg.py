@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
-from implicit_solvers.hyperparameters import (
-    check_count,
-    check_linear_solver,
-    check_number,
-)
+from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
-from implicit_solvers.linear.direct import Factors
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solver import (
+    EquationMethod,
+    Factors,
+    LinearMethod,
+    LinearSolver,
+    check_linear_solver,
+)
 from implicit_solvers.solvers.gauss_newton import full_step, iterative_solver, normal_step
 from implicit_solvers.solvers.newton import solve_factored
 from implicit_solvers.solvers.trust_region import (
@@ -101,7 +101,7 @@ class Dogleg(EquationMethod):
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
-        check_linear_solver(self, iterative=True)
+        check_linear_solver(self, kind=LinearMethod)
         check_number(self, "first_radius", above=0)
         check_count(self, "shrinks")
         check_count(self, "reuse")

@@ -8,15 +8,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_linear_solver
+from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.choice import DENSE_LIMIT
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem, ResidualMap
 from implicit_solvers.solution import Status
-from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solver import EquationMethod, LinearMethod, LinearSolver, check_linear_solver
 from implicit_solvers.traced_loop import alias, inside, repeat
 
 __all__ = ["GaussNewton", "full_step", "iterative_solver", "normal_step"]
@@ -74,7 +73,7 @@ class GaussNewton(EquationMethod):
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
-        check_linear_solver(self, iterative=True)
+        check_linear_solver(self, kind=LinearMethod)
         check_count(self, "halvings")
 
     def init(self, problem: EquationProblem, z: Tensor) -> GaussNewtonState:

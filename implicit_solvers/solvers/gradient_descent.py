@@ -92,12 +92,12 @@ class GradientDescent(EquationMethod):
             )
 
     @property
-    def unrollable(self) -> bool:
+    def unrollable(self) -> bool:  # type: ignore[override]
         """Whether its steps can be differentiated through: those of a fixed length."""
         return self.line_search is None
 
     @property
-    def remembers(self) -> bool:
+    def remembers(self) -> bool:  # type: ignore[override]
         """Whether a step depends on those before it."""
         return self.momentum != 0
 

@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
-from implicit_solvers.hyperparameters import (
-    check_count,
-    check_linear_solver,
-    check_number,
-)
+from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.linear.cg import CG
-from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solver import EquationMethod, LinearMethod, LinearSolver, check_linear_solver
 from implicit_solvers.solvers.gauss_newton import full_step, iterative_solver, normal_step
 from implicit_solvers.solvers.trust_region import (
     LinearModel,
@@ -83,7 +78,7 @@ class LevenbergMarquardt(EquationMethod):
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
-        check_linear_solver(self, iterative=True)
+        check_linear_solver(self, kind=LinearMethod)
         check_number(self, "first_radius", above=0)
         check_count(self, "shrinks")
 
