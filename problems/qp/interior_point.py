@@ -49,18 +49,11 @@ class InteriorPoint(ims.EquationMethod):
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when the error is at most ``atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of factorizations allowed.
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+        As in `EquationMethod`; ``max_steps`` counts factorizations. Steps cannot be compiled.
     polish
         Whether to solve on the active set, for a solution up to rounding. Without it, products
         ``s_i lambda_i`` are judged in the place of ``min(lambda_i, s_i)``.
-    norm
-        Maps residuals ``(N, n)``, in float32 or float64, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
     keep_factors
         Whether the last factorization is handed to the backward pass, for `CondensedKKT`.
 
