@@ -20,7 +20,6 @@ from implicit_solvers.linear.bicgstab import BiCGStab
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.cholesky import Cholesky
 from implicit_solvers.linear.diagonal import Diagonal
-from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.lsmr import LSMR
@@ -36,6 +35,7 @@ from implicit_solvers.linear.operators import (
     MatrixOperator,
 )
 from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.qr import QR
 from implicit_solvers.linear.solve import linear_solve
 from implicit_solvers.linear.sparse import SparseOperator
@@ -49,7 +49,7 @@ from implicit_solvers.nonlinear_least_squares import least_squares
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import ConvergenceError, ConvergenceWarning, Solution, Status
-from implicit_solvers.solver import EquationMethod, EquationSolver, LinearMethod
+from implicit_solvers.solver import DirectSolver, EquationMethod, LinearMethod
 from implicit_solvers.solvers.aitken import Aitken
 from implicit_solvers.solvers.anderson import Anderson
 from implicit_solvers.solvers.bisection import Bisection
@@ -84,7 +84,6 @@ __all__ = [
     "elementwise_function",
     "EquationProblem",
     "EquationMethod",
-    "EquationSolver",
     "AUTO",
     "Auto",
     "rms",
@@ -101,6 +100,8 @@ __all__ = [
     "SparseOperator",
     "IdentityOperator",
     # linear solvers
+    "LinearMethod",
+    "LinearProblem",
     "DirectSolver",
     "LU",
     "Cholesky",
@@ -110,7 +111,6 @@ __all__ = [
     "Banded",
     "SuperLU",
     "Structured",
-    "LinearMethod",
     "CG",
     "MINRES",
     "GMRES",

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from implicit_solvers.hyperparameters import check_count
-from implicit_solvers.linear.choice import DENSE_LIMIT, default_linear_solver, is_linear_solver
-from implicit_solvers.linear.diagonal import Diagonal
+from implicit_solvers.linear.choice import DENSE_LIMIT, default_linear_solver
 from implicit_solvers.linear.linear_operator import LinearOperator
-from implicit_solvers.linear.neumann import Neumann
 from implicit_solvers.linear.preconditioners import Jacobi
-from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import Equation
+from implicit_solvers.solver import LinearSolver, check_linear_solver
 
 __all__ = ["Adjoint", "ImplicitAdjoint", "OneStepAdjoint", "UnrolledAdjoint"]
 
@@ -66,7 +64,7 @@ class ImplicitAdjoint:
     @property
     def biased(self) -> bool:
         """Whether the derivative is an estimate by design: a truncated Neumann series."""
-        return isinstance(self.linear_solver, Neumann) and self.linear_solver.rtol is None
+        return self.linear_solver is not None and self.linear_solver.biased
 
     def solver_for(self, equation: type[Equation], n: int) -> LinearSolver:
         """Return the linear solver for an equation of ``n`` unknowns, or refuse the one given."""
@@ -75,14 +73,10 @@ class ImplicitAdjoint:
             # a Hessian that is indefinite after all is reported by CG, and solved by LU
             large = equation.kind == "minimize" and n > DENSE_LIMIT
             return default_linear_solver(n, positive_definite=large)
-        if not is_linear_solver(solver):
-            name = getattr(solver, "__name__", type(solver).__name__)
-            raise TypeError(
-                f"adjoint has linear_solver={name}: pass an instance of a linear solver, as LU()"
-            )
-        if isinstance(solver, Diagonal):
+        check_linear_solver(self)
+        if solver.diagonal_only:
             raise ValueError(
-                "adjoint has linear_solver=Diagonal(), and the Jacobian of an equation is not "
+                f"adjoint has linear_solver={solver!r}, and the Jacobian of an equation is not "
                 "known to be diagonal: use LU() or GMRES()"
             )
         if solver.symmetric_only and not equation.symmetric:

@@ -16,7 +16,14 @@ from implicit_solvers.torch_internals import (
     tree_leaves,
 )
 
-__all__ = ["COMPILES", "cached_property", "common_obstacle", "compiling", "outside_of_graphs"]
+__all__ = [
+    "COMPILES",
+    "cached_property",
+    "common_obstacle",
+    "compiling",
+    "outside_of_graphs",
+    "solver_obstacle",
+]
 
 T = TypeVar("T")
 
@@ -47,6 +54,19 @@ def common_obstacle(what: str, on_failure: str, tensors: Any) -> str | None:
             f"{what} cannot be inside of torch.func.vmap, for which torch.while_loop has no rule: "
             "use batch_dims (and in_dims)"
         )
+    return None
+
+
+def solver_obstacle(where: str, solver: Any) -> str | None:
+    """Say why a solver, or the linear solver in it, cannot be part of a graph; None if it can."""
+    for part in (solver, getattr(solver, "linear_solver", None)):
+        if part is not None and not getattr(part, "traceable", False):
+            name = type(part).__name__
+            return (
+                f"implicit_solvers: {where} in a compiled graph cannot use {name}(), which is not "
+                "traceable: use Newton(), LBFGS(), LU() or GMRES(), or another solver, or other "
+                "settings of it, with traceable=True"
+            )
     return None
 
 

@@ -33,11 +33,12 @@ from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.operator_template import OperatorTemplate
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
-from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
+from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.masking import lane_gradient, lane_pushforward
 from implicit_solvers.monitoring import Monitor, observe
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import OnFailure, enforce, failed
+from implicit_solvers.solver import LinearSolver
 from implicit_solvers.tolerance import rms
 from implicit_solvers.torch_internals import forward_mode_disabled
 

@@ -36,11 +36,11 @@ from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.solve import check_adjoint_start
-from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.outcome import made_by
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
+from implicit_solvers.solver import LinearSolver
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.task import Task, check_size, check_task, name_of, read_in_dims
 from implicit_solvers.torch_internals import (

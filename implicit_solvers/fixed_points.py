@@ -14,7 +14,7 @@ from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.root_finding import like_unknown
 from implicit_solvers.solution import OnFailure, Solution
-from implicit_solvers.solver import EquationSolver
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.anderson import Anderson
 
 __all__ = ["FixedPointEquation", "fixed_point"]
@@ -39,7 +39,7 @@ def fixed_point(
     z0: T,
     args: tuple[Any, ...] = (),
     *,
-    solver: EquationSolver | None = None,
+    solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
     batch_dims: int = 0,
     in_dims: Any = None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from implicit_solvers.tolerance import Auto
 
-__all__ = ["check_count", "check_linear_solver", "check_number", "check_stopping"]
+__all__ = ["check_count", "check_number", "check_stopping"]
 
 
 def check_stopping(solver: Any) -> None:
@@ -55,20 +55,6 @@ def check_number(
     )
     if not inside:
         raise ValueError(f"{_owner(solver)} has {name}={value!r}: {wanted}")
-
-
-def check_linear_solver(solver: Any, *, iterative: bool = False) -> None:
-    """Refuse a ``linear_solver`` that is none, or not of the kind; left out, the solve chooses."""
-    value = solver.linear_solver
-    solves = hasattr(value, "step") or (hasattr(value, "factor") and not iterative)
-    if value is not None and (isinstance(value, type) or not solves):
-        shown = value.__name__ if isinstance(value, type) else repr(value)
-        wanted = "an iterative solver, as CG()," if iterative else "a linear solver, as LU(),"
-        otherwise = "leave it out to factor the Jacobian" if iterative else "leave it out"
-        raise TypeError(
-            f"{_owner(solver)} has linear_solver={shown}: pass an instance of {wanted} or "
-            f"{otherwise}"
-        )
 
 
 def _check_kind(solver: Any, name: str, kind: type, wanted: str) -> None:

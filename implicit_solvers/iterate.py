@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,85 +31,13 @@ from implicit_solvers.outcome import (
     with_ended,
 )
 from implicit_solvers.solution import Status
-from implicit_solvers.tolerance import Auto
+from implicit_solvers.solver import IterativeSolver, LaneProblem
 from implicit_solvers.traced_loop import loop_in_graph
 
-__all__ = ["IterativeSolver", "LaneProblem", "Outcome", "State", "iterate"]
+__all__ = ["Outcome", "iterate"]
 
 _UNROLLED, _BLOCK = 16, 4
 _FARTHEST, _PAUSE = 16, 4
-
-
-class State(Protocol):
-    """What a solver carries from step to step: a named tuple of tensors ``(N, ...)`` and numbers.
-
-    ``z`` is the iterate ``(N, n)``, ``error`` the norm of its residual ``(N,)``, and ``flag`` a
-    `Status` ``(N,)`` that ends a lane which has not converged (0: go on); left out, none does. The
-    loop gives lanes that have ended a ``flag`` other than 0: whatever a step does in them is not
-    looked at. A state made by steps of its own, before the first, says in ``steps_before (N,)`` how
-    many to count.
-    """
-
-    @property
-    def z(self) -> Tensor:
-        """The iterate."""
-
-    @property
-    def error(self) -> Tensor:
-        """The norm of the residual at the iterate."""
-
-
-class LaneProblem(Protocol):
-    """N problems of one shape, as a solver's `init` and `step` see them."""
-
-    @property
-    def separable(self) -> bool:
-        """Whether `take` can select lanes."""
-
-    def tolerance(self, solver: Any, z: Any) -> Tensor:
-        """Return the error at or below which each lane has converged."""
-
-    def take(self, index: Tensor) -> Any:
-        """Return the problem of some of the lanes."""
-
-
-class IterativeSolver(Protocol):
-    """A method: hyperparameters, a start, and a step.
-
-    A solver whose error never grows says ``monotone = True``, so that the loop need not remember
-    the best iterate of a lane that fails. A solver that comes nearer at a steady rate has a
-    ``steps(problem, state, count)``, which measures after the last step only: the loop calls it
-    while lanes are far from their ends. A solver whose state must change its form between steps
-    (to grow, to start again) does so in ``refresh(problem, state)``, for all lanes, those that
-    have ended included, without moving their iterates. A solver that need not step in this loop
-    has a ``whole(problem, z)``, which returns the `Outcome`, or None to step in it after all.
-    """
-
-    @property
-    def monotone(self) -> bool:
-        """Whether the error never grows."""
-
-    @property
-    def rtol(self) -> float | Auto | None:
-        """The relative tolerance; None for a budget."""
-
-    @property
-    def atol(self) -> float | Auto:
-        """The absolute tolerance."""
-
-    @property
-    def max_steps(self) -> int:
-        """The number of steps allowed."""
-
-    @property
-    def compact(self) -> bool:
-        """Whether lanes that ended leave the computation."""
-
-    def init(self, problem: Any, z: Tensor, /) -> Any:
-        """Return the state at the start."""
-
-    def step(self, problem: Any, state: Any, /) -> Any:
-        """Return the state one step later."""
 
 
 class Progress(NamedTuple):
@@ -146,14 +74,9 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     """
     if compiling():
         return _iterate_in_graph(solver, problem, z)
-    whole = getattr(solver, "whole", None)
-    outcome: Outcome | None = None if whole is None else whole(problem, z)
-    if outcome is not None:
-        return outcome
     if (compilable := to_compile(solver, problem, z)) is not None:
         return _iterate_compiled(solver, compilable, z)
     every = getattr(solver, "check_every", 1)
-    refresh = getattr(solver, "refresh", None)
     departed, lanes = Departed(), len(z)
     left, progress = _look(solver, problem, _begin(solver, problem, z), lanes, lanes, settle)
     foresees = every == 1 and solver.rtol is not None and hasattr(solver, "steps")
@@ -163,9 +86,6 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
             departed.leave(_end(solver, problem, progress), keep)
             problem, progress, lanes = problem.take(keep), select(_spread(progress), keep), left
             progress = progress._replace(running=True)
-        if refresh is not None:
-            state = _marked(progress.state, progress.running)
-            progress = progress._replace(state=refresh(problem, state))
         if foresees:
             progress = _coast(solver, problem, progress)
         progress = _step(solver, problem, progress)
@@ -191,6 +111,8 @@ def _step(solver: Any, problem: Any, progress: Progress) -> Progress:
     """Make a step in every lane; those that have ended stay."""
     running = progress.running
     state = _marked(progress.state, running)
+    if hasattr(solver, "refresh"):
+        state = solver.refresh(problem, state)
     new = solver.step(problem, state)
     if not everywhere(running) and not hasattr(new, "accepted"):
         new = with_ended(running, new, state)
@@ -298,10 +220,6 @@ def _end(solver: Any, problem: Any, progress: Progress) -> Outcome:
 
 def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:
     """Iterate in a compiled graph. A small budget of short steps is unrolled."""
-    whole = getattr(solver, "iterate_in_graph", None)
-    if whole is not None:
-        outcome: Outcome = whole(problem, z)
-        return outcome
     progress = _begun(solver, problem, z)
     if solver.rtol is None and solver.max_steps <= (_UNROLLED if _short(solver, problem) else 1):
         here = problem.aliased()

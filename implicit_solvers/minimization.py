@@ -15,7 +15,7 @@ from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
-from implicit_solvers.solver import EquationSolver
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.structure import Structure
 
@@ -58,7 +58,7 @@ def minimize(
     z0: T,
     args: tuple[Any, ...] = (),
     *,
-    solver: EquationSolver | None = None,
+    solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
     batch_dims: int = 0,
     in_dims: Any = None,

@@ -16,7 +16,7 @@ from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.minimization import minimize
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import OnFailure, Solution
-from implicit_solvers.solver import EquationSolver
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.structure import Structure
 from implicit_solvers.task import check_adjoint
 
@@ -47,7 +47,7 @@ class _Layer(nn.Module):
     def __init__(
         self,
         cell: Callable[..., Any],
-        solver: EquationSolver | None = None,
+        solver: EquationMethod | None = None,
         adjoint: Adjoint | None = None,
         init: Callable[[Any], Any] = torch.zeros_like,
         batch_dims: int = 0,

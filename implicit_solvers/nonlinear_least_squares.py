@@ -16,7 +16,7 @@ from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
-from implicit_solvers.solver import EquationSolver
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
 from implicit_solvers.structure import Structure
 from implicit_solvers.torch_internals import tree_flatten
@@ -79,7 +79,7 @@ def least_squares(
     z0: T,
     args: tuple[Any, ...] = (),
     *,
-    solver: EquationSolver | None = None,
+    solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
     gauss_newton: bool = False,
     batch_dims: int = 0,

@@ -103,13 +103,7 @@ class EquationProblem:
     ...     error: torch.Tensor
     ...     flag: torch.Tensor
     >>> @dataclass(frozen=True)
-    ... class Damped:
-    ...     rtol: float = 1e-5
-    ...     atol: float = 1e-5
-    ...     max_steps: int = 200
-    ...     norm: Callable = ims.rms
-    ...     compact: bool = True
-    ...     monotone: ClassVar[bool] = False
+    ... class Damped(ims.EquationMethod):
     ...     solves: ClassVar[tuple[str, ...]] = ("root",)
     ...
     ...     def init(self, problem: EquationProblem, z):

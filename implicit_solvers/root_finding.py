@@ -14,7 +14,7 @@ from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
-from implicit_solvers.solver import EquationSolver
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.dogleg import Dogleg
 from implicit_solvers.structure import Structure
@@ -48,7 +48,7 @@ def root(
     args: tuple[Any, ...] = (),
     *,
     bracket: tuple[T | float, T | float] | None = None,
-    solver: EquationSolver | None = None,
+    solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
     batch_dims: int = 0,
     in_dims: Any = None,

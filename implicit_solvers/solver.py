@@ -1,15 +1,106 @@
-"""What a solver of equations is, for type checkers and for whoever writes one."""
+"""What a solver is: iterative ones, of equations and of linear systems, and direct ones.
+
+Whoever writes one subclasses `EquationMethod`, `LinearMethod` or `DirectSolver`: what the library
+asks of a solver is a method or an attribute here, mostly with a default.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
 
 from implicit_solvers.hyperparameters import check_count, check_stopping
-from implicit_solvers.iterate import IterativeSolver
+from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
-__all__ = ["EquationMethod", "EquationSolver", "LinearMethod"]
+__all__ = [
+    "DirectSolver",
+    "EquationMethod",
+    "Factors",
+    "IterativeSolver",
+    "LaneProblem",
+    "LinearMethod",
+    "LinearSolver",
+    "check_linear_solver",
+    "refuse_other_solvers",
+]
+
+Factors = tuple[Tensor, ...]
+
+
+class State(Protocol):
+    """What a solver carries from step to step: a named tuple of tensors ``(N, ...)`` and numbers.
+
+    ``z`` is the iterate ``(N, n)``, ``error`` the norm of its residual ``(N,)``, and ``flag`` a
+    `Status` ``(N,)`` that ends a lane which has not converged (0: go on). The loop gives lanes that
+    have ended a ``flag`` other than 0: whatever a step does in them is not looked at. A state made
+    by steps of its own, before the first, says in ``steps_before (N,)`` how many to count.
+    """
+
+    @property
+    def z(self) -> Tensor:
+        """The iterate."""
+
+    @property
+    def error(self) -> Tensor:
+        """The norm of the residual at the iterate."""
+
+    @property
+    def flag(self) -> Tensor:
+        """A status that ends the lane, or 0."""
+
+
+class LaneProblem(Protocol):
+    """N problems of one shape, as a solver's `init` and `step` see them."""
+
+    @property
+    def separable(self) -> bool:
+        """Whether `take` can select lanes."""
+
+    def tolerance(self, solver: Any, z: Any) -> Tensor:
+        """Return the error at or below which each lane has converged."""
+
+    def take(self, index: Tensor) -> Any:
+        """Return the problem of some of the lanes."""
+
+
+class IterativeSolver(Protocol):
+    """A method: hyperparameters, a start, and a step.
+
+    A solver whose error never grows says ``monotone = True``, so that the loop need not remember
+    the best iterate of a lane that fails. A solver whose state must change its form between steps
+    (to grow, to start again) does so in ``refresh(problem, state)``, for all lanes, those that
+    have ended included, without moving their iterates.
+    """
+
+    @property
+    def monotone(self) -> bool:
+        """Whether the error never grows."""
+
+    @property
+    def rtol(self) -> float | Auto | None:
+        """The relative tolerance; None for a budget."""
+
+    @property
+    def atol(self) -> float | Auto:
+        """The absolute tolerance."""
+
+    @property
+    def max_steps(self) -> int:
+        """The number of steps allowed."""
+
+    @property
+    def compact(self) -> bool:
+        """Whether lanes that ended leave the computation."""
+
+    def init(self, problem: Any, z: Tensor, /) -> Any:
+        """Return the state at the start."""
+
+    def step(self, problem: Any, state: Any, /) -> Any:
+        """Return the state one step later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,46 +114,32 @@ class _Method:
     check_every: int = 1
     compile: bool = False
     monotone: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
         check_count(self, "check_every", least=1)
 
+    def init(self, problem: Any, z: Tensor) -> Any:
+        """Return the state at ``z (N, n)``."""
+        raise NotImplementedError
 
-@dataclass(frozen=True, kw_only=True)
-class LinearMethod(_Method):
-    """The hyperparameters of all iterative methods for ``A x = b``; pass them by keyword.
-
-    Parameters
-    ----------
-    rtol, atol
-        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``; by default ``rtol`` is
-        ``eps**(2/3)`` and ``atol`` zero. ``rtol=None`` makes exactly ``max_steps`` steps and
-        judges nothing.
-    max_steps
-        The number of steps allowed.
-    compact, check_every, compile
-        As in `EquationMethod`, with the operator in the place of the function.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
-
-    Examples
-    --------
-    >>> import implicit_solvers as ims
-    >>> ims.CG(rtol=1e-3, max_steps=20)
-    CG(rtol=0.001, atol=AUTO, max_steps=20, compact=True, check_every=1, compile=False)
-    """
-
-    symmetric_only: ClassVar[bool] = False
+    def step(self, problem: Any, state: Any) -> Any:
+        """Return the state one step later."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class EquationMethod(_Method):
-    """The hyperparameters of all iterative methods for equations; pass them by keyword.
+    """What iterative methods for equations have in common; pass hyperparameters by keyword.
+
+    A solver of your own is a frozen dataclass that inherits this, with two methods: ``init(problem,
+    z)`` returns the state at the start, ``step(problem, state)`` that one step later; ``problem``
+    is an `EquationProblem`. Its attributes: ``solves`` names the equations that it is for, and
+    ``monotone`` tells whether the error never grows. Of itself it says whether it is ``traceable``
+    (part of a graph) and ``exportable``; whether its steps are ``unrollable`` and ``remembers``
+    what they depend on; and whether it ``brackets`` roots of one unknown.
 
     Parameters
     ----------
@@ -100,7 +177,11 @@ class EquationMethod(_Method):
 
     norm: Norm = rms
     max_trials: int | None = None
-    traceable: ClassVar[bool] = True
+    solves: ClassVar[tuple[str, ...]] = ()
+    brackets: ClassVar[bool] = False
+    exportable: ClassVar[bool] = False
+    unrollable: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
@@ -109,25 +190,162 @@ class EquationMethod(_Method):
             check_count(self, "max_trials")
 
 
-class EquationSolver(IterativeSolver, Protocol):
-    """What ``solver=`` of an equation takes: an instance, as ``Newton()``, of a class of this form.
+class LinearSolver:
+    """What solves ``A x = b``: a `LinearMethod` or a `DirectSolver`.
 
-    A frozen dataclass of hyperparameters (``rtol``, ``atol``, ``max_steps``, ``norm``,
-    ``compact``) with two methods: ``init(problem, z)`` returns the state at the start, ``step(
-    problem, state)`` that one step later. ``monotone`` tells whether the error never grows, and
-    ``solves`` names the equations that it is for. Nothing need be inherited.
+    ``symmetric_only`` and ``diagonal_only`` tell for which operators. Solvers that begin at a start
+    and can be preconditioned say ``starts``; ``biased`` ones return an estimate by design.
+    ``traceable`` ones can be part of a compiled graph.
+    """
+
+    symmetric_only: ClassVar[bool] = False
+    diagonal_only: ClassVar[bool] = False
+    starts: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
+
+    @property
+    def biased(self) -> bool:
+        """Whether the solution is an estimate by design."""
+        return False
+
+    def nullspaces(self, rows: int, columns: int) -> tuple[bool, bool]:
+        """Tell whether ``A^T`` and ``A`` may map something to zero: then ``x = A^+ b``."""
+        return False, False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMethod(_Method, LinearSolver):
+    """What iterative methods for ``A x = b`` have in common; pass hyperparameters by keyword.
+
+    A solver of your own is a frozen dataclass that inherits this, with ``init(problem, x)`` and
+    ``step(problem, state)`` as in `EquationMethod`; ``problem`` is a `LinearProblem`. It tells
+    whether it is for ``symmetric_only`` or ``diagonal_only`` operators, ``starts`` at a start and
+    takes a preconditioner, and is ``traceable``, part of a graph.
+
+    Parameters
+    ----------
+    rtol, atol
+        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``; by default ``rtol`` is
+        ``eps**(2/3)`` and ``atol`` zero. ``rtol=None`` makes exactly ``max_steps`` steps and
+        judges nothing.
+    max_steps
+        The number of steps allowed.
+    compact, check_every, compile
+        As in `EquationMethod`, with the operator in the place of the function.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
+    Examples
+    --------
+    >>> import implicit_solvers as ims
+    >>> ims.CG(rtol=1e-3, max_steps=20)
+    CG(rtol=0.001, atol=AUTO, max_steps=20, compact=True, check_every=1, compile=False)
+    """
+
+    starts: ClassVar[bool] = True
+
+    def error_at(self, problem: LinearProblem, x: Tensor, error: Tensor) -> Tensor:
+        """Return what is compared with the tolerance at ``x``, where the state has an ``error``.
+
+        A recursion may promise more than is true: here is what is true.
+        """
+        return rms(problem.residual(x))
+
+
+class DirectSolver(LinearSolver):
+    """A solver that factors the operators once and then solves any number of systems.
+
+    ``factor`` takes the operators of a grid of lanes, or ``factor_dense`` their matrices; ``solve``
+    takes the factors and right-hand sides ``(grid, n, columns)``, and ``status`` tells which
+    operators it could not factor. Factors that are ``keepable`` may be of an earlier step in some
+    lanes and of a later one in others. What it returns need not solve the system if it is not
+    ``exact``, as a pseudo-inverse. A subclass says how to factor, to solve, and to judge; one that
+    asks for values of tensors says ``traceable = False``.
 
     Examples
     --------
     >>> import torch, implicit_solvers as ims
-    >>> def cube_root(a: torch.Tensor, solver: ims.EquationSolver) -> torch.Tensor:
-    ...     return ims.root(lambda z: z**3 - a, torch.ones_like(a), solver=solver).value
-    >>> cube_root(torch.tensor(8.0), ims.Newton())
+    >>> class Inverse(ims.DirectSolver):
+    ...     def factor_dense(self, matrix):
+    ...         inverse, info = torch.linalg.inv_ex(matrix)
+    ...         return inverse, info
+    ...
+    ...     def solve(self, factors, b, transposed):
+    ...         return (factors[0].mH if transposed else factors[0]) @ b
+    ...
+    ...     def status(self, factors):
+    ...         return torch.where(factors[1] == 0, 0, int(ims.Status.SINGULAR))
+    >>> ims.root(
+    ...     lambda z: z**2 - 4, torch.tensor(1.0), solver=ims.Newton(linear_solver=Inverse())
+    ... ).value
     tensor(2.)
     """
 
-    solves: ClassVar[tuple[str, ...]]
+    keepable: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
 
-    @property
-    def norm(self) -> Norm:
-        """Map residuals ``(N, n)`` to their sizes ``(N,)``."""
+    def factor(self, A: LaneMap) -> Factors:
+        """Return the factors of each operator, tensors ``(grid, ...)``."""
+        return self.factor_dense(A.dense())
+
+    def factor_for_a_step(self, A: LaneMap) -> Factors:
+        """Return factors for a step of Newton's method, which the next step corrects."""
+        return self.factor(A)
+
+    def factor_dense(self, matrix: Tensor) -> Factors:
+        """Return the factors of matrices ``(grid, m, n)``."""
+        raise NotImplementedError
+
+    def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+        """Return ``A^-1 b`` or ``A^-T b``."""
+        raise NotImplementedError
+
+    def solve_lanes(self, A: LaneMap, factors: Factors, b: Tensor) -> Tensor:
+        """Return the solution in all lanes ``(N, n)`` of ``A``, by the factors of its operators."""
+        if A.columns == 1:
+            return self.solve(factors, b.unsqueeze(-1), A.transposed).squeeze(-1)
+        columns = b.reshape(A.columns, A.grid, b.shape[-1]).permute(1, 2, 0)
+        x = self.solve(factors, columns, A.transposed)
+        return x.permute(2, 0, 1).reshape(len(b), -1)
+
+    def unfit(self, factors: Factors) -> Tensor:
+        """Tell which factors are of no use, for little; `status` looks harder, and says why."""
+        return self.status(factors) != 0
+
+    def regular(self, factors: Factors) -> Tensor:
+        """Tell which operators can be solved with, where all are known to be finite."""
+        return self.status(factors) == 0
+
+    def status(self, factors: Factors) -> Tensor:
+        """Return a `Status` for each operator."""
+        raise NotImplementedError
+
+
+def check_linear_solver(
+    owner: Any, field: str = "linear_solver", kind: type[LinearSolver] = LinearSolver
+) -> None:
+    """Refuse a field that is no linear solver of a kind; None is the owner's choice."""
+    value = getattr(owner, field)
+    if value is not None:
+        refuse_other_solvers(value, f"{field} of {type(owner).__name__}", kind)
+
+
+def refuse_other_solvers(
+    value: Any, name: str = "solver", kind: type[LinearSolver] = LinearSolver
+) -> None:
+    """Refuse what is no linear solver of a kind."""
+    if isinstance(value, kind):
+        return
+    what = "the class" if isinstance(value, type) else "an object of type"
+    wanted = {
+        LinearSolver: " linear solver, as LU() or CG() (your own: of DirectSolver or LinearMethod)",
+        LinearMethod: "n iterative linear solver, as CG() (your own: of LinearMethod)",
+        DirectSolver: " direct linear solver, as LU() (your own: of DirectSolver)",
+    }[kind]
+    raise TypeError(
+        f"{name} is {what} {getattr(value, '__name__', type(value).__name__)}: pass an instance of "
+        f"a{wanted}, or leave it out"
+    )

@@ -16,6 +16,7 @@ from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure
+from implicit_solvers.solver import EquationMethod
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.torch_internals import tree_flatten
 
@@ -103,16 +104,16 @@ def check_task(task: Task, args: Any) -> None:
     solver, kind = task.solver, task.equation.kind
     if solver is None:
         return
-    if isinstance(solver, type) or not hasattr(solver, "step"):
+    if not isinstance(solver, EquationMethod):
         name = solver.__name__ if isinstance(solver, type) else type(solver).__name__
         what = "class" if isinstance(solver, type) else "object"
         raise TypeError(
-            f"solver is the {what} {name}: pass an instance of a solver for {kind}, as Newton()"
+            f"solver is the {what} {name}: pass an instance of a solver for {kind}, as Newton() "
+            "(your own: of EquationMethod)"
         )
-    solves = getattr(solver, "solves", ("linear systems",))
-    if kind not in solves:
+    if kind not in solver.solves:
         raise ValueError(
-            f"solver={type(solver).__name__}() solves {', '.join(solves)} and was given to "
+            f"solver={type(solver).__name__}() solves {', '.join(solver.solves)} and was given to "
             f"{kind}: choose a solver for {kind}, or leave it out"
         )
 

@@ -15,28 +15,20 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint
 from implicit_solvers.adjoint_preconditioner import adjoint_preconditioner
-from implicit_solvers.compiling import common_obstacle
+from implicit_solvers.compiling import common_obstacle, solver_obstacle
 from implicit_solvers.iterate import iterate
 from implicit_solvers.lanes import Lanes
-from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.specification import LinearSolveSpec
-from implicit_solvers.linear.traced_system import differentiated, linear_obstacle
+from implicit_solvers.linear.traced_system import differentiated
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
-from implicit_solvers.solvers.aitken import Aitken
-from implicit_solvers.solvers.anderson import Anderson
-from implicit_solvers.solvers.bisection import Bisection
-from implicit_solvers.solvers.chandrupatla import Chandrupatla
-from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
-from implicit_solvers.solvers.steffensen import Steffensen
+from implicit_solvers.solver import DirectSolver, Factors
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.task import Task, check_size, check_task, read_in_dims
 from implicit_solvers.tolerance import rms
 from implicit_solvers.traced_derivative import unless
 
 __all__ = ["obstacle", "solve_in_graph"]
-
-_EXPORTED = (FixedPointIteration, Anderson, Aitken, Steffensen, Chandrupatla, Bisection)
 
 
 def obstacle(task: Task, z0: Any, args: Any, run: Any) -> str | None:
@@ -46,33 +38,22 @@ def obstacle(task: Task, z0: Any, args: Any, run: Any) -> str | None:
         return why
     what = f"implicit_solvers: {kind} in a compiled graph"
     solver = task.solver if run is None else run
-    name = f"{type(solver).__name__}()" if run is None else "a solver of your own"
-    if not getattr(solver, "traceable", False):
+    if (why := solver_obstacle(kind, solver)) is not None:
+        return why
+    if torch.compiler.is_exporting() and not getattr(solver, "exportable", False):
         return (
-            f"{what} cannot use {name}, which is not traceable: use Newton(), Anderson(), LBFGS() "
-            "or another solver with traceable=True"
+            f"implicit_solvers: torch.export cannot trace derivatives, which "
+            f"{type(solver).__name__}() needs: use FixedPointIteration(), Anderson(), Aitken() or "
+            "another solver with exportable=True, or torch.compile"
         )
-    if torch.compiler.is_exporting() and not isinstance(solver, _EXPORTED):
-        return (
-            f"implicit_solvers: torch.export cannot trace derivatives, which {name} needs: use "
-            f"{_names(_EXPORTED)}, or torch.compile"
-        )
-    inner = getattr(solver, "linear_solver", None)
-    if inner is not None and (why := linear_obstacle(inner)) is not None:
-        return f"implicit_solvers: {type(solver).__name__} {why}"
     if not isinstance(task.adjoint, (ImplicitAdjoint, OneStepAdjoint)):
         return f"{what} cannot use {type(task.adjoint).__name__}: use ImplicitAdjoint()"
     backward = getattr(task.adjoint, "linear_solver", None)
-    if backward is not None and (why := linear_obstacle(backward)) is not None:
-        return f"implicit_solvers: the adjoint {why}"
+    if backward is not None and (why := solver_obstacle("the adjoint", backward)) is not None:
+        return why
     if task.adjoint_start is not None:
         return f"{what} cannot keep an adjoint_start: leave it out"
     return None
-
-
-def _names(classes: tuple[type, ...]) -> str:
-    names = [f"{cls.__name__}()" for cls in classes]
-    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def solve_in_graph(

@@ -84,6 +84,6 @@ def test_what_is_at_the_end_of_a_range_is_taken(name):
 def test_a_linear_solver_that_is_none(name):
     wanted = r"as LU\(\)" if name == "Newton" else r"as CG\(\)"
     for value in (ims.LU, "LU", 3):
-        with pytest.raises(TypeError, match=f"{name} has linear_solver=.*{wanted}"):
+        with pytest.raises(TypeError, match=f"linear_solver of {name} .*{wanted}"):
             made(name, linear_solver=value)
     made(name, linear_solver=ims.GMRES())

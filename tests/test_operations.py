@@ -100,8 +100,8 @@ RULES = {
     # forward; backward; both in operations and questions
     "alone": (solve, X[0], W, (170, 9), (69, 1)),
     "lanes": (vmap(solve, IN_LANES), X, W, (448, 8), (85, 1)),
-    "Picard, Neumann": (equilibrium(ims.Neumann(rtol=1e-10)), DRIVE, Q, (1544, 70), (1556, 67)),
-    "Picard, LU": (equilibrium(ims.LU()), DRIVE, Q, (1544, 70), (121, 3)),
+    "Picard, Neumann": (equilibrium(ims.Neumann(rtol=1e-10)), DRIVE, Q, (1586, 62), (1548, 67)),
+    "Picard, LU": (equilibrium(ims.LU()), DRIVE, Q, (1586, 62), (121, 3)),
     "CG": (laplacian, torch.randn(4096, dtype=F64), FIELD, (1142, 77), (1127, 75)),
 }
 DRAW = {"generator": torch.Generator().manual_seed(0), "dtype": F64}

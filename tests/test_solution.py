@@ -118,7 +118,7 @@ def f(z: Tensor, a: Tensor) -> Tensor:
 
 
 z = torch.ones(2)
-ims.root(f, z, (z,), solver="newton")  # error: incompatible type "str"; expected "EquationSolver
+ims.root(f, z, (z,), solver="newton")  # error: incompatible type "str"; expected "EquationMethod
 ims.root(f, z, (z,), solver=ims.Newton)  # error: incompatible type "type[Newton]"
 ims.minimize(f, z, (z,), solver=ims.CG())  # error: incompatible type "CG"
 ims.root(f, z, (z,), adjoint="unrolled")  # error: incompatible type "str"

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from implicit_solvers.linear.banded import Banded
-from implicit_solvers.linear.bicgstab import BiCGStab
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.cholesky import Cholesky
 from implicit_solvers.linear.diagonal import Diagonal
-from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lsmr import LSMR
 from implicit_solvers.linear.lu import LU
-from implicit_solvers.linear.minres import MINRES
-from implicit_solvers.linear.neumann import Neumann
 from implicit_solvers.linear.qr import QR
-from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.linear.structured import Structured
 from implicit_solvers.linear.superlu import SuperLU
+from implicit_solvers.solver import LinearSolver
 
-__all__ = ["DENSE_LIMIT", "default_linear_solver", "is_linear_solver"]
+__all__ = ["DENSE_LIMIT", "default_linear_solver"]
 
 DENSE_LIMIT = 512
 """Up to this many unknowns a matrix is formed and factored when no solver is named."""
-
-
-def is_linear_solver(solver: object) -> bool:
-    """Tell whether ``solver`` is an instance of a solver for linear systems."""
-    return isinstance(solver, (DirectSolver, CG, MINRES, GMRES, BiCGStab, LSMR, Neumann))
 
 
 def default_linear_solver(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
-from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
+from implicit_solvers.solver import DirectSolver, Factors
 
 __all__ = ["Cholesky"]
 

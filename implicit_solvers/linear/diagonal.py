@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
+from implicit_solvers.solver import DirectSolver, Factors
 
 __all__ = ["Diagonal"]
 
@@ -34,6 +35,8 @@ class Diagonal(DirectSolver):
     >>> ims.linear_solve(A, torch.tensor([2.0, 2.0]), solver=Diagonal()).value
     tensor([1.0000, 0.5000])
     """
+
+    diagonal_only: ClassVar[bool] = True
 
     def factor(self, A: LaneMap) -> Factors:
         """Return the diagonals."""

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.compiled_step import to_compile
+from implicit_solvers.agreement import nowhere, pick
 from implicit_solvers.hyperparameters import check_count
-from implicit_solvers.iterate import Outcome, iterate
-from implicit_solvers.linear.gmres_in_graph import gmres_compiled, gmres_in_graph
-from implicit_solvers.linear.iterative_refinement import refine
-from implicit_solvers.linear.mixed_precision import RoundedTensors
+from implicit_solvers.linear.iterative_refinement import RefinementState, begin_refinement, refine
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import LinearMethod
 from implicit_solvers.tolerance import rms
+from implicit_solvers.traced_loop import inside, repeat
 
 __all__ = ["GMRES"]
 
@@ -29,8 +27,10 @@ class GMRESState(NamedTuple):
     """The state of `GMRES`: the basis so far and the Hessenberg matrix, transposed.
 
     ``directions`` are the preconditioned basis vectors, empty without a preconditioner.
-    ``null`` is the row of norm one that is orthogonal to the columns of the Hessenberg matrix; the
-    residual is a multiple of ``V null^H``.
+    ``null (N, m + 1, 1)`` is the vector of norm one that is orthogonal to the columns of the
+    Hessenberg matrix, conjugated; the residual is a multiple of ``V null^H``. Lanes that
+    run are all at the column ``j``: a number, or, where nobody can be asked, a tensor ``(N,)``
+    beside arrays of the full size, in which what is not filled is zero.
     """
 
     start: Tensor
@@ -40,16 +40,23 @@ class GMRESState(NamedTuple):
     null: Tensor
     beta: Tensor
     columns: Tensor
-    j: int
+    j: Any
     error: Tensor
     flag: Tensor
 
     @property
+    def place(self) -> Any:
+        """The column that comes next: a number, or a tensor ``(1,)``."""
+        if not isinstance(self.j, Tensor):
+            return self.j
+        return torch.where(self.flag == 0, self.j, 0).amax(0, keepdim=True)
+
+    @property
     def z(self) -> Tensor:
         """The iterate ``x + M V y``, where ``y`` solves the small least-squares problem."""
-        if self.j == 0:
+        k = self.hessenberg.shape[1] if isinstance(self.j, Tensor) else self.j
+        if k == 0:
             return self.start
-        k = self.j
         # a lane that ended before the others has fewer columns: the rest get no weight
         own = torch.arange(k, device=self.columns.device) < self.columns.unsqueeze(-1)
         unit = torch.eye(k + 1, dtype=self.basis.dtype, device=self.basis.device)[1:]
@@ -107,7 +114,6 @@ class GMRES(LinearMethod):
 
     restart: int = 50
     inner_dtype: torch.dtype | None = None
-    _rounded: RoundedTensors | None = field(default=None, init=False, repr=False, compare=False)
     monotone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -124,62 +130,69 @@ class GMRES(LinearMethod):
                 f"GMRES has inner_dtype={self.inner_dtype!r}: pass torch.float32, or leave it out"
             )
 
-    def session(self) -> GMRES:
-        """Return a solver that keeps the rounded tensors of one solve for its derivatives."""
-        if self.inner_dtype is None:
-            return self
-        session = replace(self)
-        object.__setattr__(session, "_rounded", RoundedTensors())
-        return session
-
-    def whole(self, problem: Any, x: Tensor) -> Any:
-        """Iterate by compiled cycles, or in mixed precision by refinement."""
-        if self.inner_dtype is None:
-            form = to_compile(self, problem, x)
-            return None if form is None else gmres_compiled(self, form, x)
-        if x.dtype in (torch.float32, torch.complex64):
-            out = iterate(replace(self, inner_dtype=None), problem, x)
-            return out._replace(error=rms(problem.residual(out.z)))
-        if x.dtype not in (torch.float64, torch.complex128):
-            raise TypeError(
-                f"GMRES has inner_dtype={self.inner_dtype} and the vectors are {x.dtype}: convert "
-                "them to torch.float64, or leave inner_dtype out"
-            )
-        return refine(self, problem, x, self.inner_dtype, self._rounded or RoundedTensors())
-
-    def init(self, problem: LinearProblem, x: Tensor) -> GMRESState:
-        """Start at ``x``."""
-        return self._begin(problem, x, problem.first_residual(x))
-
-    def _begin(self, problem: LinearProblem, x: Tensor, r: Tensor) -> GMRESState:
-        n = x.shape[-1]
-        m = max(1, min(self.restart, n, self.max_steps))
-        beta = torch.linalg.vector_norm(r, dim=-1).reshape(-1, 1, 1)
-        basis = x.new_zeros(len(x), min(m, _FIRST) + 1, n)
-        basis[:, 0] = torch.where(beta[:, 0] > 0, r / beta[:, 0], 0.0)
-        directions = basis[:, :0] if problem.M is None else torch.zeros_like(basis[:, 1:])
-        hessenberg, null = x.new_zeros(len(x), m, m + 1), x.new_zeros(len(x), 1, m + 1)
-        null[..., 0] = 1
-        flag = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        error = rms(r)
-        return GMRESState(x, basis, directions, hessenberg, null, beta, flag, 0, error, flag)
-
-    def iterate_in_graph(self, problem: LinearProblem, x: Tensor) -> Outcome:
-        """Iterate from ``x`` in a compiled graph."""
-        if self.inner_dtype is not None:
+    def _refines(self, problem: LinearProblem) -> bool:
+        """Whether steps are cycles of `refine`."""
+        dtype = problem.b.dtype
+        if self.inner_dtype is None or dtype in (torch.float32, torch.complex64):
+            return False
+        if not problem.branches:
             raise ValueError(
                 f"GMRES has inner_dtype={self.inner_dtype} and runs in a compiled graph: leave "
                 "inner_dtype out"
             )
-        return gmres_in_graph(self, problem, x)
+        if dtype not in (torch.float64, torch.complex128):
+            raise TypeError(
+                f"GMRES has inner_dtype={self.inner_dtype} and the vectors are {dtype}: convert "
+                "them to torch.float64, or leave inner_dtype out"
+            )
+        return True
 
-    def refresh(self, problem: LinearProblem, state: GMRESState) -> GMRESState:
-        """Make room for the next vector, or start again from the iterate if there is none."""
-        j, m = state.j, state.hessenberg.shape[1]
-        if j == m:
-            x = state.z
-            return self._begin(problem, x, problem.residual(x))
-        if j + 1 < state.basis.shape[1]:
+    def error_at(self, problem: LinearProblem, x: Tensor, error: Tensor) -> Tensor:
+        """Return the error of the residual itself, as refinement has it."""
+        return error if self._refines(problem) else super().error_at(problem, x, error)
+
+    @property
+    def traceable(self) -> bool:  # type: ignore[override]
+        """Whether a solve can be part of a graph."""
+        return self.inner_dtype is None
+
+    def init(self, problem: LinearProblem, x: Tensor) -> GMRESState | RefinementState:
+        """Start at ``x``."""
+        if self._refines(problem):
+            return begin_refinement(self, problem, x)
+        m = max(1, min(self.restart, x.shape[-1], self.max_steps))
+        return self._begin(problem, x, problem.first_residual(x), m)
+
+    def _begin(self, problem: LinearProblem, x: Tensor, r: Tensor, m: int) -> GMRESState:
+        lanes, n = x.shape
+        beta = torch.linalg.vector_norm(r, dim=-1).reshape(-1, 1, 1)
+        rows = min(m, _FIRST) if problem.branches else m
+        basis = x.new_zeros(lanes, rows + 1, n)
+        basis[:, 0] = torch.where(beta[:, 0] > 0, r / beta[:, 0], 0.0)
+        directions = basis[:, :0] if problem.M is None else torch.zeros_like(basis[:, 1:])
+        hessenberg, null = x.new_zeros(lanes, m, m + 1), x.new_zeros(lanes, m + 1, 1)
+        null[:, 0] = 1
+        flag = torch.zeros(lanes, dtype=torch.int64, device=x.device)
+        j = 0 if problem.branches else flag
+        return GMRESState(x, basis, directions, hessenberg, null, beta, flag, j, rms(r), flag)
+
+    def refresh(self, problem: LinearProblem, state: Any) -> Any:
+        """Start again from the iterate if the space is full; make room for the next vector."""
+        if isinstance(state, RefinementState):
+            return state
+        j, m = state.place, state.hessenberg.shape[1]
+        ends = m >= self.max_steps and self.check_every == 1  # before it is full
+        full = not ends and j == m
+        if not nowhere(full):
+
+            def residual(_: Any) -> tuple[Tensor, Tensor]:
+                x = state.z
+                return x, inside(problem).residual(x)
+
+            where, none = torch.as_tensor(full), (state.start, state.start)
+            x, r = repeat(lambda _: where.all(), residual, none, most=1)
+            return pick(full, self._begin(problem, x, r, m), state)
+        if isinstance(j, Tensor) or j + 1 < state.basis.shape[1]:
             return state
         more = torch.zeros_like(state.basis[:, : min(j, m - j)])
         basis = torch.cat([state.basis, more], dim=1)
@@ -188,16 +201,18 @@ class GMRES(LinearMethod):
             directions = torch.cat([directions, more], dim=1)
         return state._replace(basis=basis, directions=directions)
 
-    def step(self, problem: LinearProblem, state: GMRESState) -> GMRESState:
+    def step(self, problem: LinearProblem, state: Any) -> GMRESState | RefinementState:
         """Add a vector to the basis and a column to the Hessenberg matrix."""
-        j = state.j
-        # Columns past a lane's own count are never read: writing them in place disturbs no lane.
-        basis, directions, hessenberg = state.basis, state.directions, state.hessenberg
-        direction = problem.precondition(basis[:, j])
+        if isinstance(state, RefinementState):
+            return refine(self, problem, state)
+        j, basis, directions = state.place, state.basis, state.directions
+        in_graph = isinstance(j, Tensor)
+        v = basis.index_select(1, j).squeeze(1) if in_graph else basis[:, j]
+        direction = problem.precondition(v)
         if problem.M is not None:
-            directions[:, j] = direction
+            directions = _put(directions, j, direction.unsqueeze(1))
         w = problem.A.mv(direction).unsqueeze(-2)
-        old = basis[:, : j + 1]
+        old = basis if in_graph else basis[:, : j + 1]
         dual = old.mH
         h = w @ dual
         w = torch.baddbmm(w, h, old, alpha=-1)
@@ -205,27 +220,40 @@ class GMRES(LinearMethod):
         w = torch.baddbmm(w, again, old, alpha=-1)
         h = h + again
         length = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-        column = torch.cat([h, length], dim=-1)
-        hessenberg[:, j : j + 1, : j + 2] = column
+        column = (
+            h.index_copy(2, j + 1, length.to(h.dtype)) if in_graph else torch.cat([h, length], -1)
+        )
         before = torch.linalg.vector_norm(column, dim=-1, keepdim=True)
         rounding = 10 * torch.finfo(before.dtype).eps * before
         grows = length > rounding
-        torch.div(w, torch.where(grows, length, torch.inf), out=basis[:, j + 1 : j + 2])
 
+        along = h @ state.null[:, : h.shape[-1]]
         length = torch.where(grows, length, 0 * before)  # not a number if the product is none
-        along = h @ state.null[..., : j + 1].mT
         size = torch.linalg.vector_norm(torch.cat([along, length], -1), dim=-1, keepdim=True)
         # a column that adds nothing gets no weight
         singular = size <= rounding
         shrink = torch.where(singular, 1.0, length / size)
-        null = shrink * state.null
-        null[..., j + 1 : j + 2] = torch.where(singular, 0.0, -along / size)
         error = state.error * shrink.flatten()
         stuck = (error > 0) & ~grows.flatten()
         return state._replace(
-            null=null,
+            basis=_put(basis, j + 1, w / torch.where(grows, length, torch.inf)),
+            directions=directions,
+            hessenberg=_put(state.hessenberg, j, column),
+            null=_put(shrink * state.null, j + 1, torch.where(singular, 0.0, -along / size)),
             columns=state.columns + ~singular.flatten(),
-            j=j + 1,
+            j=state.j + 1,
             error=error,
             flag=torch.where(stuck, int(Status.BREAKDOWN), 0),
         )
+
+
+def _put(rows: Tensor, j: Any, row: Tensor) -> Tensor:
+    """Return ``rows (N, m, k)`` with ``row (N, 1, k)`` in the place ``j``.
+
+    On the host it is written: columns past a lane's own count are never read, so that this
+    disturbs no lane; and ``row`` may be shorter.
+    """
+    if isinstance(j, Tensor):
+        return rows.index_copy(1, j, row)
+    rows[:, j : j + 1, : row.shape[-1]] = row
+    return rows

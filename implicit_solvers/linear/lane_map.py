@@ -21,6 +21,7 @@ from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
+from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.template import Products, Template
 from implicit_solvers.traced_loop import alias
 
@@ -54,6 +55,8 @@ class LaneMap:
     graph
         Of a Jacobian: a point, and the function's value there with its graph, on which products
         are made then. `take` leaves it behind.
+    memory
+        What the solve keeps that the map is of; one of its own if left out.
     local
         In a compiled graph: whether the map is used in the body that makes it only. A
         linearization cannot be carried into the body of a loop.
@@ -72,8 +75,10 @@ class LaneMap:
         basis: Tensor | None = None,
         local: bool = False,
         graph: tuple[Tensor, Tensor] | None = None,
+        memory: SolveMemory | None = None,
     ) -> None:
         self.graph = graph
+        self.memory = SolveMemory() if memory is None else memory
         self.basis, self.local = basis, local
         self.template, self.lanes, self.shape = template, lanes, shape
         self.tensors: Sequence[Tensor] = tuple(tensors)
@@ -106,11 +111,13 @@ class LaneMap:
     def _make_products(self) -> Products:
         if compiling() and not self.local:
             return self.template.products(self.lanes, self._like(), self.tensors)
-        if self._products is None and self.graph is not None:
-            self._products = products_on_graph(*self.graph, symmetric=self.symmetric)
-        elif self._products is None:
-            self._products = self.template.products(self.lanes, self._like(), self.tensors)
-        return self._products
+        products = self._products  # Dynamo reads None of what it has just stored
+        if products is None and self.graph is not None:
+            products = products_on_graph(*self.graph, symmetric=self.symmetric)
+        elif products is None:
+            products = self.template.products(self.lanes, self._like(), self.tensors)
+        self._products = products
+        return products
 
     def _apply(self, which: int, v: Tensor) -> Tensor:
         if self.matrices is not None:

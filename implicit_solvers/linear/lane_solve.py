@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import pick
 from implicit_solvers.compiling import compiling
-from implicit_solvers.iterate import IterativeSolver, iterate
+from implicit_solvers.iterate import iterate
 from implicit_solvers.lanes import Lanes
-from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.problem import LinearProblem
@@ -20,8 +20,9 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.template import Template
 from implicit_solvers.monitoring import observe
 from implicit_solvers.solution import Status, enforce, failed
+from implicit_solvers.solver import DirectSolver
 from implicit_solvers.tolerance import largest, rms
-from implicit_solvers.traced_loop import inside, loop_in_graph
+from implicit_solvers.traced_loop import inside, repeat
 
 __all__ = ["solve_in_lanes"]
 
@@ -106,6 +107,7 @@ def solve_in_lanes(
             like=b,
             columns=grid.columns,
             transposed=spec.transposed,
+            memory=spec.memory,
         )
 
     memory = spec.adjoint_start if spec.adjoint else None
@@ -232,15 +234,6 @@ def _spread(
     return whole.reshape((math.prod(grid), *rest))
 
 
-def _by_factors(solver: DirectSolver, A: LaneMap, factors: tuple[Tensor, ...], b: Tensor) -> Tensor:
-    """Solve in all lanes by the factors of the operators."""
-    if A.columns == 1:
-        return solver.solve(factors, b.unsqueeze(-1), A.transposed).squeeze(-1)
-    columns = b.reshape(A.columns, A.grid, b.shape[-1]).permute(1, 2, 0)
-    x = solver.solve(factors, columns, A.transposed)
-    return x.permute(2, 0, 1).reshape(len(b), -1)
-
-
 def _correct(
     solver: Any, A: LaneMap, b: Tensor, factors: tuple[Tensor, ...], idle: Tensor | None
 ) -> tuple[Tensor, int] | None:
@@ -249,8 +242,8 @@ def _correct(
     A correction leaves of the error the part that it had of the solution. Lanes that are ``idle``
     have no say. Returns the solution and the number of solves.
     """
-    x = _by_factors(solver, A, factors, b)
-    correction = _by_factors(solver, A, factors, b - A.mv(x))
+    x = solver.solve_lanes(A, factors, b)
+    correction = solver.solve_lanes(A, factors, b - A.mv(x))
     rate, size = (v.abs().amax(-1) for v in (correction, x))
     rate = rate / size.clamp(min=torch.finfo(b.dtype).tiny)
     # nobody has looked at these pivots since the last steps of their lanes
@@ -264,7 +257,7 @@ def _correct(
     if not slowest**_CORRECTIONS * slowest <= goal:
         return None
     while left > goal:
-        x = x + _by_factors(solver, A, factors, b - A.mv(x))
+        x = x + solver.solve_lanes(A, factors, b - A.mv(x))
         left, steps = left * slowest, steps + 1
     if not solver.exact and bool(_far(b - A.mv(x), b).any()):
         return None
@@ -287,49 +280,36 @@ def _solve_directly(
     one = torch.ones(len(b), dtype=torch.int64, device=b.device)
     A.form()
     factors = hints or solver.factor(A)
-    x = _by_factors(solver, A, factors, b)
+    x = solver.solve_lanes(A, factors, b)
     return x, solver.status(factors).repeat(A.columns), one, None, factors
 
 
 def _solve_iteratively(
-    solver: IterativeSolver, problem: LinearProblem, x: Tensor
+    solver: Any, problem: LinearProblem, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Iterate, and go on from there where the recursive residual promised more than is true.
 
     Returns the solution, the status, the iterations, and the residual where it is known.
     """
-    b = problem.b
-    # refinement judges by the residual itself
-    measured = getattr(solver, "inner_dtype", None) is not None
+    # where ``A`` has null spaces, another error is judged
+    measured = not any(solver.nullspaces(1, 1))
     if solver.rtol is None:
         out = iterate(solver, problem, x)
-        return out.z, out.status, out.iterations, out.error if measured else None
+        error = solver.error_at(problem, out.z, out.error) if measured else None
+        return out.z, out.status, out.iterations, error
     goal = problem.tolerance(solver, None)
-    judge = getattr(solver, "error_at", None)
 
     def go_on(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x, status, iterations, short, error = carry
-        here = inside(problem)
+        here, (x, _, iterations, short, _) = inside(problem), carry
         out = iterate(solver, here, x)
-        x = torch.where(short.unsqueeze(-1), out.z, x)
-        status = torch.where(short, out.status, status)
-        iterations = torch.where(short, iterations + out.iterations, iterations)
-        if measured:
-            error = torch.where(short, out.error, error)
-        else:
-            error = rms(here.residual(x)) if judge is None else judge(here, x)
+        error = solver.error_at(here, out.z, out.error)
+        made = (out.z, out.status, iterations + out.iterations, error)
+        x, status, iterations, error = pick(short, made, (x, carry[1], iterations, carry[4]))
         short = (status == int(Status.CONVERGED)) & (error > 1.1 * goal)
         return x, status, iterations, short, error
 
-    none = torch.zeros(len(b), dtype=torch.int64, device=b.device)
-    carry: tuple[Tensor, ...] = (x, none, none, torch.ones_like(none, dtype=torch.bool), 0 * goal)
-    if compiling():
-        carry = loop_in_graph(lambda c: c[3].any(), go_on, carry, 4)
-    else:
-        for _ in range(4):
-            if not bool(carry[3].any()):
-                break
-            carry = go_on(carry)
-    x, status, iterations, short, error = carry
+    none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    carry = (x, none, none, torch.ones_like(none, dtype=torch.bool), rms(problem.b))
+    x, status, iterations, short, error = repeat(lambda c: c[3].any(), go_on, carry, 4)
     status = torch.where(short, int(Status.STALLED), status)
-    return x, status, iterations, error if judge is None else None
+    return x, status, iterations, error if measured else None

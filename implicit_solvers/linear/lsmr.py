@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,7 +110,9 @@ class LSMR(LinearMethod):
         cosine = torch.where(normal > 0, normal / (size * _norm(residual)), 0.0).squeeze(-1)
         return torch.minimum(rms(residual), cosine * rms(problem.b))
 
-    def error_at(self, problem: LinearProblem, x: Tensor) -> Tensor:
+    starts: ClassVar[bool] = False
+
+    def error_at(self, problem: LinearProblem, x: Tensor, error: Tensor) -> Tensor:
         """Return what is compared with the tolerance, from products with ``x``."""
         r = problem.residual(x)
         return self._error(problem, r, _norm(problem.A.rmv(r)), self._size(problem))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +23,8 @@ from implicit_solvers.linear.preconditioners import DiagonalMap
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.linear.tridiagonal import TridiagonalOperator
-from implicit_solvers.torch_internals import version
 
-__all__ = ["RoundedTensors", "RoundedVectors", "made_of_tensors", "rounded"]
+__all__ = ["RoundedVectors", "made_of_tensors", "rounded"]
 
 _MADE_OF_TENSORS = (
     DiagonalOperator,
@@ -35,40 +33,6 @@ _MADE_OF_TENSORS = (
     SparseOperator,
     TridiagonalOperator,
 )
-
-
-class RoundedTensors:
-    """The tensors of a solve's operators in a lower precision, kept for its derivatives.
-
-    One is rounded again if it is another than before, or was written to.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = {}
-
-    def of(self, tensors: Sequence[Tensor], name: str, dtype: torch.dtype) -> list[Tensor]:
-        """Return the tensors of the operator called ``name``; those of other kinds as they are."""
-        return [self._one(t, (name, place), dtype) for place, t in enumerate(tensors)]
-
-    def _one(self, tensor: Tensor, key: tuple[str, int], dtype: torch.dtype) -> Tensor:
-        if tensor.dtype not in (torch.float64, torch.complex128):
-            return tensor
-        if tensor.is_complex():
-            dtype = dtype.to_complex()
-        if tensor.is_inference():  # it has no version
-            return tensor.to(dtype)
-        known = self._kept.get(key)
-        if known is not None and known[2].dtype == dtype and _unchanged(known[0], known[1], tensor):
-            return known[2]
-        source = tensor.detach()  # shares the version
-        self._kept[key] = source, version(source), source.to(dtype)
-        return self._kept[key][2]
-
-
-def _unchanged(source: Tensor, before: int, tensor: Tensor) -> bool:
-    same = source.data_ptr() == tensor.data_ptr() and source.dtype == tensor.dtype
-    alike = source.shape == tensor.shape and source.stride() == tensor.stride()
-    return same and alike and version(source) == before and source.is_conj() == tensor.is_conj()
 
 
 class RoundedVectors:
@@ -94,34 +58,22 @@ class RoundedVectors:
         return RoundedVectors(self.A.take(index))
 
 
-def rounded(problem: LinearProblem, dtype: torch.dtype, tensors: RoundedTensors) -> LinearProblem:
-    """Return the problem in a lower precision.
+def rounded(problem: LinearProblem, dtype: torch.dtype) -> LinearProblem:
+    """Return a problem of float64 or complex128 in a lower precision, the real ``dtype``.
 
     Operators made of tensors are rounded; those of functions multiply in their own precision.
-
-    Parameters
-    ----------
-    problem
-        A problem in float64 or complex128.
-    dtype
-        The precision, real: float32.
-    tensors
-        The operators' tensors that were rounded before.
     """
     b = problem.b
     low = dtype.to_complex() if b.is_complex() else dtype
-    A = _rounded_map(problem.A, low, dtype, tensors, "A")
     M: Any = problem.M
     if isinstance(M, DiagonalMap):
         M = replace(M, entries=M.entries.to(low if M.entries.is_complex() else dtype))
     elif M is not None:
-        M = _rounded_map(M, low, dtype, tensors, "M")
-    return LinearProblem(A, b.to(low), M)
+        M = _rounded_map(M, low, dtype, "M")
+    return LinearProblem(_rounded_map(problem.A, low, dtype, "A"), b.to(low), M)
 
 
-def _rounded_map(
-    A: LaneMap, vectors: torch.dtype, dtype: torch.dtype, tensors: RoundedTensors, name: str
-) -> Any:
+def _rounded_map(A: LaneMap, vectors: torch.dtype, dtype: torch.dtype, name: str) -> Any:
     template = A.template
     if not (isinstance(template, OperatorTemplate) and template.functionless):
         return RoundedVectors(A)
@@ -134,7 +86,7 @@ def _rounded_map(
         template,
         A.lanes,
         A.shape,
-        tensors.of(A.tensors, name, dtype),
+        A.memory.rounded(A.tensors, name, dtype),
         like=A.like.to(vectors),
         columns=A.columns,
         transposed=A.transposed,

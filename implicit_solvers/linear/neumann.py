@@ -51,10 +51,19 @@ class Neumann(LinearMethod):
     tensor([1., 2.])
     """
 
+    @property
+    def biased(self) -> bool:
+        """Whether the series ends before its tolerance says so."""
+        return self.rtol is None
+
     def init(self, problem: LinearProblem, x: Tensor) -> NeumannState:
         """Start at ``x``."""
         r = problem.residual(x)
         return NeumannState(x, r, problem.size(r))
+
+    def error_at(self, problem: LinearProblem, x: Tensor, error: Tensor) -> Tensor:
+        """Return the error, that of the residual itself."""
+        return error
 
     def step(self, problem: LinearProblem, state: NeumannState) -> NeumannState:
         """Add the next term."""

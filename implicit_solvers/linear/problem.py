@@ -19,8 +19,46 @@ __all__ = ["ForcedProblem", "LinearProblem"]
 class LinearProblem:
     """``A x = b`` in each of N lanes, with a preconditioner ``M`` that approximates the inverse.
 
-    ``b`` and ``x`` are measured in a ``unit (N,)`` of each lane, in which an absolute tolerance is
-    not; left out, it is 1.
+    A linear solver of your own gets one in ``init(problem, x)`` and ``step(problem, state)``: see
+    `LinearMethod`. The library makes it.
+
+    Parameters
+    ----------
+    A
+        The operators; ``A.mv(v)`` and ``A.rmv(v)`` are products with vectors ``(N, n)``, of a
+        floating or complex dtype.
+    b
+        The right-hand sides ``(N, m)``.
+    M
+        The preconditioners.
+    unit
+        What ``b`` and ``x`` are measured in, ``(N,)``, and an absolute tolerance is not; 1 if left
+        out.
+    traced
+        Whether steps are compiled: then no branch may depend on values.
+
+    Examples
+    --------
+    The relative residual of some steps of Richardson's iteration, ``x <- x + (b - A x)``:
+
+    >>> from dataclasses import dataclass
+    >>> from typing import Any, NamedTuple
+    >>> import implicit_solvers as ims
+    >>> class State(NamedTuple):
+    ...     z: torch.Tensor
+    ...     error: torch.Tensor
+    ...     flag: torch.Tensor
+    >>> @dataclass(frozen=True)
+    ... class Richardson(ims.LinearMethod):
+    ...     def init(self, problem: LinearProblem, x):
+    ...         error = ims.rms(problem.residual(x))
+    ...         return State(x, error, torch.zeros(len(x), dtype=torch.int64))
+    ...
+    ...     def step(self, problem: LinearProblem, state):
+    ...         return self.init(problem, state.z + problem.residual(state.z))
+    >>> A = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    >>> ims.linear_solve(A, torch.tensor([2.0, 2.0]), solver=Richardson()).value
+    tensor([1., 2.])
     """
 
     linear: ClassVar[bool] = True
@@ -43,6 +81,11 @@ class LinearProblem:
     def separable(self) -> bool:
         """Whether lanes can be selected."""
         return self.A.separable and (self.M is None or self.M.separable)
+
+    @property
+    def branches(self) -> bool:
+        """Whether a step may ask for values: not in what is compiled."""
+        return not (self.traced or compiling())
 
     def tolerance(self, solver: Any, z: Tensor | None) -> Any:
         """Return the largest ``rms(b - A x)`` that counts as solved, whatever ``z``."""
@@ -95,7 +138,7 @@ class LinearProblem:
 
     def first_residual(self, x: Tensor) -> Tensor:
         """Return ``b - A x``, without the product at the usual start, zero."""
-        if compiling() or bool((x != 0).any()):
+        if not self.branches or bool((x != 0).any()):
             return self.residual(x)
         return self.b.clone()
 

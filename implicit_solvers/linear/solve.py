@@ -13,37 +13,29 @@ from torch.func import vmap
 
 from implicit_solvers.affine_norms import WeightsApart
 from implicit_solvers.autodiff import unwatched
-from implicit_solvers.capture import (
-    Captured,
-    Substitution,
-    capture,
-    isolated,
-    nested,
-    resolve,
-)
+from implicit_solvers.capture import Captured, Substitution, capture, isolated, nested, resolve
 from implicit_solvers.compiling import compiling, outside_of_graphs
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.guarded_call import is_of_devices
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
-from implicit_solvers.linear.choice import default_linear_solver, is_linear_solver
-from implicit_solvers.linear.direct import DirectSolver
-from implicit_solvers.linear.gmres import GMRES
+from implicit_solvers.linear.choice import default_linear_solver
 from implicit_solvers.linear.lanewise import in_lanes
 from implicit_solvers.linear.linear_operator import LinearOperator
-from implicit_solvers.linear.lsmr import LSMR
 from implicit_solvers.linear.mixed_precision import made_of_tensors
 from implicit_solvers.linear.operator_lanes import carried_lanes, read_operator_dims
 from implicit_solvers.linear.operator_template import OperatorTemplate
 from implicit_solvers.linear.operators import FunctionOperator, JacobianOperator, MatrixOperator
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
+from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.sparse import SparseOperator
-from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
+from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.traced_system import solve_linear_in_graph, system_obstacle
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure, Solution, Status
+from implicit_solvers.solver import LinearSolver, refuse_other_solvers
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.torch_internals import (
     frames_compiled,
@@ -183,22 +175,17 @@ def linear_solve(
             detect=isinstance(A, JacobianOperator) and A.detect,
             rectangular=A.rectangular,
         )
-    if A.rectangular and not hasattr(solver, "nullspaces"):
+    if A.rectangular and not any(solver.nullspaces(structure.size, unknowns.size)):
         raise ValueError(
             f"A is rectangular, {structure.size} x {unknowns.size}, and {type(solver).__name__} "
             "solves square systems: use QR(), SVD() or LSMR()"
         )
     check_adjoint_start(adjoint_start, solver)
-    if x0 is not None and isinstance(solver, DirectSolver):
-        raise ValueError(
-            f"x0 is given, and {type(solver).__name__} is a direct solver, which has no "
-            "start: leave x0 out, or use CG() or GMRES()"
-        )
-    if isinstance(solver, LSMR) and not (x0 is None and preconditioner is None):
+    if not (solver.starts or (x0 is None and preconditioner is None)):
         what = "preconditioner" if x0 is None else "x0"
         raise ValueError(
-            f"{what} is given, and with it LSMR() would not find the solution of least norm: solve "
-            "for x - x0 with the right-hand side b - A x0, or scale the operator"
+            f"{what} is given, and {type(solver).__name__}() takes none: leave it out, solve for "
+            "what is left of b (b - A x0), or use CG() or GMRES()"
         )
     if x0 is not None:
         _check_start(x0, b)
@@ -206,11 +193,6 @@ def linear_solve(
         raise ValueError(
             "in_dims is given, and of this preconditioner it is not known which of its tensors "
             "carry the lanes: pass one that is made of tensors, as a MatrixOperator, or Jacobi()"
-        )
-    if preconditioner is not None and isinstance(solver, DirectSolver):
-        raise ValueError(
-            f"preconditioner is given, and {type(solver).__name__} is a direct solver: leave it "
-            "out, or use CG() or GMRES()"
         )
 
     if compiling() or frames_compiled():
@@ -269,12 +251,8 @@ def _lanes_known(preconditioner: Any, structure: Structure) -> bool:
 
 
 def _check_solver(solver: Any, preconditioner: Any) -> None:
-    if solver is not None and not is_linear_solver(solver):
-        what = "the class" if isinstance(solver, type) else "an object of type"
-        name = getattr(solver, "__name__", type(solver).__name__)
-        raise TypeError(
-            f"solver is {what} {name}: pass an instance of a linear solver, as LU() or CG()"
-        )
+    if solver is not None:
+        refuse_other_solvers(solver)
     if isinstance(preconditioner, type) or not (
         preconditioner is None
         or isinstance(preconditioner, (LinearOperator, Jacobi))
@@ -297,7 +275,7 @@ def check_adjoint_start(start: Any, solver: LinearSolver | None) -> None:
         )
     if solver is None:
         raise ValueError("adjoint_start is given, and the adjoint makes no solve: leave it out")
-    if isinstance(solver, (DirectSolver, LSMR)):
+    if not solver.starts:
         raise ValueError(
             f"adjoint_start is given, and the backward solve by {type(solver).__name__} has no "
             "start: leave it out, or name an iterative solver, as GMRES() or CG()"
@@ -391,8 +369,6 @@ def _solve(
     adjoint_start: AdjointStart | None,
 ) -> Solution[Any]:
     template, tensors = operator_template(A, b, structure, "A")
-    if isinstance(solver, (DirectSolver, GMRES)):
-        solver = solver.session()
     M: Any = preconditioner
     M_tensors: list[Tensor] = []
     M_carried: list[bool] | None = []
@@ -422,6 +398,7 @@ def _solve(
         preconditioner_tensors=len(M_tensors),
         adjoint_start=None if adjoint_start is None else AdjointMemory(adjoint_start, structure),
         monitors=monitors(),
+        memory=SolveMemory(),
     )
     start = None
     if x0 is not None:

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.iterate import IterativeSolver
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
-from implicit_solvers.linear.direct import DirectSolver
 from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.template import Template
 from implicit_solvers.masking import lane_gradient
 from implicit_solvers.monitoring import Monitor
 from implicit_solvers.solution import OnFailure
+from implicit_solvers.solver import LinearSolver
 
-__all__ = ["LinearSolveSpec", "LinearSolver"]
-
-
-class IterativeLinearSolver(IterativeSolver, Protocol):
-    """An iterative method for linear systems, as `CG`; ``symmetric_only`` tells for which."""
-
-    symmetric_only: ClassVar[bool]
-
-
-LinearSolver = DirectSolver | IterativeLinearSolver
+__all__ = ["LinearSolveSpec"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,8 @@ class LinearSolveSpec:
     Its operands are, in this order, ``hints`` factors of a direct solver (``exact`` if they are
     those of this very operator), the tensors of the preconditioner, and those of the operator. If
     the operator is a Jacobian, ``graph`` may be a point and the value there, with its graph.
-    ``monitors`` were open when what is differentiated was solved.
+    ``monitors`` were open when what is differentiated was solved, and the ``memory`` is the solve's
+    and its derivatives'.
     """
 
     template: Template
@@ -55,6 +46,7 @@ class LinearSolveSpec:
     adjoint_start: AdjointMemory | None = None
     graph: tuple[Tensor, Tensor] | None = None
     monitors: tuple[Monitor, ...] = ()
+    memory: SolveMemory | None = None
 
     @property
     def operator_lanes(self) -> Lanes:
@@ -75,10 +67,7 @@ class LinearSolveSpec:
     def nullspaces(self) -> tuple[bool, bool]:
         """Whether ``A^T`` and ``A`` may map something to zero: then ``x = A^+ b``."""
         shape = self.template.shape
-        find = getattr(self.solver, "nullspaces", None)
-        if find is None:
-            return False, False
-        left, right = find(*shape) if shape is not None else find(1, 1)
+        left, right = self.solver.nullspaces(*(shape or (1, 1)))
         return (right, left) if self.transposed else (left, right)
 
     def size(self, b: Tensor) -> int:

@@ -11,9 +11,9 @@ from torch import Tensor
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.linear.banded import Banded
 from implicit_solvers.linear.diagonal import Diagonal
-from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.lu import LU
+from implicit_solvers.solver import DirectSolver, Factors, check_linear_solver
 
 __all__ = ["Structured"]
 
@@ -65,15 +65,13 @@ class Structured(DirectSolver):
     # Dynamo cannot make an object whose default is one
     fallback: DirectSolver = field(default_factory=lambda: LU())
     keepable: ClassVar[bool] = False
+    traceable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse a width that is none, and a fallback that factors nothing."""
         check_count(self, "widest")
-        if not isinstance(self.fallback, DirectSolver):
-            raise TypeError(
-                f"Structured has fallback={self.fallback!r}, which is not direct: pass LU()"
-            )
-        if any(getattr(self.fallback, "nullspaces", lambda m, n: ())(1, 1)):
+        check_linear_solver(self, "fallback", kind=DirectSolver)
+        if any(self.fallback.nullspaces(1, 1)):
             raise ValueError(
                 f"Structured has fallback={self.fallback!r}, which solves singular systems, and "
                 "diagonals and bands do not: pass LU() or QR(), or use the fallback alone"

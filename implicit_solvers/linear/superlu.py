@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import scipy.sparse
@@ -11,10 +11,10 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.solution import Status
+from implicit_solvers.solver import DirectSolver, Factors
 
 __all__ = ["SuperLU"]
 
@@ -50,7 +50,7 @@ class SuperLU(DirectSolver):
     """
 
     ordering: Literal["NATURAL", "MMD_ATA", "MMD_AT_PLUS_A", "COLAMD"] = "COLAMD"
-    _kept: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+    traceable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse an ordering that SuperLU does not know."""
@@ -59,10 +59,6 @@ class SuperLU(DirectSolver):
                 f"SuperLU has ordering={self.ordering!r}: use NATURAL, MMD_ATA, MMD_AT_PLUS_A or "
                 "COLAMD"
             )
-
-    def session(self) -> SuperLU:
-        """Return a solver that keeps the factors of one solve, which are no tensors."""
-        return SuperLU(self.ordering)
 
     def factor(self, A: LaneMap) -> Factors:
         """Return the number of each factorization among those kept, and its status."""
@@ -85,13 +81,14 @@ class SuperLU(DirectSolver):
 
         values = A.on_grid(entries)
         places = (_array(operator.rows), _array(operator.columns))
-        number, status = len(self._kept), []
+        kept = A.memory.factorizations
+        number, status = len(kept), []
         for lane in _array(values.reshape(A.grid, -1)):
             matrix = scipy.sparse.coo_array((lane, places), shape=operator.shape).tocsc()
             factors, how = self._factor_lane(matrix)
-            self._kept.append(factors)
+            kept.append(factors)
             status.append(how)
-        numbers = torch.arange(number, len(self._kept), device=values.device)
+        numbers = torch.arange(number, len(kept), device=values.device)
         return numbers, torch.tensor(status, dtype=torch.int64, device=values.device)
 
     def _factor_lane(self, matrix: Any) -> tuple[Any, int]:
@@ -106,14 +103,14 @@ class SuperLU(DirectSolver):
         tolerance = matrix.shape[0] * np.finfo(matrix.dtype).eps
         return factors, 0 if (pivots > tolerance * largest).all() else int(Status.SINGULAR)
 
-    def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
-        """Return ``A^-1 b`` or ``A^-T b``."""
-        numbers, status = factors
+    def solve_lanes(self, A: LaneMap, factors: Factors, b: Tensor) -> Tensor:
+        """Return the solution in all lanes, by the factorizations that the solve keeps."""
         x = np.full(b.shape, np.nan, dtype=_array(b.new_zeros(0)).dtype)
-        lanes = zip(numbers.tolist(), status.tolist(), _array(b), strict=True)
-        for i, (number, how, rhs) in enumerate(lanes):
+        rhs, trans = _array(b), "H" if A.transposed else "N"
+        for i, (number, how) in enumerate(zip(*(t.tolist() for t in factors), strict=True)):
             if how == 0:
-                x[i] = self._kept[number].solve(rhs, trans="H" if transposed else "N")
+                lanes = slice(i, None, A.grid)
+                x[lanes] = A.memory.factorizations[number].solve(rhs[lanes].T, trans=trans).T
         return torch.from_numpy(x).to(b.device)
 
     def status(self, factors: Factors) -> Tensor:

@@ -8,66 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.compiling import common_obstacle
+from implicit_solvers.compiling import common_obstacle, solver_obstacle
 from implicit_solvers.linear.adjoint_start import AdjointStart
-from implicit_solvers.linear.banded import Banded
-from implicit_solvers.linear.bicgstab import BiCGStab
-from implicit_solvers.linear.cg import CG
-from implicit_solvers.linear.cholesky import Cholesky
-from implicit_solvers.linear.diagonal import Diagonal
-from implicit_solvers.linear.direct import DirectSolver, Factors
-from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lane_solve import solve_in_lanes
 from implicit_solvers.linear.linear_operator import LinearOperator
-from implicit_solvers.linear.lsmr import LSMR
-from implicit_solvers.linear.lu import LU
-from implicit_solvers.linear.minres import MINRES
-from implicit_solvers.linear.neumann import Neumann
-from implicit_solvers.linear.qr import QR
 from implicit_solvers.linear.rule import with_factors
-from implicit_solvers.linear.specification import LinearSolver, LinearSolveSpec
-from implicit_solvers.linear.svd import SVD
+from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.solution import OnFailure, failed
+from implicit_solvers.solver import DirectSolver, Factors, LinearSolver
 from implicit_solvers.traced_derivative import unless, with_adjoint, with_inverse
 
 __all__ = [
-    "TRACED_LINEAR",
     "differentiated",
-    "linear_obstacle",
     "solve_linear_in_graph",
     "system_obstacle",
 ]
-
-TRACED_LINEAR: tuple[type, ...] = (
-    LU,
-    Cholesky,
-    Diagonal,
-    Banded,
-    QR,
-    SVD,
-    CG,
-    MINRES,
-    GMRES,
-    BiCGStab,
-    LSMR,
-    Neumann,
-)
-
-
-def linear_obstacle(solver: LinearSolver) -> str | None:
-    """Say why a linear solver cannot be part of a graph, and what to do; None if it can."""
-    if isinstance(solver, GMRES) and solver.inner_dtype is not None:
-        return (
-            f"cannot use GMRES(inner_dtype={solver.inner_dtype}) in a compiled graph: leave "
-            "inner_dtype out"
-        )
-    if isinstance(solver, TRACED_LINEAR):
-        return None
-    names = [f"{cls.__name__}()" for cls in TRACED_LINEAR]
-    return (
-        f"cannot use {type(solver).__name__}() in a compiled graph: use {', '.join(names[:-1])} or "
-        f"{names[-1]}"
-    )
 
 
 def system_obstacle(
@@ -82,9 +37,9 @@ def system_obstacle(
     """Say why a linear solve cannot be part of a graph, and what to do; None if it can."""
     if (why := common_obstacle("linear_solve", on_failure, (A, b))) is not None:
         return why
+    if (why := solver_obstacle("linear_solve", solver)) is not None:
+        return why
     what = "implicit_solvers: linear_solve"
-    if (why := linear_obstacle(solver)) is not None:
-        return f"{what} {why}"
     iterative = not isinstance(solver, DirectSolver)
     if torch.compiler.is_exporting() and iterative and not torch.compiler.is_dynamo_compiling():
         return f"{what} by {type(solver).__name__}() is exported with strict=True only"

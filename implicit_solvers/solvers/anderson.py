@@ -87,6 +87,7 @@ class Anderson(EquationMethod):
     regularization: float = 0.0
     growth: float = 2.0
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
+    exportable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""

@@ -69,6 +69,7 @@ class Bisection(EquationMethod):
     expansions: int = 100
     brackets: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
+    exportable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""

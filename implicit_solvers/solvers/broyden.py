@@ -10,9 +10,9 @@ from torch import Tensor
 
 from implicit_solvers.agreement import Mask, both, either, pick
 from implicit_solvers.hyperparameters import check_count, check_number
-from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
+from implicit_solvers.solver import DirectSolver, Factors, check_linear_solver
 from implicit_solvers.solvers.damped import Aim, DampedState, Halving
 from implicit_solvers.solvers.newton import factor_jacobian
 from implicit_solvers.solvers.renewal import renew
@@ -101,11 +101,7 @@ class Broyden(Halving):
         super().__post_init__()
         check_count(self, "memory", least=1)
         check_number(self, "growth", least=1)
-        if not isinstance(self.linear_solver, DirectSolver | None):
-            raise TypeError(
-                f"Broyden has linear_solver={self.linear_solver!r}, which is not direct: pass "
-                "LU(), or leave it out"
-            )
+        check_linear_solver(self, kind=DirectSolver)
         if self.linear_solver is not None and not self.linear_solver.keepable:
             raise ValueError(
                 f"Broyden has linear_solver={self.linear_solver!r}, whose factors have a form of "

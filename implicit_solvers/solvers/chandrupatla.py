@@ -67,6 +67,7 @@ class Chandrupatla(EquationMethod):
     expansions: int = 100
     brackets: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
+    exportable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""

@@ -8,9 +8,9 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask
-from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solver import DirectSolver, Factors, check_linear_solver
 from implicit_solvers.solvers.damped import Aim, DampedState
 from implicit_solvers.solvers.newton import Factored, factor_jacobian
 
@@ -68,11 +68,7 @@ class Chord(Factored):
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
-        if not isinstance(self.linear_solver, DirectSolver):
-            raise TypeError(
-                f"Chord has linear_solver={self.linear_solver!r}, which is not direct: pass LU(), "
-                "or use Newton() with it"
-            )
+        check_linear_solver(self, kind=DirectSolver)
 
     def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> ChordMemory:
         """Factor, in a graph; else when the first step asks for it."""

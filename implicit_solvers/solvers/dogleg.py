@@ -11,11 +11,11 @@ from torch import Tensor
 from implicit_solvers.agreement import both, everywhere, no, nowhere, pick
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG
-from implicit_solvers.linear.direct import Factors
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.problem import EquationProblem, ResidualMap
+from implicit_solvers.solver import Factors
 from implicit_solvers.solvers.damped import DampedState
 from implicit_solvers.solvers.gauss_newton import full_step, normal_step
 from implicit_solvers.solvers.renewal import renew

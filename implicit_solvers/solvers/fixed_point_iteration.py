@@ -53,6 +53,7 @@ class FixedPointIteration(EquationMethod):
     damping: float = 1.0
     unrollable: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
+    exportable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""

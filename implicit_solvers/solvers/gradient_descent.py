@@ -84,12 +84,12 @@ class GradientDescent(Descent):
             )
 
     @property
-    def unrollable(self) -> bool:
+    def unrollable(self) -> bool:  # type: ignore[override]
         """Whether its steps can be differentiated through: those of a fixed length."""
         return self.line_search is None
 
     @property
-    def remembers(self) -> bool:
+    def remembers(self) -> bool:  # type: ignore[override]
         """Whether a step depends on those before it."""
         return self.momentum != 0
 

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask, both, either, no, nowhere, pick, spread
-from implicit_solvers.hyperparameters import check_linear_solver
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.choice import default_linear_solver
-from implicit_solvers.linear.direct import DirectSolver, Factors
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
-from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
+from implicit_solvers.solver import DirectSolver, Factors, LinearSolver, check_linear_solver
 from implicit_solvers.solvers.damped import Aim, DampedState, Halving
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import Auto

@@ -74,6 +74,7 @@ class Steffensen(Halving):
     max_steps: int = field(default=100, kw_only=True)
     reach: float = 0.1
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
+    exportable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""

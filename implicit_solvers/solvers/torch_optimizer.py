@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from implicit_solvers.hyperparameters import check_stopping
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.solver import EquationMethod
 
 __all__ = ["TorchOptimizer"]
 
@@ -35,7 +34,7 @@ class TorchOptimizerState(NamedTuple):
 
 
 @dataclass(frozen=True, init=False)
-class TorchOptimizer:
+class TorchOptimizer(EquationMethod):
     """An optimizer of ``torch.optim`` as a solver: ``TorchOptimizer(torch.optim.Adam, lr=0.1)``.
 
     The optimizer must be *elementwise*: the step of an entry depends on the past gradients of that
@@ -47,16 +46,8 @@ class TorchOptimizer:
     ----------
     optimizer
         A subclass of ``torch.optim.Optimizer``.
-    rtol, atol
-        A lane has converged when ``norm(grad) <= atol + rtol norm(z)``; both default to
-        ``eps**0.75``, which steps of a fixed size hardly reach. ``rtol=None`` makes exactly
-        ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of steps allowed.
-    norm
-        Maps gradients ``(N, n)``, of a real floating dtype, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
+    rtol, atol, max_steps, max_trials, norm, compact, check_every
+        As in `EquationMethod`; steps of a fixed size hardly reach the default tolerances.
     **options
         The options of the optimizer: numbers, flags, tuples.
 
@@ -85,43 +76,27 @@ class TorchOptimizer:
 
     optimizer: type[Optimizer]
     options: tuple[tuple[str, Any], ...]
-    rtol: float | Auto | None
-    atol: float | Auto
-    max_steps: int
-    norm: Norm
-    compact: bool
-    monotone: ClassVar[bool] = False
+    max_steps: int = field(default=10_000, kw_only=True)
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
+    traceable: ClassVar[bool] = False
 
     def __init__(
         self,
         optimizer: type[Optimizer],
         options: tuple[tuple[str, Any], ...] = (),
-        *,
-        rtol: float | Auto | None = AUTO,
-        atol: float | Auto = AUTO,
-        max_steps: int = 10_000,
-        norm: Norm = rms,
-        compact: bool = True,
         **more: Any,
     ) -> None:
+        for own in fields(EquationMethod):
+            default = type(self).max_steps if own.name == "max_steps" else own.default
+            object.__setattr__(self, own.name, more.pop(own.name, default))
         chosen = tuple(
             (name, tuple(value) if isinstance(value, list) else value)
             for name, value in sorted({**dict(options), **more}.items())
         )
         _check(optimizer, chosen)
-        fields = {
-            "optimizer": optimizer,
-            "options": chosen,
-            "rtol": rtol,
-            "atol": atol,
-            "max_steps": max_steps,
-            "norm": norm,
-            "compact": compact,
-        }
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-        check_stopping(self)
+        object.__setattr__(self, "optimizer", optimizer)
+        object.__setattr__(self, "options", chosen)
+        self.__post_init__()
 
     def init(self, problem: EquationProblem, z: Tensor) -> TorchOptimizerState:
         """Evaluate the gradient at the start, and see what the optimizer remembers."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask, both, divide, either, everywhere, no, nowhere, pick
-from implicit_solvers.hyperparameters import check_count, check_linear_solver, check_number
+from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.iterate import IterativeSolver
 from implicit_solvers.linear.choice import DENSE_LIMIT
-from implicit_solvers.linear.specification import LinearSolver
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
+from implicit_solvers.solver import LinearMethod, LinearSolver, check_linear_solver
 from implicit_solvers.solvers.damped import Aim, Damped, DampedState, Point
 
 __all__ = [
@@ -71,7 +71,7 @@ class ModelSteps(Damped):
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
-        check_linear_solver(self, iterative=True)
+        check_linear_solver(self, kind=LinearMethod)
 
     def by_products(self, z: Tensor, default: IterativeSolver) -> IterativeSolver | None:
         """Return the linear solver at ``z``, or None to form and factor the Jacobian."""

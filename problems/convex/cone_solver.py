@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -59,7 +58,7 @@ class ConeSolverState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ConeSolver:
+class ConeSolver(ims.EquationMethod):
     """Solve the `normal_map` of every lane by a cone solver, at the start, for good.
 
     Parameters
@@ -75,8 +74,8 @@ class ConeSolver:
         given to the cone solver.
     rtol, atol
         A lane has converged when its relative error is at most ``atol``.
-    max_steps, norm, compact
-        As in every solver; no step is made.
+    max_steps, max_trials, norm, compact, check_every, compile
+        As in `EquationMethod`; no step is made.
     """
 
     method: ConeMethod
@@ -84,12 +83,11 @@ class ConeSolver:
     upper: SparsityPattern
     rows: SparsityPattern
     warm: bool = False
-    rtol: float = 0.0
-    atol: float = 1e-6
-    max_steps: int = 1
-    norm: Callable[[Tensor], Tensor] = ims.rms
-    compact: bool = True
+    rtol: float = field(default=0.0, kw_only=True)
+    atol: float = field(default=1e-6, kw_only=True)
+    max_steps: int = field(default=1, kw_only=True)
     monotone: ClassVar[bool] = True
+    traceable: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root",)
 
     def factorization(self, n: int) -> NormalMapLU:

@@ -46,6 +46,7 @@ class NormalMapLU(ims.DirectSolver):
 
     cones: Cones = field(default_factory=Cones)
     exact: ClassVar[bool] = False
+    traceable: ClassVar[bool] = False
 
     def factor(self, A: ims.LinearOperator) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Factor the Jacobian, written out."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -39,21 +38,18 @@ class SpectralState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Spectral:
+class Spectral(ims.EquationMethod):
     """Solve ``N N = S S`` by an eigendecomposition of ``S``, at the start, for good.
 
     Parameters
     ----------
-    rtol, atol, max_steps, norm, compact
-        As in every solver; no step is made.
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+        As in `EquationMethod`; no step is made.
     """
 
-    rtol: float | ims.Auto | None = ims.AUTO
-    atol: float | ims.Auto = ims.AUTO
-    max_steps: int = 1
-    norm: Callable[[Tensor], Tensor] = ims.rms
-    compact: bool = True
+    max_steps: int = field(default=1, kw_only=True)
     monotone: ClassVar[bool] = True
+    traceable: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root",)
 
     def factorization(self, n: int) -> Lyapunov:

@@ -174,6 +174,7 @@ class CondensedKKT(ims.DirectSolver):
     variables: int = 0
     inequalities: int = 0
     exact: ClassVar[bool] = False
+    traceable: ClassVar[bool] = False
 
     def factor_dense(self, matrix: Tensor) -> tuple[Tensor, ...]:
         """Factor the Jacobian from its blocks, ``(grid, n + m + k, n + m + k)``."""

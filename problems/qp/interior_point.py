@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Integral, Real
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -20,11 +18,7 @@ from implicit_solvers.problems.qp.certificates import (
 from implicit_solvers.problems.qp.condensed import CondensedKKT, condense, solve_condensed
 from implicit_solvers.problems.qp.interior_point_state import InteriorPointState
 from implicit_solvers.problems.qp.kkt import times
-from implicit_solvers.problems.qp.standard_form import (
-    Program,
-    read_program,
-    semidefinite,
-)
+from implicit_solvers.problems.qp.standard_form import Program, read_program, semidefinite
 
 __all__ = ["InteriorPoint"]
 
@@ -37,7 +31,7 @@ _FAR = 1e-3
 
 
 @dataclass(frozen=True)
-class InteriorPoint:
+class InteriorPoint(ims.EquationMethod):
     r"""Mehrotra's predictor-corrector method for convex quadratic programs, with a polish.
 
     Each step solves the linearized conditions ``s_i lambda_i = sigma mu`` for a direction, after
@@ -55,18 +49,11 @@ class InteriorPoint:
 
     Parameters
     ----------
-    rtol, atol
-        A lane has converged when the error is at most ``atol + rtol norm(z)``; both default to
-        ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
-    max_steps
-        The number of factorizations allowed.
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+        As in `EquationMethod`; ``max_steps`` counts factorizations. Steps cannot be compiled.
     polish
         Whether to solve on the active set, for a solution up to rounding. Without it, products
         ``s_i lambda_i`` are judged in the place of ``min(lambda_i, s_i)``.
-    norm
-        Maps residuals ``(N, n)``, in float32 or float64, to ``(N,)``.
-    compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
     keep_factors
         Whether the last factorization is handed to the backward pass, for `CondensedKKT`.
 
@@ -97,35 +84,11 @@ class InteriorPoint:
     tensor([2.0000e+00, ...])
     """
 
-    rtol: float | ims.Auto | None = ims.AUTO
-    atol: float | ims.Auto = ims.AUTO
-    max_steps: int = 60
+    max_steps: int = field(default=60, kw_only=True)
     polish: bool = True
-    norm: Callable[[Tensor], Tensor] = ims.rms
-    compact: bool = True
     keep_factors: bool = True
-    monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root",)
-
-    def __post_init__(self) -> None:
-        """Refuse tolerances and a number of steps that are none."""
-        none = "leave it out, or None for exactly max_steps steps"
-        for name, value, otherwise in (
-            ("rtol", self.rtol, none),
-            ("atol", self.atol, "leave it out"),
-        ):
-            if isinstance(value, ims.Auto) or (value is None and name == "rtol"):
-                continue
-            said = f"InteriorPoint has {name}={value!r}: pass a number >= 0, {otherwise}"
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(said)
-            if not value >= 0:
-                raise ValueError(said)
-        said = f"InteriorPoint has max_steps={self.max_steps!r}: pass a whole number >= 0"
-        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, Integral):
-            raise TypeError(said)
-        if self.max_steps < 0:
-            raise ValueError(said)
+    traceable: ClassVar[bool] = False
 
     def factorization(self, n: int) -> CondensedKKT:
         """Return what solves with the factors of the last step."""

@@ -40,7 +40,7 @@ ROWS = [
     Refusal("ConvexLayer(*own, solver='ECOS')", TypeError, "'ECOS': pass Clarabel() or SCS()"),
     Refusal("ConvexLayer(*own, on_failure='ignore')", ValueError, "on_failure is 'ignore': use"),
     Refusal(
-        "ConvexLayer(*own, adjoint=ims.ImplicitAdjoint(ims.LU))(As, bs)", TypeError, "solver=LU"
+        "ConvexLayer(*own, adjoint=ims.ImplicitAdjoint(ims.LU))(As, bs)", TypeError, "the class LU"
     ),
     Refusal("layer(As)", ValueError, "given 1 tensors for 2 parameters: pass one for each of A, b"),
     Refusal("layer(As.numpy(), bs)", TypeError, "A is a ndarray: pass a tensor"),

@@ -59,7 +59,7 @@ TABLE = [
     (FOUR, "solver='newton'", KIND, "solver is the object str: pass an instance of a solver"),
     (FOUR, "solver=torch.optim.SGD", KIND, "solver is the class SGD: pass an instance of a"),
     (FOUR, "solver=ims.LU()", KIND, "solver is the object LU: pass an instance of a solver"),
-    (FOUR, "solver=ims.CG()", WRONG, "solver=CG() solves linear systems and was given to"),
+    (FOUR, "solver=ims.CG()", KIND, "solver is the object CG: pass an instance of a solver"),
     (FOUR[:2], "adjoint=ims.ImplicitAdjoint(ims.CG())", WRONG, "linear_solver=CG(...), which"),
     (FOUR[:2], "adjoint=ims.ImplicitAdjoint(ims.Cholesky())", WRONG, "use LU() or GMRES(), or"),
     (FOUR, "adjoint=ims.ImplicitAdjoint(ims.Diagonal())", WRONG, "diagonal: use LU() or GMRES()"),

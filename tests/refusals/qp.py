@@ -27,18 +27,18 @@ ROWS = [
     Refusal("quadratic_program(eye, one, solver=hasty)", ims.ConvergenceError, "MAX_STEPS"),
     Refusal("ims.root(torch.sub, one, (one,), solver=hasty)", TypeError, "quadratic_program only"),
     *(
-        Refusal(f"InteriorPoint({name}={value})", error, f"InteriorPoint has {name}={shown}: {fix}")
+        Refusal(f"InteriorPoint({name}={value})", error, f"InteriorPoint has {name}={shown}{fix}")
         for names, value, shown, error, fix in [
-            (["rtol", "atol"], "-1e-9", "-1e-09", ValueError, "pass a number >= 0, leave it out"),
-            (["rtol", "atol"], "math.nan", "nan", ValueError, "pass a number >= 0"),
-            (["rtol", "atol"], "'1e-3'", "'1e-3'", TypeError, "pass a number >= 0"),
-            (["rtol", "atol"], "True", "True", TypeError, "pass a number >= 0"),
-            (["rtol"], "torch.tensor(1e-3)", "tensor(0.0010)", TypeError, "pass a number >= 0"),
-            (["rtol"], "-1.0", "-1.0", ValueError, "pass a number >= 0, leave it out, or None"),
-            (["atol"], "None", "None", TypeError, "pass a number >= 0, leave it out"),
-            (["max_steps"], "-1", "-1", ValueError, "pass a whole number >= 0"),
-            (["max_steps"], "10.0", "10.0", TypeError, "pass a whole number >= 0"),
-            (["max_steps"], "True", "True", TypeError, "pass a whole number >= 0"),
+            (["rtol", "atol"], "-1e-9", "-1e-09", ValueError, ": pass a number >= 0, leave it out"),
+            (["rtol", "atol"], "math.nan", "nan", ValueError, ": pass a number >= 0"),
+            (["rtol", "atol"], "'1e-3'", "'1e-3'", TypeError, ", of type str: pass"),
+            (["rtol", "atol"], "True", "True", TypeError, ", of type bool: pass"),
+            (["rtol"], "torch.tensor(1e-3)", "tensor(0.0010)", TypeError, ", of type Tensor: pass"),
+            (["rtol"], "-1.0", "-1.0", ValueError, ": pass a number >= 0, leave it out, or None"),
+            (["atol"], "None", "None", TypeError, ", of type NoneType: pass a number"),
+            (["max_steps"], "-1", "-1", ValueError, ": pass a whole number >= 0"),
+            (["max_steps"], "10.0", "10.0", TypeError, ", of type float: pass a whole"),
+            (["max_steps"], "True", "True", TypeError, ", of type bool: pass a whole number >= 0"),
         ]
         for name in names
     ),

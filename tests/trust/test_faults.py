@@ -84,15 +84,9 @@ class Once(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FlagsOnce:
+class FlagsOnce(ims.EquationMethod):
     """Halves the error at each step; what is negative it flags at the first step alone."""
 
-    rtol: float = 1e-3
-    atol: float = 1e-3
-    max_steps: int = 30
-    norm: object = ims.rms
-    compact: bool = True
-    monotone: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root",)
 
     def init(self, problem, z):
