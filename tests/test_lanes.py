@@ -247,7 +247,7 @@ def krylov_entries(compact):
 
 
 ENTRIES = [*entries(True), system(ims.LU()), custom("loop"), custom("batched")]
-ENTRIES += [attached("minimize", ims.NewtonCG(max_steps=15, halvings=8))]
+ENTRIES += [attached("minimize", ims.NewtonCG(max_steps=15, max_products=50))]
 PAIRS = [*zip(entries(True), entries(False), strict=True)]
 PAIRS += zip(krylov_entries(True), krylov_entries(False), strict=True)
 CASES = [pytest.param(e, w, id=f"{e}-{w}") for e in ENTRIES for w in e.ways]
