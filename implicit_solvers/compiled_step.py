@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -71,7 +72,7 @@ def compiled_step(
 
 
 class _Compiled:
-    """A step that is compiled when it is called."""
+    """A step that is compiled when it is first called, or runs as it is if that cannot be."""
 
     def __init__(self, step: Callable[[Any, Any, Any], Any], name: str) -> None:
         self.step, self.name = step, name
@@ -84,12 +85,16 @@ class _Compiled:
             with _LOCK, dynamo_limits(LIMIT), saved_tensor_hooks_restored():
                 return self.compiled(self.step, solver, problem, state)
         except Exception as error:
-            if untraced(error):
-                error.add_note(
-                    f"{self.name}(compile=True) compiles its step together with the function that "
-                    "it solves for, which could not be traced: leave compile out of it"
-                )
-            raise
+            if not untraced(error):
+                raise
+            warnings.warn(
+                f"{self.name}(compile=True) compiles its step together with the function that it "
+                f"solves for, which could not be traced, and goes on uncompiled: leave compile "
+                f"out, or mend the function ({str(error).strip().splitlines()[0]})",
+                stacklevel=2,
+            )
+            self.compiled = _contiguous
+            return _contiguous(self.step, solver, problem, state)
 
 
 def _contiguous(step: Callable[[Any, Any, Any], Any], solver: Any, problem: Any, state: Any) -> Any:
