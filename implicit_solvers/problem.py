@@ -136,7 +136,7 @@ class EquationProblem:
         self._longest: Any = None
         self._evaluated: _Evaluated | None = None
         self.traced = traced
-        self.alone = self.count == 1
+        self.taken = False
 
     @property
     def source(self) -> Any:
@@ -177,8 +177,9 @@ class EquationProblem:
 
         The last of many lanes has tensors still: what a solver remembers of it are some.
         """
-        on_host = self.alone and self.branches and t.device.type == "cpu" and unwatched()
-        return t.item() if on_host else t
+        if not self.branches or self.taken or self.count != 1:
+            return t
+        return t.item() if t.device.type == "cpu" and unwatched() else t
 
     def tolerance(self, solver: Any, z: Tensor) -> Any:
         """Return ``atol + rtol norm(z)``, where an iterate that ran away counts as less."""
@@ -343,7 +344,7 @@ class EquationProblem:
         start = None if self.start is None else self.start[index]
         own = self.equation, lanes, shape, operands, start, self.basis, self.traced
         taken = EquationProblem(*own)
-        taken.alone = False
+        taken.taken = True
         return taken
 
 
