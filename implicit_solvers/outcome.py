@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask, both, everywhere, implies, pick, spread
-from implicit_solvers.linear.lu import LU
 from implicit_solvers.solution import Status, failed
 
 __all__ = [
@@ -133,9 +132,9 @@ def result(
 
 
 def made_by(solver: Any, n: int) -> Any:
-    """Return the direct solver whose factors are in a solver's state; `LU` if it says nothing."""
+    """Return the direct solver whose factors are in a solver's state, if there are any."""
     ask = getattr(solver, "factorization", None)
-    return LU() if ask is None else ask(n)
+    return None if ask is None else ask(n)
 
 
 def with_ended(running: Mask, new: Any, old: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from implicit_solvers.agreement import both, everywhere, no, nowhere, pick
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG
+from implicit_solvers.linear.choice import DENSE_LIMIT
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
@@ -94,6 +95,10 @@ class Dogleg(ScaledRegion):
     """
 
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
+
+    def factorization(self, n: int) -> LU | None:
+        """Return what the factors in the state are of, which the backward pass may use."""
+        return LU() if self.linear_solver is None and n <= DENSE_LIMIT else None
 
     def _products(self, problem: EquationProblem, z: Tensor) -> Any:
         return self.by_products(z, CG(rtol=1e-3) if problem.fits else GMRES(rtol=1e-3))
