@@ -81,7 +81,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     left, progress = _look(solver, problem, _begin(solver, problem, z), lanes, lanes, settle)
     foresees = every == 1 and solver.rtol is not None and hasattr(solver, "steps")
     while left:
-        if solver.compact and problem.separable and 0 < 2 * left <= lanes:
+        if _leave(solver, problem, left, lanes):
             keep = progress.running.nonzero().squeeze(-1)
             departed.leave(_end(solver, problem, progress), keep)
             problem, progress, lanes = problem.take(keep), select(_spread(progress), keep), left
@@ -94,6 +94,11 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
         ask = settle if looks else _nobody
         left, progress = _look(solver, problem, progress, lanes, left, ask)
     return departed.joined(_end(solver, problem, progress))
+
+
+def _leave(solver: Any, problem: Any, left: int, lanes: int) -> bool:
+    """Tell whether the lanes that are left go on without the others."""
+    return 0 < 2 * left <= lanes and solver.compact and problem.separable
 
 
 def _nobody(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
@@ -238,9 +243,8 @@ def _iterate_compiled(solver: Any, problem: Any, z: Tensor) -> Outcome:
     """Iterate in compiled blocks of steps; lanes leave between two of them."""
     advance = compiled_step(_block, solver, problem)
     progress, departed = in_own_memory(_begun(solver, problem, z)), Departed()
-    leave = solver.compact and problem.separable
     while left := int(progress.running.sum()):
-        if leave and 2 * bucket(left) <= len(progress.running):
+        if _leave(solver, problem, bucket(left), len(progress.running)):
             keep = progress.running.nonzero().squeeze(-1)
             departed.leave(_end(solver, problem, progress), keep)
             keep = padded(keep, bucket(left))
