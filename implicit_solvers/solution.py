@@ -144,9 +144,9 @@ class Solution(Generic[T]):
     >>> sol.value, sol.status_names()
     (tensor(1.4142), 'CONVERGED')
     >>> sol
-    Solution(CONVERGED after 5 iterations; residual ...)
+    Solution(CONVERGED after 3 iterations; residual ...)
     >>> ims.root(lambda z: z**2 - 2, torch.tensor([1.0, 2.0, 3.0]), batch_dims=1)
-    Solution(3 of 3 converged; at most 5 iterations; residual ...)
+    Solution(3 of 3 converged; at most 4 iterations; residual ...)
     """
 
     value: T

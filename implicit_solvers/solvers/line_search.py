@@ -114,7 +114,7 @@ class Backtracking(LineSearch):
 
     Examples
     --------
-    >>> import implicit_solvers as ims
+    >>> import torch, implicit_solvers as ims
     >>> solver = ims.GradientDescent(1.0, line_search=Backtracking())
     >>> ims.minimize(lambda z: (z - 3) ** 2, torch.tensor(0.0), solver=solver).value
     tensor(3.)
@@ -180,7 +180,7 @@ class StrongWolfe(LineSearch):
 
     Examples
     --------
-    >>> import implicit_solvers as ims
+    >>> import torch, implicit_solvers as ims
     >>> solver = ims.GradientDescent(1e-3, line_search=StrongWolfe(curvature=0.1))
     >>> ims.minimize(lambda z: (z - 3) ** 2, torch.tensor(0.0), solver=solver).value
     tensor(3.0000)

@@ -20,7 +20,7 @@ from implicit_solvers.problems.convex.cones import (
     project_dual_cone,
 )
 from implicit_solvers.problems.convex.normal_map_lu import NormalMapLU
-from implicit_solvers.problems.convex.refinement import Lanes, Refined, refine
+from implicit_solvers.problems.convex.refinement import Programs, Refined, refine
 
 __all__ = ["ConeMethod", "ConeSolver", "ConeSolverState"]
 
@@ -99,7 +99,7 @@ class ConeSolver(ims.EquationMethod):
         lanes = len(z)
         if len(problem.shape) > 1:
             problem = problem.take(torch.arange(lanes, device=z.device))
-        data = Lanes(*(_ranked(t, k) for t, k in zip(problem.operands, _RANKS, strict=True)))
+        data = Programs(*(_ranked(t, k) for t, k in zip(problem.operands, _RANKS, strict=True)))
         finite = _finite(data, lanes)
         flag = torch.where(finite, 0, int(ims.Status.NONFINITE))
         points, todo, steps = torch.zeros_like(z), finite, torch.zeros_like(flag)
@@ -135,13 +135,13 @@ class ConeSolver(ims.EquationMethod):
         """Stay."""
         return state
 
-    def _refine(self, data: Lanes, z: Tensor, index: Tensor, least: int = 0) -> Refined:
+    def _refine(self, data: Programs, z: Tensor, index: Tensor, least: int = 0) -> Refined:
         some = data if len(index) == len(z) else data.take(index)
         steps = max(self.method.polish, least)
         return refine(some, z[index], self.linear_solver, steps, _goal(z))
 
     def _continue(
-        self, data: Lanes, start: Tensor, finite: Tensor
+        self, data: Programs, start: Tensor, finite: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return where Newton's method arrived, the lanes where it did not, and its steps."""
         index = finite.nonzero().squeeze(-1)
@@ -154,7 +154,7 @@ class ConeSolver(ims.EquationMethod):
         return points, finite.index_copy(0, index, ~arrived), steps
 
     def _solve_small(
-        self, data: Lanes, points: Tensor, candidates: Tensor, steps: Tensor
+        self, data: Programs, points: Tensor, candidates: Tensor, steps: Tensor
     ) -> Tensor:
         """Solve lanes again, in other units, whose objective is tiny beside the tolerances.
 
@@ -167,7 +167,7 @@ class ConeSolver(ims.EquationMethod):
         size = _objective_size(data, points)[index]
         factor = torch.exp2((-torch.log2(size)).round().clamp(max=_LARGEST_FACTOR))
         P, c, A, b = data.take(index)
-        scaled = Lanes(factor[:, None, None] * P, factor[:, None] * c, A, b)
+        scaled = Programs(factor[:, None, None] * P, factor[:, None] * c, A, b)
         again = torch.zeros_like(points[index])
         for lane, found in self._solve(scaled, list(range(len(index))), again):
             steps[index[lane]] += found.steps
@@ -182,7 +182,7 @@ class ConeSolver(ims.EquationMethod):
         return points.index_copy(0, index, torch.where(arrived, better, points[index]))
 
     def _solve(
-        self, data: Lanes, lanes: list[int], start: Tensor
+        self, data: Programs, lanes: list[int], start: Tensor
     ) -> list[tuple[int, ConeSolution]]:
         if not lanes:
             return []
@@ -219,19 +219,19 @@ def _goal(z: Tensor) -> float:
     return torch.finfo(z.dtype).eps ** 0.75
 
 
-def _objective_size(data: Lanes, z: Tensor) -> Tensor:
+def _objective_size(data: Programs, z: Tensor) -> Tensor:
     """Return the larger of the two terms of the objective, ``(N,)``."""
     x = z[:, : data.c.shape[-1]]
     curved = (x.unsqueeze(-2) @ data.P @ x.unsqueeze(-1)).flatten(1).sum(-1)
     return curved.abs().maximum((data.c * x).sum(-1).abs())
 
 
-def _tiny_objective(data: Lanes, z: Tensor) -> Tensor:
+def _tiny_objective(data: Programs, z: Tensor) -> Tensor:
     size = _objective_size(data, z)
     return (size > 0) & (size < _SMALL_OBJECTIVE)
 
 
-def _finite(data: Lanes, lanes: int) -> Tensor:
+def _finite(data: Programs, lanes: int) -> Tensor:
     """Tell in which lanes all data are finite."""
     finite = torch.ones(lanes, dtype=torch.bool)
     for t, rank in zip(data, _RANKS, strict=True):

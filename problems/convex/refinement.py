@@ -10,13 +10,13 @@ from torch import Tensor
 from implicit_solvers.problems.convex.normal_map import linearize
 from implicit_solvers.problems.convex.normal_map_lu import NormalMapLU
 
-__all__ = ["Lanes", "Refined", "refine"]
+__all__ = ["Programs", "Refined", "refine"]
 
 _WITHOUT_PROGRESS = 3
 _CONTRACTION = 1e-2
 
 
-class Lanes(NamedTuple):
+class Programs(NamedTuple):
     """The data of N programs: matrices and vectors with N in front, or shared, without."""
 
     P: Tensor
@@ -24,10 +24,10 @@ class Lanes(NamedTuple):
     A: Tensor
     b: Tensor
 
-    def take(self, index: Tensor) -> Lanes:
+    def take(self, index: Tensor) -> Programs:
         """Return those of some of the lanes."""
         ranks = (2, 1, 2, 1)
-        return Lanes(*(t[index] if t.dim() > k else t for t, k in zip(self, ranks, strict=True)))
+        return Programs(*(t[index] if t.dim() > k else t for t, k in zip(self, ranks, strict=True)))
 
 
 class Refined(NamedTuple):
@@ -39,7 +39,7 @@ class Refined(NamedTuple):
     factors: tuple[Tensor, ...]
 
 
-def refine(data: Lanes, z: Tensor, solver: NormalMapLU, steps: int, goal: float) -> Refined:
+def refine(data: Programs, z: Tensor, solver: NormalMapLU, steps: int, goal: float) -> Refined:
     """Make Newton steps in each lane until its error is at most ``goal``.
 
     The projections are piecewise smooth, and a step uses the Jacobian of the piece that it starts
@@ -74,7 +74,7 @@ def refine(data: Lanes, z: Tensor, solver: NormalMapLU, steps: int, goal: float)
     >>> from implicit_solvers.problems.convex.cones import Cones
     >>> one = torch.ones(1).double()  # minimize x^2 / 2 - 3 x, where x <= 1
     >>> cones = Cones(nonnegative=1)
-    >>> data = Lanes(one[:, None], -3 * one, one[:, None], one)
+    >>> data = Programs(one[:, None], -3 * one, one[:, None], one)
     >>> near = torch.tensor([[0.9, 1.9]]).double()
     >>> refine(data, near, NormalMapLU(cones), 5, 1e-12).z
     tensor([[1., 2.]], dtype=torch.float64)
