@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicit_solvers.torch_internals import version
+
 __all__ = ["SolveMemory"]
 
 
@@ -40,11 +42,11 @@ class SolveMemory:
         if known is not None and known[2].dtype == dtype and _unchanged(known[0], known[1], tensor):
             return known[2]
         source = tensor.detach()  # shares the version
-        self._rounded[key] = source, source._version, source.to(dtype)
+        self._rounded[key] = source, version(source), source.to(dtype)
         return self._rounded[key][2]
 
 
-def _unchanged(source: Tensor, version: int, tensor: Tensor) -> bool:
+def _unchanged(source: Tensor, before: int, tensor: Tensor) -> bool:
     same = source.data_ptr() == tensor.data_ptr() and source.dtype == tensor.dtype
     alike = source.shape == tensor.shape and source.stride() == tensor.stride()
-    return same and alike and source._version == version and source.is_conj() == tensor.is_conj()
+    return same and alike and version(source) == before and source.is_conj() == tensor.is_conj()
