@@ -100,15 +100,10 @@ def test_unrolled_gives_the_start_and_captured_tensors_a_gradient(checkpoint):
 
 def test_unrolled_lanes_stop_where_the_solver_stopped():
     scale = torch.tensor([0.1, 0.9], dtype=torch.float64)
-    sol = ims.fixed_point(
-        lambda z, scale: torch.tanh(scale[:, None] * (z @ W.T) + X),
-        torch.zeros(2, 3, dtype=torch.float64),
-        (scale,),
-        solver=ims.FixedPointIteration(rtol=1e-6, atol=1e-6),
-        batch_dims=1,
-        in_dims=(0,),
-        adjoint=ims.UnrolledAdjoint(),
-    )
+    fn = lambda z, scale: torch.tanh(scale[:, None] * (z @ W.T) + X)
+    options = {"batch_dims": 1, "in_dims": (0,), "adjoint": ims.UnrolledAdjoint()}
+    options["solver"] = ims.FixedPointIteration(rtol=1e-6, atol=1e-6)
+    sol = ims.fixed_point(fn, torch.zeros(2, 3, dtype=torch.float64), (scale,), **options)
     counts = sol.iterations.tolist()
     assert counts[0] < counts[1]
     for lane, count in enumerate(counts):
@@ -171,16 +166,10 @@ def test_unrolled_lanes_that_failed_are_left_out(checkpoint, budget):
     kept = [0, 2, 3] if budget else [0, 3]
 
     def solve(rates):
-        return ims.fixed_point(
-            lambda z, a, s: a * torch.sin(z) + s,
-            torch.zeros_like(rates),
-            (rates, shared),
-            solver=solver,
-            adjoint=ims.UnrolledAdjoint(checkpoint),
-            batch_dims=1,
-            in_dims=(0, None),
-            on_failure="mask",
-        )
+        fn = lambda z, a, s: a * torch.sin(z) + s
+        options = {"solver": solver, "adjoint": ims.UnrolledAdjoint(checkpoint)}
+        options |= {"batch_dims": 1, "in_dims": (0, None), "on_failure": "mask"}
+        return ims.fixed_point(fn, torch.zeros_like(rates), (rates, shared), **options)
 
     sol = solve(rates)
     alone = solve(rates[kept])

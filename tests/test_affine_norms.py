@@ -108,6 +108,7 @@ X, W, B, V = (
     for seed, shape in enumerate([(5, 3, 4), (3,), (3,), (4,)])
 )
 OPTIONS = {"training": True, "momentum": 0.1, "eps": 1e-5, "cudnn_enabled": False}
+NOTHING = dict.fromkeys(("bias", "running_mean", "running_var"))
 CALLS = {
     "layer": lambda x: F.layer_norm(x, (4,), V, V, 1e-3),
     "layer by keywords": lambda x: F.layer_norm(x, (4,), bias=V),
@@ -116,19 +117,13 @@ CALLS = {
     "batch": lambda x: F.batch_norm(x, None, None, W, B, True),
     "batch of rows": lambda x: F.batch_norm(x[..., 0], None, None, W, B, True),
     "batch, by its statistics": lambda x: F.batch_norm(x, B, W.exp(), weight=W, bias=B),
-    "torch's batch": lambda x: torch.batch_norm(
-        x, W, bias=None, running_mean=None, running_var=None, **OPTIONS
-    ),
+    "torch's batch": lambda x: torch.batch_norm(x, W, **NOTHING, **OPTIONS),
     "instance": lambda x: F.instance_norm(x, weight=W, bias=B),
     "torch's instance": lambda x: torch.instance_norm(x, W, B, None, None, True, 0.1, 1e-5, False),
     "batch without weights": lambda x: F.batch_norm(x, None, None, training=True),
-    "batch, with statistics to update": lambda x: F.batch_norm(
-        x, torch.zeros_like(W), torch.ones_like(W), W, B, True
-    ),
+    "batch, with statistics to update": lambda x: F.batch_norm(x, 0 * W, 0 * W + 1, W, B, True),
     "instance without weights": lambda x: F.instance_norm(x),
-    "instance, by given statistics": lambda x: F.instance_norm(
-        x, B, W.exp(), W, B, use_input_stats=False
-    ),
+    "instance, by its": lambda x: F.instance_norm(x, B, W.exp(), W, B, use_input_stats=False),
     "none": lambda x: F.layer_norm(x, (4,)),
 }
 

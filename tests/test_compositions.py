@@ -5,20 +5,8 @@ import torch
 from torch.func import jacrev, vmap
 
 import implicit_solvers as ims
-from tests.cases import (
-    CASES,
-    MANY_P,
-    TOLERANCE,
-    P,
-    W,
-    assert_agree,
-    check_gradients,
-    cube,
-    derivative,
-    error,
-    modes,
-    words,
-)
+from tests import cases as table
+from tests.cases import CASES, MANY_P, TOLERANCE, P, W, cube, derivative, error, modes, words
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 THIRD_ORDER = ("root-dict", "minimize-vector", "linear_solve-scalar")
@@ -27,13 +15,13 @@ THIRD_ORDER = ("root-dict", "minimize-vector", "linear_solve-scalar")
 @cases
 @pytest.mark.parametrize("mode", modes(0, 1, 2))
 def test_mode(case, mode):
-    assert_agree(case.solve, case.oracle, [mode])
+    table.assert_agree(case.solve, case.oracle, [mode])
 
 
 @pytest.mark.parametrize("mode", modes(3, without=["nested_vmap"]))
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in THIRD_ORDER], ids=str)
 def test_mode_of_third_order(case, mode):
-    assert_agree(case.solve, case.oracle, [mode])
+    table.assert_agree(case.solve, case.oracle, [mode])
 
 
 def masked_root(w, x):
@@ -58,7 +46,7 @@ CHECKED = {
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_gradcheck(name):
-    check_gradients(*CHECKED[name])
+    table.check_gradients(*CHECKED[name])
 
 
 @cases

@@ -145,14 +145,8 @@ def test_an_equation_without_in_dims_says_it_too():
 
     def solve(**options):
         z0, args = torch.ones(2, dtype=F64), (a, theta)
-        return ims.root(
-            lambda z, a, theta: theta * a * z**2 - 1,
-            z0,
-            args,
-            batch_dims=1,
-            on_failure="mask",
-            **options,
-        ).value
+        fn = lambda z, a, theta: theta * a * z**2 - 1
+        return ims.root(fn, z0, args, batch_dims=1, on_failure="mask", **options).value
 
     with pytest.warns(ims.ConvergenceWarning, match="Pass in_dims"):
         assert torch.autograd.grad(solve()[0], theta)[0].isnan()

@@ -153,6 +153,7 @@ class Own(HeavyBall):
 
 
 descent = functools.partial(ims.GradientDescent, 1.0, max_steps=100)
+LOOSE = {"linear_solver": ims.CG(rtol=1e-4)}
 ROWS = {
     "Newton": row("root", ims.Newton, max_steps=40),
     "Newton, full steps": row("root", ims.Newton, max_steps=40, halvings=0),
@@ -168,9 +169,7 @@ ROWS = {
     "Dogleg, GMRES": row("far root", ims.Dogleg, linear_solver=ims.GMRES(rtol=1e-4)),
     "LevenbergMarquardt": row("far root", ims.LevenbergMarquardt),
     "LevenbergMarquardt, small": row("far root", ims.LevenbergMarquardt, first_radius=1e-3),
-    "LevenbergMarquardt, CG": row(
-        "far root", ims.LevenbergMarquardt, linear_solver=ims.CG(rtol=1e-4)
-    ),
+    "LevenbergMarquardt, CG": row("far root", ims.LevenbergMarquardt, **LOOSE),
     "FixedPointIteration": row("fixed point", ims.FixedPointIteration, max_steps=200),
     "Anderson": row("fixed point", ims.Anderson, max_steps=100),
     "Aitken": row("fixed point", ims.Aitken, max_steps=100),
@@ -185,11 +184,9 @@ ROWS = {
     "fit, GaussNewton": row("fit", ims.GaussNewton),
     "fit, GaussNewton, CG": row("fit", ims.GaussNewton, linear_solver=ims.CG(rtol=1e-6)),
     "fit, LevenbergMarquardt": row("fit", ims.LevenbergMarquardt),
-    "fit, LevenbergMarquardt, CG": row(
-        "fit", ims.LevenbergMarquardt, linear_solver=ims.CG(rtol=1e-4)
-    ),
+    "fit, LevenbergMarquardt, CG": row("fit", ims.LevenbergMarquardt, **LOOSE),
     "fit, Dogleg": row("fit", ims.Dogleg),
-    "fit, Dogleg, CG": row("fit", ims.Dogleg, linear_solver=ims.CG(rtol=1e-4)),
+    "fit, Dogleg, CG": row("fit", ims.Dogleg, **LOOSE),
     "fit, LBFGS": row("fit", ims.LBFGS),
     "fit, LBFGS, Gauss-Newton": row("fit, Gauss-Newton", ims.LBFGS),
     "fit, Backtracking": row("fit", descent, max_steps=700, line_search=ims.Backtracking()),

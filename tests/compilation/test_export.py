@@ -52,13 +52,10 @@ class System(nn.Module):
 
 
 ANY_SIZE = {"dynamic_shapes": ({0: Dim("batch", min=2)},), "strict": True}
+XS = (X, drawn(9, 4, seed=1), X * torch.nan)
 VALUES = {
-    "FixedPointIteration": (
-        Equilibrium(ims.FixedPointIteration()),
-        (X, drawn(9, 4, seed=1), X * torch.nan),
-        ANY_SIZE,
-    ),
-    "Anderson": (Equilibrium(ims.Anderson()), (X, drawn(9, 4, seed=1), X * torch.nan), ANY_SIZE),
+    "FixedPointIteration": (Equilibrium(ims.FixedPointIteration()), XS, ANY_SIZE),
+    "Anderson": (Equilibrium(ims.Anderson()), XS, ANY_SIZE),
     "not strict": (Equilibrium(ims.FixedPointIteration()), (X,), {"strict": False}),
     "CG": (System(ims.CG()), (X[0],), {"strict": True}),
     **{

@@ -62,9 +62,7 @@ ROWS = {
     "QR, tall": Row(ims.QR(), MatrixOperator, drawn(7, 4), None),
     "QR, wide": Row(ims.QR(), MatrixOperator, drawn(4, 7), None),
     "SVD, deficient": Row(ims.SVD(), MatrixOperator, DEFICIENT, None),
-    "SVD, complex": Row(
-        ims.SVD(), MatrixOperator, torch.complex(drawn(5, 3), drawn(5, 3, seed=1)), None
-    ),
+    "SVD, complex": Row(ims.SVD(), MatrixOperator, drawn(5, 3) + 1j * drawn(5, 3, seed=1), None),
     "LSMR, deficient": Row(ims.LSMR(), MatrixOperator, DEFICIENT, None),
     "default, rectangular": Row(None, MatrixOperator, drawn(6, 3), None),
 }
@@ -214,14 +212,11 @@ def test_a_budget_and_several_steps_between_two_questions(name, options):
 
 PRECONDITIONED = [name for name in KRYLOV if name not in ("LSMR", "GMRES, restarted")]
 DIAGONAL = torch.diag_embed(1 + drawn(6, 5).abs() * 20) + 0.1 * definite(6, 5)
+INVERSE = ims.DiagonalOperator(1 / DIAGONAL.diagonal(dim1=-2, dim2=-1))
 PRECONDITIONERS = {
     "Jacobi": (ims.Jacobi(), definite(7, 6)[6], drawn(6, seed=6)),
     "function": (lambda v: 0.9 * v, definite(7, 6)[6], drawn(6, seed=6)),
-    "lanes": (
-        ims.DiagonalOperator(1 / DIAGONAL.diagonal(dim1=-2, dim2=-1)),
-        DIAGONAL,
-        drawn(6, 5, seed=6),
-    ),
+    "lanes": (INVERSE, DIAGONAL, drawn(6, 5, seed=6)),
 }
 PAIRS = [(n, p) for n in PRECONDITIONED for p in PRECONDITIONERS if n != "Neumann" or p != "lanes"]
 
@@ -237,16 +232,9 @@ def test_preconditioned(name, kind):
 def test_results_do_not_depend_on_check_every(name):
     A, b = definite(9, 6), drawn(9, 6, seed=5)
     b[3] = torch.nan
-    one, five = (
-        ims.linear_solve(
-            MatrixOperator(A, symmetric=True, positive_definite=True),
-            b,
-            solver=KRYLOV[name](check_every=k),
-            batch_dims=1,
-            on_failure="mask",
-        )
-        for k in (1, 5)
-    )
+    solvers, options = [KRYLOV[name](check_every=k) for k in (1, 5)], {"on_failure": "mask"}
+    A = MatrixOperator(A, symmetric=True, positive_definite=True)
+    one, five = (ims.linear_solve(A, b, solver=s, batch_dims=1, **options) for s in solvers)
     assert torch.equal(one.status, five.status) and torch.equal(one.iterations, five.iterations)
     torch.testing.assert_close(one.value, five.value, rtol=1e-13, atol=1e-13, equal_nan=True)
 

@@ -230,12 +230,12 @@ TENSORS = {
     "s": torch.tensor(1.2, dtype=F64),
     "C": 0.2 * seeded(3, 3, 2),
     "c": seeded(3, 2, seed=1),
-    "lo": seeded(4),
-    "ma": seeded(5, seed=1),
-    "up": seeded(4, seed=2),
-    "los": seeded(4, 4),
-    "mas": seeded(4, 5, seed=1),
-    "ups": seeded(4, 4, seed=2),
+    "p": seeded(4),
+    "q": seeded(5, seed=1),
+    "r": seeded(4, seed=2),
+    "ps": seeded(4, 4),
+    "qs": seeded(4, 5, seed=1),
+    "rs": seeded(4, 4, seed=2),
     "values": (torch.eye(6) + seeded(6, 6) / 5)[KEPT],
     "many_values": (torch.eye(6) + seeded(4, 6, 6) / 5)[:, KEPT],
 }
@@ -383,6 +383,19 @@ def _product(name, m, n, rank, **options):
     return System(name, lambda o, L, R: o.matrix(L @ R.mT), given=given, **options)
 
 
+def cubic(z):
+    return (z**3 / 6).sum()
+
+
+def bands(o, c, C):
+    return o.tridiagonal(cx(c)[:2], near(cx(C)).diagonal(), cx(c)[1:])
+
+
+def nested(o, W, U, s, d):
+    return 2.0 * (o.T(o.near(W)) @ (o.matrix(U) + s * o.eye)) - 0.2 * o.diagonal(d)
+
+
+SYMMETRIC, DEFINITE = {"symmetric": True}, {"positive_definite": True}
 SYSTEMS = [
     System("matrix", lambda o, W: o.near(W)),
     System("symmetric", lambda o, W: o.indefinite(W), "symmetric"),
@@ -390,40 +403,31 @@ SYSTEMS = [
     _most("function", lambda o, W: o.function(near(W))),
     _most("function-tree", lambda o, W: o.function(near(W)), form="tree"),
     _most("function-0d", lambda o, s: o.function(s.reshape(1, 1)), form="scalar"),
-    _few("function-symmetric", lambda o, W: o.function(spd(W), symmetric=True), "symmetric"),
-    _few("function-definite", lambda o, W: o.function(spd(W), positive_definite=True), "definite"),
+    _few("function-symmetric", lambda o, W: o.function(spd(W), **SYMMETRIC), "symmetric"),
+    _few("function-definite", lambda o, W: o.function(spd(W), **DEFINITE), "definite"),
     _most("jacobian", lambda o, z, W: o.jacobian(sine, z, (W,))),
     _few("jacobian-tree", lambda o, z, W: o.jacobian(sine, z, (W,)), form="tree"),
     _few("jacobian-0d", lambda o, s: o.jacobian(torch.sin, s.reshape(1)), form="scalar"),
     _few(
         "jacobian-symmetric",
-        lambda o, z, W: o.jacobian(slope, z, (W,), symmetric=True),
+        lambda o, z, W: o.jacobian(slope, z, (W,), **SYMMETRIC),
         "symmetric",
     ),
     _few("hessian", lambda o, z, W: o.hessian(bowl, z, (W,)), "symmetric"),
     _few("hessian-tree", lambda o, z, W: o.hessian(bowl, z, (W,)), "symmetric", "tree"),
     _few("hessian-skewed", lambda o, z, W: o.hessian(skewed, z, (W,)), "symmetric"),
-    _most(
-        "hessian-definite",
-        lambda o, z, W: o.hessian(bowl, z, (W,), positive_definite=True),
-        "definite",
-    ),
+    _most("hessian-definite", lambda o, z, W: o.hessian(bowl, z, (W,), **DEFINITE), "definite"),
     _few(
-        "hessian-0d",
-        lambda o, s: o.hessian(lambda z: (z**3 / 6).sum(), s.reshape(1), positive_definite=True),
-        "definite",
-        "scalar",
+        "hessian-0d", lambda o, s: o.hessian(cubic, s.reshape(1), **DEFINITE), "definite", "scalar"
     ),
     System("diagonal", lambda o, d: o.diagonal(d), "symmetric diagonal"),
     _few("diagonal-tree", lambda o, d: o.diagonal(d), "symmetric diagonal", "tree"),
     _few("diagonal-0d", lambda o, s: o.diagonal(s.reshape(1)), "symmetric diagonal", "scalar"),
-    _most(
-        "diagonal-definite", lambda o, d: o.diagonal(d, positive_definite=True), "definite diagonal"
-    ),
+    _most("diagonal-definite", lambda o, d: o.diagonal(d, **DEFINITE), "definite diagonal"),
     _few("identity", lambda o: o.eye, "definite diagonal"),
     _few("identity-tree", lambda o: o.eye, "definite diagonal", "tree"),
     _few("identity-scaled", lambda o, s: s * o.eye, "symmetric diagonal"),
-    System("tridiagonal", lambda o, lo, ma, up: o.tridiagonal(lo, ma, up), "banded"),
+    System("tridiagonal", lambda o, p, q, r: o.tridiagonal(p, q, r), "banded"),
     System("sparse", lambda o, values: o.sparse(values), "sparse"),
     _few("sparse-transposed", lambda o, values: o.T(o.sparse(values)), "sparse"),
     _few("sparse-doubled", lambda o, values: 2.0 * o.sparse(values)),
@@ -434,7 +438,7 @@ SYSTEMS = [
     _most("sum", lambda o, s, W: s * o.eye + o.matrix(W)),
     _few(
         "sum-symmetric",
-        lambda o, W, U: o.definite(W) + o.matrix(spd(U), symmetric=True),
+        lambda o, W, U: o.definite(W) + o.matrix(spd(U), **SYMMETRIC),
         "symmetric",
     ),
     _few("sum-definite", lambda o, W: o.definite(W) + 2.0 * o.eye, "definite"),
@@ -461,12 +465,7 @@ SYSTEMS = [
     _few("transpose-of-sum", lambda o, d, W: o.T(o.matrix(W) + o.diagonal(d))),
     _few("transpose-of-product", lambda o, W, U: o.T(o.near(W) @ o.near(U))),
     _few("transpose-of-scaled", lambda o, W: o.T(2.0 * o.near(W))),
-    _few(
-        "nested",
-        lambda o, W, U, s, d: (
-            2.0 * (o.T(o.near(W)) @ (o.matrix(U) + s * o.eye)) - 0.2 * o.diagonal(d)
-        ),
-    ),
+    _few("nested", nested),
     _few(
         "nested-tree",
         lambda o, z, W, d: o.T(o.jacobian(sine, z, (W,)) @ o.diagonal(d) + o.eye),
@@ -488,16 +487,8 @@ SYSTEMS = [
     _complex("H-T", lambda o, C: o.T(o.H(o.near(cx(C))))),
     _complex("hermitian-transposed", lambda o, C: o.T(o.indefinite(cx(C)))),
     _complex("jacobian", lambda o, c, C: o.jacobian(lambda z: torch.sin(near(cx(C)) @ z), cx(c))),
-    _complex(
-        "tridiagonal",
-        lambda o, c, C: o.tridiagonal(cx(c)[:2], near(cx(C)).diagonal(), cx(c)[1:]),
-        "banded",
-    ),
-    _complex(
-        "tridiagonal-transposed",
-        lambda o, c, C: o.T(o.tridiagonal(cx(c)[:2], near(cx(C)).diagonal(), cx(c)[1:])),
-        "banded",
-    ),
+    _complex("tridiagonal", bands, "banded"),
+    _complex("tridiagonal-transposed", lambda o, c, C: o.T(bands(o, c, C)), "banded"),
     # rectangular, and of a lower rank
     _product("tall", 5, 3, 3),
     _product("wide", 3, 5, 3),
@@ -516,12 +507,7 @@ SYSTEMS = [
     _few("lanes-transpose", lambda o, Ws: o.T(0.9 * o.near(Ws)), lanes=1),
     _most("lanes-function", lambda o, Ws: o.function(near(Ws)), lanes=1),
     _few("lanes-function-shared", lambda o, W: o.function(near(W)), lanes=1),
-    _most(
-        "lanes-diagonal",
-        lambda o, ds: o.diagonal(ds, positive_definite=True),
-        "definite diagonal",
-        lanes=1,
-    ),
+    _most("lanes-diagonal", lambda o, ds: o.diagonal(ds, **DEFINITE), "definite diagonal", lanes=1),
     _few(
         "lanes-diagonal-tree", lambda o, ds: o.diagonal(ds), "symmetric diagonal", "tree", lanes=1
     ),
@@ -529,7 +515,7 @@ SYSTEMS = [
     _few("lanes-identity", lambda o, s: s * o.eye, "symmetric diagonal", lanes=1),
     System(
         "lanes-tridiagonal",
-        lambda o, los, mas, ups: o.tridiagonal(los, mas, ups),
+        lambda o, ps, qs, rs: o.tridiagonal(ps, qs, rs),
         "banded",
         lanes=1,
     ),
@@ -541,12 +527,7 @@ SYSTEMS = [
     System("columns", lambda o, W: o.near(W), columns=(4,)),
     _most("columns-definite", lambda o, W: o.definite(W), "definite", columns=(4,)),
     _most("columns-tree", lambda o, W: o.function(near(W)), form="tree-columns", columns=(4,)),
-    _few(
-        "columns-tridiagonal",
-        lambda o, lo, ma, up: o.tridiagonal(lo, ma, up),
-        "banded",
-        columns=(3,),
-    ),
+    _few("columns-tridiagonal", lambda o, p, q, r: o.tridiagonal(p, q, r), "banded", columns=(3,)),
     _few("columns-sparse", lambda o, values: o.sparse(values), "sparse", columns=(3,)),
     _product("columns-tall", 5, 3, 3, columns=(2,)),
 ]

@@ -10,23 +10,8 @@ from torch.func import hessian, jacfwd, jacrev, vmap
 
 import implicit_solvers as ims
 from implicit_solvers import Status
-from tests.linear.systems import (
-    BY_NAME,
-    C128,
-    EYE,
-    F32,
-    F64,
-    PATTERN,
-    SOLVERS,
-    B,
-    W,
-    cube,
-    error,
-    near,
-    seeded,
-    spd,
-    with_eigenvalues,
-)
+from tests.linear import systems
+from tests.linear.systems import BY_NAME, EYE, F32, F64, SOLVERS, B, error, seeded, with_eigenvalues
 
 MIXED = ims.GMRES(inner_dtype=F32)
 FLAGS = {"CG": "positive_definite", "Cholesky": "positive_definite", "MINRES": "symmetric"}
@@ -224,7 +209,7 @@ def test_badly_scaled_matrix_is_not_called_singular(name):
 LANES = torch.stack([with_eigenvalues(torch.linspace(0.6, 1.4, 2), 6, k) for k in range(4)])
 BANDS = seeded(4, 3, 6)
 SPARSE = BY_NAME["lanes-sparse"].tensors[0]
-COMPLEX = near(0.2 * seeded(4, 4, 4, dtype=C128))
+COMPLEX = systems.near(0.2 * seeded(4, 4, 4, dtype=systems.C128))
 # the solver, lanes of the tensor that operators are made of, and what a lane of zeros is called
 HOMES = {
     "LU": (ims.LU(), LANES, Status.SINGULAR),
@@ -249,7 +234,7 @@ HOMES = {
 MAKERS = {
     "Diagonal": ims.DiagonalOperator,
     "Banded": lambda t: ims.TridiagonalOperator(t[..., 0, 1:], t[..., 1, :], t[..., 2, :-1]),
-    "SuperLU": PATTERN.with_values,
+    "SuperLU": systems.PATTERN.with_values,
 }
 WHATS = ["nan", "inf", "zero", "b-nan", "b-inf"]
 BAD = [(name, what) for name, (*_, zero) in HOMES.items() if "slow" not in name
@@ -332,7 +317,7 @@ def test_second_derivative_under_mask_is_that_without(name):
 
     def value(policy):
         run = lambda t: system.solve(solver, b, t, *others, on_failure=policy)
-        return lambda t: cube(run(t))
+        return lambda t: systems.cube(run(t))
 
     for mode in (lambda f: jacrev(jacrev(f)), hessian, lambda f: jacfwd(jacfwd(f))):
         masked, raising = (mode(value(p))(tensor) for p in ("mask", "raise"))
@@ -355,7 +340,7 @@ POLICY = {
 )
 def test_backward_solve_is_held_to_the_policy(solver, policy):
     """The forward solve starts at its solution; one step is too few for the backward solve."""
-    matrix, b = spd(W), B[:3].clone().requires_grad_()
+    matrix, b = systems.spd(systems.W), B[:3].clone().requires_grad_()
     exact = torch.linalg.inv(matrix) @ B[:3]
     solver = type(solver)(max_steps=1, **{"inner_dtype": F32} if solver is MIXED else {})
     A = ims.MatrixOperator(matrix, positive_definite=True)

@@ -104,27 +104,20 @@ def normal(matrix, b):
     return matrix.T @ matrix, matrix.T @ b
 
 
+def least_energy(A, b, V):
+    return V @ torch.linalg.inv(V.T @ A @ V) @ (V.T @ b)
+
+
+def least_residual(A, b, V):
+    return V @ torch.linalg.pinv(A @ V) @ b
+
+
+BOTH_SIGNS = with_eigenvalues(torch.tensor([-1.0, -3.0, -5.0, 1.0, 3.0, 6.0, 9.0]))
 KRYLOV = {
-    "CG, in the energy norm": (
-        ims.CG,
-        with_eigenvalues(torch.linspace(1, 9, 7)),
-        lambda A, b, V: V @ torch.linalg.inv(V.T @ A @ V) @ (V.T @ b),
-    ),
-    "MINRES, in the residual": (
-        ims.MINRES,
-        with_eigenvalues(torch.tensor([-1.0, -3.0, -5.0, 1.0, 3.0, 6.0, 9.0])),
-        lambda A, b, V: V @ torch.linalg.pinv(A @ V) @ b,
-    ),
-    "GMRES, in the residual": (
-        ims.GMRES,
-        near(0.3 * seeded(7, 7, seed=3)),
-        lambda A, b, V: V @ torch.linalg.pinv(A @ V) @ b,
-    ),
-    "LSMR, in the normal residual": (
-        ims.LSMR,
-        seeded(9, 7),
-        lambda A, b, V: V @ torch.linalg.pinv(A.T @ A @ V) @ (A.T @ b),
-    ),
+    "CG": (ims.CG, with_eigenvalues(torch.linspace(1, 9, 7)), least_energy),
+    "MINRES": (ims.MINRES, BOTH_SIGNS, least_residual),
+    "GMRES": (ims.GMRES, near(0.3 * seeded(7, 7, seed=3)), least_residual),
+    "LSMR": (ims.LSMR, seeded(9, 7), lambda A, b, V: least_residual(*normal(A, b), V)),
 }
 
 
@@ -433,15 +426,9 @@ def test_preconditioned_adjoints_of_each_lane(name, solver, policy):
 
     def gradient(adjoint):
         x, A = RIGHT.clone().requires_grad_(), MATRICES.clone().requires_grad_()
-        z = ims.root(
-            lambda z, x, A: (A @ z.unsqueeze(-1)).squeeze(-1) + 0.01 * torch.tanh(z) - x,
-            torch.zeros_like(RIGHT),
-            (x, A),
-            adjoint=adjoint,
-            batch_dims=1,
-            in_dims=(0, 0),
-            on_failure=policy,
-        ).value
+        fn = lambda z, x, A: (A @ z.unsqueeze(-1)).squeeze(-1) + 0.01 * torch.tanh(z) - x
+        options = {"batch_dims": 1, "in_dims": (0, 0), "on_failure": policy, "adjoint": adjoint}
+        z = ims.root(fn, torch.zeros_like(RIGHT), (x, A), **options).value
         return torch.autograd.grad((z**2).sum(), (x, A))
 
     adjoint = ims.ImplicitAdjoint(solver, preconditioner=preconditioner)

@@ -16,26 +16,8 @@ from torch.utils._pytree import tree_leaves
 import implicit_solvers as ims
 from implicit_solvers import Status
 from tests.cases import check_gradients
-from tests.linear.systems import (
-    BY_NAME,
-    EYE,
-    F32,
-    F64,
-    FORMS,
-    MANY_B,
-    MANY_W,
-    MODES,
-    PAIRS,
-    SOLVERS,
-    B,
-    W,
-    cube,
-    error,
-    pairs,
-    seeded,
-    spd,
-    times,
-)
+from tests.linear import systems as made
+from tests.linear.systems import BY_NAME, EYE, F32, F64, SOLVERS, B, W, cube, error, pairs, seeded
 
 # The solvers promise a relative residual of eps**(2/3), 3.7e-11 in float64. Values may be off by
 # the condition times that, LSMR's by its square; a derivative of each order by the condition again.
@@ -58,7 +40,7 @@ def ill(system):
 def test_value(system, solver, dtype):
     tensors, b = [t.to(dtype) for t in system.tensors], system.b.to(dtype)
     sol = system.run(SOLVERS[solver][0], b, *tensors, check=solver == "default")
-    x = FORMS[system.form][1](sol.value)
+    x = made.FORMS[system.form][1](sol.value)
     exact = np.linalg.pinv(system.real(*system.tensors).numpy(), rcond=1e-10)
     rhs = system.b if system.columns else system.b.unsqueeze(-1)
     exact = torch.from_numpy(exact @ rhs.numpy()).reshape(x.shape)
@@ -68,7 +50,7 @@ def test_value(system, solver, dtype):
     assert bool(sol.converged.all()) and bool((sol.status == Status.CONVERGED).all())
     # the residual reported is that of the solution returned
     matrix = system.real(*(t.double() for t in tensors))
-    product = matrix @ x.double() if system.columns else times(matrix, x.double())
+    product = matrix @ x.double() if system.columns else made.times(matrix, x.double())
     size = torch.linalg.vector_norm(b.double() - product, dim=-2 if system.columns else -1)
     rms = size / math.sqrt(matrix.shape[-2] // (2 if system.form == "complex" else 1))
     rounding = 20 * torch.finfo(dtype).eps * float(b.abs().max()) * system.condition
@@ -78,11 +60,11 @@ def test_value(system, solver, dtype):
 @functools.cache
 def expected(system, mode, which):
     """Return the derivatives of the oracle, which all solvers share."""
-    return MODES[mode](system.oracle, which)(system.b, *system.tensors)
+    return made.MODES[mode](system.oracle, which)(system.b, *system.tensors)
 
 
 def check_derivatives(system, solver, mode, which, limit):
-    run = MODES[mode](lambda *t: system.solve(SOLVERS[solver][0], *t), which)
+    run = made.MODES[mode](lambda *t: system.solve(SOLVERS[solver][0], *t), which)
     ours = run(system.b, *system.tensors)
     for g, e in zip(tree_leaves(ours), tree_leaves(expected(system, mode, which)), strict=True):
         assert error(g, e) < limit, which
@@ -91,7 +73,7 @@ def check_derivatives(system, solver, mode, which, limit):
 # derivatives by the default only of what two solvers have solved; else by all that it stands for
 DERIVED = [
     f"{system}-{solver}"
-    for system, solver in PAIRS.values()
+    for system, solver in made.PAIRS.values()
     if (solver == "default") == (len(system.solvers) == 2) or system.lanes or system.columns
 ]
 
@@ -185,19 +167,20 @@ def test_vmap(system, solver, over):
 def test_nested_vmap():
     """Lanes over b inside lanes over A."""
     inner = vmap(lambda b, A: BY_NAME["matrix"].solve(None, b, A), (0, None))
-    b = MANY_B[:, :3]
-    exact = torch.einsum("aij,bj->abi", torch.linalg.inv(EYE + MANY_W), b)
-    assert error(vmap(inner, (None, 0))(b, MANY_W), exact) < 1e-12  # condition 3, float64
+    b = made.MANY_B[:, :3]
+    exact = torch.einsum("aij,bj->abi", torch.linalg.inv(EYE + made.MANY_W), b)
+    assert error(vmap(inner, (None, 0))(b, made.MANY_W), exact) < 1e-12  # condition 3, float64
+
+
+EMPTY = [
+    (ims.MatrixOperator(torch.ones(0, 3, 3)), torch.ones(0, 3), 1),
+    (ims.MatrixOperator(torch.eye(3)), torch.ones(3, 0), 0),
+    (ims.MatrixOperator(torch.ones(0, 0)), torch.ones(0), 0),
+]
 
 
 @pytest.mark.parametrize(
-    "A, b, batch_dims",
-    [
-        (ims.MatrixOperator(torch.ones(0, 3, 3)), torch.ones(0, 3), 1),
-        (ims.MatrixOperator(torch.eye(3)), torch.ones(3, 0), 0),
-        (ims.MatrixOperator(torch.ones(0, 0)), torch.ones(0), 0),
-    ],
-    ids=["no-lanes", "no-right-hand-sides", "no-unknowns"],
+    "A, b, batch_dims", EMPTY, ids=["no-lanes", "no-right-hand-sides", "no-unknowns"]
 )
 def test_empty(A, b, batch_dims):
     sol = ims.linear_solve(A, b, batch_dims=batch_dims)
@@ -242,7 +225,7 @@ def test_warnings_stay_silent_where_nothing_fails():
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("error")
         for name in FEW.split():
-            system, solver = PAIRS[name]
+            system, solver = made.PAIRS[name]
             system.solve(SOLVERS[solver][0], system.b, *system.tensors, on_failure="warn")
 
 
@@ -268,7 +251,7 @@ REFUTED = {
         "negative": ims.MatrixOperator(-EYE, positive_definite=True),
         "negative-diagonal": ims.DiagonalOperator(-B[:3].abs(), positive_definite=True),
         "negative-hessian": ims.HessianOperator(lambda z: -(z**2).sum(), B[:3], **CLAIM),
-        "complex-negative": ims.MatrixOperator(-spd(C), positive_definite=True),
+        "complex-negative": ims.MatrixOperator(-made.spd(C), positive_definite=True),
     },
 }
 

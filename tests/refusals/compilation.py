@@ -75,14 +75,10 @@ TRACED = [
     ("lambda x: root(x, on_failure='raise')", 'needs on_failure="mask", and it is "raise"'),
     ("minimum", "cannot use TorchOptimizer(), which is not traceable: use Newton()"),
     ("lambda x: root(x, solver=newton)", "cannot use Structured()"),
-    (
-        "lambda x: root(x, solver=ims.Newton(linear_solver=ims.Structured()))",
-        "cannot use Structured()",
-    ),
-    (
-        "lambda x: root(x, adjoint=adjoint)",
-        "the adjoint in a compiled graph cannot use Structured()",
-    ),
+    ("lambda x: root(x, solver=ims.Newton(linear_solver=ims.Structured()))",
+     "cannot use Structured()"),
+    ("lambda x: root(x, adjoint=adjoint)",
+     "the adjoint in a compiled graph cannot use Structured()"),
     ("lambda x: system(x, on_failure='warn')", 'needs on_failure="mask", and it is "warn"'),
     ("lambda x: system(x, solver=structured)", "cannot use Structured()"),
     ("lambda x: system(x, solver=ims.Structured())", "cannot use Structured()"),
@@ -95,7 +91,7 @@ TRACED = [
     ("lambda x: root(x, solver=steffensen)", "is for one unknown"),
     ("lambda x: root(x, solver=bisection)", "2 unknowns"),
     ("lambda x: root(x, solver=chandrupatla)", "2 unknowns"),
-]
+]  # fmt: skip
 EXPORTED = [
     ("equilibrium(ims.Newton())", "cannot trace derivatives", "cannot trace derivatives"),
     ("equilibrium(ims.Anderson())", "torch.no_grad", "torch.no_grad"),
@@ -104,22 +100,14 @@ EXPORTED = [
 ]
 ROWS = [
     *(Refusal(f"compiled({fn})(x)", Unsupported, words) for fn, words in TRACED),
-    *(
-        Refusal(f"export({model}, (x,), strict={strict})", Exception, words)
-        for model, *both in EXPORTED
-        for strict, words in zip((True, False), both, strict=True)
-    ),
+    *(Refusal(f"export({model}, (x,), strict={strict})", Exception, words)
+      for model, *both in EXPORTED
+      for strict, words in zip((True, False), both, strict=True)),
     # with breaks, the solve runs as ever
-    Refusal(
-        "torch.compile(lambda x: root(x, solver=bisection), backend='eager')(x)",
-        ValueError,
-        "z0 has 2 unknowns, and solver=Bisection() is for one",
-    ),
-    Refusal(
-        "ims.GMRES(compile=True, inner_dtype=torch.float32)",
-        ValueError,
-        "compile=True and inner_dtype=torch.float32: leave one",
-    ),
+    Refusal("torch.compile(lambda x: root(x, solver=bisection), backend='eager')(x)", ValueError,
+            "z0 has 2 unknowns, and solver=Bisection() is for one"),
+    Refusal("ims.GMRES(compile=True, inner_dtype=torch.float32)", ValueError,
+            "compile=True and inner_dtype=torch.float32: leave one"),
     Refusal("ims.Newton(check_every=0)", ValueError, "check_every"),
     Refusal("ims.Newton(check_every=1.5)", TypeError, "check_every"),
-]
+]  # fmt: skip

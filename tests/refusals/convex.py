@@ -39,9 +39,8 @@ ROWS = [
     Refusal("ConvexLayer(*own, duals=[x >= 0])", ValueError, "no constraint of the problem: pass"),
     Refusal("ConvexLayer(*own, solver='ECOS')", TypeError, "'ECOS': pass Clarabel() or SCS()"),
     Refusal("ConvexLayer(*own, on_failure='ignore')", ValueError, "on_failure is 'ignore': use"),
-    Refusal(
-        "ConvexLayer(*own, adjoint=ims.ImplicitAdjoint(ims.LU))(As, bs)", TypeError, "the class LU"
-    ),
+    Refusal("ConvexLayer(*own, adjoint=ims.ImplicitAdjoint(ims.LU))(As, bs)", TypeError,
+            "the class LU"),
     Refusal("layer(As)", ValueError, "given 1 tensors for 2 parameters: pass one for each of A, b"),
     Refusal("layer(As.numpy(), bs)", TypeError, "A is a ndarray: pass a tensor"),
     Refusal("layer(As.long(), bs)", TypeError, "A is torch.int64: pass float32 or float64"),
@@ -59,19 +58,9 @@ ROWS = [
     Refusal("layer_of(-below * length, [], [below])(bs[0])", ValueError, "nonpositive and holds 1"),
     Refusal("project_exponential_cone(torch.zeros(4))", ValueError, "pass rows (r, s, t)"),
     Refusal("project_exponential_cone(torch.zeros(3).long())", TypeError, "v is torch.int64"),
-    *(
-        Refusal(f"{method}({name}={value})", error, f"{method} has {name}=")
-        for method in ("Clarabel", "SCS")
-        for name, value, error in [
-            ("rtol", "-1e-9", ValueError),
-            ("rtol", "'1e-9'", TypeError),
-            ("atol", "math.nan", ValueError),
-            ("atol", "True", TypeError),
-            ("max_steps", "0", ValueError),
-            ("max_steps", "10.0", TypeError),
-            ("polish", "-1", ValueError),
-            ("workers", "0", ValueError),
-            ("workers", "1.5", TypeError),
-        ]
-    ),
-]
+    *(Refusal(f"{method}({option})", error, f"{method} has {option.partition('=')[0]}=")
+      for method in ("Clarabel", "SCS") for error, *options in [
+          (ValueError, "rtol=-1e-9", "atol=math.nan", "max_steps=0", "polish=-1", "workers=0"),
+          (TypeError, "rtol='1e-9'", "atol=True", "max_steps=10.0", "workers=1.5"),
+      ] for option in options),
+]  # fmt: skip

@@ -17,18 +17,16 @@ ROWS = [
     Refusal("quadratic_program(eye.double(), one)", TypeError, "Q is torch.float64 on cpu, and p"),
     Refusal("quadratic_program(eye, one, rows)", ValueError, "without h: pass both, or neither"),
     Refusal("quadratic_program(eye, one, h=one[:2])", ValueError, "h was given without G"),
-    Refusal(
-        "quadratic_program(eye, one, rows, one)", ValueError, "(2, 3), and should end in (3, 3)"
-    ),
+    Refusal("quadratic_program(eye, one, rows, one)", ValueError,
+            "(2, 3), and should end in (3, 3)"),
     Refusal("quadratic_program(eye, one, A=rows)", ValueError, "A was given without b"),
     Refusal("quadratic_program(eye, one, A=rows[:, :2], b=one)", ValueError, "shape (2, 2)"),
     Refusal("quadratic_program(torch.stack([eye, eye]), eye)", ValueError, "Q (2,), p (3,)"),
     Refusal("quadratic_program(eye[:0, :0], one[:0])", ValueError, "at least one variable"),
     Refusal("quadratic_program(eye, one, solver=hasty)", ims.ConvergenceError, "MAX_STEPS"),
     Refusal("ims.root(torch.sub, one, (one,), solver=hasty)", TypeError, "quadratic_program only"),
-    *(
-        Refusal(f"InteriorPoint({name}={value})", error, f"InteriorPoint has {name}={shown}{fix}")
-        for names, value, shown, error, fix in [
+    *(Refusal(f"InteriorPoint({name}={value})", error, f"InteriorPoint has {name}={shown}{fix}")
+      for names, value, shown, error, fix in [
             (["rtol", "atol"], "-1e-9", "-1e-09", ValueError, ": pass a number >= 0, leave it out"),
             (["rtol", "atol"], "math.nan", "nan", ValueError, ": pass a number >= 0"),
             (["rtol", "atol"], "'1e-3'", "'1e-3'", TypeError, ", of type str: pass"),
@@ -39,7 +37,5 @@ ROWS = [
             (["max_steps"], "-1", "-1", ValueError, ": pass a whole number >= 0"),
             (["max_steps"], "10.0", "10.0", TypeError, ", of type float: pass a whole"),
             (["max_steps"], "True", "True", TypeError, ", of type bool: pass a whole number >= 0"),
-        ]
-        for name in names
-    ),
-]
+      ] for name in names),
+]  # fmt: skip

@@ -251,14 +251,9 @@ def bowl(z, t):
 
 MIN = "minimize"
 ROSENBROCK = System("rosenbrock", MIN, rosenbrock, [-1.2, 1.0], [1.0, 100.0], loose=2e-5)
+ONES = {"known": torch.ones(10, dtype=F64)}
 ROSENBROCK_10 = System(
-    "rosenbrock-10",
-    MIN,
-    rosenbrock,
-    [-0.5, 0.5] * 5,
-    [1.0, 100.0],
-    1e-4,
-    known=torch.ones(10, dtype=F64),
+    "rosenbrock-10", MIN, rosenbrock, [-0.5, 0.5] * 5, [1.0, 100.0], 1e-4, **ONES
 )
 BEALE = System("beale", MIN, beale, [1.0, 1.0], [1.5, 2.25, 2.625], loose=1e-4)
 HIMMELBLAU = System("himmelblau", MIN, himmelblau, [3.5, 1.5], [11.0, 7.0], loose=1e-3)

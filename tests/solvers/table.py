@@ -10,36 +10,8 @@ from typing import Any
 import torch
 
 import implicit_solvers as ims
-from tests.solvers.systems import (
-    AFFINE,
-    BARRIER,
-    BEALE,
-    BOWL,
-    CIRCLE_FIT,
-    CONTRACTION,
-    COSINE,
-    COUPLED,
-    CUBIC,
-    EXPANDING,
-    EXPONENTIAL_FIT,
-    FALLING,
-    FITS,
-    FIXED_POINTS,
-    GROWTH_FIT,
-    H_EQUATION,
-    HELICAL_VALLEY,
-    HILL,
-    HIMMELBLAU,
-    KEPLER,
-    LOGISTIC,
-    MINIMA,
-    MORE_ROOTS,
-    NETWORK,
-    REGRESSIONS,
-    ROOTS,
-    SCALARS,
-    TRIDIAGONAL,
-)
+from tests.solvers import systems as s
+from tests.solvers.systems import BOWL, CONTRACTION, COSINE, CUBIC, FIXED_POINTS, KEPLER, ROOTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_solver.md"
 
@@ -91,71 +63,71 @@ class Row:
 
 GMRES, LU, SGD = ims.GMRES(), ims.LU(), torch.optim.SGD
 BY_PRODUCTS = {"linear_solver": ims.CG(rtol=1e-4)}
-ARMIJO = ims.Backtracking()
+ARMIJO, WOLFE = ims.Backtracking(), ims.StrongWolfe(curvature=0.5)
 # a search for a bracket, and a bracket that halves, are no steps from an iterate
-BRACKETS = {"systems": [*SCALARS, COSINE, FALLING], "without": ("budget", "start", "tree")}
-BOWLS = [BOWL, LOGISTIC]
+BRACKETS = {"systems": [*s.SCALARS, COSINE, s.FALLING], "without": ("budget", "start", "tree")}
+SQUARES = [s.EXPONENTIAL_FIT, CUBIC, s.HELICAL_VALLEY, *s.FITS, *s.REGRESSIONS, *ROOTS]
+SQUARES += FIXED_POINTS
+CIRCLES = [s.CIRCLE_FIT, *s.FITS[2:]]
+MAPS = [COSINE, s.NETWORK, KEPLER, CONTRACTION, s.AFFINE]
+SLOPES = [s.LOGISTIC, s.BARRIER, BOWL, s.HIMMELBLAU, s.GROWTH_FIT]
 
 SOLVERS = [
     Row("Newton", ims.Newton(),
-        [COUPLED, CUBIC, *ROOTS[2:], *MORE_ROOTS, *FIXED_POINTS, *BOWLS, HIMMELBLAU, CIRCLE_FIT],
-        order=2, memory=False),
+        [s.COUPLED, CUBIC, *ROOTS[2:], *s.MORE_ROOTS, *FIXED_POINTS, BOWL, *SLOPES[::3],
+         s.CIRCLE_FIT], order=2, memory=False),
     Row("Newton-GMRES", ims.Newton(linear_solver=GMRES),
-        [TRIDIAGONAL, CUBIC, *ROOTS, *MORE_ROOTS, *FIXED_POINTS, BOWL], order=1.5),
+        [s.TRIDIAGONAL, CUBIC, *ROOTS, *s.MORE_ROOTS, *FIXED_POINTS, BOWL], order=1.5),
     Row("Newton-GMRES-loose", ims.Newton(linear_solver=ims.GMRES(rtol=1e-2)),
-        [COUPLED, *FIXED_POINTS], 1),
-    Row("Newton-full-steps", ims.Newton(halvings=0), [COUPLED, CUBIC, COSINE, KEPLER], 1),
-    Row("Newton-reuse", ims.Newton(reuse=0.5), [TRIDIAGONAL, CUBIC, *ROOTS, CONTRACTION, COSINE]),
-    Row("Newton-reuse-little", ims.Newton(reuse=0.05), [CUBIC, COUPLED, CONTRACTION, COSINE], 1),
-    Row("Newton-reuse-full-steps", ims.Newton(reuse=0.3, halvings=0), [COUPLED, H_EQUATION], 1),
+        [s.COUPLED, *FIXED_POINTS], 1),
+    Row("Newton-full-steps", ims.Newton(halvings=0), [s.COUPLED, CUBIC, COSINE, KEPLER], 1),
+    Row("Newton-reuse", ims.Newton(reuse=0.5), [s.TRIDIAGONAL, CUBIC, *ROOTS, CONTRACTION, COSINE]),
+    Row("Newton-reuse-little", ims.Newton(reuse=0.05), [CUBIC, s.COUPLED, CONTRACTION, COSINE], 1),
+    Row("Newton-reuse-full-steps", ims.Newton(reuse=0.3, halvings=0), [s.COUPLED, s.H_EQUATION], 1),
     Row("Chord", ims.Chord(),
-        [COUPLED, CUBIC, *ROOTS[2:], CONTRACTION, COSINE, BOWL, CIRCLE_FIT], order=1),
+        [s.COUPLED, CUBIC, *ROOTS[2:], CONTRACTION, COSINE, BOWL, s.CIRCLE_FIT], order=1),
     Row("Broyden", ims.Broyden(),
-        [CUBIC, COUPLED, *ROOTS[2:], CONTRACTION, KEPLER, COSINE], order=1.5),
+        [CUBIC, s.COUPLED, *ROOTS[2:], CONTRACTION, KEPLER, COSINE], order=1.5),
     Row("Broyden-bad", ims.Broyden(good=False), [CUBIC, *ROOTS, CONTRACTION, KEPLER, COSINE], 1),
     Row("Broyden-LU", ims.Broyden(linear_solver=LU),
-        [COUPLED, CONTRACTION, *ROOTS[1:], COSINE], order=1.5),
+        [s.COUPLED, CONTRACTION, *ROOTS[1:], COSINE], order=1.5),
     Row("Broyden-bad-LU", ims.Broyden(good=False, linear_solver=LU),
         [CONTRACTION, *ROOTS, KEPLER, COSINE], 1),
-    Row("Broyden-short", ims.Broyden(memory=4), [COUPLED, CUBIC, *ROOTS[2:], KEPLER, COSINE], 1),
-    Row("Dogleg", ims.Dogleg(),
-        [EXPONENTIAL_FIT, CUBIC, HELICAL_VALLEY, *FITS, *REGRESSIONS, *ROOTS, *FIXED_POINTS], 4),
-    Row("LevenbergMarquardt", ims.LevenbergMarquardt(),
-        [EXPONENTIAL_FIT, CUBIC, HELICAL_VALLEY, *FITS, *REGRESSIONS, *ROOTS, *FIXED_POINTS], 4),
-    Row("Dogleg-CG", ims.Dogleg(**BY_PRODUCTS), [CIRCLE_FIT, *FITS[2:]], 1),
-    Row("LevenbergMarquardt-CG", ims.LevenbergMarquardt(**BY_PRODUCTS), [CIRCLE_FIT, *FITS[2:]], 1),
-    Row("GaussNewton", ims.GaussNewton(), [*FITS, *REGRESSIONS], order=1, memory=False),
-    Row("GaussNewton-CG", ims.GaussNewton(**BY_PRODUCTS), [EXPONENTIAL_FIT, *REGRESSIONS], 1),
-    Row("Steffensen", ims.Steffensen(), [CUBIC, COSINE, *SCALARS[1:], FALLING, EXPANDING],
+    Row("Broyden-short", ims.Broyden(memory=4), [s.COUPLED, CUBIC, *ROOTS[2:], KEPLER, COSINE], 1),
+    Row("Dogleg", ims.Dogleg(), SQUARES, 4),
+    Row("LevenbergMarquardt", ims.LevenbergMarquardt(), SQUARES, 4),
+    Row("Dogleg-CG", ims.Dogleg(**BY_PRODUCTS), CIRCLES, 1),
+    Row("LevenbergMarquardt-CG", ims.LevenbergMarquardt(**BY_PRODUCTS), CIRCLES, 1),
+    Row("GaussNewton", ims.GaussNewton(), [*s.FITS, *s.REGRESSIONS], order=1, memory=False),
+    Row("GaussNewton-CG", ims.GaussNewton(**BY_PRODUCTS), [s.EXPONENTIAL_FIT, *s.REGRESSIONS], 1),
+    Row("Steffensen", ims.Steffensen(), [CUBIC, COSINE, *s.SCALARS[1:], s.FALLING, s.EXPANDING],
         order=2, memory=False, without=("tree",)),  # one unknown
     Row("Bisection", ims.Bisection(), **BRACKETS),
     Row("Chandrupatla", ims.Chandrupatla(), **BRACKETS),
     Row("FixedPointIteration", ims.FixedPointIteration(), FIXED_POINTS, order=1, memory=False),
-    Row("FixedPointIteration-damped", ims.FixedPointIteration(damping=0.8),
-        [COSINE, NETWORK, KEPLER, CONTRACTION, AFFINE], memory=False),
-    Row("Anderson", ims.Anderson(), [COSINE, NETWORK, KEPLER, CONTRACTION, AFFINE], 3),
+    Row("FixedPointIteration-damped", ims.FixedPointIteration(damping=0.8), MAPS,
+        memory=False),
+    Row("Anderson", ims.Anderson(), MAPS, 3),
     Row("Anderson-1", ims.Anderson(window=1), FIXED_POINTS, 1),
     Row("Anderson-2", ims.Anderson(window=2), FIXED_POINTS, 1),
     Row("Anderson-20", ims.Anderson(window=20), FIXED_POINTS, 1),
-    Row("Anderson-regularized", ims.Anderson(regularization=1e-8), [NETWORK, COSINE, AFFINE], 1),
+    Row("Anderson-regularized", ims.Anderson(regularization=1e-8),
+        [s.NETWORK, COSINE, s.AFFINE], 1),
     Row("Anderson-damped", ims.Anderson(damping=0.6, window=3),
-        [NETWORK, COSINE, KEPLER, AFFINE], 1),
-    Row("Anderson-strict", ims.Anderson(growth=1.0), [NETWORK, COSINE, CONTRACTION, AFFINE], 1),
-    Row("Aitken", ims.Aitken(), [COSINE, CONTRACTION, FALLING, EXPANDING, KEPLER]),
-    Row("Aitken-damped", ims.Aitken(damping=0.6), [CONTRACTION, COSINE, FALLING, EXPANDING], 1),
-    Row("GradientDescent", ims.GradientDescent(lr=0.15), [BOWL, GROWTH_FIT], memory=False),
+        [s.NETWORK, COSINE, KEPLER, s.AFFINE], 1),
+    Row("Anderson-strict", ims.Anderson(growth=1.0), [s.NETWORK, COSINE, CONTRACTION, s.AFFINE], 1),
+    Row("Aitken", ims.Aitken(), [COSINE, CONTRACTION, s.FALLING, s.EXPANDING, KEPLER]),
+    Row("Aitken-damped", ims.Aitken(damping=0.6), [CONTRACTION, COSINE, s.FALLING, s.EXPANDING], 1),
+    Row("GradientDescent", ims.GradientDescent(lr=0.15), [BOWL, s.GROWTH_FIT], memory=False),
     Row("GradientDescent-momentum", ims.GradientDescent(lr=0.1, momentum=0.5), [BOWL]),
-    Row("GradientDescent-armijo", ims.GradientDescent(1.0, line_search=ARMIJO),
-        [LOGISTIC, BARRIER, BOWL, HIMMELBLAU, GROWTH_FIT]),
-    Row("GradientDescent-wolfe",
-        ims.GradientDescent(1.0, line_search=ims.StrongWolfe(curvature=0.5)),
-        [LOGISTIC, BARRIER, BOWL, HIMMELBLAU, GROWTH_FIT]),
-    Row("LBFGS", ims.LBFGS(), [*MINIMA[:3], EXPONENTIAL_FIT, *MINIMA[3:]], 4),
-    Row("LBFGS-short", ims.LBFGS(memory=3), [MINIMA[2], MINIMA[5]], 1),
-    Row("NewtonCG", ims.NewtonCG(), [BEALE, *MINIMA, HILL, BOWL], 4, order=1.5, memory=False),
-    Row("TorchOptimizer", ims.TorchOptimizer(SGD, lr=0.1, max_steps=4000), [BOWL, GROWTH_FIT],
+    Row("GradientDescent-armijo", ims.GradientDescent(1.0, line_search=ARMIJO), SLOPES),
+    Row("GradientDescent-wolfe", ims.GradientDescent(1.0, line_search=WOLFE), SLOPES),
+    Row("LBFGS", ims.LBFGS(), [*s.MINIMA[:3], s.EXPONENTIAL_FIT, *s.MINIMA[3:]], 4),
+    Row("LBFGS-short", ims.LBFGS(memory=3), [s.MINIMA[2], s.MINIMA[5]], 1),
+    Row("NewtonCG", ims.NewtonCG(), [s.BEALE, *s.MINIMA, s.HILL, BOWL], 4, order=1.5, memory=False),
+    Row("TorchOptimizer", ims.TorchOptimizer(SGD, lr=0.1, max_steps=4000), [BOWL, s.GROWTH_FIT],
         without=("bad",)),
-    Row("TorchOptimizer-Adam", ims.TorchOptimizer(torch.optim.Adam, lr=0.1), [LOGISTIC], 0,
+    Row("TorchOptimizer-Adam", ims.TorchOptimizer(torch.optim.Adam, lr=0.1), [s.LOGISTIC], 0,
         without=("budget", "bad")),  # it does not stay at the solution, and is slow
     Row("own", HeavyBall(), FIXED_POINTS),
 ]  # fmt: skip

@@ -125,15 +125,14 @@ def test_the_bracket_gets_no_gradient(solver):
     torch.testing.assert_close(torch.autograd.grad(value, a)[0], tensor(0.125**0.5))
 
 
-@pytest.mark.parametrize(
-    "fn, status",
-    [
-        (lambda z: 1 / (z - 0.3), Status.STALLED),
-        (lambda z: torch.sign(z - 0.3) + 0.5, Status.STALLED),
-        (lambda z: torch.where((z - 0.5).abs() < 0.01, torch.nan, z - 0.505), Status.NONFINITE),
-    ],
-    ids=["pole", "jump", "nan-on-the-way"],
-)
+JUMPS = [
+    (lambda z: 1 / (z - 0.3), Status.STALLED),
+    (lambda z: torch.sign(z - 0.3) + 0.5, Status.STALLED),
+    (lambda z: torch.where((z - 0.5).abs() < 0.01, torch.nan, z - 0.505), Status.NONFINITE),
+]
+
+
+@pytest.mark.parametrize("fn, status", JUMPS, ids=["pole", "jump", "nan-on-the-way"])
 def test_a_change_of_sign_that_is_no_root(solver, fn, status):
     sol = within(fn, 0.0, 1.0, solver=solver, on_failure="mask")
     assert int(sol.status) == status and not bool(sol.converged)

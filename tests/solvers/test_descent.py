@@ -12,20 +12,8 @@ from torch.func import grad, hessian, vmap
 
 import implicit_solvers as ims
 from implicit_solvers import Status
-from tests.solvers.systems import (
-    BEALE,
-    F32,
-    F64,
-    LOGISTIC,
-    ROSENBROCK,
-    ROSENBROCK_10,
-    UNBOUNDED,
-    Watch,
-    accepted,
-    by_scipy,
-    error,
-    tensor,
-)
+from tests.solvers import systems
+from tests.solvers.systems import BEALE, F32, F64, ROSENBROCK, ROSENBROCK_10, Watch, error, tensor
 
 WOLFE, ARMIJO = ims.StrongWolfe(), ims.Backtracking()
 searches = pytest.mark.parametrize("search", [WOLFE, ARMIJO], ids=["wolfe", "armijo"])
@@ -44,7 +32,7 @@ def counting(fn):
 def steps_of(fn, start, count, solver, **options):
     """Return the start and the steps of a minimizer, from budgets."""
     budget = lambda k: solver(rtol=None, max_steps=k, **options)
-    return accepted(lambda k: ims.minimize(fn, start, solver=budget(k)), count)
+    return systems.accepted(lambda k: ims.minimize(fn, start, solver=budget(k)), count)
 
 
 def test_backtracking_steps_are_armijos():
@@ -225,22 +213,21 @@ def test_it_comes_back_into_the_domain(search):
 # -- without a minimum ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "solver, most",
-    [
-        (ims.LBFGS(), 600),
-        (ims.NewtonCG(), 1500),
-        (ims.GradientDescent(0.1, line_search=ARMIJO, max_steps=200), math.inf),
-        (ims.GradientDescent(0.1, line_search=WOLFE, max_steps=200), math.inf),
-    ],
-    ids=["LBFGS", "NewtonCG", "armijo", "wolfe"],
-)
-@pytest.mark.parametrize("name", UNBOUNDED)
+DESCENTS = [
+    (ims.LBFGS(), 600),
+    (ims.NewtonCG(), 1500),
+    (ims.GradientDescent(0.1, line_search=ARMIJO, max_steps=200), math.inf),
+    (ims.GradientDescent(0.1, line_search=WOLFE, max_steps=200), math.inf),
+]
+
+
+@pytest.mark.parametrize("solver, most", DESCENTS, ids=["LBFGS", "NewtonCG", "armijo", "wolfe"])
+@pytest.mark.parametrize("name", systems.UNBOUNDED)
 def test_unbounded_below_is_a_failure(solver, most, name):
     """Beside a lane with a minimum; in a bounded number of evaluations, with no gradient."""
     fn, calls = counting(
         lambda z, t: torch.where(
-            t[0] > 0, UNBOUNDED[name](z, t.abs()), (0.1 * (z - 1) ** 4 + z**2).sum()
+            t[0] > 0, systems.UNBOUNDED[name](z, t.abs()), (0.1 * (z - 1) ** 4 + z**2).sum()
         )
     )
     t, start = tensor([[1.0], [-1.0], [0.3]]).requires_grad_(), tensor([0.5, 2.0]).expand(3, 2)
@@ -262,10 +249,10 @@ def test_stationary_start_counts_as_solved(solver):
 # -- limited-memory BFGS -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("system", [ROSENBROCK, ROSENBROCK_10, BEALE, LOGISTIC], ids=str)
+@pytest.mark.parametrize("system", [ROSENBROCK, ROSENBROCK_10, BEALE, systems.LOGISTIC], ids=str)
 def test_it_takes_no_more_steps_than_scipy(system):
     fn = lambda z: system.fn(z, tensor(system.theta))
-    theirs = by_scipy(fn, system.start, "L-BFGS-B", gtol=1e-8, ftol=0, maxcor=10)
+    theirs = systems.by_scipy(fn, system.start, "L-BFGS-B", gtol=1e-8, ftol=0, maxcor=10)
     ours = system.solve(ims.LBFGS(atol=1e-8, rtol=0.0))
     assert int(ours.iterations) <= 1.3 * theirs.nit + 3
 
@@ -390,7 +377,7 @@ def test_a_minimum_is_found_from_beside_a_saddle(name, start):
     assert torch.linalg.eigvalsh(hessian(fn)(sol.value)).min() > 0
     assert int(sol.iterations) < 60
     # SciPy finds its own minimum, the same or a mirrored one: the values agree
-    theirs = by_scipy(fn, start, "trust-exact", gtol=1e-12)
+    theirs = systems.by_scipy(fn, start, "trust-exact", gtol=1e-12)
     assert abs(float(fn(sol.value)) - theirs.fun) < 1e-9 * max(1, abs(theirs.fun))
 
 

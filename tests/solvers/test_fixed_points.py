@@ -7,20 +7,8 @@ import torch
 from torch.func import vmap
 
 import implicit_solvers as ims
-from tests.solvers.systems import (
-    AFFINE,
-    CONTRACTION,
-    COSINE,
-    F32,
-    F64,
-    FALLING,
-    NETWORK,
-    accepted,
-    affine,
-    error,
-    network,
-    tensor,
-)
+from tests.solvers import systems
+from tests.solvers.systems import AFFINE, CONTRACTION, F32, F64, NETWORK, error, network, tensor
 
 picard = ims.FixedPointIteration
 
@@ -34,7 +22,7 @@ def iterates(solver, g, start, count, **options):
 @pytest.mark.parametrize(
     "solver, system, damping",
     [(ims.Anderson(window=w), CONTRACTION, 1.0) for w in (1, 2, 5, 20)]
-    + [(ims.Aitken(), system, 0.7) for system in (COSINE, FALLING, CONTRACTION)],
+    + [(ims.Aitken(), system, 0.7) for system in (systems.COSINE, systems.FALLING, CONTRACTION)],
 )
 def test_acceleration_is_faster_than_picard(solver, system, damping):
     picard = system.solve(ims.FixedPointIteration(damping=damping))
@@ -133,7 +121,7 @@ def test_regularization_bears_noise():
     generator, theta = torch.Generator(), tensor(AFFINE.theta)
 
     def noisy(z):
-        return affine(z, theta) + 1e-3 * torch.randn(8, generator=generator, dtype=F64)
+        return systems.affine(z, theta) + 1e-3 * torch.randn(8, generator=generator, dtype=F64)
 
     def spread(weight):
         generator.manual_seed(0)
@@ -184,7 +172,7 @@ def test_nan_in_an_accelerated_step_is_taken_back():
     solve = lambda k: ims.fixed_point(
         g, tensor([0.0]), solver=ims.Anderson(rtol=None, max_steps=k)
     )  # fmt: skip
-    values = accepted(solve, 2)
+    values = systems.accepted(solve, 2)
     assert [float(v) for v in values[:2]] == pytest.approx([0.0, 0.3])
     assert error(values[2], g(values[1])) < 1e-14
     sol = ims.fixed_point(g, tensor([0.0]), solver=ims.Anderson())

@@ -9,18 +9,8 @@ from torch.func import jacfwd, vmap
 
 import implicit_solvers as ims
 from implicit_solvers import Status
-from tests.solvers.systems import (
-    BRATU,
-    COUPLED,
-    CUBIC,
-    F64,
-    H_EQUATION,
-    ROOTS,
-    TRIDIAGONAL,
-    Watch,
-    error,
-    tensor,
-)
+from tests.solvers import systems
+from tests.solvers.systems import BRATU, COUPLED, F64, H_EQUATION, TRIDIAGONAL, Watch, error, tensor
 
 FACTOR = "linalg_lu_factor"
 
@@ -41,7 +31,7 @@ def test_a_linear_equation_takes_one_step():
 # -- factors that serve again --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("system", ROOTS, ids=str)
+@pytest.mark.parametrize("system", systems.ROOTS, ids=str)
 def test_reuse_factors_less_often_than_it_steps(system):
     sol, reused, _ = watched(lambda: system.solve(ims.Newton(reuse=0.5)))
     assert 1 <= reused < int(sol.iterations) / 2
@@ -54,7 +44,7 @@ def test_reuse_factors_less_often_than_it_steps(system):
 @pytest.mark.parametrize("reuse", [0.05, 0.2, 0.5, 0.9])
 def test_residuals_fall_as_reuse_says_or_the_next_step_factors(reuse):
     """Step by step, from budgets: a step slower than ``reuse`` is followed by a factorization."""
-    solve = lambda k: CUBIC.solve(ims.Newton(reuse=reuse, rtol=None, max_steps=k))
+    solve = lambda k: systems.CUBIC.solve(ims.Newton(reuse=reuse, rtol=None, max_steps=k))
     history = [watched(lambda k=k: solve(k))[:2] for k in range(12)]
     history = [(float(sol.residual), factored) for sol, factored in history]
     for (e0, _), (e1, f1), (_, f2) in zip(history, history[1:], history[2:], strict=False):

@@ -350,15 +350,18 @@ def test_gradients(row, case):
     assert_implicit_gradients(fn[case], z0, (A,), kind=case, solver=row.solver)
 
 
+ADJOINTS = [
+    ("root", ims.ImplicitAdjoint(ims.GMRES())),
+    ("fixed_point", ims.ImplicitAdjoint(ims.Neumann(max_steps=500))),
+    ("minimize", ims.ImplicitAdjoint(ims.CG())),
+    ("minimize", ims.ImplicitAdjoint(ims.Cholesky())),
+    ("least_squares", ims.ImplicitAdjoint(ims.CG(), preconditioner=ims.Jacobi())),
+]
+
+
 @pytest.mark.parametrize(
     "kind, adjoint",
-    [
-        ("root", ims.ImplicitAdjoint(ims.GMRES())),
-        ("fixed_point", ims.ImplicitAdjoint(ims.Neumann(max_steps=500))),
-        ("minimize", ims.ImplicitAdjoint(ims.CG())),
-        ("minimize", ims.ImplicitAdjoint(ims.Cholesky())),
-        ("least_squares", ims.ImplicitAdjoint(ims.CG(), preconditioner=ims.Jacobi())),
-    ],
+    ADJOINTS,
     ids=lambda v: v if isinstance(v, str) else type(v.linear_solver).__name__,
 )
 def test_adjoints(kind, adjoint):

@@ -48,11 +48,8 @@ ELEMENTWISE = [
     (optim.ASGD, {"lr": 0.01, "lambd": 0, "t0": 3}),
     (SignDescent, {"lr": 0.1}),
 ]
-elementwise = pytest.mark.parametrize(
-    "optimizer, options",
-    ELEMENTWISE,
-    ids=[f"{i}-{kind.__name__}" for i, (kind, _) in enumerate(ELEMENTWISE)],
-)
+IDS = [f"{i}-{kind.__name__}" for i, (kind, _) in enumerate(ELEMENTWISE)]
+elementwise = pytest.mark.parametrize("optimizer, options", ELEMENTWISE, ids=IDS)
 CURVES = tensor([1.0, 3.0, 9.0])
 
 

@@ -13,18 +13,8 @@ from torch.func import hessian, jacfwd, vmap
 import implicit_solvers as ims
 from implicit_solvers import Status
 from implicit_solvers.testing import problems
-from tests.solvers.systems import (
-    CIRCLE_FIT,
-    EXPONENTIAL_FIT,
-    F32,
-    F64,
-    OVERSHOOTING,
-    SLOW,
-    TRIDIAGONAL,
-    Watch,
-    error,
-    tensor,
-)
+from tests.solvers import systems
+from tests.solvers.systems import EXPONENTIAL_FIT, F32, F64, SLOW, TRIDIAGONAL, Watch, error, tensor
 
 SOLVERS = {"Dogleg": ims.Dogleg(), "LevenbergMarquardt": ims.LevenbergMarquardt()}
 both = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
@@ -67,18 +57,17 @@ def test_root_from_the_standard_start(problem, dtype, solver):
         assert error(sol.value, problem.solution) < (1e-9 if dtype == F64 else 2e-4)
 
 
+EASY = [
+    problems.BROYDEN_TRIDIAGONAL,
+    problems.KEPLER,
+    problems.CHANDRASEKHAR,
+    problems.CHANDRASEKHAR_ITERATION,
+    problems.HEAT,
+]
+
+
 @both
-@pytest.mark.parametrize(
-    "problem",
-    [
-        problems.BROYDEN_TRIDIAGONAL,
-        problems.KEPLER,
-        problems.CHANDRASEKHAR,
-        problems.CHANDRASEKHAR_ITERATION,
-        problems.HEAT,
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("problem", EASY, ids=str)
 def test_easy_problems_take_newton_steps(problem, solver):
     steps = int(problem.solve(solver=ims.Newton()).iterations)
     assert int(problem.solve(solver=solver).iterations) <= steps
@@ -210,7 +199,7 @@ def test_badly_scaled_fit(solver):
 
 
 @fitting
-@pytest.mark.parametrize("system", [SLOW, OVERSHOOTING], ids=str)
+@pytest.mark.parametrize("system", [SLOW, systems.OVERSHOOTING], ids=str)
 def test_large_residuals(system, solver):
     """Full Gauss-Newton steps are slow, or overshoot by more each time; the fit is found."""
     theta, zero = tensor(system.theta), torch.zeros(2, dtype=F64)
@@ -223,7 +212,7 @@ def test_large_residuals(system, solver):
 
 
 @fitting
-@pytest.mark.parametrize("system", [CIRCLE_FIT, EXPONENTIAL_FIT], ids=str)
+@pytest.mark.parametrize("system", [systems.CIRCLE_FIT, EXPONENTIAL_FIT], ids=str)
 def test_tolerance_below_rounding_stalls(system, solver):
     """Steps are not used up where none of them helps."""
     sol = system.solve(replace(solver, atol=1e-30, rtol=0.0), on_failure="mask")

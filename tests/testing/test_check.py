@@ -9,14 +9,8 @@ import pytest
 import torch
 
 import implicit_solvers as ims
-from implicit_solvers.testing import (
-    Entry,
-    GradientCheckError,
-    Report,
-    assert_implicit_gradients,
-    check_implicit_gradients,
-    problems,
-)
+from implicit_solvers import testing
+from implicit_solvers.testing import Entry, Report, check_implicit_gradients, problems
 from implicit_solvers.testing.captured import captured_tensors
 from implicit_solvers.testing.differences import central_difference, is_kinked
 from tests.cases import CASES, P, W
@@ -109,23 +103,15 @@ RIGHT = {
     "loose": (tree, TREE, P, {"solver": ims.Newton(rtol=1e-6, atol=1e-6)}),
     "auxiliary": (lambda z, a: (z**3 - a, {"twice": 2 * z}), M, M, {"has_aux": True}),
     "minimize": (energy, ZERO, P, {"kind": "minimize"}),
-    "least_squares": (
-        decay,
-        torch.tensor([1.0, 0.3], dtype=DOUBLE),
-        torch.tensor([1.0, 0.7, 0.2, 0.4], dtype=DOUBLE),
-        {"kind": "least_squares"},
-    ),
+    "least_squares": (decay, torch.tensor([1.0, 0.3], dtype=DOUBLE),
+     torch.tensor([1.0, 0.7, 0.2, 0.4], dtype=DOUBLE), {"kind": "least_squares"}),
     # a simple root, which is not singular
     "badly scaled": (scaled, torch.ones(2, dtype=DOUBLE), M, {}),
     "two dimensions of lanes": (coupled, 0 * LANES, LANES, {"batch_dims": 2}),
     "with in_dims": (coupled, 0 * LANES, LANES, {"batch_dims": 2, "in_dims": (0,)}),
-    "large": (
-        lambda z, x: x - 0.1 * torch.sin(z.roll(1, 0)),
-        0 * MANY,
-        MANY,
-        {**PICARD, "adjoint": ims.ImplicitAdjoint(ims.GMRES())},
-    ),
-}
+    "large": (lambda z, x: x - 0.1 * torch.sin(z.roll(1, 0)), 0 * MANY, MANY,
+     {**PICARD, "adjoint": ims.ImplicitAdjoint(ims.GMRES())}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -387,25 +373,21 @@ def test_nothing_to_differentiate():
 
 
 def test_assert_raises_with_the_table():
-    assert isinstance(assert_implicit_gradients(kepler, M, (M, e), **QUICK), Report)
-    with pytest.raises(GradientCheckError, match="reverse mode .*FAILED") as error:
-        assert_implicit_gradients(lambda z, a: z - a.detach(), M, (M,), **QUICK)
+    assert isinstance(testing.assert_implicit_gradients(kepler, M, (M, e), **QUICK), Report)
+    with pytest.raises(testing.GradientCheckError, match="reverse mode .*FAILED") as error:
+        testing.assert_implicit_gradients(lambda z, a: z - a.detach(), M, (M,), **QUICK)
     assert isinstance(error.value, AssertionError) and not error.value.report.passed
 
 
 def test_the_table_is_of_fixed_width_and_json_is_valid():
     long = "a rather long cause " * 12
-    report = Report(
-        "f",
-        "root",
-        "float64",
-        (
-            Entry("reverse mode", "args[0]['a rather long name'] (x)", "failed", 1.0, 1e-9, long),
-            Entry("forward mode", "args[0]", "failed", math.nan, math.inf, long, "change it"),
-            Entry("vmap", "args", "warning", cause="another"),
-            Entry("NaN lane", "args", "skipped"),
-        ),
+    entries = (
+        Entry("reverse mode", "args[0]['a rather long name'] (x)", "failed", 1.0, 1e-9, long),
+        Entry("forward mode", "args[0]", "failed", math.nan, math.inf, long, "change it"),
+        Entry("vmap", "args", "warning", cause="another"),
+        Entry("NaN lane", "args", "skipped"),
     )
+    report = Report("f", "root", "float64", entries)
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0] == "f (root, float64): FAILED, 2 of 3 checks, 1 warning"
@@ -458,15 +440,15 @@ def checked(problem, dtype=DOUBLE, **options):
     return check(problem.fn, theta, start=start, kind=problem.kind, **options)
 
 
+REGULAR = [
+    "COLEBROOK",  # parameters ten orders of magnitude apart
+    "POWELL_BADLY_SCALED",  # a root that moves fast
+    *("TRIGONOMETRIC", "HIMMELBLAU", "RIDGE_RESIDUALS", "CHANDRASEKHAR_ITERATION"),
+]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "COLEBROOK",  # parameters ten orders of magnitude apart
-        "POWELL_BADLY_SCALED",  # a root that moves fast
-        *("TRIGONOMETRIC", "HIMMELBLAU", "RIDGE_RESIDUALS", "CHANDRASEKHAR_ITERATION"),
-    ],
-)
+@pytest.mark.parametrize("name", REGULAR)
 def test_regular_problems(name, dtype):
     report = checked(getattr(problems, name), dtype)
     assert report.passed, str(report)

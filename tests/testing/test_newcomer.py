@@ -59,22 +59,15 @@ def test_inputs_are_drawn_from_the_signature(check):
 
 ZERO = "the derivative with respect to it is zero: "
 SHAPED = "return torch.stack([submerged - density])"
+BRANCH = "if h < 0: submerged = submerged * 0\n    return"
 # a line, what is made of it, and the cause
 WRONG = {
     "detach": ("- density", "- density.detach()", f"depends on args[0] (density) but {ZERO}"),
     "item": ("h / radius", "h / radius.item()", f"depends on args[1] (radius) but {ZERO}"),
     "unknown": ("- depth)", "- depth.detach())", "respect to z is not that of its values"),
     "in-place": ("h / radius", "h; depth /= radius", "the function writes into z in place"),
-    "in-place-argument": (
-        "h / radius",
-        "h / radius; density *= 1.0001",
-        "args[0] (density) in place",
-    ),
-    "branch": (
-        "return",
-        "if h < 0: submerged = submerged * 0\n    return",
-        "a tensor's value is read",
-    ),
+    "argument": ("h / radius", "h / radius; density *= 1.0001", "args[0] (density) in place"),
+    "branch": ("return", BRANCH, "a tensor's value is read"),
     "shape": ("return submerged - density", SHAPED, "return one entry for each unknown"),
 }
 
@@ -128,19 +121,19 @@ print("imported")
 """
 
 
-@pytest.mark.parametrize(
-    "name,options",
-    [
-        ("cell", "--kind fixed_point --z0 shape=2,3 --args shape=2,3 --batch-dims 1 --in-dims 0"),
-        ("distance", "--kind minimize"),
-        ("residuals", "--kind least_squares --z0 [0.5,0.5]"),
-        ("power", "--dtype float32"),
-        ("power", "--z0 1.0 --args 2.0 python=5"),
-        ("layer", "--kind layer --args [0.5,0.7]"),
-        ("layer", "--kind layer"),
-        ("module", "--args shape=2,3"),
-    ],
-)
+KINDS = [
+    ("cell", "--kind fixed_point --z0 shape=2,3 --args shape=2,3 --batch-dims 1 --in-dims 0"),
+    ("distance", "--kind minimize"),
+    ("residuals", "--kind least_squares --z0 [0.5,0.5]"),
+    ("power", "--dtype float32"),
+    ("power", "--z0 1.0 --args 2.0 python=5"),
+    ("layer", "--kind layer --args [0.5,0.7]"),
+    ("layer", "--kind layer"),
+    ("module", "--args shape=2,3"),
+]
+
+
+@pytest.mark.parametrize("name,options", KINDS)
 def test_kinds_and_values(check, name, options):
     options = [*options.split(), "--starts", "0", "--order", "1", "--no-vmap", "--no-forward"]
     status, shown = check(MODELS, *options, name=name)
@@ -149,25 +142,25 @@ def test_kinds_and_values(check, name, options):
     assert "imported" in shown.err and "imported" not in shown.out
 
 
-@pytest.mark.parametrize(
-    "target,options,message",
-    [
-        ("nothing.py:f", "", "there is no file"),
-        ("models.py:nothing", "", "defines no nothing; it defines cell, distance, residuals"),
-        ("models.py", "", "names no function: write path/to/file.py:name"),
-        ("models.py:number", "", "number is a int: name a function or a module"),
-        ("models.py:power", "--args 1 2 3", "--args has 3 values, and the function takes (z, a, n"),
-        ("models.py:cell", "--args", "--args has 0 values, and the function takes (z, x)"),
-        ("models.py:power", "--args a", "--args, value 1 is 'a': write a number, a list"),
-        ("models.py:power", "--z0 shape=x", "--z0 is 'shape=x': write a shape as shape=3,2"),
-        ("models.py:power", "--z0 [[1],[2,3]]", "write a number, a list"),
-        ("models.py:power", "--starts -1", "--starts is -1"),
-        ("models.py:module", "--z0 1 --args 1", "--z0 was given for a layer"),
-        ("models.py:power", "--z0 1 --args 1 --in-dims 0", "--in-dims was given without --b"),
-        ("broken.py:f", "", "raised ZeroDivisionError when it was run"),
-        ("models.py:unfit", "", "no shape was found that the function takes"),
-    ],
-)
+MISUSED = [
+    ("nothing.py:f", "", "there is no file"),
+    ("models.py:nothing", "", "defines no nothing; it defines cell, distance, residuals"),
+    ("models.py", "", "names no function: write path/to/file.py:name"),
+    ("models.py:number", "", "number is a int: name a function or a module"),
+    ("models.py:power", "--args 1 2 3", "--args has 3 values, and the function takes (z, a, n"),
+    ("models.py:cell", "--args", "--args has 0 values, and the function takes (z, x)"),
+    ("models.py:power", "--args a", "--args, value 1 is 'a': write a number, a list"),
+    ("models.py:power", "--z0 shape=x", "--z0 is 'shape=x': write a shape as shape=3,2"),
+    ("models.py:power", "--z0 [[1],[2,3]]", "write a number, a list"),
+    ("models.py:power", "--starts -1", "--starts is -1"),
+    ("models.py:module", "--z0 1 --args 1", "--z0 was given for a layer"),
+    ("models.py:power", "--z0 1 --args 1 --in-dims 0", "--in-dims was given without --b"),
+    ("broken.py:f", "", "raised ZeroDivisionError when it was run"),
+    ("models.py:unfit", "", "no shape was found that the function takes"),
+]
+
+
+@pytest.mark.parametrize("target,options,message", MISUSED)
 def test_wrong_use_exits_with_two(tmp_path, capsys, target, options, message):
     unfit = "\ndef unfit(z, a):\n    return torch.cat([z, a], 7)\n"
     (tmp_path / "models.py").write_text(MODELS + unfit)

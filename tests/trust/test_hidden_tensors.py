@@ -97,15 +97,16 @@ class Cell(nn.Module):
         return plain(self.w, self.b, z)
 
 
+def checkpointed(w, b, z):
+    return checkpoint(lambda z: plain(w, b, z), z, use_reentrant=False)
+
+
 # what stands inside: the map of captured w and b, and the same map in plain operations
 INSIDE = {
     "old autograd.Function": (lambda w, b, z: OldStyle.apply(w, z) + b, plain),
     "new autograd.Function": (lambda w, b, z: NewStyle.apply(w, z) + b, plain),
     "custom_op": (lambda w, b, z: with_formula(w, z) + b, plain),
-    "checkpoint": (
-        lambda w, b, z: checkpoint(lambda z: plain(w, b, z), z, use_reentrant=False),
-        plain,
-    ),
+    "checkpoint": (checkpointed, plain),
     "autograd.grad": (energy, plain_energy),
     "autograd.grad alone": (bare_energy, plain_energy),
 }
@@ -292,14 +293,8 @@ def test_a_masked_lane_with_a_hidden_tensor_is_an_error():
             return (g * z).sum(0), g * w
 
     x = torch.tensor([[1.0], [float("nan")]], dtype=D)
-    z = ims.fixed_point(
-        lambda z, x: Times.apply(w, z) + x,
-        torch.zeros(2, 1, dtype=D),
-        (x,),
-        batch_dims=1,
-        in_dims=0,
-        on_failure="mask",
-    ).value
+    fn, start = lambda z, x: Times.apply(w, z) + x, torch.zeros(2, 1, dtype=D)
+    z = ims.fixed_point(fn, start, (x,), batch_dims=1, in_dims=0, on_failure="mask").value
     with pytest.raises(RuntimeError, match='on_failure="mask"'):
         z.nansum().backward()
 

@@ -6,13 +6,8 @@ import numpy as np
 import torch
 
 from implicit_solvers.problems.__main__ import main
-from implicit_solvers.problems.cli.few_shot import (
-    accuracy_of,
-    classifier,
-    cross_entropy,
-    initial_parameters,
-    nearest_neighbour_predictions,
-)
+from implicit_solvers.problems.cli import few_shot
+from implicit_solvers.problems.cli.few_shot import accuracy_of, classifier, cross_entropy
 from implicit_solvers.problems.cli.inner_steps import measure_costs
 from implicit_solvers.problems.data.glyphs import Episodes
 from tests.problems.cli.runs import COMMANDS, metrics_of
@@ -39,7 +34,7 @@ def test_a_run_measures_three_classifiers(finished, tmp_path):
 
 def test_nearest_neighbour_and_interval():
     tasks = Episodes(torch.rand(6, 4, 1, 3, 3), ways=3, shots=2, queries=2).batch(range(5))
-    predictions = nearest_neighbour_predictions(tasks)
+    predictions = few_shot.nearest_neighbour_predictions(tasks)
     right = []
     for sx, sy, qx, qy in zip(*(t.numpy() for t in tasks), strict=True):
         nearest = [int(sy[((sx - image) ** 2).sum((1, 2, 3)).argmin()]) for image in qx]
@@ -53,7 +48,7 @@ def test_nearest_neighbour_and_interval():
 
 def test_implicit_memory_is_flat_and_unrolled_memory_grows():
     network = classifier(4)
-    theta = initial_parameters(network, torch.Generator().manual_seed(0))
+    theta = few_shot.initial_parameters(network, torch.Generator().manual_seed(0))
     images, labels = torch.rand(5, 1, 28, 28), torch.arange(5)
     data, sizes = (images, labels), {"inner_steps": (4, 8, 16), "lr": 0.1, "strength": 2.0}
     costs = measure_costs(cross_entropy(network), theta, data, data, cg_steps=5, **sizes)

@@ -71,19 +71,18 @@ def test_a_folder_with_images_of_another_size(tmp_path):
     assert (out / "decoded.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    "name, one, changes, settings",
-    [
-        ("reparam vae", "--latents beta", "--start -1.5", {"starts": {"beta": -1.5}}),
-        (
-            "reparam lda",
-            "--posteriors dirichlet",
-            "--dropout 0.25 --topic-noise 0.7",
-            {"settings": {"dirichlet": {"dropout": 0.25, "topic_noise": 0.7}}},
-        ),
-    ],
-    ids=["vae", "lda"],
-)
+TRIED = [
+    ("reparam vae", "--latents beta", "--start -1.5", {"starts": {"beta": -1.5}}),
+    (
+        "reparam lda",
+        "--posteriors dirichlet",
+        "--dropout 0.25 --topic-noise 0.7",
+        {"settings": {"dirichlet": {"dropout": 0.25, "topic_noise": 0.7}}},
+    ),
+]
+
+
+@pytest.mark.parametrize("name, one, changes, settings", TRIED, ids=["vae", "lda"])
 def test_settings_are_tried_on_validation_data(finished, name, one, changes, settings, tmp_path):
     outs = [finished(name).out, tmp_path / "validation", tmp_path / "changed"]
     for out, more in zip(outs[1:], ("", changes), strict=True):

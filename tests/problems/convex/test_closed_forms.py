@@ -56,9 +56,7 @@ FORMS = {
         *(x, x - p, {p: [1.0, 5.0], total: 2.0}, lambda p, t: p + (t - p.sum()) / 2),
         (np.array([1.0, 2.0, 1.0]) * total == LINES @ x,),
     ),
-    "repeated eigenvalues": Form(
-        positive, positive - W, {W: np.diag([2.0, 2.0, -1.0])}, project_psd_cone
-    ),
+    "equal roots": Form(positive, positive - W, {W: np.diag([2.0, 2.0, -1.0])}, project_psd_cone),
     "symmetric": Form(symmetric, symmetric - K, {K: [[1.0, 2], [4, -3]]}, lambda K: (K + K.mT) / 2),
     "diag": Form(diagonal, diagonal - K, {K: [[1.0, 2], [4, -3]]}, lambda K: K.diagonal().diag()),
     "nonneg": Form(low, low + total, {total: 1.0}, lambda t: 0 * t),

@@ -9,12 +9,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jacrev, jvp, vmap
 
-from implicit_solvers.problems.convex import (
-    Cones,
-    ConvexLayer,
-    project_dual_cone,
-    project_exponential_cone,
-)
+from implicit_solvers.problems import convex
+from implicit_solvers.problems.convex import Cones, project_dual_cone, project_exponential_cone
 from implicit_solvers.problems.convex.cones import linearize_dual_projection
 
 EVERY = Cones(zero=2, nonnegative=3, second_order=(3, 3, 4), semidefinite=(2, 3, 3), exponential=2)
@@ -119,7 +115,7 @@ def layer():
     x, root = cp.Variable(VARIABLES), cp.Parameter((VARIABLES, VARIABLES))
     c, A, b = map(cp.Parameter, (VARIABLES, (CONES.size, VARIABLES), CONES.size))
     goal = cp.Minimize(cp.sum_squares(root @ x) / 2 + c @ x)
-    return ConvexLayer(cp.Problem(goal, in_cones(b - A @ x, CONES)), [root, c, A, b], [x])
+    return convex.ConvexLayer(cp.Problem(goal, in_cones(b - A @ x, CONES)), [root, c, A, b], [x])
 
 
 def draw(seed, lanes):

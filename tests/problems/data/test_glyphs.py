@@ -9,20 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
-from implicit_solvers.problems.data.glyphs import (
-    Episodes,
-    load_glyphs,
-    load_strokes,
-    overlap,
-    rasterize,
-    render_instances,
-    split_classes,
-)
+from implicit_solvers.problems.data import glyphs as drawn
+from implicit_solvers.problems.data.glyphs import load_glyphs, overlap, rasterize, render_instances
 
 
 @pytest.fixture(scope="module")
 def strokes():
-    return load_strokes()
+    return drawn.load_strokes()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +25,7 @@ def glyphs():
 
 @pytest.fixture(scope="module")
 def test_images(glyphs):
-    _, _, test_classes = split_classes(glyphs.class_count)
+    _, _, test_classes = drawn.split_classes(glyphs.class_count)
     return render_instances(glyphs, test_classes, 20, torch.Generator().manual_seed(0))
 
 
@@ -147,7 +140,7 @@ def test_classes_are_the_components_of_the_overlap_graph(strokes, glyphs):
     pairs = set(zip(components.tolist(), glyphs.labels.tolist(), strict=True))
     assert len(pairs) == components.max() + 1 == glyphs.class_count == 1006
 
-    parts = [np.isin(glyphs.labels, part) for part in split_classes(glyphs.class_count)]
+    parts = [np.isin(glyphs.labels, part) for part in drawn.split_classes(glyphs.class_count)]
     assert sum(part.sum() for part in parts) == len(images)
     for i, j in [(2, 0), (2, 1), (1, 0)]:
         assert similarity[np.ix_(parts[i], parts[j])].max() <= 0.8
@@ -234,7 +227,7 @@ def test_every_instance_is_of_its_class_and_every_drawing_is_used():
 
 def test_pixels_alone_solve_about_half_of_the_test_queries(test_images):
     """A one-nearest-neighbour classifier: the data are neither trivial nor noise (chance: 0.2)."""
-    tasks = Episodes(test_images, ways=5, shots=1, queries=5).batch(range(600))
+    tasks = drawn.Episodes(test_images, ways=5, shots=1, queries=5).batch(range(600))
     distance = torch.cdist(tasks.query_x.flatten(2), tasks.support_x.flatten(2))
     predicted = tasks.support_y.gather(1, distance.argmin(2))
     accuracy = (predicted == tasks.query_y).float().mean().item()

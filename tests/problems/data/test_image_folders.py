@@ -8,14 +8,8 @@ from PIL import Image
 from implicit_solvers.problems.data.class_images import read_image
 from implicit_solvers.problems.data.mini_imagenet import load_mini_imagenet
 from implicit_solvers.problems.data.omniglot import load_omniglot
-from tests.problems.data.made_folders import (
-    CLASSES,
-    DRAWERS,
-    SIZES,
-    draw,
-    make_mini_imagenet,
-    make_omniglot,
-)
+from tests.problems.data import made_folders
+from tests.problems.data.made_folders import CLASSES, DRAWERS, SIZES, draw, make_omniglot
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +91,7 @@ def test_the_seed_decides_the_split(omniglot):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    return make_mini_imagenet(tmp_path_factory.mktemp("photographs"))
+    return made_folders.make_mini_imagenet(tmp_path_factory.mktemp("photographs"))
 
 
 def test_mini_imagenet_follows_its_lists(photographs):

@@ -20,29 +20,17 @@ from implicit_solvers.problems.data.seglearn_watch import load_watch_file
 from implicit_solvers.problems.data.speech_commands import load_speech_commands
 from implicit_solvers.problems.data.ts_format import read_ts
 from implicit_solvers.problems.data.uci_har import load_uci_har
-from tests.problems.data.made_folders import (
-    ACTIVITIES,
-    TS_HEADER,
-    idx_bytes,
-    make_har,
-    make_mini_imagenet,
-    make_mnist,
-    make_omniglot,
-    make_speech,
-    watch_content,
-    write_table,
-    write_watch,
-    write_wav,
-)
+from tests.problems.data import made_folders
+from tests.problems.data.made_folders import TS_HEADER, make_mnist, watch_content, write_table
 
 # How the folder is made, and how it is read.
 READERS = {
-    "omniglot": (make_omniglot, load_omniglot),
-    "photos": (make_mini_imagenet, load_mini_imagenet),
-    "har": (make_har, load_uci_har),
-    "har-2": (make_har, partial(load_uci_har, binary=True)),
-    "speech": (make_speech, load_speech_commands),
-    "words": (make_speech, partial(load_speech_commands, words=("yes", "maybe"))),
+    "omniglot": (made_folders.make_omniglot, load_omniglot),
+    "photos": (made_folders.make_mini_imagenet, load_mini_imagenet),
+    "har": (made_folders.make_har, load_uci_har),
+    "har-2": (made_folders.make_har, partial(load_uci_har, binary=True)),
+    "speech": (made_folders.make_speech, load_speech_commands),
+    "words": (made_folders.make_speech, partial(load_speech_commands, words=("yes", "maybe"))),
     "mnist": (make_mnist, load_mnist),
     "pixels": (make_mnist, load_mnist_sequences),
     "image": (None, lambda folder: read_image(folder / "x", 3, colour=False)),
@@ -90,7 +78,7 @@ def no_words(folder):
 
 
 def watch(content, protocol=2):
-    return lambda folder: write_watch(folder / "watch.npy", content, protocol)
+    return lambda folder: made_folders.write_watch(folder / "watch.npy", content, protocol)
 
 
 def pair(train, test=TS_HEADER + "1:a\n"):
@@ -119,8 +107,8 @@ GAP["X"][2][3, 1] = np.nan
 LATIN = "images_background/Latin/character02"
 JPG = "images/n0500000002.jpg"
 PNG = f"{LATIN}/0011_01.png"
-IDX = idx_bytes(np.arange(6, dtype="u1").reshape(2, 3))
-LOWER = "\n".join(f"{i} {name.lower()}" for i, name in enumerate(ACTIVITIES, 1))
+IDX = made_folders.idx_bytes(np.arange(6, dtype="u1").reshape(2, 3))
+LOWER = "\n".join(f"{i} {name.lower()}" for i, name in enumerate(made_folders.ACTIVITIES, 1))
 HEADLESS = TS_HEADER.replace("true a b", "false")
 MISSING, VALUE = FileNotFoundError, ValueError
 TABLE = [
@@ -165,7 +153,7 @@ TABLE = [
      r"training subjects \[1\]"),
     ("har-2", put("activity_labels.txt", LOWER), VALUE, "which HAR-2 needs"),
     ("words", None, VALUE, r"no folders of the words \['maybe'\]"),
-    ("speech", lambda f: write_wav(f / "yes/0.wav", np.zeros(100), rate=8000), VALUE,
+    ("speech", lambda f: made_folders.write_wav(f / "yes/0.wav", np.zeros(100), rate=8000), VALUE,
      "1 channels of 16 bits at 8000 Hz: expected"),
     ("speech", put("yes/0.wav", "hello"), VALUE, "0.wav is no recording in the wav format"),
     ("speech", put("testing_list.txt"), VALUE, "no recording for testing"),

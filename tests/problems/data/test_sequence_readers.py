@@ -11,35 +11,23 @@ import sklearn.datasets
 import torch
 from hypothesis import given
 
+from implicit_solvers.problems.data import aeon_ts
+from implicit_solvers.problems.data import pixel_sequences as pixels
 from implicit_solvers.problems.data.adding import generate_adding
-from implicit_solvers.problems.data.aeon_ts import (
-    load_basic_motions,
-    load_japanese_vowels,
-    load_ts_pair,
-)
+from implicit_solvers.problems.data.aeon_ts import load_basic_motions, load_ts_pair
 from implicit_solvers.problems.data.copying import generate_copying
 from implicit_solvers.problems.data.package_files import package_file
-from implicit_solvers.problems.data.pixel_sequences import (
-    load_digit_sequences,
-    load_mnist_sequences,
-)
 from implicit_solvers.problems.data.seglearn_watch import load_watch, load_watch_file
 from implicit_solvers.problems.data.speech_commands import load_speech_commands, log_mel
 from implicit_solvers.problems.data.uci_har import SIGNALS, load_uci_har
-from tests.problems.data.made_folders import (
-    ACTIVITIES,
-    TS_HEADER,
-    make_har,
-    make_mnist,
-    make_speech,
-    watch_content,
-    write_watch,
-)
+from tests.problems.data import made_folders
+from tests.problems.data.made_folders import ACTIVITIES, TS_HEADER, make_har, make_mnist
 
 
 def watch(path, protocol):
-    content = np.array(watch_content(), dtype=object)
-    return load_watch_file(write_watch(path / "watch.npy", content, protocol), window=2)
+    content = np.array(made_folders.watch_content(), dtype=object)
+    path = made_folders.write_watch(path / "watch.npy", content, protocol)
+    return load_watch_file(path, window=2)
 
 
 def ts_pair(path):
@@ -50,7 +38,7 @@ def ts_pair(path):
 
 
 def speech(path, words=None):
-    return load_speech_commands(make_speech(path), words)
+    return load_speech_commands(made_folders.make_speech(path), words)
 
 
 HAR_2 = ("sitting, laying, upstairs", "standing, walking, downstairs")
@@ -69,9 +57,9 @@ TASKS = {
                           ([0, 0, 1, 1] * 3, [0, 0, 1, 1], [0, 0, 1, 1]), ("a", "b")),
     "watch, protocol 4": (partial(watch, protocol=4), (2, 2),
                           ([0, 0, 1, 1] * 3, [0, 0, 1, 1], [0, 0, 1, 1]), ("a", "b")),
-    "mnist": (lambda path: load_mnist_sequences(make_mnist(path)), (16, 1),
+    "mnist": (lambda path: pixels.load_mnist_sequences(make_mnist(path)), (16, 1),
               ([0] * 4 + [1] * 4, [0, 1], [0] * 5 + [1] * 5), ("0", "1")),
-    "mnist, rows": (lambda path: load_mnist_sequences(make_mnist(path), channels=4), (4, 4),
+    "mnist, rows": (lambda path: pixels.load_mnist_sequences(make_mnist(path), channels=4), (4, 4),
                     ([0] * 4 + [1] * 4, [0, 1], [0] * 5 + [1] * 5), ("0", "1")),
 }  # fmt: skip
 
@@ -97,8 +85,8 @@ def test_values_are_those_of_the_files(tmp_path):
     steps = speech(tmp_path / "speech").test.x
     assert (steps[:, 60:] == steps[:, -1:]).all()
 
-    images = load_mnist_sequences(make_mnist(tmp_path / "mnist"), channels=1).test.x
-    rows = load_mnist_sequences(tmp_path / "mnist", channels=4).test.x
+    images = pixels.load_mnist_sequences(make_mnist(tmp_path / "mnist"), channels=1).test.x
+    rows = pixels.load_mnist_sequences(tmp_path / "mnist", channels=4).test.x
     assert (rows == images.reshape(10, 4, 4)).all() and 0 < images.max() <= 1
 
     (tmp_path / "ts").mkdir()
@@ -135,7 +123,7 @@ def test_watch_windows_and_subjects_against_the_trusted_reader():
     importlib.util.find_spec("aeon") is None, reason="the package aeon is not installed"
 )
 def test_the_shipped_sets():
-    motions, vowels = load_basic_motions(), load_japanese_vowels()
+    motions, vowels = load_basic_motions(), aeon_ts.load_japanese_vowels()
     assert motions.train.x.shape == (28, 100, 6) and motions.test.x.shape == (40, 100, 6)
     assert motions.validation.y.flatten().bincount().tolist() == [3] * 4
     assert motions.test.y.flatten().bincount().tolist() == [10] * 4
@@ -148,7 +136,7 @@ def test_the_shipped_sets():
 
 @pytest.mark.parametrize("channels", [1, 8])
 def test_digits_are_read_in_rows(channels):
-    task = load_digit_sequences(channels)
+    task = pixels.load_digit_sequences(channels)
     bunch = sklearn.datasets.load_digits()
     test = bunch.data[::4].reshape(-1, 64 // channels, channels) / 16
     np.testing.assert_array_equal(task.test.x.numpy(), test.astype(np.float32))

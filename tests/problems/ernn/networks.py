@@ -26,16 +26,8 @@ def double(*shape):
 def network(seed, inputs, hidden, *, phi="tanh", gamma=1.0, share=0.5, leak=(1.0, 1.0), **options):
     """An `ERNN` with ``slope |U| = share gamma`` and parameters that the seed draws."""
     torch.manual_seed(seed)
-    return ERNN(
-        inputs,
-        hidden,
-        nonlinearity=PHIS[phi],
-        gamma=gamma,
-        initial_norm=share * gamma / SLOPES[phi],
-        leak=leak,
-        dtype=torch.float64,
-        **options,
-    )
+    options |= {"gamma": gamma, "initial_norm": share * gamma / SLOPES[phi], "leak": leak}
+    return ERNN(inputs, hidden, nonlinearity=PHIS[phi], dtype=torch.float64, **options)
 
 
 def drawn_input(net, time, batch):
@@ -51,15 +43,9 @@ def many_steps(net, steps=80):
 def twin(net, mode):
     """A network with the same parameters in another mode."""
     cell = net.cells[0]
-    other = ERNN(
-        *(net.input_size, net.hidden_size, net.num_layers),
-        bidirectional=net.bidirectional,
-        mode=mode,
-        nonlinearity=cell.phi,
-        leak=cell.leak,
-        well_posed=cell.well_posed,
-        dtype=torch.float64,
-    )
+    options = {"nonlinearity": cell.phi, "leak": cell.leak, "well_posed": cell.well_posed}
+    options |= {"bidirectional": net.bidirectional, "dtype": torch.float64}
+    other = ERNN(net.input_size, net.hidden_size, net.num_layers, mode=mode, **options)
     missing, unexpected = other.load_state_dict(net.state_dict(), strict=False)
     assert not unexpected and all("step_sizes" in name for name in missing)
     return other

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 import implicit_solvers as ims
-from implicit_solvers.problems.ernn import (
-    ERNN,
-    LEAKY,
-    Equilibrium,
-    ERNNCell,
-    Unconstrained,
-    Unrolled,
-)
+from implicit_solvers.problems import ernn
+from implicit_solvers.problems.ernn import ERNN, LEAKY, Equilibrium, ERNNCell, Unrolled
 from implicit_solvers.problems.ernn.baselines import FastRNN, ImplicitEulerRNN
 from tests.problems.ernn.networks import TIGHT, double
 
@@ -94,7 +88,7 @@ def test_a_nan_in_steps_stays_in_its_sequence():
 
 
 def test_an_unchecked_matrix_is_the_solver_s_affair():
-    options = {"nonlinearity": torch.relu, "well_posed": Unconstrained(check=False)}
+    options = {"nonlinearity": torch.relu, "well_posed": ernn.Unconstrained(check=False)}
     told = pytest.raises(ims.ConvergenceError), pytest.warns(ims.ConvergenceWarning)
     for on_failure, expected in zip(("raise", "warn"), told, strict=True):
         cell = ERNNCell(1, 1, mode=Equilibrium(on_failure=on_failure), **options)

@@ -7,15 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import rnn
 
-from implicit_solvers.problems.ernn import (
-    ERNN,
-    LEAKY,
-    Equilibrium,
-    ERNNCell,
-    Leak,
-    Unconstrained,
-    Unrolled,
-)
+from implicit_solvers.problems import ernn
+from implicit_solvers.problems.ernn import ERNN, LEAKY, Equilibrium, ERNNCell, Leak, Unrolled
 from implicit_solvers.problems.ernn.baselines import FastRNN
 from tests.problems.ernn.networks import double
 
@@ -23,7 +16,7 @@ from tests.problems.ernn.networks import double
 ORDINARY = {
     "mode": Unrolled(steps=1, step_size=1.0, learned=False),
     "leak": Leak(1.0, 0.0),
-    "well_posed": Unconstrained(),
+    "well_posed": ernn.Unconstrained(),
     "learn_gamma": False,
 }
 # FastRNN with the weights 1 and 0, to rounding, is another

@@ -7,33 +7,11 @@ from hypothesis import strategies as st
 from torch.func import functional_call, hessian, jacfwd, jvp, vmap
 
 import implicit_solvers as ims
-from implicit_solvers.problems.ernn import (
-    ERNN,
-    LEAKY,
-    Equilibrium,
-    ERNNCell,
-    Leak,
-    Monotone,
-    Nonlinearity,
-    SpectralNorm,
-    Unconstrained,
-    Unrolled,
-)
+from implicit_solvers.problems import ernn
+from implicit_solvers.problems.ernn import LEAKY, Equilibrium, ERNNCell, Leak, Monotone, Unrolled
 from implicit_solvers.problems.ernn.baselines import FastRNN, ImplicitEulerRNN
-from tests.problems.ernn.networks import (
-    EXACT,
-    NEWTON,
-    PHIS,
-    SEQUENTIAL,
-    TIGHT,
-    assert_same,
-    double,
-    drawn_input,
-    many_steps,
-    network,
-    results,
-    twin,
-)
+from tests.problems.ernn import networks
+from tests.problems.ernn.networks import EXACT, PHIS, SEQUENTIAL, drawn_input, network, results
 
 DEFAULT = Equilibrium()
 published = st.sampled_from([(1.0, 1.0), (-1.0, -1.0), (0.4, 0.4)])
@@ -43,10 +21,12 @@ def assert_modes_are_one(net, batch, time, more=()):
     """Compare a network that steps through time with others of the same parameters."""
     x, h0 = drawn_input(net, time, batch)
     expected = results(net, x, h0)
-    for mode in (many_steps(net), NEWTON, EXACT, *more):
-        assert_same(results(twin(net, mode), x, h0), expected)
+    for mode in (networks.many_steps(net), networks.NEWTON, EXACT, *more):
+        networks.assert_same(results(networks.twin(net, mode), x, h0), expected)
     # the defaults, 1.8e-12 and 3.7e-11 relative, of sums over time and sequences, grown by leaks
-    assert_same(results(twin(net, DEFAULT), x, h0), expected, rtol=1e-8, atol=1e-8)
+    networks.assert_same(
+        results(networks.twin(net, DEFAULT), x, h0), expected, rtol=1e-8, atol=1e-8
+    )
     return x, h0, expected
 
 
@@ -76,15 +56,15 @@ def test_all_modes_are_one(phi, seed, inputs, hidden, time, batch, leak, **numbe
 STRUCTURES = {
     "two layers both ways": {"num_layers": 2, "bidirectional": True, "leak": (-1.0, -1.0)},
     "monotone": {"well_posed": Monotone()},
-    "unconstrained": {"well_posed": Unconstrained()},
-    "a wide margin": {"well_posed": SpectralNorm(0.3)},
+    "unconstrained": {"well_posed": ernn.Unconstrained()},
+    "a wide margin": {"well_posed": ernn.SpectralNorm(0.3)},
 }
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_all_modes_and_blocks_are_one_for_every_structure(name):
     net = network(1, 2, 3, share=0.6, mode=SEQUENTIAL, **STRUCTURES[name])
-    blocks = [Equilibrium(**TIGHT, block=block) for block in (1, 3, 6, 1000)]
+    blocks = [Equilibrium(**networks.TIGHT, block=block) for block in (1, 3, 6, 1000)]
     dogleg = {"solver": ims.Dogleg(rtol=3e-14, atol=3e-14), "adjoint": ims.ImplicitAdjoint()}
     both = [Equilibrium(**dogleg, parallel=parallel) for parallel in (True, False)]
     assert_modes_are_one(net, 2, 7, [*blocks, *both])
@@ -132,9 +112,9 @@ def baseline(kind, phi, **options):
 LEARNED = {
     "equilibrium": lambda: learning(mode=EXACT),
     "unrolled": lambda: learning(mode=Unrolled(steps=3, step_size=0.8)),
-    "monotone": lambda: learning(mode=NEWTON, well_posed=Monotone(0.1)),
-    "low rank": lambda: learning(mode=NEWTON, rank=2, input_rank=1),
-    "at the bound": lambda: learning(mode=NEWTON, well_posed=SpectralNorm(0.3)),
+    "monotone": lambda: learning(mode=networks.NEWTON, well_posed=Monotone(0.1)),
+    "low rank": lambda: learning(mode=networks.NEWTON, rank=2, input_rank=1),
+    "at the bound": lambda: learning(mode=networks.NEWTON, well_posed=ernn.SpectralNorm(0.3)),
     **{
         f"{name} {phi}": lambda kind=kind, phi=phi, options=options: baseline(kind, phi, **options)
         for phi in PHIS
@@ -182,11 +162,11 @@ def test_transforms_and_second_derivatives(phi):
     move = torch.randn_like(x)
 
     def form(mode):
-        other = twin(net, mode)
+        other = networks.twin(net, mode)
         return lambda x: other(x, h0)[0].sin().sum()
 
     # K = 50 steps, which leave 2^-50, differentiated by torch, are the reference
-    reference = form(many_steps(net, 50))
+    reference = form(networks.many_steps(net, 50))
     curvature = hessian(reference)(x)
     xs = torch.stack([x, 2 * x])
     for mode in (EXACT, SEQUENTIAL, DEFAULT):
@@ -204,10 +184,10 @@ def test_transforms_and_second_derivatives(phi):
 @pytest.mark.parametrize("leak", [Leak(), Leak(-1, -1), LEAKY], ids=["minus", "plus", "leaky"])
 def test_defaults_in_both_precisions(dtype, phi, leak):
     torch.manual_seed(8)
-    net = ERNN(3, 8, nonlinearity=PHIS[phi], leak=leak, dtype=dtype)
+    net = ernn.ERNN(3, 8, nonlinearity=PHIS[phi], leak=leak, dtype=dtype)
     x, h0 = (t.to(dtype) for t in drawn_input(net, 6, 4))
     ours = results(net, x, h0)
-    reference = results(twin(net, SEQUENTIAL), x.double(), h0.double())
+    reference = results(networks.twin(net, SEQUENTIAL), x.double(), h0.double())
     assert all(value.dtype == dtype for value in ours.values())
     # the defaults ask for eps^(2/3): 2.4e-5 and 3.7e-11; leaky gradients grow by 2 a step
     size = 64 * (20 if leak is LEAKY else 1)
@@ -218,10 +198,10 @@ def test_defaults_in_both_precisions(dtype, phi, leak):
 
 
 def test_a_nonlinearity_and_a_gamma_of_your_own():
-    softplus = Nonlinearity(torch.nn.functional.softplus, slope=1.0)
+    softplus = ernn.Nonlinearity(torch.nn.functional.softplus, slope=1.0)
     options = {"gamma": 0.7, "initial_norm": 0.2, "dtype": torch.float64}
     cell = ERNNCell(2, 3, nonlinearity=softplus, mode=SEQUENTIAL, **options)
-    x = double(2)
+    x = networks.double(2)
     h, c = cell(x), cell.coefficients()
     residual = torch.log1p(torch.exp(c.U @ h + cell.drive(x))) - c.gamma * h
     assert residual.abs().max() < 1e-13

@@ -6,14 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from implicit_solvers.problems.ernn import (
-    ERNN,
-    ERNNCell,
-    Monotone,
-    SpectralNorm,
-    Unconstrained,
-    Unrolled,
-)
+from implicit_solvers.problems import ernn
+from implicit_solvers.problems.ernn import ERNN, ERNNCell, Monotone, SpectralNorm, Unconstrained
 from tests.problems.ernn.networks import PHIS, SLOPES, double
 
 DRAWN = {"seed": st.integers(0, 10**6), "margin": st.floats(0.01, 0.9), "gamma": st.floats(0.3, 3)}
@@ -134,7 +128,7 @@ def test_projection_of_a_low_rank_matrix():
 
 
 def test_the_ends_of_the_range_of_margins():
-    cell = ERNNCell(2, 3, mode=Unrolled(steps=3), initial_norm=5.0)
+    cell = ERNNCell(2, 3, mode=ernn.Unrolled(steps=3), initial_norm=5.0)
     assert cell.margin() < 0  # published steps need none
     assert torch.isfinite(cell(torch.randn(4, 2))).all()
     cell = ERNNCell(2, 4, well_posed=SpectralNorm(0.01), initial_norm=0.99, dtype=torch.float64)

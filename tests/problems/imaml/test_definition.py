@@ -163,22 +163,22 @@ def gradients(objective, theta, strength):
     return [value.detach(), *torch.autograd.grad(value, leaves)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("number", {}),
-        ("number", EXACT),
-        ("number", BUDGET),
-        ("tensor", JUDGED),
-        ("each", BUDGET),
-        ("number", BUDGET | {"damping": 0.5}),
-        ("each", JUDGED | {"damping": 0.5}),
-        ("tensor", BUDGET | {"adjoint": imaml.neumann_adjoint(3)}),
-        ("each", BUDGET | {"adjoint": imaml.neumann_adjoint(2), "damping": 0.5}),
-        ("number", BUDGET | {"solver": descend}),
-        ("each", BUDGET | {"solver": descend, "damping": 0.5}),
-    ],
-)
+TOGETHER = [
+    ("number", {}),
+    ("number", EXACT),
+    ("number", BUDGET),
+    ("tensor", JUDGED),
+    ("each", BUDGET),
+    ("number", BUDGET | {"damping": 0.5}),
+    ("each", JUDGED | {"damping": 0.5}),
+    ("tensor", BUDGET | {"adjoint": imaml.neumann_adjoint(3)}),
+    ("each", BUDGET | {"adjoint": imaml.neumann_adjoint(2), "damping": 0.5}),
+    ("number", BUDGET | {"solver": descend}),
+    ("each", BUDGET | {"solver": descend, "damping": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), TOGETHER)
 def test_many_tasks_equal_one_after_the_other(kind, options):
     model, criterion, theta, supports, queries = curves(tasks=TASKS)
     loss = loss_of(model, criterion)

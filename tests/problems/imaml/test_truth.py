@@ -10,17 +10,8 @@ from torch.func import grad
 
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
-from tests.problems.imaml.meta_tasks import (
-    assert_slope,
-    curves,
-    loss_of,
-    one,
-    quadratic_criterion,
-    quadratic_model,
-    quadratics,
-    ravel,
-    unravel,
-)
+from tests.problems.imaml import meta_tasks
+from tests.problems.imaml.meta_tasks import curves, loss_of, one, quadratics, ravel, unravel
 
 CG = ims.ImplicitAdjoint(ims.CG())
 EXACT = imaml.Imaml(2.0, ims.NewtonCG(), CG)
@@ -70,27 +61,22 @@ def indefinite(solver):
     return imaml.Imaml(1.0, stationary, ims.ImplicitAdjoint(solver))
 
 
+def of_two(solver):
+    return imaml.Imaml(2.0, solver, CG), 2.0, 0.2
+
+
 ROWS = {"w": torch.tensor([[1.0], [2.0]]).double(), "b": torch.tensor(3.0).double()}
 # Ways to solve both equations, the strength, and the lowest curvature.
 SOLVED = {
-    "gradient descent": (imaml.Imaml(2.0, GD(0.3, max_steps=500), CG), 2.0, 0.2),
-    "with a budget": (imaml.Imaml(2.0, GD(0.3, max_steps=150, rtol=None), CG), 2.0, 0.2),
-    "L-BFGS": (imaml.Imaml(2.0, ims.LBFGS(), CG), 2.0, 0.2),
-    "SGD with momentum": (
-        imaml.Imaml(2.0, Optimizer(torch.optim.SGD, lr=0.1, momentum=0.8, max_steps=500), CG),
-        *(2.0, 0.2),
-    ),
-    "Adam": (imaml.Imaml(2.0, Optimizer(torch.optim.Adam, lr=0.02, max_steps=5000), CG), 2.0, 0.2),
-    "RMSprop": (
-        imaml.Imaml(2.0, Optimizer(torch.optim.RMSprop, lr=1e-2, momentum=0.5, max_steps=5000), CG),
-        *(2.0, 0.2),
-    ),
-    "Adagrad": (
-        imaml.Imaml(2.0, Optimizer(torch.optim.Adagrad, lr=0.5, max_steps=5000), CG),
-        *(2.0, 0.2),
-    ),
-    "SciPy": (imaml.Imaml(2.0, scipys_minimum, CG), 2.0, 0.2),
-    "a loop in torch": (imaml.Imaml(2.0, descend, CG), 2.0, 0.2),
+    "gradient descent": of_two(GD(0.3, max_steps=500)),
+    "with a budget": of_two(GD(0.3, max_steps=150, rtol=None)),
+    "L-BFGS": of_two(ims.LBFGS()),
+    "SGD with momentum": of_two(Optimizer(torch.optim.SGD, lr=0.1, momentum=0.8, max_steps=500)),
+    "Adam": of_two(Optimizer(torch.optim.Adam, lr=0.02, max_steps=5000)),
+    "RMSprop": of_two(Optimizer(torch.optim.RMSprop, lr=1e-2, momentum=0.5, max_steps=5000)),
+    "Adagrad": of_two(Optimizer(torch.optim.Adagrad, lr=0.5, max_steps=5000)),
+    "SciPy": of_two(scipys_minimum),
+    "a loop in torch": of_two(descend),
     # five products span five dimensions
     "Hessian-free": (imaml.imaml_hf(0.5, steps=9, cg_steps=5), 0.5, 0.2),
     "strengths that broadcast": (dataclasses.replace(EXACT, strength=ROWS), [1, 1, 2, 2, 3], 0.2),
@@ -117,21 +103,14 @@ def test_every_solver_reaches_the_closed_form(name):
         assert indefinite(ims.CG()).meta_gradient(*problem.arguments).left_out.all()
 
 
-@pytest.mark.parametrize(
-    ("method", "strength", "lr", "steps", "products"),
-    [
-        (imaml.Imaml(), 2.0, 0.1, 16, 5),
-        (
-            imaml.Imaml(
-                1.5,
-                GD(0.2, max_steps=7, rtol=None),
-                ims.ImplicitAdjoint(ims.CG(max_steps=3, rtol=None)),
-            ),
-            *(1.5, 0.2, 7, 3),
-        ),
-    ],
-    ids=["default", "another"],
-)
+THREE = ims.ImplicitAdjoint(ims.CG(max_steps=3, rtol=None))
+BUDGETS = {
+    "default": (imaml.Imaml(), 2.0, 0.1, 16, 5),
+    "another": (imaml.Imaml(1.5, GD(0.2, max_steps=7, rtol=None), THREE), 1.5, 0.2, 7, 3),
+}
+
+
+@pytest.mark.parametrize("method, strength, lr, steps, products", BUDGETS.values(), ids=BUDGETS)
 def test_the_budgets_of_algorithm_2_step_by_step(method, strength, lr, steps, products):
     problem = quadratics(4, 3)
     theta, As, cs, ys = problem.arrays()
@@ -235,7 +214,7 @@ def test_a_learned_strength_that_is_nan_leaves_all_tasks_out():
     problem = quadratics()
     theta = {**problem.theta, "imaml.log_strength": torch.tensor(torch.nan).double()}
     got = imaml.Imaml(None).meta_gradient(
-        quadratic_model, quadratic_criterion, theta, *problem.data
+        meta_tasks.quadratic_model, meta_tasks.quadratic_criterion, theta, *problem.data
     )
     assert got.left_out.all()
     assert (ravel(got.gradient) == 0).all()
@@ -312,7 +291,7 @@ def test_imamls_gradient_is_the_slope_of_its_loss(per_parameter):
     if per_parameter is not None:
         method = dataclasses.replace(EXACT, strength=None)
         extended = method.extend(theta, 0.5, per_parameter=per_parameter)
-    got = assert_slope(method, (model, criterion, extended, *data))
+    got = meta_tasks.assert_slope(method, (model, criterion, extended, *data))
     assert set(got.gradient) - set(theta) == LEARNED.get(per_parameter, set())
     torch.testing.assert_close(got.loss, fixed.meta_gradient(model, criterion, theta, *data).loss)
 

@@ -9,12 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 import implicit_solvers as ims
-from implicit_solvers.problems.qp import (
-    CondensedKKT,
-    InteriorPoint,
-    kkt_residual,
-    quadratic_program,
-)
+from implicit_solvers.problems import qp
+from implicit_solvers.problems.qp import InteriorPoint, kkt_residual, quadratic_program
 from tests.problems.qp import drawn_programs as drawn
 from tests.problems.qp.drawn_programs import objective, regular_programs
 
@@ -219,7 +215,7 @@ class TestDerivatives:
     def test_the_adjoint_factors_once_more_where_it_is_handed_no_factors(self):
         operands = leaves(regular_programs((), 5, 6, 1))
         z = torch.cat(everything(*operands)[:3]).detach()
-        adjoint = ims.ImplicitAdjoint(CondensedKKT(5, 6))
+        adjoint = ims.ImplicitAdjoint(qp.CondensedKKT(5, 6))
         attached = ims.attach(kkt_residual, z, operands, adjoint=adjoint)
         dQ, *rest = torch.autograd.grad(attached[:5].pow(2).sum(), operands)
         # the equation takes Q as symmetric, and the function symmetrizes it

@@ -1,5 +1,6 @@
 """Distributions with implicit derivatives, a new one is a row; and what their checks share."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,21 +10,8 @@ from scipy import stats
 from torch import distributions as td
 from torch.autograd import grad
 
-from implicit_solvers.problems.reparameterization import (
-    Beta,
-    Dirichlet,
-    Gamma,
-    ImplicitReparameterization,
-    IntervalDensity,
-    InverseGaussian,
-    LKJCholesky,
-    MixtureSameFamily,
-    MultivariateStudentT,
-    StudentT,
-    Truncated,
-    TruncatedNormal,
-    VonMises,
-)
+from implicit_solvers.problems import reparameterization as dist
+from implicit_solvers.problems.reparameterization import Beta, Gamma, StudentT, Truncated, VonMises
 
 NAN = math.nan
 SAMPLES = 100_000
@@ -54,7 +42,7 @@ class Case:
 
 
 def lkj(dim):
-    return lambda concentration, validate_args=None: LKJCholesky(dim, concentration, validate_args)
+    return functools.partial(dist.LKJCholesky, dim)
 
 
 def truncated_gamma(concentration, rate, low, high, validate_args=None):
@@ -66,20 +54,20 @@ def truncated_weibull(scale, concentration, low, validate_args=None):
 
 
 def truncated_wald(loc, concentration, high, validate_args=None):
-    base = InverseGaussian(loc, concentration, False)
+    base = dist.InverseGaussian(loc, concentration, False)
     return Truncated(base, high=high, validate_args=validate_args)
 
 
 def well(depth, low, high, validate_args=None):
     log_density = lambda z: -depth * (z * z - 1) ** 2
     nodes = 32 if validate_args is False else 64  # the check is of half of them
-    return IntervalDensity(log_density, low, high, nodes, validate_args)
+    return dist.IntervalDensity(log_density, low, high, nodes, validate_args)
 
 
 def mixture(kind):
     def make(logits, *p, validate_args=None):
         weights = td.Categorical(logits=logits, validate_args=False)
-        return MixtureSameFamily(weights, kind(*p, validate_args=False), validate_args)
+        return dist.MixtureSameFamily(weights, kind(*p, validate_args=False), validate_args)
 
     return make
 
@@ -94,7 +82,7 @@ def independent(loc, validate_args=None):
 
 def inverse_gaussian(loc, concentration):
     oracle = stats.invgauss(loc / concentration, scale=concentration)
-    return Case(InverseGaussian, (loc, concentration), oracle, -1.0)
+    return Case(dist.InverseGaussian, (loc, concentration), oracle, -1.0)
 
 
 LOC, FACTOR = [0.3, -1.0, 2.0], [[1.5, 0.0, 0.0], [-0.4, 0.7, 0.0], [0.2, 0.5, 1.1]]
@@ -129,10 +117,10 @@ TORCHS = {
     "inverse_gaussian-flat": inverse_gaussian(3.0, 0.05),
 }
 UNIVARIATE = TORCHS | {
-    "truncated": Case(TruncatedNormal, (0.3, 1.5, -1.0, 2.0), unfit=2.1, slow=True),
-    "truncated-tail": Case(TruncatedNormal, (0.0, 1.0, 10.0, 12.0), unfit=9.0, slow=True),
-    "truncated-left": Case(TruncatedNormal, (1.0, 2.0, -30.0, -20.0), unfit=0.0, slow=True),
-    "truncated-narrow": Case(TruncatedNormal, (0.0, 1.0, 5.0, 5.1), unfit=0.0, slow=True),
+    "truncated": Case(dist.TruncatedNormal, (0.3, 1.5, -1.0, 2.0), unfit=2.1, slow=True),
+    "truncated-tail": Case(dist.TruncatedNormal, (0.0, 1.0, 10.0, 12.0), unfit=9.0, slow=True),
+    "truncated-left": Case(dist.TruncatedNormal, (1.0, 2.0, -30.0, -20.0), unfit=0.0, slow=True),
+    "truncated-narrow": Case(dist.TruncatedNormal, (0.0, 1.0, 5.0, 5.1), unfit=0.0, slow=True),
     "truncated-gamma": Case(truncated_gamma, (2.0, 1.5, 0.5, 3.0), unfit=0.4, slow=True),
     "truncated-weibull": Case(truncated_weibull, (2.0, 1.5, 0.7), unfit=0.6, slow=True),
     "truncated-wald": Case(truncated_wald, (1.3, 0.7, 2.0), unfit=2.1, slow=True),
@@ -140,9 +128,9 @@ UNIVARIATE = TORCHS | {
     **{f"mixed-{k}": Case(mixture(m), (LOGITS, *p), slow=True) for k, (m, p) in MIXED.items()},
 }
 MULTIVARIATE = {
-    "dirichlet": Case(Dirichlet, ([0.7, 2.0, 0.3, 1.5],), None, [0.5] * 4, 3),
+    "dirichlet": Case(dist.Dirichlet, ([0.7, 2.0, 0.3, 1.5],), None, [0.5] * 4, 3),
     "lkj_cholesky": Case(lkj(4), (0.8,), None, [[1.0, 0, 0, 0]] * 4, 6),
-    "multivariate_t": Case(MultivariateStudentT, (3.5, LOC, FACTOR), None, [NAN, 0.0, 0.0], 3),
+    "multivariate_t": Case(dist.MultivariateStudentT, (3.5, LOC, FACTOR), None, [NAN, 0.0, 0.0], 3),
     "correlated": Case(mixture(correlated), (LOGITS, LOCS, FACTORS), None, [NAN, 0.0], 2, True),
     "independent": Case(mixture(independent), (LOGITS, LOCS), None, [NAN, 0.0], 2, True),
 }
@@ -170,7 +158,7 @@ def assert_uniform(u):
 
 def fixed(q, z):
     """The same samples, attached by the tool."""
-    return ImplicitReparameterization(q, validate_args=False).attach(z)
+    return dist.ImplicitReparameterization(q, validate_args=False).attach(z)
 
 
 def size_of(p):

@@ -13,16 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from implicit_solvers.problems.reparameterization.special import (
-    beta,
-    beta_evaluation,
-    gamma,
-    gamma_evaluation,
-    log_tails,
-    student_t,
-    student_t_evaluation,
-    von_mises,
-)
+from implicit_solvers.problems.reparameterization import special as sp
+from implicit_solvers.problems.reparameterization.special import beta, gamma, student_t, von_mises
 
 GRIDS = Path(__file__).parent / "grids"
 INF, NAN = math.inf, math.nan
@@ -64,10 +56,8 @@ def uniform(generator, *count, low=0.0, high=1.0):
 
 def random_gamma(count, generator):
     """Return places up to 7.5 deviations off, in the scale of the cube root."""
-    a, k = (
-        10 ** uniform(generator, count, low=-3, high=5),
-        uniform(generator, count, low=-7.5, high=7.5),
-    )
+    a = 10 ** uniform(generator, count, low=-3, high=5)
+    k = uniform(generator, count, low=-7.5, high=7.5)
     z = a * (1 + k / (3 * a.sqrt()) - 1 / (9 * a)).clamp(min=0.02) ** 3
     return a, torch.where(a > 1, z, 10 ** uniform(generator, count, low=-2.5, high=1.5))
 
@@ -101,10 +91,8 @@ def random_t(count, generator):
 
 
 def random_angle(count, generator):
-    k, fall = (
-        10 ** uniform(generator, count, low=-3, high=5),
-        10 ** uniform(generator, count, low=-7, high=1.5),
-    )
+    k = 10 ** uniform(generator, count, low=-3, high=5)
+    fall = 10 ** uniform(generator, count, low=-7, high=1.5)
     z = (1 - fall / k).clamp(min=-1).acos()
     z = torch.where((fall > 2 * k) | (z == 0), uniform(generator, count, high=PI), z)
     return k, torch.where(torch.arange(count) % 2 == 0, -z, z)
@@ -134,6 +122,7 @@ ANGLE += (von_mises.von_mises_logcdf, von_mises.von_mises_logsf)
 
 SHAPES = [1e-6, 1e-3, 0.1, 0.5, 1.0, 1.5, 2.0, 2.4, 9.9, 10.0, 1e2, 1e3, 1e5, 1e8]
 FEW_SHAPES = [1e-6, 1e-3, 0.1, 0.5, 1.0, 2.0, 4.0, 9.9, 10.0, 1e2, 1e5, 1e8]
+ZS = [0.0, TINY, 2.2e-308, 1e-100, 1e-10, 0.5, 2.0, 5.0, 1e2, 1e5, 1e8, 1e300, INF]
 LOGITS = [-INF, -1e300, -1e6, -800.0, -10.0, 0.0, 0.1, 40.0, 800.0, 1e6, INF]
 EDGES = [0.0, TINY, 1e-300, 1e-38, 1e-10, 1e-3, 0.3, 0.5, 0.9, 1 - 1e-7, 1 - 1e-16, 1.0]
 FREEDOMS = [1e-3, 0.5, 1.0, 1.0001, 2.0, 16.0, 1e3, 1e5, 1e8, 1e30]
@@ -144,21 +133,14 @@ ANGLES = [0.0, TINY, 1e-300, 1e-8, 1.0, PI / 2, 3.0, math.nextafter(PI, 0), PI, 
 ANGLES.append(float(torch.tensor(PI, dtype=torch.float32)))
 
 _gamma = functools.partial(
-    Family, "a", module=gamma_evaluation, third="second derivative of a gamma variable"
+    Family, "a", module=sp.gamma_evaluation, third="second derivative of a gamma variable"
 )
 _beta = functools.partial(
-    Family, "ab", module=beta_evaluation, third="derivatives? of a beta variable", signs=(1, -1)
+    Family, "ab", module=sp.beta_evaluation, third="derivatives? of a beta variable", signs=(1, -1)
 )
+_exact = functools.partial(Family, signs=(-1,), small=3e-14, far=3e-13, large=1e-15, slope=1e-11)
 _t = functools.partial(
-    Family,
-    ("df",),
-    module=student_t_evaluation,
-    third="student_t.* has no derivative",
-    signs=(-1,),
-    small=3e-14,
-    far=3e-13,
-    large=1e-15,
-    slope=1e-11,
+    _exact, ("df",), module=sp.student_t_evaluation, third="student_t.* has no derivative"
 )
 FAMILIES = {
     "gamma": _gamma(
@@ -168,12 +150,9 @@ FAMILIES = {
         random_gamma,
         finite=1e300,
         points=([0.67, 2.0, 20.0, 54.6], [0.55, 4.95, 18.2, 57.4]),
-        extreme=(
-            SHAPES,
-            [0.0, TINY, 2.2e-308, 1e-100, 1e-10, 0.5, 2.0, 5.0, 1e2, 1e5, 1e8, 1e300, INF],
-        ),
+        extreme=(SHAPES, ZS),
         signs=(1,),
-        pair=log_tails.log_gamma_tails,
+        pair=sp.log_tails.log_gamma_tails,
         bad_places=(-1.0, -INF, NAN),
     ),
     "gamma_log": _gamma(
@@ -194,7 +173,7 @@ FAMILIES = {
         finite=1.0,
         points=([0.67, 5.5, 7.4], [0.82, 7.4, 20.0], [0.43, 0.6, 0.12]),
         extreme=(FEW_SHAPES, FEW_SHAPES, EDGES),
-        pair=log_tails.log_beta_tails,
+        pair=sp.log_tails.log_beta_tails,
         bad_places=(-0.1, 1.1, NAN, INF),
     ),
     "beta_logit": _beta(
@@ -215,7 +194,7 @@ FAMILIES = {
         points=([0.4, 0.4, 3.0, 3.0, 30.0, 12.0, 5.0], [0.1, 3.0, 0.7, -2.5, 1.2, -4.0, 0.0]),
         extreme=(FREEDOMS, [*TS, *(-t for t in TS)]),
         symmetric=True,
-        pair=lambda df, t: log_tails.student_t_log_tails(t, df),
+        pair=lambda df, t: sp.log_tails.student_t_log_tails(t, df),
     ),
     "student_t_log": _t(
         {"logsf": lambda df, u: student_t.student_t_log_tail(u, df)},
@@ -225,7 +204,7 @@ FAMILIES = {
         points=([0.4, 0.4, 3.0, 3.0, 30.0, 12.0], [0.1, 3.0, 0.7, -2.5, 1.2, -4.0]),
         extreme=(FREEDOMS, [-INF, -1e30, -100.0, 0.0, 0.3, 1.0, 100.0, 1e6, 1e30]),
     ),
-    "von_mises": Family(
+    "von_mises": _exact(
         ("k",),
         swapped(*ANGLE),
         single_slope(von_mises.von_mises_sample_derivative),
@@ -237,14 +216,9 @@ FAMILIES = {
         finite=4.0,
         points=([0.3, 0.4, 4.0, 4.0, 60.0, 1.5, 0.1], [0.05, 1.2, 0.3, 1.0, -0.7, -2.5, 3.1]),
         extreme=(KAPPAS, [*ANGLES, *(-z for z in ANGLES)]),
-        signs=(-1,),
         bad_parameters=(-1.0, NAN, INF),
         symmetric=True,
-        pair=lambda k, z: log_tails.von_mises_log_tails(z, k),
-        small=3e-14,
-        far=3e-13,
-        large=1e-15,
-        slope=1e-11,
+        pair=lambda k, z: sp.log_tails.von_mises_log_tails(z, k),
         single=1e-5,
     ),
 }

@@ -12,14 +12,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from implicit_solvers.problems.reparameterization import ImplicitReparameterization
 from implicit_solvers.testing import check_implicit_gradients
-from tests.problems.reparameterization.cases import (
-    SAMPLES,
-    assert_constant,
-    check_expectations,
-    double,
-    mean_over,
-    well,
-)
+from tests.problems.reparameterization import cases
+from tests.problems.reparameterization.cases import SAMPLES, double, mean_over, well
 
 
 class Triangle(td.Distribution):
@@ -91,7 +85,9 @@ def test_samples_by_a_cdf_alone():
     parameters = double(0.3, 1.5, requires_grad=True)
     z = gompertz(*parameters).rsample((SAMPLES // 5,)).detach().numpy()
     assert stats.kstest(z, stats.gompertz(0.3, scale=1 / 1.5).cdf).pvalue > 1e-4
-    assert_constant(Gompertz(*parameters).cdf(gompertz(*parameters).rsample((20,))), parameters)
+    cases.assert_constant(
+        Gompertz(*parameters).cdf(gompertz(*parameters).rsample((20,))), parameters
+    )
     layer = lambda *p: drawn_again(*p, shape=(2,))
     assert gradcheck(layer, parameters, fast_mode=True, check_forward_ad=True)
     assert gradgradcheck(layer, parameters, fast_mode=True)
@@ -102,7 +98,9 @@ def test_derivatives_of_expectations_by_a_cdf_alone():
     density = lambda z, a, b: b * z - a * (b * z).expm1() + (a * b).log()
     expectation = mean_over(lambda *_: (12 * unit, 1.0), density)
     costs = (torch.square, torch.sin, lambda z: (-z * z).exp())
-    check_expectations(gompertz, double(0.3, 1.5), [(cost, expectation(cost)) for cost in costs])
+    cases.check_expectations(
+        gompertz, double(0.3, 1.5), [(cost, expectation(cost)) for cost in costs]
+    )
 
 
 @settings(max_examples=2)

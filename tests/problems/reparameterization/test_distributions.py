@@ -14,32 +14,14 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.distributions import kl_divergence
 from torch.func import jacrev, vmap
 
-from implicit_solvers.problems.reparameterization import (
-    Beta,
-    Dirichlet,
-    Gamma,
-    InverseGaussian,
-    LKJCholesky,
-    MultivariateStudentT,
-    StudentT,
-    TruncatedNormal,
-    VonMises,
-)
+from implicit_solvers.problems import reparameterization as dist
+from implicit_solvers.problems.reparameterization import Beta, Dirichlet, Gamma, StudentT, VonMises
 from implicit_solvers.problems.reparameterization.tails import log_tails
 from implicit_solvers.testing import check_implicit_gradients
 from tests.problems.reparameterization import cases
-from tests.problems.reparameterization.cases import (
-    ALL,
-    MULTIVARIATE,
-    TORCHS,
-    UNIVARIATE,
-    Case,
-    double,
-    mean_over,
-    uniform_of,
-    value_of,
-)
+from tests.problems.reparameterization.cases import ALL, TORCHS, UNIVARIATE, Case, double, mean_over
 
+MULTIVARIATE = cases.MULTIVARIATE
 each = pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 each_univariate = pytest.mark.parametrize("case", UNIVARIATE.values(), ids=UNIVARIATE)
 each_multivariate = pytest.mark.parametrize("case", MULTIVARIATE.values(), ids=MULTIVARIATE)
@@ -65,7 +47,7 @@ def test_samples_have_the_distribution(name, dtype):
     assert z.dtype == dtype and not z.requires_grad
     assert bool(q.support.check(z).all())
     # in float32 many samples of a narrow distribution are equal: only the parameters are exact
-    u = uniform_of(case(*(p.double() for p in parameters)), z.double())
+    u = cases.uniform_of(case(*(p.double() for p in parameters)), z.double())
     cases.assert_uniform(u)
     if case.free:
         # independent: 4 standard errors of a correlation
@@ -75,7 +57,7 @@ def test_samples_have_the_distribution(name, dtype):
 
 @pytest.mark.parametrize("dim, eta", [(2, 0.5), (3, 0.6), (5, 1.0), (6, 3.0)])
 def test_correlations_have_the_margins_of_the_lkj_distribution(dim, eta):
-    factor = LKJCholesky(dim, *double(eta)).sample((cases.SAMPLES // 2,))
+    factor = dist.LKJCholesky(dim, *double(eta)).sample((cases.SAMPLES // 2,))
     correlation = factor @ factor.mT
     b = eta + dim / 2 - 1
     margin = scipy.stats.beta(b, b, loc=-1, scale=2)
@@ -92,9 +74,8 @@ def test_tiny_shapes_have_the_distribution_in_logarithms():
     # P(a, z) = z^a / Gamma(a + 1) (1 - a z / (a + 1) + ...)
     below = log_z[log_z < -30]
     share = math.exp(1e-3 * (-30 + math.log(1e-3)) - math.lgamma(1.001))
-    assert (
-        abs(len(below) / cases.SAMPLES - share) < 4 * (share * (1 - share) / cases.SAMPLES) ** 0.5
-    )
+    error = (share * (1 - share) / cases.SAMPLES) ** 0.5
+    assert abs(len(below) / cases.SAMPLES - share) < 4 * error
     cases.assert_uniform(torch.exp(a * (below + a.log()) - (a + 1).lgamma()) / share)
     share = (Beta(a, 2 * a).rsample_logit((cases.SAMPLES,)) > 0).double().mean().item()
     assert abs(share - scipy.stats.beta(1e-3, 2e-3).sf(0.5)) < 4 * (share / cases.SAMPLES) ** 0.5
@@ -118,19 +99,19 @@ def test_batch_shapes_and_expand(name):
         if not event or case is MULTIVARIATE["dirichlet"]:
             assert wide.entropy().shape == (3, 2)
         assert wide.mean.shape == wide.variance.shape == (3, 2, *event)
-        u = uniform_of(wide, z)
-        torch.testing.assert_close(value_of(wide, u), z, rtol=1e-6, atol=1e-9)
+        u = cases.uniform_of(wide, z)
+        torch.testing.assert_close(cases.value_of(wide, u), z, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(wide.log_prob(z), q.log_prob(z))
     if not isinstance(q, td.MixtureSameFamily):  # torch draws no empty batch of categories
         assert q.rsample((0, 2)).shape == (0, 2, *event)
 
 
 def test_numbers_and_batches_as_parameters():
-    for q in (Gamma(2.0, 1.0), Beta(2.0, 1.0), StudentT(3.0), InverseGaussian(1.0, 2.0)):
+    for q in (Gamma(2.0, 1.0), Beta(2.0, 1.0), StudentT(3.0), dist.InverseGaussian(1.0, 2.0)):
         assert q.rsample().shape == ()
         assert q.icdf(0.25).dtype == torch.float32
-    assert LKJCholesky(3, 2.0).rsample().shape == (3, 3)
-    for make in (InverseGaussian, Gamma, Beta):
+    assert dist.LKJCholesky(3, 2.0).rsample().shape == (3, 3)
+    for make in (dist.InverseGaussian, Gamma, Beta):
         q = make(torch.ones(2), torch.ones(3, 1)).expand((4, 3, 2))
         assert q.batch_shape == q.entropy().shape == (4, 3, 2)
 
@@ -237,6 +218,10 @@ def t_product_moment(n, m, L):
     return m[0] * m[1] + (L @ L.mT)[0, 1] * n / (n - 2)
 
 
+def mean_determinant(eta):
+    return (onion(eta)[0] / sum(onion(eta))).prod()
+
+
 def mean_log_determinant(eta):
     return (onion(eta)[0].digamma() - sum(onion(eta)).digamma()).sum()
 
@@ -244,7 +229,8 @@ def mean_log_determinant(eta):
 diagonal = lambda L: L.diagonal(dim1=-2, dim2=-1)
 angles = Case(VonMises, (2.8, 1.3))
 mixed_angles = Case(cases.mixture(VonMises), (cases.LOGITS, [0.3, 2.8, -2.0], [2.0, 1.0, 3.0]))
-tail, wald = Case(TruncatedNormal, (0.0, 1.0, 3.0, 5.0)), Case(InverseGaussian, (1.3, 2.7))
+tail = Case(dist.TruncatedNormal, (0.0, 1.0, 3.0, 5.0))
+wald = Case(dist.InverseGaussian, (1.3, 2.7))
 # costs, places, log-density
 DENSITIES = [
     (UNIVARIATE["gamma"], (torch.log, *COSTS), mean_over(half_line, gamma_density)),
@@ -263,43 +249,30 @@ DENSITIES = [
 ]
 # a case, the costs with their means
 EXPECTATIONS = [(case, [(g, mean(g)) for g in costs]) for case, costs, mean in DENSITIES]
-EXPECTATIONS += [
-    (
-        MULTIVARIATE["correlated"],
-        [
-            (lambda z: z[..., 0] * z[..., 1], product_moment),
-            (lambda z: (z[..., 0] - z[..., 1]).sin(), gap_of_two(torch.sin)),
-            (lambda z: COSTS[2](z[..., 0] - z[..., 1]), gap_of_two(COSTS[2])),
-        ],
-    ),
-    (
-        Case(MultivariateStudentT, (9.0, cases.LOC, cases.FACTOR)),
-        [
-            (lambda x: x[..., 0] * x[..., 1], t_product_moment),
-            (lambda x: (x[..., 0] + x[..., 2]).cos(), sum_of_two(torch.cos)),
-            (lambda x: HEAVY[2](x[..., 0] + x[..., 2]), sum_of_two(HEAVY[2])),
-        ],
-    ),
-    (
-        MULTIVARIATE["dirichlet"],
-        [
-            (lambda z: z[..., 0].log(), lambda a: a[0].digamma() - a.sum().digamma()),
-            (lambda z: z[..., 2].square(), lambda a: a[2] * (a[2] + 1) / (a.sum() * (a.sum() + 1))),
-            (lambda z: z[..., 1] * z[..., 2], lambda a: a[1] * a[2] / (a.sum() * (a.sum() + 1))),
-        ],
-    ),
-    (
-        MULTIVARIATE["lkj_cholesky"],
-        [
-            (lambda L: (L @ L.mT)[..., 3, 2].square(), lambda eta: 1 / (2 * eta + 3)),
-            (lambda L: diagonal(L).square().log().sum(-1), mean_log_determinant),
-            (
-                lambda L: diagonal(L).square().prod(-1),
-                lambda eta: (onion(eta)[0] / sum(onion(eta))).prod(),
-            ),
-        ],
-    ),
-]
+SEVERAL = {
+    "correlated": [
+        (lambda z: z[..., 0] * z[..., 1], product_moment),
+        (lambda z: (z[..., 0] - z[..., 1]).sin(), gap_of_two(torch.sin)),
+        (lambda z: COSTS[2](z[..., 0] - z[..., 1]), gap_of_two(COSTS[2])),
+    ],
+    "t": [
+        (lambda x: x[..., 0] * x[..., 1], t_product_moment),
+        (lambda x: (x[..., 0] + x[..., 2]).cos(), sum_of_two(torch.cos)),
+        (lambda x: HEAVY[2](x[..., 0] + x[..., 2]), sum_of_two(HEAVY[2])),
+    ],
+    "dirichlet": [
+        (lambda z: z[..., 0].log(), lambda a: a[0].digamma() - a.sum().digamma()),
+        (lambda z: z[..., 2].square(), lambda a: a[2] * (a[2] + 1) / (a.sum() * (a.sum() + 1))),
+        (lambda z: z[..., 1] * z[..., 2], lambda a: a[1] * a[2] / (a.sum() * (a.sum() + 1))),
+    ],
+    "lkj_cholesky": [
+        (lambda L: (L @ L.mT)[..., 3, 2].square(), lambda eta: 1 / (2 * eta + 3)),
+        (lambda L: diagonal(L).square().log().sum(-1), mean_log_determinant),
+        (lambda L: diagonal(L).square().prod(-1), mean_determinant),
+    ],
+}
+MANY = {**MULTIVARIATE, "t": Case(dist.MultivariateStudentT, (9.0, cases.LOC, cases.FACTOR))}
+EXPECTATIONS += [(MANY[name], rows) for name, rows in SEVERAL.items()]
 
 
 @pytest.mark.parametrize("case, rows", EXPECTATIONS)
@@ -337,8 +310,8 @@ def test_a_vector_keeps_its_transform(name):
 @each
 def test_a_quantile_keeps_its_cdf(case):
     q = case(*(leaves := case.leaves))
-    u = uniform_of(q, q.sample((20,))).detach().requires_grad_()
-    kept = uniform_of(q, value_of(q, u))
+    u = cases.uniform_of(q, q.sample((20,))).detach().requires_grad_()
+    kept = cases.uniform_of(q, cases.value_of(q, u))
     torch.testing.assert_close(kept, u, rtol=1e-9, atol=1e-9)
     cotangent = torch.randn_like(kept)
     by_u, *slopes = grad(kept, (u, *leaves), cotangent)
@@ -380,9 +353,9 @@ def test_every_mode_of_a_sample(name):
 CHECKED = ("gamma", "beta-small", "student_t", "von_mises", "inverse_gaussian", "truncated-tail")
 CHECKED += ("truncated-weibull", "density", "mixed-normal", *MULTIVARIATE)
 ENDLESS = {
-    "no-upper-end": Case(TruncatedNormal, (0.0, 1.0, 10.0), slow=True),
+    "no-upper-end": Case(dist.TruncatedNormal, (0.0, 1.0, 10.0), slow=True),
     "no-lower-end": Case(
-        lambda m, s, h, **o: TruncatedNormal(m, s, high=h, **o), (0.0, 1.0, -2.0), slow=True
+        lambda m, s, h, **o: dist.TruncatedNormal(m, s, high=h, **o), (0.0, 1.0, -2.0), slow=True
     ),
 }
 NOISY = {name: ALL[name] for name in CHECKED} | ENDLESS
@@ -391,11 +364,11 @@ NOISY = {name: ALL[name] for name in CHECKED} | ENDLESS
 @pytest.mark.parametrize("case", NOISY.values(), ids=NOISY)
 def test_gradcheck_with_the_noise_held_fixed(case):
     q = case()
-    u = uniform_of(q, q.sample(() if case.free else (1,))).clamp(0.05, 0.95)
+    u = cases.uniform_of(q, q.sample(() if case.free else (1,))).clamp(0.05, 0.95)
 
     def quantiles(u, *parameters):
         lower = [p.tril() if p.shape[-2:] == (3, 3) else p for p in parameters]
-        return value_of(case(*lower), u)
+        return cases.value_of(case(*lower), u)
 
     inputs = [u.requires_grad_(), *case.leaves]
     modes = ["fast_mode", "check_forward_ad"]
@@ -406,8 +379,8 @@ def test_gradcheck_with_the_noise_held_fixed(case):
 
 
 def with_tril(df, loc, log_diagonal, validate_args=None):
-    below = torch.ones(3, 3, dtype=torch.float64).tril(-1)
-    return MultivariateStudentT(df, loc, 0.3 * below + log_diagonal.exp().diag(), validate_args)
+    below = 0.3 * torch.ones(3, 3, dtype=torch.float64).tril(-1)
+    return dist.MultivariateStudentT(df, loc, below + log_diagonal.exp().diag(), validate_args)
 
 
 def span(make):
@@ -425,15 +398,15 @@ positive = st.floats(-2, 3).map(lambda x: 10.0**x)
 shape = st.floats(-1, 1.5).map(lambda x: 10.0**x)
 unit, three = st.floats(-1, 1), st.tuples(*3 * [st.floats(-1, 1)])
 spot, spots = st.floats(-3, 3), st.tuples(*3 * [st.floats(-3, 3)])
-spread = st.floats(0.3, 3)
+spread, width = st.floats(0.3, 3), st.floats(0.05, 5)
 # make, strategies of its parameters, coordinates of the noise
 DRAWN = {
     "gamma": (Gamma, (positive, positive), 0),
     "beta": (Beta, (positive, positive), 0),
     "student_t": (StudentT, (positive, st.floats(-5, 5), positive), 0),
     "von_mises": (VonMises, (unit, positive), 0),
-    "inverse_gaussian": (InverseGaussian, (st.floats(0.2, 4), st.floats(0.2, 8)), 0),
-    "truncated": (span(TruncatedNormal), (spot, spread, st.floats(-8, 8), st.floats(0.05, 5)), 0),
+    "inverse_gaussian": (dist.InverseGaussian, (st.floats(0.2, 4), st.floats(0.2, 8)), 0),
+    "truncated": (span(dist.TruncatedNormal), (spot, spread, st.floats(-8, 8), width), 0),
     "truncated-gamma": (
         span(cases.truncated_gamma),
         (st.floats(0.5, 5), spread, st.floats(0.05, 2), st.floats(0.1, 3)),
@@ -461,7 +434,7 @@ def check_drawn(name, examples, noise, **options):
     def check(parameters, u):
         # multivariate: other noise in each coordinate
         u = torch.linspace(1, 0.5, free, dtype=torch.float64) * u if free else double(u)[0]
-        layer = lambda *p: value_of(make(*p, validate_args=False), u)
+        layer = lambda *p: cases.value_of(make(*p, validate_args=False), u)
         report = check_implicit_gradients(layer, None, double(*parameters), **options)
         for entry in report.failures:
             assert entry.error is not None and entry.error < 1e-9, str(report)
@@ -491,14 +464,8 @@ def test_more_drawn_parameters(name):
 
 
 # torch's samplers of their components, and the caches of its Weibull distribution, know no lanes
-UNBATCHED = (
-    "truncated-weibull",
-    "mixed-laplace",
-    "mixed-cauchy",
-    "mixed-exponential",
-    "correlated",
-    "independent",
-)
+UNBATCHED = ["truncated-weibull", "mixed-laplace", "mixed-cauchy", "mixed-exponential"]
+UNBATCHED += ["correlated", "independent"]
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n not in UNBATCHED])
@@ -535,18 +502,17 @@ def test_vmap_of_gradients(name):
         leaves = [p[i].clone().requires_grad_() for p in lanes]
         expected = grad(cases.fixed(case(*leaves), z[i]).sum(), leaves)
         for s, e, p in zip(slopes, expected, leaves, strict=True):
-            torch.testing.assert_close(
-                s[i] * cases.size_of(p), e * cases.size_of(p), rtol=1e-9, atol=1e-9
-            )
+            size = cases.size_of(p)
+            torch.testing.assert_close(s[i] * size, e * size, rtol=1e-9, atol=1e-9)
 
 
 @each
 def test_vmap_of_quantiles(case):
     q = case()
-    u = uniform_of(q, q.sample((3,)))
+    u = cases.uniform_of(q, q.sample((3,)))
     lanes = [torch.stack([p, p, p]) for p in double(*case.parameters)]
-    value = vmap(lambda u, *p: value_of(case(*p), u))(u, *lanes)
-    torch.testing.assert_close(value, value_of(q, u), rtol=1e-9, atol=1e-9)
+    value = vmap(lambda u, *p: cases.value_of(case(*p), u))(u, *lanes)
+    torch.testing.assert_close(value, cases.value_of(q, u), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", [n for n in UNIVARIATE if "-l" not in n or "laplace" in n])
@@ -575,7 +541,7 @@ def test_cdf_log_prob_and_moments_against_scipy(case):
     close(q.cdf(x), reference.cdf(x))
     close(q.log_prob(x), reference.logpdf(x))
     # SciPy's is a quadrature for the inverse Gaussian distribution
-    rtol = 1e-6 if case.make is InverseGaussian else 1e-8
+    rtol = 1e-6 if case.make is dist.InverseGaussian else 1e-8
     np.testing.assert_allclose(q.entropy(), reference.entropy(), rtol=rtol, atol=1e-9)
     if case.make is VonMises:
         close(q.variance, 1 - reference.expect(np.cos, lb=-np.pi, ub=np.pi))
@@ -585,17 +551,11 @@ def test_cdf_log_prob_and_moments_against_scipy(case):
 
 
 INTEGRATED = ["truncated", "truncated-tail", "truncated-left", "truncated-narrow", "density"]
-INTEGRATED += [
-    "truncated-weibull",
-    "truncated-wald",
-    "inverse_gaussian",
-    "mixed-normal",
-    "mixed-laplace",
-    "mixed-student_t",
-]
+INTEGRATED += ["truncated-weibull", "truncated-wald", "inverse_gaussian", "mixed-normal"]
+INTEGRATED += ["mixed-laplace", "mixed-student_t", "mixed-von_mises"]
 
 
-@pytest.mark.parametrize("name", [*INTEGRATED, "mixed-von_mises"])
+@pytest.mark.parametrize("name", INTEGRATED)
 def test_moments_are_those_of_the_density(name):
     q, angles = UNIVARIATE[name](), "von_mises" in name
     low, high = (float(getattr(q.support, f"{end}_bound", math.inf)) for end in ("lower", "upper"))
@@ -697,14 +657,14 @@ def test_moments_that_do_not_exist():
     gradient = torch.autograd.grad(t.variance[2], df)[0]
     torch.testing.assert_close(gradient, double([0.0, 0.0, -2.0])[0])
     eye = torch.eye(2, dtype=torch.float64)
-    many = MultivariateStudentT(df, torch.zeros(2, dtype=torch.float64), eye)
+    many = dist.MultivariateStudentT(df, torch.zeros(2, dtype=torch.float64), eye)
     assert many.mean.isnan().all(-1).tolist() == [True, False, False]
     torch.testing.assert_close(many.covariance_matrix[2], 3 * eye)
 
 
 def test_multivariate_log_prob_entropy_and_moments():
     loc, factor = double(cases.LOC, cases.FACTOR)
-    t = MultivariateStudentT(3.5, loc, factor)
+    t = dist.MultivariateStudentT(3.5, loc, factor)
     reference = scipy.stats.multivariate_t(loc.numpy(), (factor @ factor.mT).numpy(), df=3.5)
     torch.manual_seed(14)
     x = t.sample((5,))
@@ -723,7 +683,7 @@ def test_multivariate_log_prob_entropy_and_moments():
 def test_entropy_and_moments_are_those_of_the_samples(case):
     distribution = case()
     z = distribution.sample((40_000,))
-    if case.make is MultivariateStudentT:
+    if case.make is dist.MultivariateStudentT:
         distribution = case.make(*double(9.0, cases.LOC, cases.FACTOR))
         z = distribution.sample((40_000,))
     if not case.slow:
@@ -740,7 +700,7 @@ def test_entropy_and_moments_are_those_of_the_samples(case):
 def test_the_rosenblatt_transform_has_the_density(case):
     """``|det du/dz| = p(z)``, in the coordinates that are free."""
     distribution = case()
-    u = uniform_of(distribution, distribution.sample())
+    u = cases.uniform_of(distribution, distribution.sample())
     jacobian = jacfwd(distribution.inverse_rosenblatt)(u)
     if case.make is Dirichlet:
         jacobian = jacobian[:-1]
@@ -759,12 +719,8 @@ def test_a_multivariate_distribution_has_no_cdf(case):
             function(distribution.mean)
 
 
-LARGE = [
-    Case(Gamma, (1e5, 2.0)),
-    Case(Beta, (1e5, 2e5)),
-    Case(StudentT, (1e5, 0.0, 1.0)),
-    Case(VonMises, (0.5, 1e4)),
-]
+LARGE = [Case(Gamma, (1e5, 2.0)), Case(Beta, (1e5, 2e5))]
+LARGE += [Case(StudentT, (1e5, 0.0, 1.0)), Case(VonMises, (0.5, 1e4))]
 
 
 @pytest.mark.parametrize("case", LARGE)
@@ -827,12 +783,12 @@ def test_values_and_probabilities_that_are_refused(case):
     value, u = double(case.unfit, [-0.1] * case.free if case.free else -0.1)
     functions = [strict.log_prob]
     if not case.slow:
-        functions.append(lambda value: uniform_of(strict, value))
+        functions.append(lambda value: cases.uniform_of(strict, value))
     for function in functions:
         with pytest.raises(ValueError, match="support"):
             function(value)
     for p in (-0.1, 1.1, math.nan):
         if not (case.slow and case.free):
             with pytest.raises(ValueError, match="\\[0, 1\\]"):
-                value_of(strict, u * 0 + p)
-            assert value_of(case(), u * 0 + p).isnan().any()
+                cases.value_of(strict, u * 0 + p)
+            assert cases.value_of(case(), u * 0 + p).isnan().any()

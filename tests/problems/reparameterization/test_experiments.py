@@ -11,16 +11,11 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 
+from implicit_solvers.problems.cli import topic_model as lda
 from implicit_solvers.problems.cli.autoencoder import Autoencoder, binarized, evaluate
 from implicit_solvers.problems.cli.latents import LATENTS
 from implicit_solvers.problems.cli.lda import split
-from implicit_solvers.problems.cli.topic_model import (
-    POSTERIORS,
-    TopicModel,
-    halves,
-    perplexity,
-    unigram,
-)
+from implicit_solvers.problems.cli.topic_model import POSTERIORS, halves, perplexity, unigram
 from implicit_solvers.problems.cli.training import Schedule, fit
 from implicit_solvers.problems.cli.vae import validation_split
 from implicit_solvers.problems.data.digits import load_digits
@@ -127,7 +122,7 @@ def test_the_likelihood_is_that_of_bernoulli_pixels():
 def topic_model(name, topics=3, concentration=0.5):
     torch.manual_seed(0)
     totals = torch.tensor([5.0, 1, 3, 0])
-    return TopicModel(POSTERIORS[name], topics, concentration, totals, 8, 0.0, topic_noise=1.0)
+    return lda.TopicModel(POSTERIORS[name], topics, concentration, totals, 8, 0.0, topic_noise=1.0)
 
 
 @pytest.mark.parametrize("name", POSTERIORS)

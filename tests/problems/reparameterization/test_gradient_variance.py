@@ -9,13 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from implicit_solvers.problems.cli.variance_measurements import (
-    FAMILIES,
-    Configuration,
-    Measurement,
-    estimators_of,
-    ratios,
-)
+from implicit_solvers.problems.cli import variance_measurements as measuring
+from implicit_solvers.problems.cli.variance_measurements import FAMILIES, Configuration, ratios
 from implicit_solvers.problems.reparameterization.estimators import (
     implicit_gradients,
     rejection_gradients,
@@ -26,7 +21,7 @@ from implicit_solvers.problems.reparameterization.expectations import GAMMA, Exp
 CASES = [
     (name, estimator)
     for name, family in FAMILIES.items()
-    for estimator in estimators_of(family, Configuration())
+    for estimator in measuring.estimators_of(family, Configuration())
 ]
 
 
@@ -36,7 +31,7 @@ def phi_of(family, place):
 
 def assert_unbiased(family, estimator, phi, count):
     expectation = FAMILIES[family].expectation
-    gradients = estimators_of(FAMILIES[family], Configuration())[estimator]
+    gradients = measuring.estimators_of(FAMILIES[family], Configuration())[estimator]
     sample = gradients(expectation, phi, count)
     assert sample.shape == (count, len(phi))
     exact = torch.func.grad(expectation.closed_form)(phi)
@@ -121,7 +116,7 @@ def test_a_constant_in_the_cost_changes_nothing(constant, case, seed):
         lambda phi: expectation.closed_form(phi) + constant,
         expectation.from_log_gammas,
     )
-    gradients = estimators_of(FAMILIES[family], Configuration())[estimator]
+    gradients = measuring.estimators_of(FAMILIES[family], Configuration())[estimator]
     samples = []
     for e in (expectation, shifted):
         torch.manual_seed(seed)
@@ -190,7 +185,7 @@ def test_implicit_varies_least_where_theory_says_so():
 
 @pytest.mark.parametrize(("family", "estimator"), CASES)
 def test_single_precision(family, estimator):
-    gradients = estimators_of(FAMILIES[family], Configuration())[estimator]
+    gradients = measuring.estimators_of(FAMILIES[family], Configuration())[estimator]
     phi = phi_of(family, 2.0).to(torch.float32)
     sample = gradients(FAMILIES[family].expectation, phi, 50)
     assert sample.dtype == torch.float32 and sample.isfinite().all()
@@ -198,7 +193,7 @@ def test_single_precision(family, estimator):
 
 def test_ratios():
     def measurement(estimator, variance, place=1.0):
-        return Measurement("gamma", place, estimator, [0.0], [0.1], [0.2], variance, 0.0)
+        return measuring.Measurement("gamma", place, estimator, [0.0], [0.1], [0.2], variance, 0.0)
 
     rows = ratios(
         [measurement("implicit", 2.0), measurement("other", 6.0), measurement("implicit", 5.0, 2.0)]

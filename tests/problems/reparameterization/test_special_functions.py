@@ -12,18 +12,14 @@ from torch import distributions as td
 from torch.func import jacfwd, jacrev
 from torch.nn.functional import logsigmoid
 
-from implicit_solvers.problems.reparameterization.special import student_t_evaluation, von_mises
-from implicit_solvers.problems.reparameterization.special.beta import (
-    beta_logit_sample_derivatives,
-    beta_sample_derivatives,
+from implicit_solvers.problems.reparameterization.special import (
+    beta,
+    student_t_evaluation,
+    von_mises,
 )
 from implicit_solvers.problems.reparameterization.special.log_tails import student_t_motion
-from tests.problems.reparameterization.derivative_checks import (
-    check_every_mode,
-    derivatives,
-    leaves,
-    worst,
-)
+from tests.problems.reparameterization import derivative_checks
+from tests.problems.reparameterization.derivative_checks import derivatives, leaves, worst
 from tests.problems.reparameterization.special_families import CDFS, F64, FAMILIES, table
 
 INF, NAN, PI = math.inf, math.nan, math.pi
@@ -237,17 +233,18 @@ def test_float32(name, key):
 
 # ------------------------------------------------------------------------ random points
 
+
+def log_density_of_t(n, u):
+    top = ((n + 1) / 2).lgamma() - (n / 2).lgamma() - n.log() / 2
+    return top + (n + 1) / 2 * logsigmoid(n.log() - 2 * u)
+
+
 LOG_DENSITIES = {
     "gamma": lambda a, z: a * z.log() - a.lgamma(),
     "beta_logit": lambda a, b, t: (
         a * logsigmoid(t) + b * logsigmoid(-t) - a.lgamma() - b.lgamma() + (a + b).lgamma()
     ),
-    "student_t_log": lambda n, u: (
-        ((n + 1) / 2).lgamma()
-        - (n / 2).lgamma()
-        - n.log() / 2
-        + (n + 1) / 2 * logsigmoid(n.log() - 2 * u)
-    ),
+    "student_t_log": log_density_of_t,
     "von_mises": lambda k, z: td.VonMises(torch.zeros_like(k), k).log_prob(z),
 }
 
@@ -427,16 +424,16 @@ def test_closed_forms_and_limits(name, key, parameter, places, expected, rtol, a
     torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize(
-    "name, low, high",
-    [
-        ("gamma", 0.0, INF),
-        ("gamma_log", -INF, INF),
-        ("beta", 0.0, 1.0),
-        ("beta_logit", -INF, INF),
-        ("student_t", -INF, INF),
-    ],
-)
+ENDS = [
+    ("gamma", 0.0, INF),
+    ("gamma_log", -INF, INF),
+    ("beta", 0.0, 1.0),
+    ("beta_logit", -INF, INF),
+    ("student_t", -INF, INF),
+]
+
+
+@pytest.mark.parametrize("name, low, high", ENDS)
 def test_the_edges(name, low, high):
     family, p = FAMILIES[name], [EDGE_SHAPES, *double(3.0)][: len(FAMILIES[name].parameters)]
     expected = {"cdf": (0, 1), "sf": (1, 0), "logcdf": (-INF, 0), "logsf": (0, -INF)}
@@ -461,14 +458,16 @@ def test_the_edges_of_beta_variables_are_the_limits_of_the_inside():
     for which, edge, inside in ((1, -INF, -800.0), (0, INF, 800.0)):
         results = []
         for place in (edge, inside):
-            slope = beta_logit_sample_derivatives(a, b, place)[which]
+            slope = beta.beta_logit_sample_derivatives(a, b, place)[which]
             results.append((slope, *torch.autograd.grad(slope.sum(), (a, b))))
         torch.testing.assert_close(*results, rtol=1e-12, atol=0)
     # and dx/da, dx/db at an edge of x have the same slope in x as just inside
     for which, edge, inside in ((1, 0.0, 1e-300), (0, 1.0, math.nextafter(1.0, 0))):
         slopes = [
             derivatives(
-                lambda x, i=which: beta_sample_derivatives(a, b, x)[i], double([x] * 3)[0], order=1
+                lambda x, i=which: beta.beta_sample_derivatives(a, b, x)[i],
+                double([x] * 3)[0],
+                order=1,
             )[1]
             for x in (edge, inside)
         ]
@@ -491,7 +490,7 @@ for _side in range(3):
 
 @pytest.mark.parametrize("function, points, orders", COMPOSED.values(), ids=COMPOSED)
 def test_every_mode(function, points, orders):
-    check_every_mode(function, *double(*points), orders=orders)
+    derivative_checks.check_every_mode(function, *double(*points), orders=orders)
 
 
 @pytest.mark.parametrize("outer", [jacrev, jacfwd], ids=["reverse", "forward"])

@@ -30,19 +30,18 @@ def exact_moments(loc, scale, low, high):
     return loc + scale * mean, scale**2 * variance, entropy, log_mass - mp.log(2 * mp.pi) / 2
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        (0.0, 1.0, 10.0, INF),
-        (0.0, 1.0, -INF, INF),
-        (0.3, 1.5, -1.0, 2.0),
-        (1.0, 2.0, -INF, -75.0),
-        (0.0, 1.0, 5.0, 5.001),
-        (0.0, 1.0, -0.1, 0.1),
-        (0.0, 1.0, -9.0, 0.5),
-    ],
-    ids=str,
-)
+INTERVALS = [
+    (0.0, 1.0, 10.0, INF),
+    (0.0, 1.0, -INF, INF),
+    (0.3, 1.5, -1.0, 2.0),
+    (1.0, 2.0, -INF, -75.0),
+    (0.0, 1.0, 5.0, 5.001),
+    (0.0, 1.0, -0.1, 0.1),
+    (0.0, 1.0, -9.0, 0.5),
+]
+
+
+@pytest.mark.parametrize("parameters", INTERVALS, ids=str)
 def test_moments_are_exact(parameters):
     q = TruncatedNormal(*double(*parameters))
     mean, variance, entropy, log_mass = exact_moments(*parameters)

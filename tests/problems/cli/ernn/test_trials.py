@@ -13,23 +13,13 @@ from hypothesis import given
 from rich.console import Console
 from torch import nn
 
+from implicit_solvers.problems.cli.ernn import results as written
 from implicit_solvers.problems.cli.ernn import trials
 from implicit_solvers.problems.cli.ernn.learning_figure import draw_learning
-from implicit_solvers.problems.cli.ernn.results import (
-    print_table,
-    score_text,
-    seconds_an_epoch,
-    take_seconds,
-)
+from implicit_solvers.problems.cli.ernn.results import print_table, score_text, seconds_an_epoch
 from implicit_solvers.problems.cli.ernn.table_figure import draw_table
 from implicit_solvers.problems.cli.ernn.tasks import FOLDER_TASKS, SHIPPED, TASKS, load_task
-from implicit_solvers.problems.cli.ernn.trials import (
-    Configuration,
-    better,
-    evaluate,
-    run_trials,
-    summary,
-)
+from implicit_solvers.problems.cli.ernn.trials import Configuration, better, evaluate, summary
 from implicit_solvers.problems.data.adding import generate_adding
 from implicit_solvers.problems.data.copying import generate_copying
 from implicit_solvers.problems.data.sequences import Sequences, SequenceTask
@@ -127,7 +117,7 @@ def test_the_rate_is_chosen_by_validation_and_seeds_are_averaged():
 def run(task, tmp_path, **options):
     configuration = Configuration("adding", "", **{"epochs": 2, "batch": 4, "hidden": 3, **options})
     console = Console(file=io.StringIO())
-    results = run_trials(configuration, task, tmp_path / "checkpoint.pt", None, 1, console)
+    results = trials.run_trials(configuration, task, tmp_path / "checkpoint.pt", None, 1, console)
     return configuration, results
 
 
@@ -203,7 +193,7 @@ def test_texts_and_seconds():
     results.append({"model": "gru", "seconds": 1.0, "processor_seconds": 1.0, "test": []})
     rows = [{"model": "rnn"}, {"model": "gru"}]
     assert seconds_an_epoch(results, rows) == {"rnn": 1.0, "gru": None}
-    taken = take_seconds(results)
+    taken = written.take_seconds(results)
     assert taken["processor_seconds"] == [2.0, 4.0, 12.0, 1.0]
     assert not any("seconds" in key for one in results for key in one)
 

@@ -107,18 +107,18 @@ def test_a_file_of_options_is_overridden_by_the_command_line(ending, tmp_path):
     assert written[0]["inner_lr"] != 0.004
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({"ways": 5}, {"width": 64, "meta_batch": 32, "inner_steps": 16, "steps": 60_000}),
-        ({"ways": 20}, {"width": 64, "meta_batch": 16, "inner_steps": 25, "steps": 60_000}),
-        (
-            {"data": "mini-imagenet:images"},
-            {"side": 84, "pooling": True, "meta_batch": 4, "inner_steps": 10, "strength": 0.5},
-        ),
-        ({"ways": 20, "meta_batch": 3, "steps": 7}, {"width": 64, "meta_batch": 3, "steps": 7}),
-    ],
-)
+PAPER = [
+    ({"ways": 5}, {"width": 64, "meta_batch": 32, "inner_steps": 16, "steps": 60_000}),
+    ({"ways": 20}, {"width": 64, "meta_batch": 16, "inner_steps": 25, "steps": 60_000}),
+    (
+        {"data": "mini-imagenet:images"},
+        {"side": 84, "pooling": True, "meta_batch": 4, "inner_steps": 10, "strength": 0.5},
+    ),
+    ({"ways": 20, "meta_batch": 3, "steps": 7}, {"width": 64, "meta_batch": 3, "steps": 7}),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), PAPER)
 def test_one_flag_gives_the_papers_size(given, expected):
     """Its numbers for Omniglot and Mini-ImageNet; what is given overrides them."""
     configuration = asdict(configuration_from({**given, "size": "paper"}))

@@ -4,21 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from implicit_solvers.problems.cli.imaml import truth
 from implicit_solvers.problems.cli.imaml.costs import METHODS, measure_meta_gradients, method_of
-from implicit_solvers.problems.cli.imaml.truth import (
-    SPECTRA,
-    TOLERANCE,
-    Spectrum,
-    measure_truth,
-    quadratic_tasks,
-)
+from implicit_solvers.problems.cli.imaml.truth import SPECTRA, TOLERANCE, Spectrum, measure_truth
 from tests.problems.imaml.meta_tasks import curves
 
 
 @pytest.mark.parametrize("name", SPECTRA)
 def test_the_exact_meta_gradient(name):
     spectrum = SPECTRA[name]
-    data = quadratic_tasks(spectrum, 3, 6, torch.Generator().manual_seed(1))
+    data = truth.quadratic_tasks(spectrum, 3, 6, torch.Generator().manual_seed(1))
     (As, cs), (_, ys) = data.supports, data.queries
     s, theta = spectrum.strength, data.theta.numpy()
     slopes = []
