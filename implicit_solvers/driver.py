@@ -228,13 +228,7 @@ def _attach_spec(
     )
     made = made_by(task.solver, structure.size)
     factors = found.factors if type(made) is type(statement.adjoint_solver) else []
-    lead = (task.batch_dims > 0,) * len(factors) + (False,) * len(M_tensors)
-    known = own.native_carried
-    lanes = replace(
-        own,
-        carried=(*((),) * len(lead), *own.carried),
-        native_carried=None if known is None else (*lead, *known),
-    )
+    lanes = own.shared(len(M_tensors)).insert(0, len(factors), (), task.batch_dims > 0)
     start = task.adjoint_start
     spec = AttachSpec(
         equation,

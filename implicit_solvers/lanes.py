@@ -17,7 +17,13 @@ from torch.func import vmap
 from implicit_solvers.autodiff import no_saved_tensor_hooks
 from implicit_solvers.compiling import compiling
 
-__all__ = ["Lanes"]
+__all__ = ["Lanes", "lifted"]
+
+
+def lifted(size: int, dim: int | None, tensor: Tensor) -> Tensor:
+    """Move a dimension to the front, or make one of that size there."""
+    head = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return head.contiguous()
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,15 @@ class Lanes:
         return Lanes((), ((),) * operands, native, known)
 
     def lift(
-        self, size: int, first: tuple[Tensor, int | None], rest: Sequence[tuple[Tensor, int | None]]
-    ) -> tuple[Lanes, Tensor, list[Tensor]]:
-        """Add an outermost level; ``first`` and ``rest`` are tensors with their ``vmap`` dims.
-
-        ``first`` carries every level: it is expanded where it does not have this one.
-        """
-        tensor, dim = first
-        head = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        tail = [t if d is None else t.movedim(d, 0).contiguous() for t, d in rest]
-        carried = tuple(
-            (d is not None, *levels) for (_, d), levels in zip(rest, self.carried, strict=True)
-        )
-        lanes = replace(self, sizes=(size, *self.sizes), carried=carried)
-        return lanes, head.contiguous(), tail
+        self, size: int, dims: Sequence[int | None], operands: Sequence[Tensor]
+    ) -> tuple[Lanes, list[Tensor]]:
+        """Add an outermost level, which is that dimension of each operand, or none."""
+        moved = [
+            t if d is None else t.movedim(d, 0).contiguous()
+            for t, d in zip(operands, dims, strict=True)
+        ]
+        carried = tuple((d is not None, *c) for d, c in zip(dims, self.carried, strict=True))
+        return replace(self, sizes=(size, *self.sizes), carried=carried), moved
 
     def over(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Make ``fn(z, *operands)`` of one lane a function of all lanes."""
@@ -92,23 +93,23 @@ class Lanes:
             native_carried=None if known is None else tuple(known[i] for i in operands),
         )
 
-    def prepend(self, count: int = 1) -> Lanes:
-        """Return the lanes with ``count`` more operands in front that carry every lane."""
-        known = self.native_carried
+    def insert(self, place: int, count: int, levels: Sequence[bool], native: bool) -> Lanes:
+        """Return the lanes with ``count`` more operands at a place, which carry those levels."""
+        carried, known = self.carried, self.native_carried
+        more = (native,) * count
         return replace(
             self,
-            carried=((True,) * len(self.sizes),) * count + self.carried,
-            native_carried=None if known is None else (True,) * count + known,
+            carried=(*carried[:place], *(tuple(levels),) * count, *carried[place:]),
+            native_carried=None if known is None else (*known[:place], *more, *known[place:]),
         )
+
+    def prepend(self, place: int = 0) -> Lanes:
+        """Return the lanes with one more operand, at a place, that carries every lane."""
+        return self.insert(place, 1, (True,) * len(self.sizes), True)
 
     def shared(self, count: int) -> Lanes:
         """Return the lanes with ``count`` more operands in front that all of them share."""
-        known = self.native_carried
-        return replace(
-            self,
-            carried=((False,) * len(self.sizes),) * count + self.carried,
-            native_carried=None if known is None else (False,) * count + known,
-        )
+        return self.insert(0, count, (False,) * len(self.sizes), False)
 
     def shared_levels(self) -> tuple[int, ...]:
         """Return the levels that no operand carries."""
