@@ -49,7 +49,7 @@ __all__ = [
     "needs_backward",
     "nested_jvp",
     "no_saved_tensor_hooks",
-    "products_on_graph",
+    "products_by",
     "pullback_on_graph",
     "pushforward",
     "recorded_if_asked",
@@ -273,14 +273,11 @@ def pullback_on_graph(inputs: Any, value: Any, connected: bool = False) -> Calla
     return pullback
 
 
-def products_on_graph(
-    z: Tensor, value: Tensor, *, symmetric: bool
+def products_by(
+    pull: Callable[[Tensor], Tensor], value: Tensor, symmetric: bool
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Return ``v -> J v`` and ``w -> J^T w`` of a ``value`` computed from ``z``, with a graph."""
-    pull = pullback_on_graph(z, value)
-    if symmetric:
-        return pull, pull
-    return Pushforward(pull, value), pull
+    """Return ``v -> J v`` and ``w -> J^T w`` by the pullback of a ``value``."""
+    return (pull if symmetric else Pushforward(pull, value)), pull
 
 
 class Pushforward:

@@ -120,9 +120,9 @@ class _Statement:
 
     def lanes(self, captured: Captured) -> Lanes:
         """Return the lanes that the operands carry; what is captured carries none."""
-        extra, known = len(captured.tensors), self.native_carried
-        known = None if known is None else (*known, *(False,) * extra)
-        return Lanes.of(len(self.tensors) + extra, self.task.batch_dims, known)
+        count = len(self.tensors)
+        own = Lanes.of(count, self.task.batch_dims, self.native_carried)
+        return own.insert(count, len(captured.tensors), (), False)
 
     def operands(self, captured: Captured) -> list[Tensor]:
         """Return the function's tensors: its arguments', and those that it captured."""
@@ -261,11 +261,8 @@ def _unrolled(
     """
     task, z, bad = statement.task, statement.ravel(z0), failed(found.status)
     shape, equation = z.shape[:-1], task.equation(statement.explicit(captured))
-    lanes, iterations, masked = (
-        statement.lanes(captured),
-        found.iterations,
-        task.on_failure == "mask",
-    )
+    lanes, iterations = statement.lanes(captured), found.iterations
+    masked = task.on_failure == "mask"
     if masked and is_batched(bad):
         raise ValueError(
             'adjoint=UnrolledAdjoint() with on_failure="mask" under vmap cannot leave failed lanes '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.func import vmap
 from implicit_solvers.autodiff import (
     Pushforward,
     no_saved_tensor_hooks,
-    products_on_graph,
+    products_by,
     pullback_on_graph,
     rows,
     unwatched,
@@ -113,7 +114,8 @@ class LaneMap:
             return self.template.products(self.lanes, self._like(), self.tensors)
         products = self._products  # Dynamo reads None of what it has just stored
         if products is None and self.graph is not None:
-            products = products_on_graph(*self.graph, symmetric=self.symmetric)
+            pull = pullback_on_graph(*self.graph)
+            products = products_by(pull, self.graph[1], self.symmetric)
         elif products is None:
             products = self.template.products(self.lanes, self._like(), self.tensors)
         self._products = products
@@ -200,19 +202,26 @@ class LaneMap:
         """Return ``fn(like, *tensors)`` of each operator, where ``like`` is a vector of zeros."""
         return self.lanes.over(fn)(self._like(), *self.tensors)
 
+    def _made_of(self, tensors: Sequence[Tensor], **changes: Any) -> LaneMap:
+        own = {
+            "template": self.template,
+            "lanes": self.lanes,
+            "shape": self.shape,
+            "like": self.like,
+            "columns": self.columns,
+            "transposed": self.transposed,
+            "basis": self.basis,
+        }
+        return LaneMap(tensors=tensors, **{**own, **changes})
+
     def aliased(self) -> LaneMap:
         """Return the map as the body of a loop in a graph has to see it."""
         tensors = [alias(t) for t in self.tensors]
         # what a loop reads may share no memory: one view serves as both
         first = bool(tensors) and self.like is self.tensors[0]
-        return LaneMap(
-            self.template,
-            self.lanes,
-            self.shape,
+        return self._made_of(
             tensors,
             like=tensors[0] if first else self.like,
-            columns=self.columns,
-            transposed=self.transposed,
             basis=None if self.basis is None else alias(self.basis),
             local=True,
         )
@@ -223,15 +232,11 @@ class LaneMap:
         if found is None:
             return None
         template, count = found
-        return LaneMap(
-            template,
-            self.lanes.keep(range(count)),
-            self.shape,
+        return self._made_of(
             apart(self.tensors[:count]),
+            template=template,
+            lanes=self.lanes.keep(range(count)),
             like=torch.empty_like(self.like),
-            columns=self.columns,
-            transposed=self.transposed,
-            basis=self.basis,
         )
 
     def take(self, index: Tensor) -> LaneMap:
@@ -240,13 +245,4 @@ class LaneMap:
         if shape:
             lanes, shape, tensors = lanes.take(index % self.grid, shape, tensors)
             columns = 1
-        return LaneMap(
-            self.template,
-            lanes,
-            shape,
-            tensors,
-            like=self.like,
-            columns=columns,
-            transposed=self.transposed,
-            basis=self.basis,
-        )
+        return self._made_of(tensors, lanes=lanes, shape=shape, columns=columns)
