@@ -27,16 +27,12 @@ from implicit_solvers.autodiff import (
 from implicit_solvers.capture import Captured
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes, lifted
-from implicit_solvers.linear.adjoint_start import AdjointMemory
-from implicit_solvers.linear.operator_template import OperatorTemplate
-from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.masking import pull_back, push_forward
-from implicit_solvers.monitoring import Monitor, observe
+from implicit_solvers.monitoring import observe
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import OnFailure, enforce, failed
-from implicit_solvers.solver import LinearSolver
 from implicit_solvers.structure import replaced
 from implicit_solvers.tolerance import rms
 from implicit_solvers.torch_internals import forward_mode_disabled
@@ -146,30 +142,21 @@ def solve_lanes(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple
 class AttachSpec:
     """How to differentiate a solution.
 
-    Without a ``linear_solver``, the Jacobian is taken to be the identity. ``biased`` names an
-    adjoint whose derivatives are of first order only.
+    ``solve`` is the linear solve with the Jacobian, its lanes aside; without one, the Jacobian is
+    taken to be the identity. ``biased`` names an adjoint whose derivatives are of first order only.
 
-    The operands are, in this order, ``hints`` factors that the solver left, the tensors of the
-    preconditioner, and the equation's own, among them what the function ``captured``.
+    The operands are, in this order, ``lead`` tensors that the solve takes besides (factors, and
+    the preconditioner's) and the equation's own, among them what the function ``captured``.
     """
 
     equation: Equation
-    linear_solver: LinearSolver | None
+    solve: LinearSolveSpec | None
+    lead: int
     lanes: Lanes
     label: str
     on_failure: OnFailure
-    biased: str | None = None
-    hints: int = 0
-    preconditioner: OperatorTemplate | Jacobi | None = None
-    preconditioner_tensors: int = 0
-    adjoint_start: AdjointMemory | None = None
-    captured: Captured = Captured()
-    monitors: tuple[Monitor, ...] = ()
-
-    @property
-    def lead(self) -> int:
-        """The number of operands before the equation's own."""
-        return self.hints + self.preconditioner_tensors
+    biased: str | None
+    captured: Captured
 
     @property
     def masked(self) -> bool:
@@ -183,21 +170,12 @@ class AttachSpec:
 
     def linear(self, transposed: bool) -> LinearSolveSpec:
         """Return the solve with ``dF/dz`` at the solution; transposed, for a gradient."""
-        assert self.linear_solver is not None
-        return LinearSolveSpec(
-            self.equation.jacobian(),
-            self.linear_solver,
-            self.lanes.prepend(self.lead),
-            f"adjoint of {self.label}",
-            self.on_failure,
-            adjoint=True,
-            hints=self.hints,
-            exact=False,
-            preconditioner=self.preconditioner,
-            preconditioner_tensors=self.preconditioner_tensors,
+        assert self.solve is not None
+        return replace(
+            self.solve,
+            lanes=self.lanes.prepend(self.lead),
             transposed=transposed and not self.equation.symmetric,
-            adjoint_start=self.adjoint_start if transposed else None,
-            monitors=self.monitors,
+            adjoint_start=self.solve.adjoint_start if transposed else None,
         )
 
 
@@ -332,7 +310,7 @@ def _inverse_times(
 
     ``graph`` is a point and the condition there, where the graph of that may be used.
     """
-    if spec.linear_solver is None:
+    if spec.solve is None:
         # where, not a product: a lane that failed may hold anything
         return (torch.where(bad.unsqueeze(-1), 0.0, rhs) if spec.masked else rhs), bad
     skip = bad if spec.masked else None

@@ -36,6 +36,7 @@ from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.solve import check_adjoint_start
+from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.outcome import made_by
 from implicit_solvers.problem import Equation, EquationProblem
@@ -229,22 +230,26 @@ def _attach_spec(
     made = made_by(task.solver, structure.size)
     factors = found.factors if type(made) is type(statement.adjoint_solver) else []
     lanes = own.shared(len(M_tensors)).insert(0, len(factors), (), task.batch_dims > 0)
-    start = task.adjoint_start
-    spec = AttachSpec(
-        equation,
-        statement.adjoint_solver,
-        lanes,
-        task.label,
-        task.on_failure,
-        biased=repr(task.adjoint) if task.adjoint.biased else equation.biased,
-        hints=len(factors),
-        preconditioner=M,
-        preconditioner_tensors=len(M_tensors),
-        adjoint_start=None if start is None else AdjointMemory(start, structure),
-        captured=captured,
-        monitors=monitors(),
-    )
-    return spec, [*factors, *M_tensors]
+    start, solve, lead = task.adjoint_start, None, [*factors, *M_tensors]
+    if statement.adjoint_solver is not None:
+        solve = LinearSolveSpec(
+            equation.jacobian(),
+            statement.adjoint_solver,
+            lanes,
+            f"adjoint of {task.label}",
+            task.on_failure,
+            adjoint=True,
+            hints=len(factors),
+            exact=False,
+            preconditioner=M,
+            preconditioner_tensors=len(M_tensors),
+            adjoint_start=None if start is None else AdjointMemory(start, structure),
+            monitors=monitors(),
+        )
+    biased = repr(task.adjoint) if task.adjoint.biased else equation.biased
+    label, on_failure = task.label, task.on_failure
+    spec = AttachSpec(equation, solve, len(lead), lanes, label, on_failure, biased, captured)
+    return spec, lead
 
 
 def _unrolled(

@@ -131,6 +131,13 @@ class Lanes:
         """Whether single lanes can be evaluated without the others."""
         return self.native_carried is not None
 
+    def key(self, where: Sequence[Tensor], place: int) -> tuple[Tensor, ...]:
+        """Return where an operand has the entries of the lanes that are ``where`` in their grid."""
+        assert self.native_carried is not None
+        levels = [i for i, carries in enumerate(self.carried[place]) if carries]
+        native = where[len(self.sizes) :] if self.native_carried[place] else ()
+        return (*(where[i] for i in levels), *native)
+
     def take(
         self, index: Tensor, shape: Sequence[int], operands: Sequence[Tensor]
     ) -> tuple[Lanes, tuple[int, ...], list[Tensor]]:
@@ -143,18 +150,15 @@ class Lanes:
         levels = len(self.sizes)
         where = (index,) if len(shape) == 1 else torch.unravel_index(index, tuple(shape))
         gathered = []
-        for operand, carries, native in zip(
-            operands, self.carried, self.native_carried, strict=True
-        ):
-            key = [where[i] for i in range(levels) if carries[i]]
-            if native:
-                key += [where[levels + i] for i in range(self.native)]
+        for place, operand in enumerate(operands):
+            key = self.key(where, place)
             if not key:
                 gathered.append(operand)
                 continue
-            picked = operand[tuple(key)]
+            picked = operand[key]
             # the native lanes of a selected lane are a grid of ones
-            ones = (1,) * (self.native if levels else self.native - 1) if native else ()
+            native = self.native if levels else self.native - 1
+            ones = (1,) * native if self.native_carried[place] else ()
             gathered.append(picked.reshape(len(index), *ones, *picked.shape[1:]))
         if levels == 0:
             return self, (len(index), *(1,) * (self.native - 1)), gathered

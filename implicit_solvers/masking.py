@@ -49,13 +49,13 @@ class LaneSum:
     outer_carried: tuple[tuple[bool, ...], ...] = ()
 
     def directional(
-        self, places: tuple[int, ...], wrt: tuple[int, ...], count: int, *, outputs: bool
+        self, places: tuple[int, ...], wrt: tuple[int, ...], *, outputs: bool
     ) -> LaneSum:
         """Return the sum's derivative along directions that are appended to its tensors.
 
         Directions for ``outputs`` (cotangents) carry every outer level, tangents those of theirs.
         """
-        fn = self.fn
+        fn, count = self.fn, 1 + len(self.lanes.carried)
 
         def derivative(*tensors: Tensor) -> Tensor:
             own, directions = tensors[:count], tensors[count:]
@@ -107,7 +107,7 @@ class LaneGradient(Function):
         nothing = [None] * len(tensors)
         if not given:
             return (None, None, *nothing)
-        along = spec.directional(tuple(p for p, _ in given), wrt, len(tensors), outputs=True)
+        along = spec.directional(tuple(p for p, _ in given), wrt, outputs=True)
         out = LaneGradient.apply(along, keep, *tensors, *(c for _, c in given))
         return (None, None, *replaced(nothing, wrt, out))
 
@@ -118,7 +118,7 @@ class LaneGradient(Function):
         given = [(i, t) for i, t in enumerate(tangents[2:]) if t is not None]
         if not given:
             return tuple(torch.zeros_like(tensors[p]) for p in spec.wrt)
-        along = spec.directional(tuple(i for i, _ in given), spec.wrt, len(tensors), outputs=False)
+        along = spec.directional(tuple(i for i, _ in given), spec.wrt, outputs=False)
         return LaneGradient.apply(along, keep, *tensors, *(t for _, t in given))
 
     @staticmethod
@@ -159,17 +159,7 @@ def _gradient(spec: LaneSum, keep: Tensor, tensors: Sequence[Tensor]) -> tuple[T
     index = keep.reshape(-1).nonzero().squeeze(-1)
     whole = len(index) == math.prod(shape) or not lanes.separable
     where = torch.unravel_index(index, shape) if shape else ()
-
-    def key(place: int) -> tuple[Tensor, ...]:
-        """Return where the entries of a tensor's lanes are, in its leading dimensions."""
-        if place == 0:
-            return tuple(where)
-        levels = len(lanes.sizes)
-        picked = [where[i] for i in range(levels) if lanes.carried[place - 1][i]]
-        assert lanes.native_carried is not None
-        if lanes.native_carried[place - 1]:
-            picked += list(where[levels:])
-        return tuple(picked)
+    every = lanes.prepend()
 
     def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
         first, *rest = tensors
@@ -189,7 +179,7 @@ def _gradient(spec: LaneSum, keep: Tensor, tensors: Sequence[Tensor]) -> tuple[T
         if whole:
             return tuple(out)
         return tuple(
-            _scatter(g, tensors[place], key(place), len(index))
+            _scatter(g, tensors[place], every.key(where, place), len(index))
             for place, g in zip(spec.wrt, out, strict=True)
         )
 
@@ -301,6 +291,5 @@ def push_forward(
 
         return pushforward(product, [tensors[i] for i in places], moving)
     spec = LaneSum(_paired(fn), lanes.prepend(), (1,))
-    moved = tuple(i + 2 for i in places)
-    along = spec.directional(moved, (1,), len(tensors) + 2, outputs=False)
+    along = spec.directional(tuple(i + 2 for i in places), (1,), outputs=False)
     return LaneGradient.apply(along, keep, v, torch.zeros_like(out), *tensors, *moving)[0]

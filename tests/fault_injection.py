@@ -41,11 +41,11 @@ differentiate Attach.jvp: the sign of a tangent
 differentiate AttachSpec.linear: the adjoint is not transposed
     transposed=transposed and >>> transposed=False and
     test_wrong_answers.py::test_02_coupled_tuple_keeps_the_off_diagonal_blocks
-differentiate AttachSpec.linear: stale factors are taken for exact ones
+driver _attach_spec: stale factors are taken for exact ones
     exact=False >>> exact=True
     trust/test_faults.py::test_a_jacobian_after_a_loose_solve_is_that_at_the_solution
 differentiate AttachSpec.linear: forward mode writes where backward solves start
-    self.adjoint_start if transposed else None >>> self.adjoint_start
+    self.solve.adjoint_start if transposed else None >>> self.solve.adjoint_start
     trust/test_faults.py::test_forward_mode_leaves_the_start_of_backward_solves_alone
 linear.lane_solve _correct: stale factors are accepted at the first step
     torch.finfo(b.dtype).eps, 2 >>> 1.0, 2
