@@ -496,16 +496,6 @@ def _must_reach(tensor: Tensor) -> bool:
     )
 
 
-def _concerned() -> bool:
-    return (
-        transforms_active()
-        or torch.is_grad_enabled()
-        or forward_level()
-        or torch.is_inference_mode_enabled()
-        or nested()
-    )
-
-
 def _modules_in(value: Any, seen: set[int], depth: int = 6) -> Iterator[torch.nn.Module]:
     """Find the modules that a function or object holds."""
     if depth == 0 or id(value) in seen:
@@ -578,7 +568,8 @@ def capture(
         If the function reads a tensor that requires grad where it cannot be seen (inside a custom
         ``autograd.Function``, say), or hands a captured tensor to an inner transform.
     """
-    if not _concerned():
+    differentiated = torch.is_grad_enabled() or forward_level()
+    if not (transforms_active() or differentiated or torch.is_inference_mode_enabled() or nested()):
         return Captured()
     with no_saved_tensor_hooks():
         return _record(fn, [t.detach() for t in inputs], inputs, name, owner)[1]

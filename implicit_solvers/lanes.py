@@ -65,7 +65,9 @@ class Lanes:
             t if d is None else t.movedim(d, 0).contiguous()
             for t, d in zip(operands, dims, strict=True)
         ]
-        carried = tuple((d is not None, *c) for d, c in zip(dims, self.carried, strict=True))
+        carried = tuple(
+            (d is not None, *levels) for d, levels in zip(dims, self.carried, strict=True)
+        )
         return replace(self, sizes=(size, *self.sizes), carried=carried), moved
 
     def over(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:

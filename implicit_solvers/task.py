@@ -42,9 +42,9 @@ class Task:
     in_dims: Any = None
     has_aux: bool = False
     on_failure: OnFailure = "raise"
-    differentiated: type[Equation] | None = None
     adjoint_start: AdjointStart | None = None
     check: bool = False
+    differentiated: type[Equation] | None = None
 
     @property
     def label(self) -> str:

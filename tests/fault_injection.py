@@ -146,7 +146,7 @@ solvers.damped DampedState.settled: a lane moves where its trial was not accepte
 agreement settle: what holds in most lanes is taken for all
     0 < count < lanes else >>> 0 < count < lanes - 1 else
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
-problem EquationProblem.linearize: a Jacobian at another point
+problem EquationProblem._linearized: a Jacobian at another point
     kept is None or kept.z is not z or >>> kept is None or
     trust/test_faults.py::test_a_jacobian_is_that_at_the_point_that_is_asked_for
 iterate _look: steps that were not accepted count

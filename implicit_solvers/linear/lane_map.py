@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from implicit_solvers.traced_loop import alias
 __all__ = ["LaneMap"]
 
 
+@dataclass(eq=False, repr=False)
 class LaneMap:
     """The linear map ``A`` (or its transpose) of each of ``N`` lanes.
 
@@ -63,31 +65,24 @@ class LaneMap:
         linearization cannot be carried into the body of a loop.
     """
 
-    def __init__(
-        self,
-        template: Template,
-        lanes: Lanes,
-        shape: tuple[int, ...],
-        tensors: Sequence[Tensor],
-        *,
-        like: Tensor,
-        columns: int = 1,
-        transposed: bool = False,
-        basis: Tensor | None = None,
-        local: bool = False,
-        graph: tuple[Tensor, Tensor] | None = None,
-        memory: SolveMemory | None = None,
-    ) -> None:
-        self.graph = graph
-        self.memory = SolveMemory() if memory is None else memory
-        self.basis, self.local = basis, local
-        self.template, self.lanes, self.shape = template, lanes, shape
-        self.tensors: Sequence[Tensor] = tuple(tensors)
-        self.columns, self.transposed = columns, transposed
-        self.like = like
-        self.n = like.shape[-1] if template.shape is None else template.shape[1]
-        self._products: Products | None = None
-        self.matrices: Tensor | None = None
+    template: Template
+    lanes: Lanes
+    shape: tuple[int, ...]
+    tensors: Sequence[Tensor]
+    like: Tensor
+    columns: int = 1
+    transposed: bool = False
+    basis: Tensor | None = None
+    graph: tuple[Tensor, Tensor] | None = None
+    memory: Any = None
+    local: bool = False
+    matrices: Tensor | None = field(default=None, init=False)
+    _products: Products | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.tensors = tuple(self.tensors)
+        self.memory = SolveMemory() if self.memory is None else self.memory
+        self.n = self.like.shape[-1] if self.template.shape is None else self.template.shape[1]
 
     @property
     def grid(self) -> int:
@@ -202,25 +197,16 @@ class LaneMap:
         """Return ``fn(like, *tensors)`` of each operator, where ``like`` is a vector of zeros."""
         return self.lanes.over(fn)(self._like(), *self.tensors)
 
-    def _made_of(self, tensors: Sequence[Tensor], **changes: Any) -> LaneMap:
-        own = {
-            "template": self.template,
-            "lanes": self.lanes,
-            "shape": self.shape,
-            "like": self.like,
-            "columns": self.columns,
-            "transposed": self.transposed,
-            "basis": self.basis,
-        }
-        return LaneMap(tensors=tensors, **{**own, **changes})
+    def _like_this(self, **changes: Any) -> LaneMap:
+        return replace(self, graph=None, memory=None, **{"local": False, **changes})
 
     def aliased(self) -> LaneMap:
         """Return the map as the body of a loop in a graph has to see it."""
         tensors = [alias(t) for t in self.tensors]
         # what a loop reads may share no memory: one view serves as both
         first = bool(tensors) and self.like is self.tensors[0]
-        return self._made_of(
-            tensors,
+        return self._like_this(
+            tensors=tensors,
             like=tensors[0] if first else self.like,
             basis=None if self.basis is None else alias(self.basis),
             local=True,
@@ -232,8 +218,8 @@ class LaneMap:
         if found is None:
             return None
         template, count = found
-        return self._made_of(
-            apart(self.tensors[:count]),
+        return self._like_this(
+            tensors=apart(self.tensors[:count]),
             template=template,
             lanes=self.lanes.keep(range(count)),
             like=torch.empty_like(self.like),
@@ -245,4 +231,4 @@ class LaneMap:
         if shape:
             lanes, shape, tensors = lanes.take(index % self.grid, shape, tensors)
             columns = 1
-        return self._made_of(tensors, lanes=lanes, shape=shape, columns=columns)
+        return self._like_this(tensors=tensors, lanes=lanes, shape=shape, columns=columns)
