@@ -37,18 +37,19 @@ from implicit_solvers.torch_internals import (
 )
 
 __all__ = [
-    "LegacyBatch",
     "Pushforward",
+    "asked",
     "differentiable",
     "leads_elsewhere",
     "leads_to",
+    "legacy_batch",
     "live",
     "made_since",
     "may_have_tangent",
     "needs_backward",
     "nested_jvp",
     "no_saved_tensor_hooks",
-    "products_on_graph",
+    "products_by",
     "pullback_on_graph",
     "pushforward",
     "recorded_if_asked",
@@ -63,6 +64,11 @@ __all__ = [
 def differentiable(tensor: Tensor) -> bool:
     """Tell whether a tensor is of a dtype that derivatives exist for."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def asked(tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[int]:
+    """Return the places of the tensors of which derivatives exist and are needed."""
+    return [i for i, t in enumerate(tensors) if needed[i] and differentiable(t)]
 
 
 @contextlib.contextmanager
@@ -267,14 +273,11 @@ def pullback_on_graph(inputs: Any, value: Any, connected: bool = False) -> Calla
     return pullback
 
 
-def products_on_graph(
-    z: Tensor, value: Tensor, *, symmetric: bool
+def products_by(
+    pull: Callable[[Tensor], Tensor], value: Tensor, symmetric: bool
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Return ``v -> J v`` and ``w -> J^T w`` of a ``value`` computed from ``z``, with a graph."""
-    pull = pullback_on_graph(z, value)
-    if symmetric:
-        return pull, pull
-    return Pushforward(pull, value), pull
+    """Return ``v -> J v`` and ``w -> J^T w`` by the pullback of a ``value``."""
+    return (pull if symmetric else Pushforward(pull, value)), pull
 
 
 class Pushforward:
@@ -431,32 +434,24 @@ def may_have_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 
-class LegacyBatch:
-    """The dimension that ``autograd.grad(is_grads_batched=True)`` and ``gradcheck`` add.
+def legacy_batch(rule: Callable[..., Any], spec: Any, *tensors: Tensor | None) -> Any:
+    """Apply a vmap rule to a dimension that ``autograd.grad(is_grads_batched=True)`` adds.
 
-    They batch by an older mechanism than ``torch.func.vmap``: a ``Function`` under it gets its
-    ``forward`` called with batched tensors and no ``vmap`` rule is asked.
+    It (and ``gradcheck``) batches by an older mechanism than ``torch.func.vmap``: a ``Function``
+    under it gets its ``forward`` called with batched tensors and no ``vmap`` rule is asked. The
+    dimension is hidden again in what is returned; None, if there is none.
     """
-
-    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
-        self.active = any(t is not None and is_legacy_batchedtensor(t) for t in tensors)
-        if self.active:
-            self.level = legacy_batches()
-
-    def apply(self, rule: Callable[..., Any], spec: Any, *tensors: Tensor | None) -> Any:
-        """Apply a vmap rule to the dimension, and hide it again in what that returns."""
-        stripped = [self._strip(t) for t in tensors]
-        size = next(t.shape[0] for t, dim in stripped if dim == 0 and t is not None)
-        in_dims = (None, *(dim for _, dim in stripped))
-        out, out_dims = rule(
-            SimpleNamespace(batch_size=size), in_dims, spec, *(t for t, _ in stripped)
-        )
-        return tuple(
-            t if dim is None else add_legacy_batch(t.movedim(dim, 0), self.level)
-            for t, dim in zip(out, out_dims, strict=True)
-        )
-
-    def _strip(self, tensor: Tensor | None) -> tuple[Tensor | None, int | None]:
-        if tensor is None or not is_legacy_batchedtensor(tensor):
-            return tensor, None
-        return remove_legacy_batch(tensor, self.level), 0
+    dims = [0 if t is not None and is_legacy_batchedtensor(t) else None for t in tensors]
+    if not any(dim == 0 for dim in dims):
+        return None
+    level = legacy_batches()
+    bare: list[Any] = [
+        t if dim is None or t is None else remove_legacy_batch(t, level)
+        for t, dim in zip(tensors, dims, strict=True)
+    ]
+    info = SimpleNamespace(batch_size=len(bare[dims.index(0)]))
+    out, out_dims = rule(info, (None, *dims), spec, *bare)
+    return tuple(
+        t if dim is None else add_legacy_batch(t.movedim(dim, 0), level)
+        for t, dim in zip(out, out_dims, strict=True)
+    )

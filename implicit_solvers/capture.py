@@ -131,25 +131,18 @@ class _Scope(TorchFunctionMode):
     def after(self, out: Any) -> None:
         """Take note of what an operation returned."""
 
-    def before(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Take note of an operation and the tensors as they were written."""
-
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Do the operation."""
-        return func(*args, **kwargs)
+        """Do an operation on what stands in the places of its tensors."""
+        return func(*_seen(args, self.see), **_seen(kwargs, self.see))
 
     @torch.compiler.disable
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if _innermost() is not self:
-            return func(*args, **kwargs)
-        self.before(func, args, kwargs)
-        args, kwargs = _seen(args, self.see), _seen(kwargs, self.see)
-        out = self.call(func, args, kwargs)
-        self.after(out)
-        return out
+        if _innermost() is self:
+            return self.call(func, args, kwargs)
+        return func(*args, **kwargs)
 
 
 def _seen(value: Any, see: Callable[[Tensor], Tensor]) -> Any:
@@ -359,29 +352,26 @@ class _Recording(_Scope):
             if isinstance(leaf, Tensor):
                 self.known[id(leaf)] = leaf
 
-    def before(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Remember buffers that an operation is about to write, and whether it normalizes."""
-        self.normalizes = self.normalizes or is_written_out(func, args, kwargs)
-        if not _writes(func, args, kwargs):
-            return
-        for leaf in tree_leaves((args, kwargs)):
+    def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Do the operation; a normalization as it is done when it is differentiated.
+
+        Buffers that it is about to write are remembered.
+        """
+        normalizes, name = is_written_out(func, args, kwargs), getattr(func, "__name__", "")
+        self.normalizes = self.normalizes or normalizes
+        for leaf in tree_leaves((args, kwargs)) if _writes(func, args, kwargs) else ():
             if not isinstance(leaf, Tensor) or id(leaf) in self.known:
                 continue
             if not (leaf.requires_grad or is_functorch_wrapped_tensor(leaf)):
                 self.buffers.append((leaf, leaf.clone(), version(leaf)))
-
-    def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Do the operation; a normalization as it is done when it is differentiated."""
-        name = getattr(func, "__name__", "")
+        args, kwargs = _seen(args, self.see), _seen(kwargs, self.see)
         if name in _READS_OUT and args and self._is_concerned(args[0]):
             self.read_out[_READS_OUT[name]] = None
-        if is_written_out(func, args, kwargs):
-            with WeightsApart():
-                out = func(*args, **kwargs)
-        else:
+        with WeightsApart() if normalizes else contextlib.nullcontext():
             out = func(*args, **kwargs)
         if self.concerned and name != "detach" and any(map(self._is_concerned, args)):
             self.concerned.update(id(t) for t in tree_leaves(out) if isinstance(t, Tensor))
+        self.after(out)
         return out
 
     def _is_concerned(self, value: Any) -> bool:
@@ -506,16 +496,6 @@ def _must_reach(tensor: Tensor) -> bool:
     )
 
 
-def _concerned() -> bool:
-    return (
-        transforms_active()
-        or torch.is_grad_enabled()
-        or forward_level()
-        or torch.is_inference_mode_enabled()
-        or nested()
-    )
-
-
 def _modules_in(value: Any, seen: set[int], depth: int = 6) -> Iterator[torch.nn.Module]:
     """Find the modules that a function or object holds."""
     if depth == 0 or id(value) in seen:
@@ -588,7 +568,8 @@ def capture(
         If the function reads a tensor that requires grad where it cannot be seen (inside a custom
         ``autograd.Function``, say), or hands a captured tensor to an inner transform.
     """
-    if not _concerned():
+    differentiated = torch.is_grad_enabled() or forward_level()
+    if not (transforms_active() or differentiated or torch.is_inference_mode_enabled() or nested()):
         return Captured()
     with no_saved_tensor_hooks():
         return _record(fn, [t.detach() for t in inputs], inputs, name, owner)[1]

@@ -17,28 +17,23 @@ from torch import Tensor
 from torch.autograd import Function
 
 from implicit_solvers.autodiff import (
-    differentiable,
+    asked,
     needs_backward,
     nested_jvp,
     no_saved_tensor_hooks,
-    pushforward,
     recorded_if_asked,
     some,
-    vjp,
 )
 from implicit_solvers.capture import Captured
 from implicit_solvers.iterate import Outcome
-from implicit_solvers.lanes import Lanes
-from implicit_solvers.linear.adjoint_start import AdjointMemory
-from implicit_solvers.linear.operator_template import OperatorTemplate
-from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.lanes import Lanes, lifted
 from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.specification import LinearSolveSpec
-from implicit_solvers.masking import lane_gradient, lane_pushforward
-from implicit_solvers.monitoring import Monitor, observe
+from implicit_solvers.masking import pull_back, push_forward
+from implicit_solvers.monitoring import observe
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import OnFailure, enforce, failed
-from implicit_solvers.solver import LinearSolver
+from implicit_solvers.structure import replaced
 from implicit_solvers.tolerance import rms
 from implicit_solvers.torch_internals import forward_mode_disabled
 
@@ -90,9 +85,8 @@ class Solve(Function):
     def vmap(info: Any, in_dims: Any, spec: SolveSpec, z: Tensor, *operands: Tensor) -> Any:
         """Move the new lanes to the front and solve in all."""
         _, dim, *dims = in_dims
-        lanes, z, rest = spec.lanes.lift(
-            info.batch_size, (z, dim), list(zip(operands, dims, strict=True))
-        )
+        lanes, rest = spec.lanes.lift(info.batch_size, dims, operands)
+        z = lifted(info.batch_size, dim, z)
         out = Solve.apply(replace(spec, lanes=lanes), z, *rest)
         return out, (0,) * len(out)
 
@@ -148,30 +142,21 @@ def solve_lanes(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple
 class AttachSpec:
     """How to differentiate a solution.
 
-    Without a ``linear_solver``, the Jacobian is taken to be the identity. ``biased`` names an
-    adjoint whose derivatives are of first order only.
+    ``solve`` is the linear solve with the Jacobian, its lanes aside; without one, the Jacobian is
+    taken to be the identity. ``biased`` names an adjoint whose derivatives are of first order only.
 
-    The operands are, in this order, ``hints`` factors that the solver left, the tensors of the
-    preconditioner, and the equation's own, among them what the function ``captured``.
+    The operands are, in this order, ``lead`` tensors that the solve takes besides (factors, and
+    the preconditioner's) and the equation's own, among them what the function ``captured``.
     """
 
     equation: Equation
-    linear_solver: LinearSolver | None
+    solve: LinearSolveSpec | None
+    lead: int
     lanes: Lanes
     label: str
     on_failure: OnFailure
-    biased: str | None = None
-    hints: int = 0
-    preconditioner: OperatorTemplate | Jacobi | None = None
-    preconditioner_tensors: int = 0
-    adjoint_start: AdjointMemory | None = None
-    captured: Captured = Captured()
-    monitors: tuple[Monitor, ...] = ()
-
-    @property
-    def lead(self) -> int:
-        """The number of operands before the equation's own."""
-        return self.hints + self.preconditioner_tensors
+    biased: str | None
+    captured: Captured
 
     @property
     def masked(self) -> bool:
@@ -183,35 +168,14 @@ class AttachSpec:
         """The lanes of the equation's own operands."""
         return self.lanes.keep(range(self.lead, len(self.lanes.carried)))
 
-    def paired(self, z: Tensor, w: Tensor, *theta: Tensor) -> Tensor:
-        """Return ``<w, F(z, theta)>`` of one lane."""
-        return (w * self.equation.condition(z, *theta)).sum(-1)
-
     def linear(self, transposed: bool) -> LinearSolveSpec:
         """Return the solve with ``dF/dz`` at the solution; transposed, for a gradient."""
-        lanes, lead = self.lanes, self.lead
-        everywhere = (True,) * len(lanes.sizes)
-        known = lanes.native_carried
-        lanes = replace(
-            lanes,
-            carried=(*lanes.carried[:lead], everywhere, *lanes.carried[lead:]),
-            native_carried=None if known is None else (*known[:lead], True, *known[lead:]),
-        )
-        assert self.linear_solver is not None
-        return LinearSolveSpec(
-            self.equation.jacobian(),
-            self.linear_solver,
-            lanes,
-            f"adjoint of {self.label}",
-            self.on_failure,
-            adjoint=True,
-            hints=self.hints,
-            exact=False,
-            preconditioner=self.preconditioner,
-            preconditioner_tensors=self.preconditioner_tensors,
+        assert self.solve is not None
+        return replace(
+            self.solve,
+            lanes=self.lanes.prepend(self.lead),
             transposed=transposed and not self.equation.symmetric,
-            adjoint_start=self.adjoint_start if transposed else None,
-            monitors=self.monitors,
+            adjoint_start=self.solve.adjoint_start if transposed else None,
         )
 
 
@@ -256,23 +220,13 @@ class Attach(Function):
         if value is not None:
             spec.captured.check_seen(value, (point, *theta), f"the function of {spec.label}")
         needed = ctx.needs_input_grad[inputs - len(theta) :]
-        condition, places = _condition(spec, z, theta, needed)
-        result: list[Any] = [None] * len(theta)
-        if places and spec.masked:
-            keep = ~(bad | also_bad)
-            slopes: Any = lane_gradient(
-                spec.paired,
-                spec.own_lanes.prepend(),
-                keep,
-                (z, -w, *theta),
-                [i + 2 for i in places],
-            )
-        elif places:
-            slopes = vjp(condition, *(theta[i] for i in places))[1](-w)
-        if places:
-            for place, g in zip(places, slopes, strict=True):
-                result[place] = g if spec.biased is None else _first_order_only(spec.biased, g)
-        return (None,) * (inputs - len(theta)) + tuple(result)
+        places = asked(theta, needed)
+        keep = ~(bad | also_bad) if spec.masked else None
+        condition, lanes = spec.equation.condition, spec.own_lanes
+        slopes = pull_back(condition, lanes, keep, [(z, -w)], theta, places)
+        slopes = [_first_order_only(spec.biased, g) for g in slopes]
+        nothing = (None,) * inputs
+        return tuple(replaced(nothing, [inputs - len(theta) + i for i in places], slopes))
 
     @nested_jvp
     def jvp(spec: AttachSpec, saved: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Any:
@@ -280,19 +234,15 @@ class Attach(Function):
         z, bad, _, _, *operands = saved
         spec.captured.check_unchanged(f"the function of {spec.label}")
         lead, theta = operands[: spec.lead], operands[spec.lead :]
-        moved = tangents[len(tangents) - len(theta) :] if theta else ()
-        condition, places = _condition(spec, z, theta, [t is not None for t in moved])
+        moved = tangents[len(tangents) - len(theta) :]
+        places = asked(theta, [t is not None for t in moved])
         if not places:
             return torch.zeros_like(z)
-        if spec.masked:
-            moving = [t if i in places else None for i, t in enumerate(moved)]
-            fn, lanes = spec.equation.condition, spec.own_lanes
-            rhs = -lane_pushforward(fn, lanes, ~bad, (z, *theta), moving)
-        else:
-            primals = [theta[i] for i in places]
-            rhs = -pushforward(condition, primals, [moved[i] for i in places])
+        keep = ~bad if spec.masked else None
+        condition, lanes = spec.equation.condition, spec.own_lanes
+        rhs = -push_forward(condition, lanes, keep, z, z, theta, moved, places)
         dz, _ = _inverse_times(spec, False, rhs, bad, z, lead, theta)
-        return dz if spec.biased is None else _first_order_only(spec.biased, dz)
+        return _first_order_only(spec.biased, dz)
 
     @staticmethod
     def vmap(
@@ -306,10 +256,8 @@ class Attach(Function):
     ) -> Any:
         """Move the new lanes to the front and apply the rule again."""
         _, dim, bad_dim, _, *dims = in_dims
-        lanes, z, rest = spec.lanes.lift(
-            info.batch_size, (z, dim), list(zip(operands, dims, strict=True))
-        )
-        _, bad, _ = Lanes().lift(info.batch_size, (bad, bad_dim), [])
+        lanes, rest = spec.lanes.lift(info.batch_size, dims, operands)
+        z, bad = lifted(info.batch_size, dim, z), lifted(info.batch_size, bad_dim, bad)
         return Attach.apply(replace(spec, lanes=lanes), z, bad, condition, *rest), 0
 
 
@@ -343,9 +291,9 @@ class FirstOrderOnly(Function):
         return FirstOrderOnly.apply(what, tensor), in_dims[1]
 
 
-def _first_order_only(what: str, tensor: Tensor | None) -> Tensor | None:
-    """Return ``tensor``, which raises when it is differentiated; ``what`` made it."""
-    return None if tensor is None else FirstOrderOnly.apply(what, tensor)
+def _first_order_only(what: str | None, tensor: Tensor) -> Tensor:
+    """Return ``tensor``; it raises when it is differentiated, if ``what`` made it is biased."""
+    return tensor if what is None else FirstOrderOnly.apply(what, tensor)
 
 
 def _inverse_times(
@@ -362,7 +310,7 @@ def _inverse_times(
 
     ``graph`` is a point and the condition there, where the graph of that may be used.
     """
-    if spec.linear_solver is None:
+    if spec.solve is None:
         # where, not a product: a lane that failed may hold anything
         return (torch.where(bad.unsqueeze(-1), 0.0, rhs) if spec.masked else rhs), bad
     skip = bad if spec.masked else None
@@ -374,22 +322,6 @@ def _inverse_times(
             raise
         x, status, *_ = solve_linear(solve, rhs, None, skip, operands)
     return x, failed(status)
-
-
-def _condition(
-    spec: AttachSpec, z: Tensor, theta: Sequence[Tensor], needed: Sequence[bool]
-) -> tuple[Callable[..., Tensor], list[int]]:
-    """Return the equation at ``z`` as a function of the operands needed, and their places."""
-    places = [i for i, t in enumerate(theta) if needed[i] and differentiable(t)]
-    on_lanes = spec.own_lanes.over(spec.equation.condition)
-
-    def condition(*free: Tensor) -> Tensor:
-        filled = list(theta)
-        for place, tensor in zip(places, free, strict=True):
-            filled[place] = tensor
-        return on_lanes(z, *filled)
-
-    return condition, places
 
 
 def attach_derivatives(

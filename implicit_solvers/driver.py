@@ -36,6 +36,7 @@ from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.solve import check_adjoint_start
+from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.outcome import made_by
 from implicit_solvers.problem import Equation, EquationProblem
@@ -120,9 +121,9 @@ class _Statement:
 
     def lanes(self, captured: Captured) -> Lanes:
         """Return the lanes that the operands carry; what is captured carries none."""
-        extra, known = len(captured.tensors), self.native_carried
-        known = None if known is None else (*known, *(False,) * extra)
-        return Lanes.of(len(self.tensors) + extra, self.task.batch_dims, known)
+        count = len(self.tensors)
+        own = Lanes.of(count, self.task.batch_dims, self.native_carried)
+        return own.insert(count, len(captured.tensors), (), False)
 
     def operands(self, captured: Captured) -> list[Tensor]:
         """Return the function's tensors: its arguments', and those that it captured."""
@@ -228,29 +229,27 @@ def _attach_spec(
     )
     made = made_by(task.solver, structure.size)
     factors = found.factors if type(made) is type(statement.adjoint_solver) else []
-    lead = (task.batch_dims > 0,) * len(factors) + (False,) * len(M_tensors)
-    known = own.native_carried
-    lanes = replace(
-        own,
-        carried=(*((),) * len(lead), *own.carried),
-        native_carried=None if known is None else (*lead, *known),
-    )
-    start = task.adjoint_start
-    spec = AttachSpec(
-        equation,
-        statement.adjoint_solver,
-        lanes,
-        task.label,
-        task.on_failure,
-        biased=repr(task.adjoint) if task.adjoint.biased else equation.biased,
-        hints=len(factors),
-        preconditioner=M,
-        preconditioner_tensors=len(M_tensors),
-        adjoint_start=None if start is None else AdjointMemory(start, structure),
-        captured=captured,
-        monitors=monitors(),
-    )
-    return spec, [*factors, *M_tensors]
+    lanes = own.shared(len(M_tensors)).insert(0, len(factors), (), task.batch_dims > 0)
+    start, solve, lead = task.adjoint_start, None, [*factors, *M_tensors]
+    if statement.adjoint_solver is not None:
+        solve = LinearSolveSpec(
+            equation.jacobian(),
+            statement.adjoint_solver,
+            lanes,
+            f"adjoint of {task.label}",
+            task.on_failure,
+            adjoint=True,
+            hints=len(factors),
+            exact=False,
+            preconditioner=M,
+            preconditioner_tensors=len(M_tensors),
+            adjoint_start=None if start is None else AdjointMemory(start, structure),
+            monitors=monitors(),
+        )
+    biased = repr(task.adjoint) if task.adjoint.biased else equation.biased
+    label, on_failure = task.label, task.on_failure
+    spec = AttachSpec(equation, solve, len(lead), lanes, label, on_failure, biased, captured)
+    return spec, lead
 
 
 def _unrolled(
@@ -267,11 +266,8 @@ def _unrolled(
     """
     task, z, bad = statement.task, statement.ravel(z0), failed(found.status)
     shape, equation = z.shape[:-1], task.equation(statement.explicit(captured))
-    lanes, iterations, masked = (
-        statement.lanes(captured),
-        found.iterations,
-        task.on_failure == "mask",
-    )
+    lanes, iterations = statement.lanes(captured), found.iterations
+    masked = task.on_failure == "mask"
     if masked and is_batched(bad):
         raise ValueError(
             'adjoint=UnrolledAdjoint() with on_failure="mask" under vmap cannot leave failed lanes '

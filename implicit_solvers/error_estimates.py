@@ -19,7 +19,7 @@ from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import Solution, Status
 from implicit_solvers.solvers.newton import Newton
-from implicit_solvers.structure import Structure, split_tensors
+from implicit_solvers.structure import Structure, replaced, split_tensors
 from implicit_solvers.tolerance import rms
 from implicit_solvers.torch_internals import tree_flatten, tree_unflatten
 
@@ -114,10 +114,8 @@ def gradient_error(
         task = stated(equation, explicit, adjoint, on_failure="mask")
 
         def value(*free: Tensor) -> Tensor:
-            filled = list(operands)
-            for place, tensor in zip(places, free, strict=True):
-                filled[place] = tensor
-            return structure.ravel(solve_equation(task, point, tuple(filled), run).value)
+            filled = tuple(replaced(operands, places, free))
+            return structure.ravel(solve_equation(task, point, filled, run).value)
 
         slopes = vjp(value, *(operands[i] for i in places))[1](weight)
         return torch.cat([slope.reshape(-1) for slope in slopes])

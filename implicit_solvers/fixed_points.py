@@ -94,17 +94,8 @@ def fixed_point(
     >>> torch.autograd.grad(sol.value, a)[0]  # cos z / (1 + a sin z)
     tensor(0.7395)
     """
-    task = Task(
-        FixedPointEquation,
-        fn,
-        like_unknown,
-        Anderson() if solver is None else solver,
-        ImplicitAdjoint() if adjoint is None else adjoint,
-        batch_dims,
-        in_dims,
-        has_aux,
-        on_failure,
-        adjoint_start=adjoint_start,
-        check=check,
-    )
+    adjoint = ImplicitAdjoint() if adjoint is None else adjoint
+    solver = Anderson() if solver is None else solver
+    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    task = Task(FixedPointEquation, fn, like_unknown, solver, *how)
     return solve_equation(task, z0, args)

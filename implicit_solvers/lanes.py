@@ -17,7 +17,13 @@ from torch.func import vmap
 from implicit_solvers.autodiff import no_saved_tensor_hooks
 from implicit_solvers.compiling import compiling
 
-__all__ = ["Lanes"]
+__all__ = ["Lanes", "lifted"]
+
+
+def lifted(size: int, dim: int | None, tensor: Tensor) -> Tensor:
+    """Move a dimension to the front, or make one of that size there."""
+    head = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return head.contiguous()
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,17 @@ class Lanes:
         return Lanes((), ((),) * operands, native, known)
 
     def lift(
-        self, size: int, first: tuple[Tensor, int | None], rest: Sequence[tuple[Tensor, int | None]]
-    ) -> tuple[Lanes, Tensor, list[Tensor]]:
-        """Add an outermost level; ``first`` and ``rest`` are tensors with their ``vmap`` dims.
-
-        ``first`` carries every level: it is expanded where it does not have this one.
-        """
-        tensor, dim = first
-        head = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        tail = [t if d is None else t.movedim(d, 0).contiguous() for t, d in rest]
+        self, size: int, dims: Sequence[int | None], operands: Sequence[Tensor]
+    ) -> tuple[Lanes, list[Tensor]]:
+        """Add an outermost level, which is that dimension of each operand, or none."""
+        moved = [
+            t if d is None else t.movedim(d, 0).contiguous()
+            for t, d in zip(operands, dims, strict=True)
+        ]
         carried = tuple(
-            (d is not None, *levels) for (_, d), levels in zip(rest, self.carried, strict=True)
+            (d is not None, *levels) for d, levels in zip(dims, self.carried, strict=True)
         )
-        lanes = replace(self, sizes=(size, *self.sizes), carried=carried)
-        return lanes, head.contiguous(), tail
+        return replace(self, sizes=(size, *self.sizes), carried=carried), moved
 
     def over(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Make ``fn(z, *operands)`` of one lane a function of all lanes."""
@@ -92,23 +95,23 @@ class Lanes:
             native_carried=None if known is None else tuple(known[i] for i in operands),
         )
 
-    def prepend(self, count: int = 1) -> Lanes:
-        """Return the lanes with ``count`` more operands in front that carry every lane."""
-        known = self.native_carried
+    def insert(self, place: int, count: int, levels: Sequence[bool], native: bool) -> Lanes:
+        """Return the lanes with ``count`` more operands at a place, which carry those levels."""
+        carried, known = self.carried, self.native_carried
+        more = (native,) * count
         return replace(
             self,
-            carried=((True,) * len(self.sizes),) * count + self.carried,
-            native_carried=None if known is None else (True,) * count + known,
+            carried=(*carried[:place], *(tuple(levels),) * count, *carried[place:]),
+            native_carried=None if known is None else (*known[:place], *more, *known[place:]),
         )
+
+    def prepend(self, place: int = 0) -> Lanes:
+        """Return the lanes with one more operand, at a place, that carries every lane."""
+        return self.insert(place, 1, (True,) * len(self.sizes), True)
 
     def shared(self, count: int) -> Lanes:
         """Return the lanes with ``count`` more operands in front that all of them share."""
-        known = self.native_carried
-        return replace(
-            self,
-            carried=((False,) * len(self.sizes),) * count + self.carried,
-            native_carried=None if known is None else (False,) * count + known,
-        )
+        return self.insert(0, count, (False,) * len(self.sizes), False)
 
     def shared_levels(self) -> tuple[int, ...]:
         """Return the levels that no operand carries."""
@@ -130,6 +133,13 @@ class Lanes:
         """Whether single lanes can be evaluated without the others."""
         return self.native_carried is not None
 
+    def key(self, where: Sequence[Tensor], place: int) -> tuple[Tensor, ...]:
+        """Return where an operand has the entries of the lanes that are ``where`` in their grid."""
+        assert self.native_carried is not None
+        levels = [i for i, carries in enumerate(self.carried[place]) if carries]
+        native = where[len(self.sizes) :] if self.native_carried[place] else ()
+        return (*(where[i] for i in levels), *native)
+
     def take(
         self, index: Tensor, shape: Sequence[int], operands: Sequence[Tensor]
     ) -> tuple[Lanes, tuple[int, ...], list[Tensor]]:
@@ -142,18 +152,15 @@ class Lanes:
         levels = len(self.sizes)
         where = (index,) if len(shape) == 1 else torch.unravel_index(index, tuple(shape))
         gathered = []
-        for operand, carries, native in zip(
-            operands, self.carried, self.native_carried, strict=True
-        ):
-            key = [where[i] for i in range(levels) if carries[i]]
-            if native:
-                key += [where[levels + i] for i in range(self.native)]
+        for place, operand in enumerate(operands):
+            key = self.key(where, place)
             if not key:
                 gathered.append(operand)
                 continue
-            picked = operand[tuple(key)]
+            picked = operand[key]
             # the native lanes of a selected lane are a grid of ones
-            ones = (1,) * (self.native if levels else self.native - 1) if native else ()
+            native = self.native if levels else self.native - 1
+            ones = (1,) * native if self.native_carried[place] else ()
             gathered.append(picked.reshape(len(index), *ones, *picked.shape[1:]))
         if levels == 0:
             return self, (len(index), *(1,) * (self.native - 1)), gathered

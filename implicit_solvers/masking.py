@@ -18,11 +18,19 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import vmap
 
-from implicit_solvers.autodiff import LegacyBatch, differentiable, live, nested_jvp, vjp
+from implicit_solvers.autodiff import (
+    differentiable,
+    legacy_batch,
+    live,
+    nested_jvp,
+    pushforward,
+    vjp,
+)
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.solution import ConvergenceWarning
+from implicit_solvers.structure import replaced
 
-__all__ = ["LaneSum", "lane_gradient", "lane_pushforward"]
+__all__ = ["LaneSum", "lane_gradient", "pull_back", "push_forward"]
 
 
 @dataclass(frozen=True)
@@ -41,21 +49,19 @@ class LaneSum:
     outer_carried: tuple[tuple[bool, ...], ...] = ()
 
     def directional(
-        self, places: tuple[int, ...], wrt: tuple[int, ...], count: int, *, outputs: bool
+        self, places: tuple[int, ...], wrt: tuple[int, ...], *, outputs: bool
     ) -> LaneSum:
         """Return the sum's derivative along directions that are appended to its tensors.
 
         Directions for ``outputs`` (cotangents) carry every outer level, tangents those of theirs.
         """
-        fn = self.fn
+        fn, count = self.fn, 1 + len(self.lanes.carried)
 
         def derivative(*tensors: Tensor) -> Tensor:
-            own, directions = list(tensors[:count]), tensors[count:]
+            own, directions = tensors[:count], tensors[count:]
 
             def total(*moving: Tensor) -> Tensor:
-                for place, tensor in zip(places, moving, strict=True):
-                    own[place] = tensor
-                return fn(*own).sum()
+                return fn(*replaced(own, places, moving)).sum()
 
             value, pull = vjp(total, *(own[place] for place in places))
             slopes = pull(torch.ones_like(value))
@@ -63,20 +69,11 @@ class LaneSum:
                 [(s.conj() * d).real.sum() for s, d in zip(slopes, directions, strict=True)]
             ).sum()
 
-        lanes = self.lanes
-        everywhere = (True,) * len(lanes.sizes)
-        carried = tuple(everywhere if p == 0 else lanes.carried[p - 1] for p in places)
-        known = lanes.native_carried
-        native = None if known is None else tuple(p == 0 or known[p - 1] for p in places)
         return replace(
             self,
             fn=derivative,
             wrt=wrt,
-            lanes=replace(
-                lanes,
-                carried=lanes.carried + carried,
-                native_carried=None if known is None or native is None else known + native,
-            ),
+            lanes=self.lanes.prepend().keep((*range(1, count), *places)),
             outer_carried=tuple(
                 (*levels, *(outputs or levels[p] for p in places)) for levels in self.outer_carried
             ),
@@ -89,10 +86,8 @@ class LaneGradient(Function):
     @staticmethod
     def forward(spec: LaneSum, keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Gather the lanes, differentiate, and scatter."""
-        batch = LegacyBatch((keep, *tensors))
-        if batch.active:
-            return batch.apply(LaneGradient.vmap, spec, keep, *tensors)
-        return _gradient(spec, keep, tensors)
+        out = legacy_batch(LaneGradient.vmap, spec, keep, *tensors)
+        return _gradient(spec, keep, tensors) if out is None else out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -109,13 +104,12 @@ class LaneGradient(Function):
         keep, *tensors = live(*ctx.saved_tensors)
         given = [(p, c) for p, c in zip(spec.wrt, live(*cotangents), strict=True) if c is not None]
         wrt = tuple(i for i, t in enumerate(tensors) if differentiable(t))
-        result: list[Any] = [None] * len(tensors)
-        if given:
-            along = spec.directional(tuple(p for p, _ in given), wrt, len(tensors), outputs=True)
-            out = LaneGradient.apply(along, keep, *tensors, *(c for _, c in given))
-            for place, g in zip(wrt, out, strict=True):
-                result[place] = g
-        return (None, None, *result)
+        nothing = [None] * len(tensors)
+        if not given:
+            return (None, None, *nothing)
+        along = spec.directional(tuple(p for p, _ in given), wrt, outputs=True)
+        out = LaneGradient.apply(along, keep, *tensors, *(c for _, c in given))
+        return (None, None, *replaced(nothing, wrt, out))
 
     @nested_jvp
     def jvp(spec: LaneSum, saved: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Any:
@@ -124,7 +118,7 @@ class LaneGradient(Function):
         given = [(i, t) for i, t in enumerate(tangents[2:]) if t is not None]
         if not given:
             return tuple(torch.zeros_like(tensors[p]) for p in spec.wrt)
-        along = spec.directional(tuple(i for i, _ in given), spec.wrt, len(tensors), outputs=False)
+        along = spec.directional(tuple(i for i, _ in given), spec.wrt, outputs=False)
         return LaneGradient.apply(along, keep, *tensors, *(t for _, t in given))
 
     @staticmethod
@@ -136,7 +130,9 @@ class LaneGradient(Function):
             moved = [
                 t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)
             ]
-            out = LaneGradient.apply(_with_outer(spec, size, dims), keep, *moved)
+            levels = (tuple(d is not None for d in dims), *spec.outer_carried)
+            wider = replace(spec, outer=(size, *spec.outer), outer_carried=levels)
+            out = LaneGradient.apply(wider, keep, *moved)
             return out, (0,) * len(out)
         keep = keep.movedim(keep_dim, 0)
         moved = []
@@ -158,30 +154,12 @@ class LaneGradient(Function):
         return out, (depth,) * len(out)
 
 
-def _with_outer(spec: LaneSum, size: int, dims: Sequence[int | None]) -> LaneSum:
-    return replace(
-        spec,
-        outer=(size, *spec.outer),
-        outer_carried=(tuple(d is not None for d in dims), *spec.outer_carried),
-    )
-
-
 def _gradient(spec: LaneSum, keep: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     lanes, shape = spec.lanes, tuple(keep.shape)
     index = keep.reshape(-1).nonzero().squeeze(-1)
     whole = len(index) == math.prod(shape) or not lanes.separable
     where = torch.unravel_index(index, shape) if shape else ()
-
-    def key(place: int) -> tuple[Tensor, ...]:
-        """Return where the entries of a tensor's lanes are, in its leading dimensions."""
-        if place == 0:
-            return tuple(where)
-        levels = len(lanes.sizes)
-        picked = [where[i] for i in range(levels) if lanes.carried[place - 1][i]]
-        assert lanes.native_carried is not None
-        if lanes.native_carried[place - 1]:
-            picked += list(where[levels:])
-        return tuple(picked)
+    every = lanes.prepend()
 
     def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
         first, *rest = tensors
@@ -194,17 +172,14 @@ def _gradient(spec: LaneSum, keep: Tensor, tensors: Sequence[Tensor]) -> tuple[T
         on_lanes = chosen.over(spec.fn)
 
         def total(*free: Tensor) -> Tensor:
-            filled = list(used)
-            for place, tensor in zip(spec.wrt, free, strict=True):
-                filled[place] = tensor
-            return on_lanes(*filled).sum()
+            return on_lanes(*replaced(used, spec.wrt, free)).sum()
 
         value, pull = vjp(total, *(used[place] for place in spec.wrt))
         out = pull(torch.ones_like(value))
         if whole:
             return tuple(out)
         return tuple(
-            _scatter(g, tensors[place], key(place), len(index))
+            _scatter(g, tensors[place], every.key(where, place), len(index))
             for place, g in zip(spec.wrt, out, strict=True)
         )
 
@@ -244,6 +219,11 @@ def _scatter(gradient: Tensor, like: Tensor, key: tuple[Tensor, ...], count: int
     return full.index_put(key, rows, accumulate=True)
 
 
+def _paired(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the real part of ``<w, fn(v, *tensors)>`` of one lane, as a function of all these."""
+    return lambda v, w, *tensors: (w.conj() * fn(v, *tensors)).real.sum(-1)
+
+
 def lane_gradient(
     fn: Callable[..., Tensor],
     lanes: Lanes,
@@ -251,30 +231,65 @@ def lane_gradient(
     tensors: Sequence[Tensor],
     wrt: Sequence[int],
 ) -> tuple[Tensor, ...]:
-    """Return the gradients, for the tensors ``wrt``, of the sum of ``fn`` over the lanes kept."""
-    return LaneGradient.apply(LaneSum(fn, lanes, tuple(wrt)), keep, *tensors)
+    """Return gradients of ``<w, fn(v, *rest)>``, summed over the lanes to keep.
+
+    They are those for the places ``wrt`` among the ``tensors``, ``(v, w, *rest)``.
+    """
+    return LaneGradient.apply(LaneSum(_paired(fn), lanes.prepend(), tuple(wrt)), keep, *tensors)
 
 
-def lane_pushforward(
+def pull_back(
     fn: Callable[..., Tensor],
     lanes: Lanes,
-    keep: Tensor,
+    keep: Tensor | None,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+) -> Sequence[Tensor]:
+    """Return the gradient, in the tensors at ``places``, of ``<w, fn(v, *tensors)>``.
+
+    It is summed over the ``pairs`` ``(v, w)``, and over the lanes to ``keep``, or all.
+    """
+    if not places:
+        return []
+    if keep is not None:
+        wrt = [i + 2 for i in places]
+        parts = [lane_gradient(fn, lanes, keep, (v, w, *tensors), wrt) for v, w in pairs]
+        return [sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True)]
+    on_lanes = lanes.over(fn)
+
+    def products(*free: Tensor) -> tuple[Tensor, ...]:
+        filled = replaced(tensors, places, free)
+        return tuple(on_lanes(v, *filled) for v, _ in pairs)
+
+    pull = vjp(products, *(tensors[i] for i in places))[1]
+    slopes: Sequence[Tensor] = pull(tuple(w for _, w in pairs))
+    return slopes
+
+
+def push_forward(
+    fn: Callable[..., Tensor],
+    lanes: Lanes,
+    keep: Tensor | None,
+    v: Tensor,
+    out: Tensor,
     tensors: Sequence[Tensor],
     tangents: Sequence[Tensor | None],
-    out: Tensor | None = None,
+    places: Sequence[int],
 ) -> Tensor:
-    """Return the derivative along ``tangents`` of a lane-wise ``fn``, zero where not kept.
+    """Return the derivative of ``fn(v, *tensors)`` along the tangents at ``places``.
 
-    ``fn`` maps ``(first, *rest)`` to something of the shape of ``out``, or of ``first`` if left
-    out; ``tangents`` belong to the rest. It is the gradient, in ``w``, of ``<w, fn>``'s derivative.
+    It is like ``out``, and zero in lanes not to ``keep``, for which it is the gradient, in ``w``,
+    of the derivative of ``<w, fn>``.
     """
-    first, *rest = tensors
+    moving = [tangents[i] for i in places]
+    if keep is None:
+        on_lanes = lanes.over(fn)
 
-    def paired(first: Tensor, w: Tensor, *rest: Tensor) -> Tensor:
-        return (w.conj() * fn(first, *rest)).real.sum(-1)
+        def product(*free: Tensor) -> Tensor:
+            return on_lanes(v, *replaced(tensors, places, free))
 
-    spec = LaneSum(paired, lanes.prepend(), (1,))
-    moving = [(i + 2, t) for i, t in enumerate(tangents) if t is not None]
-    along = spec.directional(tuple(i for i, _ in moving), (1,), len(tensors) + 1, outputs=False)
-    w = torch.zeros_like(first if out is None else out)
-    return LaneGradient.apply(along, keep, first, w, *rest, *(t for _, t in moving))[0]
+        return pushforward(product, [tensors[i] for i in places], moving)
+    spec = LaneSum(_paired(fn), lanes.prepend(), (1,))
+    along = spec.directional(tuple(i + 2 for i in places), (1,), outputs=False)
+    return LaneGradient.apply(along, keep, v, torch.zeros_like(out), *tensors, *moving)[0]

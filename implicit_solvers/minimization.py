@@ -114,17 +114,8 @@ def minimize(
     >>> torch.autograd.grad(sol.value, a)[0]
     tensor(0.5000)
     """
-    task = Task(
-        MinimumEquation,
-        fn,
-        read_objective,
-        NewtonCG() if solver is None else solver,
-        ImplicitAdjoint() if adjoint is None else adjoint,
-        batch_dims,
-        in_dims,
-        has_aux,
-        on_failure,
-        adjoint_start=adjoint_start,
-        check=check,
-    )
+    adjoint = ImplicitAdjoint() if adjoint is None else adjoint
+    solver = NewtonCG() if solver is None else solver
+    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    task = Task(MinimumEquation, fn, read_objective, solver, *how)
     return solve_equation(task, z0, args)

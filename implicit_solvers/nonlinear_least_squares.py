@@ -152,18 +152,9 @@ def least_squares(
             "gauss_newton=True with adjoint=UnrolledAdjoint(), which differentiates the steps and "
             "has no Hessian: leave one of them out"
         )
-    task = Task(
-        LeastSquaresEquation,
-        fn,
-        read_residuals,
-        LevenbergMarquardt() if solver is None else solver,
-        ImplicitAdjoint() if adjoint is None else adjoint,
-        batch_dims,
-        in_dims,
-        has_aux,
-        on_failure,
-        GaussNewtonEquation if gauss_newton else None,
-        adjoint_start=adjoint_start,
-        check=check,
-    )
+    adjoint = ImplicitAdjoint() if adjoint is None else adjoint
+    solver = LevenbergMarquardt() if solver is None else solver
+    estimate = GaussNewtonEquation if gauss_newton else None
+    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    task = Task(LeastSquaresEquation, fn, read_residuals, solver, *how, estimate)
     return solve_equation(task, z0, args)

@@ -271,10 +271,13 @@ class EquationProblem:
     def _linearized(self, template: JacobianTemplate, z: Tensor, residuals: bool) -> LaneMap:
         kept, self._evaluated = self._evaluated, None
         if kept is None or kept.z is not z or kept.residuals != residuals:
-            return self._jacobian(template, self._grid(z))
-        jacobian = self._jacobian(template, kept.point)
-        jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
-        jacobian.matrices = kept.matrices
+            kept = None
+        grid = self._grid(z) if kept is None else kept.point
+        of = template, self.lanes.prepend(), self.shape, (grid, *self.operands)
+        jacobian = LaneMap(*of, like=grid, basis=self.basis)
+        if kept is not None:
+            jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
+            jacobian.matrices = kept.matrices
         return jacobian
 
     def identity(self, z: Tensor) -> Tensor:
@@ -310,16 +313,6 @@ class EquationProblem:
         """Return the Jacobian of the residuals at ``z``, ``m x n``."""
         template = JacobianTemplate(self.equation.fn if self.fits else self.equation.condition)
         return ResidualMap(self._linearized(template, z, residuals=self.fits))
-
-    def _jacobian(self, template: JacobianTemplate, grid: Tensor) -> LaneMap:
-        return LaneMap(
-            template,
-            self.lanes.prepend(),
-            self.shape,
-            (grid, *self.operands),
-            like=grid,
-            basis=self.basis,
-        )
 
     def to_compile(self, z: Tensor) -> EquationProblem | None:
         """Return the problem as steps from ``z`` are compiled for it; None if they cannot be."""

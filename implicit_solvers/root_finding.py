@@ -145,19 +145,9 @@ def root(
     ends = None
     if bracket is not None:
         z0, ends = _read_bracket(z0, bracket, solver)
-    task = Task(
-        RootEquation,
-        fn,
-        like_unknown,
-        solver,
-        ImplicitAdjoint() if adjoint is None else adjoint,
-        batch_dims,
-        in_dims,
-        has_aux,
-        on_failure,
-        adjoint_start=adjoint_start,
-        check=check,
-    )
+    adjoint = ImplicitAdjoint() if adjoint is None else adjoint
+    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    task = Task(RootEquation, fn, like_unknown, solver, *how)
     return solve_equation(task, z0, args, ends=ends)
 
 

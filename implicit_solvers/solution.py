@@ -6,7 +6,7 @@ import enum
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
 from torch import Tensor
@@ -242,15 +242,9 @@ def _names(codes: Any) -> Any:
 
 
 def _flatten(solution: Solution[Any]) -> tuple[list[Any], bool]:
-    fields = [
-        solution.value,
-        solution.converged,
-        solution.iterations,
-        solution.residual,
-        solution.status,
-    ]
+    values = [getattr(solution, field.name) for field in fields(solution)]
     has_aux = solution.aux is not None
-    return [*fields, solution.aux] if has_aux else fields, has_aux
+    return values if has_aux else values[:-1], has_aux
 
 
 def _unflatten(fields: Sequence[Any], has_aux: bool) -> Solution[Any]:

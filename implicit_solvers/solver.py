@@ -31,28 +31,6 @@ __all__ = [
 Factors = tuple[Tensor, ...]
 
 
-class State(Protocol):
-    """What a solver carries from step to step: a named tuple of tensors ``(N, ...)`` and numbers.
-
-    ``z`` is the iterate ``(N, n)``, ``error`` the norm of its residual ``(N,)``, and ``flag`` a
-    `Status` ``(N,)`` that ends a lane which has not converged (0: go on). The loop gives lanes that
-    have ended a ``flag`` other than 0: whatever a step does in them is not looked at. A state made
-    by steps of its own, before the first, says in ``steps_before (N,)`` how many to count.
-    """
-
-    @property
-    def z(self) -> Tensor:
-        """The iterate."""
-
-    @property
-    def error(self) -> Tensor:
-        """The norm of the residual at the iterate."""
-
-    @property
-    def flag(self) -> Tensor:
-        """A status that ends the lane, or 0."""
-
-
 class LaneProblem(Protocol):
     """N problems of one shape, as a solver's `init` and `step` see them."""
 
@@ -67,45 +45,22 @@ class LaneProblem(Protocol):
         """Return the problem of some of the lanes."""
 
 
-class IterativeSolver(Protocol):
-    """A method: hyperparameters, a start, and a step.
+@dataclass(frozen=True, kw_only=True)
+class IterativeSolver:
+    """A method: when it ends, how its loop runs, a start, and a step.
+
+    What is carried from step to step, its state, is a named tuple of tensors ``(N, ...)`` and
+    numbers. ``z`` is the iterate ``(N, n)``, ``error`` the norm of its residual ``(N,)``, and
+    ``flag`` a `Status` ``(N,)`` that ends a lane which has not converged (0: go on). The loop gives
+    lanes that have ended a ``flag`` other than 0: whatever a step does in them is not looked at. A
+    state made by steps of its own, before the first, says in ``steps_before (N,)`` how many to
+    count.
 
     A solver whose error never grows says ``monotone = True``, so that the loop need not remember
     the best iterate of a lane that fails. A solver whose state must change its form between steps
     (to grow, to start again) does so in ``refresh(problem, state)``, for all lanes, those that
     have ended included, without moving their iterates.
     """
-
-    @property
-    def monotone(self) -> bool:
-        """Whether the error never grows."""
-
-    @property
-    def rtol(self) -> float | Auto | None:
-        """The relative tolerance; None for a budget."""
-
-    @property
-    def atol(self) -> float | Auto:
-        """The absolute tolerance."""
-
-    @property
-    def max_steps(self) -> int:
-        """The number of steps allowed."""
-
-    @property
-    def compact(self) -> bool:
-        """Whether lanes that ended leave the computation."""
-
-    def init(self, problem: Any, z: Tensor, /) -> Any:
-        """Return the state at the start."""
-
-    def step(self, problem: Any, state: Any, /) -> Any:
-        """Return the state one step later."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Method:
-    """When an iterative method ends, and how its loop runs."""
 
     rtol: float | Auto | None = AUTO
     atol: float | Auto = AUTO
@@ -131,7 +86,7 @@ class _Method:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EquationMethod(_Method):
+class EquationMethod(IterativeSolver):
     """What iterative methods for equations have in common; pass hyperparameters by keyword.
 
     A solver of your own is a frozen dataclass that inherits this, with two methods: ``init(problem,
@@ -214,7 +169,7 @@ class LinearSolver:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearMethod(_Method, LinearSolver):
+class LinearMethod(IterativeSolver, LinearSolver):
     """What iterative methods for ``A x = b`` have in common; pass hyperparameters by keyword.
 
     A solver of your own is a frozen dataclass that inherits this, with ``init(problem, x)`` and

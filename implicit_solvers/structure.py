@@ -13,7 +13,7 @@ from torch import Tensor
 from implicit_solvers.compiling import cached_property
 from implicit_solvers.torch_internals import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["Structure", "split_tensors"]
+__all__ = ["Structure", "replaced", "split_tensors"]
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,14 @@ class Structure:
         return self._join(leaves)
 
 
+def replaced(values: Sequence[Any], places: Sequence[int], others: Sequence[Any]) -> list[Any]:
+    """Return a list of the values, with others in some places."""
+    filled = list(values)
+    for place, other in zip(places, others, strict=True):
+        filled[place] = other
+    return filled
+
+
 def split_tensors(tree: Any) -> tuple[list[Tensor], Any]:
     """Split a pytree into its tensors and a function that puts tensors back in their places."""
     if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
@@ -176,9 +184,6 @@ def split_tensors(tree: Any) -> tuple[list[Tensor], Any]:
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def join(tensors: Sequence[Tensor]) -> Any:
-        filled = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
-            filled[place] = tensor
-        return tree_unflatten(filled, spec)
+        return tree_unflatten(replaced(leaves, places, tensors), spec)
 
     return [leaves[i] for i in places], join

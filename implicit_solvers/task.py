@@ -42,9 +42,9 @@ class Task:
     in_dims: Any = None
     has_aux: bool = False
     on_failure: OnFailure = "raise"
-    differentiated: type[Equation] | None = None
     adjoint_start: AdjointStart | None = None
     check: bool = False
+    differentiated: type[Equation] | None = None
 
     @property
     def label(self) -> str:
@@ -60,7 +60,12 @@ class Task:
         def fn(z: Tensor, *tensors: Tensor) -> Tensor:
             out = call(structure.unravel(z), join(tensors))
             if self.has_aux:
-                out = _first_of_two(out)
+                if not isinstance(out, tuple) or len(out) != 2:
+                    raise ValueError(
+                        f"fn returned a {type(out).__name__} with has_aux=True: return a pair "
+                        "(value, aux)"
+                    )
+                out = out[0]
             return self.read(out, structure, z.shape[:-1])
 
         fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
@@ -74,14 +79,6 @@ def name_of(fn: Any) -> str:
     while isinstance(fn, partial):
         fn = fn.func
     return getattr(fn, "__name__", type(fn).__name__)
-
-
-def _first_of_two(out: Any) -> Any:
-    if not isinstance(out, tuple) or len(out) != 2:
-        raise ValueError(
-            f"fn returned a {type(out).__name__} with has_aux=True: return a pair (value, aux)"
-        )
-    return out[0]
 
 
 def check_task(task: Task, args: Any) -> None:

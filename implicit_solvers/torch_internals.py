@@ -18,14 +18,14 @@ from torch._C._functorch import (  # type: ignore[import-untyped,unused-ignore]
     _unwrap_for_grad,
     _wrap_for_grad,
     get_interpreter_stack,
-    get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
     is_legacy_batchedtensor,
-    maybe_get_level,
     peek_interpreter_stack,
     unwrap_if_dead,
 )
+from torch._C._functorch import get_unwrapped as unwrap_once
+from torch._C._functorch import maybe_get_level as level_of
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
@@ -100,20 +100,10 @@ def ambient_level() -> int:
     return 0 if top is None else int(top.level())
 
 
-def level_of(tensor: Tensor) -> int:
-    """Return the functorch level of a tensor; negative for none and for one that has ended."""
-    return int(maybe_get_level(tensor))
-
-
-def unwrap_once(tensor: Tensor) -> Tensor:
-    """Take off the outermost functorch wrapper."""
-    return get_unwrapped(tensor)
-
-
 def peel(tensor: Tensor, level: int) -> Tensor:
     """Take off the functorch wrappers of ``tensor`` above ``level``."""
-    while is_functorch_wrapped_tensor(tensor) and maybe_get_level(tensor) > level:
-        tensor = get_unwrapped(tensor)
+    while is_functorch_wrapped_tensor(tensor) and level_of(tensor) > level:
+        tensor = unwrap_once(tensor)
     return tensor
 
 
@@ -122,14 +112,14 @@ def is_batched(tensor: Tensor) -> bool:
     while is_functorch_wrapped_tensor(tensor):
         if is_batchedtensor(tensor):
             return True
-        tensor = get_unwrapped(tensor)
+        tensor = unwrap_once(tensor)
     return False
 
 
 def version(tensor: Tensor) -> int:
     """Return how often ``tensor``, or what a transform wraps in it, has been written to."""
     while is_functorch_wrapped_tensor(tensor):
-        tensor = get_unwrapped(tensor)
+        tensor = unwrap_once(tensor)
     return tensor._version
 
 

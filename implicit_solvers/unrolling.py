@@ -18,6 +18,7 @@ from implicit_solvers.autodiff import (
     vjp,
 )
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.structure import replaced
 
 __all__ = ["unroll"]
 
@@ -65,13 +66,7 @@ class Segment(Function):
 def _at(
     fn: Callable[..., Tensor], tensors: list[Tensor], places: list[int]
 ) -> Callable[..., Tensor]:
-    def free(*values: Tensor) -> Tensor:
-        filled = list(tensors)
-        for place, value in zip(places, values, strict=True):
-            filled[place] = value
-        return fn(*filled)
-
-    return free
+    return lambda *values: fn(*replaced(tensors, places, values))
 
 
 def unroll(

@@ -26,11 +26,8 @@ TABLE = """
 differentiate Attach.backward: the sign of a gradient in plain autograd
     (None, None, None, -w, >>> (None, None, None, w,
     test_wrong_answers.py::test_01_gradient_of_a_0d_unknown
-differentiate Attach.backward: the sign of a gradient under transforms
-    [1](-w) >>> [1](w)
-    test_wrong_answers.py::test_01_gradient_of_a_0d_unknown
-differentiate Attach.backward: the sign of a gradient where a lane failed
-    (z, -w, *theta) >>> (z, w, *theta)
+differentiate Attach.backward: the sign of a gradient where a lane failed or under transforms
+    [(z, -w)] >>> [(z, w)]
     test_wrong_answers.py::test_12_a_nan_lane_spoils_no_other
 differentiate Attach.backward: a graph of first order serves a second derivative
     first = value is not None and not torch.is_grad_enabled() >>> first = value is not None
@@ -39,16 +36,16 @@ differentiate Attach.backward: a lane whose adjoint failed is kept
     keep = ~(bad | also_bad) >>> keep = ~bad
     trust/test_faults.py::test_an_adjoint_that_failed_is_left_out_of_what_lanes_share
 differentiate Attach.jvp: the sign of a tangent
-    rhs = -pushforward >>> rhs = pushforward
+    rhs = -push_forward >>> rhs = push_forward
     trust/test_faults.py::test_derivatives_of_each_order_where_the_slope_depends_on_the_solution
 differentiate AttachSpec.linear: the adjoint is not transposed
     transposed=transposed and >>> transposed=False and
     test_wrong_answers.py::test_02_coupled_tuple_keeps_the_off_diagonal_blocks
-differentiate AttachSpec.linear: stale factors are taken for exact ones
+driver _attach_spec: stale factors are taken for exact ones
     exact=False >>> exact=True
     trust/test_faults.py::test_a_jacobian_after_a_loose_solve_is_that_at_the_solution
 differentiate AttachSpec.linear: forward mode writes where backward solves start
-    self.adjoint_start if transposed else None >>> self.adjoint_start
+    self.solve.adjoint_start if transposed else None >>> self.solve.adjoint_start
     trust/test_faults.py::test_forward_mode_leaves_the_start_of_backward_solves_alone
 linear.lane_solve _correct: stale factors are accepted at the first step
     torch.finfo(b.dtype).eps, 2 >>> 1.0, 2
@@ -63,7 +60,7 @@ linear.lane_solve solve_in_lanes: an adjoint that failed is kept under "mask"
     if spec.adjoint and spec.masked: >>> if spec.adjoint and not spec.masked:
     trust/test_faults.py::test_an_adjoint_that_failed_is_held_to_the_policy
 linear.lane_solve solve_in_lanes: pivots that look regular are believed
-    eps ** 0.25 * rms(flat) >>> eps ** -1 * rms(flat)
+    wrong = _far(residual, flat) >>> wrong = _far(residual, flat) & False
     test_properties.py::test_a_direct_solve_with_a_large_residual_is_flagged
 linear.lane_solve solve_in_lanes: the preconditioner of an adjoint is not transposed
     transposed=spec.transposed >>> transposed=spec.transposed and hi > second
@@ -84,7 +81,7 @@ linear.rule LinearSolve.backward: the sign of an operator's gradient
     pairs = [(x, -gb)] >>> pairs = [(x, gb)]
     trust/test_faults.py::test_derivatives_of_a_linear_system
 linear.rule LinearSolve.jvp: the sign of an operator's tangent
-    rhs = rhs - _moved( >>> rhs = rhs + _moved(
+    rhs = rhs - moved( >>> rhs = rhs + moved(
     trust/test_faults.py::test_derivatives_of_a_linear_system
 linear.rule _again: the backward solve is not transposed
     spec.transposed != adjoint >>> spec.transposed
@@ -110,7 +107,7 @@ masking _gradient: lanes that failed have a part in gradients
 masking _scatter: of lanes that share a tensor the last counts
     accumulate=True >>> accumulate=False
     trust/test_faults.py::test_a_failed_lane_and_a_tensor_that_some_levels_carry
-masking lane_pushforward: a complex cotangent is not conjugated
+masking _paired: a complex cotangent is not conjugated
     w.conj() * fn >>> w * fn
     trust/test_faults.py::test_a_complex_system_in_which_a_lane_failed
 capture Captured.__or__: what only the solution reads is left out
@@ -149,7 +146,7 @@ solvers.damped DampedState.settled: a lane moves where its trial was not accepte
 agreement settle: what holds in most lanes is taken for all
     0 < count < lanes else >>> 0 < count < lanes - 1 else
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
-problem EquationProblem.linearize: a Jacobian at another point
+problem EquationProblem._linearized: a Jacobian at another point
     kept is None or kept.z is not z or >>> kept is None or
     trust/test_faults.py::test_a_jacobian_is_that_at_the_point_that_is_asked_for
 iterate _look: steps that were not accepted count

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from implicit_solvers.autodiff import Pushforward, rows, unwatched, vjp
+from implicit_solvers.autodiff import products_by, rows, unwatched, vjp
 from implicit_solvers.compiling import compiling
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.template import Products, Template
@@ -92,20 +92,21 @@ class JacobianTemplate:
         basis that the lanes share take less of it; native lanes are one batch all the same.
         """
         if unwatched() and (lanes.native or like.numel() * like.shape[-1] <= MANY_ENTRIES):
-            return self._rows(lanes, tensors)
+            value, pull = self._linearized(lanes, tensors)
+            return rows(pull, value, tensors[0].shape[-1])
         if basis is not None:
             # a compiler that saw how it is made would make it anew in every loop over it
             return lanes.over(lambda like, *tensors: self._columns(basis, *tensors))(like, *tensors)
         return lanes.over(self.dense)(like, *tensors)
 
-    def _over(self, lanes: Lanes) -> Callable[..., Tensor]:
-        return lanes.over(self.fn) if self.equation is None else self.equation.condition_over(lanes)
-
-    def _rows(self, lanes: Lanes, tensors: Sequence[Tensor]) -> Tensor:
+    def _linearized(
+        self, lanes: Lanes, tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         z, *operands = tensors
-        fn = self._over(lanes.keep(range(1, len(tensors))))
+        own = lanes.keep(range(1, len(tensors)))
+        fn = own.over(self.fn) if self.equation is None else self.equation.condition_over(own)
         value, pull = vjp(lambda u: fn(u, *operands), z)
-        return rows(lambda w: pull(w)[0], value, z.shape[-1])
+        return value, lambda w: pull(w)[0]
 
     def diagonal_entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
         """Return the diagonal of ``J``."""
@@ -113,13 +114,5 @@ class JacobianTemplate:
 
     def products(self, lanes: Lanes, like: Tensor, tensors: Sequence[Tensor]) -> Products:
         """Return ``mv`` and ``rmv`` on one linearization."""
-        z, *operands = tensors
-        fn = self._over(lanes.keep(range(1, len(tensors))))
-        out, pull = vjp(lambda u: fn(u, *operands), z)
-
-        def rmv(v: Tensor) -> Tensor:
-            return pull(v)[0]
-
-        if self.symmetric:
-            return rmv, rmv
-        return Pushforward(rmv, out), rmv
+        value, pull = self._linearized(lanes, tensors)
+        return products_by(pull, value, self.symmetric)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch.func import vmap
 from implicit_solvers.autodiff import (
     Pushforward,
     no_saved_tensor_hooks,
-    products_on_graph,
+    products_by,
     pullback_on_graph,
     rows,
     unwatched,
@@ -28,6 +30,7 @@ from implicit_solvers.traced_loop import alias
 __all__ = ["LaneMap"]
 
 
+@dataclass(eq=False, repr=False)
 class LaneMap:
     """The linear map ``A`` (or its transpose) of each of ``N`` lanes.
 
@@ -62,31 +65,24 @@ class LaneMap:
         linearization cannot be carried into the body of a loop.
     """
 
-    def __init__(
-        self,
-        template: Template,
-        lanes: Lanes,
-        shape: tuple[int, ...],
-        tensors: Sequence[Tensor],
-        *,
-        like: Tensor,
-        columns: int = 1,
-        transposed: bool = False,
-        basis: Tensor | None = None,
-        local: bool = False,
-        graph: tuple[Tensor, Tensor] | None = None,
-        memory: SolveMemory | None = None,
-    ) -> None:
-        self.graph = graph
-        self.memory = SolveMemory() if memory is None else memory
-        self.basis, self.local = basis, local
-        self.template, self.lanes, self.shape = template, lanes, shape
-        self.tensors: Sequence[Tensor] = tuple(tensors)
-        self.columns, self.transposed = columns, transposed
-        self.like = like
-        self.n = like.shape[-1] if template.shape is None else template.shape[1]
-        self._products: Products | None = None
-        self.matrices: Tensor | None = None
+    template: Template
+    lanes: Lanes
+    shape: tuple[int, ...]
+    tensors: Sequence[Tensor]
+    like: Tensor
+    columns: int = 1
+    transposed: bool = False
+    basis: Tensor | None = None
+    graph: tuple[Tensor, Tensor] | None = None
+    memory: Any = None
+    local: bool = False
+    matrices: Tensor | None = field(default=None, init=False)
+    _products: Products | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.tensors = tuple(self.tensors)
+        self.memory = SolveMemory() if self.memory is None else self.memory
+        self.n = self.like.shape[-1] if self.template.shape is None else self.template.shape[1]
 
     @property
     def grid(self) -> int:
@@ -113,7 +109,8 @@ class LaneMap:
             return self.template.products(self.lanes, self._like(), self.tensors)
         products = self._products  # Dynamo reads None of what it has just stored
         if products is None and self.graph is not None:
-            products = products_on_graph(*self.graph, symmetric=self.symmetric)
+            pull = pullback_on_graph(*self.graph)
+            products = products_by(pull, self.graph[1], self.symmetric)
         elif products is None:
             products = self.template.products(self.lanes, self._like(), self.tensors)
         self._products = products
@@ -200,19 +197,17 @@ class LaneMap:
         """Return ``fn(like, *tensors)`` of each operator, where ``like`` is a vector of zeros."""
         return self.lanes.over(fn)(self._like(), *self.tensors)
 
+    def _like_this(self, **changes: Any) -> LaneMap:
+        return replace(self, graph=None, memory=None, **{"local": False, **changes})
+
     def aliased(self) -> LaneMap:
         """Return the map as the body of a loop in a graph has to see it."""
         tensors = [alias(t) for t in self.tensors]
         # what a loop reads may share no memory: one view serves as both
         first = bool(tensors) and self.like is self.tensors[0]
-        return LaneMap(
-            self.template,
-            self.lanes,
-            self.shape,
-            tensors,
+        return self._like_this(
+            tensors=tensors,
             like=tensors[0] if first else self.like,
-            columns=self.columns,
-            transposed=self.transposed,
             basis=None if self.basis is None else alias(self.basis),
             local=True,
         )
@@ -223,15 +218,11 @@ class LaneMap:
         if found is None:
             return None
         template, count = found
-        return LaneMap(
-            template,
-            self.lanes.keep(range(count)),
-            self.shape,
-            apart(self.tensors[:count]),
+        return self._like_this(
+            tensors=apart(self.tensors[:count]),
+            template=template,
+            lanes=self.lanes.keep(range(count)),
             like=torch.empty_like(self.like),
-            columns=self.columns,
-            transposed=self.transposed,
-            basis=self.basis,
         )
 
     def take(self, index: Tensor) -> LaneMap:
@@ -240,13 +231,4 @@ class LaneMap:
         if shape:
             lanes, shape, tensors = lanes.take(index % self.grid, shape, tensors)
             columns = 1
-        return LaneMap(
-            self.template,
-            lanes,
-            shape,
-            tensors,
-            like=self.like,
-            columns=columns,
-            transposed=self.transposed,
-            basis=self.basis,
-        )
+        return self._like_this(tensors=tensors, lanes=lanes, shape=shape, columns=columns)

@@ -118,12 +118,14 @@ def solve_in_lanes(
             start = torch.where((largest(b) == 0).unsqueeze(-1), 0.0, start)
     A = lane_map(spec.template, second, len(operands))
     A.graph = spec.graph
-    if first and not spec.exact and flat.numel():
-        near = tuple(
+    given: tuple[Tensor, ...] = ()
+    if flat.numel():
+        given = tuple(
             _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
         )
+    if given and not spec.exact:
         idle = None if skip is None else grid.flat(skip)
-        corrected = _correct(spec.solver, A, flat, near, idle)
+        corrected = _correct(spec.solver, A, flat, given, idle)
         if corrected is not None:
             x, steps = corrected
             status = torch.zeros(b.shape[:-1], dtype=torch.int64, device=b.device)
@@ -148,11 +150,11 @@ def solve_in_lanes(
         status = torch.zeros(flat.shape[0], dtype=torch.int64, device=b.device)
         iterations = torch.zeros_like(status)
     elif isinstance(spec.solver, DirectSolver):
-        hints = tuple(
-            _spread(t, kept.carried[i], grid.grid, kept)
-            for i, t in enumerate(operands[: first if spec.exact else 0])
-        )
-        x, status, iterations, residual, factors = _solve_directly(spec, A, flat, hints)
+        A.form()
+        factors = given if given and spec.exact else spec.solver.factor(A)
+        x = spec.solver.solve_lanes(A, factors, flat)
+        status = spec.solver.status(factors).repeat(A.columns)
+        iterations = torch.ones(len(flat), dtype=torch.int64, device=b.device)
         if not spec.hints:
             made = tuple(t.reshape((*grid.grid, *t.shape[1:])) for t in factors)
     else:
@@ -172,7 +174,7 @@ def solve_in_lanes(
     status = torch.where(finite | failed(status), status, int(Status.NONFINITE))
     if isinstance(spec.solver, DirectSolver) and not spec.nullspaces[0]:
         # pivots may look regular where nothing of the solution is right
-        wrong = residual > torch.finfo(b.dtype).eps ** 0.25 * rms(flat)
+        wrong = _far(residual, flat)
         status = torch.where(wrong & ~failed(status), int(Status.SINGULAR), status)
     # the best iterate of a lane that came to nothing is where it began
     x = torch.where(finite.unsqueeze(-1), x, 0.0 if first_x is None else first_x)
@@ -259,29 +261,16 @@ def _correct(
     while left > goal:
         x = x + solver.solve_lanes(A, factors, b - A.mv(x))
         left, steps = left * slowest, steps + 1
-    if not solver.exact and bool(_far(b - A.mv(x), b).any()):
+    if not solver.exact and bool(_far(rms(b - A.mv(x)), b).any()):
         return None
     if idle is not None:
         x = torch.where(idle.unsqueeze(-1), 0.0, x)
     return x, steps
 
 
-def _far(r: Tensor, b: Tensor) -> Tensor:
+def _far(residual: Tensor, b: Tensor) -> Tensor:
     """Tell where what is left of ``b`` is so much that nothing of the solution is right."""
-    return rms(r) > torch.finfo(b.dtype).eps ** 0.25 * rms(b)
-
-
-def _solve_directly(
-    spec: LinearSolveSpec, A: LaneMap, b: Tensor, hints: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
-    """Return the solution, the status, the iterations, the residual where it is known, factors."""
-    solver = spec.solver
-    assert isinstance(solver, DirectSolver)
-    one = torch.ones(len(b), dtype=torch.int64, device=b.device)
-    A.form()
-    factors = hints or solver.factor(A)
-    x = solver.solve_lanes(A, factors, b)
-    return x, solver.status(factors).repeat(A.columns), one, None, factors
+    return residual > torch.finfo(b.dtype).eps ** 0.25 * rms(b)
 
 
 def _solve_iteratively(

@@ -217,13 +217,33 @@ def _same_vectors(a: Structure | None, b: Structure | None, verb: str) -> None:
         )
 
 
-@operator_pytree("left", "right")
 @dataclass(frozen=True, eq=False)
-class SumOperator(LinearOperator):
-    """``left + right``; symmetric, positive definite or diagonal if both are."""
+class _OfTwo(LinearOperator):
+    """What sums and products have in common."""
 
     left: LinearOperator
     right: LinearOperator
+
+    @property
+    def diagonal(self) -> bool:  # type: ignore[override]
+        """Whether both are."""
+        return self.left.diagonal and self.right.diagonal
+
+    @property
+    def costly(self) -> bool:  # type: ignore[override]
+        """Whether one is."""
+        return self.left.costly or self.right.costly
+
+    @property
+    def out_structure(self) -> Structure | None:
+        """The structure of the products of ``left``, or whatever ``right`` says of them."""
+        return self.left.out_structure or self.right.out_structure
+
+
+@operator_pytree("left", "right")
+@dataclass(frozen=True, eq=False)
+class SumOperator(_OfTwo):
+    """``left + right``; symmetric, positive definite or diagonal if both are."""
 
     def __post_init__(self) -> None:
         _same_vectors(self.left.structure, self.right.structure, "add")
@@ -240,30 +260,15 @@ class SumOperator(LinearOperator):
         return self.left.positive_definite and self.right.positive_definite
 
     @property
-    def diagonal(self) -> bool:  # type: ignore[override]
-        """Whether both are."""
-        return self.left.diagonal and self.right.diagonal
-
-    @property
     def bands(self) -> tuple[int, int] | None:
         """The wider ones of either."""
         a, b = self.left.bands, self.right.bands
         return None if a is None or b is None else (max(a[0], b[0]), max(a[1], b[1]))
 
     @property
-    def costly(self) -> bool:  # type: ignore[override]
-        """Whether one is."""
-        return self.left.costly or self.right.costly
-
-    @property
     def structure(self) -> Structure | None:
         """The structure of either."""
         return self.left.structure or self.right.structure
-
-    @property
-    def out_structure(self) -> Structure | None:
-        """The structure of either's products."""
-        return self.left.out_structure or self.right.out_structure
 
     def mv(self, v: Any) -> Any:
         """Return ``left v + right v``."""
@@ -281,11 +286,9 @@ class SumOperator(LinearOperator):
 
 @operator_pytree("left", "right")
 @dataclass(frozen=True, eq=False)
-class ProductOperator(LinearOperator):
+class ProductOperator(_OfTwo):
     """``left @ right``: first ``right``, then ``left``."""
 
-    left: LinearOperator
-    right: LinearOperator
     positive_definite: ClassVar[bool] = False  # type: ignore[misc]
 
     def __post_init__(self) -> None:
@@ -297,30 +300,15 @@ class ProductOperator(LinearOperator):
         return self.diagonal and self.left.symmetric and self.right.symmetric
 
     @property
-    def diagonal(self) -> bool:  # type: ignore[override]
-        """Whether both are."""
-        return self.left.diagonal and self.right.diagonal
-
-    @property
     def bands(self) -> tuple[int, int] | None:
         """The sum of both."""
         a, b = self.left.bands, self.right.bands
         return None if a is None or b is None else (a[0] + b[0], a[1] + b[1])
 
     @property
-    def costly(self) -> bool:  # type: ignore[override]
-        """Whether one is."""
-        return self.left.costly or self.right.costly
-
-    @property
     def structure(self) -> Structure | None:
         """The structure of the vectors of ``right``."""
         return self.right.structure or self.left.structure
-
-    @property
-    def out_structure(self) -> Structure | None:
-        """The structure of the products of ``left``."""
-        return self.left.out_structure or self.right.out_structure
 
     def mv(self, v: Any) -> Any:
         """Return ``left right v``."""
@@ -338,12 +326,28 @@ class ProductOperator(LinearOperator):
         return self.left.dense(between) @ right
 
 
-@operator_pytree("operator", "scale")
 @dataclass(frozen=True, eq=False)
-class ScaledOperator(LinearOperator):
-    """``scale * operator``, with a number or a 0-d tensor."""
+class _OfOne(LinearOperator):
+    """What scaled and transposed operators have in common."""
 
     operator: LinearOperator
+
+    @property
+    def diagonal(self) -> bool:  # type: ignore[override]
+        """Whether the operator is."""
+        return self.operator.diagonal
+
+    @property
+    def costly(self) -> bool:  # type: ignore[override]
+        """Whether the operator is."""
+        return self.operator.costly
+
+
+@operator_pytree("operator", "scale")
+@dataclass(frozen=True, eq=False)
+class ScaledOperator(_OfOne):
+    """``scale * operator``, with a number or a 0-d tensor."""
+
     scale: complex | Tensor
 
     def __post_init__(self) -> None:
@@ -367,19 +371,9 @@ class ScaledOperator(LinearOperator):
         return known and self.operator.positive_definite
 
     @property
-    def diagonal(self) -> bool:  # type: ignore[override]
-        """Whether the operator is."""
-        return self.operator.diagonal
-
-    @property
     def bands(self) -> tuple[int, int] | None:
         """Those of the operator."""
         return self.operator.bands
-
-    @property
-    def costly(self) -> bool:  # type: ignore[override]
-        """Whether the operator is."""
-        return self.operator.costly
 
     @property
     def structure(self) -> Structure | None:
@@ -407,29 +401,18 @@ class ScaledOperator(LinearOperator):
 
 @operator_pytree("operator")
 @dataclass(frozen=True, eq=False)
-class TransposedOperator(LinearOperator):
+class TransposedOperator(_OfOne):
     """The transpose of an operator, or its conjugate transpose."""
 
-    operator: LinearOperator
     conjugate: bool = False
     symmetric: ClassVar[bool] = False  # type: ignore[misc]
     positive_definite: ClassVar[bool] = False  # type: ignore[misc]
-
-    @property
-    def diagonal(self) -> bool:  # type: ignore[override]
-        """Whether the operator is."""
-        return self.operator.diagonal
 
     @property
     def bands(self) -> tuple[int, int] | None:
         """Those of the operator, exchanged."""
         bands = self.operator.bands
         return None if bands is None else (bands[1], bands[0])
-
-    @property
-    def costly(self) -> bool:  # type: ignore[override]
-        """Whether the operator is."""
-        return self.operator.costly
 
     @property
     def structure(self) -> Structure | None:

@@ -22,20 +22,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from implicit_solvers.autodiff import (
-    LegacyBatch,
-    differentiable,
-    nested_jvp,
-    pushforward,
-    recorded_if_asked,
-    vjp,
-)
-from implicit_solvers.lanes import Lanes
+from implicit_solvers.autodiff import asked, legacy_batch, nested_jvp, recorded_if_asked
+from implicit_solvers.lanes import lifted
 from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.lane_solve import solve_in_lanes
 from implicit_solvers.linear.specification import LinearSolveSpec
-from implicit_solvers.masking import lane_gradient, lane_pushforward
+from implicit_solvers.masking import pull_back, push_forward
 from implicit_solvers.solution import failed
+from implicit_solvers.structure import replaced
 
 __all__ = ["solve_linear", "with_factors"]
 
@@ -56,10 +50,8 @@ class LinearSolve(Function):
         *operands: Tensor,
     ) -> tuple[Tensor, ...]:
         """Run the solver on plain tensors."""
-        batch = LegacyBatch((b, skip, *operands))
-        if batch.active:
-            return batch.apply(LinearSolve.vmap, spec, b, start, skip, *operands)
-        return solve_in_lanes(spec, b, start, skip, operands)
+        out = legacy_batch(LinearSolve.vmap, spec, b, start, skip, *operands)
+        return solve_in_lanes(spec, b, start, skip, operands) if out is None else out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -88,7 +80,7 @@ class LinearSolve(Function):
         memory = None if spec.adjoint else spec.adjoint_start
         gb, also_bad = _again(spec, True, gx, bad, operands, memory)
         phi = spec.operator_tensors(operands)
-        places = _places(phi, ctx.needs_input_grad[inputs - len(phi) :])
+        places = asked(phi, ctx.needs_input_grad[inputs - len(phi) :])
         result: list[Any] = [None] * len(phi)
         if places:
             bad = bad | also_bad
@@ -96,8 +88,9 @@ class LinearSolve(Function):
             if any(spec.nullspaces):
                 more, bad = _turning_pairs(spec, gx, x, b, gb, bad, operands)
                 pairs += more
-            for place, g in zip(places, _slopes(spec, pairs, phi, places, bad), strict=True):
-                result[place] = g
+            lanes, keep = spec.operator_lanes, spec.kept(bad)
+            slopes = pull_back(spec.one_lane, lanes, keep, pairs, phi, places)
+            result = replaced(result, places, slopes)
         return (None, gb, *(None,) * (inputs - 2 - len(phi)), *result)
 
     @nested_jvp
@@ -107,19 +100,24 @@ class LinearSolve(Function):
         phi = spec.operator_tensors(operands)
         db, dphi = tangents[1], tangents[len(tangents) - len(phi) :]
         rhs = torch.zeros_like(b) if db is None else db
-        places = _places(phi, [t is not None for t in dphi])
+        places = asked(phi, [t is not None for t in dphi])
         outside: Tensor | None = None
+
+        def moved(adjoint: bool, v: Tensor, out: Tensor) -> Tensor:
+            """Return ``dA v``, or that of the transpose."""
+            one_lane = replace(spec, transposed=spec.transposed != adjoint).one_lane
+            return push_forward(one_lane, spec.operator_lanes, keep, v, out, phi, dphi, places)
+
         if places:
-            keep = ~bad
-            rhs = rhs - _moved(spec, spec.transposed, x, b, phi, dphi, places, keep)
+            keep = spec.kept(bad)
+            rhs = rhs - moved(False, x, b)
             left, right = spec.nullspaces
             if left:
                 r = b - spec.times(x, b, phi, keep)
-                moved = _moved(spec, not spec.transposed, r, x, phi, dphi, places, keep)
-                rhs = rhs + _again(spec, True, moved, bad, operands)[0]
+                rhs = rhs + _again(spec, True, moved(True, r, x), bad, operands)[0]
             if right:
                 y = _again(spec, True, x, bad, operands)[0]
-                outside = _moved(spec, not spec.transposed, y, x, phi, dphi, places, keep)
+                outside = moved(True, y, x)
                 rhs = rhs - spec.times(outside, b, phi, keep)
         dx = _again(spec, False, rhs, bad, operands)[0]
         if outside is not None:
@@ -139,31 +137,14 @@ class LinearSolve(Function):
     ) -> Any:
         """Move the new lanes to the front and apply the rule again."""
         _, dim, start_dim, skip_dim, *dims = in_dims
-        pairs = list(zip(operands, dims, strict=True))
-        spec, b, rest = _lift(spec, info.batch_size, (b, dim), pairs)
-        if start is not None:
-            _, start, _ = Lanes().lift(info.batch_size, (start, start_dim), [])
-        if skip is not None:
-            _, skip, _ = Lanes().lift(info.batch_size, (skip, skip_dim), [])
-        out = LinearSolve.apply(spec, b, start, skip, *rest)
-        factor_dim = 0 if _any_operand_carries(spec) else None
+        size = info.batch_size
+        lanes, rest = spec.lanes.lift(size, dims, operands)
+        start = None if start is None else lifted(size, start_dim, start)
+        skip = None if skip is None else lifted(size, skip_dim, skip)
+        b = lifted(size, dim, b)
+        out = LinearSolve.apply(replace(spec, lanes=lanes), b, start, skip, *rest)
+        factor_dim = 0 if any(levels[0] for levels in lanes.carried) else None
         return out, (0, 0, 0, 0, *(factor_dim,) * (len(out) - 4))
-
-
-def _lift(
-    spec: LinearSolveSpec,
-    size: int,
-    b: tuple[Tensor, int | None],
-    operands: Sequence[tuple[Tensor, int | None]],
-) -> tuple[LinearSolveSpec, Tensor, list[Tensor]]:
-    """Add an outermost level of lanes."""
-    lanes, rhs, rest = spec.lanes.lift(size, b, operands)
-    return replace(spec, lanes=lanes), rhs, rest
-
-
-def _any_operand_carries(spec: LinearSolveSpec) -> bool:
-    """Tell whether any operand has an entry for each lane of the outermost level."""
-    return any(levels[0] for levels in spec.lanes.carried)
 
 
 def solve_linear(
@@ -210,11 +191,11 @@ def _turning_pairs(
     phi, pairs = spec.operator_tensors(operands), []
     if left:
         h, also_bad = _again(spec, False, gb, bad, operands)
-        pairs.append((h, b - spec.times(x, b, phi, ~bad)))
+        pairs.append((h, b - spec.times(x, b, phi, spec.kept(bad))))
         bad = bad | also_bad
     if right:
         y, also_bad = _again(spec, True, x, bad, operands)
-        pairs.append((gx - spec.flipped().times(gb, x, phi, ~bad), y))
+        pairs.append((gx - spec.flipped().times(gb, x, phi, spec.kept(bad)), y))
         bad = bad | also_bad
     if spec.masked:
         # what is not finite in a lane that failed would be so times zero
@@ -223,70 +204,9 @@ def _turning_pairs(
     return pairs, bad
 
 
-def _slopes(
-    spec: LinearSolveSpec,
-    pairs: Sequence[tuple[Tensor, Tensor]],
-    phi: Sequence[Tensor],
-    places: Sequence[int],
-    bad: Tensor,
-) -> Sequence[Tensor]:
-    """Return the gradient of the sum of ``<w, A(phi) v>`` over the pairs ``(v, w)``."""
-    if spec.masked:
-        lanes, wrt = spec.operator_lanes.prepend(), [i + 2 for i in places]
-        parts = [lane_gradient(spec.paired, lanes, ~bad, (v, w, *phi), wrt) for v, w in pairs]
-        return [sum(terms[1:], terms[0]) for terms in zip(*parts, strict=True)]
-    on_lanes = spec.operator_lanes.over(spec.one_lane)
-
-    def products(*free: Tensor) -> tuple[Tensor, ...]:
-        filled = list(phi)
-        for place, tensor in zip(places, free, strict=True):
-            filled[place] = tensor
-        return tuple(on_lanes(v, *filled) for v, _ in pairs)
-
-    pull = vjp(products, *(phi[i] for i in places))[1]
-    slopes: Sequence[Tensor] = pull(tuple(w for _, w in pairs))
-    return slopes
-
-
-def _moved(
-    spec: LinearSolveSpec,
-    transposed: bool,
-    v: Tensor,
-    out: Tensor,
-    phi: Sequence[Tensor],
-    dphi: Sequence[Tensor | None],
-    places: Sequence[int],
-    keep: Tensor,
-) -> Tensor:
-    """Return ``dA v``, or that of the transpose, shaped like ``out``."""
-    one_lane = replace(spec, transposed=transposed).one_lane
-    lanes = spec.operator_lanes
-    if spec.masked:
-        moving = [t if i in places else None for i, t in enumerate(dphi)]
-        return lane_pushforward(one_lane, lanes, keep, (v, *phi), moving, out)
-
-    def product(*free: Tensor) -> Tensor:
-        filled = list(phi)
-        for place, tensor in zip(places, free, strict=True):
-            filled[place] = tensor
-        return lanes.over(one_lane)(v, *filled)
-
-    return pushforward(product, [phi[i] for i in places], [dphi[i] for i in places])
-
-
-def _places(phi: Sequence[Tensor], needed: Sequence[bool]) -> list[int]:
-    """Return which tensors of phi a derivative is asked for."""
-    return [i for i, t in enumerate(phi) if needed[i] and differentiable(t)]
-
-
 def with_factors(spec: LinearSolveSpec, count: int) -> LinearSolveSpec:
     """Return the spec of a solve that is given ``count`` factors of its operator."""
     lanes = spec.lanes
-    levels = tuple(any(c[i] for c in lanes.carried) for i in range(len(lanes.sizes)))
-    known = lanes.native_carried
-    lanes = replace(
-        lanes,
-        carried=(levels,) * count + lanes.carried,
-        native_carried=None if known is None else (lanes.native > 0,) * count + known,
-    )
+    levels = [any(c[i] for c in lanes.carried) for i in range(len(lanes.sizes))]
+    lanes = lanes.insert(0, count, levels, lanes.native > 0)
     return replace(spec, lanes=lanes, hints=count, exact=True)

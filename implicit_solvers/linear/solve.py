@@ -206,19 +206,10 @@ def linear_solve(
         if why is not None:
             return outside_of_graphs(why, linear_solve, A, b, **options)
 
+    system = A, structure, unknowns, solver, preconditioner, carried, on_failure, adjoint_start
+
     def one(b: Any, x0: Any) -> Solution[T]:
-        return _solve(
-            A,
-            b,
-            structure,
-            unknowns,
-            solver,
-            x0,
-            preconditioner,
-            carried,
-            on_failure,
-            adjoint_start,
-        )
+        return _solve(b, x0, *system)
 
     if not compiling():
         one = _explaining_devices(one, structure.device)
@@ -357,12 +348,12 @@ def _unknowns(A: LinearOperator, b: Structure) -> Structure:
 
 
 def _solve(
-    A: LinearOperator,
     b: Any,
+    x0: Any,
+    A: LinearOperator,
     structure: Structure,
     unknowns: Structure,
     solver: LinearSolver,
-    x0: Any,
     preconditioner: Any,
     carried: list[bool] | None,
     on_failure: OnFailure,
@@ -375,8 +366,7 @@ def _solve(
     if preconditioner is not None and not isinstance(preconditioner, Jacobi):
         if not isinstance(preconditioner, LinearOperator):
             zeros = tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), b)
-            M_symmetric = A.symmetric
-            M = FunctionOperator(preconditioner, like=zeros, symmetric=M_symmetric)
+            M = FunctionOperator(preconditioner, like=zeros, symmetric=A.symmetric)
         M = in_lanes(M, structure)
         M_carried = carried_lanes(M)
         M, M_tensors = operator_template(M, b, structure, "preconditioner")

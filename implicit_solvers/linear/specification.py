@@ -80,16 +80,16 @@ class LinearSolveSpec:
         product = self.template.rmv if self.transposed else self.template.mv
         return product(x, *phi)
 
-    def paired(self, x: Tensor, w: Tensor, *phi: Tensor) -> Tensor:
-        """Return the real part of ``<w, A(phi) x>`` of one lane."""
-        return (w.conj() * self.one_lane(x, *phi)).real.sum(-1)
-
-    def times(self, x: Tensor, w: Tensor, phi: Sequence[Tensor], keep: Tensor) -> Tensor:
+    def times(self, x: Tensor, w: Tensor, phi: Sequence[Tensor], keep: Tensor | None) -> Tensor:
         """Return ``A(phi) x``, like ``w``, and zero in lanes not to keep if lanes are left out."""
-        if self.masked:
-            lanes = self.operator_lanes.prepend()
-            return lane_gradient(self.paired, lanes, keep, (x, torch.zeros_like(w), *phi), [1])[0]
-        return self.operator_lanes.over(self.one_lane)(x, *phi)
+        lanes = self.operator_lanes
+        if keep is None:
+            return lanes.over(self.one_lane)(x, *phi)
+        return lane_gradient(self.one_lane, lanes, keep, (x, torch.zeros_like(w), *phi), [1])[0]
+
+    def kept(self, bad: Tensor) -> Tensor | None:
+        """Return the lanes that have a part in derivatives, if some may have none."""
+        return ~bad if self.masked else None
 
     def flipped(self) -> LinearSolveSpec:
         """Return the spec of the transpose."""
