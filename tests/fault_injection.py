@@ -168,7 +168,7 @@ iterate _coast: steps past the end of a lane are kept
     if not left > 0: >>> if False:
     solvers/test_fixed_points.py::test_lanes_end_where_they_would_if_no_step_were_foreseen
 iterate _look: the worst iterate is kept
-    state.error <= best[1] if >>> state.error > best[1] if
+    state.error <= best[1]) if >>> state.error > best[1]) if
     trust/test_faults.py::test_a_lane_that_failed_returns_its_best_iterate
 outcome with_ended: a lane that ended goes on
     z=pick(running, new.z, old.z) >>> z=new.z

@@ -54,7 +54,7 @@ TABLE = [
      "ims.custom_root(f)(lambda z0, a: 'solved')(z, a)"),
     (WRONG, "A tensor with an entry for each lane that it captures is not cut to those: pass it in "
      "args, with 0 in in_dims",
-     "ims.root(lambda z, a: z**2 - a - 0 * many, many, (many,), batch_dims=1, in_dims=0)"),
+     "ims.root(lambda z, a: z**2 - a - 0 * many, many**0, (many,), batch_dims=1, in_dims=0)"),
     (KIND, "pass SparseOperator(A.to_sparse_csr())",
      "ims.linear_solve(matrix.to_sparse_csr(), z)"),
     (KIND, "pass an instance of it, as Linear(", "ims.nn.FixedPoint(torch.nn.Linear)"),
