@@ -4,10 +4,9 @@ import pytest
 import torch
 
 import implicit_solvers as ims
-from implicit_solvers import differentiate, driver, nonlinear_least_squares
+from implicit_solvers import differentiate, driver, nonlinear_least_squares, problem
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.linear import lane_solve
-from implicit_solvers.problem import EquationProblem
 from implicit_solvers.testing import check_implicit_gradients
 
 DOUBLE = torch.float64
@@ -151,8 +150,7 @@ INJECTED = {
         False, "Gauss-Newton instead of the full Hessian",
     ),
     "an unconverged solve, reported as converged": (
-        (EquationProblem, "tolerance"),
-        lambda old: lambda self, solver, z: torch.full_like(z[:, 0], 1e-2), check_root,
+        (problem, "equation_tolerance"), lambda old: lambda *_: 1e-2, check_root,
         {"residual"}, False, "not converged",
     ),
     "forward mode that returns zero": (
