@@ -8,6 +8,7 @@ import torch
 from torch.func import grad, jacfwd, jacrev, vmap
 
 import implicit_solvers as ims
+from implicit_solvers.compiling import COMPILES
 from tests.linear.systems import F64, near, seeded
 
 
@@ -80,6 +81,7 @@ def test_a_solver_of_ones_own_is_as_good_as_any(solver, use):
         torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.skipif(not COMPILES, reason="compiles from torch 2.13 on")
 @pytest.mark.parametrize("solver", [Richardson(), Singular()], ids=lambda s: type(s).__name__)
 def test_it_can_be_part_of_a_graph(solver):
     (A, *_), b = MANY
