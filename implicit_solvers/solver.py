@@ -51,13 +51,15 @@ class IterativeSolver:
 
     What is carried from step to step, its state, is a named tuple of tensors ``(N, ...)`` and
     numbers. ``z`` is the iterate ``(N, n)``, ``error`` the norm of its residual ``(N,)``, and
-    ``flag`` a `Status` ``(N,)`` that ends a lane which has not converged (0: go on). The loop gives
-    lanes that have ended a ``flag`` other than 0: whatever a step does in them is not looked at. A
-    state made by steps of its own, before the first, says in ``steps_before (N,)`` how many to
-    count.
+    ``flag`` a `Status` ``(N,)`` that ends a lane which has not converged (0: go on); left out, none
+    does. The loop gives lanes that have ended a ``flag`` other than 0: whatever a step does in them
+    is not looked at. A state made by steps of its own, before the first, says in ``steps_before
+    (N,)`` how many to count.
 
     A solver whose error never grows says ``monotone = True``, so that the loop need not remember
-    the best iterate of a lane that fails. A solver whose state must change its form between steps
+    the best iterate of a lane that fails. One that comes nearer at a steady rate has a
+    ``steps(problem, state, count)``, which measures after the last step only: the loop calls it
+    while lanes are far from their ends. A solver whose state must change its form between steps
     (to grow, to start again) does so in ``refresh(problem, state)``, for all lanes, those that
     have ended included, without moving their iterates.
     """

@@ -19,7 +19,7 @@ from implicit_solvers.solvers.damped import Aim, DampedState, Halving
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import Auto
 
-__all__ = ["Factored", "Newton", "factor_jacobian", "solve_factored"]
+__all__ = ["Factored", "Newton", "factor_jacobian"]
 
 _FIRST_FORCING = 0.5
 _LARGEST_FORCING = 0.9
@@ -249,10 +249,3 @@ def factor_jacobian(solver: DirectSolver, problem: EquationProblem, z: Tensor) -
     """Return the factors of the Jacobian of the condition at ``z (N, n)``."""
     problem.identity(z)
     return solver.factor_for_a_step(problem.linearize(z))
-
-
-def solve_factored(solver: DirectSolver, factors: Factors, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``A^-1 b`` for ``b (N, n)`` and a status; the solution is 0 where ``A`` is unfit."""
-    x = solver.solve(factors, b.unsqueeze(-1), False).squeeze(-1)
-    flag = solver.status(factors)
-    return torch.where((flag == 0).unsqueeze(-1), x, 0.0), flag

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from implicit_solvers.agreement import Mask, both, divide, either, everywhere, no, nowhere, pick
 from implicit_solvers.hyperparameters import check_count, check_number
-from implicit_solvers.iterate import IterativeSolver
 from implicit_solvers.linear.choice import DENSE_LIMIT
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solver import LinearMethod, LinearSolver, check_linear_solver
+from implicit_solvers.solver import (
+    IterativeSolver,
+    LinearMethod,
+    LinearSolver,
+    check_linear_solver,
+)
 from implicit_solvers.solvers.damped import Aim, Damped, DampedState, Point
 
 __all__ = [
@@ -135,13 +139,10 @@ class ModelSteps(Damped):
         region, bold = state.search, self.bold(problem, state.z)
         if region is None:
             none = 0 * state.error
-            region = Region(none + torch.inf, bold, 0, none, none, none, none)
-            if not problem.branches:
-                zero = torch.zeros_like(none, dtype=torch.int64)
-                region = region._replace(whole=bold and none == none, rejected=zero)
-        return length, region._replace(
-            whole=both(bold, state.accepted), rejected=0 * region.rejected
-        )
+            never = 0 if problem.branches else torch.zeros_like(none, dtype=torch.int64)
+            region = Region(none + torch.inf, bold, never, none, none, none, none)
+        whole, rejected = both(bold, state.accepted), 0 * region.rejected
+        return length, region._replace(whole=whole, rejected=rejected)
 
     def again(self, state: DampedState) -> tuple[Any, Any, Mask]:
         """Look within the region, which a step beyond it says nothing of."""
