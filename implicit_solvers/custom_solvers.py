@@ -70,7 +70,7 @@ class _AsFound:
 def _outcome(z: Tensor, error: Tensor, status: Tensor) -> Outcome:
     finite = (error < torch.inf) & (largest(z) < torch.inf)
     status = torch.where(finite, status, int(Status.NONFINITE))
-    return Outcome(z, status, torch.zeros_like(status), error)
+    return Outcome(z, status, torch.zeros_like(status), error, torch.full_like(error, torch.inf))
 
 
 def attach(

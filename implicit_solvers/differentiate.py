@@ -55,7 +55,7 @@ class SolveSpec:
 class Solve(Function):
     """Run a solver; nothing that comes out is differentiable.
 
-    Outputs: ``z``; the status, iterations and residual of each lane; the factors of the last
+    Outputs: ``z``; the status, iterations, residual and error of each lane; the factors of the last
     linear solve, if the solver keeps them.
     """
 
@@ -96,17 +96,17 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     shape, n = z.shape[:-1], z.shape[-1]
     if z.numel() == 0:
         lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
-        return z.clone(), lanes, lanes.clone(), z.new_zeros(shape)
+        return z.clone(), lanes, lanes.clone(), z.new_zeros(shape), z.new_zeros(shape)
     flat = z.reshape(-1, n)
     problem = EquationProblem(spec.equation, spec.lanes, shape, operands, rms(flat))
     out = spec.run(problem, flat)
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
-    residual = out.error.reshape(shape)
+    residual, error = out.residual.reshape(shape), out.error.reshape(shape)
     watch.done(iterations, residual, status)
     cause = partial(_randomness, problem, out.z)
     enforce(spec.on_failure, spec.label, status, iterations, residual, cause=cause)
     factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in out.factors)
-    return out.z.reshape((*shape, -1)).clone(), status, iterations, residual, *factors
+    return out.z.reshape((*shape, -1)).clone(), status, iterations, residual, error, *factors
 
 
 def _randomness(problem: EquationProblem, z: Tensor) -> str:

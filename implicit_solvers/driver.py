@@ -82,7 +82,8 @@ def solve_equation(
     z = _attach(statement, found, z0)
     value = statement.structure.unravel(z)
     solved = found.status == Status.CONVERGED
-    solution = Solution(value, solved, found.iterations, found.residual, found.status)
+    ends = found.iterations, found.residual, found.error, found.status
+    solution = Solution(value, solved, *ends)
     note(solution)
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])
@@ -140,6 +141,7 @@ class _Found(NamedTuple):
     status: Tensor
     iterations: Tensor
     residual: Tensor
+    error: Tensor
     factors: list[Tensor]
     captured: Captured
     lifted: bool
@@ -183,9 +185,9 @@ def _solve(
     )
     operands = statement.operands(captured)
     with isolated():
-        z, status, iterations, residual, *factors = solve(spec, origin, operands)
+        z, status, iterations, residual, error, *factors = solve(spec, origin, operands)
     z = z[..., : statement.structure.size]  # an empty batch comes back as it was given
-    return _Found(z, status, iterations, residual, factors, captured, lift)
+    return _Found(z, status, iterations, residual, error, factors, captured, lift)
 
 
 def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:

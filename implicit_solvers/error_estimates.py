@@ -30,7 +30,10 @@ _CORRECTION = Newton(max_steps=1, rtol=None, halvings=0)
 
 def _as_given(problem: EquationProblem, z: Tensor) -> Outcome:
     status = torch.full((len(z),), int(Status.BUDGET), device=z.device)
-    return Outcome(z, status, torch.zeros_like(status), rms(problem.residual(z)))
+    residual = rms(problem.residual(z))
+    return Outcome(
+        z, status, torch.zeros_like(status), residual, torch.full_like(residual, torch.inf)
+    )
 
 
 def gradient_error(

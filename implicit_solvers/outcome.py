@@ -28,11 +28,16 @@ RUNNING, ENDED = -1, -2
 
 
 class Outcome(NamedTuple):
-    """How the lanes ended: tensors ``(N, ...)``; ``factors`` are those of the final state."""
+    """How the lanes ended: tensors ``(N, ...)``.
+
+    ``residual`` is its norm, ``error`` an estimate of that of ``z``, and ``factors`` are those of
+    the Jacobian at ``z``, if there are any.
+    """
 
     z: Tensor
     status: Tensor
     iterations: Tensor
+    residual: Tensor
     error: Tensor
     factors: tuple[Tensor, ...] = ()
 
@@ -48,9 +53,9 @@ class Departed:
         """Let all lanes leave but those at ``keep``; what these have ``now`` is provisional."""
         if self.full is None:
             # (what lanes share may be expanded, and the iterate is the user's at the start)
-            z, status, iterations, error = (part.clone() for part in now[:4])
+            z, status, iterations, residual, error = (part.clone() for part in now[:5])
             factors = tuple(t.clone() for t in now.factors)
-            self.full = Outcome(z, status, iterations, error, factors)
+            self.full = Outcome(z, status, iterations, residual, error, factors)
             self.places = keep
         else:
             assert self.places is not None
@@ -70,8 +75,8 @@ class Departed:
         if len(now.factors) != len(self.full.factors):
             # some left before anything was factored
             self.full = self.full._replace(factors=())
-        parts = [*now[:4], *now.factors[: len(self.full.factors)]]
-        for whole, part in zip([*self.full[:4], *self.full.factors], parts, strict=True):
+        parts = [*now[:5], *now.factors[: len(self.full.factors)]]
+        for whole, part in zip([*self.full[:5], *self.full.factors], parts, strict=True):
             whole[keep] = part if len(part) == len(keep) else part[: len(keep)]
 
 
@@ -128,7 +133,7 @@ def result(
     before = getattr(state, "steps_before", None)
     iterations = iterations if before is None else iterations + before
     factors = () if made_by(solver, z.shape[-1]) is None else tuple(getattr(state, "factors", ()))
-    return Outcome(z, status, iterations, error, factors)
+    return Outcome(z, status, iterations, error, torch.full_like(error, torch.inf), factors)
 
 
 def made_by(solver: Any, n: int) -> Any:

@@ -51,6 +51,7 @@ class Status(enum.IntEnum):
     BRACKET = 9
     INFEASIBLE = 10
     UNBOUNDED = 11
+    SADDLE = 12
 
     @property
     def help(self) -> str:
@@ -102,6 +103,10 @@ _HELP = {
         "the objective falls without end along a direction that the constraints allow: add the "
         "constraints that are missing, or a quadratic term"
     ),
+    Status.SADDLE: (
+        "the gradient vanishes where the curvature is negative: the point is a maximum or a saddle "
+        "and no minimum; start elsewhere"
+    ),
 }
 
 
@@ -132,6 +137,9 @@ class Solution(Generic[T]):
     residual
         The norm (root mean square unless the solver says otherwise) of the optimality condition,
         or of ``b - A x``, at ``value``; in the dtype of the unknown, real where that is complex.
+    error
+        How far ``value`` may be from a solution: an estimate (root mean square), in units of the
+        unknown and of its dtype; ``inf`` where nothing is known of it.
     status
         `Status` codes; int64.
     aux
@@ -153,6 +161,7 @@ class Solution(Generic[T]):
     converged: Tensor
     iterations: Tensor
     residual: Tensor
+    error: Tensor
     status: Tensor
     aux: Any = None
 

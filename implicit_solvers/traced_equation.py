@@ -87,9 +87,8 @@ def solve_in_graph(
         z = _attached(task, problem, out.z, bad, tensors, M)
     value = structure.unravel(z.reshape((*shape, n)))
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
-    solution = Solution(
-        value, status == int(Status.CONVERGED), iterations, out.error.reshape(shape), status
-    )
+    ends = iterations, out.residual.reshape(shape), out.error.reshape(shape), status
+    solution = Solution(value, status == int(Status.CONVERGED), *ends)
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])
     return solution

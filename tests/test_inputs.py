@@ -22,7 +22,7 @@ def custom(fn, z, args=(), **options):
 
 
 def attach(fn, z, args=(), **options):
-    return ims.Solution(ims.attach(fn, z, args, **options), *[None] * 4)
+    return ims.Solution(ims.attach(fn, z, args, **options), *[None] * 5)
 
 
 # functions of which k z = a is the solution

@@ -88,7 +88,7 @@ def _cycle(
 
     better = turn & (trial_error < error)
     gained = trial_error <= (0.5 if exact else _GAIN) * error
-    kept_promise = trial_error <= 2 * out.error * size
+    kept_promise = trial_error <= 2 * out.residual * size
     slow = kept_promise & (out.status == int(Status.MAX_STEPS))
     stops = turn & ~(gained | slow)
     x = torch.where(better.unsqueeze(-1), trial, x)

@@ -84,7 +84,7 @@ def solve_in_lanes(
     Returns
     -------
     tuple
-        ``x (*lanes, n)``; status, iterations and residual ``(*lanes,)``; the factors made.
+        ``x (*lanes, n)``; status, iterations, residual and error ``(*lanes,)``; the factors made.
     """
     if skip is not None:
         b = torch.where(skip.unsqueeze(-1), 0.0, b)
@@ -135,7 +135,8 @@ def solve_in_lanes(
                 relative = grid.back(torch.where(size > 0, left / size, left))
                 watch.done(iterations, relative, status)
             # what is left was not measured
-            return grid.back(x), status, iterations, b.new_full(b.shape[:-1], math.nan)
+            unknown = b.new_full(b.shape[:-1], math.inf, dtype=b.dtype.to_real())
+            return grid.back(x), status, iterations, math.nan * unknown, unknown
     made: tuple[Tensor, ...] = ()
     residual: Tensor | None = None
     first_x = None if start is None else grid.flat(start)
@@ -196,7 +197,8 @@ def solve_in_lanes(
         x = torch.where(failed(status).unsqueeze(-1), 0.0, x)
     if memory is not None:
         memory.write(x)
-    return x, status, iterations, residual, *made
+    error = torch.full_like(residual, math.inf)
+    return x, status, iterations, residual, error, *made
 
 
 def _no_worse_than_zero(A: LaneMap, b: Tensor, x: Tensor) -> Tensor:
@@ -284,14 +286,14 @@ def _solve_iteratively(
     measured = not any(solver.nullspaces(1, 1))
     if solver.rtol is None:
         out = iterate(solver, problem, x)
-        error = solver.error_at(problem, out.z, out.error) if measured else None
+        error = solver.error_at(problem, out.z, out.residual) if measured else None
         return out.z, out.status, out.iterations, error
     goal = problem.tolerance(solver, None)
 
     def go_on(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         here, (x, _, iterations, short, _) = inside(problem), carry
         out = iterate(solver, here, x)
-        error = solver.error_at(here, out.z, out.error)
+        error = solver.error_at(here, out.z, out.residual)
         made = (out.z, out.status, iterations + out.iterations, error)
         x, status, iterations, error = pick(short, made, (x, carry[1], iterations, carry[4]))
         short = (status == int(Status.CONVERGED)) & (error > 1.1 * goal)

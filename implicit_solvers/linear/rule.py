@@ -37,7 +37,7 @@ __all__ = ["solve_linear", "with_factors"]
 class LinearSolve(Function):
     """Solve, and differentiate by the rule above.
 
-    Outputs: ``x``; the status, iterations and residual of each lane; the factors, if a direct
+    Outputs: ``x``; the status, iterations, residual and error of each lane; the factors, if a direct
     solver made them here.
     """
 
@@ -57,7 +57,7 @@ class LinearSolve(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the factors, whether given or made."""
         spec, b, _, skip, *operands = inputs
-        x, status, _, _, *made = output
+        x, status, _, _, _, *made = output
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         if made:
@@ -123,7 +123,7 @@ class LinearSolve(Function):
         if outside is not None:
             dx = dx + outside
         made = len(operands) - (len(tangents) - 4)
-        return dx, *(None,) * (3 + made)
+        return dx, *(None,) * (4 + made)
 
     @staticmethod
     def vmap(
@@ -144,7 +144,7 @@ class LinearSolve(Function):
         b = lifted(size, dim, b)
         out = LinearSolve.apply(replace(spec, lanes=lanes), b, start, skip, *rest)
         factor_dim = 0 if any(levels[0] for levels in lanes.carried) else None
-        return out, (0, 0, 0, 0, *(factor_dim,) * (len(out) - 4))
+        return out, (0, 0, 0, 0, 0, *(factor_dim,) * (len(out) - 5))
 
 
 def solve_linear(
@@ -153,13 +153,13 @@ def solve_linear(
     start: Tensor | None,
     skip: Tensor | None,
     operands: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ``x`` and the status, iterations and residual of each lane.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return ``x`` and the status, iterations, residual and error of each lane.
 
     Lanes to ``skip`` get the solution zero, and have no part in any derivative.
     """
-    x, status, iterations, residual, *_ = LinearSolve.apply(spec, b, start, skip, *operands)
-    return x, status, iterations, residual
+    x, status, iterations, residual, error, *_ = LinearSolve.apply(spec, b, start, skip, *operands)
+    return x, status, iterations, residual, error
 
 
 def _again(

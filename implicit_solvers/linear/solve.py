@@ -396,12 +396,12 @@ def _solve(
     operands = [resolve(t) for t in (*M_tensors, *tensors)]
     rhs = structure.ravel(tree_map(resolve, b))
     if compiling():
-        x, status, iterations, residual = solve_linear_in_graph(spec, rhs, start, operands)
+        x, status, *ends = solve_linear_in_graph(spec, rhs, start, operands)
     else:
         with isolated():
-            x, status, iterations, residual = solve_linear(spec, rhs, start, None, operands)
+            x, status, *ends = solve_linear(spec, rhs, start, None, operands)
     value = unknowns.unravel(x)
-    return Solution(value, status == int(Status.CONVERGED), iterations, residual, status)
+    return Solution(value, status == int(Status.CONVERGED), *ends, status)
 
 
 def operator_template(

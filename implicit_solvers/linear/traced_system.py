@@ -57,12 +57,12 @@ def system_obstacle(
 
 def solve_linear_in_graph(
     spec: LinearSolveSpec, b: Tensor, start: Tensor | None, operands: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ``x`` and the status, iterations and residual of each lane."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return ``x`` and the status, iterations, residual and error of each lane."""
     with torch.no_grad():
         # copies: what a loop reads may share no memory
         constants = [t.detach().clone() for t in operands]
-        x, status, iterations, residual, *made = solve_in_lanes(
+        x, status, iterations, residual, error, *made = solve_in_lanes(
             spec, b.detach().clone(), start, None, constants
         )
     if torch.is_grad_enabled():
@@ -71,12 +71,12 @@ def solve_linear_in_graph(
         if any(spec.nullspaces):
             factored = with_factors(spec, len(made)) if made else spec
             x = _differentiated_pseudo_inverse(factored, x, b, bad, phi, (*made, *constants))
-            return x, status, iterations, residual
+            return x, status, iterations, residual, error
         point = torch.where(bad.unsqueeze(-1), 0.0, x)
         r = spec.one_lane(point, *phi) - b
         flat = tuple(t.reshape(-1, *t.shape[bad.dim() :]) for t in made)
         x = differentiated(spec, x, r, bad, constants, lambda: flat)
-    return x, status, iterations, residual
+    return x, status, iterations, residual, error
 
 
 def differentiated(

@@ -35,7 +35,7 @@ def unjudged(value: Any, lanes: int) -> ims.Solution:
     """
     shape = tree_leaves(value)[0].shape[:lanes]
     none = torch.zeros(shape, dtype=torch.int64, device=tree_leaves(value)[0].device)
-    return ims.Solution(value, none > 0, none, none, none + ims.Status.BUDGET)
+    return ims.Solution(value, none > 0, none, none, none, none + ims.Status.BUDGET)
 
 
 def attach_damped(

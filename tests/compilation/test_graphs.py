@@ -15,7 +15,7 @@ ONE_INPUT = {"batch_dims": 1, "in_dims": (0,), "on_failure": "mask"}
 
 
 def flat(sol, value):
-    return ims.Solution(value, sol.converged, sol.iterations, sol.residual, sol.status)
+    return ims.Solution(value, sol.converged, sol.iterations, sol.residual, sol.error, sol.status)
 
 
 def test_one_lane_of_float32_with_all_that_a_function_may_have():
