@@ -149,7 +149,7 @@ class Entry:
         for _ in grid(way, count)[way == "mixed" :]:
             one = vmap(one)
         sol = one(Z, P)
-        fields = (sol.converged, sol.iterations, sol.residual, sol.status)
+        fields = (sol.converged, sol.iterations, sol.residual, sol.error, sol.status)
         return ims.Solution(sol.value.reshape(count, 2), *(t.reshape(count) for t in fields))
 
 

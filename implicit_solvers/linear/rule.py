@@ -37,8 +37,8 @@ __all__ = ["solve_linear", "with_factors"]
 class LinearSolve(Function):
     """Solve, and differentiate by the rule above.
 
-    Outputs: ``x``; the status, iterations, residual and error of each lane; the factors, if a direct
-    solver made them here.
+    Outputs: ``x``; the status, iterations, residual and error of each lane; the factors, if a
+    direct solver made them here.
     """
 
     @staticmethod
