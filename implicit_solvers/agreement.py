@@ -21,6 +21,7 @@ __all__ = [
     "either",
     "everywhere",
     "implies",
+    "larger",
     "no",
     "nowhere",
     "pick",
@@ -99,6 +100,13 @@ def divide(a: Any, b: Any) -> Any:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a / b
     return a / b if b != 0 else math.copysign(math.inf, a) if a != 0 else math.nan
+
+
+def larger(a: Any, b: Any) -> Any:
+    """Return the larger of two numbers in each lane."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.maximum(a, b)
+    return pick(a > b, a, b)
 
 
 def along(z: Tensor, length: Any, direction: Tensor) -> Tensor:

@@ -13,19 +13,22 @@ from torch import Tensor
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, name_of, solve_equation
 from implicit_solvers.fixed_points import FixedPointEquation, fixed_point
-from implicit_solvers.iterate import Outcome
+from implicit_solvers.linear.lu import LU
 from implicit_solvers.minimization import MinimumEquation, minimize, read_objective
 from implicit_solvers.nonlinear_least_squares import (
     LeastSquaresEquation,
     least_squares,
     read_residuals,
 )
+from implicit_solvers.outcome import RUNNING, Outcome
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import RootEquation, like_unknown, root
 from implicit_solvers.solution import OnFailure, Solution, Status
+from implicit_solvers.solver import DENSE_LIMIT, EquationMethod
 from implicit_solvers.structure import Structure, split_tensors
-from implicit_solvers.tolerance import equation_tolerance, largest, longest, rms
+from implicit_solvers.tolerance import largest, rms
 from implicit_solvers.torch_internals import tree_map
+from implicit_solvers.verdict import judged
 
 __all__ = ["attach", "custom_fixed_point", "custom_root", "stated"]
 
@@ -49,12 +52,17 @@ class _Judge:
     traceable: ClassVar[bool] = True
 
     def __call__(self, problem: EquationProblem, z: Tensor) -> Outcome:
-        default = torch.finfo(z.dtype).eps ** 0.5
-        rtol = default if self.rtol is None else self.rtol
-        atol = default if self.atol is None else self.atol
-        error = rms(problem.residual(z))
-        goal = equation_tolerance(rtol, atol, z, rms(z), longest(z, problem.start))
-        return _outcome(z, error, torch.where(error <= goal, 0, int(Status.REJECTED)))
+        rtol = torch.finfo(z.dtype).eps ** 0.5 if self.rtol is None else self.rtol
+        atol = 0.0 if self.atol is None else self.atol
+        found = _outcome(z, rms(problem.residual(z)), torch.zeros_like(z[:, 0], dtype=torch.int64))
+        if z.shape[-1] <= DENSE_LIMIT:
+            solver = EquationMethod(rtol=rtol, atol=atol)
+            found = judged(solver, problem, found, LU())[0].spread()
+            status = found.status
+        else:
+            # no Jacobian is factored: is F small beside the terms that cancel in it?
+            status = (found.residual > rtol * rms(problem.linearize(z).bound(z))) * RUNNING
+        return found._replace(status=torch.where(status == RUNNING, int(Status.REJECTED), status))
 
 
 class _AsFound:

@@ -35,10 +35,10 @@ from implicit_solvers.explicit_function import ExplicitFunction
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
+from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.solve import check_adjoint_start
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.monitoring import monitors
-from implicit_solvers.outcome import made_by
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.solver import LinearSolver
@@ -53,6 +53,7 @@ from implicit_solvers.torch_internals import (
 )
 from implicit_solvers.traced_equation import obstacle, solve_in_graph
 from implicit_solvers.unrolling import unroll
+from implicit_solvers.verdict import examiner
 
 __all__ = ["Task", "name_of", "solve_equation"]
 
@@ -229,7 +230,7 @@ def _attach_spec(
     M, M_tensors = adjoint_preconditioner(
         task, structure, found.z, statement.join(statement.tensors)
     )
-    made = made_by(task.solver, structure.size)
+    made = LU() if task.solver is None else examiner(task.solver, structure.size)
     factors = found.factors if type(made) is type(statement.adjoint_solver) else []
     lanes = own.shared(len(M_tensors)).insert(0, len(factors), (), task.batch_dims > 0)
     start, solve, lead = task.adjoint_start, None, [*factors, *M_tensors]
@@ -242,7 +243,7 @@ def _attach_spec(
             task.on_failure,
             adjoint=True,
             hints=len(factors),
-            exact=False,
+            exact=True,
             preconditioner=M,
             preconditioner_tensors=len(M_tensors),
             adjoint_start=None if start is None else AdjointMemory(start, structure),

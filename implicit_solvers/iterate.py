@@ -23,27 +23,31 @@ from implicit_solvers.outcome import (
     RUNNING,
     Departed,
     Outcome,
+    estimated,
     goal,
     goes_on,
-    judge,
+    proposed,
     result,
     select,
     with_ended,
 )
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import IterativeSolver, LaneProblem
-from implicit_solvers.traced_loop import loop_in_graph
+from implicit_solvers.traced_loop import inside, loop_in_graph, repeat
+from implicit_solvers.verdict import examiner, judged
 
 __all__ = ["Outcome", "iterate"]
 
 _UNROLLED, _BLOCK = 16, 4
 _FARTHEST, _PAUSE = 16, 4
+_ROUNDS = 12
 
 
 class Progress(NamedTuple):
     """How far lanes have come: which run, how the others ended, and after how many steps.
 
-    ``trials`` counts all steps, ``iterations`` those of a lane that were accepted. ``best`` is an
+    ``trials`` counts all steps, ``iterations`` those of a lane that were accepted. ``estimate`` is
+    that of the error of the iterate, in units of the unknown. ``best`` is an
     iterate and its error, where these are remembered. ``before`` are the errors that the rate is
     measured from, after how many steps these were, and after how many more it is measured again.
     """
@@ -53,6 +57,7 @@ class Progress(NamedTuple):
     status: Any
     iterations: Any
     trials: Any
+    estimate: Any
     best: tuple[Tensor, ...]
     before: tuple[Any, int, int] = (math.inf, 0, 0)
 
@@ -62,6 +67,48 @@ Ask = Callable[..., tuple[list[int], list[Mask]]]
 
 def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome:
     """Step from ``z (N, n)`` until every lane has converged, failed, or used its steps up.
+
+    Where a lane ends is judged (`judged`); if it is no solution after all, the lane goes on.
+    """
+    linear = getattr(problem, "linear", False)
+    direct = None if linear else examiner(solver, z.shape[-1])
+    if direct is None:
+        return _iterate(solver, problem, z).spread()
+    found, start = judged(solver, problem, _iterate(solver, problem, z), direct)
+
+    if not isinstance(found.status, Tensor) and found.status != RUNNING:
+        return found.spread()
+    found = found.spread()
+
+    def again(carry: Any) -> Any:
+        found, start = carry
+        going = found.status == RUNNING
+        if compiling() or not problem.separable:
+            here, keep = inside(problem), slice(None)
+        else:
+            keep = going.nonzero().squeeze(-1)
+            here, going = problem.take(keep), True
+        new, onward = judged(solver, here, _iterate(solver, here, start[keep]), direct)
+        new = new.spread()
+        new = new._replace(iterations=new.iterations + found.iterations[keep])
+        new, onward = pick(going, (new, onward), select((found, start), keep))
+        return _put((found, start), keep, (new, onward))
+
+    found, _ = repeat(lambda carry: (carry[0].status == RUNNING).any(), again, (found, start), _ROUNDS)
+    stuck = found.status == RUNNING
+    return found._replace(status=torch.where(stuck, int(Status.STALLED), found.status))
+
+
+def _put(whole: Any, keep: Any, part: Any) -> Any:
+    """Return what all lanes have, with those of ``keep`` replaced."""
+    if isinstance(whole, tuple):
+        parts = [_put(a, keep, b) for a, b in zip(whole, part, strict=True)]
+        return type(whole)(*parts) if hasattr(whole, "_fields") else tuple(parts)
+    return part if isinstance(keep, slice) else whole.index_copy(0, keep, part)
+
+
+def _iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome:
+    """Step until every lane proposes its end, fails, or has used its steps up.
 
     A lane that has ended keeps its iterate and its error. When at most half of the lanes are left,
     they go on without the others (unless the solver says ``compact=False``). A lane that failed
@@ -109,7 +156,8 @@ def _nobody(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
 def _begin(solver: Any, problem: Any, z: Tensor) -> Progress:
     state = solver.init(problem, z)
     best = () if solver.monotone or solver.rtol is None else (state.z, state.error)
-    return Progress(state, True, RUNNING, -1, -1, best)
+    estimate = estimated(solver, problem, state, None)
+    return Progress(state, True, RUNNING, -1, -1, estimate, best)
 
 
 def _step(solver: Any, problem: Any, progress: Progress) -> Progress:
@@ -121,7 +169,8 @@ def _step(solver: Any, problem: Any, progress: Progress) -> Progress:
     new = solver.step(problem, state)
     if not everywhere(running) and not hasattr(new, "accepted"):
         new = with_ended(running, new, state)
-    return progress._replace(state=new)
+    estimate = estimated(solver, problem, new, state)
+    return progress._replace(state=new, estimate=estimate)
 
 
 def _marked(state: Any, running: Mask) -> Any:
@@ -136,28 +185,33 @@ def _coast(solver: Any, problem: Any, progress: Progress) -> Progress:
 
     If a lane has ended nevertheless, or come no nearer, they are taken back and made one by one.
     """
-    state, running, _, iterations, trials, _, (error, since, pause) = progress
+    state, running, _, iterations, trials, estimate, _, (error, since, pause) = progress
     if trials < since + pause:
         return progress
     last, pause = min(solver.max_steps, _most(solver)) - 1, _PAUSE
-    left = trials - since and (trials - since) * _foreseen(solver, problem, state, error, running)
+    made = trials - since
+    left = made and made * _foreseen(solver, problem, state, estimate, error, running)
     while (count := int(min(_FARTHEST, left / 2, last - trials)) if left > 0 else 0) > 1:
         new = with_ended(running, solver.steps(problem, state, count), state)
-        left = count * _foreseen(solver, problem, new, state.error, running)
+        after = estimated(solver, problem, new, state)
+        left = count * _foreseen(solver, problem, new, after, estimate, running)
         if not left > 0:
             pause = count
             break
-        state, trials, iterations = new, trials + count, iterations + pick(running, count, 0)
-    before = (state.error, trials, pause)
-    return progress._replace(state=state, iterations=iterations, trials=trials, before=before)
+        state, estimate, trials = new, after, trials + count
+        iterations = iterations + pick(running, count, 0)
+    progress = progress._replace(state=state, iterations=iterations, trials=trials)
+    return progress._replace(estimate=estimate, before=(estimate, trials, pause))
 
 
-def _foreseen(solver: Any, problem: Any, state: Any, before: Any, running: Mask) -> float:
+def _foreseen(
+    solver: Any, problem: Any, state: Any, error: Any, before: Any, running: Mask
+) -> float:
     """Return in how many times as many steps as since ``before`` the first lane will have ended.
 
     It is not positive if one has, or has come no nearer.
     """
-    error, least = state.error, goal(solver, problem, state)
+    least = goal(solver, problem, state)
     if isinstance(error, float):
         near = 0 < least < error < before
         return math.log(error / least) / math.log(before / error) if near else 0.0
@@ -174,12 +228,12 @@ def _look(
     solver: Any, problem: Any, progress: Progress, lanes: int, left: int, ask: Ask
 ) -> tuple[int, Progress]:
     """Judge what a step has left, by one question; return how many lanes run, and how."""
-    state, running, status, iterations, trials, best, before = progress
+    state, running, status, iterations, trials, estimate, best, before = progress
     budget, trials = solver.rtol is None, trials + 1
     accepted = getattr(state, "accepted", True)
     if not everywhere(accepted):  # lanes that have ended stay, whatever is said of them
         accepted = implies(running, accepted)
-    going = both(goes_on(solver, problem, state), running)
+    going = both(goes_on(solver, problem, state, estimate), running)
     late = isinstance(trials, Tensor) or trials >= min(solver.max_steps, _most(solver))
     if late:
         count = iterations + both(budget or accepted, running)
@@ -194,13 +248,13 @@ def _look(
         running = going
     elif now != left or now < 0:
         ends = both(running, no(going))
-        code = judge(solver, problem, state)
+        code = proposed(solver, problem, state, estimate)
         if late:
             code = pick(code != RUNNING, code, _out_of_steps(solver))
         status, running = pick(ends, code, status), going
     if best:
         best = pick(better, (state.z, state.error), best)
-    return now, Progress(state, running, status, iterations, trials, best, before)
+    return now, Progress(state, running, status, iterations, trials, estimate, best, before)
 
 
 def _spread(progress: Progress) -> Progress:
@@ -218,9 +272,9 @@ def _end(solver: Any, problem: Any, progress: Progress) -> Outcome:
     state, status = progress.state, progress.status
     if not hasattr(state, "flag"):
         # nothing but the state itself says how a lane ended
-        status = judge(solver, problem, state)
+        status = proposed(solver, problem, state, progress.estimate)
         status = pick(status != RUNNING, status, _out_of_steps(solver))
-    return result(solver, state, status, progress.iterations, progress.best)
+    return result(state, status, progress.iterations, progress.estimate, progress.best)
 
 
 def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, everywhere, implies, pick, spread
-from implicit_solvers.solution import Status, failed
+from implicit_solvers.agreement import (
+    Mask,
+    both,
+    divide,
+    either,
+    everywhere,
+    implies,
+    larger,
+    no,
+    pick,
+    spread,
+)
+from implicit_solvers.solution import Status
 
 __all__ = [
+    "DIGIT",
     "ENDED",
+    "ROUNDINGS",
     "RUNNING",
     "Departed",
     "Outcome",
+    "estimated",
     "goal",
     "goes_on",
-    "judge",
-    "made_by",
+    "proposed",
     "result",
     "select",
     "with_ended",
@@ -26,20 +40,29 @@ __all__ = [
 
 RUNNING, ENDED = -1, -2
 
+ROUNDINGS, DIGIT = 20.0, 0.1
+"""So many roundings are a tolerance; an error of this part of the size leaves no digit."""
+
 
 class Outcome(NamedTuple):
-    """How the lanes ended: tensors ``(N, ...)``.
+    """How the lanes ended: tensors ``(N, ...)``, or what they share.
 
     ``residual`` is its norm, ``error`` an estimate of that of ``z``, and ``factors`` are those of
     the Jacobian at ``z``, if there are any.
     """
 
     z: Tensor
-    status: Tensor
-    iterations: Tensor
-    residual: Tensor
-    error: Tensor
+    status: Any
+    iterations: Any
+    residual: Any
+    error: Any
     factors: tuple[Tensor, ...] = ()
+
+    def spread(self) -> Outcome:
+        """Return the same, all in tensors."""
+        status, iterations = (spread(v, self.z, torch.int64) for v in self[1:3])
+        residual, error = (spread(v, self.z) for v in self[3:5])
+        return Outcome(self.z, status, iterations, residual, error, self.factors)
 
 
 class Departed:
@@ -53,9 +76,7 @@ class Departed:
         """Let all lanes leave but those at ``keep``; what these have ``now`` is provisional."""
         if self.full is None:
             # (what lanes share may be expanded, and the iterate is the user's at the start)
-            z, status, iterations, residual, error = (part.clone() for part in now[:5])
-            factors = tuple(t.clone() for t in now.factors)
-            self.full = Outcome(z, status, iterations, residual, error, factors)
+            self.full = Outcome(*(part.clone() for part in now.spread()[:5]))
             self.places = keep
         else:
             assert self.places is not None
@@ -72,44 +93,43 @@ class Departed:
     def _put(self, now: Outcome) -> None:
         assert self.full is not None and self.places is not None
         keep = self.places
-        if len(now.factors) != len(self.full.factors):
-            # some left before anything was factored
-            self.full = self.full._replace(factors=())
-        parts = [*now[:5], *now.factors[: len(self.full.factors)]]
-        for whole, part in zip([*self.full[:5], *self.full.factors], parts, strict=True):
+        for whole, part in zip(self.full[:5], now.spread()[:5], strict=True):
             whole[keep] = part if len(part) == len(keep) else part[: len(keep)]
 
 
-def goes_on(solver: Any, problem: Any, state: Any) -> Mask:
-    """Tell which lanes `judge` would leave running, if they ran: the usual answer, for less."""
+def goes_on(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
+    """Tell which lanes `proposed` would leave running, if they ran: the usual answer, for less."""
     accepted = getattr(state, "accepted", True)
     # an error that was accepted as less than one before is finite
     known = not everywhere(accepted) and getattr(problem, "branches", False)
     going: Mask = True if known else state.error < torch.inf
     if solver.rtol is not None:
-        going = both(going, _unsolved(solver, problem, state))
+        going = both(going, no(_near(solver, problem, state, estimate)))
     # a lane that tried in vain has not moved
     going = implies(accepted, going)
     return both(going, getattr(state, "flag", 0) == 0)
 
 
-def judge(solver: Any, problem: Any, state: Any) -> Any:
-    """Return the status of each lane, or that it is running."""
+def proposed(solver: Any, problem: Any, state: Any, estimate: Any) -> Any:
+    """Return the status that each lane proposes for itself, or that it is running."""
     flag, error = getattr(state, "flag", 0), state.error
     status = RUNNING if isinstance(flag, int) and flag == 0 else pick(flag != 0, flag, RUNNING)
     if solver.rtol is not None:
-        doubt = solver.doubt(problem, state) if hasattr(solver, "doubt") else 0
-        least = goal(solver, problem, state)
-        status = pick(error <= least, doubt, status)
-        error = error + least
+        status = pick(_near(solver, problem, state, estimate), int(Status.CONVERGED), status)
+        error = error + goal(solver, problem, state)
     return pick(error < torch.inf, status, int(Status.NONFINITE))
 
 
-def _unsolved(solver: Any, problem: Any, state: Any) -> Mask:
-    ask = getattr(problem, "unsolved", None)
-    if ask is not None:
-        return cast(Mask, ask(solver, state.z, state.error))
-    return cast(Mask, state.error > goal(solver, problem, state))
+def _near(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
+    """Tell where the estimate of the error says that a lane has converged."""
+    least, rounding = goal(solver, problem, state), getattr(state, "rounding", None)
+    if rounding is None:
+        near: Mask = estimate <= least
+    else:
+        digit = DIGIT * problem.scale(solver, state.z)
+        near = both(estimate <= larger(least, ROUNDINGS * rounding), estimate + rounding <= digit)
+    least = getattr(solver, "f_atol", 0.0)
+    return near if least == 0 else either(near, state.error <= least)
 
 
 def goal(solver: Any, problem: Any, state: Any) -> Any:
@@ -119,39 +139,55 @@ def goal(solver: Any, problem: Any, state: Any) -> Any:
     return problem.tolerance(solver, None if linear else state.z)
 
 
+def estimated(solver: Any, problem: Any, new: Any, old: Any) -> Any:
+    """Return an estimate of the error of each lane, after a step from ``old`` to ``new``.
+
+    It is the solver's own, ``estimate``, if it has one; of a linear system, the residual. Else the
+    step ``|dz|`` and what it left of the residual say, as for a contraction: ``|dz| q / (1 - q)``
+    with ``q = |F_new| / |F_old|``.
+    """
+    if solver.rtol is None:
+        return math.inf
+    own = getattr(new, "estimate", None)
+    if own is not None:
+        return own
+    if getattr(problem, "linear", False):
+        return new.error
+    error = new.error
+    if old is None:
+        return pick(error == 0, 0.0, math.inf)
+    before = getattr(new, "kept", old)
+    step = problem.size(solver.norm, new.z - before.z)
+    rate = pick(error == 0, 0.0, divide(error, before.error))
+    gone = pick(rate < 1, step * rate / pick(rate < 1, 1 - rate, 1.0), math.inf)
+    return pick(either(step > 0, error == 0), gone, math.inf)
+
+
 def result(
-    solver: Any, state: Any, status: Any, iterations: Any, best: tuple[Tensor, ...]
+    state: Any, status: Any, iterations: Any, estimate: Any, best: tuple[Tensor, ...]
 ) -> Outcome:
     """Return what lanes ended with: those that failed, their ``best`` iterate, if it is kept."""
-    z, error = state.z, spread(state.error, state.z)
-    status = spread(status, z, torch.int64)
+    z, residual = state.z, state.error
     if best:
-        fell_back = failed(status) & ((best[1] < error) | ~torch.isfinite(error))
-        z = torch.where(fell_back.unsqueeze(-1), best[0], z)
-        error = torch.where(fell_back, best[1], error)
-    iterations = spread(iterations, z, torch.int64)
+        better = either(best[1] < residual, no(residual < torch.inf))
+        z, residual = pick(both(status > int(Status.BUDGET), better), best, (z, residual))
     before = getattr(state, "steps_before", None)
     iterations = iterations if before is None else iterations + before
-    factors = () if made_by(solver, z.shape[-1]) is None else tuple(getattr(state, "factors", ()))
-    return Outcome(z, status, iterations, error, torch.full_like(error, torch.inf), factors)
-
-
-def made_by(solver: Any, n: int) -> Any:
-    """Return the direct solver whose factors are in a solver's state, if there are any."""
-    ask = getattr(solver, "factorization", None)
-    return None if ask is None else ask(n)
+    known = getattr(state, "error_bound", estimate)
+    error = pick(status == int(Status.CONVERGED), known, torch.inf)
+    return Outcome(z, status, iterations, residual, error)
 
 
 def with_ended(running: Mask, new: Any, old: Any) -> Any:
     """Return ``new``, with what is asked of lanes that have ended from ``old``.
 
-    A state of plain fields need keep its iterate and error only; one that computes what it
+    A state of plain fields need keep its iterate and what is known of it only; one that computes what it
     returns is kept whole.
     """
-    computed = [isinstance(getattr(type(new), k, None), property) for k in ("z", "factors")]
-    if any(computed):
+    if isinstance(getattr(type(new), "z", None), property):
         return _whole(running, new, old)
-    return new._replace(z=pick(running, new.z, old.z), error=pick(running, new.error, old.error))
+    asked = [k for k in ("z", "error", "estimate", "rounding", "error_bound") if hasattr(new, k)]
+    return new._replace(**{k: pick(running, getattr(new, k), getattr(old, k)) for k in asked})
 
 
 def _whole(running: Mask, new: Any, old: Any) -> Any:

@@ -11,15 +11,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask
+from implicit_solvers.agreement import pick
 from implicit_solvers.autodiff import no_saved_tensor_hooks, pullback_on_graph, unwatched, vjp
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
+from implicit_solvers.examination import Examination, by_newton
 from implicit_solvers.explicit_function import reading_by_itself
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
 from implicit_solvers.linear.lane_map import LaneMap
-from implicit_solvers.tolerance import Norm, equation_tolerance, longest
+from implicit_solvers.tolerance import Norm, equation_tolerance, rms
 from implicit_solvers.traced_loop import alias
 
 __all__ = ["Equation", "EquationProblem", "ResidualMap"]
@@ -42,6 +43,10 @@ class Equation:
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return ``F(z)``, zero at a solution."""
         raise NotImplementedError
+
+    def examine(self, problem: Any, z: Tensor, direct: Any) -> Examination:
+        """Return Newton's step from ``z (N, n)``, and the error that rounding makes."""
+        return by_newton(problem, z, direct)
 
     def condition_over(self, lanes: Lanes) -> Callable[..., Tensor]:
         """Return `condition` as a function of all lanes."""
@@ -132,8 +137,8 @@ class EquationProblem:
         self.start = start
         self._condition = equation.condition_over(lanes)
         self._fn = lanes.over(equation.fn)
-        self._goal: tuple[Any, Tensor, Any] | None = None
-        self._longest: Any = None
+        self._scale: tuple[Norm, Tensor, Any] | None = None
+        self._origin: Any = None
         self._evaluated: _Evaluated | None = None
         self.traced = traced
         self.taken = False
@@ -172,40 +177,54 @@ class EquationProblem:
         """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
         return self.number(norm(v))
 
+    def sizes(self, norm: Norm, *vectors: Tensor) -> Any:
+        """Return the norm of several vectors of each lane, as `size` does."""
+        sizes = norm(torch.cat(vectors))
+        if self._on_host(sizes):
+            return sizes.tolist()
+        return sizes.reshape(len(vectors), -1).unbind()
+
     def number(self, t: Tensor) -> Any:
         """Return a number of each lane ``(N,)``; Python's for one problem on a CPU.
 
         The last of many lanes has tensors still: what a solver remembers of it are some.
         """
+        return t.item() if self._on_host(t) else t
+
+    def _on_host(self, t: Tensor) -> bool:
         if not self.branches or self.taken or self.count != 1:
-            return t
-        return t.item() if t.device.type == "cpu" and unwatched() else t
+            return False
+        return t.device.type == "cpu" and unwatched()
+
+    def scale(self, solver: Any, z: Tensor) -> Any:
+        """Return the size of ``z``; that of the start, where ``z`` is nothing beside it."""
+        known = self._scale
+        if known is None or known[0] is not solver.norm or known[1] is not z:
+            size = self.size(solver.norm, z)
+            known = solver.norm, z, self.scaled(size, torch.finfo(z.dtype).eps ** 0.75)
+            if self.branches:
+                self._scale = known
+        return known[2]
+
+    def scaled(self, size: Any, little: float) -> Any:
+        """Return a size, or that of the start, of which it is at most a ``little`` part."""
+        if self.start is None:
+            return size
+        if not self.branches:
+            return pick(size > little * self.start, size, self.start)
+        if self._origin is None:
+            self._origin = self.number(self.start)
+        return pick(size > little * self._origin, size, self._origin)
 
     def tolerance(self, solver: Any, z: Tensor) -> Any:
-        """Return ``atol + rtol norm(z)``, where an iterate that ran away counts as less."""
-        if self._goal is None or self._goal[0] is not solver or self._goal[1] is not z:
-            size = self.size(solver.norm, z)
-            goal = equation_tolerance(solver.rtol, solver.atol, z, size, self._most(z, size))
-            if not self.branches:
-                return goal
-            self._goal = solver, z, goal
-        return self._goal[2]
+        """Return ``atol + rtol s``, the error of ``z`` at or below which a lane has converged."""
+        eps = torch.finfo(z.dtype).eps
+        return equation_tolerance(solver.rtol, solver.atol, eps, self.scale(solver, z))
 
-    def unsolved(self, solver: Any, z: Tensor, error: Any) -> Mask:
-        """Tell whether ``error`` is above the `tolerance`."""
-        if isinstance(error, float):
-            most = self._most(z, error)
-            if error > equation_tolerance(solver.rtol, solver.atol, z, most, most):
-                return True
-        return error > self.tolerance(solver, z)
-
-    def _most(self, z: Tensor, like: Any) -> Any:
-        if not self.branches:
-            return longest(z, self.start)
-        if self._longest is None:
-            longest_norm = longest(z, self.start)
-            self._longest = float(longest_norm) if isinstance(like, float) else longest_norm
-        return self._longest
+    def reach(self, z: Tensor) -> Tensor:
+        """Return the size of each entry of ``z``, and no less than that of the lane."""
+        least = rms(z) if self.start is None else torch.maximum(rms(z), self.start)
+        return torch.maximum(z.abs(), least.unsqueeze(-1))
 
     def _grid(self, z: Tensor) -> Tensor:
         return z if len(self.shape) == 1 else z.reshape((*self.shape, z.shape[-1]))

@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_stopping
+from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
 
 __all__ = [
+    "DENSE_LIMIT",
     "DirectSolver",
     "EquationMethod",
     "Factors",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 Factors = tuple[Tensor, ...]
+
+DENSE_LIMIT = 512
+"""Up to this many unknowns a matrix is formed and factored when no solver is named."""
 
 
 class LaneProblem(Protocol):
@@ -132,6 +136,7 @@ class EquationMethod(IterativeSolver):
     1e-06
     """
 
+    f_atol: float = 0.0
     norm: Norm = rms
     max_trials: int | None = None
     solves: ClassVar[tuple[str, ...]] = ()
@@ -143,8 +148,21 @@ class EquationMethod(IterativeSolver):
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
+        check_number(self, "f_atol", least=0)
         if self.max_trials is not None:
             check_count(self, "max_trials")
+
+    def examined(self, n: int) -> bool:
+        """Tell whether the Jacobian is formed and factored where a solve of ``n`` unknowns ends.
+
+        One step of Newton's method then tells how far the solution is. Else the solver's own
+        ``estimate`` of the error, which may be infinite, is all that is known of it.
+        """
+        return n <= DENSE_LIMIT
+
+    def factorization(self, n: int) -> DirectSolver | None:
+        """Return what factors it; None for `LU`."""
+        return None
 
 
 class LinearSolver:
@@ -217,7 +235,7 @@ class DirectSolver(LinearSolver):
 
     ``factor`` takes the operators of a grid of lanes, or ``factor_dense`` their matrices; ``solve``
     takes the factors and right-hand sides ``(grid, n, columns)``, and ``status`` tells which
-    operators it could not factor. Factors that are ``keepable`` may be of an earlier step in some
+    operators it could not factor. One that ``forms`` the matrices factors these. Factors that are ``keepable`` may be of an earlier step in some
     lanes and of a later one in others. What it returns need not solve the system if it is not
     ``exact``, as a pseudo-inverse. A subclass says how to factor, to solve, and to judge; one that
     asks for values of tensors says ``traceable = False``.
@@ -241,6 +259,7 @@ class DirectSolver(LinearSolver):
     tensor(2.)
     """
 
+    forms: ClassVar[bool] = True
     keepable: ClassVar[bool] = True
     exact: ClassVar[bool] = True
 

@@ -17,7 +17,6 @@ __all__ = [
     "equation_tolerance",
     "largest",
     "linear_tolerance",
-    "longest",
     "rms",
 ]
 
@@ -74,36 +73,14 @@ def largest(lanes: Tensor) -> Tensor:
     return lanes.abs().amax(-1) if lanes.shape[-1] else lanes.sum(-1)
 
 
-def equation_tolerance(
-    rtol: float | Auto, atol: float | Auto, z: Tensor, size: Any, longest: Any
-) -> Any:
-    """Return the largest ``norm(F(z))`` that counts as solved: ``atol + rtol norm(z)``.
+def equation_tolerance(rtol: float | Auto, atol: float | Auto, eps: float, size: Any) -> Any:
+    """Return the largest error of ``z`` that counts as solved, in its units: ``atol + rtol size``.
 
-    ``F`` is the optimality condition: ``f`` for a root, ``z - g(z)`` for a fixed point, the
-    gradient for a minimum, ``J^T r`` for least squares. The default of both tolerances is
-    ``eps**0.75``: 1.8e-12 in float64, 6.4e-6 in float32.
-
-    ``size`` is ``norm(z)``, and counts up to ``longest`` only: where an iterate runs away,
-    ``rtol norm(z)`` would come to accept any bounded residual.
+    The default of ``rtol`` is ``eps**0.75``, 1.8e-12 in float64 and 6.4e-6 in float32; that of
+    ``atol`` is zero.
     """
-    eps = torch.finfo(z.dtype).eps
     relative = eps**0.75 if isinstance(rtol, Auto) else rtol
-    absolute = eps**0.75 if isinstance(atol, Auto) else atol
-    if isinstance(size, Tensor):
-        if isinstance(longest, float):
-            return absolute + relative * size.clamp(max=longest)
-        return absolute + relative * torch.minimum(size, longest)
-    # (what is no number stays so)
-    return absolute + relative * (longest if size > longest else size)
-
-
-def longest(z: Tensor, start: Tensor | None) -> Any:
-    """Return what an iterate's norm counts at most: ``1/sqrt(eps)``.
-
-    Given the norm of the ``start`` of each lane ``(N,)``, up to ten times that or ``eps**-0.25``.
-    """
-    eps = torch.finfo(z.dtype).eps
-    return eps**-0.5 if start is None else (10 * start).clamp(eps**-0.25, eps**-0.5)
+    return (0.0 if isinstance(atol, Auto) else atol) + relative * size
 
 
 def linear_tolerance(

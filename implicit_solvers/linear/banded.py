@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class Banded(DirectSolver):
     >>> ims.linear_solve(A, torch.tensor([4.0, 5.0, 4.0]), solver=Banded()).value
     tensor([1.0000, 1.0000, 1.0000])
     """
+
+    forms: ClassVar[bool] = False
 
     def factor(self, A: LaneMap) -> Factors:
         """Return the scaling, the packed factors, the pivots, the bandwidths, and the status."""

@@ -12,13 +12,9 @@ from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.qr import QR
 from implicit_solvers.linear.structured import Structured
 from implicit_solvers.linear.superlu import SuperLU
-from implicit_solvers.solver import LinearSolver
+from implicit_solvers.solver import DENSE_LIMIT, LinearSolver
 
 __all__ = ["DENSE_LIMIT", "default_linear_solver"]
-
-DENSE_LIMIT = 512
-"""Up to this many unknowns a matrix is formed and factored when no solver is named."""
-
 
 def default_linear_solver(
     n: int,

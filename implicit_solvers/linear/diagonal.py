@@ -36,6 +36,7 @@ class Diagonal(DirectSolver):
     tensor([1.0000, 0.5000])
     """
 
+    forms: ClassVar[bool] = False
     diagonal_only: ClassVar[bool] = True
 
     def factor(self, A: LaneMap) -> Factors:

@@ -25,6 +25,7 @@ from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
 from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.template import Products, Template
+from implicit_solvers.rounding import patterns
 from implicit_solvers.traced_loop import alias
 
 __all__ = ["LaneMap"]
@@ -139,6 +140,13 @@ class LaneMap:
     def rmv(self, v: Tensor) -> Tensor:
         """Return the product with the transpose."""
         return self._apply(1 - int(self.transposed), v)
+
+    def bound(self, v: Tensor) -> Tensor:
+        """Return ``|A| |v|``; if the matrices are not formed, what two products show of it."""
+        if self.matrices is not None:
+            stacked = v.abs().reshape(self.columns, self.grid, -1, 1)
+            return (self.matrices.abs() @ stacked).reshape(len(v), -1)
+        return torch.maximum(*(self.mv(v * row).abs() for row in patterns(v)[:2]))
 
     def dense(self) -> Tensor:
         """Return the matrices ``(grid, m, n)``, never transposed."""

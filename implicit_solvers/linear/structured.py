@@ -64,6 +64,7 @@ class Structured(DirectSolver):
     widest: int = 1
     # Dynamo cannot make an object whose default is one
     fallback: DirectSolver = field(default_factory=lambda: LU())
+    forms: ClassVar[bool] = False
     keepable: ClassVar[bool] = False
     traceable: ClassVar[bool] = False
 

@@ -50,6 +50,7 @@ class SuperLU(DirectSolver):
     """
 
     ordering: Literal["NATURAL", "MMD_ATA", "MMD_AT_PLUS_A", "COLAMD"] = "COLAMD"
+    forms: ClassVar[bool] = False
     traceable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

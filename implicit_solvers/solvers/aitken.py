@@ -11,6 +11,7 @@ from torch import Tensor
 from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solvers.contraction import Rates, after_step
 
 __all__ = ["Aitken"]
 
@@ -23,7 +24,10 @@ class AitkenState(NamedTuple):
     relaxation: Tensor
     plain: Tensor
     error: Tensor
-    flag: Tensor
+    rates: Rates
+    estimate: Tensor
+    rounding: Tensor
+    error_bound: Tensor
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,17 @@ class Aitken(EquationMethod):
         check_number(self, "damping", above=0, most=1)
         check_number(self, "growth", above=0)
 
+    def examined(self, n: int) -> bool:
+        """Tell that no Jacobian is formed: the contraction says how far the solution is."""
+        return False
+
     def init(self, problem: EquationProblem, z: Tensor) -> AitkenState:
         """Evaluate the residual at the start."""
         residual = problem.residual(z)
         error = self.norm(residual)
         relaxation = torch.full_like(residual[:, :1], self.damping)
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        return AitkenState(z, residual, relaxation, torch.ones_like(flag).bool(), error, flag)
+        known = after_step(problem, self, z, error, torch.inf, Rates.unknown(error))
+        return AitkenState(z, residual, relaxation, error == error, error, *known)
 
     def step(self, problem: EquationProblem, state: AitkenState) -> AitkenState:
         """Move by the relaxation, and choose the next one."""
@@ -91,10 +99,15 @@ class Aitken(EquationMethod):
         change = residual - state.residual
         relaxation = (step * change).sum(-1, keepdim=True) / (change**2).sum(-1, keepdim=True)
 
+        end = torch.sub(step, change, alpha=self.damping)
+        length = self.norm(step)
+        ratio = self.norm(end) / length
         accepted = state.plain | (error <= self.growth * state.error)
         usable = accepted & torch.isfinite(relaxation).squeeze(-1)
         farthest = abs(self.damping) / torch.finfo(z.dtype).eps ** 0.5
         usable = usable & (relaxation != 0).squeeze(-1) & (relaxation.abs() <= farthest).squeeze(-1)
+        ratio = torch.where(accepted, ratio, torch.inf)
+        longest = torch.maximum(self.damping * error, length)
         take = accepted.unsqueeze(-1)
         return AitkenState(
             torch.where(take, z, state.z),
@@ -102,5 +115,5 @@ class Aitken(EquationMethod):
             torch.where(usable.unsqueeze(-1), relaxation, self.damping),
             ~usable,
             torch.where(accepted, error, state.error),
-            state.flag,
+            *after_step(problem, self, z, longest, ratio, state.rates),
         )

@@ -12,6 +12,7 @@ from implicit_solvers.compiling import compiling
 from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solvers.contraction import Rates, after_step
 
 __all__ = ["Anderson"]
 
@@ -32,6 +33,10 @@ class AndersonState(NamedTuple):
     depth: Tensor
     turn: Any
     error: Tensor
+    rates: Rates
+    estimate: Tensor
+    rounding: Tensor
+    error_bound: Tensor
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,10 @@ class Anderson(EquationMethod):
         check_number(self, "regularization", least=0)
         check_number(self, "growth", above=0)
 
+    def examined(self, n: int) -> bool:
+        """Tell that no Jacobian is formed: the contraction says how far the solution is."""
+        return False
+
     def init(self, problem: EquationProblem, z: Tensor) -> AndersonState:
         """Evaluate the residual at the start; remember nothing."""
         residual = problem.residual(z)
@@ -104,7 +113,8 @@ class Anderson(EquationMethod):
         depth = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         turn = 0 if problem.branches else depth
         error = self.norm(residual)
-        return AndersonState(z, residual, memory[0], memory[1], depth, turn, error)
+        known = after_step(problem, self, z, error, torch.inf, Rates.unknown(error))
+        return AndersonState(z, residual, memory[0], memory[1], depth, turn, error, *known)
 
     def step(self, problem: EquationProblem, state: AndersonState) -> AndersonState:
         """Mix the last steps so that their residuals cancel best."""
@@ -114,14 +124,18 @@ class Anderson(EquationMethod):
         residual = problem.residual(z)
         error = self.norm(residual)
 
+        plain, length = self.damping * error, self.norm(step)
         farthest = self.damping * state.error / torch.finfo(z.dtype).eps ** 0.5
-        better = (error <= self.growth * state.error) & (self.norm(step) <= farthest)
+        better = (error <= self.growth * state.error) & (length <= farthest)
         accepted = (state.depth == 0) | better
         keep = accepted.unsqueeze(-1)
         z = torch.where(keep, z, state.z)
         residual = torch.where(keep, residual, state.residual)
         change = residual - state.residual
         end = torch.sub(z - state.z, change, alpha=self.damping)
+        ratio = torch.where(accepted, self.norm(end) / length, torch.inf)
+        longest = torch.maximum(plain, length)
+        known = after_step(problem, self, z, longest, ratio, state.rates)
         size = torch.linalg.vector_norm(change, dim=-1, keepdim=True)
         scale = torch.where(size > torch.finfo(z.dtype).tiny, 1 / size, 0.0)
         ends, changes = _remember(state, end * scale, change * scale)
@@ -133,6 +147,7 @@ class Anderson(EquationMethod):
             torch.where(accepted, state.depth + 1, 0),
             state.turn + 1,
             torch.where(accepted, error, state.error),
+            *known,
         )
 
     def _weights(self, state: AndersonState) -> Tensor:

@@ -22,11 +22,6 @@ class ChordMemory(NamedTuple):
 
     inverse: Factors
 
-    @property
-    def factors(self) -> Factors:
-        """What the backward pass may use."""
-        return self.inverse
-
 
 @dataclass(frozen=True)
 class Chord(Factored):
@@ -86,6 +81,7 @@ class Chord(Factored):
         memory = state.memory
         if not memory.inverse:
             memory = memory._replace(inverse=factor_jacobian(self.linear_solver, problem, state.z))
-        flag = self.stopped(problem, state, tired)
-        direction, flag = self.step_by(problem, state, memory.inverse, flag)
+        flag = self.stopped(state, tired)
+        residual = state.residual.unsqueeze(-1)
+        direction = self.linear_solver.solve(memory.inverse, residual, False).squeeze(-1)
         return Aim(direction, memory, flag)

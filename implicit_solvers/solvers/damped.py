@@ -43,8 +43,8 @@ class DampedState(NamedTuple):
     """The state of a `Damped` solver.
 
     ``z``, ``residual``, ``error`` and ``value`` are those of the last trial until it is settled
-    whether that is ``accepted``, and then those of where the lane is; ``kept`` is where it was. A
-    trial goes back ``length`` times the ``direction``; ``search`` is what is known of this line.
+    whether that is ``accepted``, and then those of where the lane is; ``kept`` is where it was. The
+    solver's own ``estimate`` of the error of ``z`` is None if it has none. A trial goes back ``length`` times the ``direction``; ``search`` is what is known of this line.
     """
 
     z: Tensor
@@ -52,6 +52,7 @@ class DampedState(NamedTuple):
     error: Any
     value: Any
     flag: Any
+    estimate: Any
     accepted: Mask
     kept: Point
     direction: Any
@@ -105,15 +106,15 @@ class Damped(EquationMethod):
         """Return where to try."""
         return along(state.z, -state.length, state.direction), state
 
-    def pays(self, problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, Any]:
-        """Tell in which lanes the trial pays, what is known of the line with it, and the flags."""
+    def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
+        """Return the state with the lanes in which the trial is accepted, and what it showed."""
         raise NotImplementedError
 
     def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
         """Evaluate at the start."""
         point = self.evaluate(problem, z)
         memory = self.begin(problem, z, point.residual)
-        state = DampedState(*point, 0, True, point, None, _FULL, None, memory)
+        state = DampedState(*point, 0, None, True, point, None, _FULL, None, memory)
         if problem.branches:
             return state
         one, direction = torch.ones_like(point.error), torch.zeros_like(z)
@@ -143,8 +144,7 @@ class Damped(EquationMethod):
             z = pick(state.flag == 0, z, state.z)  # lanes that end stay where they are
         trial = self.evaluate(problem, z)
         state = state._replace(**trial._asdict(), kept=state.point)
-        accepted, search, flag = self.pays(problem, state)
-        return state._replace(accepted=accepted, search=search, flag=flag)
+        return self.pays(problem, state)
 
 
 @dataclass(frozen=True)
@@ -203,11 +203,11 @@ class Halving(Damped):
         length = 0.5 * state.length
         return length, None, either(length < 0.5 ** self.tries(state), self.hopeless(state))
 
-    def pays(self, problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, Any]:
+    def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Tell where the residual falls enough."""
         error, before = state.error, state.kept.error
         if self.halvings == 0:
-            return (True if problem.branches else torch.ones_like(error) > 0), None, state.flag
+            return state._replace(accepted=True if problem.branches else error == error)
         limit, fall = self.limit(state), 1e-4 * state.length
         least = (1 - fall) * limit if limit is before else limit - fall * before
-        return error <= least, None, state.flag
+        return state._replace(accepted=error <= least)

@@ -45,7 +45,7 @@ class Descent(Damped):
         """Let the search choose another length."""
         return self.line_search.again(state.search)
 
-    def pays(self, problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, Any]:
+    def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Let the search judge."""
         line, length = state.search, state.length
         trial = line.trial._replace(
@@ -53,7 +53,7 @@ class Descent(Damped):
         )
         line = line._replace(trial=trial, tried=line.tried + 1)
         accepted, low = self.line_search.judge(line, state.error < math.inf)
-        return accepted, line._replace(low=low), state.flag
+        return state._replace(accepted=accepted, search=line._replace(low=low))
 
     def _slope(self, problem: EquationProblem, state: DampedState) -> Any:
         return -dot(problem, state.direction, state.residual)

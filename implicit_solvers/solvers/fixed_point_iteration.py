@@ -8,9 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import divide
 from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solvers.contraction import Rates, after_step
 
 __all__ = ["FixedPointIteration"]
 
@@ -21,6 +23,10 @@ class FixedPointState(NamedTuple):
     z: Tensor
     residual: Tensor
     error: Any
+    rates: Rates
+    estimate: Any
+    rounding: Any
+    error_bound: Any
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,16 @@ class FixedPointIteration(EquationMethod):
         super().__post_init__()
         check_number(self, "damping", above=0, most=1)
 
+    def examined(self, n: int) -> bool:
+        """Tell that no Jacobian is formed: the contraction says how far the solution is."""
+        return False
+
     def init(self, problem: EquationProblem, z: Tensor) -> FixedPointState:
         """Evaluate the residual at the start."""
         residual = problem.residual(z)
-        return FixedPointState(z, residual, problem.size(self.norm, residual))
+        error = problem.size(self.norm, residual)
+        known = after_step(problem, self, z, error, torch.inf, Rates.unknown(error))
+        return FixedPointState(z, residual, error, *known)
 
     def step(self, problem: EquationProblem, state: FixedPointState) -> FixedPointState:
         """Move towards ``g(z)``."""
@@ -77,4 +89,7 @@ class FixedPointIteration(EquationMethod):
         for _ in range(count - 1):
             z = torch.lerp(z, problem.evaluate(z), self.damping)
         residual = problem.residual(z)
-        return FixedPointState(z, residual, problem.size(self.norm, residual))
+        error = problem.size(self.norm, residual)
+        step, ratio = self.damping * error, divide(error, state.error)
+        known = after_step(problem, self, z, step, ratio, state.rates, count)
+        return FixedPointState(z, residual, error, *known)

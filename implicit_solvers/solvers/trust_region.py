@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, divide, either, everywhere, no, nowhere, pick
+from implicit_solvers.agreement import (
+    Mask,
+    both,
+    divide,
+    either,
+    everywhere,
+    larger,
+    no,
+    nowhere,
+    pick,
+)
 from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.linear.choice import DENSE_LIMIT
 from implicit_solvers.problem import EquationProblem
@@ -27,7 +37,6 @@ __all__ = [
     "Region",
     "ScaledRegion",
     "decomposed",
-    "larger",
     "length",
     "promised",
     "scales",
@@ -162,13 +171,13 @@ class ModelSteps(Damped):
         region = region._replace(reach=reach, promised=fall)
         return state.z + step, state._replace(search=region)
 
-    def pays(self, problem: EquationProblem, state: DampedState) -> tuple[Mask, Region, Any]:
+    def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Tell where the step kept enough of its promise, and where none will."""
         region, flag, accepted = state.search, state.flag, False
         if not nowhere(region.whole):
             accepted = state.error <= _PAYS_WELL * state.kept.error
         if everywhere(region.whole):
-            return accepted, region, flag
+            return state._replace(accepted=accepted)
         pays, ratio, stuck = _weighed(problem, state)
         if not everywhere(pays):
             stuck = either(stuck, problem.size(length, state.z - state.kept.z) == 0)
@@ -180,7 +189,7 @@ class ModelSteps(Damped):
         flag = pick(both(stuck, flag == 0), why, flag)
         accepted = pick(region.whole, accepted, both(pays, no(stuck)))
         radius = pick(region.whole, region.radius, self.resized(state, ratio))
-        return accepted, region._replace(radius=radius), flag
+        return state._replace(accepted=accepted, search=region._replace(radius=radius), flag=flag)
 
 
 @dataclass(frozen=True)
@@ -279,11 +288,6 @@ def promised(
     # not as a difference of the two, which drowns in rounding near a minimum
     change = problem.number(2 * (gradient * p).sum(-1) + (image**2).sum(-1))
     return pick(change == 0, 0.0, divide(-change, size * size))
-
-
-def larger(a: Any, b: Any) -> Any:
-    """Return the larger of two numbers in each lane."""
-    return pick(a > b, a, b)
 
 
 def scales(matrix: Tensor, before: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure
 from implicit_solvers.testing.captured import captured_tensors
 from implicit_solvers.testing.statement import Statement
-from implicit_solvers.tolerance import AUTO, equation_tolerance, longest, rms
+from implicit_solvers.tolerance import AUTO, equation_tolerance, rms
 from implicit_solvers.torch_internals import (
     keystr,
     tree_flatten,
@@ -151,7 +151,7 @@ class Subject:
         if self.resolve is None:
             rtol = atol = torch.finfo(z.dtype).eps ** 0.5
         rtol = AUTO if rtol is None else rtol
-        return equation_tolerance(rtol, atol, z, self.norm(z), longest(z, None))
+        return equation_tolerance(rtol, atol, torch.finfo(z.dtype).eps, self.norm(z))
 
 
 def _solved(out: Any) -> Solved:

@@ -1,0 +1,54 @@
+"""What is known of a point: Newton's step from it, and the error that rounding makes there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.rounding import patterns
+
+__all__ = ["Examination", "by_newton"]
+
+_ULPS = 4.0
+
+
+class Examination(NamedTuple):
+    """What is known of points ``z (N, n)``: the residual, Newton's step, and what rounding makes.
+
+    Newton's next point is ``z - step``. ``noise`` are errors that the rounding of ``F`` may make
+    in ``z``; the last of them was seen in ``F``, the others are what to expect of it. ``kick``
+    leads down where the curvature is negative, and is zero elsewhere.
+    """
+
+    residual: Tensor
+    step: Tensor
+    noise: Sequence[Tensor]
+    factors: tuple[Tensor, ...]
+    kick: Tensor | None = None
+
+
+def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
+    """Examine points by the factors of the Jacobian of the condition."""
+    F, A = problem.residual_to_factor(z), problem.linearize(z)
+    if direct.forms:
+        A.matrices = A.dense()
+    factors = direct.factor(A)
+    columns = torch.stack([F, *roundings(problem, z, F, A)], -1)
+    step, *noise = direct.solve(factors, columns, False).unbind(-1)
+    return Examination(F, step, noise, factors)
+
+
+def roundings(problem: Any, z: Tensor, F: Tensor, A: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return three samples of what rounding does to ``F`` at ``z``.
+
+    Two are a rounding of every term of ``F'(z) z``, by patterns of signs; the last is how far ``F``
+    is from its linear model after a step of a few roundings of ``z``.
+    """
+    eps = torch.finfo(z.dtype).eps
+    first, second, third = patterns(z)
+    w = eps * (A.bound(z) + F.abs())
+    there = torch.addcmul(z, problem.reach(z), third, value=_ULPS * eps)
+    return w * first, w * second, problem.residual(there) - F - A.mv(there - z)

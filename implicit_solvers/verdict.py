@@ -1,0 +1,71 @@
+"""The verdict: how far a lane may be from a solution, in units of the unknown.
+
+A lane has converged when the estimate ``e`` of its error is small, ``e <= max(atol + rtol s, 20
+e0)`` and ``e + e0 <= 0.1 s``, where ``s`` is the size of ``z`` (of the start, if ``z`` is nothing
+beside it), and ``e0`` the error that the rounding of the function makes. What a solver knows at
+every step proposes an end; one step of Newton's method from there decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.agreement import Mask, both, either, larger, no, pick
+from implicit_solvers.examination import Examination
+from implicit_solvers.linear.lu import LU
+from implicit_solvers.outcome import DIGIT, ROUNDINGS, RUNNING, Outcome
+from implicit_solvers.solution import Status
+from implicit_solvers.solver import DirectSolver
+from implicit_solvers.tolerance import equation_tolerance
+
+__all__ = ["examiner", "judged"]
+
+_COARSE = 5.0
+
+
+def examiner(solver: Any, n: int) -> DirectSolver | None:
+    """Return what factors the Jacobian where a solve ends; None if nothing does."""
+    if solver.rtol is None or not solver.examined(n):
+        return None
+    own: DirectSolver | None = solver.factorization(n)
+    return LU() if own is None else own
+
+
+def judged(
+    solver: Any, problem: Any, found: Outcome, direct: DirectSolver
+) -> tuple[Outcome, Tensor]:
+    """Return how lanes ended, RUNNING where they go on, and from where those do."""
+    z, eps = found.z, torch.finfo(found.z.dtype).eps
+    seen: Examination = problem.equation.examine(problem, z, direct)
+    residual, size, e, *rounding, probe = problem.sizes(
+        solver.norm, seen.residual, z, seen.step, *seen.noise
+    )
+    e0 = rounding[0]
+    for other in rounding[1:]:
+        e0 = larger(e0, other)
+    tolerance = equation_tolerance(solver.rtol, solver.atol, eps, problem.scaled(size, eps**0.75))
+    digit = DIGIT * problem.scaled(size, eps**0.5)
+    near = both(e <= larger(tolerance, ROUNDINGS * e0), e + e0 <= digit)
+    # what is so coarse is not smooth: nothing that the Jacobian says of it holds
+    near = both(near, probe <= _COARSE * digit)
+    proposed = found.status == int(Status.CONVERGED)
+    if solver.f_atol > 0:
+        near = either(near, both(proposed, residual <= solver.f_atol))
+    ended = proposed
+    for code in (Status.STALLED, Status.MAX_STEPS, Status.SINGULAR):
+        ended = either(ended, found.status == int(code))
+    bent: Mask = False
+    start = pick(e <= digit, z - seen.step, z)
+    if seen.kick is not None:
+        bent = (seen.kick != 0).any(-1)
+        start = pick(bent, z + seen.kick, start)
+    solved = pick(bent, int(Status.SADDLE), int(Status.CONVERGED))
+    status = pick(proposed, RUNNING, found.status)
+    status = pick(both(ended, no(e0 <= digit)), int(Status.SINGULAR), status)
+    status = pick(both(ended, near), solved, status)
+    error = e + larger(e0, probe)
+    error = pick(error < torch.inf, error, torch.inf)
+    return Outcome(z, status, found.iterations, residual, error, seen.factors), start
