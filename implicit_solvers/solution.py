@@ -93,7 +93,7 @@ _HELP = {
     ),
     Status.BRACKET: (
         "the function has the same sign at both ends of the bracket, or wherever one was searched "
-        "for: pass bracket=(lo, hi) with values of different sign, or use Newton()"
+        "for, or changes it at a pole: pass bracket=(lo, hi) with values of different sign, or use Newton()"
     ),
     Status.INFEASIBLE: (
         "the constraints contradict each other, as multipliers found on the way prove: no point "
