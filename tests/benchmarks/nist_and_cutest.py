@@ -130,11 +130,10 @@ def run(problem, start):
 
 PAGE = rf"""# NIST, CUTEst and MGH, beside SciPy
 
-Made by `python tests/benchmarks/nist_and_cutest.py` with torch {TORCH} and SciPy {scipy.__version__},
-in float64. The problems are `NIST`, `CUTEST`, and those of Moré, Garbow and
-Hillstrom (MGH) in `ALL`, of `implicit_solvers.testing.problems`. Solvers have their defaults; SciPy
-has exact Jacobians, tolerances of 1e-12, `x_scale="jac"`, and up to 2,000 evaluations for a fit,
-1,200 for a root.
+Made by `python tests/benchmarks/nist_and_cutest.py`, torch {TORCH}, SciPy {scipy.__version__}, in
+float64. The problems are `NIST`, `CUTEST`, and those of Moré, Garbow and Hillstrom (MGH) in `ALL`,
+of `implicit_solvers.testing.problems`. Solvers have their defaults; SciPy has exact Jacobians,
+tolerances of 1e-12, `x_scale="jac"`, and up to 2,000 evaluations for a fit, 1,200 for a root.
 
 A fit is solved where its sum of squares is the least one known, to six digits. A root is solved
 where each residual is at most 1e-8 of $\sum_j |J_{{ij}}| \max(|z_j|, |z_{{0j}}|)$, or *z* is the
