@@ -90,7 +90,7 @@ class EquationProblem:
         The tensors that the function takes after ``z``, of any shapes and dtypes; ``z`` itself has
         one real floating dtype, and so has everything that the methods return.
     start
-        The size (root mean square) of the start of each lane, ``(N,)``.
+        The largest entry of the start of each lane, ``(N,)``.
     basis
         The identity, of which Jacobians are made; left out, it is made when it is needed.
     traced

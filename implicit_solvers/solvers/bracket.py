@@ -48,7 +48,8 @@ class Bracket(NamedTuple):
         width = (self.b.z - self.a.z).abs().squeeze(-1)
         height = self.a.value.abs() + self.b.value.abs()
         continuous = height <= self.height * (width / self.width) ** 0.125
-        return torch.where(continuous | (self.nearest.value == 0), width, torch.inf)
+        estimate = torch.where(continuous, width, torch.inf)
+        return torch.where(self.nearest.value == 0, 0.0, estimate)
 
     @property
     def ended(self) -> Tensor:
