@@ -185,6 +185,42 @@ def fits(lanes, dtype, seed=0, n=3, m=9):
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a solver made of problems: ``off`` is how far its value is from the solution.
+
+    ``false`` are the lanes that are CONVERGED, and off by more than a hundred estimates and a
+    thousand tolerances; a lane without an estimate has the tolerances alone.
+    """
+
+    status: Tensor
+    iterations: Tensor
+    error: Tensor
+    off: Tensor
+    size: Tensor
+    false: Tensor
+
+    @property
+    def converged(self):
+        return self.status == CONVERGED
+
+    def __str__(self):
+        names = {Status(int(s)).name: int((self.status == s).sum()) for s in self.status.unique()}
+        ratio = (self.off / self.error)[self.converged & (self.error > 0) & self.error.isfinite()]
+        spread = f"{float(ratio.median()):.2g}/{float(ratio.max()):.2g}" if len(ratio) else "-"
+        steps = float(self.iterations.double().mean())
+        return f"{names}, false {int(self.false.sum())}, off/error {spread}, steps {steps:.1f}"
+
+
+def measure(problems, solver):
+    sol = problems.solve(solver)
+    off, size, error = rms(sol.value - problems.truth), rms(problems.truth), sol.error.double()
+    tolerance = torch.finfo(sol.value.dtype).eps ** 0.75 * size
+    said = torch.maximum(1e3 * tolerance, 100 * error.where(error.isfinite(), 0))
+    false = (sol.status == CONVERGED) & ~(off <= said)
+    return Measured(sol.status, sol.iterations, error, off, size, false)
+
+
+@dataclass(frozen=True)
 class Row:
     """A solver: up to the condition ``reach`` it has to converge (in float32, up to 1e4 of it).
 
