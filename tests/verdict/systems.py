@@ -186,7 +186,7 @@ def fits(lanes, dtype, seed=0, n=3, m=9):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a solver made of problems: ``off`` is how far its value is from the solution.
+    """What a solver made of problems: ``off`` is how far its value, of ``size``, is from the solution.
 
     ``false`` are the lanes that are CONVERGED, and off by more than a hundred estimates and a
     thousand tolerances; a lane without an estimate has the tolerances alone.
@@ -213,8 +213,8 @@ class Measured:
 
 def measure(problems, solver):
     sol = problems.solve(solver)
-    off, size, error = rms(sol.value - problems.truth), rms(problems.truth), sol.error.double()
-    tolerance = torch.finfo(sol.value.dtype).eps ** 0.75 * size
+    off, size, error = rms(sol.value - problems.truth), rms(sol.value), sol.error.double()
+    tolerance = torch.finfo(sol.value.dtype).eps ** 0.75 * rms(problems.truth)
     said = torch.maximum(1e3 * tolerance, 100 * error.where(error.isfinite(), 0))
     false = (sol.status == CONVERGED) & ~(off <= said)
     return Measured(sol.status, sol.iterations, error, off, size, false)
@@ -241,7 +241,7 @@ SOLVERS = [
     Row(roots, "Newton", ims.Newton(), 1e14, (SINGULAR,)),
     Row(roots, "default", None, 1e14, (SINGULAR,)),
     Row(roots, "Dogleg", ims.Dogleg(), 1e6),
-    Row(roots, "LevenbergMarquardt", ims.LevenbergMarquardt(), 1e6),
+    Row(roots, "LevenbergMarquardt", ims.LevenbergMarquardt(), 1e4),
     Row(roots, "Broyden", ims.Broyden(), 10),
     Row(roots, "Chord", ims.Chord(), 1e6),
     Row(minima, "Newton", ims.Newton(), 1e10, (SINGULAR,)),
