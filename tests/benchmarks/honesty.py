@@ -15,7 +15,7 @@ import torch
 # (another package called "tests" may be installed)
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from verdict.systems import F32, F64, SINGULAR, SOLVERS, measure, roots  # noqa: E402
+from verdict.systems import F32, F64, SINGULAR, SOLVERS, measure, roots
 
 HEAD = "| solver | CONVERGED | SINGULAR | others | false | off/error median, max | steps |"
 
@@ -46,7 +46,7 @@ def main():
         lanes = options.lanes if family is roots else min(options.lanes, 300)
         for dtype in (F64, F32):
             problems = family(lanes, dtype, options.seed)
-            print(f"\n{name}, {lanes}, {str(dtype).removeprefix('torch.')}\n\n{HEAD}\n|---{'|--:' * 6}|")
+            print(f"\n{name}, {lanes}, {dtype}\n\n{HEAD}\n|---{'|--:' * 6}|")
             for row in SOLVERS:
                 if row.problems is family:
                     print(line(row, measure(problems, row.solver)), flush=True)

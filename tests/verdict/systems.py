@@ -111,7 +111,9 @@ def misfit(z, X, y, bend):
 
 def normal_equations(z, X, y, bend):
     weight = 1 + bend * cos(times(X, z))
-    return times(X.mT if isinstance(X, Tensor) else X.swapaxes(-1, -2), weight * misfit(z, X, y, bend))
+    return times(
+        X.mT if isinstance(X, Tensor) else X.swapaxes(-1, -2), weight * misfit(z, X, y, bend)
+    )
 
 
 class Draw:
@@ -164,7 +166,9 @@ def minima(lanes, dtype, seed=0, n=6):
     z, size = d.normal(n), d.size(3)[:, 0].to(dtype)
     data = size, R, slope(z, size, R.double(), 0).to(dtype)
     truth = solution(slope, z, data)
-    return Problems("minimize", objective, torch.zeros_like(z, dtype=dtype), data, d.condition, truth)
+    return Problems(
+        "minimize", objective, torch.zeros_like(z, dtype=dtype), data, d.condition, truth
+    )
 
 
 @cache
@@ -179,14 +183,16 @@ def fits(lanes, dtype, seed=0, n=3, m=9):
     r = d.normal(m)
     r = r - times(columns, times(columns.mT, r))
     X, bend = X.to(dtype), bend.to(dtype)
-    y = (misfit(z, X.double(), 0, bend.double()) - left * r / r.abs().amax(-1, keepdim=True)).to(dtype)
+    r = left * r / r.abs().amax(-1, keepdim=True)
+    y = (misfit(z, X.double(), 0, bend.double()) - r).to(dtype)
     data, start = (X, y, bend), (z + d.normal(n) / 8).to(dtype)
-    return Problems("least_squares", misfit, start, data, d.condition, solution(normal_equations, z, data))
+    truth = solution(normal_equations, z, data)
+    return Problems("least_squares", misfit, start, data, d.condition, truth)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a solver made of problems: ``off`` is how far its value, of ``size``, is from the solution.
+    """What a solver made of problems: ``off`` is how far its value is from the solution.
 
     ``false`` are the lanes that are CONVERGED, and off by more than a hundred estimates and a
     thousand tolerances; a lane without an estimate has the tolerances alone.

@@ -1,4 +1,4 @@
-"""Other units: the same verdict, the same steps, the same bits; and in another order of unknowns."""
+"""Other units: the same verdict, steps and bits. Another order of unknowns: the same verdict."""
 
 import pytest
 import torch
@@ -61,14 +61,18 @@ ROWS = [
     ("least_squares", misfit, ims.GaussNewton()),
 ]
 ALL = pytest.mark.parametrize(
-    "entry, fn, solver", ROWS, ids=[f"{e}-{type(s).__name__ if s else 'default'}" for e, _, s in ROWS]
+    "entry, fn, solver",
+    ROWS,
+    ids=[f"{e}-{type(s).__name__ if s else 'default'}" for e, _, s in ROWS],
 )
 
 
 def drawn(seed, dtype, bend):
     """Return problems with one solution if ``bend`` is small, and else with many, or with none."""
     g = torch.Generator().manual_seed(seed)
-    A, b, z0 = (torch.randn(LANES, *shape, generator=g, dtype=F64) for shape in ((N, N), (N,), (N,)))
+    A, b, z0 = (
+        torch.randn(LANES, *shape, generator=g, dtype=F64) for shape in ((N, N), (N,), (N,))
+    )
     if bend < 1:
         A = torch.linalg.qr(A)[0] * torch.logspace(0, -1, N, dtype=F64)
     order = torch.rand(LANES, N, generator=g).argsort(-1)
