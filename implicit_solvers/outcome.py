@@ -21,6 +21,7 @@ from implicit_solvers.agreement import (
     spread,
 )
 from implicit_solvers.solution import Status
+from implicit_solvers.tolerance import equation_tolerance
 
 __all__ = [
     "DIGIT",
@@ -76,7 +77,9 @@ class Departed:
         """Let all lanes leave but those at ``keep``; what these have ``now`` is provisional."""
         if self.full is None:
             # (what lanes share may be expanded, and the iterate is the user's at the start)
-            self.full = Outcome(*(part.clone() for part in now.spread()[:5]))
+            now = now.spread()
+            factors = tuple(t.clone() for t in now.factors)
+            self.full = Outcome(*(part.clone() for part in now[:5]), factors)
             self.places = keep
         else:
             assert self.places is not None
@@ -93,7 +96,9 @@ class Departed:
     def _put(self, now: Outcome) -> None:
         assert self.full is not None and self.places is not None
         keep = self.places
-        for whole, part in zip(self.full[:5], now.spread()[:5], strict=True):
+        now = now.spread()
+        parts = zip([*self.full[:5], *self.full.factors], [*now[:5], *now.factors], strict=True)
+        for whole, part in parts:
             whole[keep] = part if len(part) == len(keep) else part[: len(keep)]
 
 
@@ -136,6 +141,10 @@ def _far(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
 
 def goal(solver: Any, problem: Any, state: Any) -> Any:
     """Return the error at or below which each lane has converged."""
+    unit = getattr(state, "unit", None)
+    if unit is not None:
+        eps = torch.finfo(state.z.dtype).eps
+        return equation_tolerance(solver.rtol, solver.atol, eps, unit)
     # that of a linear problem follows from its right-hand side, and some iterates are costly
     linear = getattr(problem, "linear", False)
     return problem.tolerance(solver, None if linear else state.z)
@@ -176,8 +185,9 @@ def result(
     before = getattr(state, "steps_before", None)
     iterations = iterations if before is None else iterations + before
     known = getattr(state, "error_bound", estimate)
+    known = known if getattr(state, "unit", None) is None else torch.inf
     error = pick(status == int(Status.CONVERGED), known, torch.inf)
-    return Outcome(z, status, iterations, residual, error)
+    return Outcome(z, status, iterations, residual, error, tuple(getattr(state, "factors", ())))
 
 
 def with_ended(running: Mask, new: Any, old: Any) -> Any:
@@ -186,7 +196,7 @@ def with_ended(running: Mask, new: Any, old: Any) -> Any:
     A state of plain fields need keep its iterate and what is known of it only; one that computes what it
     returns is kept whole.
     """
-    if isinstance(getattr(type(new), "z", None), property):
+    if any(isinstance(getattr(type(new), k, None), property) for k in ("z", "factors")):
         return _whole(running, new, old)
     asked = [k for k in ("z", "error", "estimate", "rounding", "error_bound") if hasattr(new, k)]
     return new._replace(**{k: pick(running, getattr(new, k), getattr(old, k)) for k in asked})

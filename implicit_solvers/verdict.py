@@ -21,7 +21,7 @@ from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver
 from implicit_solvers.tolerance import equation_tolerance
 
-__all__ = ["examiner", "judged"]
+__all__ = ["examiner", "judged", "made_by"]
 
 _COARSE = 5.0
 
@@ -32,6 +32,12 @@ def examiner(solver: Any, n: int) -> DirectSolver | None:
         return None
     own: DirectSolver | None = solver.factorization(n)
     return LU() if own is None else own
+
+
+def made_by(solver: Any, n: int) -> DirectSolver | None:
+    """Return the direct solver that made the factors that a solve returns, if there are any."""
+    made: DirectSolver | None = examiner(solver, n) or solver.factorization(n)
+    return made
 
 
 def judged(
