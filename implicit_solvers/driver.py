@@ -38,7 +38,6 @@ from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.solve import check_adjoint_start
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.monitoring import monitors
-from implicit_solvers.outcome import made_by
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.solver import LinearSolver
@@ -229,8 +228,7 @@ def _attach_spec(
     M, M_tensors = adjoint_preconditioner(
         task, structure, found.z, statement.join(statement.tensors)
     )
-    made = made_by(task.solver, structure.size)
-    factors = found.factors if type(made) is type(statement.adjoint_solver) else []
+    factors: list[Tensor] = []
     lanes = own.shared(len(M_tensors)).insert(0, len(factors), (), task.batch_dims > 0)
     start, solve, lead = task.adjoint_start, None, [*factors, *M_tensors]
     if statement.adjoint_solver is not None:
@@ -242,7 +240,6 @@ def _attach_spec(
             task.on_failure,
             adjoint=True,
             hints=len(factors),
-            exact=False,
             preconditioner=M,
             preconditioner_tensors=len(M_tensors),
             adjoint_start=None if start is None else AdjointMemory(start, structure),

@@ -244,6 +244,11 @@ class DirectSolver(LinearSolver):
     keepable: ClassVar[bool] = True
     exact: ClassVar[bool] = True
 
+    @property
+    def backup(self) -> DirectSolver | None:
+        """What solves where these factors turn out to be too inexact, if anything does."""
+        return None
+
     def factor(self, A: LaneMap) -> Factors:
         """Return the factors of each operator, tensors ``(grid, ...)``."""
         return self.factor_dense(A.dense())
@@ -261,15 +266,22 @@ class DirectSolver(LinearSolver):
         raise NotImplementedError
 
     def solve_lanes(self, A: LaneMap, factors: Factors, b: Tensor) -> Tensor:
-        """Return the solution in all lanes ``(N, n)`` of ``A``, by the factors of its operators."""
-        if A.columns == 1:
+        """Return the solution in all lanes ``(N, n)`` of ``A``, by the factors of its operators.
+
+        ``b`` may hold several right-hand sides for each lane, one after another.
+        """
+        if len(b) == A.grid:
             return self.solve(factors, b.unsqueeze(-1), A.transposed).squeeze(-1)
-        columns = b.reshape(A.columns, A.grid, b.shape[-1]).permute(1, 2, 0)
+        columns = b.reshape(-1, A.grid, b.shape[-1]).permute(1, 2, 0)
         x = self.solve(factors, columns, A.transposed)
         return x.permute(2, 0, 1).reshape(len(b), -1)
 
+    def sizes(self, A: LaneMap, factors: Factors, x: Tensor) -> Tensor:
+        """Return ``|A| |x|`` in all lanes."""
+        return A.sizes(x)
+
     def unfit(self, factors: Factors) -> Tensor:
-        """Tell which factors are of no use, for little; `status` looks harder, and says why."""
+        """Tell which factors are of no use, for little; `status` says why."""
         return self.status(factors) != 0
 
     def regular(self, factors: Factors) -> Tensor:

@@ -18,7 +18,9 @@ __all__ = [
     "largest",
     "linear_tolerance",
     "longest",
+    "patterns",
     "rms",
+    "safe_rms",
 ]
 
 Norm = Callable[[Tensor], Tensor]
@@ -72,6 +74,25 @@ def largest(lanes: Tensor) -> Tensor:
     if lanes.is_complex():
         lanes = torch.view_as_real(lanes.resolve_conj()).flatten(-2)
     return lanes.abs().amax(-1) if lanes.shape[-1] else lanes.sum(-1)
+
+
+def safe_rms(lanes: Tensor) -> Tensor:
+    """Return the root mean square of each lane, where squares may under- or overflow."""
+    unit = largest(lanes).clamp(min=torch.finfo(lanes.dtype).tiny)
+    return rms(lanes / unit.unsqueeze(-1)) * unit
+
+
+def patterns(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two fixed patterns ``(n,)`` of signs and sizes, for vectors like ``(N, n)``.
+
+    Rounding errors are sampled with them. They are the parts of numbers of length one whose phases
+    grow by no regular step, so that no entry is small in both. (Signs alone would cancel where a
+    vector has the same ones.)
+    """
+    n, golden = like.shape[-1], math.sqrt(math.pi * (3 - math.sqrt(5)))
+    ends = {"start": golden, "end": golden * n, "steps": n}
+    phase = torch.linspace(**ends, dtype=torch.float64, device=like.device).square()
+    return phase.cos().to(like.real.dtype), phase.sin().to(like.real.dtype)
 
 
 def equation_tolerance(

@@ -52,6 +52,10 @@ class Diagonal(DirectSolver):
         entries = factors[0].unsqueeze(-1)
         return b / (entries.conj() if transposed else entries)
 
+    def sizes(self, A: LaneMap, factors: Factors, x: Tensor) -> Tensor:
+        """Return ``|A| |x|``, by the entries."""
+        return (x.reshape(-1, *factors[0].shape) * factors[0]).reshape(x.shape).abs()
+
     def status(self, factors: Factors) -> Tensor:
         """Return SINGULAR where an entry is zero."""
         entries = factors[0]

@@ -103,6 +103,10 @@ class Structured(DirectSolver):
         """Return ``A^-1 b`` or ``A^-T b``."""
         return self._solver(factors).solve(factors[1:], b, transposed)
 
+    def sizes(self, A: LaneMap, factors: Factors, x: Tensor) -> Tensor:
+        """Return ``|A| |x|``."""
+        return self._solver(factors).sizes(A, factors[1:], x)
+
     def status(self, factors: Factors) -> Tensor:
         """Return what the solver in charge says."""
         return self._solver(factors).status(factors[1:])
