@@ -114,9 +114,9 @@ def _judged(
         solid = safe_rms(r) <= eps**0.25 * safe_rms(b)
         return DirectSolution(x, r, x, size, unknown, unknown, unknown, size < torch.inf, solid)
     w = solver.sizes(A, factors, x) + b.abs()
-    noise = _sampled(w)
+    noise = _sampled(w.amax(-1, keepdim=True).expand_as(w) if left else w)
     if left:
-        # rounding turns the columns against the residual
+        # of columns, orthogonal factors keep the sizes; and rounding turns them against what is left
         turned = solver.solve_lanes(A.flipped(), factors, _sampled(A.flipped().sizes(r)).to(b))
         noise = noise + turned
     moved = solver.solve_lanes(A, factors, torch.cat([r, noise]))
@@ -133,14 +133,14 @@ def _judged(
     if not left:
         exact = (r.abs() <= 10 * eps * math.sqrt(x.shape[-1]) * w).all(-1)
         solid = step + floor <= _DIGIT * size
-    elif right:
-        exact = solid = error < torch.inf
     else:
-        # the residual may be large, the solution zero: what is asked for is the rank
+        # the residual may be large, the solution zero: if anything, the rank is in question
+        exact = solid = size < torch.inf
+    if left and not right:
         y = moved[len(x) : 2 * len(x)]
-        again = solver.solve_lanes(A, factors, _sampled(A.sizes(y)).to(b))
-        exact, again = error < torch.inf, eps * _largest(again).view(2, -1).amax(0)
-        solid = again <= _DIGIT * _largest(y)
+        again = _sampled(A.sizes(y).amax(-1, keepdim=True).expand_as(r)).to(b)
+        again = _largest(solver.solve_lanes(A, factors, again)).view(2, -1).amax(0)
+        solid = eps * again <= _DIGIT * _largest(y)
     return DirectSolution(x, r, moved[: len(x)], size, step, floor, error, exact, solid)
 
 

@@ -133,11 +133,14 @@ def solve_in_lanes(
         status = torch.zeros(flat.shape[0], dtype=torch.int64, device=b.device)
         iterations = torch.zeros_like(status)
     elif direct:
-        A.form()
-        factors = tuple(
-            _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
-        )
-        factors = factors or spec.solver.factor(A)
+        if spec.hints:
+            *factors, matrix = [
+                _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
+            ]
+            A.formed = A.matrices = matrix if matrix.dim() == 3 else None
+        else:
+            A.form()
+            factors = spec.solver.factor(A)
         # what an adjoint came to is asked for by monitors, and where it failed
         say = watch.active or not spec.adjoint or compiling()
         found, ends = solve_directly(spec.solver, A, flat, factors, spec.nullspaces, say)
@@ -146,7 +149,8 @@ def solve_in_lanes(
         status = flat.new_zeros(len(flat), dtype=torch.int64) if solved else ends
         iterations = torch.ones_like(status)
         if not spec.hints:
-            made = tuple(t.reshape((*grid.grid, *t.shape[1:])) for t in factors)
+            matrix = flat.new_empty(A.grid, 0) if A.formed is None else A.formed
+            made = tuple(t.reshape((*grid.grid, *t.shape[1:])) for t in (*factors, matrix))
     else:
         M: Any = None
         if isinstance(spec.preconditioner, Jacobi):

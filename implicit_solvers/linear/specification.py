@@ -25,10 +25,11 @@ __all__ = ["LinearSolveSpec"]
 class LinearSolveSpec:
     """What a linear solve is, its tensors aside.
 
-    Its operands are, in this order, ``hints`` factors that a direct solver has of this very operator, the
-    tensors of the preconditioner, and those of the operator. If the operator is a Jacobian, ``graph`` may be a point and the value there, with its graph.
-    ``monitors`` were open when what is differentiated was solved, and the ``memory`` is the solve's
-    and its derivatives'.
+    Its operands are, in this order, ``hints`` factors that a direct solver has of this very
+    operator (the last is the matrix, or an empty vector if none was formed), the tensors of the
+    preconditioner, and those of the operator. If the operator is a Jacobian, ``graph`` may be a
+    point and the value there, with its graph. ``monitors`` were open when what is differentiated
+    was solved, and the ``memory`` is the solve's and its derivatives'.
     """
 
     template: Template

@@ -74,7 +74,7 @@ def solve_linear_in_graph(
             return x, status, iterations, residual, error
         point = torch.where(bad.unsqueeze(-1), 0.0, x)
         r = spec.one_lane(point, *phi) - b
-        flat = tuple(t.reshape(-1, *t.shape[bad.dim() :]) for t in made)
+        flat = tuple(t.reshape(-1, *t.shape[bad.dim() :]) for t in made[:-1])
         x = differentiated(spec, x, r, bad, constants, lambda: flat)
     return x, status, iterations, residual, error
 

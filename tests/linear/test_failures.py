@@ -191,17 +191,15 @@ REGULAR = {
 @pytest.mark.parametrize("name", REGULAR)
 def test_badly_scaled_matrix_is_not_called_singular(name):
     matrix = REGULAR[name]
-    exact = torch.ones(len(matrix), dtype=F64)
-    ways = [(ims.MatrixOperator, ims.LU())]
+    # no digit is left of an unknown whose column is nothing beside the others
+    exact = 1 / matrix.abs().amax(0) if "columns" in name else torch.ones(len(matrix), dtype=F64)
+    ways = [(ims.MatrixOperator, ims.LU()), (ims.MatrixOperator, ims.QR())]
     ways += [(tridiagonal, ims.Banded())] if banded(matrix) else []
     for make, solver in ways:
         sol = ims.linear_solve(make(matrix), matrix @ exact, solver=solver)
         assert bool(sol.converged)
         backward = (matrix @ sol.value - matrix @ exact).abs() / (matrix.abs() @ sol.value.abs())
         assert float(backward.max()) < 1e-13
-    if "row" not in name:  # QR scales columns
-        x = ims.linear_solve(ims.MatrixOperator(matrix), matrix @ exact, solver=ims.QR()).value
-        assert error(matrix @ x, matrix @ exact) < 1e-12
 
 
 # -- bad lanes ---------------------------------------------------------------------------------
