@@ -241,8 +241,13 @@ def _solve_iteratively(
     measured = not any(solver.nullspaces(1, 1))
     if solver.rtol is None:
         out = iterate(solver, problem, x)
-        error = solver.error_at(problem, out.z, out.residual) if measured else None
-        return out.z, out.status, out.iterations, error
+        if not measured:
+            return out.z, out.status, out.iterations, None
+        error = solver.error_at(problem, out.z, out.residual)
+        # a budget is judged by one thing: zero would have been better
+        diverged = ~failed(out.status) & (error > rms(problem.b))
+        status = torch.where(diverged, int(Status.MAX_STEPS), out.status)
+        return out.z, status, out.iterations, error
     goal = problem.tolerance(solver, None)
 
     def go_on(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
