@@ -14,7 +14,7 @@ from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import patterns, rms, safe_rms
 
-__all__ = ["DirectSolution", "solve_directly"]
+__all__ = ["DirectSolution", "judged", "solve_directly"]
 
 _REFINEMENTS = 2
 _DIGIT = 0.1  # where an error is a larger part of the solution, no digit is right
@@ -69,10 +69,10 @@ def solve_directly(
     """
     eager, columns = not compiling(), len(b) // A.grid
 
-    def judged(x: Tensor) -> DirectSolution:
-        return _judged(solver, A, b, factors, nullspaces, say, x)
+    def judge(x: Tensor) -> DirectSolution:
+        return judged(solver, A, b, factors, x, nullspaces, say)
 
-    found = judged(solver.solve_lanes(A, factors, b))
+    found = judge(solver.solve_lanes(A, factors, b))
     if eager:
         unfit = solver.unfit(factors)
         unfit = unfit if columns == 1 else unfit.repeat(columns)
@@ -81,7 +81,7 @@ def solve_directly(
     for _ in range(_REFINEMENTS):
         if eager and bool(found.exact.all()):
             break
-        refined = judged(found.x + found.step)
+        refined = judge(found.x + found.step)
         found = pick(~found.exact & (refined.left <= found.left), refined, found)
     status = solver.status(factors).repeat(columns)
     failing = ~found.exact & (status == 0)
@@ -96,16 +96,16 @@ def solve_directly(
     return found, torch.where(lost, int(Status.SINGULAR), status)
 
 
-def _judged(
+def judged(
     solver: Any,
     A: LaneMap,
     b: Tensor,
     factors: tuple[Tensor, ...],
-    nullspaces: tuple[bool, bool],
-    say: bool,
     x: Tensor,
+    nullspaces: tuple[bool, bool] = (False, False),
+    say: bool = False,
 ) -> DirectSolution:
-    """Measure a solution."""
+    """Measure a solution ``x``; the other arguments are those of `solve_directly`."""
     eps, (left, right) = torch.finfo(b.dtype).eps, nullspaces
     r = b - A.mv(x)
     if not solver.exact:
