@@ -90,8 +90,8 @@ def patterns(like: Tensor) -> tuple[Tensor, Tensor]:
     vector has the same ones.)
     """
     n, golden = like.shape[-1], math.sqrt(math.pi * (3 - math.sqrt(5)))
-    ends = {"start": golden, "end": golden * n, "steps": n}
-    phase = torch.linspace(**ends, dtype=torch.float64, device=like.device).square()
+    roots = torch.linspace(golden, golden * n, n, dtype=torch.float64, device=like.device)
+    phase = roots.square()
     return phase.cos().to(like.real.dtype), phase.sin().to(like.real.dtype)
 
 

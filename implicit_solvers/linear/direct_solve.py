@@ -12,7 +12,7 @@ from implicit_solvers.agreement import pick
 from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
-from implicit_solvers.tolerance import patterns, rms, safe_rms
+from implicit_solvers.tolerance import patterns, safe_rms
 
 __all__ = ["DirectSolution", "judged", "solve_directly"]
 
@@ -116,7 +116,7 @@ def judged(
     w = solver.sizes(A, factors, x) + b.abs()
     noise = _sampled(w.amax(-1, keepdim=True).expand_as(w) if left else w)
     if left:
-        # of columns, orthogonal factors keep the sizes; and rounding turns them against what is left
+        # orthogonal factors keep sizes of columns alone; and columns turn against what is left
         turned = solver.solve_lanes(A.flipped(), factors, _sampled(A.flipped().sizes(r)).to(b))
         noise = noise + turned
     moved = solver.solve_lanes(A, factors, torch.cat([r, noise]))

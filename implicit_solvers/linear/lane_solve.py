@@ -120,7 +120,8 @@ def solve_in_lanes(
     made: tuple[Tensor, ...] = ()
     residual: Tensor | None = None
     error: Tensor | None = None
-    solved, direct = False, isinstance(spec.solver, DirectSolver)
+    solved, solver = False, spec.solver
+    direct = isinstance(solver, DirectSolver)
     first_x = None if start is None else grid.flat(start)
     if memory is not None and first_x is not None:
         first_x = _no_worse_than_zero(A, flat, first_x)
@@ -132,7 +133,7 @@ def solve_in_lanes(
         x = flat.new_zeros(flat.shape[0], n)
         status = torch.zeros(flat.shape[0], dtype=torch.int64, device=b.device)
         iterations = torch.zeros_like(status)
-    elif direct:
+    elif isinstance(solver, DirectSolver):
         if spec.hints:
             *factors, matrix = [
                 _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
@@ -140,13 +141,13 @@ def solve_in_lanes(
             A.formed = A.matrices = matrix if matrix.dim() == 3 else None
         else:
             A.form()
-            factors = spec.solver.factor(A)
+            factors = [*solver.factor(A)]
         # what an adjoint came to is asked for by monitors, and where it failed
-        say = watch.active or not spec.adjoint or compiling()
-        found, ends = solve_directly(spec.solver, A, flat, factors, spec.nullspaces, say)
+        say = bool(watch.active) or not spec.adjoint or compiling()
+        found, ends = solve_directly(solver, A, flat, tuple(factors), spec.nullspaces, say)
         x, error, solved = found.x, found.error, ends is None
         residual = safe_rms(found.rest) if say or not solved else error
-        status = flat.new_zeros(len(flat), dtype=torch.int64) if solved else ends
+        status = flat.new_zeros(len(flat), dtype=torch.int64) if ends is None else ends
         iterations = torch.ones_like(status)
         if not spec.hints:
             matrix = flat.new_empty(A.grid, 0) if A.formed is None else A.formed

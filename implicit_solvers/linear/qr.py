@@ -19,8 +19,8 @@ class QR(DirectSolver):
     """QR factorization, for operators of full rank, square or rectangular.
 
     With more rows than columns the solution has the least ``norm(b - A x)``; with fewer, it is
-    that of ``A x = b`` with the least norm; else rows are scaled to equal size. Source: Golub and Van Loan, "Matrix Computations",
-    sections 5.3 and 5.6.
+    that of ``A x = b`` with the least norm. Unless there are more rows than columns, rows are
+    scaled to equal size. Source: Golub and Van Loan, "Matrix Computations", sections 5.3 and 5.6.
 
     For operators ``(*lanes, m, n)`` in float32, float64 and their complex kin;
     operators known by products are formed first.

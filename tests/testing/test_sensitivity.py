@@ -111,7 +111,8 @@ def averaged_captured(grads, gz):
 
 
 def trusting(old):
-    return lambda solver, A, b, factors, idle: (solver.solve_lanes(A, factors, b), 1)
+    # the factors of a Jacobian a little before the solution
+    return lambda solver, A, b, *rest: old(solver, A, 1.00001 * b, *rest)
 
 
 def gauss_newton(old):
@@ -135,7 +136,7 @@ INJECTED = {
         check_root, {"reverse mode"}, True, "sign is dropped",
     ),
     "a stale factorization": (
-        (lane_solve, "_correct"), trusting,
+        (lane_solve, "solve_directly"), trusting,
         lambda: check_root(solver=ims.Newton(rtol=1e-7, atol=1e-7)), BOTH, False,
         "stale factorization",
     ),
