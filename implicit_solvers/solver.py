@@ -218,9 +218,9 @@ class DirectSolver(LinearSolver):
     ``factor`` takes the operators of a grid of lanes, or ``factor_dense`` their matrices; ``solve``
     takes the factors and right-hand sides ``(grid, n, columns)``, and ``status`` tells which
     operators it could not factor, as a pivot is zero or not finite. How good a solution is, the
-    library finds out: nothing need be known of the condition. Factors that are ``keepable`` may be of an earlier step in some
-    lanes and of a later one in others. What it returns need not solve the system if it is not
-    ``exact``, as a pseudo-inverse. A subclass says how to factor, to solve, and to judge; one that
+    library finds out. Factors that are ``keepable`` may be of an earlier step in some lanes and of
+    a later one in others. What it returns need not solve the system if it is not ``exact``, as a
+    pseudo-inverse. A subclass says how to factor, to solve, and to judge; one that
     asks for values of tensors says ``traceable = False``.
 
     Examples
