@@ -58,20 +58,28 @@ def test_converged_means_an_error_that_is_said(name, dtype):
 
 
 N = 60
-GROWS = torch.eye(N, dtype=F64) - torch.ones(N, N, dtype=F64).tril(-1)
-GROWS[:, -1] = 1.0
+
+
+def grows(n):
+    """Return Wilkinson's matrix: the last column doubles with each step of the elimination."""
+    matrix = torch.eye(n, dtype=F64) - torch.ones(n, n, dtype=F64).tril(-1)
+    matrix[:, -1] = 1.0
+    return matrix
+
+
 SHIFTED = torch.eye(N, dtype=F64) + 3 * torch.eye(N, dtype=F64).roll(1, 0).tril()
 UNITS = torch.logspace(-12, 12, 6, dtype=F64)
 ROWS = UNITS[:, None] * seeded(6, 6, seed=2)
 WEAK = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 2**-40]], dtype=F64)
 # the matrix, the solution, the solver, the largest relative error, and the status
 NAMED = {
-    "growth": (GROWS, seeded(N, seed=1), "LU", 1e-12, 0),
+    "growth": (grows(N), seeded(N, seed=1), "LU", 1e-12, 0),
     "shift": (SHIFTED, seeded(N, seed=1), "LU", 0.1, Status.SINGULAR),
     "shift-QR": (SHIFTED, seeded(N, seed=1), "QR", 0.1, Status.SINGULAR),
     "rows-QR": (ROWS, seeded(6), "QR", 1e-12, 0),
     "rows-LU": (ROWS, seeded(6), "LU", 1e-12, 0),
-    "growth-transposed": (GROWS.mT, seeded(N, seed=1), "LU", 1e-12, 0),
+    "growth-100": (grows(100), seeded(100), "LU", 1e-12, 0),
+    "growth-transposed": (grows(N).mT, seeded(N, seed=1), "LU", 1e-12, 0),
     "columns-QR": (ROWS.mT, seeded(6) / UNITS, "QR", 1e-12, 0),
     "columns-LU": (ROWS.mT, seeded(6) / UNITS, "LU", 1e-12, 0),
     "weak": (WEAK, torch.tensor([1.0, 2.0], dtype=F64), "LU", 1e-2, 0),
