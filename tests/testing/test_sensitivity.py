@@ -115,7 +115,7 @@ def averaged_captured(grads, gz):
 def stale(old):
     def solve(solver, A, b, factors, *rest):
         z, *others = A.tensors
-        earlier = dataclasses.replace(A, graph=None, tensors=[z + 1e-4, *others])
+        earlier = dataclasses.replace(A, graph=None, tensors=[0 * z, *others])
         return old(solver, earlier, b, solver.factor(earlier), *rest)
 
     return solve
