@@ -61,7 +61,7 @@ class _Judge:
             status = found.status
         else:
             # no Jacobian is factored: is F small beside the terms that cancel in it?
-            status = (found.residual > rtol * rms(problem.linearize(z).bound(z))) * RUNNING
+            status = (found.residual > rtol * rms(problem.linearize(z).sizes(z))) * RUNNING
         return found._replace(status=torch.where(status == RUNNING, int(Status.REJECTED), status))
 
 

@@ -243,7 +243,6 @@ def _attach_spec(
             task.on_failure,
             adjoint=True,
             hints=len(factors),
-            exact=True,
             preconditioner=M,
             preconditioner_tensors=len(M_tensors),
             adjoint_start=None if start is None else AdjointMemory(start, structure),

@@ -102,7 +102,10 @@ class Monitor:
                 record.solver,
                 str(record.lanes),
                 "-" if empty else str(int(record.iterations.max())),
-                *("-" if empty else f"{float(v.max()):.2e}" for v in (record.residual, record.error)),
+                *(
+                    "-" if empty else f"{float(v.max()):.2e}"
+                    for v in (record.residual, record.error)
+                ),
                 ", ".join(n if single else f"{n}: {c}" for n, c in counts.items()),
                 f"{1e3 * record.seconds:.2f}",
             )

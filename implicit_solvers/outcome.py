@@ -187,7 +187,11 @@ def result(
     known = getattr(state, "error_bound", estimate)
     known = known if getattr(state, "unit", None) is None else torch.inf
     error = pick(status == int(Status.CONVERGED), known, torch.inf)
-    return Outcome(z, status, iterations, residual, error, tuple(getattr(state, "factors", ())))
+    factors = tuple(getattr(state, "factors", ()))
+    if factors:
+        # with the place of the matrix, which was not formed
+        factors = (*factors, z.new_empty(len(z), 0))
+    return Outcome(z, status, iterations, residual, error, factors)
 
 
 def with_ended(running: Mask, new: Any, old: Any) -> Any:

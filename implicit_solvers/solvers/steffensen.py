@@ -116,4 +116,3 @@ class Steffensen(Halving):
         usable = torch.isfinite(direction).squeeze(-1)
         direction = torch.where(usable.unsqueeze(-1), direction, 0.0)
         return Aim(direction, SteffensenMemory(reach, quotient, usable), flag)
-
