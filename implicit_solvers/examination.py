@@ -47,8 +47,8 @@ def roundings(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return three samples of what rounding does to ``F`` at ``z``.
 
-    Two are a rounding of every term, of the sizes ``w``, by patterns of signs; the last is how far ``F``
-    is from its linear model after a step of a few roundings of ``z``.
+    Two are a rounding of every term, of the sizes ``w``, by patterns of signs; the last is how far
+    ``F`` is from its linear model after a step of a few roundings of ``z``.
     """
     eps = torch.finfo(z.dtype).eps
     first, second, third = patterns(z)

@@ -88,7 +88,7 @@ class Monitor:
         return [record for record in self.records if record.equation.startswith("adjoint of ")]
 
     def table(self, console: Console | None = None) -> None:
-        """Print a line for each solve: lanes, steps, the largest residual and error, statuses, time."""
+        """Print a line for each solve: lanes, steps, largest residual and error, statuses, time."""
         table = Table("equation", "solver", "lanes", "steps", "residual", "error", "status", "ms")
         for record in self.records:
             counts = {

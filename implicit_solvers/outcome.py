@@ -197,8 +197,8 @@ def result(
 def with_ended(running: Mask, new: Any, old: Any) -> Any:
     """Return ``new``, with what is asked of lanes that have ended from ``old``.
 
-    A state of plain fields need keep its iterate and what is known of it only; one that computes what it
-    returns is kept whole.
+    A state of plain fields need keep its iterate and what is known of it only; one that computes
+    what it returns is kept whole.
     """
     if any(isinstance(getattr(type(new), k, None), property) for k in ("z", "factors")):
         return _whole(running, new, old)

@@ -308,7 +308,7 @@ class EquationProblem:
         jacobian = LaneMap(*of, like=grid, basis=self.basis)
         if kept is not None:
             jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
-            jacobian.matrices = kept.matrices
+            jacobian.matrices = jacobian.formed = kept.matrices
         return jacobian
 
     def identity(self, z: Tensor) -> Tensor:

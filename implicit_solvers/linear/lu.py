@@ -46,9 +46,9 @@ class LU(DirectSolver):
         """Return ``A^-1 b`` or ``A^-T b``."""
         packed, pivots, _, *scale = factors
         if scale and not transposed:
-            b = scale[0].unsqueeze(-1) * b
+            b = scale[0] * b
         x = torch.linalg.lu_solve(packed.mT, pivots, b, adjoint=transposed)
-        return scale[0].unsqueeze(-1) * x if scale and transposed else x
+        return scale[0] * x if scale and transposed else x
 
     def unfit(self, factors: Factors) -> Tensor:
         """Tell where a pivot is zero."""
@@ -58,7 +58,7 @@ class LU(DirectSolver):
         """Return SINGULAR where a pivot is zero, NONFINITE where the matrix is not finite."""
         packed, _, info, *scale = factors
         # a row that is not finite has no scale
-        finite = (scale[0] > 0 if scale else torch.isfinite(packed).flatten(-2)).all(-1)
+        finite = (scale[0] > 0 if scale else torch.isfinite(packed)).flatten(-2).all(-1)
         status = torch.where(info == 0, 0, int(Status.SINGULAR))
         return torch.where(finite, status, int(Status.NONFINITE))
 

@@ -43,7 +43,7 @@ class QR(DirectSolver):
         matrix = A.dense()
         m, n = matrix.shape[-2:]
         if m > n:
-            return *torch.linalg.qr(matrix), torch.ones_like(matrix[..., 0].abs())
+            return *torch.linalg.qr(matrix), torch.ones_like(matrix[..., :1].abs())
         matrix, scale = scaled_rows(matrix)
         return *torch.linalg.qr(matrix.mH if m < n else matrix), scale
 
@@ -52,12 +52,12 @@ class QR(DirectSolver):
         q, r, scale = factors
         tall = not transposed if q.shape[-2] == q.shape[-1] else b.shape[-2] == q.shape[-2]
         if not transposed:
-            b = scale.unsqueeze(-1) * b
+            b = scale * b
         if tall:
             x = torch.linalg.solve_triangular(r, q.mH @ b, upper=True)
         else:
             x = q @ torch.linalg.solve_triangular(r.mH, b, upper=False)
-        return scale.unsqueeze(-1) * x if transposed else x
+        return scale * x if transposed else x
 
     def status(self, factors: Factors) -> Tensor:
         """Return SINGULAR where a pivot is zero, NONFINITE where the matrix is not finite."""
@@ -70,7 +70,7 @@ class QR(DirectSolver):
 def scaled_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return matrices with rows scaled to equal size, and the scales."""
     if matrix.shape[-1] == 0:
-        return matrix, matrix.abs().sum(-1)
-    scale = matrix.abs().amax(-1).reciprocal()
+        return matrix, matrix.abs().sum(-1, keepdim=True)
+    scale = matrix.abs().amax(-1, keepdim=True).reciprocal()
     scale = scale.clamp(max=torch.finfo(scale.dtype).max)
-    return matrix * scale.unsqueeze(-1), scale
+    return matrix * scale, scale
