@@ -34,11 +34,11 @@ class SteffensenMemory(NamedTuple):
 class Steffensen(Halving):
     """Steffensen's method with memory: ``z <- z - t F(z) / d`` with ``d = (F(z + h) - F(z)) / h``.
 
-    Newton's method with a difference quotient in the place of the derivative. Its increment is the
-    step that the last quotient would make, ``h = -F(z) / d``: so it has the units of ``z``, and
-    vanishes at the solution with it, where convergence is better than quadratic, with two
-    evaluations a step. For a fixed point, ``F = z - g(z)``, ``h = -F(z)`` comes first: a full step
-    is Aitken's delta-squared of ``z, g(z), g(g(z))``. The step length ``t`` is halved until the
+    Newton's method with a difference quotient in the place of the derivative. Its increment
+    vanishes at the solution: so convergence is quadratic or better, with two evaluations a step.
+    For a root the increment is the step that the last quotient would make, ``h = -F(z) / d``, which
+    has the units of ``z``. For a fixed point, ``F = z - g(z)`` and ``h = -F(z)``: a full step is
+    Aitken's delta-squared of ``z, g(z), g(g(z))``. The step length ``t`` is halved until the
     residual's norm falls by ``1e-4 t`` of itself. Source: Steffensen, "Remarks on iteration"
     (1933); Quarteroni, Sacco and Saleri, "Numerical Mathematics", section 6.6; memory: Traub,
     "Iterative Methods for the Solution of Equations" (1964), section 8.6.
@@ -92,8 +92,7 @@ class Steffensen(Halving):
                 "each element a lane by torch.func.vmap or batch_dims, or use Newton() or Broyden()"
             )
         one = torch.ones_like(residual)
-        quotient = one if problem.kind == "fixed_point" else 0 * one
-        return SteffensenMemory(self.reach * one.squeeze(-1), quotient, one.squeeze(-1) > 0)
+        return SteffensenMemory(self.reach * one.squeeze(-1), 0 * one, one.squeeze(-1) > 0)
 
     def hopeless(self, state: DampedState) -> Mask:
         """Tell where the quotient gives no step."""
@@ -109,7 +108,9 @@ class Steffensen(Halving):
         whole = torch.where(z == 0, problem.reach(z), z.abs())
         whole = torch.where(whole == 0, 1.0, whole)
         longest = reach.unsqueeze(-1) * whole
-        step = torch.where(memory.quotient == 0, longest, residual / memory.quotient)
+        step = residual
+        if problem.kind == "root":
+            step = torch.where(memory.quotient == 0, longest, residual / memory.quotient)
         size = torch.minimum(step.abs().clamp(min=smallest * whole), longest)
         increment = -torch.sign(step) * size
         quotient = (problem.residual(z + increment) - residual) / increment

@@ -38,7 +38,8 @@ def test_reuse_factors_less_often_than_it_steps(system):
     newton, fresh, _ = watched(lambda: system.solve(ims.Newton()))
     # one more is made at the solution, for the backward pass
     assert fresh - int(newton.iterations) in (0, 1) and fresh > reused
-    assert watched(lambda: system.solve(ims.Chord()))[1] == 1
+    # one at the start, and one at the solution
+    assert watched(lambda: system.solve(ims.Chord()))[1] == 2
 
 
 @pytest.mark.parametrize("reuse", [0.05, 0.2, 0.5, 0.9])
@@ -63,7 +64,8 @@ def test_only_the_lanes_that_need_it_factor():
     )
     others = torch.cat([sol.iterations[:17], sol.iterations[18:]])
     assert bool(sol.converged.all()) and int(others.min()) > 5
-    assert calls > 1 and numbers == 4 * (64 + calls - 1)
+    # at the end all are factored once more
+    assert calls > 2 and numbers == 4 * (2 * 64 + calls - 2)
 
 
 def test_old_factors_that_mislead_are_not_the_end():
@@ -260,8 +262,8 @@ def test_full_memory_starts_again(good):
 
 @pytest.mark.parametrize("memory", [1, 3, 8])
 def test_memory_is_bounded_and_the_jacobian_never_formed(memory):
-    """After many steps and restarts, too."""
-    n, theta = 60, tensor(TRIDIAGONAL.theta)
+    """After many steps and restarts, too; beyond 512 unknowns, where nothing is examined."""
+    n, theta = 600, tensor(TRIDIAGONAL.theta)
     z0, solver = torch.full((n,), -1.0, dtype=F64), ims.Broyden(memory=memory)
     with Watch() as watch:
         sol = TRIDIAGONAL.solve(solver, z0=z0, theta=theta)
@@ -286,4 +288,5 @@ def test_what_a_step_of_broyden_costs():
     calls.clear()
     none = ims.Broyden(rtol=None, max_steps=0)
     assert int(ims.root(fn, tensor(COUPLED.start), (theta,), solver=none).status) == Status.BUDGET
-    assert len(calls) <= 4 and spent - len(calls) == int(sol.iterations)
+    # and two at the end, for the Jacobian and for rounding
+    assert len(calls) <= 4 and spent - len(calls) == int(sol.iterations) + 2
