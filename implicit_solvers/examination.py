@@ -10,9 +10,9 @@ from torch import Tensor
 
 from implicit_solvers.rounding import patterns
 
-__all__ = ["Examination", "by_newton"]
+__all__ = ["ULPS", "Examination", "by_newton"]
 
-_ULPS = 4.0
+ULPS = 4.0
 
 
 class Examination(NamedTuple):
@@ -50,5 +50,5 @@ def roundings(problem: Any, z: Tensor, F: Tensor, A: Any) -> tuple[Tensor, Tenso
     eps = torch.finfo(z.dtype).eps
     first, second, third = patterns(z)
     w = eps * (A.bound(z) + F.abs())
-    there = torch.addcmul(z, problem.reach(z), third, value=_ULPS * eps)
+    there = torch.addcmul(z, problem.reach(z), third, value=ULPS * eps)
     return w * first, w * second, problem.residual(there) - F - A.mv(there - z)

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import pick
-from implicit_solvers.autodiff import no_saved_tensor_hooks, pullback_on_graph, unwatched, vjp
+from implicit_solvers.autodiff import (
+    no_saved_tensor_hooks,
+    pullback_on_graph,
+    rows,
+    unwatched,
+    vjp,
+)
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.examination import Examination, by_newton
@@ -332,6 +338,24 @@ class EquationProblem:
         """Return the Jacobian of the residuals at ``z``, ``m x n``."""
         template = JacobianTemplate(self.equation.fn if self.fits else self.equation.condition)
         return ResidualMap(self._linearized(template, z, residuals=self.fits))
+
+    def to_second_order(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the residuals of a fit, their Jacobian, its gradient, and the rest of its Hessian.
+
+        That is ``sum_i r_i Hess(r_i)``: what the Hessian has beside ``J^T J``.
+        """
+
+        def gradient(u: Tensor, w: Tensor) -> Tensor:
+            pulled: Tensor = vjp(lambda v: self._fn(v, *self.operands), u)[1](w)[0]
+            return pulled
+
+        grid, n = self._grid(z), z.shape[-1]
+        r = self._fn(grid, *self.operands)
+        value, pull = vjp(gradient, grid, r)
+        slopes = rows(lambda e: torch.cat(pull(e), -1), value, n + r.shape[-1])
+        slopes = slopes.reshape(self.count, n, -1)
+        r = r.reshape(self.count, -1)
+        return r, slopes[..., n:].mT, value.reshape(z.shape), slopes[..., :n]
 
     def to_compile(self, z: Tensor) -> EquationProblem | None:
         """Return the problem as steps from ``z`` are compiled for it; None if they cannot be."""

@@ -62,7 +62,9 @@ def judged(
     if seen.kick is not None:
         bent = (seen.kick != 0).any(-1)
         start = pick(bent, z + seen.kick, start)
-    solved = pick(bent, int(Status.SADDLE), int(Status.CONVERGED))
+    # (a lane that has not moved began where nothing leads down)
+    stays = pick(found.iterations > 0, RUNNING, int(Status.SADDLE))
+    solved = pick(bent, stays, int(Status.CONVERGED))
     status = pick(proposed, RUNNING, found.status)
     status = pick(both(ended, no(e0 <= digit)), int(Status.SINGULAR), status)
     status = pick(both(ended, near), solved, status)
