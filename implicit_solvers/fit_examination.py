@@ -68,7 +68,10 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
     along = DIGIT * _length(c * reach) / _length(c * down)
     along = torch.where((gradient * down).sum(-1) > 0, -along, along)
     kick = torch.where(bent.unsqueeze(-1), along.unsqueeze(-1) * down, 0.0)
-    return Examination(gradient, step, noise, (), kick)
+    # where most of r can be taken away, this is no fit, unless r is rounding
+    taken = _length(torch.where(s > 0, images[..., 0], 0.0))
+    drowned = taken <= ROUNDINGS * _length(w)
+    return Examination(gradient, step, noise, (), kick, drowned)
 
 
 def _bends(r: Tensor, w: Tensor, s: Tensor, image: Tensor, size: Tensor) -> Tensor:

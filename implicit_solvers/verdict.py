@@ -48,7 +48,8 @@ def judged(
         e0 = larger(e0, other)
     tolerance = equation_tolerance(solver.rtol, solver.atol, eps, problem.scaled(size, eps**0.75))
     digit = DIGIT * problem.scaled(size, eps**0.5)
-    near = both(e <= larger(tolerance, ROUNDINGS * e0), e + e0 <= digit)
+    near = either(e <= tolerance, both(e <= ROUNDINGS * e0, seen.drowned))
+    near = both(near, e + e0 <= digit)
     # what is so coarse is not smooth: nothing that the Jacobian says of it holds
     near = both(near, probe <= _COARSE * digit)
     proposed = found.status == int(Status.CONVERGED)

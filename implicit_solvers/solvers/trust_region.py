@@ -21,6 +21,7 @@ from implicit_solvers.agreement import (
 )
 from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.linear.choice import DENSE_LIMIT
+from implicit_solvers.outcome import contracted
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import (
@@ -130,6 +131,14 @@ class ModelSteps(Damped):
         """Return no model, or one of zeros."""
         return None if problem.branches else self.blank(problem, z, residual)
 
+    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
+        """Evaluate at the start."""
+        state = super().init(problem, z)
+        if not problem.fits:
+            return state
+        error = state.error
+        return state._replace(estimate=pick(error == 0, 0.0, 0 * error + torch.inf))
+
     def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
         """Evaluate the residuals, and the norm of the condition."""
         residuals, condition = problem.residuals_and_condition(z)
@@ -179,7 +188,16 @@ class ModelSteps(Damped):
         if everywhere(region.whole):
             return state._replace(accepted=accepted)
         pays, ratio, stuck = _weighed(problem, state)
-        if not everywhere(pays):
+        if problem.fits:
+            step = problem.size(self.norm, state.z - state.kept.z)
+            estimate = contracted(step, state.error, state.kept.error)
+            if self.rtol is not None:
+                least = torch.finfo(state.z.dtype).eps ** 0.5
+                small = step <= least * problem.scale(self, state.z)
+                pays = either(pays, small)
+                estimate = pick(both(small, estimate >= step), 0.0, estimate)
+            state = state._replace(estimate=estimate)
+        elif not everywhere(pays):
             stuck = either(stuck, problem.size(length, state.z - state.kept.z) == 0)
         stuck = both(either(stuck, region.rejected > self.trials), no(region.whole))
         # a budget's lane stays where no step pays
