@@ -196,6 +196,7 @@ class ModelSteps(Damped):
                 small = step <= least * problem.scale(self, state.z)
                 pays = either(pays, small)
                 estimate = pick(both(small, estimate >= step), 0.0, estimate)
+                estimate = pick(step <= 0.1 * problem.scale(self, state.z), estimate, torch.inf)
             state = state._replace(estimate=estimate)
         elif not everywhere(pays):
             stuck = either(stuck, problem.size(length, state.z - state.kept.z) == 0)
@@ -242,7 +243,13 @@ class ScaledRegion(ModelSteps):
         unset = radius == torch.inf
         if nowhere(unset):
             return radius
-        first = larger(problem.size(length, state.memory.scale * state.z), size)
+        first = problem.size(length, state.memory.scale * state.z)
+        if problem.fits:
+            # the residuals may be so large that all unknowns lose their influence within |r|
+            known = first > torch.finfo(state.z.dtype).eps ** 0.5 * size
+            first = pick(known, first, size)
+        else:
+            first = larger(first, size)
         return pick(unset, self.first_radius * first, radius)
 
     def resized(self, state: DampedState, ratio: Any) -> Any:
