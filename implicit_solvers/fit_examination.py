@@ -38,13 +38,14 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
     c = torch.linalg.vector_norm(J, dim=-2)
     c = torch.where(c > 0, c, 1.0)
     A = J / c.unsqueeze(-2)
+    size = _length(c * reach)
     if len(A[0]) < n:
         missing = (0, 0, 0, n - len(A[0]))
         A, columns = (torch.nn.functional.pad(t, missing) for t in (A, columns))
     u, s, vh = torch.linalg.svd(A, full_matrices=False)
     s = torch.where(s > max(A.shape[-2:]) * eps * s[:, :1], s, 0.0)
     images = u.mT @ columns
-    B = torch.where(known & _bends(r, w, s, images[..., 0], _length(c * reach)), B, 0.0)
+    B = torch.where(known & _bends(r, w, s, images[..., 0], size), B, 0.0)
     B = vh @ (B / (c.unsqueeze(-1) * c.unsqueeze(-2))) @ vh.mT
     t = (s**2 + B.diagonal(dim1=-2, dim2=-1).abs()).sqrt()
     t = torch.where(t > 0, t, 1.0)
@@ -65,12 +66,12 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
     doubt = (least.mT @ B.abs() @ least).flatten() * (100 * eps + ROUNDINGS * _length(w) / _length(r))
     bent = values[:, 0] < -(eps**0.5 * top[:, 0] + doubt)
     down = back[..., 0]
-    along = DIGIT * _length(c * reach) / _length(c * down)
+    along = DIGIT * torch.where(size > 0, size, 1.0) / _length(c * down)
     along = torch.where((gradient * down).sum(-1) > 0, -along, along)
     kick = torch.where(bent.unsqueeze(-1), along.unsqueeze(-1) * down, 0.0)
-    # where most of r can be taken away, this is no fit, unless r is rounding
-    taken = _length(torch.where(s > 0, images[..., 0], 0.0))
-    drowned = taken <= ROUNDINGS * _length(w)
+    # what a step takes from r, beside what roundings would
+    taken = torch.where((s > 0).unsqueeze(-1), loads / s.unsqueeze(-1), 0.0).square().sum(-2).sqrt()
+    drowned = taken[:, 0] <= ROUNDINGS * taken[:, 1:3].amax(-1)
     return Examination(gradient, step, noise, (), kick, drowned)
 
 

@@ -49,7 +49,9 @@ def judged(
     tolerance = equation_tolerance(solver.rtol, solver.atol, eps, problem.scaled(size, eps**0.75))
     digit = DIGIT * problem.scaled(size, eps**0.5)
     near = either(e <= tolerance, both(e <= ROUNDINGS * e0, seen.drowned))
-    near = both(near, e + e0 <= digit)
+    bent: Mask = False if seen.kick is None else (seen.kick != 0).any(-1)
+    # (zero has no size, and a saddle may be there all the same)
+    near = both(near, either(e + e0 <= digit, both(bent, digit == 0)))
     # what is so coarse is not smooth: nothing that the Jacobian says of it holds
     near = both(near, probe <= _COARSE * digit)
     proposed = found.status == int(Status.CONVERGED)
@@ -58,10 +60,8 @@ def judged(
     ended = proposed
     for code in (Status.STALLED, Status.MAX_STEPS, Status.SINGULAR):
         ended = either(ended, found.status == int(code))
-    bent: Mask = False
     start = pick(e <= digit, z - seen.step, z)
     if seen.kick is not None:
-        bent = (seen.kick != 0).any(-1)
         start = pick(bent, z + seen.kick, start)
     # (a lane that has not moved began where nothing leads down)
     stays = pick(found.iterations > 0, RUNNING, int(Status.SADDLE))

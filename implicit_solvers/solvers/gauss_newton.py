@@ -112,7 +112,8 @@ class GaussNewton(ModelSteps):
 
     def radius(self, problem: EquationProblem, state: DampedState) -> Any:
         """Return the step length of a trial."""
-        return pick(state.search.rejected == 0, 1.0, state.search.radius)
+        length = pick(state.search.rejected == 0, 1.0, state.search.radius)
+        return length.to(state.z.dtype) if isinstance(length, Tensor) else length
 
     def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
         """Go along the direction."""
