@@ -57,14 +57,17 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
     turned = eps * _length(r).unsqueeze(-1) * turned
     loads = s.unsqueeze(-1) * images
     loads = torch.cat([loads[..., :1], loads[..., 1:3] + turned.unsqueeze(-1), loads[..., 3:]], -1)
-    inverse = torch.where(finite.unsqueeze(-1) & (values.abs() > n * eps * top), 1 / values, torch.nan)
+    # the curvature in a direction is known up to the rounding of B
+    size_of = (q / t.unsqueeze(-1)).abs()
+    doubt = 10 * eps + ROUNDINGS * _length(w) / _length(r)
+    doubt = doubt.unsqueeze(-1) * (size_of * (B.abs() @ size_of)).sum(-2)
+    doubt = torch.where(doubt > 0, doubt, 0.0)
+    sure = values.abs() > n * eps * top + doubt
+    inverse = torch.where(finite.unsqueeze(-1) & sure, 1 / values, torch.nan)
     back = vh.mT @ (q / t.unsqueeze(-1)) / c.unsqueeze(-1)
     answers = back @ (inverse.unsqueeze(-1) * (q.mT @ (loads / t.unsqueeze(-1))))
     step, *noise = answers.unbind(-1)
-    # the least eigenvalue is known up to the rounding of B
-    least = (q[..., 0] / t).abs().unsqueeze(-1)
-    doubt = (least.mT @ B.abs() @ least).flatten() * (100 * eps + ROUNDINGS * _length(w) / _length(r))
-    bent = values[:, 0] < -(eps**0.5 * top[:, 0] + doubt)
+    bent = values[:, 0] < -(eps**0.5 * top + doubt)[:, 0]
     down = back[..., 0]
     along = DIGIT * torch.where(size > 0, size, 1.0) / _length(c * down)
     along = torch.where((gradient * down).sum(-1) > 0, -along, along)
