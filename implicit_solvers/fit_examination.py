@@ -47,6 +47,8 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
     images = u.mT @ columns
     B = torch.where(known & _bends(r, w, s, images[..., 0], size), B, 0.0)
     B = vh @ (B / (c.unsqueeze(-1) * c.unsqueeze(-2))) @ vh.mT
+    # smaller entries are rounding, which would hide that a direction has no curvature
+    B = torch.where(B.abs() > 10 * eps * torch.linalg.matrix_norm(B, keepdim=True), B, 0.0)
     t = (s**2 + B.diagonal(dim1=-2, dim2=-1).abs()).sqrt()
     t = torch.where(t > 0, t, 1.0)
     middle = (torch.diag_embed(s**2) + B) / (t.unsqueeze(-1) * t.unsqueeze(-2))
@@ -57,17 +59,15 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
     turned = eps * _length(r).unsqueeze(-1) * turned
     loads = s.unsqueeze(-1) * images
     loads = torch.cat([loads[..., :1], loads[..., 1:3] + turned.unsqueeze(-1), loads[..., 3:]], -1)
-    # the curvature in a direction is known up to the rounding of B
-    size_of = (q / t.unsqueeze(-1)).abs()
-    doubt = 10 * eps + ROUNDINGS * _length(w) / _length(r)
-    doubt = doubt.unsqueeze(-1) * (size_of * (B.abs() @ size_of)).sum(-2)
-    doubt = torch.where(doubt > 0, doubt, 0.0)
-    sure = values.abs() > n * eps * top + doubt
-    inverse = torch.where(finite.unsqueeze(-1) & sure, 1 / values, torch.nan)
+    sure = finite.unsqueeze(-1) & (values.abs() > n * eps * top)
+    inverse = torch.where(sure, 1 / values, torch.nan)
     back = vh.mT @ (q / t.unsqueeze(-1)) / c.unsqueeze(-1)
     answers = back @ (inverse.unsqueeze(-1) * (q.mT @ (loads / t.unsqueeze(-1))))
     step, *noise = answers.unbind(-1)
-    bent = values[:, 0] < -(eps**0.5 * top + doubt)[:, 0]
+    # residuals are known up to their rounding, and so is what they bend
+    least = (q[..., :1] / t.unsqueeze(-1)).abs()
+    doubt = ROUNDINGS * _length(w) / _length(r) * (least.mT @ B.abs() @ least).flatten()
+    bent = values[:, 0] < -(eps**0.5 * top[:, 0] + torch.where(doubt > 0, doubt, 0.0))
     down = back[..., 0]
     along = DIGIT * torch.where(size > 0, size, 1.0) / _length(c * down)
     along = torch.where((gradient * down).sum(-1) > 0, -along, along)
