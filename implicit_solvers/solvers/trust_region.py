@@ -87,6 +87,10 @@ class ModelSteps(Damped):
         super().__post_init__()
         check_linear_solver(self, kind=LinearMethod)
 
+    def examined(self, n: int) -> bool:
+        """Tell whether the Jacobian is formed and factored where a solve ends, as in the steps."""
+        return self.linear_solver is None and super().examined(n)
+
     def by_products(self, z: Tensor, default: IterativeSolver) -> IterativeSolver | None:
         """Return the linear solver at ``z``, or None to form and factor the Jacobian."""
         if self.linear_solver is None:
@@ -191,7 +195,7 @@ class ModelSteps(Damped):
         if problem.fits:
             step = problem.size(self.norm, state.z - state.kept.z)
             estimate = contracted(step, state.error, state.kept.error)
-            if self.rtol is not None:
+            if self.rtol is not None and self.examined(state.z.shape[-1]):
                 least = torch.finfo(state.z.dtype).eps ** 0.5
                 small = step <= least * problem.scale(self, state.z)
                 pays = either(pays, small)
