@@ -190,12 +190,12 @@ class EquationProblem:
             return sizes.tolist()
         return sizes.reshape(len(vectors), -1).unbind()
 
-    def number(self, t: Tensor) -> Any:
+    def number(self, t: Tensor | bool) -> Any:
         """Return a number of each lane ``(N,)``; Python's for one problem on a CPU.
 
         The last of many lanes has tensors still: what a solver remembers of it are some.
         """
-        return t.item() if self._on_host(t) else t
+        return t.item() if isinstance(t, Tensor) and self._on_host(t) else t
 
     def _on_host(self, t: Tensor) -> bool:
         if not self.branches or self.taken or self.count != 1:
@@ -211,6 +211,14 @@ class EquationProblem:
             if self.branches:
                 self._scale = known
         return known[2]
+
+    def step_and_scale(self, solver: Any, z: Tensor, before: Tensor) -> tuple[Any, Any]:
+        """Return the size of the step from ``before`` to ``z``, and the `scale` of ``z``."""
+        step, size = self.sizes(solver.norm, z - before, z)
+        scale = self.scaled(size, torch.finfo(z.dtype).eps ** 0.75)
+        if self.branches:
+            self._scale = solver.norm, z, scale
+        return step, scale
 
     def scaled(self, size: Any, little: float) -> Any:
         """Return a size, or that of the start, of which it is at most a ``little`` part."""

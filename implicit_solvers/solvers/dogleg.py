@@ -127,7 +127,7 @@ class Dogleg(ScaledRegion):
             return _way(problem, jacobian.mv, problem.size(length, r), one, gradient, newton), 0
         if problem.fits:
             matrix = problem.linearize_residuals(z).dense()
-            step, regular = full_step(matrix, r)
+            step, regular = full_step(problem, matrix, r)
             return _dense_way(problem, matrix, state, scales(matrix, before), step, regular), 0
         problem.identity(z)
         slope = problem.linearize(z)

@@ -21,7 +21,7 @@ from implicit_solvers.agreement import (
 )
 from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.linear.choice import DENSE_LIMIT
-from implicit_solvers.outcome import contracted
+from implicit_solvers.outcome import DIGIT, contracted
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import (
@@ -193,14 +193,15 @@ class ModelSteps(Damped):
             return state._replace(accepted=accepted)
         pays, ratio, stuck = _weighed(problem, state)
         if problem.fits:
-            step = problem.size(self.norm, state.z - state.kept.z)
+            step, scale = problem.step_and_scale(self, state.z, state.kept.z)
             estimate = contracted(step, state.error, state.kept.error)
             if self.rtol is not None and self.examined(state.z.shape[-1]):
-                least = torch.finfo(state.z.dtype).eps ** 0.5
-                small = step <= least * problem.scale(self, state.z)
+                # what the gradient lost says nothing of far steps, and near ones drown in rounding:
+                # these are taken, and examined
+                small = step <= torch.finfo(state.z.dtype).eps ** 0.5 * scale
                 pays = either(pays, small)
                 estimate = pick(both(small, estimate >= step), 0.0, estimate)
-                estimate = pick(step <= 0.1 * problem.scale(self, state.z), estimate, torch.inf)
+                estimate = pick(step <= DIGIT * scale, estimate, torch.inf)
             state = state._replace(estimate=estimate)
         elif not everywhere(pays):
             stuck = either(stuck, problem.size(length, state.z - state.kept.z) == 0)
@@ -304,7 +305,7 @@ def decomposed(matrix: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor, Tenso
     u, s, vh = torch.linalg.svd(pick(finite, matrix, 0.0), full_matrices=False)
     noise = max(matrix.shape[-2:]) * torch.finfo(s.dtype).eps * s[:, :1]
     s = torch.where(s > noise, s, 0.0)
-    return s, s * (residuals.unsqueeze(-2) @ u).squeeze(-2), vh
+    return s, s * torch.bmm(residuals.unsqueeze(-2), u).squeeze(-2), vh
 
 
 def promised(
