@@ -1,7 +1,7 @@
 """What is known of a fit: Newton's step, in the basis of the Jacobian's singular vectors.
 
-Forming ``J^T J`` would square the condition of ``J``. Sources: Björck, "Numerical Methods for Least
-Squares Problems" (1996), section 1.4; Moré, Garbow and Hillstrom, "User Guide for MINPACK-1" (1980).
+Forming ``J^T J`` would square the condition of ``J``. Source: Björck, "Numerical Methods for Least
+Squares Problems" (1996), section 1.4.
 """
 
 from __future__ import annotations
@@ -73,16 +73,14 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
     if nowhere(bent):
         return Examination(gradient, step, noise, (), None, drowned)
     down = torch.bmm(back.mT, q[..., :1]).squeeze(-1)
-    length = size.masked_fill(size == 0, 1.0) / vector_norm(c * down.unsqueeze(-2), dim=-1, keepdim=True)
-    length = DIGIT * length.squeeze(-1)
+    scaled = vector_norm(c * down.unsqueeze(-2), dim=-1)
+    length = DIGIT * size.masked_fill(size == 0, 1.0).squeeze(-1) / scaled
     kick = down * torch.where((gradient * down).sum(-1, keepdim=True) > 0, -length, length)
     kick = torch.where(torch.as_tensor(bent, device=z.device).reshape(-1, 1), kick, 0.0)
     return Examination(gradient, step, noise, (), kick, drowned)
 
 
-def _columns(
-    problem: Any, z: Tensor, move: Tensor, r: Tensor, J: Tensor
-) -> tuple[Tensor, Tensor]:
+def _columns(problem: Any, z: Tensor, move: Tensor, r: Tensor, J: Tensor) -> tuple[Tensor, Tensor]:
     """Return the residuals, two samples of their rounding, and what is seen of it, side by side.
 
     With them comes the size of the rounding. It is seen after a small ``move``.

@@ -40,7 +40,7 @@ class LeastSquaresEquation(Equation):
         return pull(residuals)[0]
 
     def examine(self, problem: Any, z: Tensor, direct: Any) -> Examination:
-        """Return Newton's step from ``z (N, n)``, with the full Hessian, and what rounding makes."""
+        """Return Newton's step from ``z (N, n)``, of the full Hessian, and what rounding makes."""
         return by_singular_values(problem, z)
 
 

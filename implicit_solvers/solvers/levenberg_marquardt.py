@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import both, divide, no, nowhere
+from implicit_solvers.agreement import Mask, both, divide, no, nowhere
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.damped import DampedState
@@ -34,7 +34,7 @@ class Damping(NamedTuple):
     scale: Tensor
     matrix: Tensor
     full: Tensor
-    regular: Tensor
+    regular: Mask
 
 
 class Unscaled(NamedTuple):
@@ -129,7 +129,7 @@ _PRODUCTS = CG(rtol=1e-3)
 
 
 def _damped(problem: EquationProblem, state: DampedState) -> tuple[Tensor, Any]:
-    """Return the ``p`` that minimizes ``|r + J p|``, as scaled, about within the radius; and its length."""
+    """Return the ``p`` that minimizes ``|r + J p|``, scaled, about within the radius; its length."""
     model, r, radius = state.memory, state.residual, state.search.within
     reach = problem.size(length, model.full)
     needed = both(no(both(model.regular, reach <= radius)), state.flag == 0)

@@ -144,9 +144,10 @@ class ModelSteps(Damped):
         return state._replace(estimate=pick(error == 0, 0.0, 0 * error + torch.inf))
 
     def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
-        """Evaluate the residuals, and the norm of the condition."""
+        """Evaluate the residuals, and the norm of the condition; and of a fit, ``|r|``."""
         residuals, condition = problem.residuals_and_condition(z)
-        return Point(z, residuals, problem.size(self.norm, condition))
+        value = problem.size(length, residuals) if problem.fits else None
+        return Point(z, residuals, problem.size(self.norm, condition), value)
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Model the residuals where a trial was accepted."""
@@ -176,7 +177,7 @@ class ModelSteps(Damped):
         """Make the step that the model proposes."""
         region = state.search
         if not everywhere(region.whole):
-            region = region._replace(size=problem.size(length, state.residual))
+            region = region._replace(size=_size(problem, state))
             state = state._replace(search=region, memory=self.surveyed(state.memory))
             region = region._replace(within=self.radius(problem, state))
             state = state._replace(search=region)
@@ -280,7 +281,7 @@ class ScaledRegion(ModelSteps):
 def _weighed(problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, Mask]:
     """Return whether a step pays, the part of its promise that it kept, and whether none will."""
     eps, promised = torch.finfo(state.z.dtype).eps, state.search.promised
-    size = divide(problem.size(length, state.residual), state.search.size)
+    size = divide(_size(problem, state), state.search.size)
     actual = 1 - size * size
     ratio, least = divide(actual, promised), eps**0.5
     pays = ratio >= 1e-4
@@ -291,6 +292,10 @@ def _weighed(problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, M
         middle = pick(ratio >= 0.1, pick(ratio <= 0.4, ratio, 0.4), 0.1)
         ratio, least = pick(drowned, middle, ratio), 0.0
     return pays, pick(pays, ratio, 0.0), no(promised > least)
+
+
+def _size(problem: EquationProblem, state: DampedState) -> Any:
+    return state.value if problem.fits else problem.size(length, state.residual)
 
 
 def length(v: Tensor) -> Tensor:
