@@ -94,7 +94,9 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
         new, onward = pick(going, (new, onward), select((found, start), keep))
         return _put((found, start), keep, (new, onward))
 
-    found, _ = repeat(lambda carry: (carry[0].status == RUNNING).any(), again, (found, start), _ROUNDS)
+    found, _ = repeat(
+        lambda carry: (carry[0].status == RUNNING).any(), again, (found, start), _ROUNDS
+    )
     stuck = found.status == RUNNING
     return found._replace(status=torch.where(stuck, int(Status.STALLED), found.status))
 

@@ -101,7 +101,7 @@ RULES = {
     "alone": (solve, X[0], W, (170, 9), (69, 1)),
     "lanes": (vmap(solve, IN_LANES), X, W, (446, 8), (85, 1)),
     "Picard, Neumann": (equilibrium(ims.Neumann(rtol=1e-10)), DRIVE, Q, (1586, 62), (1548, 67)),
-    "Picard, LU": (equilibrium(ims.LU()), DRIVE, Q, (1586, 62), (120, 3)),
+    "Picard, LU": (equilibrium(ims.LU()), DRIVE, Q, (1586, 62), (105, 1)),
     "CG": (laplacian, torch.randn(4096, dtype=F64), FIELD, (1108, 77), (1094, 75)),
 }
 DRAW = {"generator": torch.Generator().manual_seed(0), "dtype": F64}

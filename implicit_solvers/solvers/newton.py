@@ -15,6 +15,7 @@ from implicit_solvers.agreement import (
     divide,
     either,
     everywhere,
+    larger,
     no,
     nowhere,
     pick,
@@ -136,9 +137,9 @@ class Factored(Halving):
         if direct is None:
             return super().pays(problem, state)
         left = direct.solve(state.memory.inverse, state.residual.unsqueeze(-1), False).squeeze(-1)
-        size, rest = problem.sizes(self.norm, state.direction, left)
+        size, rest = problem.sizes_and_scale(self, state.z, state.direction, left)
         t, rate = state.length, divide(rest, size)
-        estimate = divide(rest, pick(rate < _LINEAR, 1 - 3 * rate, 1 - 3 * _LINEAR))
+        estimate = divide(rest, larger(1 - 3 * rate, 1 - 3 * _LINEAR))
         estimate = pick(t == 1, estimate, torch.inf)
         accepted: Mask = rest <= (1 - 0.25 * t) * size
         if self.halvings == 0:

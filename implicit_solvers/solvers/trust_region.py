@@ -194,7 +194,8 @@ class ModelSteps(Damped):
             return state._replace(accepted=accepted)
         pays, ratio, stuck = _weighed(problem, state)
         if problem.fits:
-            step, scale = problem.step_and_scale(self, state.z, state.kept.z)
+            z = state.z
+            (step,), scale = problem.sizes_and_scale(self, z, z - state.kept.z), problem.scale(self, z)
             estimate = contracted(step, state.error, state.kept.error)
             if self.rtol is not None and self.examined(state.z.shape[-1]):
                 # what the gradient lost says nothing of far steps, and near ones drown in rounding:

@@ -16,7 +16,7 @@ def test_converged_is_solved(row, dtype, lanes):
     found = measure(problems, row.solver)
     # a hundred estimates: they are samples, and of rounding; 1e3 rtol: what a test of steps allows
     assert not found.false.any(), found
-    # an estimate of a tenth of the solution is no digit, and one a thousand times too large no estimate
+    # a tenth of the solution is no digit, and a thousand times too much is no estimate
     known = found.converged & found.error.isfinite()
     assert bool((found.error <= 0.1 * found.size)[known].all()), found
     assert not found.error.isnan().any()
