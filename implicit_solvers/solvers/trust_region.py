@@ -76,7 +76,8 @@ class ModelSteps(Damped):
 
     A trial is accepted if ``|r|^2`` falls by ``1e-4`` of what the model promised; near the minimum
     of a fit, where both drown in rounding, if the norm of the gradient falls, or the step is
-    smaller than half of the digits. Where a root's model promises nothing any more, or too many trials in a row were rejected, the lane is STALLED.
+    smaller than half of the digits. Where a root's model promises nothing any more, or too many
+    trials in a row were rejected, the lane is STALLED.
     """
 
     max_steps: int = field(default=200, kw_only=True)
