@@ -130,7 +130,7 @@ _PRODUCTS = CG(rtol=1e-3)
 
 
 def _damped(problem: EquationProblem, state: DampedState) -> tuple[Tensor, Any]:
-    """Return the ``p``, as scaled, that minimizes ``|r + J p|`` about within the radius; ``|p|``."""
+    """Return the scaled ``p`` that minimizes ``|r + J p|`` about within the radius, and ``|p|``."""
     model, r, radius = state.memory, state.residual, state.search.within
     reach = problem.size(length, model.full)
     needed = both(no(both(model.regular, reach <= radius)), state.flag == 0)
