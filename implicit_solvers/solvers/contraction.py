@@ -52,7 +52,7 @@ def after_step(
     ratio = larger(pick(seen, ratio, 1.0), _LEAST**count) ** (1 / count)
     mean = pick(seen, before.mean**kept * ratio ** (1 - kept), before.mean)
     worst = larger(mean, mean + _REMEMBERED**count * (before.worst - mean))
-    worst = pick(both(seen, ratio > worst), ratio, worst)
+    worst = pick(both(both(seen, ratio < 1), ratio > worst), ratio, worst)
     gap, least = (1 - pick(rate < 1, rate, 1.0) for rate in (mean, worst))
     rounding = divide(eps * size, gap)
     estimate = pick(step == 0, 0.0, divide(step, gap))

@@ -141,7 +141,7 @@ class Factored(Halving):
         t, rate = state.length, divide(rest, size)
         estimate = divide(rest, larger(1 - 3 * rate, 1 - 3 * _LINEAR))
         estimate = pick(t == 1, estimate, torch.inf)
-        accepted: Mask = rest <= (1 - 0.25 * t) * size
+        accepted: Mask = rate <= 1 - 0.25 * t
         if self.halvings == 0:
             accepted = True if problem.branches else rest == rest
         elif self.rtol is not None:
@@ -157,7 +157,10 @@ class Factored(Halving):
         """Return the flags, with STALLED where lanes are stuck; a budget judges nothing."""
         if self.rtol is None or nowhere(stuck):
             return state.flag
-        return pick(stuck, int(Status.STALLED), state.flag)
+        why: Any = int(Status.STALLED)
+        if state.search is not None:
+            why = pick(state.search.size < torch.inf, why, int(Status.SINGULAR))
+        return pick(stuck, why, state.flag)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Steffensen(Halving):
         reach = pick(tired, 0.01 * memory.reach, memory.reach)
         if self.rtol is not None and not nowhere(tired):
             flag = pick(both(tired, reach < smallest), int(Status.STALLED), flag)
-        whole = problem.reach(z)
+        whole = torch.where(z == 0, problem.reach(z), z.abs())
         whole = torch.where(whole == 0, 1.0, whole)
         longest = reach.unsqueeze(-1) * whole
         step = torch.where(memory.quotient == 0, longest, residual / memory.quotient)

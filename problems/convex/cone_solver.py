@@ -48,14 +48,13 @@ class ConeMethod(Protocol):
 
 
 class ConeSolverState(NamedTuple):
-    """The state of `ConeSolver`; `factors` serve the backward pass."""
+    """The state of `ConeSolver`."""
 
     z: Tensor
     error: Tensor
     estimate: Tensor
     unit: float
     flag: Tensor
-    factors: tuple[Tensor, ...]
     steps_before: Tensor
 
 
@@ -96,10 +95,6 @@ class ConeSolver(ims.EquationMethod):
         """Tell that the solver judges for itself."""
         return False
 
-    def factorization(self, n: int) -> NormalMapLU:
-        """Return what made the factors of the last refinement."""
-        return self.linear_solver
-
     def init(self, problem: ims.EquationProblem, z: Tensor) -> ConeSolverState:
         """Solve; a lane that is not finite, or has no solution, fails."""
         lanes = len(z)
@@ -126,16 +121,8 @@ class ConeSolver(ims.EquationMethod):
         steps[index] += refined.steps
         error = torch.where(finite, torch.ones_like(points[:, 0]), torch.nan)
         error[index] = refined.error
-        factors = refined.factors
-        if len(index) < lanes:
-            eye = torch.eye(z.shape[-1], dtype=z.dtype).unsqueeze(0)
-            idle = self.linear_solver.factor_dense(eye)
-            factors = tuple(
-                t.repeat(lanes, *(1,) * (t.dim() - 1)).index_copy(0, index, own)
-                for t, own in zip(idle, factors, strict=False)
-            )
         flag = torch.where(flag == 0, int(ims.Status.STALLED), flag)
-        return ConeSolverState(points, error, error, 1.0, flag, factors, steps)
+        return ConeSolverState(points, error, error, 1.0, flag, steps)
 
     def step(self, problem: ims.EquationProblem, state: ConeSolverState) -> ConeSolverState:
         """Stay."""

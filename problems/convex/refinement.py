@@ -31,12 +31,11 @@ class Programs(NamedTuple):
 
 
 class Refined(NamedTuple):
-    """The best points, their relative errors, the steps made, and the last factors."""
+    """The best points, their relative errors, and the steps made."""
 
     z: Tensor
     error: Tensor
     steps: Tensor
-    factors: tuple[Tensor, ...]
 
 
 def refine(data: Programs, z: Tensor, solver: NormalMapLU, steps: int, goal: float) -> Refined:
@@ -82,7 +81,6 @@ def refine(data: Programs, z: Tensor, solver: NormalMapLU, steps: int, goal: flo
     cones, count = solver.cones, len(z)
     counts, idle = (torch.zeros(count, dtype=torch.int64, device=z.device) for _ in range(2))
     best, least = z, torch.full((count,), torch.inf, dtype=z.dtype, device=z.device)
-    factors: tuple[Tensor, ...] = ()
     left = torch.arange(count, device=z.device)
     before = least
     for step in range(steps + 1):
@@ -92,7 +90,7 @@ def refine(data: Programs, z: Tensor, solver: NormalMapLU, steps: int, goal: flo
         least = least.index_copy(0, left, torch.minimum(error, least[left]))
         idle[left] = torch.where(better, 0, idle[left] + 1)
         if step == 0 and steps > 0:
-            factors = made = solver.factor_dense(jacobian())
+            made = solver.factor_dense(jacobian())
         again = (error > goal) & (idle[left] < _WITHOUT_PROGRESS) & (step < steps)
         if not bool(again.any()):
             break
@@ -105,10 +103,7 @@ def refine(data: Programs, z: Tensor, solver: NormalMapLU, steps: int, goal: flo
         slow = again & ~(error < _CONTRACTION * before)
         if step > 0 and bool(slow.any()):
             made = solver.factor_dense(jacobian())
-            factors = tuple(
-                old.index_copy(0, left, new) for old, new in zip(factors, made, strict=True)
-            )
         before = error
         z = z - solver.solve(made, residual.unsqueeze(-1), False).squeeze(-1)
         counts[left] += again
-    return Refined(best, least, counts, factors)
+    return Refined(best, least, counts)

@@ -73,7 +73,7 @@ for name, fn, start in (
     ("freudenstein-far", freudenstein, problems.FREUDENSTEIN_ROTH_FAR.z0),
     ("infinite-slope", lambda z: torch.sqrt(z.abs()) + 1, [0.0, 4.0]),
 ):
-    ends = "STALLED NONFINITE" if name == "infinite-slope" else "STALLED"
+    ends = "STALLED NONFINITE" if name == "infinite-slope" else "STALLED SINGULAR"
     ENDS |= {f"{name}-{type(s).__name__}": ("root", fn, start, s, ends) for s in TRUST}
 
 
@@ -90,7 +90,7 @@ def test_failure(kind, fn, start, solver, ends):
 TRAPS = [
     name
     for name, case in ENDS.items()
-    if case[3] in TRUST and case[4] == "STALLED" and "stationary" not in name
+    if case[3] in TRUST and case[4] == "STALLED SINGULAR" and "stationary" not in name
 ]
 
 
@@ -121,13 +121,12 @@ def test_failed_lane_keeps_its_best_iterate_and_a_budget_its_last():
 
 
 def test_double_root():
-    """It is found, half of the error a step; its Jacobian has no inverse, and backward says so."""
+    """It is found, half of the error a step; where its Jacobian is zero, no digit is known."""
     c, fn = tensor(0.0).requires_grad_(), lambda z, c: (z - 1) ** 2 + c
     sol = ims.root(fn, tensor(3.0), (c,))
-    # the square of the error is below the tolerance, 1.8e-12 times 2
-    assert bool(sol.converged) and error(sol.value, tensor(1.0)) < 1e-5
-    with pytest.raises(ims.ConvergenceError, match="adjoint of root.*SINGULAR"):
-        ims.root(fn, tensor(1.0), (c,)).value.backward()
+    assert bool(sol.converged) and error(sol.value, tensor(1.0)) < 4e-12
+    with pytest.raises(ims.ConvergenceError, match="root.*SINGULAR"):
+        ims.root(fn, tensor(1.0), (c,))
 
 
 @pytest.mark.parametrize("kind", ["Dogleg", "LevenbergMarquardt"])
@@ -195,7 +194,8 @@ def test_steps_of_minima_and_fits_are_shortened(kind, fn, start, exact, solver):
     assert error(sol.value, tensor(exact)) < 1e-9
 
 
-LEAPERS = ("Newton", "Newton-reuse", "Chord", "Newton-GMRES", "Broyden-LU")
+# (not Broyden's method: a function that oscillates within the roundings of z cannot be judged)
+LEAPERS = ("Newton", "Newton-reuse", "Chord", "Newton-GMRES")
 
 
 @pytest.mark.parametrize("name", LEAPERS)

@@ -170,7 +170,7 @@ class TestSolvers:
         torch.testing.assert_close(first(found[0]), first(found[1]), rtol=1e-9, atol=1e-9)
 
     @pytest.mark.parametrize("adjoint", [None, ims.LU(), ims.SVD(), ims.GMRES()])
-    def test_other_adjoints_and_one_without_the_factors_of_refinement(self, adjoint):
+    def test_other_adjoints_and_one_without_refinement(self, adjoint):
         if adjoint is None:
             layer = box(solver=Clarabel(rtol=1e-12, atol=1e-12, polish=0))
         else:
