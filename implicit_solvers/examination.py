@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask
 from implicit_solvers.rounding import patterns
 
-__all__ = ["Examination", "by_newton"]
+__all__ = ["ULPS", "Examination", "by_newton"]
 
-_ULPS = 4.0
+ULPS = 4.0
 
 
 class Examination(NamedTuple):
@@ -20,7 +21,8 @@ class Examination(NamedTuple):
 
     Newton's next point is ``z - step``. ``noise`` are errors that the rounding of ``F`` may make
     in ``z``; the last of them was seen in ``F``, the others are what to expect of it. ``kick``
-    leads down where the curvature is negative, and is zero elsewhere.
+    leads down where the curvature is negative, and is zero elsewhere. Where it is not ``drowned``,
+    ``F`` is larger than its rounding, however small the step is beside the noise.
     """
 
     residual: Tensor
@@ -28,6 +30,7 @@ class Examination(NamedTuple):
     noise: Sequence[Tensor]
     factors: tuple[Tensor, ...]
     kick: Tensor | None = None
+    drowned: Mask = True
 
 
 def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
@@ -53,5 +56,5 @@ def roundings(
     eps = torch.finfo(z.dtype).eps
     first, second, third = patterns(z)
     w = eps * w
-    there = torch.addcmul(z, problem.reach(z), third, value=_ULPS * eps)
+    there = torch.addcmul(z, problem.reach(z), third, value=ULPS * eps)
     return w * first, w * second, problem.residual(there) - F - A.mv(there - z)

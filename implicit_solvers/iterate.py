@@ -83,7 +83,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     def again(carry: Any) -> Any:
         found, start = carry
         going = found.status == RUNNING
-        if compiling() or not problem.separable:
+        if compiling() or not problem.separable or len(start) == 1:
             here, keep = inside(problem), slice(None)
         else:
             keep = going.nonzero().squeeze(-1)

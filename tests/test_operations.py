@@ -129,7 +129,7 @@ MORE = {
     "jvp": (lambda W: jvp(lambda W: solve(X[0], W), (W,), (W,)), (270, 10)),
     "default": (lambda W: ims.root(f, START, (X[0], W)), (175, 8)),
     "default, lanes": (lambda W: vmap(lambda x: ims.root(f, START, (x, W)).value)(X), (868, 11)),
-    "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1261, 55)),
+    "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1299, 53)),
     "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (1927, 207)),
     "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (7289, 32)),
     "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1401, 172)),
