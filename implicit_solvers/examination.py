@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicit_solvers.rounding import patterns
 
-__all__ = ["Examination", "by_newton"]
+__all__ = ["Examination", "by_newton", "roundings"]
 
 _ULPS = 4.0
 
@@ -20,13 +20,15 @@ class Examination(NamedTuple):
 
     Newton's next point is ``z - step``. ``noise`` are errors that the rounding of ``F`` may make
     in ``z``; the last of them was seen in ``F``, the others are what to expect of it. ``kick``
-    leads down where the curvature is negative, and is zero elsewhere.
+    leads down where the curvature is negative, and is zero elsewhere; ``jacobian`` is that of the
+    condition.
     """
 
     residual: Tensor
     step: Tensor
     noise: Sequence[Tensor]
     factors: tuple[Tensor, ...]
+    jacobian: Any = None
     kick: Tensor | None = None
 
 
@@ -38,7 +40,7 @@ def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
     factors = direct.factor(A)
     columns = torch.stack([F, *roundings(problem, z, F, A)], -1)
     step, *noise = direct.solve(factors, columns, False).unbind(-1)
-    return Examination(F, step, noise, factors)
+    return Examination(F, step, noise, factors, A)
 
 
 def roundings(problem: Any, z: Tensor, F: Tensor, A: Any) -> tuple[Tensor, Tensor, Tensor]:

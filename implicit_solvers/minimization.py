@@ -10,7 +10,9 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
+from implicit_solvers.curvature import by_cholesky, by_conjugate_gradients
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.examination import Examination
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
@@ -29,6 +31,13 @@ class MinimumEquation(Equation):
 
     kind: ClassVar[str] = "minimize"
     symmetric: ClassVar[bool] = True
+    by_products: ClassVar[bool] = True
+
+    def examine(self, problem: Any, z: Tensor, direct: Any) -> Examination:
+        """Return Newton's step, and where the curvature is negative a step down along it."""
+        if direct is None:
+            return by_conjugate_gradients(problem, z)
+        return by_cholesky(problem, z, direct)
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return the gradient of ``f`` with respect to ``z``."""

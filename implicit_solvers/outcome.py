@@ -25,6 +25,7 @@ from implicit_solvers.solution import Status
 __all__ = [
     "DIGIT",
     "ENDED",
+    "LEAVING",
     "ROUNDINGS",
     "RUNNING",
     "Departed",
@@ -38,7 +39,8 @@ __all__ = [
     "with_ended",
 ]
 
-RUNNING, ENDED = -1, -2
+RUNNING, ENDED, LEAVING = -1, -2, -3
+"""A lane that is none of a `Status`: it runs, has ended, or runs on to leave a saddle behind."""
 
 ROUNDINGS, DIGIT = 20.0, 0.1
 """So many roundings are a tolerance; an error of this part of the size leaves no digit."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from implicit_solvers.agreement import Mask, both, either, larger, no, pick
 from implicit_solvers.examination import Examination
 from implicit_solvers.linear.lu import LU
-from implicit_solvers.outcome import DIGIT, ROUNDINGS, RUNNING, Outcome
+from implicit_solvers.outcome import DIGIT, LEAVING, ROUNDINGS, RUNNING, Outcome
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver
 from implicit_solvers.tolerance import equation_tolerance
@@ -35,7 +35,7 @@ def examiner(solver: Any, n: int) -> DirectSolver | None:
 
 
 def judged(
-    solver: Any, problem: Any, found: Outcome, direct: DirectSolver
+    solver: Any, problem: Any, found: Outcome, direct: DirectSolver | None
 ) -> tuple[Outcome, Tensor]:
     """Return how lanes ended, RUNNING where they go on, and from where those do."""
     z, eps = found.z, torch.finfo(found.z.dtype).eps
@@ -57,15 +57,28 @@ def judged(
     ended = proposed
     for code in (Status.STALLED, Status.MAX_STEPS, Status.SINGULAR):
         ended = either(ended, found.status == int(code))
-    bent: Mask = False
     start = pick(e <= digit, z - seen.step, z)
-    if seen.kick is not None:
-        bent = (seen.kick != 0).any(-1)
-        start = pick(bent, z + seen.kick, start)
-    solved = pick(bent, int(Status.SADDLE), int(Status.CONVERGED))
     status = pick(proposed, RUNNING, found.status)
     status = pick(both(ended, no(e0 <= digit)), int(Status.SINGULAR), status)
-    status = pick(both(ended, near), solved, status)
+    status = pick(both(ended, near), int(Status.CONVERGED), status)
+    if seen.kick is not None:
+        status, bent = _curved(found, status, either(near, e <= digit), seen.kick, problem)
+        start = pick(bent, z + seen.kick, start)
     error = e + larger(e0, probe)
-    error = pick(error < torch.inf, error, torch.inf)
+    error = pick(both(error < torch.inf, direct is not None), error, torch.inf)
     return Outcome(z, status, found.iterations, residual, error, seen.factors), start
+
+
+def _curved(
+    found: Outcome, status: Any, close: Mask, kick: Tensor, problem: Any
+) -> tuple[Any, Mask]:
+    """Return the statuses of minima, of which a saddle is none, and which lanes leave one.
+
+    A lane that is ``close`` to a stationary point goes on if it has stalled, and if the curvature
+    is negative there, unless it has made no step or has none left.
+    """
+    status = pick(both(close, status == int(Status.STALLED)), RUNNING, status)
+    bent = both(close, problem.number((kick != 0).any(-1)))
+    bent = both(bent, either(status == RUNNING, status == int(Status.CONVERGED)))
+    ends = either(found.iterations == 0, found.status == int(Status.MAX_STEPS))
+    return pick(bent, pick(ends, int(Status.SADDLE), LEAVING), status), both(bent, no(ends))

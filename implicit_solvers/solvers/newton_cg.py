@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, pick
+from implicit_solvers.curvature import CurvedCG
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import iterate
-from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
@@ -94,7 +94,7 @@ class NewtonCG(Descent):
         size = problem.size(_length, gradient)
         forcing = pick(size < 0.25, size, 0.25) ** 0.5
         forced = ForcedProblem(LinearProblem(problem.linearize(state.z), b), forcing)
-        inner = _CurvedCG(max_steps=self.max_products, compact=self.compact)
+        inner = CurvedCG(max_steps=self.max_products, compact=self.compact)
         out = iterate(inner, forced, 0 * gradient)
         slope = dot(problem, out.z, gradient)
         descent = both(slope > 0, slope < math.inf)
@@ -109,14 +109,3 @@ class NewtonCG(Descent):
 
 
 _length = partial(torch.linalg.vector_norm, dim=-1)
-
-
-@dataclass(frozen=True)
-class _CurvedCG(CG):
-    """Conjugate gradients whose last step may be along a direction of nonpositive curvature."""
-
-    monotone: ClassVar[bool] = True
-
-    def reach(self, alpha: Any, bad: Mask, rho: Any, curvature: Any) -> Any:
-        """Go by the absolute value of the curvature; the whole direction where that is zero."""
-        return pick(bad, pick(curvature < 0, divide(rho, abs(curvature)), 1.0), alpha)
