@@ -15,12 +15,13 @@ from implicit_solvers.linear.cg import CG, CGState
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.rounding import patterns
 from implicit_solvers.solution import Status
+from implicit_solvers.solver import DirectSolver, Factors
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import rms
 
-__all__ = ["CurvedCG", "by_cholesky", "by_conjugate_gradients", "eigenvalues", "unscaled"]
+__all__ = ["Convex", "CurvedCG", "by_cholesky", "by_conjugate_gradients"]
 
-_KICK, _FORCING, _PRODUCTS = 0.1, 0.1, 60
+_KICK, _FORCING, _PRODUCTS, _CLEAR = 0.1, 0.1, 60, 0.05
 
 
 def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
@@ -31,20 +32,35 @@ def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
     seen = by_newton(problem, z, direct)
     if seen.jacobian.matrices is None:
         return seen._replace(kick=by_conjugate_gradients(problem, z).kick)
-    H, _ = unscaled(seen.jacobian.matrices)
+    H, _ = _unscaled(seen.jacobian.matrices)
     bends = torch.linalg.cholesky_ex(H).info != 0
-    (down,) = renew(None, bends, (torch.zeros_like(z),), _most_negative, H, seen.residual)
+    down = _inflected(problem, z, seen)
+    (down,) = renew(None, bends, (down,), _most_negative, H, seen.residual)
     return seen._replace(kick=_kick(problem, z, down))
 
 
-def unscaled(H: Tensor) -> tuple[Tensor, Tensor]:
+def _inflected(problem: Any, z: Tensor, seen: Examination) -> Tensor:
+    """Return the direction down where it leads down beyond the minimum too, and else zero.
+
+    At ``sqrt(eps)`` of the size of ``z`` the slope has turned, if rounding lets it be seen.
+    """
+    little, known = torch.finfo(z.dtype).eps ** 0.5, rms(torch.stack([seen.step, *seen.noise]))
+    size, length = known[0], little * problem.largest(z)
+    steps = (length / torch.where(size > 0, size, 1.0)).unsqueeze(-1)
+    beyond = problem.residual(z - steps * seen.step)
+    clear = (size <= length) & (known[1:].amax(0) <= _CLEAR * length)
+    goes_on = clear & ((beyond * seen.step).sum(-1) > 0)
+    return pick(goes_on, -seen.step, torch.zeros_like(z))
+
+
+def _unscaled(H: Tensor) -> tuple[Tensor, Tensor]:
     """Return matrices over their largest entries, and these ``(N, 1, 1)``; 1 where all are zero."""
     size = H.abs().amax((-2, -1), keepdim=True)
     size = torch.where(size > 0, size, 1.0)
     return H / size, size
 
 
-def eigenvalues(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _eigenvalues(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return eigenvalues and vectors, and ``sqrt(eps)`` times the largest; of 0 if not finite."""
     finite = torch.isfinite(H).flatten(1).all(-1)
     values, vectors = torch.linalg.eigh(pick(finite, H, torch.zeros_like(H)))
@@ -53,7 +69,7 @@ def eigenvalues(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _most_negative(H: Tensor, gradient: Tensor) -> tuple[Tensor]:
     """Return the eigenvectors of negative curvature that lead down, and zero where there is none."""
-    values, vectors, little = eigenvalues(H)
+    values, vectors, little = _eigenvalues(H)
     down = _downhill(vectors[..., 0], gradient)
     return (pick(values[:, 0] < -little, down, torch.zeros_like(down)),)
 
@@ -69,27 +85,59 @@ def _kick(problem: Any, z: Tensor, down: Tensor) -> Tensor:
     return length.unsqueeze(-1) * down
 
 
+class Convex(DirectSolver):
+    """Cholesky factors of a symmetric matrix; where it is not positive definite, of its ``|A|``.
+
+    That has the same eigenvectors, and the absolute values of the eigenvalues, at least
+    ``sqrt(eps)`` times the largest of them. Source: Nocedal and Wright, "Numerical Optimization",
+    section 3.4.
+    """
+
+    symmetric_only: ClassVar[bool] = True
+
+    def factor_dense(self, matrix: Tensor) -> Factors:
+        """Return the triangles, and the sizes of the matrices."""
+        H, size = _unscaled(matrix)
+        triangle, info = torch.linalg.cholesky_ex(H)
+        return *renew(None, info != 0, (triangle,), _by_absolute_values, H), size
+
+    def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+        """Return ``|A|^-1 b``."""
+        triangle, size = factors
+        return torch.cholesky_solve(b / size, triangle)
+
+    def status(self, factors: Factors) -> Tensor:
+        """Return NONFINITE where a matrix is not finite."""
+        finite = torch.isfinite(factors[1]).flatten(1).all(-1)
+        return torch.where(finite, 0, int(Status.NONFINITE))
+
+
+def _by_absolute_values(H: Tensor) -> tuple[Tensor]:
+    values, vectors, little = _eigenvalues(H)
+    values = torch.maximum(values.abs(), little.unsqueeze(-1))
+    values = torch.where(values > 0, values, 1.0).unsqueeze(-2)
+    return (torch.linalg.cholesky_ex((vectors * values) @ vectors.mT).L,)
+
+
 def by_conjugate_gradients(problem: Any, z: Tensor) -> Examination:
-    """Examine points by a few products with the Hessian: from the gradient, and from rounding."""
+    """Examine points by a few products with the Hessian: from the gradient, and from noise."""
     n, eps = z.shape[-1], torch.finfo(z.dtype).eps
     F, A = problem.residual(z), problem.linearize(z)
     noise, _, probe = roundings(problem, z, F, A)
-    rough = rms(noise) > 0
-    b = torch.cat([F, pick(rough, noise, patterns(z)[0].expand_as(z))])
-    size = rms(b)
-    b = b / torch.where(size > 0, size, 1.0).unsqueeze(-1)
+    size = rms(F).unsqueeze(-1)
+    b = torch.cat([F / torch.where(size > 0, size, 1.0), patterns(z)[0].expand_as(z)])
+    # a direction may be little of what is random
+    forcing = torch.cat([torch.full_like(F[:, 0], _FORCING), torch.full_like(F[:, 0], eps**0.5)])
     twice = replace(A, columns=2)
-    forced = ForcedProblem(LinearProblem(twice, b), torch.full_like(size, _FORCING))
+    forced = ForcedProblem(LinearProblem(twice, b), forcing)
     out = iterate(_Bend(max_steps=min(_PRODUCTS, 2 * n)), forced, torch.zeros_like(b))
     image = twice.mv(out.z)
     bent = (out.z * image).sum(-1) < -(eps**0.5) * n * rms(out.z) * rms(image)
     bent = (out.status == int(Status.INDEFINITE)) & bent
     (step, other), (first, second) = out.z.chunk(2), bent.chunk(2)
     down = _downhill(pick(first, step, pick(second, other, torch.zeros_like(z))), F)
-    probe = rms(other).unsqueeze(-1) * probe
-    step, other = (out.z * size.unsqueeze(-1)).chunk(2)
-    other = pick(rough, other, torch.zeros_like(other))
-    return Examination(F, step, (other, probe), (), A, _kick(problem, z, down))
+    noises = rms(noise).unsqueeze(-1) * other, rms(other).unsqueeze(-1) * probe
+    return Examination(F, size * step, noises, (), A, _kick(problem, z, down))
 
 
 @dataclass(frozen=True)
@@ -105,6 +153,10 @@ class CurvedCG(CG):
 
 class _Bend(CurvedCG):
     """Conjugate gradients that end with the direction of nonpositive curvature alone."""
+
+    def reach(self, alpha: Any, bad: Mask, rho: Any, curvature: Any) -> Any:
+        """Go by the absolute value of the curvature, and out of sight where that is zero."""
+        return pick(bad, divide(rho, abs(curvature)), alpha)
 
     def step(self, problem: LinearProblem, state: CGState) -> CGState:
         """Return the last step where it ends so."""

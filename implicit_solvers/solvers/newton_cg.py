@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +21,8 @@ from implicit_solvers.solvers.descent import Descent, dot
 from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 
 __all__ = ["NewtonCG"]
+
+_LOOSEST, _ORDER = 0.5, 1.5
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class NewtonCG(Descent):
         flag, gradient = self.stopped(state, tired), state.residual
         goes = both(either(state.accepted, tired), flag == 0)
         b = pick(goes, gradient, 0 * gradient)
-        size = problem.size(_length, gradient)
-        forcing = pick(size < 0.25, size, 0.25) ** 0.5
+        rate = divide(state.error, state.kept.error)
+        forcing = pick(rate < _LOOSEST, rate, _LOOSEST) ** _ORDER
         forced = ForcedProblem(LinearProblem(problem.linearize(state.z), b), forcing)
         inner = CurvedCG(max_steps=self.max_products, compact=self.compact)
         out = iterate(inner, forced, 0 * gradient)
@@ -102,10 +103,10 @@ class NewtonCG(Descent):
         direction, length = pick(descent, out.z, gradient), 1.0
         if not nowhere(bent):
             # next to no curvature says little about the length: not beyond the size of the iterate
-            reach, full = problem.size(_length, state.z), problem.size(_length, direction)
-            shorter = divide(pick(reach > 1, reach, 1.0), full)
+            scale = problem.scale(self, state.z)
+            scale = pick(scale > 0, scale, 1.0)
+            shorter = divide(scale, problem.size(self.norm, direction))
             length = pick(both(bent, shorter < 1), shorter, 1.0)
         return Aim(direction, bent, flag, length)
 
 
-_length = partial(torch.linalg.vector_norm, dim=-1)
