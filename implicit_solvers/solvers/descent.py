@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, nowhere, pick
+from implicit_solvers.agreement import Mask, both, divide, no, nowhere, pick
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Damped, DampedState, Point
 
-__all__ = ["Descent", "dot"]
+__all__ = ["Descent", "dot", "first_length"]
+
+_FARTHEST = 10.0
 
 
 class Descent(Damped):
@@ -68,3 +70,16 @@ class Descent(Damped):
 def dot(problem: EquationProblem, a: Tensor, b: Tensor) -> Any:
     """Return the inner product of each lane."""
     return problem.number((a * b).sum(-1))
+
+
+def first_length(problem: EquationProblem, solver: Any, z: Tensor, gradient: Tensor) -> Any:
+    """Return how much of the gradient leads to the least on a line, if that is a parabola.
+
+    It is at most ten times the size of ``z``.
+    """
+    size, scale = problem.size(solver.norm, gradient), problem.scale(solver, z)
+    unit = gradient / pick(size > 0, size, 1.0).reshape(-1, 1) if isinstance(size, Tensor) else gradient / (size or 1.0)
+    bend = divide(abs(dot(problem, unit, problem.linearize(z).mv(unit))), dot(problem, unit, unit))
+    most = divide(_FARTHEST * scale, size)
+    length = pick(bend > 0, divide(1.0, bend), pick(scale > 0, most, divide(1.0, size)))
+    return pick(both(scale > 0, no(length < most)), most, length)

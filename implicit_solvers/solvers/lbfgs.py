@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from implicit_solvers.agreement import Mask, both, divide, everywhere, nowhere, pick
+from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, pick
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.damped import Aim, DampedState
-from implicit_solvers.solvers.descent import Descent, dot
+from implicit_solvers.solvers.descent import Descent, dot, first_length
 from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 
 __all__ = ["LBFGS"]
@@ -24,12 +24,15 @@ class LBFGSMemory(NamedTuple):
     """What `LBFGS` remembers: the last steps and changes of the gradient, newest first.
 
     Each pair ``(N, memory, n)`` is divided by the root of its product ``s.y``; a place without one
-    is zero. ``scale`` is ``s.y / y.y`` of the newest, and 0 where there is none.
+    is zero. ``scale`` is ``s.y / y.y`` of the newest, ``direction`` the next, and ``fresh`` tells
+    where there are no pairs.
     """
 
     steps: Tensor
     changes: Tensor
     scale: Any
+    direction: Tensor
+    fresh: Mask
 
 
 @dataclass(frozen=True)
@@ -86,34 +89,41 @@ class LBFGS(Descent):
             )
 
     def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> LBFGSMemory:
-        """Remember nothing."""
+        """Remember no pairs, and the curvature along the gradient."""
         pairs = z.new_zeros(len(z), self.memory, z.shape[-1])
-        return LBFGSMemory(pairs, pairs, 0.0 if problem.branches else pairs[:, 0, 0])
+        scale = first_length(problem, self, z, residual)
+        return LBFGSMemory(pairs, pairs, scale, _times(scale, residual), True if problem.branches else z[:, 0] == z[:, 0])
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
-        """Remember the step, and go along the quasi-Newton direction."""
-        memory = self._learned(problem, state)
-        flag = self.stopped(state, both(tired, memory.scale == 0))
+        """Go along the quasi-Newton direction; forget all pairs where that does not pay."""
+        memory = state.memory
+        flag = self.stopped(state, both(tired, memory.fresh))
         if not nowhere(tired):
-            memory = pick(tired, self.begin(problem, state.z, state.residual), memory)
-        remembers = memory.scale > 0
-        length: Any = 1.0
-        if not everywhere(remembers):
-            # nothing is known of the scale before the first pair: move by 1 at most
-            size = problem.size(partial(torch.linalg.vector_norm, dim=-1), state.residual)
-            length = pick(remembers, 1.0, 1 / pick(size > 1, size, 1.0))
-        return Aim(_times_inverse_hessian(memory, state.residual), memory, flag, length)
+            none, down = torch.zeros_like(memory.steps), _times(memory.scale, state.residual)
+            forgotten = LBFGSMemory(none, none, memory.scale, down, either(tired, memory.fresh))
+            memory = pick(tired, forgotten, memory)
+        return Aim(memory.direction, memory, flag)
+
+    def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
+        """Let the search judge; the next step estimates the error."""
+        state = super().pays(problem, state)
+        memory = self._learned(problem, state)
+        size = problem.size(self.norm, memory.direction)
+        return state._replace(memory=memory, estimate=pick(memory.fresh, math.inf, size))
 
     def _learned(self, problem: EquationProblem, state: DampedState) -> LBFGSMemory:
         """Return the memory with the last step; a pair that is not kept leaves its place empty."""
-        memory = state.memory
+        memory, accepted = state.memory, state.accepted
+        if nowhere(accepted):
+            return memory
         s, y = state.z - state.kept.z, state.residual - state.kept.residual
         sy, ss, yy = dot(problem, s, y), dot(problem, s, s), dot(problem, y, y)
         keep = sy > torch.finfo(s.dtype).eps * ss**0.5 * yy**0.5
         root = pick(keep, pick(keep, sy, 1.0) ** -0.5, 0.0)
         steps, changes = _push(s, root, memory.steps), _push(y, root, memory.changes)
         scale = pick(keep, divide(sy, yy), memory.scale)
-        return pick(state.accepted, LBFGSMemory(steps, changes, scale), memory)
+        direction = _times_inverse_hessian(steps, changes, scale, state.residual)
+        return pick(accepted, LBFGSMemory(steps, changes, scale, direction, both(memory.fresh, no(keep))), memory)
 
 
 def _push(newest: Tensor, factor: Any, pairs: Tensor) -> Tensor:
@@ -125,13 +135,16 @@ def _column(factor: Any) -> Any:
     return factor.reshape(-1, 1, 1) if isinstance(factor, Tensor) else factor
 
 
-def _times_inverse_hessian(memory: LBFGSMemory, gradient: Tensor) -> Tensor:
+def _times(factor: Any, v: Tensor) -> Tensor:
+    return v * (factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor)
+
+
+def _times_inverse_hessian(steps: Tensor, changes: Tensor, scale: Any, gradient: Tensor) -> Tensor:
     """Return ``B grad`` by the two-loop recursion: each loop is a triangular system."""
-    steps, changes, scale = memory
     q = gradient.unsqueeze(-1)
     products = torch.bmm(steps, changes.mT)
     share = solve_triangular(products, torch.bmm(steps, q), upper=False, unitriangular=True)
-    q = torch.baddbmm(q, changes.mT, share, alpha=-1) * _column(pick(scale > 0, scale, 1.0))
+    q = torch.baddbmm(q, changes.mT, share, alpha=-1) * _column(scale)
     rest = torch.baddbmm(share, changes, q, alpha=-1)
     rest = solve_triangular(products.mT, rest, upper=True, unitriangular=True)
     return torch.baddbmm(q, steps.mT, rest).squeeze(-1)
