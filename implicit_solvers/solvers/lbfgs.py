@@ -19,17 +19,18 @@ from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 
 __all__ = ["LBFGS"]
 
+_DOUBT = 2.0
+
 
 class LBFGSMemory(NamedTuple):
     """What `LBFGS` remembers: the last steps and changes of the gradient, newest first.
 
-    Each pair ``(N, memory, n)`` is divided by the root of its product ``s.y``; a place without one
-    is zero. ``scale`` is ``s.y / y.y`` of the newest, ``direction`` the next, and ``fresh`` tells
-    where there are no pairs.
+    The ``pairs (N, 2, memory, n)`` are divided by the root of their product ``s.y``; a place
+    without one is zero. ``scale`` is ``s.y / y.y`` of the newest, ``direction`` the next, and
+    ``fresh`` tells where there are no pairs.
     """
 
-    steps: Tensor
-    changes: Tensor
+    pairs: Tensor
     scale: Any
     direction: Tensor
     fresh: Mask
@@ -90,17 +91,18 @@ class LBFGS(Descent):
 
     def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> LBFGSMemory:
         """Remember no pairs, and the curvature along the gradient."""
-        pairs = z.new_zeros(len(z), self.memory, z.shape[-1])
+        pairs = z.new_zeros(len(z), 2, self.memory, z.shape[-1])
         scale = first_length(problem, self, z, residual)
-        return LBFGSMemory(pairs, pairs, scale, _times(scale, residual), True if problem.branches else z[:, 0] == z[:, 0])
+        fresh = True if problem.branches else torch.ones_like(z[:, 0], dtype=torch.bool)
+        return LBFGSMemory(pairs, scale, _times(scale, residual), fresh)
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Go along the quasi-Newton direction; forget all pairs where that does not pay."""
         memory = state.memory
         flag = self.stopped(state, both(tired, memory.fresh))
         if not nowhere(tired):
-            none, down = torch.zeros_like(memory.steps), _times(memory.scale, state.residual)
-            forgotten = LBFGSMemory(none, none, memory.scale, down, either(tired, memory.fresh))
+            none, down = torch.zeros_like(memory.pairs), _times(memory.scale, state.residual)
+            forgotten = LBFGSMemory(none, memory.scale, down, either(tired, memory.fresh))
             memory = pick(tired, forgotten, memory)
         return Aim(memory.direction, memory, flag)
 
@@ -108,43 +110,37 @@ class LBFGS(Descent):
         """Let the search judge; the next step estimates the error."""
         state = super().pays(problem, state)
         memory = self._learned(problem, state)
-        size = problem.size(self.norm, memory.direction)
+        size = _DOUBT * problem.size(self.norm, memory.direction)
         return state._replace(memory=memory, estimate=pick(memory.fresh, math.inf, size))
 
     def _learned(self, problem: EquationProblem, state: DampedState) -> LBFGSMemory:
         """Return the memory with the last step; a pair that is not kept leaves its place empty."""
-        memory, accepted = state.memory, state.accepted
+        memory, accepted, line = state.memory, state.accepted, state.search
         if nowhere(accepted):
             return memory
         s, y = state.z - state.kept.z, state.residual - state.kept.residual
-        sy, ss, yy = dot(problem, s, y), dot(problem, s, s), dot(problem, y, y)
-        keep = sy > torch.finfo(s.dtype).eps * ss**0.5 * yy**0.5
-        root = pick(keep, pick(keep, sy, 1.0) ** -0.5, 0.0)
-        steps, changes = _push(s, root, memory.steps), _push(y, root, memory.changes)
-        scale = pick(keep, divide(sy, yy), memory.scale)
-        direction = _times_inverse_hessian(steps, changes, scale, state.residual)
-        return pick(accepted, LBFGSMemory(steps, changes, scale, direction, both(memory.fresh, no(keep))), memory)
-
-
-def _push(newest: Tensor, factor: Any, pairs: Tensor) -> Tensor:
-    newest = newest.unsqueeze(1) * _column(factor)
-    return torch.cat([newest, pairs[:, :-1]], 1)
-
-
-def _column(factor: Any) -> Any:
-    return factor.reshape(-1, 1, 1) if isinstance(factor, Tensor) else factor
+        bend = line.trial.slope - line.start.slope
+        keep = bend > -torch.finfo(s.dtype).eps * line.start.slope
+        sy = pick(keep, state.length * bend, 1.0)
+        newest = _times(pick(keep, sy**-0.5, 0.0), torch.stack([s, y], 1)).unsqueeze(2)
+        pairs = torch.cat([newest, memory.pairs[:, :, :-1]], 2)
+        scale = pick(keep, divide(sy, dot(problem, y, y)), memory.scale)
+        direction = _times_inverse_hessian(pairs, scale, state.residual)
+        fresh = both(memory.fresh, no(keep))
+        return pick(accepted, LBFGSMemory(pairs, scale, direction, fresh), memory)
 
 
 def _times(factor: Any, v: Tensor) -> Tensor:
-    return v * (factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor)
+    return v * (factor.reshape(-1, *(1,) * (v.dim() - 1)) if isinstance(factor, Tensor) else factor)
 
 
-def _times_inverse_hessian(steps: Tensor, changes: Tensor, scale: Any, gradient: Tensor) -> Tensor:
+def _times_inverse_hessian(pairs: Tensor, scale: Any, gradient: Tensor) -> Tensor:
     """Return ``B grad`` by the two-loop recursion: each loop is a triangular system."""
-    q = gradient.unsqueeze(-1)
-    products = torch.bmm(steps, changes.mT)
+    (steps, changes), q = pairs.unbind(1), gradient.unsqueeze(-1)
+    across = changes.mT
+    products = torch.bmm(steps, across)
     share = solve_triangular(products, torch.bmm(steps, q), upper=False, unitriangular=True)
-    q = torch.baddbmm(q, changes.mT, share, alpha=-1) * _column(scale)
+    q = _times(scale, torch.baddbmm(q, across, share, alpha=-1))
     rest = torch.baddbmm(share, changes, q, alpha=-1)
     rest = solve_triangular(products.mT, rest, upper=True, unitriangular=True)
     return torch.baddbmm(q, steps.mT, rest).squeeze(-1)
