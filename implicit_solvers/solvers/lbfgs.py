@@ -25,11 +25,13 @@ _DOUBT = 2.0
 class LBFGSMemory(NamedTuple):
     """What `LBFGS` remembers: the last steps and changes of the gradient, newest first.
 
-    The ``pairs (N, 2, memory, n)`` are divided by the root of their product ``s.y``; a place
-    without one is zero. ``scale`` is ``s.y / y.y`` of the newest, ``direction`` the next, and
-    ``fresh`` tells where there are no pairs.
+    Gradients are multiplied by ``unit``, so that they have the unit of ``z``. The ``pairs (N, 2,
+    memory, n)`` are divided by the root of their product ``s.y``; a place without one is zero.
+    ``scale`` is ``s.y / y.y`` of the newest, ``direction`` the next, and ``fresh`` tells where
+    there are no pairs.
     """
 
+    unit: Any
     pairs: Tensor
     scale: Any
     direction: Tensor
@@ -92,17 +94,18 @@ class LBFGS(Descent):
     def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> LBFGSMemory:
         """Remember no pairs, and the curvature along the gradient."""
         pairs = z.new_zeros(len(z), 2, self.memory, z.shape[-1])
-        scale = first_length(problem, self, z, residual)
-        fresh = True if problem.branches else torch.ones_like(z[:, 0], dtype=torch.bool)
-        return LBFGSMemory(pairs, scale, _times(scale, residual), fresh)
+        unit = first_length(problem, self, z, residual)
+        one, fresh = (1.0, True) if problem.branches else (torch.ones_like(unit), z[:, 0] == z[:, 0])
+        return LBFGSMemory(unit, pairs, one, _times(unit, residual), fresh)
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Go along the quasi-Newton direction; forget all pairs where that does not pay."""
         memory = state.memory
         flag = self.stopped(state, both(tired, memory.fresh))
         if not nowhere(tired):
-            none, down = torch.zeros_like(memory.pairs), _times(memory.scale, state.residual)
-            forgotten = LBFGSMemory(none, memory.scale, down, either(tired, memory.fresh))
+            none, scale = torch.zeros_like(memory.pairs), memory.scale
+            down, fresh = _times(scale * memory.unit, state.residual), either(tired, memory.fresh)
+            forgotten = LBFGSMemory(memory.unit, none, scale, down, fresh)
             memory = pick(tired, forgotten, memory)
         return Aim(memory.direction, memory, flag)
 
@@ -118,16 +121,16 @@ class LBFGS(Descent):
         memory, accepted, line = state.memory, state.accepted, state.search
         if nowhere(accepted):
             return memory
-        s, y = state.z - state.kept.z, state.residual - state.kept.residual
+        s, y = state.z - state.kept.z, _times(memory.unit, state.residual - state.kept.residual)
         bend = line.trial.slope - line.start.slope
         keep = bend > -torch.finfo(s.dtype).eps * line.start.slope
-        sy = pick(keep, state.length * bend, 1.0)
+        sy = pick(keep, state.length * memory.unit * bend, 1.0)
         newest = _times(pick(keep, sy**-0.5, 0.0), torch.stack([s, y], 1)).unsqueeze(2)
         pairs = torch.cat([newest, memory.pairs[:, :, :-1]], 2)
         scale = pick(keep, divide(sy, dot(problem, y, y)), memory.scale)
-        direction = _times_inverse_hessian(pairs, scale, state.residual)
-        fresh = both(memory.fresh, no(keep))
-        return pick(accepted, LBFGSMemory(pairs, scale, direction, fresh), memory)
+        direction = _times_inverse_hessian(pairs, scale, _times(memory.unit, state.residual))
+        learned = LBFGSMemory(memory.unit, pairs, scale, direction, both(memory.fresh, no(keep)))
+        return pick(accepted, learned, memory)
 
 
 def _times(factor: Any, v: Tensor) -> Tensor:
