@@ -13,9 +13,10 @@ from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Damped, DampedState, Point
 
-__all__ = ["Descent", "dot", "first_length"]
+__all__ = ["FARTHEST", "Descent", "dot", "first_length"]
 
-_FARTHEST = 10.0
+FARTHEST = 10.0
+"""So many times the size of ``z`` is as far as a step goes that knows no better."""
 
 
 class Descent(Damped):
@@ -80,6 +81,6 @@ def first_length(problem: EquationProblem, solver: Any, z: Tensor, gradient: Ten
     size, scale = problem.size(solver.norm, gradient), problem.scale(solver, z)
     unit = gradient / pick(size > 0, size, 1.0).reshape(-1, 1) if isinstance(size, Tensor) else gradient / (size or 1.0)
     bend = divide(abs(dot(problem, unit, problem.linearize(z).mv(unit))), dot(problem, unit, unit))
-    most = divide(_FARTHEST * scale, size)
+    most = divide(FARTHEST * scale, size)
     length = pick(bend > 0, divide(1.0, bend), pick(scale > 0, most, divide(1.0, size)))
     return pick(both(scale > 0, no(length < most)), most, length)

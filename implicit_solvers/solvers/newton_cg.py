@@ -17,7 +17,7 @@ from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Aim, DampedState
-from implicit_solvers.solvers.descent import Descent, dot
+from implicit_solvers.solvers.descent import FARTHEST, Descent, dot
 from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 
 __all__ = ["NewtonCG"]
@@ -102,10 +102,10 @@ class NewtonCG(Descent):
         bent = either(problem.number(out.status == int(Status.INDEFINITE)), no(descent))
         direction, length = pick(descent, out.z, gradient), 1.0
         if not nowhere(bent):
-            # next to no curvature says little about the length: not beyond the size of the iterate
+            # next to no curvature says little about the length
             scale = problem.scale(self, state.z)
-            scale = pick(scale > 0, scale, 1.0)
-            shorter = divide(scale, problem.size(self.norm, direction))
+            most = pick(scale > 0, FARTHEST * scale, 1.0)
+            shorter = divide(most, problem.size(self.norm, direction))
             length = pick(both(bent, shorter < 1), shorter, 1.0)
         return Aim(direction, bent, flag, length)
 
