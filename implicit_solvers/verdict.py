@@ -47,7 +47,8 @@ def judged(
     for other in rounding[1:]:
         e0 = larger(e0, other)
     tolerance = equation_tolerance(solver.rtol, solver.atol, eps, problem.scaled(size, eps**0.75))
-    digit = DIGIT * problem.scaled(size, eps**0.5)
+    scale = problem.scaled(size, eps**0.5)
+    digit = DIGIT * pick(scale > 0, scale, e)
     near = both(e <= larger(tolerance, ROUNDINGS * e0), e + e0 <= digit)
     # what is so coarse is not smooth: nothing that the Jacobian says of it holds
     near = both(near, probe <= _COARSE * digit)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, pick
+from implicit_solvers.agreement import Mask, both, divide, either, larger, no, nowhere, pick
 from implicit_solvers.curvature import CurvedCG
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import iterate
@@ -23,6 +23,13 @@ from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 __all__ = ["NewtonCG"]
 
 _LOOSEST, _ORDER = 0.5, 1.5
+
+
+class NewtonCGMemory(NamedTuple):
+    """Where the curvature along the direction is not positive, and how far it was solved for."""
+
+    bent: Mask
+    forcing: Any
 
 
 @dataclass(frozen=True)
@@ -76,16 +83,29 @@ class NewtonCG(Descent):
         """Return objective and gradient; the same evaluation serves products with the Hessian."""
         return problem.value_and_gradient_to_linearize(z)
 
-    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Mask:
-        """Remember where the curvature is negative: nowhere yet."""
-        return False if problem.branches else torch.zeros_like(z[:, 0]) > 0
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> NewtonCGMemory:
+        """Remember nothing yet."""
+        if problem.branches:
+            return NewtonCGMemory(False, _LOOSEST)
+        loosest = torch.full_like(z[:, 0], _LOOSEST)
+        return NewtonCGMemory(loosest < 0, loosest)
 
     def lenient(self, state: DampedState, length: Any) -> Mask:
         """Tell where the curvature is negative and does not tell how far to go.
 
         Down from a hill the slope grows; where it grows too little, the search must end.
         """
-        return both(state.memory, length == 1)
+        return both(state.memory.bent, length == 1)
+
+    def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
+        """Let the search judge; the step and what it left, or was to leave, estimate the error."""
+        state = super().pays(problem, state)
+        if self.rtol is None:
+            return state
+        step = state.length * problem.size(self.norm, state.direction)
+        rate = larger(divide(state.error, state.kept.error), state.memory.forcing)
+        estimate = pick(rate < 1, divide(step * rate, 1 - rate), math.inf)
+        return state._replace(estimate=pick(state.error == 0, 0.0, estimate))
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Find a direction of descent, the length to try first, and where curvature is negative."""
@@ -107,6 +127,6 @@ class NewtonCG(Descent):
             most = pick(scale > 0, FARTHEST * scale, 1.0)
             shorter = divide(most, problem.size(self.norm, direction))
             length = pick(both(bent, shorter < 1), shorter, 1.0)
-        return Aim(direction, bent, flag, length)
+        return Aim(direction, NewtonCGMemory(bent, forcing), flag, length)
 
 
