@@ -187,7 +187,7 @@ def _falls(problem: EquationProblem, state: DampedState, nearer: Mask) -> Mask:
     noise = _DROWNS * eps * larger(abs(value), abs(before))
     drowns = both(promised <= noise, abs(value - before) <= noise)
     falls = both(value <= before - _FALL * promised, abs(value) < torch.inf)
-    return either(falls, both(drowns, nearer))
+    return pick(drowns, nearer, falls)
 
 
 @dataclass(frozen=True)
