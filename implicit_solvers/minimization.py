@@ -81,6 +81,10 @@ def minimize(
     The derivative is ``dz = -H^-1 (d grad f/dtheta) dtheta`` with the Hessian ``H`` at the point
     returned. After a budget of steps it is an estimate.
 
+    What has converged is a minimum: where a solve ends, the Hessian tells how far that is, and that
+    it has no negative curvature (`Status.SADDLE`). Saddles are left, unless the solve begins in one.
+    Beyond 512 unknowns a few products with the Hessian tell, and the error is not known.
+
     Parameters
     ----------
     fn

@@ -43,12 +43,13 @@ class LBFGS(Descent):
     """Limited-memory BFGS: ``z <- z + t p`` with ``p = -B grad``.
 
     ``B`` approximates the inverse of the Hessian by the last ``memory`` pairs of a step ``s`` and
-    the change ``y`` of the gradient over it, from ``s.y / y.y`` times the identity. A pair is kept
-    where ``s.y`` is positive beyond rounding. The length ``t`` meets the strong Wolfe conditions.
-    A lane whose search fails forgets its pairs and goes down the gradient; if that fails too (at
-    the rounding of the function, or where the function is unbounded below along a line) it ends
-    as STALLED. A start at which the gradient vanishes counts as solved, a maximum too. For least
-    squares the objective is ``|r|^2 / 2``. Source: Nocedal and Wright, "Numerical Optimization",
+    the change ``y`` of the gradient over it, from ``s.y / y.y`` times the identity; before there is
+    a pair, the curvature along the gradient tells the length, by one product with the Hessian. A
+    pair is kept where ``s.y`` is positive beyond rounding. The length ``t`` meets the strong Wolfe
+    conditions. A lane whose search fails forgets its pairs and goes down the gradient; if that
+    fails too (where the function is unbounded below along a line) it ends as STALLED. Twice the
+    size of the next step estimates the error and proposes the end, where the Hessian decides. For
+    least squares the objective is ``|r|^2 / 2``. Source: Nocedal and Wright, "Numerical Optimization",
     algorithms 7.4 and 7.5.
 
     Parameters

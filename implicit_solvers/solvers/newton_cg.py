@@ -36,15 +36,16 @@ class NewtonCGMemory(NamedTuple):
 class NewtonCG(Descent):
     """Hessian-free Newton: ``H p = -grad`` by conjugate gradients, then a line search.
 
-    The inner solve stops at a relative residual of ``min(0.5, sqrt(|grad|))``, or at a direction
-    ``d`` of nonpositive curvature: that is followed from the last iterate, by the length that the
-    absolute value of its curvature gives, so that a saddle point is left at least twice as far
-    behind with each step. (A start at which the gradient vanishes counts as solved, be it a saddle
-    point or a maximum.) The length of the step is 1 where that meets the strong Wolfe conditions;
-    a lane in which no length does, at the rounding of the objective or where it is unbounded
-    below along the line, ends as STALLED. Source: Nocedal and Wright, "Numerical Optimization",
-    algorithm 7.1; the absolute curvature: Nash, "Newton-type minimization via the Lanczos method",
-    SIAM J. Numer. Anal. 21 (1984).
+    The inner solve stops at a relative residual of ``min(0.5, |grad_k| / |grad_k-1|)^1.5``, or at a
+    direction ``d`` of nonpositive curvature: that is followed from the last iterate, by the length
+    that the absolute value of its curvature gives, so that a saddle point is left at least twice as
+    far behind with each step. The length of the step is 1 where that meets the strong Wolfe
+    conditions; a lane in which no length does, as the objective is unbounded below along the line,
+    ends as STALLED. The step, times what it left of the gradient or was to leave, estimates the
+    error and proposes the end, where the Hessian decides. Source: Nocedal and Wright, "Numerical
+    Optimization", algorithm 7.1; the residual: Eisenstat and Walker, "Choosing the forcing terms in
+    an inexact Newton method", SIAM J. Sci. Comput. 17 (1996), choice 2; the absolute curvature:
+    Nash, "Newton-type minimization via the Lanczos method", SIAM J. Numer. Anal. 21 (1984).
 
     Parameters
     ----------
