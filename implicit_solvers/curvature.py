@@ -68,7 +68,7 @@ def _eigenvalues(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _most_negative(H: Tensor, gradient: Tensor) -> tuple[Tensor]:
-    """Return the eigenvectors of negative curvature that lead down, and zero where there is none."""
+    """Return eigenvectors of negative curvature that lead down; zero where there is none."""
     values, vectors, little = _eigenvalues(H)
     down = _downhill(vectors[..., 0], gradient)
     return (pick(values[:, 0] < -little, down, torch.zeros_like(down)),)

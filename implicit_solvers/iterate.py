@@ -73,7 +73,8 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     """
     linear = getattr(problem, "linear", False)
     direct = None if linear else examiner(solver, z.shape[-1])
-    if direct is None and (linear or solver.rtol is None or not problem.equation.by_products):
+    by_products = solver.rtol is not None and getattr(problem, "by_products", False)
+    if direct is None and not by_products:
         return _iterate(solver, problem, z).spread()
     found, start = judged(solver, problem, _iterate(solver, problem, z), direct)
 

@@ -82,8 +82,8 @@ def minimize(
     returned. After a budget of steps it is an estimate.
 
     What has converged is a minimum: where a solve ends, the Hessian tells how far that is, and that
-    it has no negative curvature (`Status.SADDLE`). Saddles are left, unless the solve begins in one.
-    Beyond 512 unknowns a few products with the Hessian tell, and the error is not known.
+    it has no negative curvature (`Status.SADDLE`). Saddles are left, unless the solve begins in
+    one. Beyond 512 unknowns a few products with the Hessian tell, and the error is not known.
 
     Parameters
     ----------

@@ -161,6 +161,11 @@ class EquationProblem:
         return self.kind == "least_squares"
 
     @property
+    def by_products(self) -> bool:
+        """Whether points are examined without factors too."""
+        return self.equation.by_products
+
+    @property
     def separable(self) -> bool:
         """Whether lanes can be selected."""
         return self.lanes.separable

@@ -14,7 +14,7 @@ from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, 
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.damped import Aim, DampedState
-from implicit_solvers.solvers.descent import Descent, dot, first_length
+from implicit_solvers.solvers.descent import Descent, dot, first_length, times
 from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 
 __all__ = ["LBFGS"]
@@ -49,8 +49,8 @@ class LBFGS(Descent):
     conditions. A lane whose search fails forgets its pairs and goes down the gradient; if that
     fails too (where the function is unbounded below along a line) it ends as STALLED. Twice the
     size of the next step estimates the error and proposes the end, where the Hessian decides. For
-    least squares the objective is ``|r|^2 / 2``. Source: Nocedal and Wright, "Numerical Optimization",
-    algorithms 7.4 and 7.5.
+    least squares the objective is ``|r|^2 / 2``. Source: Nocedal and Wright, "Numerical
+    Optimization", algorithms 7.4 and 7.5.
 
     Parameters
     ----------
@@ -96,8 +96,11 @@ class LBFGS(Descent):
         """Remember no pairs, and the curvature along the gradient."""
         pairs = z.new_zeros(len(z), 2, self.memory, z.shape[-1])
         unit = first_length(problem, self, z, residual)
-        one, fresh = (1.0, True) if problem.branches else (torch.ones_like(unit), z[:, 0] == z[:, 0])
-        return LBFGSMemory(unit, pairs, one, _times(unit, residual), fresh)
+        one: Any = 1.0
+        fresh: Mask = True
+        if not problem.branches:
+            one, fresh = torch.ones_like(unit), torch.ones_like(unit, dtype=torch.bool)
+        return LBFGSMemory(unit, pairs, one, times(unit, residual), fresh)
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Go along the quasi-Newton direction; forget all pairs where that does not pay."""
@@ -105,7 +108,7 @@ class LBFGS(Descent):
         flag = self.stopped(state, both(tired, memory.fresh))
         if not nowhere(tired):
             none, scale = torch.zeros_like(memory.pairs), memory.scale
-            down, fresh = _times(scale * memory.unit, state.residual), either(tired, memory.fresh)
+            down, fresh = times(scale * memory.unit, state.residual), either(tired, memory.fresh)
             forgotten = LBFGSMemory(memory.unit, none, scale, down, fresh)
             memory = pick(tired, forgotten, memory)
         return Aim(memory.direction, memory, flag)
@@ -122,20 +125,16 @@ class LBFGS(Descent):
         memory, accepted, line = state.memory, state.accepted, state.search
         if nowhere(accepted):
             return memory
-        s, y = state.z - state.kept.z, _times(memory.unit, state.residual - state.kept.residual)
+        s, y = state.z - state.kept.z, times(memory.unit, state.residual - state.kept.residual)
         bend = line.trial.slope - line.start.slope
         keep = bend > -torch.finfo(s.dtype).eps * line.start.slope
         sy = pick(keep, state.length * memory.unit * bend, 1.0)
-        newest = _times(pick(keep, sy**-0.5, 0.0), torch.stack([s, y], 1)).unsqueeze(2)
+        newest = times(pick(keep, sy**-0.5, 0.0), torch.stack([s, y], 1)).unsqueeze(2)
         pairs = torch.cat([newest, memory.pairs[:, :, :-1]], 2)
         scale = pick(keep, divide(sy, dot(problem, y, y)), memory.scale)
-        direction = _times_inverse_hessian(pairs, scale, _times(memory.unit, state.residual))
+        direction = _times_inverse_hessian(pairs, scale, times(memory.unit, state.residual))
         learned = LBFGSMemory(memory.unit, pairs, scale, direction, both(memory.fresh, no(keep)))
         return pick(accepted, learned, memory)
-
-
-def _times(factor: Any, v: Tensor) -> Tensor:
-    return v * (factor.reshape(-1, *(1,) * (v.dim() - 1)) if isinstance(factor, Tensor) else factor)
 
 
 def _times_inverse_hessian(pairs: Tensor, scale: Any, gradient: Tensor) -> Tensor:
@@ -144,7 +143,7 @@ def _times_inverse_hessian(pairs: Tensor, scale: Any, gradient: Tensor) -> Tenso
     across = changes.mT
     products = torch.bmm(steps, across)
     share = solve_triangular(products, torch.bmm(steps, q), upper=False, unitriangular=True)
-    q = _times(scale, torch.baddbmm(q, across, share, alpha=-1))
+    q = times(scale, torch.baddbmm(q, across, share, alpha=-1))
     rest = torch.baddbmm(share, changes, q, alpha=-1)
     rest = solve_triangular(products.mT, rest, upper=True, unitriangular=True)
     return torch.baddbmm(q, steps.mT, rest).squeeze(-1)

@@ -79,7 +79,7 @@ class Factored(Halving):
     (`Convex`), so that steps lead down, and away from saddles.
     """
 
-    def factoring(self, problem: EquationProblem, n: int) -> DirectSolver | None:
+    def factoring(self, problem: EquationProblem, n: int) -> Any:
         """Return what factors Jacobians for steps: `Convex`, of an objective."""
         direct = self.direct_solver(n)
         formed = direct is not None and direct.forms

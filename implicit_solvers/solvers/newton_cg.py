@@ -129,5 +129,3 @@ class NewtonCG(Descent):
             shorter = divide(most, problem.size(self.norm, direction))
             length = pick(both(bent, shorter < 1), shorter, 1.0)
         return Aim(direction, NewtonCGMemory(bent, forcing), flag, length)
-
-
