@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask
 from implicit_solvers.rounding import patterns
 
-__all__ = ["Examination", "by_newton", "roundings"]
+__all__ = ["ULPS", "Examination", "by_newton", "roundings"]
 
-_ULPS = 4.0
+ULPS = 4.0
 
 
 class Examination(NamedTuple):
@@ -21,15 +22,17 @@ class Examination(NamedTuple):
     Newton's next point is ``z - step``. ``noise`` are errors that the rounding of ``F`` may make
     in ``z``; the last of them was seen in ``F``, the others are what to expect of it. ``kick``
     leads down where the curvature is negative, and is zero elsewhere; ``jacobian`` is that of the
-    condition.
+    condition. Where it is not ``drowned``, ``F`` is larger than its rounding, however small the
+    step is beside the noise.
     """
 
     residual: Tensor
     step: Tensor
     noise: Sequence[Tensor]
     factors: tuple[Tensor, ...]
-    jacobian: Any = None
     kick: Tensor | None = None
+    drowned: Mask = True
+    jacobian: Any = None
 
 
 def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
@@ -40,7 +43,7 @@ def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
     factors = direct.factor(A)
     columns = torch.stack([F, *roundings(problem, z, F, A)], -1)
     step, *noise = direct.solve(factors, columns, False).unbind(-1)
-    return Examination(F, step, noise, factors, A)
+    return Examination(F, step, noise, factors, jacobian=A)
 
 
 def roundings(problem: Any, z: Tensor, F: Tensor, A: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,5 +55,5 @@ def roundings(problem: Any, z: Tensor, F: Tensor, A: Any) -> tuple[Tensor, Tenso
     eps = torch.finfo(z.dtype).eps
     first, second, third = patterns(z)
     w = eps * (A.bound(z) + F.abs())
-    there = torch.addcmul(z, problem.reach(z), third, value=_ULPS * eps)
+    there = torch.addcmul(z, problem.reach(z), third, value=ULPS * eps)
     return w * first, w * second, problem.residual(there) - F - A.mv(there - z)

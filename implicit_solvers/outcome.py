@@ -30,6 +30,7 @@ __all__ = [
     "RUNNING",
     "Departed",
     "Outcome",
+    "contracted",
     "estimated",
     "goal",
     "goes_on",
@@ -155,12 +156,15 @@ def estimated(solver: Any, problem: Any, new: Any, old: Any) -> Any:
         return own
     if getattr(problem, "linear", False):
         return new.error
-    error = new.error
     if old is None:
-        return pick(error == 0, 0.0, math.inf)
+        return pick(new.error == 0, 0.0, math.inf)
     before = getattr(new, "kept", old)
-    step = problem.size(solver.norm, new.z - before.z)
-    rate = pick(error == 0, 0.0, divide(error, before.error))
+    return contracted(problem.size(solver.norm, new.z - before.z), new.error, before.error)
+
+
+def contracted(step: Any, error: Any, before: Any) -> Any:
+    """Return the error that a ``step`` left, if the residual's norms after it and before tell."""
+    rate = pick(error == 0, 0.0, divide(error, before))
     gone = pick(rate < 1, step * rate / pick(rate < 1, 1 - rate, 1.0), math.inf)
     return pick(either(step > 0, error == 0), gone, math.inf)
 

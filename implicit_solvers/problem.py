@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import pick
-from implicit_solvers.autodiff import no_saved_tensor_hooks, pullback_on_graph, unwatched, vjp
+from implicit_solvers.autodiff import (
+    no_saved_tensor_hooks,
+    pullback_on_graph,
+    rows,
+    unwatched,
+    vjp,
+)
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.examination import Examination, by_newton
@@ -191,12 +197,12 @@ class EquationProblem:
             return sizes.tolist()
         return sizes.reshape(len(vectors), -1).unbind()
 
-    def number(self, t: Tensor) -> Any:
+    def number(self, t: Tensor | bool) -> Any:
         """Return a number of each lane ``(N,)``; Python's for one problem on a CPU.
 
         The last of many lanes has tensors still: what a solver remembers of it are some.
         """
-        return t.item() if self._on_host(t) else t
+        return t.item() if isinstance(t, Tensor) and self._on_host(t) else t
 
     def _on_host(self, t: Tensor) -> bool:
         if not self.branches or self.taken or self.count != 1:
@@ -212,6 +218,14 @@ class EquationProblem:
             if self.branches:
                 self._scale = known
         return known[2]
+
+    def step_and_scale(self, solver: Any, z: Tensor, before: Tensor) -> tuple[Any, Any]:
+        """Return the size of the step from ``before`` to ``z``, and the `scale` of ``z``."""
+        step, size = self.sizes(solver.norm, z - before, z)
+        scale = self.scaled(size, torch.finfo(z.dtype).eps ** 0.75)
+        if self.branches:
+            self._scale = solver.norm, z, scale
+        return step, scale
 
     def scaled(self, size: Any, little: float) -> Any:
         """Return a size, or that of the start, of which it is at most a ``little`` part."""
@@ -342,6 +356,24 @@ class EquationProblem:
         """Return the Jacobian of the residuals at ``z``, ``m x n``."""
         template = JacobianTemplate(self.equation.fn if self.fits else self.equation.condition)
         return ResidualMap(self._linearized(template, z, residuals=self.fits))
+
+    def to_second_order(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the residuals of a fit, their Jacobian, its gradient, and the rest of its Hessian.
+
+        That is ``sum_i r_i Hess(r_i)``: what the Hessian has beside ``J^T J``.
+        """
+
+        def gradient(u: Tensor, w: Tensor) -> Tensor:
+            pulled: Tensor = vjp(lambda v: self._fn(v, *self.operands), u)[1](w)[0]
+            return pulled
+
+        grid, n = self._grid(z), z.shape[-1]
+        r = self._fn(grid, *self.operands)
+        value, pull = vjp(gradient, grid, r)
+        slopes = rows(lambda e: torch.cat(pull(e), -1), value, n + r.shape[-1])
+        slopes = slopes.reshape(self.count, n, -1)
+        r = r.reshape(self.count, -1)
+        return r, slopes[..., n:].mT, value.reshape(z.shape), slopes[..., :n]
 
     def to_compile(self, z: Tensor) -> EquationProblem | None:
         """Return the problem as steps from ``z`` are compiled for it; None if they cannot be."""

@@ -49,7 +49,10 @@ def judged(
     tolerance = equation_tolerance(solver.rtol, solver.atol, eps, problem.scaled(size, eps**0.75))
     scale = problem.scaled(size, eps**0.5)
     digit = DIGIT * pick(scale > 0, scale, e)
-    near = both(e <= larger(tolerance, ROUNDINGS * e0), e + e0 <= digit)
+    near = either(e <= tolerance, both(e <= ROUNDINGS * e0, seen.drowned))
+    bent: Mask = False if seen.kick is None else problem.number((seen.kick != 0).any(-1))
+    # (zero has no size, and a saddle may be there all the same)
+    near = both(near, either(e + e0 <= digit, both(bent, scale == 0)))
     # what is so coarse is not smooth: nothing that the Jacobian says of it holds
     near = both(near, probe <= _COARSE * digit)
     proposed = found.status == int(Status.CONVERGED)
@@ -63,23 +66,20 @@ def judged(
     status = pick(both(ended, no(e0 <= digit)), int(Status.SINGULAR), status)
     status = pick(both(ended, near), int(Status.CONVERGED), status)
     if seen.kick is not None:
-        status, bent = _curved(found, status, either(near, e <= digit), seen.kick, problem)
+        status, bent = _curved(found, status, either(near, e <= digit), bent)
         start = pick(bent, z + seen.kick, start)
     error = e + larger(e0, probe)
     error = pick(both(error < torch.inf, direct is not None), error, torch.inf)
     return Outcome(z, status, found.iterations, residual, error, seen.factors), start
 
 
-def _curved(
-    found: Outcome, status: Any, close: Mask, kick: Tensor, problem: Any
-) -> tuple[Any, Mask]:
+def _curved(found: Outcome, status: Any, close: Mask, bent: Mask) -> tuple[Any, Mask]:
     """Return the statuses of minima, of which a saddle is none, and which lanes leave one.
 
     A lane that is ``close`` to a stationary point goes on if it has stalled, and if the curvature
     is negative there, unless it has made no step or has none left.
     """
     status = pick(both(close, status == int(Status.STALLED)), RUNNING, status)
-    bent = both(close, problem.number((kick != 0).any(-1)))
-    bent = both(bent, either(status == RUNNING, status == int(Status.CONVERGED)))
+    bent = both(both(bent, close), either(status == RUNNING, status == int(Status.CONVERGED)))
     ends = either(found.iterations == 0, found.status == int(Status.MAX_STEPS))
     return pick(bent, pick(ends, int(Status.SADDLE), LEAVING), status), both(bent, no(ends))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import both, divide, no
+from implicit_solvers.agreement import Mask, both, divide, no, nowhere
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.damped import DampedState
@@ -34,7 +34,7 @@ class Damping(NamedTuple):
     scale: Tensor
     matrix: Tensor
     full: Tensor
-    regular: Tensor
+    regular: Mask
 
 
 class Unscaled(NamedTuple):
@@ -100,7 +100,7 @@ class LevenbergMarquardt(ScaledRegion):
         matrix = problem.linearize_residuals(state.z).dense()
         scale = scales(matrix, None if state.memory is None else state.memory.scale)
         matrix = matrix / scale.unsqueeze(-2)
-        return Damping(scale, matrix, *full_step(matrix, state.residual)), 0
+        return Damping(scale, matrix, *full_step(problem, matrix, state.residual)), 0
 
     def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
         """Damp the step to the radius, of which up to 1.1 will do."""
@@ -111,13 +111,12 @@ class LevenbergMarquardt(ScaledRegion):
             gradient = jacobian.rmv(r)
             damping = torch.as_tensor(divide(problem.size(length, gradient), radius), dtype=r.dtype)
             p = normal_step(jacobian, gradient, damping.reshape(-1, 1), solver)
-            image = jacobian.mv(p)
+            image, reach = jacobian.mv(p), problem.size(length, p)
         else:
-            p = _damped(problem, state)
-            gradient = (r.unsqueeze(-2) @ model.matrix).squeeze(-2)
-            image = (model.matrix @ p.unsqueeze(-1)).squeeze(-1)
-        fall = promised(problem, state.search.size, gradient, p, image)
-        return Proposal(p / model.scale, problem.size(length, p), fall)
+            p, reach = _damped(problem, state)
+            image = torch.bmm(model.matrix, p.unsqueeze(-1)).squeeze(-1)
+        fall = promised(problem, state.search.size, r, image, image)
+        return Proposal(p / model.scale, reach, fall)
 
     def grown(self, state: DampedState, ratio: Any) -> Any:
         """Return the radius after a step that kept more than half of its promise."""
@@ -129,13 +128,16 @@ class LevenbergMarquardt(ScaledRegion):
 _PRODUCTS = CG(rtol=1e-3)
 
 
-def _damped(problem: EquationProblem, state: DampedState) -> Tensor:
-    """Return the ``p`` that minimizes ``|r + J p|``, as scaled, about within the radius."""
+def _damped(problem: EquationProblem, state: DampedState) -> tuple[Tensor, Any]:
+    """Return the ``p`` that minimizes ``|r + J p|``, scaled, about within the radius; its length."""
     model, r, radius = state.memory, state.residual, state.search.within
-    within = both(problem.number(model.regular), problem.size(length, model.full) <= radius)
-    needed = both(no(within), state.flag == 0)
+    reach = problem.size(length, model.full)
+    needed = both(no(both(model.regular, reach <= radius)), state.flag == 0)
+    if nowhere(needed):
+        return model.full, reach
     limit = torch.as_tensor(radius, dtype=r.dtype, device=r.device).expand(len(r)).contiguous()
-    return renew(None, needed, (model.full,), _at_the_edge, model.matrix, r, limit)[0]
+    (p,) = renew(None, needed, (model.full,), _at_the_edge, model.matrix, r, limit)
+    return p, problem.size(length, p)
 
 
 def _at_the_edge(matrix: Tensor, r: Tensor, limit: Tensor) -> tuple[Tensor]:
