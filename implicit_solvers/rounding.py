@@ -21,8 +21,14 @@ def patterns(like: Tensor) -> tuple[Tensor, ...]:
     return rows.unbind()
 
 
-@lru_cache(maxsize=64)
+# (Dynamo traces no generator)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _patterns(n: int) -> tuple[tuple[float, ...], ...]:
+    return _drawn(n)
+
+
+@lru_cache(maxsize=64)
+def _drawn(n: int) -> tuple[tuple[float, ...], ...]:
     draw = random.Random(12345)
     return tuple(
         tuple(draw.choice((-1.0, 1.0)) * (0.5 + draw.random()) for _ in range(n)) for _ in range(3)
