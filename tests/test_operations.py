@@ -130,7 +130,7 @@ MORE = {
     "default": (lambda W: ims.root(f, START, (X[0], W)), (175, 8)),
     "default, lanes": (lambda W: vmap(lambda x: ims.root(f, START, (x, W)).value)(X), (868, 11)),
     "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1298, 52)),
-    "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (2182, 212)),
+    "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (2185, 213)),
     "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (8245, 36)),
     "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1240, 125)),
     "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (6223, 52)),

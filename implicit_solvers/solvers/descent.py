@@ -84,8 +84,9 @@ def first_length(problem: EquationProblem, solver: Any, z: Tensor, gradient: Ten
     It is at most ten times the size of ``z``.
     """
     size, scale = problem.size(solver.norm, gradient), problem.scale(solver, z)
-    unit = times(divide(1.0, pick(size > 0, size, 1.0)), gradient)
+    size = pick(size > 0, size, 1.0)
+    unit = times(1.0 / size, gradient)
     bend = divide(abs(dot(problem, unit, problem.linearize(z).mv(unit))), dot(problem, unit, unit))
-    most = divide(FARTHEST * scale, size)
-    length = pick(bend > 0, divide(1.0, bend), pick(scale > 0, most, divide(1.0, size)))
+    most = FARTHEST * scale / size
+    length = pick(bend > 0, divide(1.0, bend), pick(scale > 0, most, 1.0 / size))
     return pick(both(scale > 0, no(length < most)), most, length)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -102,6 +101,10 @@ class LBFGS(Descent):
             one, fresh = torch.ones_like(unit), torch.ones_like(unit, dtype=torch.bool)
         return LBFGSMemory(unit, pairs, one, times(unit, residual), fresh)
 
+    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
+        """Evaluate at the start, and estimate the error by the first step."""
+        return self._estimated(problem, super().init(problem, z))
+
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Go along the quasi-Newton direction; forget all pairs where that does not pay."""
         memory = state.memory
@@ -116,9 +119,11 @@ class LBFGS(Descent):
     def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Let the search judge; the next step estimates the error."""
         state = super().pays(problem, state)
-        memory = self._learned(problem, state)
-        size = _DOUBT * problem.size(self.norm, memory.direction)
-        return state._replace(memory=memory, estimate=pick(memory.fresh, math.inf, size))
+        return self._estimated(problem, state._replace(memory=self._learned(problem, state)))
+
+    def _estimated(self, problem: EquationProblem, state: DampedState) -> DampedState:
+        size = problem.size(self.norm, state.memory.direction)
+        return state._replace(estimate=_DOUBT * size)
 
     def _learned(self, problem: EquationProblem, state: DampedState) -> LBFGSMemory:
         """Return the memory with the last step; a pair that is not kept leaves its place empty."""
