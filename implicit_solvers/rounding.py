@@ -22,7 +22,7 @@ def patterns(like: Tensor) -> tuple[Tensor, ...]:
 
 
 # (Dynamo traces no generator)
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def _patterns(n: int) -> tuple[tuple[float, ...], ...]:
     return _drawn(n)
 
