@@ -30,9 +30,9 @@ def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
     Where that breaks down, an eigenvalue below ``-sqrt(eps)`` times the largest is negative.
     """
     seen = by_newton(problem, z, direct)
-    if seen.jacobian.matrices is None:
+    if seen.jacobian.formed is None:
         return seen._replace(kick=by_conjugate_gradients(problem, z).kick)
-    H, _ = _unscaled(seen.jacobian.matrices)
+    H, _ = _unscaled(seen.jacobian.formed)
     bends = torch.linalg.cholesky_ex(H).info != 0
     down = _inflected(problem, z, seen)
     (down,) = renew(None, bends, (down,), _most_negative, H, seen.residual)
@@ -123,7 +123,7 @@ def by_conjugate_gradients(problem: Any, z: Tensor) -> Examination:
     """Examine points by a few products with the Hessian: from the gradient, and from noise."""
     n, eps = z.shape[-1], torch.finfo(z.dtype).eps
     F, A = problem.residual(z), problem.linearize(z)
-    noise, _, probe = roundings(problem, z, F, A)
+    noise, _, probe = roundings(problem, z, F, A, A.sizes(z) + F.abs())
     size = rms(F).unsqueeze(-1)
     b = torch.cat([F / torch.where(size > 0, size, 1.0), patterns(z)[0].expand_as(z)])
     # a direction may be little of what is random

@@ -38,22 +38,25 @@ class Examination(NamedTuple):
 def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
     """Examine points by the factors of the Jacobian of the condition."""
     F, A = problem.residual_to_factor(z), problem.linearize(z)
-    if direct.forms:
-        A.matrices = A.dense()
     factors = direct.factor(A)
-    columns = torch.stack([F, *roundings(problem, z, F, A)], -1)
+    A.matrices = A.formed
+    w = direct.sizes(A, factors, z) + F.abs()
+    columns = torch.stack([F, *roundings(problem, z, F, A, w)], -1)
     step, *noise = direct.solve(factors, columns, False).unbind(-1)
-    return Examination(F, step, noise, factors, jacobian=A)
+    matrix = z.new_empty(len(z), 0) if A.formed is None else A.formed
+    return Examination(F, step, noise, (*factors, matrix), jacobian=A)
 
 
-def roundings(problem: Any, z: Tensor, F: Tensor, A: Any) -> tuple[Tensor, Tensor, Tensor]:
+def roundings(
+    problem: Any, z: Tensor, F: Tensor, A: Any, w: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return three samples of what rounding does to ``F`` at ``z``.
 
-    Two are a rounding of every term of ``F'(z) z``, by patterns of signs; the last is how far ``F``
-    is from its linear model after a step of a few roundings of ``z``.
+    Two are a rounding of every term, of the sizes ``w``, by patterns of signs; the last is how far
+    ``F`` is from its linear model after a step of a few roundings of ``z``.
     """
     eps = torch.finfo(z.dtype).eps
     first, second, third = patterns(z)
-    w = eps * (A.bound(z) + F.abs())
+    w = eps * w
     there = torch.addcmul(z, problem.reach(z), third, value=ULPS * eps)
     return w * first, w * second, problem.residual(there) - F - A.mv(there - z)

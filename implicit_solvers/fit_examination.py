@@ -19,6 +19,8 @@ from implicit_solvers.rounding import patterns
 
 __all__ = ["by_singular_values"]
 
+_KNOWN = 100.0
+
 
 def by_singular_values(problem: Any, z: Tensor) -> Examination:
     """Examine points of a fit by the full Hessian ``J^T J + B``, with ``B = sum_i r_i Hess(r_i)``.
@@ -95,10 +97,10 @@ def _columns(problem: Any, z: Tensor, move: Tensor, r: Tensor, J: Tensor) -> tup
 
 
 def _bends(image: Tensor, s: Tensor, left: Tensor, rounding: Tensor, size: Tensor) -> Tensor:
-    """Tell where what steps leave of ``r`` is more than they take, and than rounding.
+    """Tell where what steps leave of ``r`` is more than they take, and a hundred roundings.
 
     Only then are the residuals those of the fit, and their curvature counts. Steps count that
     change no unknown by more than a digit.
     """
     taken = vector_norm(image * (image.abs() <= DIGIT * size * s), dim=(-2, -1))
-    return left > torch.maximum(2**0.5 * taken, ROUNDINGS * rounding)
+    return left > torch.maximum(2**0.5 * taken, _KNOWN * rounding)

@@ -135,7 +135,10 @@ def least_squares(
 
     Notes
     -----
-    Source: Nocedal and Wright, "Numerical Optimization", chapter 10.
+    Where a solve ends, Newton's step of the full Hessian says how far the fit is, with ``J`` by its
+    singular values. A saddle is left along its negative curvature (SADDLE, if it is the start); an
+    unknown without influence, as on a plateau, makes a fit SINGULAR. Source: Nocedal and Wright,
+    "Numerical Optimization", chapter 10.
 
     Examples
     --------

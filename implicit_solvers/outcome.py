@@ -21,6 +21,7 @@ from implicit_solvers.agreement import (
     spread,
 )
 from implicit_solvers.solution import Status
+from implicit_solvers.tolerance import equation_tolerance
 
 __all__ = [
     "DIGIT",
@@ -79,7 +80,9 @@ class Departed:
         """Let all lanes leave but those at ``keep``; what these have ``now`` is provisional."""
         if self.full is None:
             # (what lanes share may be expanded, and the iterate is the user's at the start)
-            self.full = Outcome(*(part.clone() for part in now.spread()[:5]))
+            now = now.spread()
+            factors = tuple(t.clone() for t in now.factors)
+            self.full = Outcome(*(part.clone() for part in now[:5]), factors)
             self.places = keep
         else:
             assert self.places is not None
@@ -96,7 +99,9 @@ class Departed:
     def _put(self, now: Outcome) -> None:
         assert self.full is not None and self.places is not None
         keep = self.places
-        for whole, part in zip(self.full[:5], now.spread()[:5], strict=True):
+        now = now.spread()
+        parts = zip([*self.full[:5], *self.full.factors], [*now[:5], *now.factors], strict=True)
+        for whole, part in parts:
             whole[keep] = part if len(part) == len(keep) else part[: len(keep)]
 
 
@@ -107,7 +112,7 @@ def goes_on(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
     known = not everywhere(accepted) and getattr(problem, "branches", False)
     going: Mask = True if known else state.error < torch.inf
     if solver.rtol is not None:
-        going = both(going, no(_near(solver, problem, state, estimate)))
+        going = both(going, _far(solver, problem, state, estimate))
     # a lane that tried in vain has not moved
     going = implies(accepted, going)
     return both(going, getattr(state, "flag", 0) == 0)
@@ -118,25 +123,31 @@ def proposed(solver: Any, problem: Any, state: Any, estimate: Any) -> Any:
     flag, error = getattr(state, "flag", 0), state.error
     status = RUNNING if isinstance(flag, int) and flag == 0 else pick(flag != 0, flag, RUNNING)
     if solver.rtol is not None:
-        status = pick(_near(solver, problem, state, estimate), int(Status.CONVERGED), status)
+        far = either(_far(solver, problem, state, estimate), estimate != estimate)
+        status = pick(far, status, int(Status.CONVERGED))
         error = error + goal(solver, problem, state)
     return pick(error < torch.inf, status, int(Status.NONFINITE))
 
 
-def _near(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
-    """Tell where the estimate of the error says that a lane has converged."""
+def _far(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
+    """Tell where the estimate of the error says that a lane has not converged."""
     least, rounding = goal(solver, problem, state), getattr(state, "rounding", None)
     if rounding is None:
-        near: Mask = estimate <= least
+        far: Mask = estimate > least
     else:
         digit = DIGIT * problem.scale(solver, state.z)
-        near = both(estimate <= larger(least, ROUNDINGS * rounding), estimate + rounding <= digit)
+        far = estimate > larger(least, ROUNDINGS * rounding)
+        far = either(far, estimate + rounding > digit)
     least = getattr(solver, "f_atol", 0.0)
-    return near if least == 0 else either(near, state.error <= least)
+    return far if least == 0 else both(far, state.error > least)
 
 
 def goal(solver: Any, problem: Any, state: Any) -> Any:
     """Return the error at or below which each lane has converged."""
+    unit = getattr(state, "unit", None)
+    if unit is not None:
+        eps = torch.finfo(state.z.dtype).eps
+        return equation_tolerance(solver.rtol, solver.atol, eps, unit)
     # that of a linear problem follows from its right-hand side, and some iterates are costly
     linear = getattr(problem, "linear", False)
     return problem.tolerance(solver, None if linear else state.z)
@@ -180,17 +191,22 @@ def result(
     before = getattr(state, "steps_before", None)
     iterations = iterations if before is None else iterations + before
     known = getattr(state, "error_bound", estimate)
+    known = known if getattr(state, "unit", None) is None else torch.inf
     error = pick(status == int(Status.CONVERGED), known, torch.inf)
-    return Outcome(z, status, iterations, residual, error)
+    factors = tuple(getattr(state, "factors", ()))
+    if factors:
+        # with the place of the matrix, which was not formed
+        factors = (*factors, z.new_empty(len(z), 0))
+    return Outcome(z, status, iterations, residual, error, factors)
 
 
 def with_ended(running: Mask, new: Any, old: Any) -> Any:
     """Return ``new``, with what is asked of lanes that have ended from ``old``.
 
-    A state of plain fields need keep its iterate and what is known of it only; one that computes what it
-    returns is kept whole.
+    A state of plain fields need keep its iterate and what is known of it only; one that computes
+    what it returns is kept whole.
     """
-    if isinstance(getattr(type(new), "z", None), property):
+    if any(isinstance(getattr(type(new), k, None), property) for k in ("z", "factors")):
         return _whole(running, new, old)
     asked = [k for k in ("z", "error", "estimate", "rounding", "error_bound") if hasattr(new, k)]
     return new._replace(**{k: pick(running, getattr(new, k), getattr(old, k)) for k in asked})

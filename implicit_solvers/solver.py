@@ -54,11 +54,14 @@ class IterativeSolver:
     """A method: when it ends, how its loop runs, a start, and a step.
 
     What is carried from step to step, its state, is a named tuple of tensors ``(N, ...)`` and
-    numbers. ``z`` is the iterate ``(N, n)``, ``error`` the norm of its residual ``(N,)``, and
-    ``flag`` a `Status` ``(N,)`` that ends a lane which has not converged (0: go on); left out, none
-    does. The loop gives lanes that have ended a ``flag`` other than 0: whatever a step does in them
-    is not looked at. A state made by steps of its own, before the first, says in ``steps_before
-    (N,)`` how many to count.
+    numbers. ``z`` is the iterate ``(N, n)`` and ``error`` the norm of its residual ``(N,)``. An
+    ``estimate (N,)`` is that of the error of ``z``, in its units; left out, the loop makes one of
+    the last step and what it left of the residual. What is estimated in another ``unit`` than
+    ``norm(z)`` has that beside it, 1 for a relative error, and is not reported. ``flag`` is a
+    `Status` ``(N,)`` that ends a lane which has not converged (0: go on); left out, none does. The
+    loop gives lanes that have ended a ``flag`` other than 0: whatever a step does in them is not
+    looked at. A state made by steps of its own, before the first, says in ``steps_before (N,)`` how
+    many to count.
 
     A solver whose error never grows says ``monotone = True``, so that the loop need not remember
     the best iterate of a lane that fails. One that comes nearer at a steady rate has a
@@ -105,17 +108,23 @@ class EquationMethod(IterativeSolver):
     Parameters
     ----------
     rtol, atol
-        A lane has converged when ``norm(F(z)) <= atol + rtol norm(z)``, where ``F`` is ``f`` for a
-        root, ``z - g(z)`` for a fixed point, the gradient for a minimum, and ``J^T r`` for least
-        squares; both default to ``eps**0.75``. ``rtol=None`` makes exactly ``max_steps`` steps
-        and judges nothing.
+        A lane has converged when the estimated error ``e`` of ``z`` is small: ``e <= max(atol +
+        rtol s, 20 e0)`` and ``e + e0 <= 0.1 s``, all in units of ``z``. ``s`` is ``norm(z)``, or
+        the size of the start where ``z`` is nothing beside it; ``e0`` is the error that the
+        rounding of the function makes. So no units of the function enter. ``rtol`` defaults to
+        ``eps**0.75``, 1.8e-12 in float64 and 6.4e-6 in float32, and ``atol`` to zero.
+        ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
     max_steps
         The number of steps allowed. One that is taken back, as it does not pay, does not count; of
         a budget, each does.
     max_trials
         The number of steps allowed with those that are taken back, ``4 max_steps`` if left out.
+    f_atol
+        A lane whose residual, ``norm(F(z))``, is at most this large has converged too, in units of
+        ``F``; 0 by default.
     norm
-        Maps what ``F`` returns, ``(N, n)``, of a real floating dtype, to sizes ``(N,)``.
+        Maps ``z``, steps of it and what ``F`` returns, ``(N, n)``, of a real floating dtype, to
+        sizes ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
     check_every
@@ -161,7 +170,7 @@ class EquationMethod(IterativeSolver):
         return n <= DENSE_LIMIT
 
     def factorization(self, n: int) -> DirectSolver | None:
-        """Return what factors it; None for `LU`."""
+        """Return what factors it, or has made the ``factors`` in the state; None for `LU`."""
         return None
 
 
@@ -235,9 +244,10 @@ class DirectSolver(LinearSolver):
 
     ``factor`` takes the operators of a grid of lanes, or ``factor_dense`` their matrices; ``solve``
     takes the factors and right-hand sides ``(grid, n, columns)``, and ``status`` tells which
-    operators it could not factor. One that ``forms`` the matrices factors these. Factors that are ``keepable`` may be of an earlier step in some
-    lanes and of a later one in others. What it returns need not solve the system if it is not
-    ``exact``, as a pseudo-inverse. A subclass says how to factor, to solve, and to judge; one that
+    operators it could not factor, as a pivot is zero or not finite. How good a solution is, the
+    library finds out. Factors that are ``keepable`` may be of an earlier step in some lanes and of
+    a later one in others. What it returns need not solve the system if it is not ``exact``, as a
+    pseudo-inverse. A subclass says how to factor, to solve, and to judge; one that
     asks for values of tensors says ``traceable = False``.
 
     Examples
@@ -259,17 +269,17 @@ class DirectSolver(LinearSolver):
     tensor(2.)
     """
 
-    forms: ClassVar[bool] = True
     keepable: ClassVar[bool] = True
     exact: ClassVar[bool] = True
+
+    @property
+    def backup(self) -> DirectSolver | None:
+        """What solves where these factors turn out to be too inexact, if anything does."""
+        return None
 
     def factor(self, A: LaneMap) -> Factors:
         """Return the factors of each operator, tensors ``(grid, ...)``."""
         return self.factor_dense(A.dense())
-
-    def factor_for_a_step(self, A: LaneMap) -> Factors:
-        """Return factors for a step of Newton's method, which the next step corrects."""
-        return self.factor(A)
 
     def factor_dense(self, matrix: Tensor) -> Factors:
         """Return the factors of matrices ``(grid, m, n)``."""
@@ -280,19 +290,26 @@ class DirectSolver(LinearSolver):
         raise NotImplementedError
 
     def solve_lanes(self, A: LaneMap, factors: Factors, b: Tensor) -> Tensor:
-        """Return the solution in all lanes ``(N, n)`` of ``A``, by the factors of its operators."""
-        if A.columns == 1:
+        """Return the solution in all lanes ``(N, n)`` of ``A``, by the factors of its operators.
+
+        ``b`` may hold several right-hand sides for each lane, one after another.
+        """
+        if len(b) == A.grid:
             return self.solve(factors, b.unsqueeze(-1), A.transposed).squeeze(-1)
-        columns = b.reshape(A.columns, A.grid, b.shape[-1]).permute(1, 2, 0)
+        columns = b.reshape(-1, A.grid, b.shape[-1]).permute(1, 2, 0)
         x = self.solve(factors, columns, A.transposed)
         return x.permute(2, 0, 1).reshape(len(b), -1)
 
+    def sizes(self, A: LaneMap, factors: Factors, x: Tensor) -> Tensor:
+        """Return ``|A| |x|`` in all lanes."""
+        return A.sizes(x)
+
     def unfit(self, factors: Factors) -> Tensor:
-        """Tell which factors are of no use, for little; `status` looks harder, and says why."""
+        """Tell which factors are of no use, for little; `status` says why."""
         return self.status(factors) != 0
 
     def regular(self, factors: Factors) -> Tensor:
-        """Tell which operators can be solved with, where all are known to be finite."""
+        """Tell which factors can be used."""
         return self.status(factors) == 0
 
     def status(self, factors: Factors) -> Tensor:

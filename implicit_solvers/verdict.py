@@ -21,7 +21,7 @@ from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver
 from implicit_solvers.tolerance import equation_tolerance
 
-__all__ = ["examiner", "judged"]
+__all__ = ["examiner", "judged", "made_by"]
 
 _COARSE = 5.0
 
@@ -32,6 +32,12 @@ def examiner(solver: Any, n: int) -> DirectSolver | None:
         return None
     own: DirectSolver | None = solver.factorization(n)
     return LU() if own is None else own
+
+
+def made_by(solver: Any, n: int) -> DirectSolver | None:
+    """Return the direct solver that made the factors that a solve returns, if there are any."""
+    made: DirectSolver | None = examiner(solver, n) or solver.factorization(n)
+    return made
 
 
 def judged(
@@ -46,29 +52,27 @@ def judged(
     e0 = rounding[0]
     for other in rounding[1:]:
         e0 = larger(e0, other)
-    tolerance = equation_tolerance(solver.rtol, solver.atol, eps, problem.scaled(size, eps**0.75))
-    scale = problem.scaled(size, eps**0.5)
+    tolerance = equation_tolerance(solver.rtol, solver.atol, eps, problem.scaled(size, 0.75))
+    scale = problem.scaled(size, 0.5)
     digit = DIGIT * pick(scale > 0, scale, e)
-    near = either(e <= tolerance, both(e <= ROUNDINGS * e0, seen.drowned))
-    bent: Mask = False if seen.kick is None else problem.number((seen.kick != 0).any(-1))
-    # (zero has no size, and a saddle may be there all the same)
-    near = both(near, either(e + e0 <= digit, both(bent, scale == 0)))
+    error = e + larger(e0, probe)
     # what is so coarse is not smooth: nothing that the Jacobian says of it holds
-    near = both(near, probe <= _COARSE * digit)
-    proposed = found.status == int(Status.CONVERGED)
+    digits = both(e + e0 <= digit, probe <= _COARSE * digit)
+    bent: Mask = False if seen.kick is None else problem.number((seen.kick != 0).any(-1))
+    # (zero has no digits, and may be a saddle)
+    digits = either(digits, both(bent, scale == 0))
+    near = both(either(e <= tolerance, both(e <= ROUNDINGS * e0, seen.drowned)), digits)
+    status = found.status
+    proposed = status == int(Status.CONVERGED)
     if solver.f_atol > 0:
         near = either(near, both(proposed, residual <= solver.f_atol))
-    ended = proposed
-    for code in (Status.STALLED, Status.MAX_STEPS, Status.SINGULAR):
-        ended = either(ended, found.status == int(code))
+    judges = both(status != int(Status.NONFINITE), status <= int(Status.SINGULAR))
     start = pick(e <= digit, z - seen.step, z)
-    status = pick(proposed, RUNNING, found.status)
-    status = pick(both(ended, no(e0 <= digit)), int(Status.SINGULAR), status)
-    status = pick(both(ended, near), int(Status.CONVERGED), status)
+    failed = pick(e0 <= digit, pick(proposed, RUNNING, status), int(Status.SINGULAR))
+    status = pick(judges, pick(near, int(Status.CONVERGED), failed), status)
     if seen.kick is not None:
         status, bent = _curved(found, status, either(near, e <= digit), bent)
         start = pick(bent, z + seen.kick, start)
-    error = e + larger(e0, probe)
     error = pick(both(error < torch.inf, direct is not None), error, torch.inf)
     return Outcome(z, status, found.iterations, residual, error, seen.factors), start
 

@@ -132,7 +132,7 @@ class Dogleg(ScaledRegion):
         problem.identity(z)
         slope = problem.linearize(z)
         slope.matrices = matrix = slope.dense()
-        factors = LU().factor_for_a_step(slope)
+        factors = LU().factor(slope)
         newton = LU().solve(factors, -r.unsqueeze(-1), False).squeeze(-1)
         return Linear(torch.zeros_like(z) if before is None else before, matrix, newton, factors), 0
 

@@ -34,14 +34,14 @@ class GaussNewton(ModelSteps):
     """Gauss-Newton: ``z <- z + t p``, where ``p`` minimizes ``|r(z) + J p|``.
 
     The step length ``t`` is halved until ``|r|^2`` falls by ``1e-4`` of what ``r + J p`` promises,
-    or, near the minimum, where both falls drown in rounding, until the norm of ``J^T r`` falls; if
-    no ``t`` does so, the lane is STALLED. The step comes from a QR factorization of ``J``; a ``J``
-    without full column rank ends the lane as SINGULAR. Source: Nocedal and Wright, "Numerical
-    Optimization", section 10.3.
+    or, near the minimum, where both falls drown in rounding, until the norm of ``J^T r`` falls, or
+    the step is small; if no ``t`` does so, the lane is STALLED. The step comes from a QR
+    factorization of ``J``; a ``J`` without full column rank ends the lane as SINGULAR. Source:
+    Nocedal and Wright, "Numerical Optimization", section 10.3.
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     linear_solver
         An iterative solver (``CG()``) that solves ``J^T J p = -J^T r`` with products; it does not

@@ -51,13 +51,13 @@ class LevenbergMarquardt(ScaledRegion):
     ``|D p|`` is at most the radius of a region that grows and shrinks with the model's merit; ``D``
     holds the largest norms that the columns of ``J`` have had, so that the units of the unknowns
     do not matter. ``J`` may be singular, and have fewer rows than columns; then the solution is
-    one of many, and the adjoint says that it has no derivative. A root's lane that ends in a
-    minimum of ``|F|`` is STALLED. Source: Moré, "The Levenberg-Marquardt algorithm: implementation
+    one of many, near the start, and SINGULAR. A root's lane that ends in a minimum of ``|F|`` is
+    STALLED. Source: Moré, "The Levenberg-Marquardt algorithm: implementation
     and theory" (1978).
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     linear_solver
         An iterative solver (``CG()``) that solves ``(J^T J + damping) p = -J^T r`` with products;
@@ -65,7 +65,8 @@ class LevenbergMarquardt(ScaledRegion):
         and factored (QR, and SVD where damping is needed) up to 512 unknowns; beyond,
         ``CG(rtol=1e-3)``.
     first_radius
-        The first radius, over the larger of ``|D z|`` and ``|r|``.
+        The first radius, over the larger of ``|D z|`` and ``|r|``; of a fit, over ``|D z|``, if
+        the start is not about zero.
     shrinks
         How many times the region may shrink in a step.
 
@@ -129,7 +130,7 @@ _PRODUCTS = CG(rtol=1e-3)
 
 
 def _damped(problem: EquationProblem, state: DampedState) -> tuple[Tensor, Any]:
-    """Return the ``p`` that minimizes ``|r + J p|``, scaled, about within the radius; its length."""
+    """Return the scaled ``p`` that minimizes ``|r + J p|`` about within the radius, and ``|p|``."""
     model, r, radius = state.memory, state.residual, state.search.within
     reach = problem.size(length, model.full)
     needed = both(no(both(model.regular, reach <= radius)), state.flag == 0)

@@ -27,7 +27,13 @@ from implicit_solvers.linear.choice import default_linear_solver
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solver import DirectSolver, Factors, LinearSolver, check_linear_solver
+from implicit_solvers.solver import (
+    DENSE_LIMIT,
+    DirectSolver,
+    Factors,
+    LinearSolver,
+    check_linear_solver,
+)
 from implicit_solvers.solvers.damped import Aim, DampedState, Halving, Point
 from implicit_solvers.solvers.descent import dot
 from implicit_solvers.solvers.renewal import renew
@@ -82,7 +88,7 @@ class Factored(Halving):
     def factoring(self, problem: EquationProblem, n: int) -> Any:
         """Return what factors Jacobians for steps: `Convex`, of an objective."""
         direct = self.direct_solver(n)
-        formed = direct is not None and direct.forms
+        formed = direct is not None and n <= DENSE_LIMIT
         return Convex() if formed and problem.kind == "minimize" else direct
 
     def direct_solver(self, n: int) -> DirectSolver | None:
@@ -155,9 +161,9 @@ class Factored(Halving):
         if direct is None:
             return super().pays(problem, state)
         left = direct.solve(state.memory.inverse, state.residual.unsqueeze(-1), False).squeeze(-1)
-        size, rest = problem.sizes(self.norm, state.direction, left)
+        size, rest = problem.sizes_and_scale(self, state.z, state.direction, left)
         t, rate = state.length, divide(rest, size)
-        estimate = divide(rest, pick(rate < _LINEAR, 1 - 3 * rate, 1 - 3 * _LINEAR))
+        estimate = divide(rest, larger(1 - 3 * rate, 1 - 3 * _LINEAR))
         estimate = pick(t == 1, estimate, torch.inf)
         accepted: Mask = rest <= (1 - 0.25 * t) * size
         if self.halvings == 0:

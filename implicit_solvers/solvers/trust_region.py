@@ -75,8 +75,9 @@ class ModelSteps(Damped):
     """What solvers have in common that model the residuals by ``r + J p``, one trial a step.
 
     A trial is accepted if ``|r|^2`` falls by ``1e-4`` of what the model promised; near the minimum
-    of a fit, where both drown in rounding, if the norm of the gradient falls. Where a root's model
-    promises nothing any more, or too many trials in a row were rejected, the lane is STALLED.
+    of a fit, where both drown in rounding, if the norm of the gradient falls, or the step is
+    smaller than half of the digits. Where a root's model promises nothing any more, or too many
+    trials in a row were rejected, the lane is STALLED.
     """
 
     max_steps: int = field(default=200, kw_only=True)
@@ -194,7 +195,11 @@ class ModelSteps(Damped):
             return state._replace(accepted=accepted)
         pays, ratio, stuck = _weighed(problem, state)
         if problem.fits:
-            step, scale = problem.step_and_scale(self, state.z, state.kept.z)
+            z = state.z
+            (step,), scale = (
+                problem.sizes_and_scale(self, z, z - state.kept.z),
+                problem.scale(self, z),
+            )
             estimate = contracted(step, state.error, state.kept.error)
             if self.rtol is not None and self.examined(state.z.shape[-1]):
                 # what the gradient lost says nothing of far steps, and near ones drown in rounding:
@@ -203,6 +208,9 @@ class ModelSteps(Damped):
                 pays = either(pays, small)
                 estimate = pick(both(small, estimate >= step), 0.0, estimate)
                 estimate = pick(step <= DIGIT * scale, estimate, torch.inf)
+            else:
+                # nothing will tell what an inexact step has left
+                estimate = larger(estimate, step)
             state = state._replace(estimate=estimate)
         elif not everywhere(pays):
             stuck = either(stuck, problem.size(length, state.z - state.kept.z) == 0)
@@ -224,7 +232,8 @@ class ScaledRegion(ModelSteps):
     Parameters
     ----------
     first_radius
-        The first radius, over the larger of ``|D z|`` and ``|r|``.
+        The first radius, over the larger of ``|D z|`` and ``|r|``; of a fit, over ``|D z|``, if
+        the start is not about zero.
     shrinks
         How many times in a row the region may shrink.
     """

@@ -19,6 +19,7 @@ import implicit_solvers as ims
 from implicit_solvers.testing import problems
 
 ROOT = Path(__file__).parents[2]
+TORCH = torch.__version__.partition("+")[0]
 OURS = {
     "default": lambda fit: None,
     "`Newton`, `GaussNewton`": lambda fit: ims.GaussNewton() if fit else ims.Newton(),
@@ -60,7 +61,9 @@ def solved(problem, z):
         least = problem.squares or (problem.fn(problem.solution, theta) ** 2).sum()
         # (data that the model fits exactly, but for their rounding)
         return bool((f**2).sum() <= (1 + 1e-6) * least + 1e-20 * (theta**2).sum())
-    terms = torch.func.jacfwd(problem.fn)(z, theta).abs() @ torch.maximum(z.abs(), z0.abs())
+    # (an unknown that is zero is as large as rounding in the others makes it)
+    size = torch.maximum(z.abs(), z0.abs()).clamp(min=1e-6 * z.abs().max())
+    terms = torch.func.jacfwd(problem.fn)(z, theta).abs() @ size
     # where terms cancel far away, their size says nothing
     small = rms(f) <= 1e-6 * rms(problem.fn(z0, theta))
     return bool(small and (f.abs() <= 1e-8 * terms).all()) or near_the_solution(problem, z)
@@ -104,7 +107,8 @@ def scipys(problem, start, method):
         if method == "hybr":
             out = scipy.optimize.root(f, x, jac=jac, tol=1e-12)
         else:
-            tight = {"xtol": 1e-12, "ftol": 1e-12, "gtol": 1e-12, "max_nfev": 2000}
+            most = 2000 if problem.kind == "least_squares" else 1200
+            tight = {"xtol": 1e-12, "ftol": 1e-12, "gtol": 1e-12, "max_nfev": most}
             out = scipy.optimize.least_squares(f, x, jac, method=method, x_scale="jac", **tight)
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         return start, False, type(error).__name__, 0
@@ -124,6 +128,21 @@ def run(problem, start):
 # -- the page -------------------------------------------------------------------------------------
 
 
+PAGE = rf"""# NIST, CUTEst and MGH, beside SciPy
+
+Made by `python tests/benchmarks/nist_and_cutest.py`, torch {TORCH}, SciPy {scipy.__version__}, in
+float64. The problems are `NIST`, `CUTEST`, and those of Moré, Garbow and Hillstrom (MGH) in `ALL`,
+of `implicit_solvers.testing.problems`. Solvers have their defaults; SciPy has exact Jacobians,
+tolerances of 1e-12, `x_scale="jac"`, and up to 2,000 evaluations for a fit, 1,200 for a root.
+
+A fit is solved where its sum of squares is the least one known, to six digits. A root is solved
+where each residual is at most 1e-8 of $\sum_j |J_{{ij}}| \max(|z_j|, |z_{{0j}}|)$, or *z* is the
+known root to 1e-8 (1e-4 where the Jacobian is singular there). False: said to have converged, and
+not solved; where `lm` and `trf` say so of a system, whose squares they minimize, it may be a local
+minimum of these. Missed: solved, and said to have failed.
+"""
+
+
 def cell(rows):
     """Return how many are solved, falsely said to be, and not said to be."""
     if not rows:
@@ -141,28 +160,15 @@ def page(results):
     """Return the page, in Markdown; ``results`` are rows of `run` with the set and the problem."""
     names = [*OURS, *SCIPY]
     lines = [
-        "# NIST, CUTEst and MGH, beside SciPy",
-        "",
-        "Made by `python tests/benchmarks/nist_and_cutest.py` with torch "
-        f"{torch.__version__.partition('+')[0]} and SciPy {scipy.__version__}, in float64.",
-        "The problems are `NIST`, `CUTEST`, and those of Moré, Garbow and Hillstrom (MGH) in `ALL`, of",
-        "`implicit_solvers.testing.problems`. Solvers have their defaults; SciPy has exact Jacobians,",
-        'tolerances of 1e-12, `x_scale="jac"` and up to 2,000 evaluations.',
-        "",
-        "A fit is solved where its sum of squares is the least one known, to six digits. A root is",
-        "solved where each residual is at most 1e-8 of $\\sum_j |J_{ij}| \\max(|z_j|, |z_{0j}|)$, or *z* is",
-        "the known root to 1e-8 (1e-4 where the Jacobian is singular there). False: said to have",
-        "converged, and not solved, which for a fit may be another local minimum. Missed: solved, and",
-        "said to have failed. `lm` and `trf` minimize the squares of a system, and claim no root.",
-        "",
+        PAGE,
         "| starts | of | " + " | ".join(names) + " | any of SciPy's |",
         "|---" * (len(names) + 3) + "|",
     ]
-    for title in dict.fromkeys(row[0] for row in results):
-        of_set = [row for row in results if row[0] == title]
+    for title in (*dict.fromkeys(row[0] for row in results), "all"):
+        of_set = [row for row in results if title in (row[0], "all")]
         cells = [cell([row[3:5] for row in of_set if row[2] == name]) for name in names]
-        count = len({row[1] for row in of_set})
-        best = len({row[1] for row in of_set if row[2] in SCIPY and row[3]})
+        count = len({row[:2] for row in of_set})
+        best = len({row[:2] for row in of_set if row[2] in SCIPY and row[3]})
         lines.append(f"| {title} | {count} | {' | '.join(cells)} | {best} |")
     lines += ["", "## Solved by SciPy alone", "", "| solver | starts |", "|---|---|"]
     done = {(*row[:2], row[2]) for row in results if row[3]}

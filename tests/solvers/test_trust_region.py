@@ -199,6 +199,13 @@ def test_badly_scaled_fit(solver):
     assert int(sol.iterations) < 150
 
 
+@pytest.mark.parametrize("problem", problems.NIST, ids=str)
+def test_every_regression_of_nist_from_both_starts(problem):
+    theta = problem.theta()
+    least = problem.squares * (1 + 1e-6) + 1e-20 * float(theta.square().sum())
+    assert float(problem.fn(problem.solve().value, theta).square().sum()) <= least
+
+
 @fitting
 @pytest.mark.parametrize("system", [SLOW, systems.OVERSHOOTING], ids=str)
 def test_large_residuals(system, solver):

@@ -2,9 +2,9 @@
 
     python tests/testing/make_references.py
 
-Every equation is written here a second time, for mpmath. A root is found by chord steps from
-SciPy's, its derivative by the implicit function theorem; central differences of solutions must
-agree with the first column of it.
+Every equation but CUTEst's is written here a second time, for mpmath. A root is found by chord
+steps from SciPy's, its derivative by the implicit function theorem; central differences of
+solutions must agree with the first column of it.
 """
 
 import json
@@ -349,7 +349,7 @@ NEAR = {
     problems.ROBERTSON: (0.996, 4e-5, 0.004),
 }
 
-# CUTEst's roots: those that are singular, and where to start for the others that SciPy needs help for.
+# CUTEst's roots: those that are singular, and where to start for what SciPy fails on otherwise.
 CUTEST_SINGULAR = {
     "denschndne": [0.0, 0.0, 0.0],
     "powellsq": [0.0, 0.0],
@@ -416,7 +416,7 @@ def reference(problem, equation):
 
 
 def cutest_root(problem):
-    """Return a root by SciPy, in float64: no formulas are written twice, sif2jax has the others."""
+    """Return a root by SciPy, in float64; the formulas of sif2jax take the place of mpmath's."""
     if problem.name in CUTEST_SINGULAR:
         return CUTEST_SINGULAR[problem.name]
     of = lambda fn: lambda x: fn(torch.from_numpy(x.copy()), problem.theta()).numpy()

@@ -2,9 +2,9 @@
 
 Each `Problem` states its start, its solution, whether the Jacobian is regular there, and the
 derivative of the solution with respect to its parameters. They are grouped by the function that
-solves them: ``ROOTS``, ``FIXED_POINTS``, ``MINIMA``, ``LEAST_SQUARES``; ``ALL`` has them all. Two collections
-have no derivatives: ``NIST``, 27 certified fits, each from both of its starts, and ``CUTEST``, 25
-square systems.
+solves them: ``ROOTS``, ``FIXED_POINTS``, ``MINIMA``, ``LEAST_SQUARES``; ``ALL`` has them all.
+Two collections have no derivatives: ``NIST``, 27 certified fits, each from both of its starts, and
+``CUTEST``, 25 square systems.
 """
 
 from implicit_solvers.testing.problems.cutest import CUTEST as CUTEST

@@ -40,7 +40,7 @@ def cluster(x: Tensor, theta: Tensor) -> Tensor:
 
 
 def coolhans(x: Tensor, theta: Tensor) -> Tensor:
-    """``A X² + B X + C = 0`` for a matrix ``X`` of 3 x 3, Cooley and Hansen's economy."""
+    """Cooley and Hansen's economy: ``A X² + B X + C = 0`` for a matrix ``X`` of 3 x 3."""
     X = x.reshape(3, 3)
     A, B, C = _COOLHANS.to(x)
     return (A @ X @ X + B @ X + C).reshape(-1)
@@ -124,7 +124,7 @@ def heart6(x: Tensor, theta: Tensor) -> Tensor:
 
 
 def hypcir(x: Tensor, theta: Tensor) -> Tensor:
-    """A hyperbola and a circle: ``x1 x2 = a``, ``x1² + x2² = b``; theta is ``(a, b) = (1, 4)``."""
+    """``x1 x2 = a``, a hyperbola, ``x1² + x2² = b``, a circle; theta is ``(a, b) = (1, 4)``."""
     return torch.stack([x[0] * x[1], (x**2).sum()]) - theta
 
 
@@ -176,7 +176,7 @@ def recipe(x: Tensor, theta: Tensor) -> Tensor:
 
 
 def sinvalne(x: Tensor, theta: Tensor) -> Tensor:
-    """``a (x2 - sin x1) = 0``, ``b x1 = 0``; theta is ``(a, b) = (10, 1/2)``."""
+    """``x2 = sin x1`` and ``x1 = 0``, weighted by theta, ``(10, 1/2)``."""
     x1, x2 = x
     return theta * torch.stack([x2 - torch.sin(x1), x1])
 

@@ -45,7 +45,7 @@ def gauss(b: Tensor, x: Tensor) -> Tensor:
 
 
 def rational(b: Tensor, x: Tensor) -> Tensor:
-    """A polynomial over another, whose constant is one, of the same degree."""
+    """``(b1 + b2 x + ...)/(1 + ... x + ...)``, polynomials of the same degree."""
     powers = x.unsqueeze(1) ** torch.arange(len(b) // 2 + 1).to(x)
     return powers @ b[: len(b) // 2 + 1] / (1 + powers[:, 1:] @ b[len(b) // 2 + 1 :])
 
