@@ -11,7 +11,7 @@ from torch import Tensor
 from implicit_solvers.agreement import Mask
 from implicit_solvers.rounding import patterns
 
-__all__ = ["ULPS", "Examination", "by_newton"]
+__all__ = ["ULPS", "Examination", "by_newton", "roundings"]
 
 ULPS = 4.0
 
@@ -21,8 +21,9 @@ class Examination(NamedTuple):
 
     Newton's next point is ``z - step``. ``noise`` are errors that the rounding of ``F`` may make
     in ``z``; the last of them was seen in ``F``, the others are what to expect of it. ``kick``
-    leads down where the curvature is negative, and is zero elsewhere. Where it is not ``drowned``,
-    ``F`` is larger than its rounding, however small the step is beside the noise.
+    leads down where the curvature is negative, and is zero elsewhere; ``jacobian`` is that of the
+    condition. Where it is not ``drowned``, ``F`` is larger than its rounding, however small the
+    step is beside the noise.
     """
 
     residual: Tensor
@@ -31,6 +32,7 @@ class Examination(NamedTuple):
     factors: tuple[Tensor, ...]
     kick: Tensor | None = None
     drowned: Mask = True
+    jacobian: Any = None
 
 
 def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
@@ -42,7 +44,7 @@ def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
     columns = torch.stack([F, *roundings(problem, z, F, A, w)], -1)
     step, *noise = direct.solve(factors, columns, False).unbind(-1)
     matrix = z.new_empty(len(z), 0) if A.formed is None else A.formed
-    return Examination(F, step, noise, (*factors, matrix))
+    return Examination(F, step, noise, (*factors, matrix), jacobian=A)
 
 
 def roundings(

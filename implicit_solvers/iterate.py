@@ -20,6 +20,7 @@ from implicit_solvers.compiled_step import (
 from implicit_solvers.compiling import compiling
 from implicit_solvers.outcome import (
     ENDED,
+    LEAVING,
     RUNNING,
     Departed,
     Outcome,
@@ -72,33 +73,32 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     """
     linear = getattr(problem, "linear", False)
     direct = None if linear else examiner(solver, z.shape[-1])
-    if direct is None:
+    by_products = solver.rtol is not None and getattr(problem, "by_products", False)
+    if direct is None and not by_products:
         return _iterate(solver, problem, z).spread()
     found, start = judged(solver, problem, _iterate(solver, problem, z), direct)
 
-    if not isinstance(found.status, Tensor) and found.status != RUNNING:
+    if not isinstance(found.status, Tensor) and found.status >= 0:
         return found.spread()
     found = found.spread()
 
     def again(carry: Any) -> Any:
         found, start = carry
-        going = found.status == RUNNING
-        if compiling() or not problem.separable or len(start) == 1:
-            here, keep = inside(problem), slice(None)
+        going, keep = found.status < 0, slice(None)
+        if compiling() or not problem.separable or len(going) == 1:
+            here = inside(problem)
         else:
             keep = going.nonzero().squeeze(-1)
             here, going = problem.take(keep), True
-        new, onward = judged(solver, here, _iterate(solver, here, start[keep]), direct)
-        new = new.spread()
+        new = _iterate(solver, here, start[keep]).spread()
         new = new._replace(iterations=new.iterations + found.iterations[keep])
-        new, onward = pick(going, (new, onward), select((found, start), keep))
+        new, onward = judged(solver, here, new, direct)
+        new, onward = pick(going, (new.spread(), onward), select((found, start), keep))
         return _put((found, start), keep, (new, onward))
 
-    found, _ = repeat(
-        lambda carry: (carry[0].status == RUNNING).any(), again, (found, start), _ROUNDS
-    )
-    stuck = found.status == RUNNING
-    return found._replace(status=torch.where(stuck, int(Status.STALLED), found.status))
+    found, _ = repeat(lambda carry: (carry[0].status < 0).any(), again, (found, start), _ROUNDS)
+    status = torch.where(found.status == LEAVING, int(Status.SADDLE), found.status)
+    return found._replace(status=torch.where(status == RUNNING, int(Status.STALLED), status))
 
 
 def _put(whole: Any, keep: Any, part: Any) -> Any:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
+from implicit_solvers.curvature import by_cholesky, by_conjugate_gradients
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.examination import Examination
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
@@ -29,6 +31,13 @@ class MinimumEquation(Equation):
 
     kind: ClassVar[str] = "minimize"
     symmetric: ClassVar[bool] = True
+    by_products: ClassVar[bool] = True
+
+    def examine(self, problem: Any, z: Tensor, direct: Any) -> Examination:
+        """Return Newton's step, and where the curvature is negative a step down along it."""
+        if direct is None:
+            return by_conjugate_gradients(problem, z)
+        return by_cholesky(problem, z, direct)
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return the gradient of ``f`` with respect to ``z``."""
@@ -71,6 +80,10 @@ def minimize(
 
     The derivative is ``dz = -H^-1 (d grad f/dtheta) dtheta`` with the Hessian ``H`` at the point
     returned. After a budget of steps it is an estimate.
+
+    What has converged is a minimum: where a solve ends, the Hessian tells how far that is, and that
+    it has no negative curvature (`Status.SADDLE`). Saddles are left, unless the solve begins in
+    one. Beyond 512 unknowns a few products with the Hessian tell, and the error is not known.
 
     Parameters
     ----------

@@ -26,6 +26,7 @@ from implicit_solvers.tolerance import equation_tolerance
 __all__ = [
     "DIGIT",
     "ENDED",
+    "LEAVING",
     "ROUNDINGS",
     "RUNNING",
     "Departed",
@@ -40,7 +41,8 @@ __all__ = [
     "with_ended",
 ]
 
-RUNNING, ENDED = -1, -2
+RUNNING, ENDED, LEAVING = -1, -2, -3
+"""A lane that is none of a `Status`: it runs, has ended, or runs on to leave a saddle behind."""
 
 ROUNDINGS, DIGIT = 20.0, 0.1
 """So many roundings are a tolerance; an error of this part of the size leaves no digit."""

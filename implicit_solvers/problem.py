@@ -38,13 +38,15 @@ class Equation:
 
     ``z`` is ``(*native, n)``, and so is the condition. ``kind`` is the public function that states
     the equation, ``symmetric`` tells whether the condition's Jacobian always is, and ``biased``
-    what makes derivatives of the condition estimates, of first order only.
+    what makes derivatives of the condition estimates, of first order only. ``by_products`` tells
+    whether points are examined without factors too.
     """
 
     fn: Callable[..., Tensor]
     kind: ClassVar[str]
     symmetric: ClassVar[bool]
     biased: ClassVar[str | None] = None
+    by_products: ClassVar[bool] = False
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return ``F(z)``, zero at a solution."""
@@ -165,6 +167,11 @@ class EquationProblem:
         return self.kind == "least_squares"
 
     @property
+    def by_products(self) -> bool:
+        """Whether points are examined without factors too."""
+        return self.equation.by_products
+
+    @property
     def separable(self) -> bool:
         """Whether lanes can be selected."""
         return self.lanes.separable
@@ -238,8 +245,11 @@ class EquationProblem:
 
     def reach(self, z: Tensor) -> Tensor:
         """Return the size of each entry of ``z``, and no less than that of the lane."""
-        least = rms(z) if self.start is None else torch.maximum(rms(z), self.start)
-        return torch.maximum(z.abs(), least.unsqueeze(-1))
+        return torch.maximum(z.abs(), self.largest(z).unsqueeze(-1))
+
+    def largest(self, z: Tensor) -> Tensor:
+        """Return the size of ``z (N,)``, or that of the start, if it is larger."""
+        return rms(z) if self.start is None else torch.maximum(rms(z), self.start)
 
     def _grid(self, z: Tensor) -> Tensor:
         return z if len(self.shape) == 1 else z.reshape((*self.shape, z.shape[-1]))

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import random
+import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from implicit_solvers.compiling import compiling
+
 __all__ = ["patterns"]
 
 
 def patterns(like: Tensor) -> tuple[Tensor, ...]:
-    """Return three rows of fixed random signs and sizes from 0.5 to 1.5.
+    """Return three rows of fixed signs and sizes, for vectors like ``(N, n)``.
 
-    Plain signs could equal those of a singular vector. Source: Tisseur, "Newton's method in
-    floating point arithmetic and iterative refinement of generalized eigenvalue problems" (2001).
+    They are parts of numbers of length one whose phases grow by no regular step: plain signs could
+    equal those of a singular vector, and cancel it. Source: Tisseur, "Newton's method in floating
+    point arithmetic and iterative refinement of generalized eigenvalue problems" (2001).
     """
-    rows = torch.tensor(_patterns(like.shape[-1]), dtype=like.real.dtype, device=like.device)
-    return rows.unbind()
+    n = like.shape[-1]
+    rows = _rows(n) if compiling() else torch.tensor(_known(n), device=like.device)
+    return rows.to(like.device, like.real.dtype).unbind()
 
 
 @lru_cache(maxsize=64)
-def _patterns(n: int) -> tuple[tuple[float, ...], ...]:
-    draw = random.Random(12345)
-    return tuple(
-        tuple(draw.choice((-1.0, 1.0)) * (0.5 + draw.random()) for _ in range(n)) for _ in range(3)
-    )
+def _known(n: int) -> list[list[float]]:
+    rows: list[list[float]] = _rows(n).tolist()
+    return rows
+
+
+def _rows(n: int) -> Tensor:
+    step = math.sqrt(math.pi * (3 - math.sqrt(5)))
+    phase = (step * torch.arange(1, n + 1, dtype=torch.float64)).square()
+    return torch.stack([phase.cos(), phase.sin(), (phase + math.pi / 4).cos()])

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, either, larger, pick
+from implicit_solvers.agreement import Mask, both, either, larger, no, pick
 from implicit_solvers.examination import Examination
 from implicit_solvers.linear.lu import LU
-from implicit_solvers.outcome import DIGIT, ROUNDINGS, RUNNING, Outcome
+from implicit_solvers.outcome import DIGIT, LEAVING, ROUNDINGS, RUNNING, Outcome
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver
 from implicit_solvers.tolerance import equation_tolerance
@@ -41,7 +41,7 @@ def made_by(solver: Any, n: int) -> DirectSolver | None:
 
 
 def judged(
-    solver: Any, problem: Any, found: Outcome, direct: DirectSolver
+    solver: Any, problem: Any, found: Outcome, direct: DirectSolver | None
 ) -> tuple[Outcome, Tensor]:
     """Return how lanes ended, RUNNING where they go on, and from where those do."""
     z, eps = found.z, torch.finfo(found.z.dtype).eps
@@ -53,26 +53,37 @@ def judged(
     for other in rounding[1:]:
         e0 = larger(e0, other)
     tolerance = equation_tolerance(solver.rtol, solver.atol, eps, problem.scaled(size, 0.75))
-    digit = DIGIT * problem.scaled(size, 0.5)
+    scale = problem.scaled(size, 0.5)
+    digit = DIGIT * pick(scale > 0, scale, e)
     error = e + larger(e0, probe)
     # what is so coarse is not smooth: nothing that the Jacobian says of it holds
     digits = both(e + e0 <= digit, probe <= _COARSE * digit)
-    bent: Mask = False if seen.kick is None else (seen.kick != 0).any(-1)
+    bent: Mask = False if seen.kick is None else problem.number((seen.kick != 0).any(-1))
     # (zero has no digits, and may be a saddle)
-    digits = either(digits, both(bent, digit == 0))
+    digits = either(digits, both(bent, scale == 0))
     near = both(either(e <= tolerance, both(e <= ROUNDINGS * e0, seen.drowned)), digits)
     status = found.status
     proposed = status == int(Status.CONVERGED)
     if solver.f_atol > 0:
         near = either(near, both(proposed, residual <= solver.f_atol))
     judges = both(status != int(Status.NONFINITE), status <= int(Status.SINGULAR))
-    solved: Any = int(Status.CONVERGED)
     start = pick(e <= digit, z - seen.step, z)
-    if seen.kick is not None:
-        # a lane that has not moved began where nothing leads down
-        solved = pick(bent, pick(found.iterations > 0, RUNNING, int(Status.SADDLE)), solved)
-        start = pick(bent, z + seen.kick, start)
     failed = pick(e0 <= digit, pick(proposed, RUNNING, status), int(Status.SINGULAR))
-    status = pick(judges, pick(near, solved, failed), status)
-    error = pick(error < torch.inf, error, torch.inf)
+    status = pick(judges, pick(near, int(Status.CONVERGED), failed), status)
+    if seen.kick is not None:
+        status, bent = _curved(found, status, either(near, e <= digit), bent)
+        start = pick(bent, z + seen.kick, start)
+    error = pick(both(error < torch.inf, direct is not None), error, torch.inf)
     return Outcome(z, status, found.iterations, residual, error, seen.factors), start
+
+
+def _curved(found: Outcome, status: Any, close: Mask, bent: Mask) -> tuple[Any, Mask]:
+    """Return the statuses of minima, of which a saddle is none, and which lanes leave one.
+
+    A lane that is ``close`` to a stationary point goes on if it has stalled, and if the curvature
+    is negative there, unless it has made no step or has none left.
+    """
+    status = pick(both(close, status == int(Status.STALLED)), RUNNING, status)
+    bent = both(both(bent, close), either(status == RUNNING, status == int(Status.CONVERGED)))
+    ends = either(found.iterations == 0, found.status == int(Status.MAX_STEPS))
+    return pick(bent, pick(ends, int(Status.SADDLE), LEAVING), status), both(bent, no(ends))

@@ -130,10 +130,10 @@ MORE = {
     "default": (lambda W: ims.root(f, START, (X[0], W)), (175, 8)),
     "default, lanes": (lambda W: vmap(lambda x: ims.root(f, START, (x, W)).value)(X), (868, 11)),
     "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1299, 53)),
-    "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (1927, 207)),
-    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (7289, 32)),
-    "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1401, 172)),
-    "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (7467, 70)),
+    "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (2169, 214)),
+    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (8245, 36)),
+    "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1202, 126)),
+    "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (6223, 52)),
 }
 
 

@@ -69,7 +69,7 @@ class Chord(Factored):
         """Factor, in a graph; else when the first step asks for it."""
         inverse: Factors = ()
         if not problem.branches:
-            inverse = factor_jacobian(self.linear_solver, problem, z)
+            inverse = factor_jacobian(self.factoring(problem, z.shape[-1]), problem, z)
         return ChordMemory(inverse)
 
     def direct_solver(self, n: int) -> DirectSolver:
@@ -78,10 +78,10 @@ class Chord(Factored):
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Solve with the factors."""
-        memory = state.memory
+        memory, direct = state.memory, self.factoring(problem, state.z.shape[-1])
         if not memory.inverse:
-            memory = memory._replace(inverse=factor_jacobian(self.linear_solver, problem, state.z))
+            memory = memory._replace(inverse=factor_jacobian(direct, problem, state.z))
         flag = self.stopped(state, tired)
         residual = state.residual.unsqueeze(-1)
-        direction = self.linear_solver.solve(memory.inverse, residual, False).squeeze(-1)
+        direction = direct.solve(memory.inverse, residual, False).squeeze(-1)
         return Aim(direction, memory, flag)

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, nowhere, pick
+from implicit_solvers.agreement import Mask, both, divide, no, nowhere, pick
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Damped, DampedState, Point
 
-__all__ = ["Descent", "dot"]
+__all__ = ["FARTHEST", "Descent", "dot", "first_length", "times"]
+
+FARTHEST = 10.0
+"""So many times the size of ``z`` is as far as a step goes that knows no better."""
 
 
 class Descent(Damped):
@@ -68,3 +71,22 @@ class Descent(Damped):
 def dot(problem: EquationProblem, a: Tensor, b: Tensor) -> Any:
     """Return the inner product of each lane."""
     return problem.number((a * b).sum(-1))
+
+
+def times(factor: Any, v: Tensor) -> Tensor:
+    """Return a multiple of each lane of ``v (N, ...)``."""
+    return v * (factor.reshape(-1, *(1,) * (v.dim() - 1)) if isinstance(factor, Tensor) else factor)
+
+
+def first_length(problem: EquationProblem, solver: Any, z: Tensor, gradient: Tensor) -> Any:
+    """Return how much of the gradient leads to the least on a line, if that is a parabola.
+
+    It is at most ten times the size of ``z``.
+    """
+    size, scale = problem.size(solver.norm, gradient), problem.scale(solver, z)
+    size = pick(size > 0, size, 1.0)
+    unit = times(1.0 / size, gradient)
+    bend = divide(abs(dot(problem, unit, problem.linearize(z).mv(unit))), dot(problem, unit, unit))
+    most = FARTHEST * scale / size
+    length = pick(bend > 0, divide(1.0, bend), pick(scale > 0, most, 1.0 / size))
+    return pick(both(scale > 0, no(length < most)), most, length)

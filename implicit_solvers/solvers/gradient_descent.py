@@ -35,8 +35,9 @@ class GradientDescent(Descent):
     It converges for ``lr < 2 / L`` (without momentum), with ``L`` the largest curvature. With
     ``rtol=None`` it makes exactly ``max_steps`` steps, as the inner loop of meta-learning does;
     otherwise it works to a tolerance. A ``line_search`` finds the length of each step instead; a
-    lane in which it fails (at the rounding of the function, or where `StrongWolfe` finds the
-    function unbounded below along the line) ends as STALLED. For least squares the objective is
+    lane in which it fails (where `StrongWolfe` finds the function unbounded below along the line)
+    ends as STALLED. A step and what it left of the gradient estimate the error and propose the end,
+    where the Hessian decides. For least squares the objective is
     ``|r|^2 / 2``. Source: Nocedal and Wright, "Numerical Optimization", chapter 3; momentum:
     Polyak (1964).
 

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from implicit_solvers.agreement import Mask, both, divide, everywhere, nowhere, pick
+from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, pick
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.damped import Aim, DampedState
-from implicit_solvers.solvers.descent import Descent, dot
+from implicit_solvers.solvers.descent import Descent, dot, first_length, times
 from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 
 __all__ = ["LBFGS"]
+
+_DOUBT = 2.0
 
 
 class LBFGSMemory(NamedTuple):
     """What `LBFGS` remembers: the last steps and changes of the gradient, newest first.
 
-    Each pair ``(N, memory, n)`` is divided by the root of its product ``s.y``; a place without one
-    is zero. ``scale`` is ``s.y / y.y`` of the newest, and 0 where there is none.
+    Gradients are multiplied by ``unit``, so that they have the unit of ``z``. The ``pairs (N, 2,
+    memory, n)`` are divided by the root of their product ``s.y``; a place without one is zero.
+    ``scale`` is ``s.y / y.y`` of the newest, ``direction`` the next, and ``fresh`` tells where
+    there are no pairs.
     """
 
-    steps: Tensor
-    changes: Tensor
+    unit: Any
+    pairs: Tensor
     scale: Any
+    direction: Tensor
+    fresh: Mask
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,14 @@ class LBFGS(Descent):
     """Limited-memory BFGS: ``z <- z + t p`` with ``p = -B grad``.
 
     ``B`` approximates the inverse of the Hessian by the last ``memory`` pairs of a step ``s`` and
-    the change ``y`` of the gradient over it, from ``s.y / y.y`` times the identity. A pair is kept
-    where ``s.y`` is positive beyond rounding. The length ``t`` meets the strong Wolfe conditions.
-    A lane whose search fails forgets its pairs and goes down the gradient; if that fails too (at
-    the rounding of the function, or where the function is unbounded below along a line) it ends
-    as STALLED. A start at which the gradient vanishes counts as solved, a maximum too. For least
-    squares the objective is ``|r|^2 / 2``. Source: Nocedal and Wright, "Numerical Optimization",
-    algorithms 7.4 and 7.5.
+    the change ``y`` of the gradient over it, from ``s.y / y.y`` times the identity; before there is
+    a pair, the curvature along the gradient tells the length, by one product with the Hessian. A
+    pair is kept where ``s.y`` is positive beyond rounding. The length ``t`` meets the strong Wolfe
+    conditions. A lane whose search fails forgets its pairs and goes down the gradient; if that
+    fails too (where the function is unbounded below along a line) it ends as STALLED. Twice the
+    size of the next step estimates the error and proposes the end, where the Hessian decides. For
+    least squares the objective is ``|r|^2 / 2``. Source: Nocedal and Wright, "Numerical
+    Optimization", algorithms 7.4 and 7.5.
 
     Parameters
     ----------
@@ -86,52 +92,63 @@ class LBFGS(Descent):
             )
 
     def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> LBFGSMemory:
-        """Remember nothing."""
-        pairs = z.new_zeros(len(z), self.memory, z.shape[-1])
-        return LBFGSMemory(pairs, pairs, 0.0 if problem.branches else pairs[:, 0, 0])
+        """Remember no pairs, and the curvature along the gradient."""
+        pairs = z.new_zeros(len(z), 2, self.memory, z.shape[-1])
+        unit = first_length(problem, self, z, residual)
+        one: Any = 1.0
+        fresh: Mask = True
+        if not problem.branches:
+            one, fresh = torch.ones_like(unit), torch.ones_like(unit, dtype=torch.bool)
+        return LBFGSMemory(unit, pairs, one, times(unit, residual), fresh)
+
+    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
+        """Evaluate at the start, and estimate the error by the first step."""
+        return self._estimated(problem, super().init(problem, z))
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
-        """Remember the step, and go along the quasi-Newton direction."""
-        memory = self._learned(problem, state)
-        flag = self.stopped(state, both(tired, memory.scale == 0))
+        """Go along the quasi-Newton direction; forget all pairs where that does not pay."""
+        memory = state.memory
+        flag = self.stopped(state, both(tired, memory.fresh))
         if not nowhere(tired):
-            memory = pick(tired, self.begin(problem, state.z, state.residual), memory)
-        remembers = memory.scale > 0
-        length: Any = 1.0
-        if not everywhere(remembers):
-            # nothing is known of the scale before the first pair: move by 1 at most
-            size = problem.size(partial(torch.linalg.vector_norm, dim=-1), state.residual)
-            length = pick(remembers, 1.0, 1 / pick(size > 1, size, 1.0))
-        return Aim(_times_inverse_hessian(memory, state.residual), memory, flag, length)
+            none, scale = torch.zeros_like(memory.pairs), memory.scale
+            down, fresh = times(scale * memory.unit, state.residual), either(tired, memory.fresh)
+            forgotten = LBFGSMemory(memory.unit, none, scale, down, fresh)
+            memory = pick(tired, forgotten, memory)
+        return Aim(memory.direction, memory, flag)
+
+    def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
+        """Let the search judge; the next step estimates the error."""
+        state = super().pays(problem, state)
+        return self._estimated(problem, state._replace(memory=self._learned(problem, state)))
+
+    def _estimated(self, problem: EquationProblem, state: DampedState) -> DampedState:
+        size = problem.size(self.norm, state.memory.direction)
+        return state._replace(estimate=_DOUBT * size)
 
     def _learned(self, problem: EquationProblem, state: DampedState) -> LBFGSMemory:
         """Return the memory with the last step; a pair that is not kept leaves its place empty."""
-        memory = state.memory
-        s, y = state.z - state.kept.z, state.residual - state.kept.residual
-        sy, ss, yy = dot(problem, s, y), dot(problem, s, s), dot(problem, y, y)
-        keep = sy > torch.finfo(s.dtype).eps * ss**0.5 * yy**0.5
-        root = pick(keep, pick(keep, sy, 1.0) ** -0.5, 0.0)
-        steps, changes = _push(s, root, memory.steps), _push(y, root, memory.changes)
-        scale = pick(keep, divide(sy, yy), memory.scale)
-        return pick(state.accepted, LBFGSMemory(steps, changes, scale), memory)
+        memory, accepted, line = state.memory, state.accepted, state.search
+        if nowhere(accepted):
+            return memory
+        s, y = state.z - state.kept.z, times(memory.unit, state.residual - state.kept.residual)
+        bend = line.trial.slope - line.start.slope
+        keep = bend > -torch.finfo(s.dtype).eps * line.start.slope
+        sy = pick(keep, state.length * memory.unit * bend, 1.0)
+        newest = times(pick(keep, sy**-0.5, 0.0), torch.stack([s, y], 1)).unsqueeze(2)
+        pairs = torch.cat([newest, memory.pairs[:, :, :-1]], 2)
+        scale = pick(keep, divide(sy, dot(problem, y, y)), memory.scale)
+        direction = _times_inverse_hessian(pairs, scale, times(memory.unit, state.residual))
+        learned = LBFGSMemory(memory.unit, pairs, scale, direction, both(memory.fresh, no(keep)))
+        return pick(accepted, learned, memory)
 
 
-def _push(newest: Tensor, factor: Any, pairs: Tensor) -> Tensor:
-    newest = newest.unsqueeze(1) * _column(factor)
-    return torch.cat([newest, pairs[:, :-1]], 1)
-
-
-def _column(factor: Any) -> Any:
-    return factor.reshape(-1, 1, 1) if isinstance(factor, Tensor) else factor
-
-
-def _times_inverse_hessian(memory: LBFGSMemory, gradient: Tensor) -> Tensor:
+def _times_inverse_hessian(pairs: Tensor, scale: Any, gradient: Tensor) -> Tensor:
     """Return ``B grad`` by the two-loop recursion: each loop is a triangular system."""
-    steps, changes, scale = memory
-    q = gradient.unsqueeze(-1)
-    products = torch.bmm(steps, changes.mT)
+    (steps, changes), q = pairs.unbind(1), gradient.unsqueeze(-1)
+    across = changes.mT
+    products = torch.bmm(steps, across)
     share = solve_triangular(products, torch.bmm(steps, q), upper=False, unitriangular=True)
-    q = torch.baddbmm(q, changes.mT, share, alpha=-1) * _column(pick(scale > 0, scale, 1.0))
+    q = times(scale, torch.baddbmm(q, across, share, alpha=-1))
     rest = torch.baddbmm(share, changes, q, alpha=-1)
     rest = solve_triangular(products.mT, rest, upper=True, unitriangular=True)
     return torch.baddbmm(q, steps.mT, rest).squeeze(-1)

@@ -66,8 +66,7 @@ class LineSearch:
 
     def begin(self, value: Any, slope: Any, eps: float, lenient: Mask = False) -> Line:
         """Return what is known of a line from its start."""
-        zero, size = 0 * slope, abs(value)
-        noise = eps ** (2 / 3) * pick(size > 1, size, 1.0)
+        zero, noise = 0 * slope, eps ** (2 / 3) * abs(value)
         down = both(slope < 0, slope > -math.inf)
         start, infinite = End(zero, pick(down, value, math.nan), slope), zero + math.inf
         upper, never = End(infinite, infinite, infinite), zero > 0
@@ -94,7 +93,7 @@ class Backtracking(LineSearch):
 
     The length ``t`` is multiplied by ``shrink`` until ``f(z + t p) <= f(z) + decrease t f'``, with
     the slope ``f'`` along ``p`` at ``z``. Where that fall is less than the rounding of the
-    objective (``eps**(2/3) max(|f|, 1)``), a slope that has not turned against ``p`` by more than
+    objective (``eps**(2/3) |f|``), a slope that has not turned against ``p`` by more than
     0.8 of what it was will do, as in the approximate conditions of Hager and Zhang (2005). Source:
     Nocedal and Wright, "Numerical Optimization", algorithm 3.1.
 
@@ -155,7 +154,7 @@ class StrongWolfe(LineSearch):
     ``|phi'(t)| <= curvature |phi'(0)|``. The length grows until a bracket is found, whose lower
     end has the first property and a negative slope; cubic interpolation, kept away from the ends,
     and bisection close it. Such a bracket always holds a length that will do. Where the fall asked
-    for is less than the rounding of the objective (``eps**(2/3) max(|f|, 1)``), the slopes alone
+    for is less than the rounding of the objective (``eps**(2/3) |f|``), the slopes alone
     judge. If the lengths run out, the lowest point with the first property is taken. If the fall to
     it drowns in rounding, or the slope was negative at every length, so that the objective has no
     minimum on the line, the search fails. Source: Nocedal and Wright, "Numerical Optimization",

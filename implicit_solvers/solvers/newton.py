@@ -21,13 +21,21 @@ from implicit_solvers.agreement import (
     pick,
     spread,
 )
+from implicit_solvers.curvature import Convex
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.choice import default_linear_solver
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
-from implicit_solvers.solver import DirectSolver, Factors, LinearSolver, check_linear_solver
+from implicit_solvers.solver import (
+    DENSE_LIMIT,
+    DirectSolver,
+    Factors,
+    LinearSolver,
+    check_linear_solver,
+)
 from implicit_solvers.solvers.damped import Aim, DampedState, Halving, Point
+from implicit_solvers.solvers.descent import dot
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import Auto
 
@@ -36,6 +44,7 @@ __all__ = ["Factored", "Newton", "factor_jacobian"]
 _LINEAR = 0.32
 _FIRST_FORCING = 0.5
 _LARGEST_FORCING = 0.9
+_FALL, _DROWNS = 1e-4, 1e3
 
 
 class NewtonMemory(NamedTuple):
@@ -70,7 +79,17 @@ class Factored(Halving):
     is estimated by ``q |p| / (1 - 3 q)``, which is exact at a double root, and ``q`` counts up to
     0.32. Source: Deuflhard,
     "Newton Methods for Nonlinear Problems" (2004), section 3.3.
+
+    An objective must fall, by ``1e-4 t`` of what its slope promises; where differences of its
+    values drown in their rounding, the steps are measured. Its Hessian is made positive definite
+    (`Convex`), so that steps lead down, and away from saddles.
     """
+
+    def factoring(self, problem: EquationProblem, n: int) -> Any:
+        """Return what factors Jacobians for steps: `Convex`, of an objective."""
+        direct = self.direct_solver(n)
+        formed = direct is not None and n <= DENSE_LIMIT
+        return Convex() if formed and problem.kind == "minimize" else direct
 
     def direct_solver(self, n: int) -> DirectSolver | None:
         """Return what factors Jacobians for ``n`` unknowns; None where products are used."""
@@ -89,9 +108,14 @@ class Factored(Halving):
         direct = self.direct_solver(z.shape[-1])
         if direct is None:
             return super().evaluate(problem, z)
-        residual = problem.residual_to_factor(z)
+        value = None
+        if problem.kind == "minimize":
+            value, residual = problem.value_and_gradient_to_linearize(z)
+            value = problem.number(value)
+        else:
+            residual = problem.residual_to_factor(z)
         size = None if self.rtol is not None else problem.size(self.norm, residual)
-        return Point(z, residual, size)
+        return Point(z, residual, size, value)
 
     def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
         """Evaluate the residual at the start."""
@@ -133,7 +157,7 @@ class Factored(Halving):
 
     def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Tell where the step that would follow is short enough."""
-        direct = self.direct_solver(state.z.shape[-1])
+        direct = self.factoring(problem, state.z.shape[-1])
         if direct is None:
             return super().pays(problem, state)
         left = direct.solve(state.memory.inverse, state.residual.unsqueeze(-1), False).squeeze(-1)
@@ -146,6 +170,8 @@ class Factored(Halving):
             accepted = True if problem.branches else rest == rest
         elif self.rtol is not None:
             accepted = either(accepted, estimate <= problem.tolerance(self, state.z))
+        if self.halvings > 0 and problem.kind == "minimize":
+            accepted = _falls(problem, state, accepted)
         return state._replace(
             accepted=accepted,
             error=rest if self.rtol is not None else state.error,
@@ -163,13 +189,24 @@ class Factored(Halving):
         return pick(stuck, why, state.flag)
 
 
+def _falls(problem: EquationProblem, state: DampedState, nearer: Mask) -> Mask:
+    """Tell where the objective falls, or is ``nearer`` to a minimum than rounding lets it show."""
+    before, value, eps = state.kept.value, state.value, torch.finfo(state.z.dtype).eps
+    promised = state.length * dot(problem, state.direction, state.kept.residual)
+    noise = _DROWNS * eps * larger(abs(value), abs(before))
+    drowns = both(promised <= noise, abs(value - before) <= noise)
+    falls = both(value <= before - _FALL * promised, abs(value) < torch.inf)
+    return pick(drowns, nearer, falls)
+
+
 @dataclass(frozen=True)
 class Newton(Factored):
     """Newton's method: ``z <- z + t p`` with ``F'(z) p = -F(z)``.
 
     The step length ``t`` is halved until the residual's norm falls by ``1e-4 t`` of itself. A
     lane in which no ``t`` does so ends as STALLED, one with a singular Jacobian as SINGULAR. The
-    last factorization is kept for the backward pass. Source: Dennis and Schnabel, "Numerical
+    last factorization is kept for the backward pass. An objective is made to fall, by steps that
+    lead away from saddles. Source: Dennis and Schnabel, "Numerical
     Methods for Unconstrained Optimization and Nonlinear Equations", chapter 6.
 
     With an iterative linear solver it is Newton-Krylov. Unless that solver has an ``rtol`` of its
@@ -242,7 +279,8 @@ class Newton(Factored):
             )
         if problem.branches:
             return NewtonMemory(())
-        inverse = () if direct is None else factor_jacobian(direct, problem, z)
+        stepping = self.factoring(problem, n)
+        inverse = () if stepping is None else factor_jacobian(stepping, problem, z)
         error = torch.full_like(residual[..., 0], torch.inf)
         fresh = torch.ones_like(error, dtype=torch.bool)
         return NewtonMemory(inverse, fresh, torch.full_like(error, _FIRST_FORCING), error)
@@ -253,7 +291,7 @@ class Newton(Factored):
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Solve for a direction."""
-        memory, direct = state.memory, self.direct_solver(state.z.shape[-1])
+        memory, direct = state.memory, self.factoring(problem, state.z.shape[-1])
         flag = self.stopped(state, both(tired, memory.fresh))
         if direct is None:
             return self._inexact(problem, state, flag)

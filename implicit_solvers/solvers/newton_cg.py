@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, pick
+from implicit_solvers.agreement import Mask, both, divide, either, larger, no, nowhere, pick
+from implicit_solvers.curvature import CurvedCG
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import iterate
-from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Aim, DampedState
-from implicit_solvers.solvers.descent import Descent, dot
+from implicit_solvers.solvers.descent import FARTHEST, Descent, dot
 from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 
 __all__ = ["NewtonCG"]
+
+_LOOSEST, _ORDER = 0.5, 1.5
+
+
+class NewtonCGMemory(NamedTuple):
+    """Where the curvature along the direction is not positive, and how far it was solved for."""
+
+    bent: Mask
+    forcing: Any
 
 
 @dataclass(frozen=True)
 class NewtonCG(Descent):
     """Hessian-free Newton: ``H p = -grad`` by conjugate gradients, then a line search.
 
-    The inner solve stops at a relative residual of ``min(0.5, sqrt(|grad|))``, or at a direction
-    ``d`` of nonpositive curvature: that is followed from the last iterate, by the length that the
-    absolute value of its curvature gives, so that a saddle point is left at least twice as far
-    behind with each step. (A start at which the gradient vanishes counts as solved, be it a saddle
-    point or a maximum.) The length of the step is 1 where that meets the strong Wolfe conditions;
-    a lane in which no length does, at the rounding of the objective or where it is unbounded
-    below along the line, ends as STALLED. Source: Nocedal and Wright, "Numerical Optimization",
-    algorithm 7.1; the absolute curvature: Nash, "Newton-type minimization via the Lanczos method",
-    SIAM J. Numer. Anal. 21 (1984).
+    The inner solve stops at a relative residual of ``min(0.5, |grad_k| / |grad_k-1|)^1.5``, or at a
+    direction ``d`` of nonpositive curvature: that is followed from the last iterate, by the length
+    that the absolute value of its curvature gives, so that a saddle point is left at least twice as
+    far behind with each step. The length of the step is 1 where that meets the strong Wolfe
+    conditions; a lane in which no length does, as the objective is unbounded below along the line,
+    ends as STALLED. The step, times what it left of the gradient or was to leave, estimates the
+    error and proposes the end, where the Hessian decides. Source: Nocedal and Wright, "Numerical
+    Optimization", algorithm 7.1; the residual: Eisenstat and Walker, "Choosing the forcing terms in
+    an inexact Newton method", SIAM J. Sci. Comput. 17 (1996), choice 2; the absolute curvature:
+    Nash, "Newton-type minimization via the Lanczos method", SIAM J. Numer. Anal. 21 (1984).
 
     Parameters
     ----------
@@ -75,48 +84,48 @@ class NewtonCG(Descent):
         """Return objective and gradient; the same evaluation serves products with the Hessian."""
         return problem.value_and_gradient_to_linearize(z)
 
-    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> Mask:
-        """Remember where the curvature is negative: nowhere yet."""
-        return False if problem.branches else torch.zeros_like(z[:, 0]) > 0
+    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> NewtonCGMemory:
+        """Remember nothing yet."""
+        if problem.branches:
+            return NewtonCGMemory(False, _LOOSEST)
+        loosest = torch.full_like(z[:, 0], _LOOSEST)
+        return NewtonCGMemory(loosest < 0, loosest)
 
     def lenient(self, state: DampedState, length: Any) -> Mask:
         """Tell where the curvature is negative and does not tell how far to go.
 
         Down from a hill the slope grows; where it grows too little, the search must end.
         """
-        return both(state.memory, length == 1)
+        return both(state.memory.bent, length == 1)
+
+    def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
+        """Let the search judge; the step and what it left, or was to leave, estimate the error."""
+        state = super().pays(problem, state)
+        if self.rtol is None:
+            return state
+        step = state.length * problem.size(self.norm, state.direction)
+        rate = larger(divide(state.error, state.kept.error), state.memory.forcing)
+        estimate = pick(rate < 1, divide(step * rate, 1 - rate), math.inf)
+        return state._replace(estimate=pick(state.error == 0, 0.0, estimate))
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Find a direction of descent, the length to try first, and where curvature is negative."""
         flag, gradient = self.stopped(state, tired), state.residual
         goes = both(either(state.accepted, tired), flag == 0)
         b = pick(goes, gradient, 0 * gradient)
-        size = problem.size(_length, gradient)
-        forcing = pick(size < 0.25, size, 0.25) ** 0.5
+        rate = divide(state.error, state.kept.error)
+        forcing = pick(rate < _LOOSEST, rate, _LOOSEST) ** _ORDER
         forced = ForcedProblem(LinearProblem(problem.linearize(state.z), b), forcing)
-        inner = _CurvedCG(max_steps=self.max_products, compact=self.compact)
+        inner = CurvedCG(max_steps=self.max_products, compact=self.compact)
         out = iterate(inner, forced, 0 * gradient)
         slope = dot(problem, out.z, gradient)
         descent = both(slope > 0, slope < math.inf)
         bent = either(problem.number(out.status == int(Status.INDEFINITE)), no(descent))
         direction, length = pick(descent, out.z, gradient), 1.0
         if not nowhere(bent):
-            # next to no curvature says little about the length: not beyond the size of the iterate
-            reach, full = problem.size(_length, state.z), problem.size(_length, direction)
-            shorter = divide(pick(reach > 1, reach, 1.0), full)
+            # next to no curvature says little about the length
+            scale = problem.scale(self, state.z)
+            most = pick(scale > 0, FARTHEST * scale, 1.0)
+            shorter = divide(most, problem.size(self.norm, direction))
             length = pick(both(bent, shorter < 1), shorter, 1.0)
-        return Aim(direction, bent, flag, length)
-
-
-_length = partial(torch.linalg.vector_norm, dim=-1)
-
-
-@dataclass(frozen=True)
-class _CurvedCG(CG):
-    """Conjugate gradients whose last step may be along a direction of nonpositive curvature."""
-
-    monotone: ClassVar[bool] = True
-
-    def reach(self, alpha: Any, bad: Mask, rho: Any, curvature: Any) -> Any:
-        """Go by the absolute value of the curvature; the whole direction where that is zero."""
-        return pick(bad, pick(curvature < 0, divide(rho, abs(curvature)), 1.0), alpha)
+        return Aim(direction, NewtonCGMemory(bent, forcing), flag, length)

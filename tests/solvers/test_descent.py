@@ -1,6 +1,7 @@
 """Minimizers: descent, BFGS and Newton's method with conjugate gradients; and line searches."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -238,12 +239,19 @@ def test_unbounded_below_is_a_failure(solver, most, name):
     assert torch.equal(t.grad, torch.zeros(3, 1, dtype=F64))
 
 
-@pytest.mark.parametrize("solver", [ims.LBFGS, ims.NewtonCG])
-def test_stationary_start_counts_as_solved(solver):
-    """A saddle and a maximum; the docstring says so."""
-    for fn in (lambda z: z[0] ** 4 - z[0] ** 2 + z[1] ** 2, lambda z: -(z**2).sum()):
-        sol = ims.minimize(fn, torch.zeros(2, dtype=F64), solver=solver())
-        assert int(sol.iterations) == 0 and bool(sol.converged)
+@pytest.mark.parametrize("solver", [ims.LBFGS, ims.NewtonCG, ims.Newton])
+@pytest.mark.parametrize("n", [2, 600])
+def test_a_saddle_is_left_unless_the_solve_begins_there(solver, n):
+    """By factors and by products; a maximum is no minimum either, nor is a point of inflection."""
+    well, rest = (lambda z: z[0] ** 4 - z[0] ** 2 + (z[1:] ** 2).sum()), tensor([1.0] * (n - 1))
+    for fn in (well, lambda z: -(z**2).sum()):
+        sol = ims.minimize(fn, torch.zeros(n, dtype=F64), solver=solver(), on_failure="mask")
+        assert int(sol.iterations) == 0 and int(sol.status) == Status.SADDLE
+    sol = ims.minimize(well, torch.cat([tensor([0.0]), rest]), solver=solver())
+    assert abs(abs(float(sol.value[0])) - 0.5**0.5) < 1e-10
+    assert bool(sol.error.isfinite()) == (n == 2)
+    sol = ims.minimize(lambda z: z**3, tensor(1.0), solver=solver(), on_failure="mask")
+    assert not bool(sol.converged)
 
 
 # -- limited-memory BFGS -------------------------------------------------------------------------
@@ -299,7 +307,7 @@ def test_memory_is_bounded_and_more_of_it_takes_fewer_steps():
         with Watch() as watch:
             sol = ROSENBROCK_10.solve(ims.LBFGS(memory=memory))
         steps.append(int(sol.iterations))
-        assert steps[-1] > 20 and watch.largest <= memory * max(memory, 10)
+        assert steps[-1] > 20 and watch.largest <= max(2 * memory * 10, memory**2, 10**2)
         assert error(sol.value, ROSENBROCK_10.solution) < 1e-9
     assert steps[1] < steps[0]
 
@@ -324,7 +332,7 @@ def test_a_small_gradient_is_reached_beside_a_large_value():
 def test_a_kink_is_no_minimum_that_it_claims(dtype):
     fn, start = lambda z: (z - 1).abs().sum() + 0.1 * z.sum() ** 2, tensor([0.3, -2.0], dtype)
     sol = ims.minimize(fn, start, solver=ims.LBFGS(), on_failure="mask")
-    assert int(sol.status) == Status.STALLED and bool(torch.isfinite(sol.value).all())
+    assert int(sol.status) in (Status.STALLED, Status.SINGULAR) and bool(sol.value.isfinite().all())
 
 
 def test_rounding_above_the_tolerance_is_said():
@@ -332,12 +340,10 @@ def test_rounding_above_the_tolerance_is_said():
     sol = ims.minimize(
         lambda z: 1e8 * ((z - math.pi) ** 2).sum() + 1e8 * ((z + math.e) ** 2).sum(),
         tensor([1.0, 2.0, 0.1]),
-        solver=ims.LBFGS(atol=1e-14, rtol=0.0, max_steps=60),
-        on_failure="mask",
+        solver=ims.LBFGS(rtol=0.0),
     )
-    assert error(sol.value, torch.full((3,), (math.pi - math.e) / 2, dtype=F64)) < 1e-10
-    assert bool(sol.converged) == (float(sol.residual) <= 1e-14)
-    assert bool(sol.converged) or int(sol.status) in (Status.STALLED, Status.MAX_STEPS)
+    off = error(sol.value, torch.full((3,), (math.pi - math.e) / 2, dtype=F64))
+    assert off < 1e-14 and 1e-17 < float(sol.error) < 1e-14
 
 
 def test_it_forgets_and_goes_on():
@@ -348,7 +354,7 @@ def test_it_forgets_and_goes_on():
         valley = torch.where(beyond < 1e-7, 2.0**22 * beyond**2 - 0.5 * beyond - 1e4, math.nan)
         return torch.where(beyond < 0, -z, valley)
 
-    sol = ims.minimize(fn, tensor(0.0), solver=ims.LBFGS(atol=1e-4, rtol=0.0, max_steps=20))
+    sol = ims.minimize(fn, tensor(0.0), solver=ims.LBFGS(f_atol=1e-4, rtol=0.0, max_steps=20))
     assert abs(float(sol.value) - 1e4 - 2.0**-24) < 1e-11
 
 
@@ -407,10 +413,10 @@ def test_a_quadratic_takes_no_more_products_than_unknowns():
     """One product with the Hessian for each step of conjugate gradients, no more."""
     d, z0, calls = torch.linspace(1, 9, 8, dtype=F64), torch.zeros(8, dtype=F64), []
     fn = lambda z: 1e-12 * (0.5 * z @ (torch.diag(d) @ z) - z.sum())
-    for steps in (0, 1):
+    for steps in range(7):
         with Watch() as watch:
             sol = ims.minimize(fn, z0, solver=ims.NewtonCG(rtol=None, max_steps=steps))
         calls.append(watch.calls["mv"])
-    assert error(sol.value, 1 / d) < 1e-4  # sqrt(|grad|) is the accuracy asked for
+    assert error(sol.value, 1 / d) < 1e-10
     # a product with the Hessian takes two with the diagonal; value and gradient there take three
-    assert 16 <= calls[1] - calls[0] <= 16 + 5
+    assert max(after - before for before, after in pairwise(calls)) <= 16 + 5

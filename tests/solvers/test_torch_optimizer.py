@@ -93,7 +93,7 @@ def test_lanes_that_stop_leave_the_others_alone(optimizer, options, compact):
     start = torch.asinh(theta) + distance * tensor([1.0, -1.0, 0.5])
     tolerance = 3e-3
     solver = ims.TorchOptimizer(
-        optimizer, rtol=0.0, atol=tolerance, max_steps=60, compact=compact, **options
+        optimizer, rtol=0.0, f_atol=tolerance, max_steps=60, compact=compact, **options
     )
     sol = ims.minimize(
         lambda z, t: vmap(bowl)(z, t), start, (theta,), solver=solver, batch_dims=1, in_dims=(0,),

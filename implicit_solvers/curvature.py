@@ -1,0 +1,164 @@
+"""The curvature of an objective where a solve ends: that of a minimum is negative nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.agreement import Mask, divide, pick
+from implicit_solvers.examination import Examination, by_newton, roundings
+from implicit_solvers.iterate import iterate
+from implicit_solvers.linear.cg import CG, CGState
+from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
+from implicit_solvers.rounding import patterns
+from implicit_solvers.solution import Status
+from implicit_solvers.solver import DirectSolver, Factors
+from implicit_solvers.solvers.renewal import renew
+from implicit_solvers.tolerance import rms
+
+__all__ = ["Convex", "CurvedCG", "by_cholesky", "by_conjugate_gradients"]
+
+_KICK, _FORCING, _PRODUCTS, _CLEAR = 0.1, 0.1, 60, 0.05
+
+
+def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
+    """Examine points by the factors of the Hessian, and its curvature by Cholesky's.
+
+    Where that breaks down, an eigenvalue below ``-sqrt(eps)`` times the largest is negative.
+    """
+    seen = by_newton(problem, z, direct)
+    if seen.jacobian.formed is None:
+        return seen._replace(kick=by_conjugate_gradients(problem, z).kick)
+    H, _ = _unscaled(seen.jacobian.formed)
+    bends = torch.linalg.cholesky_ex(H).info != 0
+    down = _inflected(problem, z, seen)
+    (down,) = renew(None, bends, (down,), _most_negative, H, seen.residual)
+    return seen._replace(kick=_kick(problem, z, down))
+
+
+def _inflected(problem: Any, z: Tensor, seen: Examination) -> Tensor:
+    """Return the direction down where it leads down beyond the minimum too, and else zero.
+
+    At ``sqrt(eps)`` of the size of ``z`` the slope has turned, if rounding lets it be seen.
+    """
+    little, known = torch.finfo(z.dtype).eps ** 0.5, rms(torch.stack([seen.step, *seen.noise]))
+    size, length = known[0], little * problem.largest(z)
+    steps = (length / torch.where(size > 0, size, 1.0)).unsqueeze(-1)
+    beyond = problem.residual(z - steps * seen.step)
+    clear = (size <= length) & (known[1:].amax(0) <= _CLEAR * length)
+    goes_on = clear & ((beyond * seen.step).sum(-1) > 0)
+    return pick(goes_on, -seen.step, torch.zeros_like(z))
+
+
+def _unscaled(H: Tensor) -> tuple[Tensor, Tensor]:
+    """Return matrices over their largest entries, and these ``(N, 1, 1)``; 1 where all are zero."""
+    size = H.abs().amax((-2, -1), keepdim=True)
+    size = torch.where(size > 0, size, 1.0)
+    return H / size, size
+
+
+def _eigenvalues(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return eigenvalues and vectors, and ``sqrt(eps)`` times the largest; of 0 if not finite."""
+    finite = torch.isfinite(H).flatten(1).all(-1)
+    values, vectors = torch.linalg.eigh(pick(finite, H, torch.zeros_like(H)))
+    return values, vectors, torch.finfo(H.dtype).eps ** 0.5 * values.abs().amax(-1)
+
+
+def _most_negative(H: Tensor, gradient: Tensor) -> tuple[Tensor]:
+    """Return eigenvectors of negative curvature that lead down; zero where there is none."""
+    values, vectors, little = _eigenvalues(H)
+    down = _downhill(vectors[..., 0], gradient)
+    return (pick(values[:, 0] < -little, down, torch.zeros_like(down)),)
+
+
+def _downhill(direction: Tensor, gradient: Tensor) -> Tensor:
+    return pick((direction * gradient).sum(-1) > 0, -direction, direction)
+
+
+def _kick(problem: Any, z: Tensor, down: Tensor) -> Tensor:
+    """Return a tenth of the size of ``z`` along a direction, or zero."""
+    size, full = rms(down), problem.largest(z)
+    length = _KICK * torch.where(full > 0, full, 1.0) / torch.where(size > 0, size, 1.0)
+    return length.unsqueeze(-1) * down
+
+
+class Convex(DirectSolver):
+    """Cholesky factors of a symmetric matrix; where it is not positive definite, of its ``|A|``.
+
+    That has the same eigenvectors, and the absolute values of the eigenvalues, at least
+    ``sqrt(eps)`` times the largest of them. Source: Nocedal and Wright, "Numerical Optimization",
+    section 3.4.
+    """
+
+    symmetric_only: ClassVar[bool] = True
+
+    def factor_dense(self, matrix: Tensor) -> Factors:
+        """Return the triangles, and the sizes of the matrices."""
+        H, size = _unscaled(matrix)
+        triangle, info = torch.linalg.cholesky_ex(H)
+        return *renew(None, info != 0, (triangle,), _by_absolute_values, H), size
+
+    def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+        """Return ``|A|^-1 b``."""
+        triangle, size = factors
+        return torch.cholesky_solve(b / size, triangle)
+
+    def status(self, factors: Factors) -> Tensor:
+        """Return NONFINITE where a matrix is not finite."""
+        finite = torch.isfinite(factors[1]).flatten(1).all(-1)
+        return torch.where(finite, 0, int(Status.NONFINITE))
+
+
+def _by_absolute_values(H: Tensor) -> tuple[Tensor]:
+    values, vectors, little = _eigenvalues(H)
+    values = torch.maximum(values.abs(), little.unsqueeze(-1))
+    values = torch.where(values > 0, values, 1.0).unsqueeze(-2)
+    return (torch.linalg.cholesky_ex((vectors * values) @ vectors.mT).L,)
+
+
+def by_conjugate_gradients(problem: Any, z: Tensor) -> Examination:
+    """Examine points by a few products with the Hessian: from the gradient, and from noise."""
+    n, eps = z.shape[-1], torch.finfo(z.dtype).eps
+    F, A = problem.residual(z), problem.linearize(z)
+    noise, _, probe = roundings(problem, z, F, A, A.sizes(z) + F.abs())
+    size = rms(F).unsqueeze(-1)
+    b = torch.cat([F / torch.where(size > 0, size, 1.0), patterns(z)[0].expand_as(z)])
+    # a direction may be little of what is random
+    forcing = torch.cat([torch.full_like(F[:, 0], _FORCING), torch.full_like(F[:, 0], eps**0.5)])
+    twice = replace(A, columns=2)
+    forced = ForcedProblem(LinearProblem(twice, b), forcing)
+    out = iterate(_Bend(max_steps=min(_PRODUCTS, 2 * n)), forced, torch.zeros_like(b))
+    image = twice.mv(out.z)
+    bent = (out.z * image).sum(-1) < -(eps**0.5) * n * rms(out.z) * rms(image)
+    bent = (out.status == int(Status.INDEFINITE)) & bent
+    (step, other), (first, second) = out.z.chunk(2), bent.chunk(2)
+    down = _downhill(pick(first, step, pick(second, other, torch.zeros_like(z))), F)
+    noises = rms(noise).unsqueeze(-1) * other, rms(other).unsqueeze(-1) * probe
+    return Examination(F, size * step, noises, (), _kick(problem, z, down))
+
+
+@dataclass(frozen=True)
+class CurvedCG(CG):
+    """Conjugate gradients whose last step may be along a direction of nonpositive curvature."""
+
+    monotone: ClassVar[bool] = True
+
+    def reach(self, alpha: Any, bad: Mask, rho: Any, curvature: Any) -> Any:
+        """Go by the absolute value of the curvature; the whole direction where that is zero."""
+        return pick(bad, pick(curvature < 0, divide(rho, abs(curvature)), 1.0), alpha)
+
+
+class _Bend(CurvedCG):
+    """Conjugate gradients that end with the direction of nonpositive curvature alone."""
+
+    def reach(self, alpha: Any, bad: Mask, rho: Any, curvature: Any) -> Any:
+        """Go by the absolute value of the curvature, and out of sight where that is zero."""
+        return pick(bad, divide(rho, abs(curvature)), alpha)
+
+    def step(self, problem: LinearProblem, state: CGState) -> CGState:
+        """Return the last step where it ends so."""
+        new = super().step(problem, state)
+        return new._replace(z=pick(new.flag != 0, new.z - state.z, new.z))
