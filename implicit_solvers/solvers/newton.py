@@ -30,7 +30,15 @@ from implicit_solvers.solvers.damped import Aim, DampedState, Halving, Point
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import Auto
 
-__all__ = ["Factored", "Newton", "factor_jacobian"]
+__all__ = [
+    "Factored",
+    "Newton",
+    "Trial",
+    "factor_jacobian",
+    "first_length",
+    "measured",
+    "shortened",
+]
 
 _LINEAR = 0.32
 _FIRST_FORCING = 0.5
@@ -106,27 +114,14 @@ class Factored(Halving):
         before: Trial | None = state.search
         if self.direct_solver(state.z.shape[-1]) is None or self.halvings == 0:
             return length, before
-        if before is None:
-            if problem.branches:
-                return length, None
-            return length, Trial(length, torch.zeros_like(state.z), length)
-        if everywhere(state.length == 1):
-            return length, before
-        p = state.direction
-        change = problem.size(self.norm, before.left - p) * problem.size(self.norm, p)
-        promised = state.length * divide(before.size * before.rest, change)
-        shortened = both(state.length < 1, promised < 1)
-        return pick(shortened, promised, length), before
+        return first_length(self, problem, state, before, length)
 
     def again(self, state: DampedState) -> tuple[Any, Any, Mask]:
         """Shorten the step."""
-        search, t = state.search, state.length
+        search = state.search
         if search is None:
             return super().again(state)
-        bend: Any = self.norm(along(search.left, t - 1, state.direction))
-        bend = bend if isinstance(search.size, Tensor) else bend.item()
-        shorter = 0.5 * t * t * divide(search.size, bend)
-        shorter = pick(shorter < 0.5 * t, pick(shorter > 0.1 * t, shorter, 0.1 * t), 0.5 * t)
+        shorter = shortened(self, state, search)
         spent = either(shorter < 0.5 ** self.tries(state), no(search.size < torch.inf))
         return shorter, search, spent
 
@@ -135,21 +130,14 @@ class Factored(Halving):
         direct = self.direct_solver(state.z.shape[-1])
         if direct is None:
             return super().pays(problem, state)
-        left = direct.solve(state.memory.inverse, state.residual.unsqueeze(-1), False).squeeze(-1)
-        size, rest = problem.sizes(self.norm, state.direction, left)
-        t, rate = state.length, divide(rest, size)
-        estimate = divide(rest, pick(rate < _LINEAR, 1 - 3 * rate, 1 - 3 * _LINEAR))
-        estimate = pick(t == 1, estimate, torch.inf)
-        accepted: Mask = rest <= (1 - 0.25 * t) * size
+        accepted, estimate, trial = measured(self, problem, state, direct, state.memory.inverse)
         if self.halvings == 0:
-            accepted = True if problem.branches else rest == rest
-        elif self.rtol is not None:
-            accepted = either(accepted, estimate <= problem.tolerance(self, state.z))
+            accepted = True if problem.branches else trial.rest == trial.rest
         return state._replace(
             accepted=accepted,
-            error=rest if self.rtol is not None else state.error,
+            error=trial.rest if self.rtol is not None else state.error,
             estimate=estimate,
-            search=Trial(size, left, rest),
+            search=trial,
         )
 
     def stopped(self, state: DampedState, stuck: Mask) -> Any:
@@ -302,3 +290,43 @@ def factor_jacobian(solver: DirectSolver, problem: EquationProblem, z: Tensor) -
     """Return the factors of the Jacobian of the condition at ``z (N, n)``."""
     problem.identity(z)
     return solver.factor(problem.linearize(z))
+
+
+def first_length(
+    solver: Any, problem: EquationProblem, state: DampedState, before: Trial | None, length: Any
+) -> tuple[Any, Trial | None]:
+    """Return the length to try first: the whole step, or what is promised after shorter ones."""
+    if before is None:
+        if problem.branches:
+            return length, None
+        return length, Trial(length, torch.zeros_like(state.z), length)
+    if everywhere(state.length == 1):
+        return length, before
+    p = state.direction
+    change = problem.size(solver.norm, before.left - p) * problem.size(solver.norm, p)
+    promised = state.length * divide(before.size * before.rest, change)
+    return pick(both(state.length < 1, promised < 1), promised, length), before
+
+
+def shortened(solver: Any, state: DampedState, trial: Trial) -> Any:
+    """Return the length to try after one that did not pay."""
+    t = state.length
+    bend: Any = solver.norm(along(trial.left, t - 1, state.direction))
+    bend = bend if isinstance(trial.size, Tensor) else bend.item()
+    shorter = 0.5 * t * t * divide(trial.size, bend)
+    return pick(shorter < 0.5 * t, pick(shorter > 0.1 * t, shorter, 0.1 * t), 0.5 * t)
+
+
+def measured(
+    solver: Any, problem: EquationProblem, state: DampedState, direct: DirectSolver, factors: Factors
+) -> tuple[Mask, Any, Trial]:
+    """Return where a trial pays, by the step that would follow it, and the estimate of its error."""
+    left = direct.solve(factors, state.residual.unsqueeze(-1), False).squeeze(-1)
+    size, rest = problem.sizes(solver.norm, state.direction, left)
+    t, rate = state.length, divide(rest, size)
+    estimate = divide(rest, pick(rate < _LINEAR, 1 - 3 * rate, 1 - 3 * _LINEAR))
+    estimate = pick(t == 1, estimate, torch.inf)
+    accepted: Mask = rest <= (1 - 0.25 * t) * size
+    if solver.rtol is not None:
+        accepted = either(accepted, estimate <= problem.tolerance(solver, state.z))
+    return accepted, estimate, Trial(size, left, rest)
