@@ -247,7 +247,7 @@ class Dogleg(ScaledRegion):
         noise = LU().solve(factors, noise, False).squeeze(-1)
         size, least = problem.sizes(self.norm, state.direction, noise)
         digit = DIGIT * problem.scale(self, z)
-        ends = either(size + least <= digit, least > digit)
+        ends = either(size + least <= digit, both(least > digit, least < torch.inf))
         return both(self.rtol is not None, both(size <= ROUNDINGS * least, ends))
 
     def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:

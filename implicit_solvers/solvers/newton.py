@@ -326,7 +326,8 @@ def measured(
     t, rate = state.length, divide(rest, size)
     estimate = divide(rest, pick(rate < _LINEAR, 1 - 3 * rate, 1 - 3 * _LINEAR))
     estimate = pick(t == 1, estimate, torch.inf)
-    accepted: Mask = rest <= (1 - 0.25 * t) * size
+    # (differences: what is infinite on both sides pays nothing)
+    accepted: Mask = rest - (1 - 0.25 * t) * size <= 0
     if solver.rtol is not None:
-        accepted = either(accepted, estimate <= problem.tolerance(solver, state.z))
+        accepted = either(accepted, estimate - problem.tolerance(solver, state.z) <= 0)
     return accepted, estimate, Trial(size, left, rest)

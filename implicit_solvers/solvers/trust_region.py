@@ -97,6 +97,10 @@ class ModelSteps(Damped):
         chosen: Any = self.linear_solver
         return chosen
 
+    def examined(self, n: int) -> bool:
+        """Tell whether the Jacobian is formed where a solve ends: where it is for the steps."""
+        return self.linear_solver is None and super().examined(n)
+
     @property
     def trials(self) -> int:
         """How many trials in a row may be rejected."""
