@@ -106,7 +106,9 @@ def larger(a: Any, b: Any) -> Any:
     """Return the larger of two numbers in each lane."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.maximum(a, b)
-    return pick(a > b, a, b)
+    if isinstance(a, Tensor):
+        return a.clamp(min=b)
+    return b.clamp(min=a) if isinstance(b, Tensor) else max(a, b)
 
 
 def along(z: Tensor, length: Any, direction: Tensor) -> Tensor:

@@ -320,7 +320,7 @@ def rows(
         basis = torch.eye(m, dtype=value.dtype, device=value.device)
     with no_saved_tensor_hooks():
         try:
-            return torch.func.vmap(row, out_dims=-2)(basis)
+            return torch.func.vmap(row)(basis).movedim(0, -2)
         except RuntimeError:
             return torch.stack([row(e) for e in basis], -2)
 

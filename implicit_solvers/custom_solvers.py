@@ -116,8 +116,11 @@ def attach(
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     rtol, atol
-        ``z`` counts as a solution where ``rms(F(z)) <= atol + rtol rms(z)``; both default to
-        ``sqrt(eps)``: 1.5e-8 in float64, 3.5e-4 in float32.
+        ``z`` counts as a solution where the estimated error of ``z``, by a step of Newton's method from there, is at
+        most ``atol + rtol rms(z)``, or what rounding allows; in units of ``z``. ``rtol`` defaults
+        to ``sqrt(eps)``, 1.5e-8 in float64 and 3.5e-4 in float32, ``atol`` to zero. Beyond 512
+        unknowns no Jacobian is formed, and the residual is compared with the terms that cancel in
+        it: ``rms(F(z)) <= rtol rms(|F'(z)| |z|)``, of which two products with signs tell.
     batch_dims, in_dims, on_failure
         As in `root`; a lane that is no solution fails, with status REJECTED.
 
@@ -179,7 +182,7 @@ def custom_root(
     The solver is called as ``solver(z0, *args)`` and returns the root, as tensors or NumPy arrays
     of the structure of ``z0``. It runs without gradients, on plain tensors, and need not be
     differentiable. The decorated solver takes the same arguments and returns a `Solution`, whose
-    convergence the library judges by the residual. Source: Blondel et al., "Efficient and Modular
+    convergence the library judges. Source: Blondel et al., "Efficient and Modular
     Implicit Differentiation" (2022), section 2.
 
     Parameters
@@ -189,8 +192,7 @@ def custom_root(
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     rtol, atol
-        A root is accepted where ``rms(fn(z)) <= atol + rtol rms(z)``; both default to
-        ``sqrt(eps)``: 1.5e-8 in float64, 3.5e-4 in float32.
+        As in `attach`.
     vmap_method
         Under ``torch.func.vmap``: ``"loop"`` calls the solver once for each lane; ``"batched"``
         calls it once, with the lanes as a first dimension of ``z0`` and of every argument that
@@ -245,7 +247,7 @@ def custom_fixed_point(
     fn
         ``fn(z, *args)`` returns the next iterate, with the structure, shapes and dtype of ``z``.
     adjoint, rtol, atol, vmap_method, on_failure
-        As in `custom_root`, with the residual ``z - fn(z)``.
+        As in `custom_root`.
 
     Returns
     -------

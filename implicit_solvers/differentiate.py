@@ -34,7 +34,7 @@ from implicit_solvers.monitoring import observe
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import OnFailure, enforce, failed
 from implicit_solvers.structure import replaced
-from implicit_solvers.tolerance import rms
+from implicit_solvers.tolerance import largest
 from implicit_solvers.torch_internals import forward_mode_disabled
 
 __all__ = ["AttachSpec", "SolveSpec", "attach_derivatives", "solve_lanes", "solve_plainly"]
@@ -98,11 +98,11 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
         lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
         return z.clone(), lanes, lanes.clone(), z.new_zeros(shape), z.new_zeros(shape)
     flat = z.reshape(-1, n)
-    problem = EquationProblem(spec.equation, spec.lanes, shape, operands, rms(flat))
+    problem = EquationProblem(spec.equation, spec.lanes, shape, operands, largest(flat))
     out = spec.run(problem, flat)
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     residual, error = out.residual.reshape(shape), out.error.reshape(shape)
-    watch.done(iterations, residual, status)
+    watch.done(iterations, residual, error, status)
     cause = partial(_randomness, problem, out.z)
     enforce(spec.on_failure, spec.label, status, iterations, residual, cause=cause)
     factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in out.factors)

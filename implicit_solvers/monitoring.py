@@ -30,9 +30,9 @@ class SolveRecord:
         The class name of the solver.
     lanes
         The number of lanes.
-    iterations, residual, status
-        Tensors with one entry for each lane, as in `Solution`: int64, of the unknown's dtype, and
-        int64. For a linear solve, and so for every adjoint, the residual is
+    iterations, residual, error, status
+        Tensors with one entry for each lane, as in `Solution`: int64, twice of the unknown's
+        dtype, and int64. For a linear solve, and so for every adjoint, the residual is
         ``norm(b - A x) / norm(b)``.
     seconds
         Wall-clock time.
@@ -52,6 +52,7 @@ class SolveRecord:
     lanes: int
     iterations: Tensor
     residual: Tensor
+    error: Tensor
     status: Tensor
     seconds: float
 
@@ -87,8 +88,8 @@ class Monitor:
         return [record for record in self.records if record.equation.startswith("adjoint of ")]
 
     def table(self, console: Console | None = None) -> None:
-        """Print a line for each solve: lanes, steps, the largest residual, statuses, time."""
-        table = Table("equation", "solver", "lanes", "steps", "residual", "status", "ms")
+        """Print a line for each solve: lanes, steps, the largest residual and error, statuses, time."""
+        table = Table("equation", "solver", "lanes", "steps", "residual", "error", "status", "ms")
         for record in self.records:
             counts = {
                 Status(code).name: int((record.status == code).sum())
@@ -101,7 +102,7 @@ class Monitor:
                 record.solver,
                 str(record.lanes),
                 "-" if empty else str(int(record.iterations.max())),
-                "-" if empty else f"{float(record.residual.max()):.2e}",
+                *("-" if empty else f"{float(v.max()):.2e}" for v in (record.residual, record.error)),
                 ", ".join(n if single else f"{n}: {c}" for n, c in counts.items()),
                 f"{1e3 * record.seconds:.2f}",
             )
@@ -172,13 +173,12 @@ class observe:
         self.equation, self.solver = equation, type(solver).__name__
         self.start = time.perf_counter() if self.active else 0.0
 
-    def done(self, iterations: Tensor, residual: Tensor, status: Tensor) -> None:
+    def done(self, iterations: Tensor, residual: Tensor, error: Tensor, status: Tensor) -> None:
         """Close the record with the statistics of the lanes."""
         if not self.active:
             return
         seconds = time.perf_counter() - self.start
-        record = SolveRecord(
-            self.equation, self.solver, status.numel(), iterations, residual, status, seconds
-        )
+        of = self.equation, self.solver, status.numel()
+        record = SolveRecord(*of, iterations, residual, error, status, seconds)
         for log in self.active:
             log.records.append(record)

@@ -104,7 +104,7 @@ def goes_on(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
     known = not everywhere(accepted) and getattr(problem, "branches", False)
     going: Mask = True if known else state.error < torch.inf
     if solver.rtol is not None:
-        going = both(going, no(_near(solver, problem, state, estimate)))
+        going = both(going, _far(solver, problem, state, estimate))
     # a lane that tried in vain has not moved
     going = implies(accepted, going)
     return both(going, getattr(state, "flag", 0) == 0)
@@ -115,21 +115,23 @@ def proposed(solver: Any, problem: Any, state: Any, estimate: Any) -> Any:
     flag, error = getattr(state, "flag", 0), state.error
     status = RUNNING if isinstance(flag, int) and flag == 0 else pick(flag != 0, flag, RUNNING)
     if solver.rtol is not None:
-        status = pick(_near(solver, problem, state, estimate), int(Status.CONVERGED), status)
+        far = either(_far(solver, problem, state, estimate), estimate != estimate)
+        status = pick(far, status, int(Status.CONVERGED))
         error = error + goal(solver, problem, state)
     return pick(error < torch.inf, status, int(Status.NONFINITE))
 
 
-def _near(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
-    """Tell where the estimate of the error says that a lane has converged."""
+def _far(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
+    """Tell where the estimate of the error says that a lane has not converged."""
     least, rounding = goal(solver, problem, state), getattr(state, "rounding", None)
     if rounding is None:
-        near: Mask = estimate <= least
+        far: Mask = estimate > least
     else:
         digit = DIGIT * problem.scale(solver, state.z)
-        near = both(estimate <= larger(least, ROUNDINGS * rounding), estimate + rounding <= digit)
+        far = estimate > larger(least, ROUNDINGS * rounding)
+        far = either(far, estimate + rounding > digit)
     least = getattr(solver, "f_atol", 0.0)
-    return near if least == 0 else either(near, state.error <= least)
+    return far if least == 0 else both(far, state.error > least)
 
 
 def goal(solver: Any, problem: Any, state: Any) -> Any:

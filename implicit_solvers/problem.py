@@ -90,7 +90,7 @@ class EquationProblem:
         The tensors that the function takes after ``z``, of any shapes and dtypes; ``z`` itself has
         one real floating dtype, and so has everything that the methods return.
     start
-        The size (root mean square) of the start of each lane, ``(N,)``.
+        The largest entry of the start of each lane, ``(N,)``.
     basis
         The identity, of which Jacobians are made; left out, it is made when it is needed.
     traced
@@ -138,7 +138,7 @@ class EquationProblem:
         self._condition = equation.condition_over(lanes)
         self._fn = lanes.over(equation.fn)
         self._scale: tuple[Norm, Tensor, Any] | None = None
-        self._origin: Any = None
+        self._little: dict[float, tuple[Any, Any]] = {}
         self._evaluated: _Evaluated | None = None
         self.traced = traced
         self.taken = False
@@ -184,6 +184,14 @@ class EquationProblem:
             return sizes.tolist()
         return sizes.reshape(len(vectors), -1).unbind()
 
+    def sizes_and_scale(self, solver: Any, z: Tensor, *vectors: Tensor) -> Any:
+        """Return the `sizes` of vectors; the same norm tells the `scale` of ``z``."""
+        *sizes, size = self.sizes(solver.norm, *vectors, z)
+        if self.branches:
+            scale = self.scaled(size, 0.75)
+            self._scale = solver.norm, z, scale
+        return sizes
+
     def number(self, t: Tensor) -> Any:
         """Return a number of each lane ``(N,)``; Python's for one problem on a CPU.
 
@@ -201,20 +209,21 @@ class EquationProblem:
         known = self._scale
         if known is None or known[0] is not solver.norm or known[1] is not z:
             size = self.size(solver.norm, z)
-            known = solver.norm, z, self.scaled(size, torch.finfo(z.dtype).eps ** 0.75)
+            known = solver.norm, z, self.scaled(size, 0.75)
             if self.branches:
                 self._scale = known
         return known[2]
 
-    def scaled(self, size: Any, little: float) -> Any:
-        """Return a size, or that of the start, of which it is at most a ``little`` part."""
-        if self.start is None:
+    def scaled(self, size: Any, power: float) -> Any:
+        """Return a size; that of the start, of which it is at most ``eps**power``."""
+        start = self.start
+        if start is None:
             return size
-        if not self.branches:
-            return pick(size > little * self.start, size, self.start)
-        if self._origin is None:
-            self._origin = self.number(self.start)
-        return pick(size > little * self._origin, size, self._origin)
+        if power not in self._little or not self.branches:
+            start = self.number(start)
+            self._little[power] = start, torch.finfo(self.start.dtype).eps ** power * start
+        start, little = self._little[power]
+        return pick(size > little, size, start)
 
     def tolerance(self, solver: Any, z: Tensor) -> Any:
         """Return ``atol + rtol s``, the error of ``z`` at or below which a lane has converged."""
@@ -236,9 +245,12 @@ class EquationProblem:
 
     def residual_to_factor(self, z: Tensor) -> Tensor:
         """Return `residual`, and keep what `linearize` at this very ``z`` needs to form ``F'``."""
-        self._evaluated = None
+        kept, self._evaluated = self._evaluated, None
         if not (self.branches and unwatched()):
             return self.residual(z)
+        if kept is not None and kept.z is z and not kept.residuals:
+            self._evaluated, out = kept, kept.value.detach()
+            return out if out.shape == z.shape else out.reshape(z.shape)
         grid, matrices = self._grid(z), None
         if self.lanes.native or z.numel() * z.shape[-1] <= MANY_ENTRIES:
             with torch.enable_grad(), no_saved_tensor_hooks():

@@ -60,24 +60,24 @@ class Status(enum.IntEnum):
 
 
 _HELP = {
-    Status.CONVERGED: "the residual met the tolerance",
+    Status.CONVERGED: "the estimated error met the tolerance, or is what rounding allows",
     Status.BUDGET: "ran the number of steps asked for with rtol=None; convergence was not judged",
     Status.MAX_STEPS: (
-        "the residual was above the tolerance after max_steps: raise max_steps, start nearer to "
-        "the solution, try another solver, or loosen rtol and atol"
+        "the estimated error was above the tolerance after max_steps: raise max_steps, start nearer "
+        "to the solution, try another solver, or loosen rtol and atol"
     ),
     Status.NONFINITE: (
         "NaN or inf in the start, in the function's value there, or in every step tried: check "
         "the inputs of these lanes, or start where the function is defined"
     ),
     Status.STALLED: (
-        "no step reduces the residual any more: it may be at the rounding level of the function "
-        "(loosen atol to about the residual shown, scale the function, or use float64), or at a "
-        "point that is no solution (start elsewhere)"
+        "no step comes nearer to a solution any more, at a point that is none: start elsewhere, try "
+        "another solver, or look for noise in the function"
     ),
     Status.SINGULAR: (
-        "the Jacobian (or matrix) is singular to working precision: the solution is not isolated "
-        "there and has no derivative; start elsewhere, or regularize the problem"
+        "the Jacobian (or matrix) is singular to working precision: no digit of a solution can be "
+        "had there, and it has no derivative; start elsewhere, use float64, or regularize the "
+        "problem"
     ),
     Status.INDEFINITE: (
         "the operator (of a quadratic program, Q) is not positive definite (semidefinite), which "
@@ -88,12 +88,12 @@ _HELP = {
         "singular or nearly so; use a direct solver or a preconditioner"
     ),
     Status.REJECTED: (
-        "the point given, or returned by your solver, does not solve the equation: its residual "
-        "is above the tolerance; solve more accurately, or loosen rtol and atol"
+        "the point given, or returned by your solver, does not solve the equation: its estimated "
+        "error is above the tolerance; solve more accurately, or loosen rtol and atol"
     ),
     Status.BRACKET: (
         "the function has the same sign at both ends of the bracket, or wherever one was searched "
-        "for: pass bracket=(lo, hi) with values of different sign, or use Newton()"
+        "for, or changes it at a pole: pass bracket=(lo, hi) with values of different sign, or use Newton()"
     ),
     Status.INFEASIBLE: (
         "the constraints contradict each other, as multipliers found on the way prove: no point "
@@ -122,7 +122,7 @@ class ConvergenceWarning(UserWarning):
 class Solution(Generic[T]):
     """The result of a solve, a pytree; the statistics have one entry for each lane.
 
-    It prints in one line, with the most iterations and the largest residual of all lanes. To a type
+    It prints in one line, with the most iterations and the largest error and residual of all lanes. To a type
     checker it is generic: ``Solution[Tensor]`` has a tensor for its value.
 
     Attributes
@@ -130,7 +130,7 @@ class Solution(Generic[T]):
     value
         The solution, with the structure, shapes and dtype of the start.
     converged
-        Whether the residual met the tolerance; bool, ``(*lanes,)``, like all statistics: 0-d where
+        Whether the error met the tolerance; bool, ``(*lanes,)``, like all statistics: 0-d where
         there is one problem.
     iterations
         The number of steps taken; int64.
@@ -152,9 +152,9 @@ class Solution(Generic[T]):
     >>> sol.value, sol.status_names()
     (tensor(1.4142), 'CONVERGED')
     >>> sol
-    Solution(CONVERGED after 3 iterations; residual ...)
+    Solution(CONVERGED after 3 iterations; error ..., residual ...)
     >>> ims.root(lambda z: z**2 - 2, torch.tensor([1.0, 2.0, 3.0]), batch_dims=1)
-    Solution(3 of 3 converged; at most 4 iterations; residual ...)
+    Solution(3 of 3 converged; at most 4 iterations; error ..., residual ...)
     """
 
     value: T
@@ -193,15 +193,16 @@ class Solution(Generic[T]):
             return "Solution(inside a transform)"
         if self.status.numel() == 0:
             return "Solution(no lanes)"
-        steps, residual = int(self.iterations.max()), float(self.residual.max())
+        steps = int(self.iterations.max())
+        ends = f"error {float(self.error.max()):.2g}, residual {float(self.residual.max()):.2g}"
         taken = f"{steps:,} iteration{'' if steps == 1 else 's'}"
         if self.status.dim() == 0:
-            return f"Solution({self.status_names()} after {taken}; residual {residual:.2g})"
+            return f"Solution({self.status_names()} after {taken}; {ends})"
         counts = Counter(_names(self.status.flatten().tolist()))
         converged = counts.pop(Status.CONVERGED.name, 0)
         others = "".join(f", {count:,} {name}" for name, count in counts.most_common())
         lanes = f"{converged:,} of {self.status.numel():,} converged{others}"
-        return f"Solution({lanes}; at most {taken}; residual {residual:.2g})"
+        return f"Solution({lanes}; at most {taken}; {ends})"
 
     if not TYPE_CHECKING:  # a checker knows the attributes
 

@@ -25,7 +25,7 @@ from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.solver import DirectSolver, Factors
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.task import Task, check_size, check_task, read_in_dims
-from implicit_solvers.tolerance import rms
+from implicit_solvers.tolerance import largest
 from implicit_solvers.traced_derivative import unless
 
 __all__ = ["obstacle", "solve_in_graph"]
@@ -78,7 +78,7 @@ def solve_in_graph(
             origin = torch.cat([structure.ravel(end).detach().reshape(-1, n) for end in ends], -1)
         # copies: what a loop reads may share no memory
         constants = [t.detach().clone() for t in tensors]
-        problem = EquationProblem(equation, lanes, shape, constants, rms(start))
+        problem = EquationProblem(equation, lanes, shape, constants, largest(origin))
         out = (run or partial(iterate, task.solver))(problem, origin)
         bad = failed(out.status)
     z = out.z

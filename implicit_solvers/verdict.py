@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, either, larger, no, pick
+from implicit_solvers.agreement import both, either, larger, pick
 from implicit_solvers.examination import Examination
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.outcome import DIGIT, ROUNDINGS, RUNNING, Outcome
@@ -46,26 +46,24 @@ def judged(
     e0 = rounding[0]
     for other in rounding[1:]:
         e0 = larger(e0, other)
-    tolerance = equation_tolerance(solver.rtol, solver.atol, eps, problem.scaled(size, eps**0.75))
-    digit = DIGIT * problem.scaled(size, eps**0.5)
-    near = both(e <= larger(tolerance, ROUNDINGS * e0), e + e0 <= digit)
+    tolerance = equation_tolerance(solver.rtol, solver.atol, eps, problem.scaled(size, 0.75))
+    digit = DIGIT * problem.scaled(size, 0.5)
+    error = e + larger(e0, probe)
     # what is so coarse is not smooth: nothing that the Jacobian says of it holds
-    near = both(near, probe <= _COARSE * digit)
-    proposed = found.status == int(Status.CONVERGED)
+    digits = both(e + e0 <= digit, probe <= _COARSE * digit)
+    near = both(e <= larger(tolerance, ROUNDINGS * e0), digits)
+    status = found.status
+    proposed = status == int(Status.CONVERGED)
     if solver.f_atol > 0:
         near = either(near, both(proposed, residual <= solver.f_atol))
-    ended = proposed
-    for code in (Status.STALLED, Status.MAX_STEPS, Status.SINGULAR):
-        ended = either(ended, found.status == int(code))
-    bent: Mask = False
+    judges = both(status != int(Status.NONFINITE), status <= int(Status.SINGULAR))
+    solved: Any = int(Status.CONVERGED)
     start = pick(e <= digit, z - seen.step, z)
     if seen.kick is not None:
         bent = (seen.kick != 0).any(-1)
+        solved = pick(bent, int(Status.SADDLE), solved)
         start = pick(bent, z + seen.kick, start)
-    solved = pick(bent, int(Status.SADDLE), int(Status.CONVERGED))
-    status = pick(proposed, RUNNING, found.status)
-    status = pick(both(ended, no(e0 <= digit)), int(Status.SINGULAR), status)
-    status = pick(both(ended, near), solved, status)
-    error = e + larger(e0, probe)
+    failed = pick(e0 <= digit, pick(proposed, RUNNING, status), int(Status.SINGULAR))
+    status = pick(judges, pick(near, solved, failed), status)
     error = pick(error < torch.inf, error, torch.inf)
     return Outcome(z, status, found.iterations, residual, error, seen.factors), start

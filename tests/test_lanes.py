@@ -225,7 +225,7 @@ def entries(compact):
     """Return the entries whose solvers compact their lanes, or mask them."""
     how = {"compact": compact}
     return [
-        equation("root", ims.Newton(max_steps=25, halvings=8, **how)),
+        equation("root", ims.Newton(max_steps=50, halvings=8, **how)),
         equation("fixed_point", ims.FixedPointIteration(max_steps=150, **how)),
         equation("minimize", ims.NewtonCG(max_steps=15, **how)),
         equation("least_squares", ims.GaussNewton(max_steps=40, halvings=8, **how)),
@@ -237,7 +237,7 @@ def entries(compact):
 def krylov_entries(compact):
     """Return further ones, whose steps and adjoints are lane by lane too."""
     gmres, cg = (kind(rtol=1e-13, compact=compact) for kind in (ims.GMRES, ims.CG))
-    newton = ims.Newton(max_steps=25, linear_solver=gmres, compact=compact)
+    newton = ims.Newton(max_steps=50, linear_solver=gmres, compact=compact)
     descent = ims.NewtonCG(max_steps=15, compact=compact)
     return [
         equation("root", newton, ims.ImplicitAdjoint(gmres), "root-GMRES"),

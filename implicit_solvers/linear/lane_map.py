@@ -120,8 +120,7 @@ class LaneMap:
     def _apply(self, which: int, v: Tensor) -> Tensor:
         if self.matrices is not None:
             matrices = self.matrices.mH if which else self.matrices
-            stacked = v.reshape(self.columns, self.grid, -1, 1)
-            return (matrices @ stacked).reshape(len(v), -1)
+            return self._times(matrices, v)
         product = self._make_products()[which]
         if self.columns == 1:
             if len(self.shape) == 1:
@@ -132,6 +131,12 @@ class LaneMap:
         stacked = v.reshape(self.columns, *self.shape, v.shape[-1])
         with no_saved_tensor_hooks():
             return vmap(product, randomness="different")(stacked).reshape(len(v), -1)
+
+    def _times(self, matrices: Tensor, v: Tensor) -> Tensor:
+        if self.columns == 1:
+            return torch.bmm(matrices, v.unsqueeze(-1)).squeeze(-1)
+        stacked = v.reshape(self.columns, self.grid, -1, 1)
+        return (matrices @ stacked).reshape(len(v), -1)
 
     def mv(self, v: Tensor) -> Tensor:
         """Return the product with each lane of ``v (N, n)``."""
@@ -144,8 +149,7 @@ class LaneMap:
     def bound(self, v: Tensor) -> Tensor:
         """Return ``|A| |v|``; if the matrices are not formed, what two products show of it."""
         if self.matrices is not None:
-            stacked = v.abs().reshape(self.columns, self.grid, -1, 1)
-            return (self.matrices.abs() @ stacked).reshape(len(v), -1)
+            return self._times(self.matrices.abs(), v.abs())
         return torch.maximum(*(self.mv(v * row).abs() for row in patterns(v)[:2]))
 
     def dense(self) -> Tensor:

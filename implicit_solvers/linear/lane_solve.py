@@ -133,7 +133,7 @@ def solve_in_lanes(
             if watch.active:
                 left, size = rms(flat - A.mv(x)), rms(flat)
                 relative = grid.back(torch.where(size > 0, left / size, left))
-                watch.done(iterations, relative, status)
+                watch.done(iterations, relative, math.inf * relative.isfinite(), status)
             # what is left was not measured
             unknown = b.new_full(b.shape[:-1], math.inf, dtype=b.dtype.to_real())
             return grid.back(x), status, iterations, math.nan * unknown, unknown
@@ -189,7 +189,8 @@ def solve_in_lanes(
     status, iterations, residual = grid.back(status), grid.back(iterations), grid.back(residual)
     if watch.active:
         size = rms(b)
-        watch.done(iterations, torch.where(size > 0, residual / size, residual), status)
+        relative = torch.where(size > 0, residual / size, residual)
+        watch.done(iterations, relative, torch.full_like(relative, math.inf), status)
     if not compiling():
         enforce(spec.on_failure, spec.label, status, iterations, residual, warn_masked=spec.adjoint)
     x = grid.back(x)

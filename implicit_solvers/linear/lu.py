@@ -40,11 +40,10 @@ class LU(DirectSolver):
     def factor_dense(self, matrix: Tensor) -> Factors:
         """Factor matrices ``(grid, n, n)`` with their rows scaled to equal size."""
         if matrix.shape[-1] == 0:
-            return *_factor(matrix), matrix[..., 0]
-        largest = matrix.abs().amax(-1)
-        scale = torch.where(largest == 0, 1.0, 1 / largest)
+            return *_factor(matrix), matrix
+        scale = matrix.abs().amax(-1, keepdim=True).reciprocal()
         scale = scale.clamp(max=torch.finfo(scale.dtype).max)
-        return *_factor(matrix * scale.unsqueeze(-1)), scale
+        return *_factor(matrix * scale), scale
 
     def factor_for_a_step(self, A: LaneMap) -> Factors:
         """Factor the operators as they are."""
@@ -54,9 +53,9 @@ class LU(DirectSolver):
         """Return ``A^-1 b`` or ``A^-T b``."""
         packed, pivots, _, *scale = factors
         if scale and not transposed:
-            b = scale[0].unsqueeze(-1) * b
+            b = scale[0] * b
         x = torch.linalg.lu_solve(packed.mT, pivots, b, adjoint=transposed)
-        return scale[0].unsqueeze(-1) * x if scale and transposed else x
+        return scale[0] * x if scale and transposed else x
 
     def unfit(self, factors: Factors) -> Tensor:
         """Tell where a pivot is zero."""
@@ -78,7 +77,7 @@ class LU(DirectSolver):
         """Return SINGULAR where a pivot vanishes, NONFINITE where the matrix is not finite."""
         packed, _, _, *scale = factors
         # a row that is not finite has no scale
-        finite = (scale[0] > 0 if scale else torch.isfinite(packed).flatten(-2)).all(-1)
+        finite = (scale[0].squeeze(-1) > 0 if scale else torch.isfinite(packed).flatten(-2)).all(-1)
         status = torch.where(finite, int(Status.SINGULAR), int(Status.NONFINITE))
         return torch.where(self.regular(factors) & finite, 0, status)
 

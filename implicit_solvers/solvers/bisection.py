@@ -30,6 +30,7 @@ class BisectionState(NamedTuple):
 
     z: Tensor
     error: Tensor
+    estimate: Tensor
     flag: Tensor
     bracket: Bracket
 
@@ -41,7 +42,7 @@ class Bisection(EquationMethod):
     For one unknown a lane (``vmap`` or ``batch_dims`` make lanes of many). The bracket is given,
     ``root(..., bracket=(lo, hi))``, or searched outwards from ``z0``; a lane without one ends as
     BRACKET. Each step gains one bit, whatever the function; a bracket with nothing left between
-    its ends, at a jump or where the function is too steep for the tolerance, ends as STALLED.
+    its ends ends as STALLED, at a jump, or as BRACKET, at a pole.
     Source: Burden and Faires, "Numerical Analysis", section 2.1.
 
     Parameters
@@ -82,15 +83,15 @@ class Bisection(EquationMethod):
 
     def step(self, problem: EquationProblem, state: BisectionState) -> BisectionState:
         """Halve the bracket."""
-        a, b, flag = state.bracket
+        a, b, *_ = state.bracket
         z = midpoint(a.z, b.z)
         middle = End(z, value_at(problem, z))
         left = opposite(a.value, middle.value)
-        bracket = Bracket(choose(left, a, middle), choose(left, middle, b), flag)
-        flag = torch.where(bracket.collapsed, int(Status.STALLED), flag)
-        flag = torch.where(middle.value.isnan(), int(Status.NONFINITE), flag)
+        bracket = state.bracket._replace(a=choose(left, a, middle), b=choose(left, middle, b))
+        flag = torch.where(middle.value.isnan(), int(Status.NONFINITE), bracket.ended)
         return self._state(bracket._replace(flag=flag))
 
     def _state(self, bracket: Bracket) -> BisectionState:
         z, value = bracket.nearest
-        return BisectionState(z, self.norm(value.unsqueeze(-1)), bracket.flag, bracket)
+        error = self.norm(value.unsqueeze(-1))
+        return BisectionState(z, error, bracket.estimate, bracket.flag, bracket)

@@ -22,16 +22,41 @@ class End(NamedTuple):
 
 
 class Bracket(NamedTuple):
-    """Two ends with values of different sign; ``flag`` is a `Status` for lanes without them."""
+    """Two ends with values of different sign; ``flag`` is a `Status` for lanes without them.
+
+    ``width`` and ``height`` are the distance of the first ends, and that of the values there.
+    """
 
     a: End
     b: End
     flag: Tensor
+    width: Tensor
+    height: Tensor
 
     @property
     def nearest(self) -> End:
         """The end where the function is nearer to zero."""
         return choose(self.b.value.abs() < self.a.value.abs(), self.b, self.a)
+
+    @property
+    def estimate(self) -> Tensor:
+        """The width; infinite where the values do not come nearer to each other with the ends.
+
+        They do at a root where the function is continuous (in the sense of Hölder, of the order
+        1/8), and do not at a jump or a pole.
+        """
+        width = (self.b.z - self.a.z).abs().squeeze(-1)
+        height = self.a.value.abs() + self.b.value.abs()
+        continuous = height <= self.height * (width / self.width) ** 0.125
+        estimate = torch.where(continuous, width, torch.inf)
+        return torch.where(self.nearest.value == 0, 0.0, estimate)
+
+    @property
+    def ended(self) -> Tensor:
+        """The flags, with STALLED where nothing is left between the ends, and BRACKET at a pole."""
+        pole = self.nearest.value.abs() > self.height
+        why = torch.where(pole, int(Status.BRACKET), int(Status.STALLED))
+        return torch.where(self.collapsed, why, self.flag)
 
     @property
     def collapsed(self) -> Tensor:
@@ -73,7 +98,9 @@ def find_bracket(problem: EquationProblem, start: Tensor, expansions: int) -> Br
         a, b = _expand(problem, start, expansions)
     flag = torch.where(opposite(a.value, b.value), 0, int(Status.BRACKET))
     undefined = a.value.isnan() | b.value.isnan() | ~torch.isfinite(a.z + b.z).squeeze(-1)
-    return Bracket(a, b, torch.where(undefined, int(Status.NONFINITE), flag))
+    height = a.value.abs() + b.value.abs()
+    flag = torch.where(undefined, int(Status.NONFINITE), flag)
+    return Bracket(a, b, flag, (b.z - a.z).abs().squeeze(-1), height)
 
 
 class _Search(NamedTuple):
@@ -90,7 +117,8 @@ def _expand(problem: EquationProblem, z: Tensor, expansions: int) -> tuple[End, 
     start = End(z, value_at(problem, z))
     a, b = start, start
     found = (start.value == 0) | start.value.isnan()
-    reach = 0.1 * z.abs().clamp(min=1)
+    # where the start is zero, nothing tells how far to look at first
+    reach = 0.1 * torch.where(z == 0, 1.0, z.abs())
 
     def going(carry: _Search) -> Tensor:
         return ~carry.found.all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class ChandrupatlaState(NamedTuple):
 
     z: Tensor
     error: Tensor
+    estimate: Tensor
     flag: Tensor
     bracket: Bracket
     old: End
@@ -34,8 +35,8 @@ class Chandrupatla(EquationMethod):
     For one unknown a lane (``vmap`` or ``batch_dims`` make lanes of many); as sure as
     `Bisection`, with the speed of Brent's method. The bracket is given,
     ``root(..., bracket=(lo, hi))``, or searched outwards from ``z0``; a lane without one ends as
-    BRACKET. A bracket with nothing left between its ends, at a jump or where the function is too
-    steep for the tolerance, ends as STALLED. Source: Chandrupatla, "A new hybrid
+    BRACKET. A bracket with nothing left between its ends ends as STALLED, at a jump, or as
+    BRACKET, at a pole. Source: Chandrupatla, "A new hybrid
     quadratic/bisection algorithm for finding the zero of a nonlinear function without using
     derivatives", Adv. Eng. Software 28 (1997).
 
@@ -81,30 +82,32 @@ class Chandrupatla(EquationMethod):
 
     def step(self, problem: EquationProblem, state: ChandrupatlaState) -> ChandrupatlaState:
         """Put a point where the interpolation says, or in the middle."""
-        a, b, flag = state.bracket
-        t = _fraction(a, b, state.old).unsqueeze(-1)
+        a, b, *_ = state.bracket
+        least = 0.5 * problem.tolerance(self, state.z) if self.rtol is not None else 0.0
+        t = _fraction(a, b, state.old, least).unsqueeze(-1)
         z = (1 - t) * a.z + t * b.z
         new = End(z, value_at(problem, z))
         same = new.value.sign() == a.value.sign()
-        bracket = Bracket(new, choose(same, b, a), flag)
+        bracket = state.bracket._replace(a=new, b=choose(same, b, a))
         old = choose(same, a, b)
-        flag = torch.where(bracket.collapsed, int(Status.STALLED), flag)
-        flag = torch.where(new.value.isnan(), int(Status.NONFINITE), flag)
+        flag = torch.where(new.value.isnan(), int(Status.NONFINITE), bracket.ended)
         return self._state(bracket._replace(flag=flag), old)
 
     def _state(self, bracket: Bracket, old: End) -> ChandrupatlaState:
         z, value = bracket.nearest
-        return ChandrupatlaState(z, self.norm(value.unsqueeze(-1)), bracket.flag, bracket, old)
+        error = self.norm(value.unsqueeze(-1))
+        return ChandrupatlaState(z, error, bracket.estimate, bracket.flag, bracket, old)
 
 
-def _fraction(a: End, b: End, c: End) -> Tensor:
+def _fraction(a: End, b: End, c: End, least: Any) -> Tensor:
     """Return where to go from ``a`` to ``b``: 0.5, or by the inverse parabola through all."""
     (xa, fa), (xb, fb), (xc, fc) = ((end.z.squeeze(-1), end.value) for end in (a, b, c))
     xi, phi = (xa - xb) / (xc - xb), (fa - fb) / (fc - fb)
     safe = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
     t = fa / (fb - fa) * fc / (fb - fc)
     t = t + (xc - xa) / (xb - xa) * fa / (fc - fa) * fb / (fc - fb)
-    # at least one unit in the last place away from both ends
-    least = torch.finfo(xa.dtype).eps * torch.maximum(xa.abs(), xb.abs()) / (xb - xa).abs()
+    # at least half of the tolerance away from both ends, and one unit in the last place
+    ulp = torch.finfo(xa.dtype).eps * torch.maximum(xa.abs(), xb.abs())
+    least = (ulp + least) / (xb - xa).abs()
     t = torch.minimum(torch.maximum(t, least), 1 - least)
     return torch.where(safe & torch.isfinite(t) & (least < 0.5), t, 0.5)

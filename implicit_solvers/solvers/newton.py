@@ -15,6 +15,7 @@ from implicit_solvers.agreement import (
     divide,
     either,
     everywhere,
+    larger,
     no,
     nowhere,
     pick,
@@ -322,9 +323,9 @@ def measured(
 ) -> tuple[Mask, Any, Trial]:
     """Return where a trial pays, by the step that would follow it, and the estimate of its error."""
     left = direct.solve(factors, state.residual.unsqueeze(-1), False).squeeze(-1)
-    size, rest = problem.sizes(solver.norm, state.direction, left)
+    size, rest = problem.sizes_and_scale(solver, state.z, state.direction, left)
     t, rate = state.length, divide(rest, size)
-    estimate = divide(rest, pick(rate < _LINEAR, 1 - 3 * rate, 1 - 3 * _LINEAR))
+    estimate = divide(rest, larger(1 - 3 * rate, 1 - 3 * _LINEAR))
     estimate = pick(t == 1, estimate, torch.inf)
     # (differences: what is infinite on both sides pays nothing)
     accepted: Mask = rest - (1 - 0.25 * t) * size <= 0

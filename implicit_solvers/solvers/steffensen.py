@@ -32,14 +32,16 @@ class SteffensenMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class Steffensen(Halving):
-    """Steffensen's method: ``z <- z - t F(z) / d`` with ``d = (F(z + h) - F(z)) / h``.
+    """Steffensen's method with memory: ``z <- z - t F(z) / d`` with ``d = (F(z + h) - F(z)) / h``.
 
-    Newton's method with a difference quotient in the place of the derivative. As its increment
-    ``h = -F(z)`` vanishes at the solution, convergence is quadratic, with two evaluations a step.
-    For a fixed point, ``F = z - g(z)``, a full step is Aitken's delta-squared of
-    ``z, g(z), g(g(z))``. The step length ``t`` is halved until the residual's norm falls by
+    Newton's method with a difference quotient in the place of the derivative. Its increment is the
+    step that the last quotient would make, ``h = -F(z) / d``: so it has the units of ``z``, and
+    vanishes at the solution with it, where convergence is better than quadratic, with two
+    evaluations a step. For a fixed point, ``F = z - g(z)``, ``h = -F(z)`` comes first: a full step
+    is Aitken's delta-squared of ``z, g(z), g(g(z))``. The step length ``t`` is halved until the residual's norm falls by
     ``1e-4 t`` of itself. Source: Steffensen, "Remarks on iteration" (1933); Quarteroni, Sacco and
-    Saleri, "Numerical Mathematics", section 6.6.
+    Saleri, "Numerical Mathematics", section 6.6; memory: Traub, "Iterative Methods for the Solution of
+    Equations" (1964), section 8.6.
 
     Lanes of one unknown only: elements of a tensor are lanes under ``torch.func.vmap`` or with
     ``batch_dims``. For a bracketed root, `Chandrupatla` and `Bisection` cannot miss.
@@ -49,9 +51,9 @@ class Steffensen(Halving):
     rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     reach
-        The increment is at most ``reach (1 + |z|)`` long, and at least ``sqrt(eps) |z|``. A lane
-        in which no step reduces the residual tries again with a hundredth of it, and ends as
-        STALLED when it has come to ``sqrt(eps)``, or as SINGULAR if the quotient is zero there.
+        The increment is at most ``reach`` times as long as ``z`` or the start (1 if both are
+        zero), and at least ``sqrt(eps)`` times. The first of a root is the longest. A lane in which no step reduces the residual tries again with a hundredth of it, and ends as
+        STALLED when it has come to ``sqrt(eps)``.
     halvings
         How many times the step length may be halved; 0 takes full steps always.
 
@@ -89,7 +91,8 @@ class Steffensen(Halving):
                 "each element a lane by torch.func.vmap or batch_dims, or use Newton() or Broyden()"
             )
         one = torch.ones_like(residual)
-        return SteffensenMemory(self.reach * one.squeeze(-1), one, one.squeeze(-1) > 0)
+        quotient = one if problem.kind == "fixed_point" else 0 * one
+        return SteffensenMemory(self.reach * one.squeeze(-1), quotient, one.squeeze(-1) > 0)
 
     def hopeless(self, state: DampedState) -> Mask:
         """Tell where the quotient gives no step."""
@@ -101,17 +104,16 @@ class Steffensen(Halving):
         smallest = torch.finfo(z.dtype).eps ** 0.5
         reach = pick(tired, 0.01 * memory.reach, memory.reach)
         if self.rtol is not None and not nowhere(tired):
-            flat = (memory.quotient == 0).squeeze(-1)
-            code = torch.where(flat, int(Status.SINGULAR), int(Status.STALLED))
-            flag = pick(both(tired, reach < smallest), code, flag)
-        size = torch.minimum(residual.abs().clamp(min=smallest * z.abs()), _longest(reach, z))
-        increment = -torch.sign(residual) * size
+            flag = pick(both(tired, reach < smallest), int(Status.STALLED), flag)
+        whole = problem.reach(z)
+        whole = torch.where(whole == 0, 1.0, whole)
+        longest = reach.unsqueeze(-1) * whole
+        step = torch.where(memory.quotient == 0, longest, residual / memory.quotient)
+        size = torch.minimum(step.abs().clamp(min=smallest * whole), longest)
+        increment = -torch.sign(step) * size
         quotient = (problem.residual(z + increment) - residual) / increment
         direction = torch.where(residual == 0, 0.0, residual / quotient)
         usable = torch.isfinite(direction).squeeze(-1)
         direction = torch.where(usable.unsqueeze(-1), direction, 0.0)
         return Aim(direction, SteffensenMemory(reach, quotient, usable), flag)
 
-
-def _longest(reach: Tensor, z: Tensor) -> Tensor:
-    return reach.unsqueeze(-1) * (1 + z.abs())

@@ -88,6 +88,9 @@ BENCHMARKS = (
         "solvers on the test problems",
         ("--starts", "0", "--only", "kepler", "cosine"),
     ),
+    script(
+        "nist_and_cutest", "standard collections, beside SciPy", ("--only", "misra1a-1", "booth")
+    ),
 )
 NAMES = tuple(b.name for b in BENCHMARKS)
 
@@ -112,8 +115,10 @@ def command(benchmark: Benchmark, quick: bool, out: Path) -> list[str]:
             print(f"  {option[2:]}: missing (make bench-env)", file=sys.stderr)
     if benchmark.compares:
         words += ["--out", str(out)]
+    if benchmark.name in ("solver_table", "nist_and_cutest"):
+        words += ["--out", str(out / f"{benchmark.name}_page.md")]
     if benchmark.name == "solver_table":
-        words += ["--out", str(out / "solver_table_page.md"), "--jobs", "1"]
+        words += ["--jobs", "1"]
     return words
 
 

@@ -2,9 +2,9 @@
 
     python tests/testing/make_references.py
 
-Every equation is written here a second time, for mpmath. A root is found by chord steps from
-SciPy's, its derivative by the implicit function theorem; central differences of solutions must
-agree with the first column of it.
+Every equation but CUTEst's is written here a second time, for mpmath. A root is found by chord
+steps from SciPy's, its derivative by the implicit function theorem; central differences of
+solutions must agree with the first column of it.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.optimize
+import torch
 from mpmath import mp, mpf
 
 from implicit_solvers.testing import problems
@@ -348,6 +349,19 @@ NEAR = {
     problems.ROBERTSON: (0.996, 4e-5, 0.004),
 }
 
+# CUTEst's roots: those that are singular, and where to start for what SciPy fails on otherwise.
+CUTEST_SINGULAR = {
+    "denschndne": [0.0, 0.0, 0.0],
+    "powellsq": [0.0, 0.0],
+    "powersumne": [1.0, 2.0, 3.0, 2.0],
+    "recipe": [5.0, 0.0, 0.0],
+}
+CUTEST_NEAR = {
+    "hatfldf": (0.002, 0.02, 0.6),
+    "hatfldflne": (0.002, 0.02, 1.8),
+    "oscipane": 10 * (1.0,),
+}
+
 
 # -- solutions ------------------------------------------------------------------------------------
 
@@ -401,6 +415,17 @@ def reference(problem, equation):
     return solution, rows
 
 
+def cutest_root(problem):
+    """Return a root by SciPy, in float64; the formulas of sif2jax take the place of mpmath's."""
+    if problem.name in CUTEST_SINGULAR:
+        return CUTEST_SINGULAR[problem.name]
+    of = lambda fn: lambda x: fn(torch.from_numpy(x.copy()), problem.theta()).numpy()
+    start = CUTEST_NEAR.get(problem.name, problem.z0)
+    jac = of(torch.func.jacfwd(problem.fn))
+    out = scipy.optimize.root(of(problem.fn), start, jac=jac, method="lm", tol=1e-15)
+    return [float(v) if abs(v) > 1e-14 else 0.0 for v in out.x]
+
+
 def rounded(v):
     """Return a number of float64; what 100 digits cannot tell from zero is zero."""
     return float(v) if abs(v) > mpf(10) ** -25 else 0.0
@@ -408,8 +433,10 @@ def rounded(v):
 
 def main():
     references = {}
-    for problem in problems.ALL:
-        if problem in WITHOUT_SOLUTION:
+    for problem in (*problems.ALL, *problems.CUTEST):
+        if problem in problems.CUTEST:
+            solution, derivative = cutest_root(problem), None
+        elif problem in WITHOUT_SOLUTION:
             solution, derivative = None, None
         elif problem in SINGULAR:
             solution, derivative = SINGULAR[problem], None

@@ -178,6 +178,69 @@ def test_the_references_agree_with_scipy(problem):
     assert_value(polished(problem, problem.solution), problem.solution, problem)
 
 
+# -- NIST and CUTEst ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("problem", problems.NIST[::2], ids=str)
+def test_nists_certified_values_are_those_of_the_data(problem):
+    z, theta = problem.solution, problem.theta()
+    jacobian, r = jacfwd(problem.fn)(z, theta), problem.fn(z, theta)
+    units = jacobian.norm(dim=0)
+    step = torch.linalg.lstsq(jacobian / units, r, driver="gelsd").solution / units
+    assert float((step / z).abs().max()) < 3e-10  # eleven digits
+    squares = float((problem.fn(z - step, theta) ** 2).sum())
+    # what the rounding of the data leaves of the first of Lanczos's is 1e-25
+    rel = 1e-3 if problem.name == "lanczos1-1" else 1e-10
+    assert squares == pytest.approx(problem.squares, rel=rel, abs=0)
+
+
+# Σ_i i F_i where the standard start has 1/i added to its i-th unknown, by sif2jax 0.0.8
+# fmt: off
+CUTEST_SUMS = {
+    "booth": -10, "chandheq": -1519.73268330443, "cluster": 0.400298256115424,
+    "coolhans": 1830.21040391222, "denschncne": 115.778112197861, "denschndne": -5291.3688271605,
+    "denschnene": 31.501404527435, "denschnfne": 107.25, "gottfr": 3.7556,
+    "hatfldane": -0.0571336842026295, "hatfldcne": 2.81808364449299, "hatfldf": 16.5439294366687,
+    "hatfldflne": 4.66776346666667, "hatfldg": 356.551916355507, "heart6": -7.64993518518518,
+    "heart8": 16.5379971904188, "hypcir": -1, "mancinone": -300742599.278728,
+    "oscipane": -15527.1724930713, "pfit1": 89.2550326251284, "pfit4": 1224.76120546453,
+    "powellsq": 44.5121951219512, "powersumne": 331.088734567901, "recipe": 60.1,
+    "sinvalne": 6.11541189362425,
+}
+# fmt: on
+
+
+def moved(z0):
+    return z0 + 1 / torch.arange(1, len(z0) + 1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("problem", problems.CUTEST, ids=str)
+def test_cutests_systems_are_those_of_sif2jax_and_their_roots_are_roots(problem):
+    z0, theta = problem.start(), problem.theta()
+    f = problem.fn(moved(z0), theta)
+    terms = f * torch.arange(1, len(f) + 1)
+    error = abs(float(terms.sum()) - CUTEST_SUMS[problem.name])
+    assert error <= 1e-12 * float(terms.abs().sum())
+    z = problem.solution
+    jacobian = jacfwd(problem.fn)(z, theta).abs().nan_to_num()
+    assert bool((problem.fn(z, theta).abs() <= 1e-14 * (jacobian @ (1 + z.abs()) + 1)).all())
+
+
+@pytest.mark.nightly
+def test_cutests_systems_by_sif2jax_itself():
+    jax = pytest.importorskip("jax", reason="needs jax and sif2jax")
+    jax.config.update("jax_enable_x64", True)
+    sif2jax = pytest.importorskip("sif2jax", reason="needs jax and sif2jax")
+    theirs = {type(p).__name__.lower(): p for p in sif2jax.nonlinear_equations_problems}
+    for problem in problems.CUTEST:
+        system, z0 = theirs[problem.name], problem.start()
+        np.testing.assert_allclose(z0, np.asarray(system.y0), rtol=1e-15)
+        for z in (z0, moved(z0)):
+            f = np.asarray(system.constraint(jax.numpy.asarray(z.numpy()))[0])
+            found = problem.fn(z, problem.theta()).numpy()
+            np.testing.assert_allclose(found, f, rtol=0, atol=1e-12 * np.abs(f).max())
+
+
 # -- the default solvers --------------------------------------------------------------------------
 
 

@@ -3,8 +3,11 @@
 Each `Problem` states its start, its solution, whether the Jacobian is regular there, and the
 derivative of the solution with respect to its parameters. They are grouped by the function that
 solves them: ``ROOTS``, ``FIXED_POINTS``, ``MINIMA``, ``LEAST_SQUARES``; ``ALL`` has them all.
+Two collections have no derivatives: ``NIST``, 27 certified fits, each from both of its starts, and
+``CUTEST``, 25 square systems.
 """
 
+from implicit_solvers.testing.problems.cutest import CUTEST as CUTEST
 from implicit_solvers.testing.problems.discretized import (
     BRATU,
     CHANDRASEKHAR,
@@ -34,6 +37,7 @@ from implicit_solvers.testing.problems.more_garbow_hillstrom import (
     WATSON,
     WOOD,
 )
+from implicit_solvers.testing.problems.nist import NIST as NIST
 from implicit_solvers.testing.problems.problem import Problem as Problem
 from implicit_solvers.testing.problems.regression import (
     LOGISTIC,

@@ -35,7 +35,8 @@ class Problem:
     """An equation in ``z`` with parameters ``theta``, and its solution.
 
     The solution and its derivative were computed with 50 digits, by formulas written a second
-    time, and rounded to float64.
+    time, and rounded to float64; NIST's certified solutions have 11 digits, and CUTEst's were
+    computed in float64.
 
     Attributes
     ----------
@@ -56,6 +57,10 @@ class Problem:
     regular
         Whether the Jacobian of the optimality condition is regular at the solution. Where it is
         not, the solution has no derivative.
+    certified
+        A solution given by the source, in the digits that it has there, or None.
+    squares
+        The least sum of squared residuals, in the same digits, or None.
 
     Examples
     --------
@@ -74,6 +79,8 @@ class Problem:
     parameters: tuple[float, ...]
     source: str
     regular: bool = True
+    certified: tuple[float, ...] | None = None
+    squares: float | None = None
 
     def __str__(self) -> str:
         """Return the name."""
@@ -94,13 +101,15 @@ class Problem:
     @property
     def solution(self) -> Tensor | None:
         """The solution at the standard parameters, float64; None if there is none."""
+        if self.certified is not None:
+            return torch.tensor(self.certified, dtype=torch.float64)
         return _reference(self.name, "solution")
 
     @property
     def derivative(self) -> Tensor | None:
         """Its derivative with respect to ``theta``, float64, ``(n, p)`` or ``(p,)``.
 
-        None if there is no solution, or none that is differentiable.
+        None if there is no solution, none that is differentiable, or if it is not stored.
         """
         return _reference(self.name, "derivative")
 
