@@ -22,6 +22,7 @@ def patterns(like: Tensor) -> tuple[Tensor, ...]:
 
 
 @lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def _patterns(n: int) -> tuple[tuple[float, ...], ...]:
     draw = random.Random(12345)
     return tuple(

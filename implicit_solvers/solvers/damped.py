@@ -117,7 +117,7 @@ class Damped(EquationMethod):
         state = DampedState(*point, 0, None, True, point, None, _FULL, None, memory)
         if problem.branches:
             return state
-        one, direction = torch.ones_like(point.error), torch.zeros_like(z)
+        one, direction = z.new_ones(len(z)), torch.zeros_like(z)
         state = state._replace(
             flag=torch.zeros_like(one, dtype=torch.int64), accepted=one > 0, direction=direction
         )

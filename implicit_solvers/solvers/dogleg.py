@@ -141,9 +141,7 @@ class Dogleg(ScaledRegion):
         none, image = torch.zeros_like(z), torch.zeros_like(residuals)
         if self._bold(problem, z):
             matrix = z.new_zeros(*z.shape, z.shape[-1])
-            pivots = torch.zeros_like(z, dtype=torch.int32)
-            factors = matrix, pivots, pivots.sum(-1, dtype=torch.int32), none
-            return Linear(none, matrix, factors)
+            return Linear(none, matrix, LU().factor_dense(matrix))
         return Way(none, none, none, image, none, image)
 
     def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
