@@ -30,9 +30,9 @@ from implicit_solvers.outcome import DIGIT, ROUNDINGS
 from implicit_solvers.rounding import patterns
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import Factors
-from implicit_solvers.solvers.damped import Aim, DampedState
+from implicit_solvers.solvers.damped import Aim, DampedState, Point
 from implicit_solvers.solvers.gauss_newton import full_step, normal_step
-from implicit_solvers.solvers.newton import Trial, first_length, measured, shortened
+from implicit_solvers.solvers.newton import Trial, begun, first_length, measured, shortened
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.solvers.trust_region import (
     Proposal,
@@ -147,9 +147,13 @@ class Dogleg(ScaledRegion):
     def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
         """Evaluate at the start."""
         state = super().init(problem, z)
+        return begun(self, problem, state) if self._bold(problem, z) else state
+
+    def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
+        """Evaluate the residuals; `pays` tells how large a root's are."""
         if not self._bold(problem, z):
-            return state
-        return state._replace(estimate=pick(state.error == 0, 0.0, 0 * state.error + torch.inf))
+            return super().evaluate(problem, z)
+        return Point(z, problem.residual_to_factor(z), None)
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Linearize where a trial was accepted, and find Newton's step."""
@@ -254,23 +258,26 @@ class Dogleg(ScaledRegion):
         newton = region.newton
         if newton is None:
             return super().pays(problem, state)
+        free = newton.along
+        if nowhere(free):
+            state = state._replace(error=problem.size(self.norm, state.residual))
+        else:
+            tried, trial = measured(self, problem, state, LU(), memory.factors)
+            falls = either(tried.error <= 0.5 * state.kept.error, tried.estimate == 0)
+            tried = tried._replace(accepted=pick(newton.damps, tried.accepted, falls))
+            search = region._replace(newton=newton._replace(trial=trial))
+            tried = tried._replace(search=search)
+            if everywhere(free):
+                return tried
+            state = state._replace(error=tried.error, search=search)
         # a lane that is taken back asks nothing
         estimate = pick(state.error == 0, 0.0, 0 * state.error + torch.inf)
         found = state._replace(accepted=state.flag == 0, estimate=estimate)
-        if not everywhere(either(newton.along, newton.back)):
+        if not everywhere(either(free, newton.back)):
             within = super().pays(problem, state)._replace(estimate=estimate)
             within = within._replace(accepted=both(within.accepted, within.flag == 0))
             found = pick(newton.back, found, within)
-        if nowhere(newton.along):
-            return found
-        pays, estimate, trial = measured(self, problem, state, LU(), memory.factors)
-        falls = state.error <= 0.5 * state.kept.error
-        pays = pick(newton.damps, pays, either(falls, estimate == 0))
-        newton = newton._replace(trial=trial)
-        found = found._replace(search=found.search._replace(newton=newton))
-        search = region._replace(newton=newton)
-        free = state._replace(accepted=pays, estimate=estimate, search=search)
-        return pick(newton.along, free, found)
+        return found if nowhere(free) else pick(free, tried, found)
 
     def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
         """Go along the way up to where it leaves the region."""

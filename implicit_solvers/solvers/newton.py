@@ -35,6 +35,7 @@ __all__ = [
     "Factored",
     "Newton",
     "Trial",
+    "begun",
     "factor_jacobian",
     "first_length",
     "measured",
@@ -93,22 +94,15 @@ class Factored(Halving):
         return self.direct_solver(n)
 
     def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
-        """Evaluate the residual; how large it is, only a budget asks at each step."""
-        direct = self.direct_solver(z.shape[-1])
-        if direct is None:
+        """Evaluate the residual; `pays` tells how large it is."""
+        if self.direct_solver(z.shape[-1]) is None:
             return super().evaluate(problem, z)
-        residual = problem.residual_to_factor(z)
-        size = None if self.rtol is not None else problem.size(self.norm, residual)
-        return Point(z, residual, size)
+        return Point(z, problem.residual_to_factor(z), None)
 
     def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
         """Evaluate the residual at the start."""
         state = super().init(problem, z)
-        if self.direct_solver(z.shape[-1]) is None:
-            return state
-        error = problem.size(self.norm, state.residual)
-        estimate = pick(error == 0, 0.0, 0 * error + torch.inf)
-        return state._replace(error=error, estimate=estimate, kept=state.kept._replace(error=error))
+        return state if self.direct_solver(z.shape[-1]) is None else begun(self, problem, state)
 
     def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
         """Try the whole step, or what the last steps promise after one that was shortened."""
@@ -131,15 +125,11 @@ class Factored(Halving):
         direct = self.direct_solver(state.z.shape[-1])
         if direct is None:
             return super().pays(problem, state)
-        accepted, estimate, trial = measured(self, problem, state, direct, state.memory.inverse)
+        state, trial = measured(self, problem, state, direct, state.memory.inverse)
         if self.halvings == 0:
             accepted = True if problem.branches else trial.rest == trial.rest
-        return state._replace(
-            accepted=accepted,
-            error=trial.rest if self.rtol is not None else state.error,
-            estimate=estimate,
-            search=trial,
-        )
+            state = state._replace(accepted=accepted)
+        return state._replace(search=trial)
 
     def stopped(self, state: DampedState, stuck: Mask) -> Any:
         """Return the flags, with STALLED where lanes are stuck; a budget judges nothing."""
@@ -318,12 +308,20 @@ def shortened(solver: Any, state: DampedState, trial: Trial) -> Any:
     return pick(shorter < 0.5 * t, pick(shorter > 0.1 * t, shorter, 0.1 * t), 0.5 * t)
 
 
+def begun(solver: Any, problem: EquationProblem, state: DampedState) -> DampedState:
+    """Return the state at the start with its error and the estimate of that of ``z``."""
+    error = problem.size(solver.norm, state.residual)
+    estimate = pick(error == 0, 0.0, 0 * error + torch.inf)
+    return state._replace(error=error, estimate=estimate, kept=state.kept._replace(error=error))
+
+
 def measured(
     solver: Any, problem: EquationProblem, state: DampedState, direct: DirectSolver, factors: Factors
-) -> tuple[Mask, Any, Trial]:
-    """Return where a trial pays, by the step that would follow it, and the estimate of its error."""
+) -> tuple[DampedState, Trial]:
+    """Return where a trial pays, by the step that would follow it, and what that shows."""
     left = direct.solve(factors, state.residual.unsqueeze(-1), False).squeeze(-1)
-    size, rest = problem.sizes_and_scale(solver, state.z, state.direction, left)
+    vectors = state.direction, left, state.residual
+    size, rest, error = problem.sizes_and_scale(solver, state.z, *vectors)
     t, rate = state.length, divide(rest, size)
     estimate = divide(rest, larger(1 - 3 * rate, 1 - 3 * _LINEAR))
     estimate = pick(t == 1, estimate, torch.inf)
@@ -331,4 +329,5 @@ def measured(
     accepted: Mask = rest - (1 - 0.25 * t) * size <= 0
     if solver.rtol is not None:
         accepted = either(accepted, estimate - problem.tolerance(solver, state.z) <= 0)
-    return accepted, estimate, Trial(size, left, rest)
+    state = state._replace(error=error, estimate=estimate, accepted=accepted)
+    return state, Trial(size, left, rest)
