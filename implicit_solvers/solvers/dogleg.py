@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import (
-    Mask,
-    along,
     both,
-    either,
-    everywhere,
     no,
-    nowhere,
     pick,
-    settle,
 )
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG
@@ -26,17 +20,12 @@ from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.problem import EquationProblem, ResidualMap
-from implicit_solvers.outcome import DIGIT, ROUNDINGS
-from implicit_solvers.rounding import patterns
-from implicit_solvers.solution import Status
-from implicit_solvers.solver import Factors
-from implicit_solvers.solvers.damped import Aim, DampedState, Point
+from implicit_solvers.solvers.damped import DampedState
 from implicit_solvers.solvers.gauss_newton import full_step, normal_step
-from implicit_solvers.solvers.newton import Trial, begun, first_length, measured, shortened
+from implicit_solvers.solvers.newton_first import Linear, NewtonFirst
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.solvers.trust_region import (
     Proposal,
-    ScaledRegion,
     decomposed,
     length,
     promised,
@@ -44,8 +33,6 @@ from implicit_solvers.solvers.trust_region import (
 )
 
 __all__ = ["Dogleg"]
-
-_SHORTEST = 1e-3
 
 
 class Way(NamedTuple):
@@ -59,29 +46,8 @@ class Way(NamedTuple):
     end_image: Tensor
 
 
-class Linear(NamedTuple):
-    """A Jacobian and its factors; the way is laid where Newton's steps do not pay."""
-
-    scale: Tensor
-    matrix: Tensor
-    factors: Factors
-
-
-class Along(NamedTuple):
-    """Where a lane goes ``along`` Newton's step, and whether it ``damps`` that; its last trial.
-
-    Lanes that do so no more are taken ``back`` to the ``first`` iterate.
-    """
-
-    along: Mask
-    damps: Mask
-    back: Mask
-    first: Tensor
-    trial: Trial | None
-
-
 @dataclass(frozen=True)
-class Dogleg(ScaledRegion):
+class Dogleg(NewtonFirst):
     """Powell's dogleg: ``z <- z + p``, ``p`` on the way from steepest descent to Newton's step.
 
     For roots and fixed points (``r = F``) and for least squares. The way leads from zero to the
@@ -122,7 +88,6 @@ class Dogleg(ScaledRegion):
     tensor([1.0982e-05, 9.1061e+00], dtype=torch.float64)
     """
 
-    damps: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
 
     def factorization(self, n: int) -> LU | None:
@@ -132,36 +97,17 @@ class Dogleg(ScaledRegion):
     def _products(self, problem: EquationProblem, z: Tensor) -> Any:
         return self.by_products(z, CG(rtol=1e-3) if problem.fits else GMRES(rtol=1e-3))
 
-    def _bold(self, problem: EquationProblem, z: Tensor) -> bool:
+    def bold(self, problem: EquationProblem, z: Tensor) -> bool:
         """Tell whether Newton's steps are tried first: where a root's Jacobian is factored."""
         return not problem.fits and self._products(problem, z) is None
 
     def blank(self, problem: EquationProblem, z: Tensor, residuals: Tensor) -> Way | Linear:
         """Return a model of zeros."""
         none, image = torch.zeros_like(z), torch.zeros_like(residuals)
-        if self._bold(problem, z):
+        if self.bold(problem, z):
             matrix = z.new_zeros(*z.shape, z.shape[-1])
             return Linear(none, matrix, LU().factor_dense(matrix))
         return Way(none, none, none, image, none, image)
-
-    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
-        """Evaluate at the start."""
-        state = super().init(problem, z)
-        return begun(self, problem, state) if self._bold(problem, z) else state
-
-    def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
-        """Evaluate the residuals; `pays` tells how large a root's are."""
-        if not self._bold(problem, z):
-            return super().evaluate(problem, z)
-        return Point(z, problem.residual_to_factor(z), None)
-
-    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
-        """Linearize where a trial was accepted, and find Newton's step."""
-        aim = super().aim(problem, state, tired)
-        if not self._bold(problem, state.z):
-            return aim
-        r = state.residual.unsqueeze(-1)
-        return aim._replace(direction=LU().solve(aim.memory.factors, r, False).squeeze(-1))
 
     def modeled(self, problem: EquationProblem, state: DampedState) -> tuple[Way | Linear, Any]:
         """Linearize, and find the Newton or Gauss-Newton step."""
@@ -181,103 +127,6 @@ class Dogleg(ScaledRegion):
         slope.matrices = matrix = slope.dense()
         scale = torch.zeros_like(z) if before is None else before
         return Linear(scale, matrix, LU().factor(slope)), 0
-
-    def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
-        """Try Newton's step first."""
-        length, region = super().start(problem, state, length)
-        if not self._bold(problem, state.z):
-            return length, region
-        newton = region.newton
-        if newton is None:
-            always = True if problem.branches else region.kicks == 0
-            damps = always if self.damps else no(always)
-            newton = Along(always, damps, no(always), state.z, None)
-        length, trial = first_length(self, problem, state, newton.trial, length)
-        short = both(newton.damps, length < _SHORTEST)
-        newton = newton._replace(
-            along=both(no(newton.back), no(short)),
-            damps=both(newton.damps, no(short)),
-            back=short,
-            trial=trial,
-        )
-        return pick(short, 1.0, length), region._replace(newton=newton)
-
-    def again(self, state: DampedState) -> tuple[Any, Any, Mask]:
-        """Shorten Newton's step, or go on within the region."""
-        length, region, _ = super().again(state)
-        newton = region.newton
-        if newton is None:
-            return length, region, False
-        if nowhere(newton.along):
-            return length, region._replace(newton=newton._replace(back=False)), False
-        shorter = shortened(self, state, newton.trial)
-        shortens = both(newton.damps, both(shorter >= _SHORTEST, newton.trial.size < torch.inf))
-        shortens = both(newton.along, shortens)
-        over = both(newton.along, no(shortens))
-        rejected, damps = pick(newton.along, 0, region.rejected), newton.damps
-        newton = newton._replace(along=shortens, damps=both(damps, no(over)), back=both(over, damps))
-        length = pick(shortens, shorter, pick(over, 1.0, length))
-        return length, region._replace(newton=newton, rejected=rejected), False
-
-    def ahead(self, problem: EquationProblem, state: DampedState) -> tuple[Tensor, DampedState]:
-        """Go along Newton's step, or along the way within the region."""
-        region, memory = state.search, state.memory
-        if region.newton is None:
-            return super().ahead(problem, state)
-        free, back = region.newton.along, region.newton.back
-        if problem.branches and (isinstance(free, Tensor) or isinstance(back, Tensor)):
-            _, (free, back) = settle(len(state.z), free, back)
-            region = region._replace(newton=region.newton._replace(along=free, back=back))
-            state = state._replace(search=region)
-        z = along(state.z, -state.length, state.direction)
-        if everywhere(free):
-            return z, state
-        drowned = both(both(no(free), state.flag == 0), self._drowned(problem, state))
-        state = state._replace(flag=pick(drowned, int(Status.STALLED), state.flag))
-        z = pick(back, region.newton.first, z)
-        if everywhere(either(free, back)):
-            return z, state
-        memory = memory._replace(scale=scales(memory.matrix, memory.scale))
-        within, new = super().ahead(problem, state._replace(memory=memory))
-        return pick(either(free, back), (z, state), (within, new))
-
-    def _drowned(self, problem: EquationProblem, state: DampedState) -> Mask:
-        """Tell where Newton's step is what rounding makes of it."""
-        z, r, (_, matrix, factors) = state.z, state.residual, state.memory
-        terms = (matrix.abs() @ z.abs().unsqueeze(-1)).squeeze(-1) + r.abs()
-        noise = (torch.finfo(z.dtype).eps * patterns(z)[0] * terms).unsqueeze(-1)
-        noise = LU().solve(factors, noise, False).squeeze(-1)
-        size, least = problem.sizes(self.norm, state.direction, noise)
-        digit = DIGIT * problem.scale(self, z)
-        ends = either(size + least <= digit, both(least > digit, least < torch.inf))
-        return both(self.rtol is not None, both(size <= ROUNDINGS * least, ends))
-
-    def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
-        """Tell where the step that would follow is short enough, or keeps its promise."""
-        region, memory = state.search, state.memory
-        newton = region.newton
-        if newton is None:
-            return super().pays(problem, state)
-        free = newton.along
-        if nowhere(free):
-            state = state._replace(error=problem.size(self.norm, state.residual))
-        else:
-            tried, trial = measured(self, problem, state, LU(), memory.factors)
-            falls = either(tried.error <= 0.5 * state.kept.error, tried.estimate == 0)
-            tried = tried._replace(accepted=pick(newton.damps, tried.accepted, falls))
-            search = region._replace(newton=newton._replace(trial=trial))
-            tried = tried._replace(search=search)
-            if everywhere(free):
-                return tried
-            state = state._replace(error=tried.error, search=search)
-        # a lane that is taken back asks nothing
-        estimate = pick(state.error == 0, 0.0, 0 * state.error + torch.inf)
-        found = state._replace(accepted=state.flag == 0, estimate=estimate)
-        if not everywhere(either(free, newton.back)):
-            within = super().pays(problem, state)._replace(estimate=estimate)
-            within = within._replace(accepted=both(within.accepted, within.flag == 0))
-            found = pick(newton.back, found, within)
-        return found if nowhere(free) else pick(free, tried, found)
 
     def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
         """Go along the way up to where it leaves the region."""

@@ -316,7 +316,11 @@ def begun(solver: Any, problem: EquationProblem, state: DampedState) -> DampedSt
 
 
 def measured(
-    solver: Any, problem: EquationProblem, state: DampedState, direct: DirectSolver, factors: Factors
+    solver: Any,
+    problem: EquationProblem,
+    state: DampedState,
+    direct: DirectSolver,
+    factors: Factors,
 ) -> tuple[DampedState, Trial]:
     """Return where a trial pays, by the step that would follow it, and what that shows."""
     left = direct.solve(factors, state.residual.unsqueeze(-1), False).squeeze(-1)

@@ -178,15 +178,15 @@ class ModelSteps(Damped):
         pays, ratio, stuck = _weighed(problem, state)
         if not everywhere(pays):
             stuck = either(stuck, problem.size(length, state.z - state.kept.z) == 0)
-        kicked, stuck = region.kicks == 1, either(stuck, region.rejected > self.trials)
-        # a budget's lane stays where no step pays
+        stuck = either(stuck, region.rejected > self.trials)
+        known, kicked = region.promised == region.promised, region.kicks == 1
+        # a budget's lane stays where no step pays; a root's leaves where none does, once
+        may = both(region.kicks == 0, self.rtol is not None and not problem.fits)
+        leaves = both(both(stuck, known), may)
         stalled = 0 if self.rtol is None else int(Status.STALLED)
-        known = region.promised == region.promised
-        leaves = self.rtol is not None and not problem.fits
-        leaves = both(both(stuck, leaves), both(known, region.kicks == 0))
         why = pick(known, stalled, int(Status.NONFINITE))
-        why = pick(either(leaves, kicked), 0, why)
-        flag = pick(both(stuck, state.flag == 0), why, state.flag)
+        ends = both(both(stuck, no(either(leaves, kicked))), state.flag == 0)
+        flag = pick(ends, why, state.flag)
         radius = pick(kicked, torch.inf, self.resized(state, ratio))
         kicks = pick(kicked, 2, pick(leaves, 1, region.kicks))
         accepted = either(both(pays, no(stuck)), both(kicked, state.error < torch.inf))

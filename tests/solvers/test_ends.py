@@ -86,11 +86,7 @@ def test_failure(kind, fn, start, solver, ends):
     assert int(sol.iterations) <= solver.max_steps and bool(torch.isfinite(sol.value).all())
 
 
-TRAPS = [
-    name
-    for name, case in ENDS.items()
-    if case[3] in TRUST and case[4] == "STALLED SINGULAR"
-]
+TRAPS = [name for name, case in ENDS.items() if case[3] in TRUST and case[4] == "STALLED SINGULAR"]
 
 
 @pytest.mark.parametrize("name", TRAPS)
