@@ -16,9 +16,9 @@ class NewtonDogleg(Dogleg):
 
     Each lane begins as in `Newton`: a step ``t p`` pays by the step that would follow it, in which
     no units of ``F`` or of its rows enter. Where ``t`` would be less than a thousandth, steps of
-    `Dogleg` take over, from the start again. They are Newton's whole steps wherever these halve
-    ``|F|``, and else within a region in which ``|F|`` falls. A lane whose step is no more than what
-    rounding makes of it ends.
+    `Dogleg` take over. They are Newton's whole steps wherever these halve ``|F|``, and else within
+    a region in which ``|F|`` falls. A lane whose step is no more than what rounding makes of it
+    ends.
 
     Beyond 512 unknowns, or with a ``linear_solver``, it is `Dogleg`. Source: Deuflhard, "Newton
     Methods for Nonlinear Problems" (2004), section 3.3; Powell, "A hybrid method for nonlinear

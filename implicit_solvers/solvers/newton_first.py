@@ -43,15 +43,10 @@ class Linear(NamedTuple):
 
 
 class Along(NamedTuple):
-    """Where a lane goes ``along`` Newton's step, and whether it ``damps`` that; its last trial.
-
-    Lanes that do so no more are taken ``back`` to the ``first`` iterate.
-    """
+    """Where a lane goes ``along`` Newton's step, and whether it ``damps`` that; its last trial."""
 
     along: Mask
     damps: Mask
-    back: Mask
-    first: Tensor
     trial: Trial | None
 
 
@@ -61,8 +56,8 @@ class NewtonFirst(ScaledRegion):
 
     A whole step is tried at each new model, and accepted if it halves ``|F|``. Lanes that begin
     with damped steps (``damps``) try shorter ones too, and accept them as `Factored` does, until
-    the length is below a thousandth: then they go back to the start, and damp no more. Where
-    Newton's step is no longer than twenty times what rounding makes of it, a lane ends.
+    the length is below a thousandth; from then on they damp no more. Where Newton's step is no
+    longer than twenty times what rounding makes of it, a lane ends.
     """
 
     damps: ClassVar[bool] = False
@@ -99,34 +94,25 @@ class NewtonFirst(ScaledRegion):
         if newton is None:
             always = True if problem.branches else region.kicks == 0
             damps = always if self.damps else no(always)
-            newton = Along(always, damps, no(always), state.z, None)
+            newton = Along(always, damps, None)
         length, trial = first_length(self, problem, state, newton.trial, length)
         short = both(newton.damps, length < _SHORTEST)
-        newton = newton._replace(
-            along=both(no(newton.back), no(short)),
-            damps=both(newton.damps, no(short)),
-            back=short,
-            trial=trial,
-        )
+        newton = Along(no(short), both(newton.damps, no(short)), trial)
         return pick(short, 1.0, length), region._replace(newton=newton)
 
     def again(self, state: DampedState) -> tuple[Any, Any, Mask]:
         """Shorten Newton's step, or go on within the region."""
         length, region, _ = super().again(state)
         newton = region.newton
-        if newton is None:
+        if newton is None or nowhere(newton.along):
             return length, region, False
-        if nowhere(newton.along):
-            return length, region._replace(newton=newton._replace(back=False)), False
         shorter = shortened(self, state, newton.trial)
         shortens = both(newton.damps, both(shorter >= _SHORTEST, newton.trial.size < torch.inf))
         shortens = both(newton.along, shortens)
         over = both(newton.along, no(shortens))
-        rejected, damps = pick(newton.along, 0, region.rejected), newton.damps
-        newton = newton._replace(
-            along=shortens, damps=both(damps, no(over)), back=both(over, damps)
-        )
         length = pick(shortens, shorter, pick(over, 1.0, length))
+        rejected = pick(newton.along, 0, region.rejected)
+        newton = newton._replace(along=shortens, damps=both(newton.damps, no(over)))
         return length, region._replace(newton=newton, rejected=rejected), False
 
     def ahead(self, problem: EquationProblem, state: DampedState) -> tuple[Tensor, DampedState]:
@@ -134,22 +120,19 @@ class NewtonFirst(ScaledRegion):
         region, memory = state.search, state.memory
         if region.newton is None:
             return super().ahead(problem, state)
-        free, back = region.newton.along, region.newton.back
-        if problem.branches and (isinstance(free, Tensor) or isinstance(back, Tensor)):
-            _, (free, back) = settle(len(state.z), free, back)
-            region = region._replace(newton=region.newton._replace(along=free, back=back))
+        free = region.newton.along
+        if problem.branches and isinstance(free, Tensor):
+            _, (free,) = settle(len(free), free)
+            region = region._replace(newton=region.newton._replace(along=free))
             state = state._replace(search=region)
         z = along(state.z, -state.length, state.direction)
         if everywhere(free):
             return z, state
-        drowned = both(both(no(free), state.flag == 0), self._drowned(problem, state))
-        state = state._replace(flag=pick(drowned, int(Status.STALLED), state.flag))
-        z = pick(back, region.newton.first, z)
-        if everywhere(either(free, back)):
-            return z, state
+        drowned = both(state.flag == 0, self._drowned(problem, state))
+        flag = pick(drowned, int(Status.STALLED), state.flag)
         memory = memory._replace(scale=scales(memory.matrix, memory.scale))
-        within, new = super().ahead(problem, state._replace(memory=memory))
-        return pick(either(free, back), (z, state), (within, new))
+        within, new = super().ahead(problem, state._replace(memory=memory, flag=flag))
+        return pick(free, (z, state), (within, new))
 
     def _drowned(self, problem: EquationProblem, state: DampedState) -> Mask:
         """Tell where Newton's step is what rounding makes of it."""
@@ -174,17 +157,13 @@ class NewtonFirst(ScaledRegion):
         else:
             tried, trial = measured(self, problem, state, LU(), memory.factors)
             falls = either(tried.error <= 0.5 * state.kept.error, tried.estimate == 0)
-            tried = tried._replace(accepted=pick(newton.damps, tried.accepted, falls))
+            accepted = pick(newton.damps, tried.accepted, falls)
             search = region._replace(newton=newton._replace(trial=trial))
-            tried = tried._replace(search=search)
+            tried = tried._replace(accepted=accepted, search=search)
             if everywhere(free):
                 return tried
             state = state._replace(error=tried.error, search=search)
-        # a lane that is taken back asks nothing
         estimate = pick(state.error == 0, 0.0, 0 * state.error + torch.inf)
-        found = state._replace(accepted=state.flag == 0, estimate=estimate)
-        if not everywhere(either(free, newton.back)):
-            within = super().pays(problem, state)._replace(estimate=estimate)
-            within = within._replace(accepted=both(within.accepted, within.flag == 0))
-            found = pick(newton.back, found, within)
-        return found if nowhere(free) else pick(free, tried, found)
+        within = super().pays(problem, state._replace(estimate=estimate))
+        within = within._replace(accepted=both(within.accepted, within.flag == 0))
+        return within if nowhere(free) else pick(free, tried, within)
