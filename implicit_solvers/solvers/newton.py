@@ -107,7 +107,7 @@ class Factored(Halving):
     def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
         """Try the whole step, or what the last steps promise after one that was shortened."""
         before: Trial | None = state.search
-        if self.direct_solver(state.z.shape[-1]) is None or self.halvings == 0:
+        if self.direct_solver(state.z.shape[-1]) is None:
             return length, before
         return first_length(self, problem, state, before, length)
 

@@ -75,7 +75,9 @@ class NewtonFirst(ScaledRegion):
         """Evaluate the residuals; `pays` tells how large a root's are."""
         if not self.bold(problem, z):
             return super().evaluate(problem, z)
-        return Point(z, problem.residual_to_factor(z), None)
+        residual = problem.residual_to_factor(z)
+        error = None if problem.branches else problem.size(self.norm, residual)
+        return Point(z, residual, error)
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Linearize where a trial was accepted, and find Newton's step."""
