@@ -318,6 +318,8 @@ def rows(
         return value.new_zeros(*value.shape, n)
     if basis is None or len(basis) != m:
         basis = torch.eye(m, dtype=value.dtype, device=value.device)
+    if compiling():
+        return torch.func.vmap(row, out_dims=-2)(basis)
     with no_saved_tensor_hooks():
         try:
             return torch.func.vmap(row)(basis).movedim(0, -2)

@@ -61,7 +61,7 @@ class _Judge:
             status = found.status
         else:
             # no Jacobian is factored: is F small beside the terms that cancel in it?
-            status = (found.residual > rtol * rms(problem.linearize(z).bound(z))) * RUNNING
+            status = (found.residual > rtol * rms(problem.linearize(z).sizes(z))) * RUNNING
         return found._replace(status=torch.where(status == RUNNING, int(Status.REJECTED), status))
 
 
@@ -116,7 +116,7 @@ def attach(
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     rtol, atol
-        ``z`` counts as a solution where the estimated error of ``z``, by a step of Newton's method from there, is at
+        ``z`` counts as a solution where its estimated error, by a step of Newton's method, is at
         most ``atol + rtol rms(z)``, or what rounding allows; in units of ``z``. ``rtol`` defaults
         to ``sqrt(eps)``, 1.5e-8 in float64 and 3.5e-4 in float32, ``atol`` to zero. Beyond 512
         unknowns no Jacobian is formed, and the residual is compared with the terms that cancel in

@@ -53,7 +53,7 @@ from implicit_solvers.torch_internals import (
 )
 from implicit_solvers.traced_equation import obstacle, solve_in_graph
 from implicit_solvers.unrolling import unroll
-from implicit_solvers.verdict import examiner
+from implicit_solvers.verdict import made_by
 
 __all__ = ["Task", "name_of", "solve_equation"]
 
@@ -230,7 +230,7 @@ def _attach_spec(
     M, M_tensors = adjoint_preconditioner(
         task, structure, found.z, statement.join(statement.tensors)
     )
-    made = LU() if task.solver is None else examiner(task.solver, structure.size)
+    made = LU() if task.solver is None else made_by(task.solver, structure.size)
     factors = found.factors if type(made) is type(statement.adjoint_solver) else []
     lanes = own.shared(len(M_tensors)).insert(0, len(factors), (), task.batch_dims > 0)
     start, solve, lead = task.adjoint_start, None, [*factors, *M_tensors]
@@ -243,7 +243,6 @@ def _attach_spec(
             task.on_failure,
             adjoint=True,
             hints=len(factors),
-            exact=True,
             preconditioner=M,
             preconditioner_tensors=len(M_tensors),
             adjoint_start=None if start is None else AdjointMemory(start, structure),

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.agreement import Mask
 from implicit_solvers.rounding import patterns
 
-__all__ = ["Examination", "by_newton"]
+__all__ = ["ULPS", "Examination", "by_newton"]
 
-_ULPS = 4.0
+ULPS = 4.0
 
 
 class Examination(NamedTuple):
@@ -20,7 +21,8 @@ class Examination(NamedTuple):
 
     Newton's next point is ``z - step``. ``noise`` are errors that the rounding of ``F`` may make
     in ``z``; the last of them was seen in ``F``, the others are what to expect of it. ``kick``
-    leads down where the curvature is negative, and is zero elsewhere.
+    leads down where the curvature is negative, and is zero elsewhere. Where it is not ``drowned``,
+    ``F`` is larger than its rounding, however small the step is beside the noise.
     """
 
     residual: Tensor
@@ -28,27 +30,31 @@ class Examination(NamedTuple):
     noise: Sequence[Tensor]
     factors: tuple[Tensor, ...]
     kick: Tensor | None = None
+    drowned: Mask = True
 
 
 def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
     """Examine points by the factors of the Jacobian of the condition."""
     F, A = problem.residual_to_factor(z), problem.linearize(z)
-    if direct.forms:
-        A.matrices = A.dense()
     factors = direct.factor(A)
-    columns = torch.stack([F, *roundings(problem, z, F, A)], -1)
+    A.matrices = A.formed
+    w = direct.sizes(A, factors, z) + F.abs()
+    columns = torch.stack([F, *roundings(problem, z, F, A, w)], -1)
     step, *noise = direct.solve(factors, columns, False).unbind(-1)
-    return Examination(F, step, noise, factors)
+    matrix = z.new_empty(len(z), 0) if A.formed is None else A.formed
+    return Examination(F, step, noise, (*factors, matrix))
 
 
-def roundings(problem: Any, z: Tensor, F: Tensor, A: Any) -> tuple[Tensor, Tensor, Tensor]:
+def roundings(
+    problem: Any, z: Tensor, F: Tensor, A: Any, w: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return three samples of what rounding does to ``F`` at ``z``.
 
-    Two are a rounding of every term of ``F'(z) z``, by patterns of signs; the last is how far ``F``
-    is from its linear model after a step of a few roundings of ``z``.
+    Two are a rounding of every term, of the sizes ``w``, by patterns of signs; the last is how far
+    ``F`` is from its linear model after a step of a few roundings of ``z``.
     """
     eps = torch.finfo(z.dtype).eps
     first, second, third = patterns(z)
-    w = eps * (A.bound(z) + F.abs())
-    there = torch.addcmul(z, problem.reach(z), third, value=_ULPS * eps)
+    w = eps * w
+    there = torch.addcmul(z, problem.reach(z), third, value=ULPS * eps)
     return w * first, w * second, problem.residual(there) - F - A.mv(there - z)

@@ -83,7 +83,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     def again(carry: Any) -> Any:
         found, start = carry
         going = found.status == RUNNING
-        if compiling() or not problem.separable:
+        if compiling() or not problem.separable or len(start) == 1:
             here, keep = inside(problem), slice(None)
         else:
             keep = going.nonzero().squeeze(-1)
@@ -94,7 +94,9 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
         new, onward = pick(going, (new, onward), select((found, start), keep))
         return _put((found, start), keep, (new, onward))
 
-    found, _ = repeat(lambda carry: (carry[0].status == RUNNING).any(), again, (found, start), _ROUNDS)
+    found, _ = repeat(
+        lambda carry: (carry[0].status == RUNNING).any(), again, (found, start), _ROUNDS
+    )
     stuck = found.status == RUNNING
     return found._replace(status=torch.where(stuck, int(Status.STALLED), found.status))
 

@@ -88,7 +88,7 @@ class Monitor:
         return [record for record in self.records if record.equation.startswith("adjoint of ")]
 
     def table(self, console: Console | None = None) -> None:
-        """Print a line for each solve: lanes, steps, the largest residual and error, statuses, time."""
+        """Print a line for each solve: lanes, steps, largest residual and error, statuses, time."""
         table = Table("equation", "solver", "lanes", "steps", "residual", "error", "status", "ms")
         for record in self.records:
             counts = {
@@ -102,7 +102,10 @@ class Monitor:
                 record.solver,
                 str(record.lanes),
                 "-" if empty else str(int(record.iterations.max())),
-                *("-" if empty else f"{float(v.max()):.2e}" for v in (record.residual, record.error)),
+                *(
+                    "-" if empty else f"{float(v.max()):.2e}"
+                    for v in (record.residual, record.error)
+                ),
                 ", ".join(n if single else f"{n}: {c}" for n, c in counts.items()),
                 f"{1e3 * record.seconds:.2f}",
             )

@@ -12,6 +12,8 @@ from torch import Tensor
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, UnrolledAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.examination import Examination
+from implicit_solvers.fit_examination import by_singular_values
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
@@ -36,6 +38,10 @@ class LeastSquaresEquation(Equation):
         """Return ``J^T r``."""
         residuals, pull = vjp(lambda u: self.fn(u, *operands), z)
         return pull(residuals)[0]
+
+    def examine(self, problem: Any, z: Tensor, direct: Any) -> Examination:
+        """Return Newton's step from ``z (N, n)``, of the full Hessian, and what rounding makes."""
+        return by_singular_values(problem, z)
 
 
 class GaussNewtonEquation(LeastSquaresEquation):
@@ -129,7 +135,10 @@ def least_squares(
 
     Notes
     -----
-    Source: Nocedal and Wright, "Numerical Optimization", chapter 10.
+    Where a solve ends, Newton's step of the full Hessian says how far the fit is, with ``J`` by its
+    singular values. A saddle is left along its negative curvature (SADDLE, if it is the start); an
+    unknown without influence, as on a plateau, makes a fit SINGULAR. Source: Nocedal and Wright,
+    "Numerical Optimization", chapter 10.
 
     Examples
     --------

@@ -21,6 +21,7 @@ from implicit_solvers.agreement import (
     spread,
 )
 from implicit_solvers.solution import Status
+from implicit_solvers.tolerance import equation_tolerance
 
 __all__ = [
     "DIGIT",
@@ -29,6 +30,7 @@ __all__ = [
     "RUNNING",
     "Departed",
     "Outcome",
+    "contracted",
     "estimated",
     "goal",
     "goes_on",
@@ -76,7 +78,9 @@ class Departed:
         """Let all lanes leave but those at ``keep``; what these have ``now`` is provisional."""
         if self.full is None:
             # (what lanes share may be expanded, and the iterate is the user's at the start)
-            self.full = Outcome(*(part.clone() for part in now.spread()[:5]))
+            now = now.spread()
+            factors = tuple(t.clone() for t in now.factors)
+            self.full = Outcome(*(part.clone() for part in now[:5]), factors)
             self.places = keep
         else:
             assert self.places is not None
@@ -93,7 +97,9 @@ class Departed:
     def _put(self, now: Outcome) -> None:
         assert self.full is not None and self.places is not None
         keep = self.places
-        for whole, part in zip(self.full[:5], now.spread()[:5], strict=True):
+        now = now.spread()
+        parts = zip([*self.full[:5], *self.full.factors], [*now[:5], *now.factors], strict=True)
+        for whole, part in parts:
             whole[keep] = part if len(part) == len(keep) else part[: len(keep)]
 
 
@@ -136,6 +142,10 @@ def _far(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
 
 def goal(solver: Any, problem: Any, state: Any) -> Any:
     """Return the error at or below which each lane has converged."""
+    unit = getattr(state, "unit", None)
+    if unit is not None:
+        eps = torch.finfo(state.z.dtype).eps
+        return equation_tolerance(solver.rtol, solver.atol, eps, unit)
     # that of a linear problem follows from its right-hand side, and some iterates are costly
     linear = getattr(problem, "linear", False)
     return problem.tolerance(solver, None if linear else state.z)
@@ -155,12 +165,15 @@ def estimated(solver: Any, problem: Any, new: Any, old: Any) -> Any:
         return own
     if getattr(problem, "linear", False):
         return new.error
-    error = new.error
     if old is None:
-        return pick(error == 0, 0.0, math.inf)
+        return pick(new.error == 0, 0.0, math.inf)
     before = getattr(new, "kept", old)
-    step = problem.size(solver.norm, new.z - before.z)
-    rate = pick(error == 0, 0.0, divide(error, before.error))
+    return contracted(problem.size(solver.norm, new.z - before.z), new.error, before.error)
+
+
+def contracted(step: Any, error: Any, before: Any) -> Any:
+    """Return the error that a ``step`` left, if the residual's norms after it and before tell."""
+    rate = pick(error == 0, 0.0, divide(error, before))
     gone = pick(rate < 1, step * rate / pick(rate < 1, 1 - rate, 1.0), math.inf)
     return pick(either(step > 0, error == 0), gone, math.inf)
 
@@ -176,17 +189,22 @@ def result(
     before = getattr(state, "steps_before", None)
     iterations = iterations if before is None else iterations + before
     known = getattr(state, "error_bound", estimate)
+    known = known if getattr(state, "unit", None) is None else torch.inf
     error = pick(status == int(Status.CONVERGED), known, torch.inf)
-    return Outcome(z, status, iterations, residual, error)
+    factors = tuple(getattr(state, "factors", ()))
+    if factors:
+        # with the place of the matrix, which was not formed
+        factors = (*factors, z.new_empty(len(z), 0))
+    return Outcome(z, status, iterations, residual, error, factors)
 
 
 def with_ended(running: Mask, new: Any, old: Any) -> Any:
     """Return ``new``, with what is asked of lanes that have ended from ``old``.
 
-    A state of plain fields need keep its iterate and what is known of it only; one that computes what it
-    returns is kept whole.
+    A state of plain fields need keep its iterate and what is known of it only; one that computes
+    what it returns is kept whole.
     """
-    if isinstance(getattr(type(new), "z", None), property):
+    if any(isinstance(getattr(type(new), k, None), property) for k in ("z", "factors")):
         return _whole(running, new, old)
     asked = [k for k in ("z", "error", "estimate", "rounding", "error_bound") if hasattr(new, k)]
     return new._replace(**{k: pick(running, getattr(new, k), getattr(old, k)) for k in asked})

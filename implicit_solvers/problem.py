@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import pick
-from implicit_solvers.autodiff import no_saved_tensor_hooks, pullback_on_graph, unwatched, vjp
+from implicit_solvers.autodiff import (
+    no_saved_tensor_hooks,
+    pullback_on_graph,
+    rows,
+    unwatched,
+    vjp,
+)
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.examination import Examination, by_newton
@@ -192,12 +198,12 @@ class EquationProblem:
             self._scale = solver.norm, z, scale
         return sizes
 
-    def number(self, t: Tensor) -> Any:
+    def number(self, t: Tensor | bool) -> Any:
         """Return a number of each lane ``(N,)``; Python's for one problem on a CPU.
 
         The last of many lanes has tensors still: what a solver remembers of it are some.
         """
-        return t.item() if self._on_host(t) else t
+        return t.item() if isinstance(t, Tensor) and self._on_host(t) else t
 
     def _on_host(self, t: Tensor) -> bool:
         if not self.branches or self.taken or self.count != 1:
@@ -308,7 +314,7 @@ class EquationProblem:
         jacobian = LaneMap(*of, like=grid, basis=self.basis)
         if kept is not None:
             jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
-            jacobian.matrices = kept.matrices
+            jacobian.matrices = jacobian.formed = kept.matrices
         return jacobian
 
     def identity(self, z: Tensor) -> Tensor:
@@ -344,6 +350,24 @@ class EquationProblem:
         """Return the Jacobian of the residuals at ``z``, ``m x n``."""
         template = JacobianTemplate(self.equation.fn if self.fits else self.equation.condition)
         return ResidualMap(self._linearized(template, z, residuals=self.fits))
+
+    def to_second_order(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the residuals of a fit, their Jacobian, its gradient, and the rest of its Hessian.
+
+        That is ``sum_i r_i Hess(r_i)``: what the Hessian has beside ``J^T J``.
+        """
+
+        def gradient(u: Tensor, w: Tensor) -> Tensor:
+            pulled: Tensor = vjp(lambda v: self._fn(v, *self.operands), u)[1](w)[0]
+            return pulled
+
+        grid, n = self._grid(z), z.shape[-1]
+        r = self._fn(grid, *self.operands)
+        value, pull = vjp(gradient, grid, r)
+        slopes = rows(lambda e: torch.cat(pull(e), -1), value, n + r.shape[-1])
+        slopes = slopes.reshape(self.count, n, -1)
+        r = r.reshape(self.count, -1)
+        return r, slopes[..., n:].mT, value.reshape(z.shape), slopes[..., :n]
 
     def to_compile(self, z: Tensor) -> EquationProblem | None:
         """Return the problem as steps from ``z`` are compiled for it; None if they cannot be."""

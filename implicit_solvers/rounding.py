@@ -17,7 +17,7 @@ def patterns(like: Tensor) -> tuple[Tensor, ...]:
     Plain signs could equal those of a singular vector. Source: Tisseur, "Newton's method in
     floating point arithmetic and iterative refinement of generalized eigenvalue problems" (2001).
     """
-    rows = torch.tensor(_patterns(like.shape[-1]), dtype=like.dtype, device=like.device)
+    rows = torch.tensor(_patterns(like.shape[-1]), dtype=like.real.dtype, device=like.device)
     return rows.unbind()
 
 

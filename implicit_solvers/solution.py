@@ -63,16 +63,16 @@ _HELP = {
     Status.CONVERGED: "the estimated error met the tolerance, or is what rounding allows",
     Status.BUDGET: "ran the number of steps asked for with rtol=None; convergence was not judged",
     Status.MAX_STEPS: (
-        "the estimated error was above the tolerance after max_steps: raise max_steps, start nearer "
-        "to the solution, try another solver, or loosen rtol and atol"
+        "the estimated error was above the tolerance after max_steps: raise max_steps, start "
+        "nearer to the solution, try another solver, or loosen rtol and atol"
     ),
     Status.NONFINITE: (
         "NaN or inf in the start, in the function's value there, or in every step tried: check "
         "the inputs of these lanes, or start where the function is defined"
     ),
     Status.STALLED: (
-        "no step comes nearer to a solution any more, at a point that is none: start elsewhere, try "
-        "another solver, or look for noise in the function"
+        "no step comes nearer to a solution any more, at a point that is none: start elsewhere, "
+        "try another solver, or look for noise in the function"
     ),
     Status.SINGULAR: (
         "the Jacobian (or matrix) is singular to working precision: no digit of a solution can be "
@@ -93,7 +93,8 @@ _HELP = {
     ),
     Status.BRACKET: (
         "the function has the same sign at both ends of the bracket, or wherever one was searched "
-        "for, or changes it at a pole: pass bracket=(lo, hi) with values of different sign, or use Newton()"
+        "for, or changes it at a pole: pass bracket=(lo, hi) with values of different sign, or use "
+        "Newton()"
     ),
     Status.INFEASIBLE: (
         "the constraints contradict each other, as multipliers found on the way prove: no point "
@@ -122,8 +123,8 @@ class ConvergenceWarning(UserWarning):
 class Solution(Generic[T]):
     """The result of a solve, a pytree; the statistics have one entry for each lane.
 
-    It prints in one line, with the most iterations and the largest error and residual of all lanes. To a type
-    checker it is generic: ``Solution[Tensor]`` has a tensor for its value.
+    It prints in one line, with the most iterations and the largest error and residual of all
+    lanes. To a type checker it is generic: ``Solution[Tensor]`` has a tensor for its value.
 
     Attributes
     ----------

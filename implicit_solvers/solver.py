@@ -56,10 +56,12 @@ class IterativeSolver:
     What is carried from step to step, its state, is a named tuple of tensors ``(N, ...)`` and
     numbers. ``z`` is the iterate ``(N, n)`` and ``error`` the norm of its residual ``(N,)``. An
     ``estimate (N,)`` is that of the error of ``z``, in its units; left out, the loop makes one of
-    the last step and what it left of the residual. ``flag`` is a `Status` ``(N,)`` that ends a lane which has not converged (0: go on); left out, none
-    does. The loop gives lanes that have ended a ``flag`` other than 0: whatever a step does in them
-    is not looked at. A state made by steps of its own, before the first, says in ``steps_before
-    (N,)`` how many to count.
+    the last step and what it left of the residual. What is estimated in another ``unit`` than
+    ``norm(z)`` has that beside it, 1 for a relative error, and is not reported. ``flag`` is a
+    `Status` ``(N,)`` that ends a lane which has not converged (0: go on); left out, none does. The
+    loop gives lanes that have ended a ``flag`` other than 0: whatever a step does in them is not
+    looked at. A state made by steps of its own, before the first, says in ``steps_before (N,)`` how
+    many to count.
 
     A solver whose error never grows says ``monotone = True``, so that the loop need not remember
     the best iterate of a lane that fails. One that comes nearer at a steady rate has a
@@ -168,7 +170,7 @@ class EquationMethod(IterativeSolver):
         return n <= DENSE_LIMIT
 
     def factorization(self, n: int) -> DirectSolver | None:
-        """Return what factors it; None for `LU`."""
+        """Return what factors it, or has made the ``factors`` in the state; None for `LU`."""
         return None
 
 
@@ -242,9 +244,10 @@ class DirectSolver(LinearSolver):
 
     ``factor`` takes the operators of a grid of lanes, or ``factor_dense`` their matrices; ``solve``
     takes the factors and right-hand sides ``(grid, n, columns)``, and ``status`` tells which
-    operators it could not factor. One that ``forms`` the matrices factors these. Factors that are ``keepable`` may be of an earlier step in some
-    lanes and of a later one in others. What it returns need not solve the system if it is not
-    ``exact``, as a pseudo-inverse. A subclass says how to factor, to solve, and to judge; one that
+    operators it could not factor, as a pivot is zero or not finite. How good a solution is, the
+    library finds out. Factors that are ``keepable`` may be of an earlier step in some lanes and of
+    a later one in others. What it returns need not solve the system if it is not ``exact``, as a
+    pseudo-inverse. A subclass says how to factor, to solve, and to judge; one that
     asks for values of tensors says ``traceable = False``.
 
     Examples
@@ -266,17 +269,17 @@ class DirectSolver(LinearSolver):
     tensor(2.)
     """
 
-    forms: ClassVar[bool] = True
     keepable: ClassVar[bool] = True
     exact: ClassVar[bool] = True
+
+    @property
+    def backup(self) -> DirectSolver | None:
+        """What solves where these factors turn out to be too inexact, if anything does."""
+        return None
 
     def factor(self, A: LaneMap) -> Factors:
         """Return the factors of each operator, tensors ``(grid, ...)``."""
         return self.factor_dense(A.dense())
-
-    def factor_for_a_step(self, A: LaneMap) -> Factors:
-        """Return factors for a step of Newton's method, which the next step corrects."""
-        return self.factor(A)
 
     def factor_dense(self, matrix: Tensor) -> Factors:
         """Return the factors of matrices ``(grid, m, n)``."""
@@ -287,19 +290,26 @@ class DirectSolver(LinearSolver):
         raise NotImplementedError
 
     def solve_lanes(self, A: LaneMap, factors: Factors, b: Tensor) -> Tensor:
-        """Return the solution in all lanes ``(N, n)`` of ``A``, by the factors of its operators."""
-        if A.columns == 1:
+        """Return the solution in all lanes ``(N, n)`` of ``A``, by the factors of its operators.
+
+        ``b`` may hold several right-hand sides for each lane, one after another.
+        """
+        if len(b) == A.grid:
             return self.solve(factors, b.unsqueeze(-1), A.transposed).squeeze(-1)
-        columns = b.reshape(A.columns, A.grid, b.shape[-1]).permute(1, 2, 0)
+        columns = b.reshape(-1, A.grid, b.shape[-1]).permute(1, 2, 0)
         x = self.solve(factors, columns, A.transposed)
         return x.permute(2, 0, 1).reshape(len(b), -1)
 
+    def sizes(self, A: LaneMap, factors: Factors, x: Tensor) -> Tensor:
+        """Return ``|A| |x|`` in all lanes."""
+        return A.sizes(x)
+
     def unfit(self, factors: Factors) -> Tensor:
-        """Tell which factors are of no use, for little; `status` looks harder, and says why."""
+        """Tell which factors are of no use, for little; `status` says why."""
         return self.status(factors) != 0
 
     def regular(self, factors: Factors) -> Tensor:
-        """Tell which operators can be solved with, where all are known to be finite."""
+        """Tell which factors can be used."""
         return self.status(factors) == 0
 
     def status(self, factors: Factors) -> Tensor:

@@ -18,6 +18,7 @@ __all__ = [
     "largest",
     "linear_tolerance",
     "rms",
+    "safe_rms",
 ]
 
 Norm = Callable[[Tensor], Tensor]
@@ -71,6 +72,12 @@ def largest(lanes: Tensor) -> Tensor:
     if lanes.is_complex():
         lanes = torch.view_as_real(lanes.resolve_conj()).flatten(-2)
     return lanes.abs().amax(-1) if lanes.shape[-1] else lanes.sum(-1)
+
+
+def safe_rms(lanes: Tensor) -> Tensor:
+    """Return the root mean square of each lane, where squares may under- or overflow."""
+    unit = largest(lanes).clamp(min=torch.finfo(lanes.dtype).tiny)
+    return rms(lanes / unit.unsqueeze(-1)) * unit
 
 
 def equation_tolerance(rtol: float | Auto, atol: float | Auto, eps: float, size: Any) -> Any:

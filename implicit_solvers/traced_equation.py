@@ -18,11 +18,13 @@ from implicit_solvers.adjoint_preconditioner import adjoint_preconditioner
 from implicit_solvers.compiling import common_obstacle, solver_obstacle
 from implicit_solvers.iterate import iterate
 from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.direct_solve import judged
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.traced_system import differentiated
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.rounding import patterns
 from implicit_solvers.solution import Solution, Status, failed
-from implicit_solvers.solver import DirectSolver, Factors
+from implicit_solvers.solver import Factors
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.task import Task, check_size, check_task, read_in_dims
 from implicit_solvers.tolerance import largest
@@ -119,9 +121,14 @@ def _attached(
     constants = [t.detach().clone() for t in safe]
     grid = point.reshape((*shape, point.shape[-1]))
 
-    def factor() -> Factors:
-        at_point = EquationProblem(equation, lanes, shape, constants)
-        return solver.factor(at_point.linearize(point)) if isinstance(solver, DirectSolver) else ()
+    def factor() -> tuple[Factors, Tensor]:
+        A = EquationProblem(equation, lanes, shape, constants).linearize(point).flipped()
+        factors = solver.factor(A)
+        A.matrices = A.formed
+        # no cotangent is known yet
+        some = patterns(point)[0].expand_as(point)
+        found = judged(solver, A, some, factors, solver.solve_lanes(A, factors, some))
+        return factors, (solver.status(factors) != 0) | ~found.solid
 
     adjoint: Any = task.adjoint
     solver: Any = adjoint.solver_for(task.equation, z.shape[-1])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import both, either, larger, pick
+from implicit_solvers.agreement import Mask, both, either, larger, pick
 from implicit_solvers.examination import Examination
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.outcome import DIGIT, ROUNDINGS, RUNNING, Outcome
@@ -21,7 +21,7 @@ from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver
 from implicit_solvers.tolerance import equation_tolerance
 
-__all__ = ["examiner", "judged"]
+__all__ = ["examiner", "judged", "made_by"]
 
 _COARSE = 5.0
 
@@ -32,6 +32,12 @@ def examiner(solver: Any, n: int) -> DirectSolver | None:
         return None
     own: DirectSolver | None = solver.factorization(n)
     return LU() if own is None else own
+
+
+def made_by(solver: Any, n: int) -> DirectSolver | None:
+    """Return the direct solver that made the factors that a solve returns, if there are any."""
+    made: DirectSolver | None = examiner(solver, n) or solver.factorization(n)
+    return made
 
 
 def judged(
@@ -51,7 +57,10 @@ def judged(
     error = e + larger(e0, probe)
     # what is so coarse is not smooth: nothing that the Jacobian says of it holds
     digits = both(e + e0 <= digit, probe <= _COARSE * digit)
-    near = both(e <= larger(tolerance, ROUNDINGS * e0), digits)
+    bent: Mask = False if seen.kick is None else (seen.kick != 0).any(-1)
+    # (zero has no digits, and may be a saddle)
+    digits = either(digits, both(bent, digit == 0))
+    near = both(either(e <= tolerance, both(e <= ROUNDINGS * e0, seen.drowned)), digits)
     status = found.status
     proposed = status == int(Status.CONVERGED)
     if solver.f_atol > 0:
@@ -60,8 +69,8 @@ def judged(
     solved: Any = int(Status.CONVERGED)
     start = pick(e <= digit, z - seen.step, z)
     if seen.kick is not None:
-        bent = (seen.kick != 0).any(-1)
-        solved = pick(bent, int(Status.SADDLE), solved)
+        # a lane that has not moved began where nothing leads down
+        solved = pick(bent, pick(found.iterations > 0, RUNNING, int(Status.SADDLE)), solved)
         start = pick(bent, z + seen.kick, start)
     failed = pick(e0 <= digit, pick(proposed, RUNNING, status), int(Status.SINGULAR))
     status = pick(judges, pick(near, solved, failed), status)

@@ -101,7 +101,7 @@ RULES = {
     "alone": (solve, X[0], W, (170, 9), (69, 1)),
     "lanes": (vmap(solve, IN_LANES), X, W, (446, 8), (85, 1)),
     "Picard, Neumann": (equilibrium(ims.Neumann(rtol=1e-10)), DRIVE, Q, (1586, 62), (1548, 67)),
-    "Picard, LU": (equilibrium(ims.LU()), DRIVE, Q, (1586, 62), (120, 3)),
+    "Picard, LU": (equilibrium(ims.LU()), DRIVE, Q, (1586, 62), (105, 1)),
     "CG": (laplacian, torch.randn(4096, dtype=F64), FIELD, (1108, 77), (1094, 75)),
 }
 DRAW = {"generator": torch.Generator().manual_seed(0), "dtype": F64}
@@ -129,7 +129,7 @@ MORE = {
     "jvp": (lambda W: jvp(lambda W: solve(X[0], W), (W,), (W,)), (270, 10)),
     "default": (lambda W: ims.root(f, START, (X[0], W)), (266, 10)),
     "default, lanes": (lambda W: vmap(lambda x: ims.root(f, START, (x, W)).value)(X), (744, 9)),
-    "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1261, 55)),
+    "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1299, 53)),
     "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (1927, 207)),
     "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (7289, 32)),
     "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1401, 172)),

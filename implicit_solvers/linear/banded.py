@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,8 @@ class Banded(DirectSolver):
 
     With ``l`` diagonals below the main one and ``u`` above, it takes ``l + u + 1`` products, and
     time proportional to ``n l (l + u)``; on the CPU, through LAPACK, to which all lanes go as one
-    matrix of blocks (tensors on another device travel). An operator is reported as singular by
-    the criterion of `LU`. Source: Golub and Van Loan, "Matrix Computations", section 4.3; LAPACK's
-    ``gbtrf``.
+    matrix of blocks (tensors on another device travel). Source: Golub and Van Loan, "Matrix
+    Computations", section 4.3; LAPACK's ``gbtrf``.
 
     For square operators ``(*lanes, n, n)`` in float32, float64 and their complex kin.
 
@@ -42,8 +41,6 @@ class Banded(DirectSolver):
     >>> ims.linear_solve(A, torch.tensor([4.0, 5.0, 4.0]), solver=Banded()).value
     tensor([1.0000, 1.0000, 1.0000])
     """
-
-    forms: ClassVar[bool] = False
 
     def factor(self, A: LaneMap) -> Factors:
         """Return the scaling, the packed factors, the pivots, the bandwidths, and the status."""
@@ -72,7 +69,7 @@ class Banded(DirectSolver):
         return _solve(scale, lu, pivots, widths, b, transposed)
 
     def status(self, factors: Factors) -> Tensor:
-        """Return SINGULAR where a pivot vanishes, NONFINITE where the matrix is not finite."""
+        """Return SINGULAR where a pivot is zero, NONFINITE where the matrix is not finite."""
         return factors[4]
 
 
@@ -89,8 +86,7 @@ def _factor(bands: Tensor, below: int, above: int) -> Factors:
     lu = _unstacked(lu, grid, n).to(bands.device)
     local = torch.from_numpy(pivots).reshape(grid, n).to(bands.device)
     local = local - n * torch.arange(grid, dtype=local.dtype, device=local.device).unsqueeze(-1)
-    eps = torch.finfo(bands.dtype).eps
-    regular = (lu[:, below + above].abs() > n * eps * scaled.abs().amax(-2)).all(-1)
+    regular = (lu[:, below + above] != 0).all(-1)
     lu = _identity_where(~regular, lu, below + above)
     unmoved = torch.arange(n, dtype=local.dtype, device=local.device)
     local = torch.where(regular.unsqueeze(-1), local, unmoved)

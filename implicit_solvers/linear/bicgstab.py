@@ -16,15 +16,24 @@ from implicit_solvers.tolerance import rms
 
 __all__ = ["BiCGStab"]
 
+_RESTARTS = 2
+
 
 class BiCGStabState(NamedTuple):
-    """The state of `BiCGStab`; ``shadow`` is the vector that residuals are made orthogonal to."""
+    """The state of `BiCGStab`; ``shadow`` is the vector that residuals are made orthogonal to.
+
+    ``best`` is the least error so far that was a gain, ``since`` the steps after it, ``restarts``
+    how often the recurrence began again.
+    """
 
     z: Tensor
     residual: Tensor
     shadow: Tensor
     direction: Tensor
     rho: Tensor
+    best: Tensor
+    since: Tensor
+    restarts: Tensor
     error: Tensor
     flag: Tensor
 
@@ -34,11 +43,11 @@ class BiCGStab(LinearMethod):
     """Stabilized biconjugate gradients, for any regular operator, in memory of a few vectors.
 
     A step makes two products. Preconditioning is from the right, so that the residual is that of
-    the system itself. Where the recurrence breaks down it begins again from the residual, and if
-    that does not help the lane ends with status BREAKDOWN; nearly skew-symmetric operators are
-    hard for it (use `GMRES`). Source: van der Vorst, "Bi-CGSTAB: a fast and smoothly converging
-    variant of Bi-CG for the solution of nonsymmetric linear systems", SIAM J. Sci. Stat. Comput.
-    13 (1992).
+    the system itself. Where the recurrence breaks down, or gains nothing in ``n`` steps, it begins
+    again from the residual, twice; then the lane ends with status BREAKDOWN. Nearly skew-symmetric
+    operators are hard for it (use `GMRES`). Source: van der Vorst, "Bi-CGSTAB: a fast and smoothly
+    converging variant of Bi-CG for the solution of nonsymmetric linear systems", SIAM J. Sci. Stat.
+    Comput. 13 (1992).
 
     For square operators ``(*lanes, n, n)`` of every floating and complex dtype, known by their
     products.
@@ -64,8 +73,8 @@ class BiCGStab(LinearMethod):
     def init(self, problem: LinearProblem, x: Tensor) -> BiCGStabState:
         """Start at ``x``."""
         r = problem.residual(x)
-        flag = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return BiCGStabState(x, r, r, r, inner(r, r), rms(r), flag)
+        none, error = torch.zeros(len(x), dtype=torch.int64, device=x.device), rms(r)
+        return BiCGStabState(x, r, r, r, inner(r, r), error, none, none, error, none)
 
     def step(self, problem: LinearProblem, state: BiCGStabState) -> BiCGStabState:
         """Make a step of biconjugate gradients and one that minimizes the residual."""
@@ -87,14 +96,22 @@ class BiCGStab(LinearMethod):
         beta = (rho / state.rho) * (alpha / omega)
         # a shadow that says nothing of the residual any more is replaced by it
         again = lost | (omega == 0) | (rho.abs() <= eps * _norm(shadow) * _norm(residual))
+        error = torch.where(torch.isfinite(along.abs().squeeze(-1)), rms(residual), torch.nan)
+        gained = error < 0.99 * state.best
+        since = torch.where(gained, 0, state.since + 1)
+        again = again | (since > state.z.shape[-1]).unsqueeze(-1)
         direction = residual + beta * (state.direction - omega * v)
         direction = torch.where(again, residual, direction)
         shadow = torch.where(again, residual, shadow)
         rho = torch.where(again, inner(residual, residual), rho)
-        error = torch.where(torch.isfinite(along.abs().squeeze(-1)), rms(residual), torch.nan)
-        stuck = (lost & (omega == 0)).squeeze(-1) & (error > eps * rms(problem.b))
-        flag = torch.where(stuck, int(Status.BREAKDOWN), 0)
-        return BiCGStabState(x, residual, shadow, direction, rho, error, flag)
+        fresh = again.squeeze(-1)
+        stuck = (lost & (omega == 0)).squeeze(-1) | (fresh & (state.restarts == _RESTARTS))
+        flag = torch.where(stuck & (error > eps * rms(problem.b)), int(Status.BREAKDOWN), 0)
+        best, since = torch.where(gained, error, state.best), torch.where(fresh, 0, since)
+        restarts = state.restarts + fresh
+        return BiCGStabState(
+            x, residual, shadow, direction, rho, best, since, restarts, error, flag
+        )
 
 
 def _norm(v: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from implicit_solvers.solver import DENSE_LIMIT, LinearSolver
 
 __all__ = ["DENSE_LIMIT", "default_linear_solver"]
 
+
 def default_linear_solver(
     n: int,
     *,

@@ -64,6 +64,10 @@ class Cholesky(DirectSolver):
         y = torch.linalg.solve_triangular(L, b, upper=False)
         return torch.linalg.solve_triangular(L.mH, y, upper=True)
 
+    def unfit(self, factors: Factors) -> Tensor:
+        """Tell where the factorization broke down."""
+        return factors[1] != 0
+
     def status(self, factors: Factors) -> Tensor:
         """Return INDEFINITE where the factorization broke down."""
         _, info = factors

@@ -36,7 +36,6 @@ class Diagonal(DirectSolver):
     tensor([1.0000, 0.5000])
     """
 
-    forms: ClassVar[bool] = False
     diagonal_only: ClassVar[bool] = True
 
     def factor(self, A: LaneMap) -> Factors:
@@ -52,6 +51,10 @@ class Diagonal(DirectSolver):
         """Return ``b`` divided by the diagonal, or by its conjugate."""
         entries = factors[0].unsqueeze(-1)
         return b / (entries.conj() if transposed else entries)
+
+    def sizes(self, A: LaneMap, factors: Factors, x: Tensor) -> Tensor:
+        """Return ``|A| |x|``, by the entries."""
+        return (x.reshape(-1, *factors[0].shape) * factors[0]).reshape(x.shape).abs()
 
     def status(self, factors: Factors) -> Tensor:
         """Return SINGULAR where an entry is zero."""

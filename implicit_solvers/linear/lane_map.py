@@ -78,6 +78,7 @@ class LaneMap:
     memory: Any = None
     local: bool = False
     matrices: Tensor | None = field(default=None, init=False)
+    formed: Tensor | None = field(default=None, init=False)
     _products: Products | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -119,8 +120,7 @@ class LaneMap:
 
     def _apply(self, which: int, v: Tensor) -> Tensor:
         if self.matrices is not None:
-            matrices = self.matrices.mH if which else self.matrices
-            return self._times(matrices, v)
+            return _times(self.matrices.mH if which else self.matrices, v)
         product = self._make_products()[which]
         if self.columns == 1:
             if len(self.shape) == 1:
@@ -132,12 +132,6 @@ class LaneMap:
         with no_saved_tensor_hooks():
             return vmap(product, randomness="different")(stacked).reshape(len(v), -1)
 
-    def _times(self, matrices: Tensor, v: Tensor) -> Tensor:
-        if self.columns == 1:
-            return torch.bmm(matrices, v.unsqueeze(-1)).squeeze(-1)
-        stacked = v.reshape(self.columns, self.grid, -1, 1)
-        return (matrices @ stacked).reshape(len(v), -1)
-
     def mv(self, v: Tensor) -> Tensor:
         """Return the product with each lane of ``v (N, n)``."""
         return self._apply(int(self.transposed), v)
@@ -146,16 +140,15 @@ class LaneMap:
         """Return the product with the transpose."""
         return self._apply(1 - int(self.transposed), v)
 
-    def bound(self, v: Tensor) -> Tensor:
-        """Return ``|A| |v|``; if the matrices are not formed, what two products show of it."""
-        if self.matrices is not None:
-            return self._times(self.matrices.abs(), v.abs())
-        return torch.maximum(*(self.mv(v * row).abs() for row in patterns(v)[:2]))
-
     def dense(self) -> Tensor:
         """Return the matrices ``(grid, m, n)``, never transposed."""
-        if self.matrices is not None:
-            return self.matrices
+        formed = self.formed
+        if formed is None:
+            formed = self._dense()
+        self.formed = formed
+        return formed
+
+    def _dense(self) -> Tensor:
         if self.graph is not None:
             point, value = self.graph
             if value.shape[-1] > 2 * self.n:
@@ -165,6 +158,22 @@ class LaneMap:
         else:
             matrices = self.template.matrices(self.lanes, self._like(), self.tensors, self.basis)
         return matrices.reshape(self.grid, *matrices.shape[-2:])
+
+    def sizes(self, v: Tensor) -> Tensor:
+        """Return ``|A| |v|`` for each lane of ``v (N, n)``, by absolute values of all entries.
+
+        Of an operator that has not been formed, it is estimated by two products.
+        """
+        if self.formed is not None:
+            return _times((self.formed.mT if self.transposed else self.formed).abs(), v.abs())
+        first, second, _ = patterns(v)
+        return torch.maximum(self.mv(v * first).abs(), self.mv(v * second).abs())
+
+    def flipped(self) -> LaneMap:
+        """Return the map of the transpose."""
+        other = replace(self, transposed=not self.transposed)
+        other.matrices, other.formed = self.matrices, self.formed
+        return other
 
     def form(self) -> None:
         """Form small Jacobians, and multiply with them from now on: that takes less Python."""
@@ -244,3 +253,11 @@ class LaneMap:
             lanes, shape, tensors = lanes.take(index % self.grid, shape, tensors)
             columns = 1
         return self._like_this(tensors=tensors, lanes=lanes, shape=shape, columns=columns)
+
+
+def _times(matrices: Tensor, v: Tensor) -> Tensor:
+    """Return the products with vectors ``(columns * grid, n)``."""
+    if len(v) == len(matrices):
+        return torch.bmm(matrices, v.unsqueeze(-1)).squeeze(-1)
+    columns = v.reshape(-1, len(matrices), v.shape[-1]).permute(1, 2, 0)
+    return torch.bmm(matrices, columns).permute(2, 0, 1).reshape(len(v), -1)

@@ -13,6 +13,7 @@ from implicit_solvers.agreement import pick
 from implicit_solvers.compiling import compiling
 from implicit_solvers.iterate import iterate
 from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.direct_solve import solve_directly
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.preconditioners import Jacobi
 from implicit_solvers.linear.problem import LinearProblem
@@ -21,12 +22,10 @@ from implicit_solvers.linear.template import Template
 from implicit_solvers.monitoring import observe
 from implicit_solvers.solution import Status, enforce, failed
 from implicit_solvers.solver import DirectSolver
-from implicit_solvers.tolerance import largest, rms
+from implicit_solvers.tolerance import largest, rms, safe_rms
 from implicit_solvers.traced_loop import inside, repeat
 
 __all__ = ["solve_in_lanes"]
-
-_CORRECTIONS = 5
 
 
 class _Grid:
@@ -118,31 +117,15 @@ def solve_in_lanes(
             start = torch.where((largest(b) == 0).unsqueeze(-1), 0.0, start)
     A = lane_map(spec.template, second, len(operands))
     A.graph = spec.graph
-    given: tuple[Tensor, ...] = ()
-    if flat.numel():
-        given = tuple(
-            _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
-        )
-    if given and not spec.exact:
-        idle = None if skip is None else grid.flat(skip)
-        corrected = _correct(spec.solver, A, flat, given, idle)
-        if corrected is not None:
-            x, steps = corrected
-            status = torch.zeros(b.shape[:-1], dtype=torch.int64, device=b.device)
-            iterations = torch.full_like(status, steps)
-            if watch.active:
-                left, size = rms(flat - A.mv(x)), rms(flat)
-                relative = grid.back(torch.where(size > 0, left / size, left))
-                watch.done(iterations, relative, math.inf * relative.isfinite(), status)
-            # what is left was not measured
-            unknown = b.new_full(b.shape[:-1], math.inf, dtype=b.dtype.to_real())
-            return grid.back(x), status, iterations, math.nan * unknown, unknown
     made: tuple[Tensor, ...] = ()
     residual: Tensor | None = None
+    error: Tensor | None = None
+    solved, solver = False, spec.solver
+    direct = isinstance(solver, DirectSolver)
     first_x = None if start is None else grid.flat(start)
     if memory is not None and first_x is not None:
         first_x = _no_worse_than_zero(A, flat, first_x)
-    unit = _unit(flat, first_x) if flat.numel() else None
+    unit = _unit(flat, first_x) if flat.numel() and not direct else None
     if unit is not None:
         flat = flat / unit.unsqueeze(-1)
         first_x = None if first_x is None else first_x / unit.unsqueeze(-1)
@@ -150,14 +133,25 @@ def solve_in_lanes(
         x = flat.new_zeros(flat.shape[0], n)
         status = torch.zeros(flat.shape[0], dtype=torch.int64, device=b.device)
         iterations = torch.zeros_like(status)
-    elif isinstance(spec.solver, DirectSolver):
-        A.form()
-        factors = given if given and spec.exact else spec.solver.factor(A)
-        x = spec.solver.solve_lanes(A, factors, flat)
-        status = spec.solver.status(factors).repeat(A.columns)
-        iterations = torch.ones(len(flat), dtype=torch.int64, device=b.device)
+    elif isinstance(solver, DirectSolver):
+        if spec.hints:
+            *factors, matrix = [
+                _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
+            ]
+            A.formed = A.matrices = matrix if matrix.dim() == 3 else None
+        else:
+            A.form()
+            factors = [*solver.factor(A)]
+        # what an adjoint came to is asked for by monitors, and where it failed
+        say = bool(watch.active) or not spec.adjoint or compiling()
+        found, ends = solve_directly(solver, A, flat, tuple(factors), spec.nullspaces, say)
+        x, error, solved = found.x, found.error, ends is None
+        residual = safe_rms(found.rest) if say or not solved else error
+        status = flat.new_zeros(len(flat), dtype=torch.int64) if ends is None else ends
+        iterations = torch.ones_like(status)
         if not spec.hints:
-            made = tuple(t.reshape((*grid.grid, *t.shape[1:])) for t in factors)
+            matrix = flat.new_empty(A.grid, 0) if A.formed is None else A.formed
+            made = tuple(t.reshape((*grid.grid, *t.shape[1:])) for t in (*factors, matrix))
     else:
         M: Any = None
         if isinstance(spec.preconditioner, Jacobi):
@@ -170,35 +164,36 @@ def solve_in_lanes(
 
     if residual is None:
         residual = rms(flat - A.mv(x)) if flat.numel() else rms(flat)
-    idle = largest(flat) == 0
-    finite = largest(x if unit is None else x * unit.unsqueeze(-1)) < torch.inf
-    status = torch.where(finite | failed(status), status, int(Status.NONFINITE))
-    if isinstance(spec.solver, DirectSolver) and not spec.nullspaces[0]:
-        # pivots may look regular where nothing of the solution is right
-        wrong = _far(residual, flat)
-        status = torch.where(wrong & ~failed(status), int(Status.SINGULAR), status)
-    # the best iterate of a lane that came to nothing is where it began
-    x = torch.where(finite.unsqueeze(-1), x, 0.0 if first_x is None else first_x)
-    if spec.adjoint:
-        # whatever the operator, a lane that nothing depends on has the adjoint zero
-        x = torch.where(idle.unsqueeze(-1), 0.0, x)
-        status = torch.where(idle, 0, status)
-        residual = torch.where(idle, 0.0, residual)
+    if error is None:
+        error = torch.full_like(residual, math.inf)
+    if not solved:
+        idle = largest(flat) == 0
+        finite = largest(x if unit is None else x * unit.unsqueeze(-1)) < torch.inf
+        status = torch.where(finite | failed(status), status, int(Status.NONFINITE))
+        # the best iterate of a lane that came to nothing is where it began
+        x = torch.where(finite.unsqueeze(-1), x, 0.0 if first_x is None else first_x)
+        error = torch.where(error < torch.inf, error, torch.inf)
+        if spec.adjoint:
+            # whatever the operator, a lane that nothing depends on has the adjoint zero
+            x = torch.where(idle.unsqueeze(-1), 0.0, x)
+            status = torch.where(idle, 0, status)
+            residual, error = (torch.where(idle, 0.0, t) for t in (residual, error))
     if unit is not None:
         x, residual = x * unit.unsqueeze(-1), residual * unit
-    status, iterations, residual = grid.back(status), grid.back(iterations), grid.back(residual)
+    status, iterations, residual, error = map(grid.back, (status, iterations, residual, error))
     if watch.active:
         size = rms(b)
         relative = torch.where(size > 0, residual / size, residual)
-        watch.done(iterations, relative, torch.full_like(relative, math.inf), status)
-    if not compiling():
+        off = rms(x)
+        off = torch.where(off > 0, error / off, error)
+        watch.done(iterations, relative, off, status)
+    if not (solved or compiling()):
         enforce(spec.on_failure, spec.label, status, iterations, residual, warn_masked=spec.adjoint)
     x = grid.back(x)
-    if spec.adjoint and spec.masked:
+    if spec.adjoint and spec.masked and not solved:
         x = torch.where(failed(status).unsqueeze(-1), 0.0, x)
     if memory is not None:
         memory.write(x)
-    error = torch.full_like(residual, math.inf)
     return x, status, iterations, residual, error, *made
 
 
@@ -239,43 +234,6 @@ def _spread(
     return whole.reshape((math.prod(grid), *rest))
 
 
-def _correct(
-    solver: Any, A: LaneMap, b: Tensor, factors: tuple[Tensor, ...], idle: Tensor | None
-) -> tuple[Tensor, int] | None:
-    """Solve by the factors of nearby operators, and corrections; None where these are too many.
-
-    A correction leaves of the error the part that it had of the solution. Lanes that are ``idle``
-    have no say. Returns the solution and the number of solves.
-    """
-    x = solver.solve_lanes(A, factors, b)
-    correction = solver.solve_lanes(A, factors, b - A.mv(x))
-    rate, size = (v.abs().amax(-1) for v in (correction, x))
-    rate = rate / size.clamp(min=torch.finfo(b.dtype).tiny)
-    # nobody has looked at these pivots since the last steps of their lanes
-    unfit = ~solver.regular(factors)
-    rate = rate.masked_fill(unfit if A.columns == 1 else unfit.repeat(A.columns), torch.inf)
-    if idle is not None:
-        rate = torch.where(idle, 0.0, rate)
-    slowest, goal, steps = float(rate.amax()), torch.finfo(b.dtype).eps, 2
-    x, left = x + correction, slowest**2
-    # (NaN too) few corrections cost less than fresh factors
-    if not slowest**_CORRECTIONS * slowest <= goal:
-        return None
-    while left > goal:
-        x = x + solver.solve_lanes(A, factors, b - A.mv(x))
-        left, steps = left * slowest, steps + 1
-    if not solver.exact and bool(_far(rms(b - A.mv(x)), b).any()):
-        return None
-    if idle is not None:
-        x = torch.where(idle.unsqueeze(-1), 0.0, x)
-    return x, steps
-
-
-def _far(residual: Tensor, b: Tensor) -> Tensor:
-    """Tell where what is left of ``b`` is so much that nothing of the solution is right."""
-    return residual > torch.finfo(b.dtype).eps ** 0.25 * rms(b)
-
-
 def _solve_iteratively(
     solver: Any, problem: LinearProblem, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -283,12 +241,13 @@ def _solve_iteratively(
 
     Returns the solution, the status, the iterations, and the residual where it is known.
     """
-    # where ``A`` has null spaces, another error is judged
-    measured = not any(solver.nullspaces(1, 1))
     if solver.rtol is None:
         out = iterate(solver, problem, x)
-        error = solver.error_at(problem, out.z, out.residual) if measured else None
-        return out.z, out.status, out.iterations, error
+        residual = rms(problem.residual(out.z))
+        # of a budget one thing is asked: that zero would not have been better
+        diverged = ~failed(out.status) & (residual > rms(problem.b))
+        status = torch.where(diverged, int(Status.MAX_STEPS), out.status)
+        return out.z, status, out.iterations, residual
     goal = problem.tolerance(solver, None)
 
     def go_on(carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -304,4 +263,5 @@ def _solve_iteratively(
     carry = (x, none, none, torch.ones_like(none, dtype=torch.bool), rms(problem.b))
     x, status, iterations, short, error = repeat(lambda c: c[3].any(), go_on, carry, 4)
     status = torch.where(short, int(Status.STALLED), status)
-    return x, status, iterations, error if measured else None
+    # where ``A`` has null spaces, another error was judged
+    return x, status, iterations, None if any(solver.nullspaces(1, 1)) else error

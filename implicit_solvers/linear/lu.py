@@ -7,24 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from implicit_solvers.compiling import compiling
-from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.linear.qr import QR, scaled_rows
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver, Factors
 
 __all__ = ["LU"]
-
-_MANY_ENTRIES = 1 << 20
 
 
 @dataclass(frozen=True)
 class LU(DirectSolver):
     """LU factorization with partial pivoting, rows scaled to equal size.
 
-    An operator is reported as singular if a pivot is at most ``n eps`` times the sizes of what the
-    elimination took from it, the diagonal of ``|L| |U|``: rounding may have left that of zero.
-    Neither units of rows nor of columns enter. Source: Higham, "Accuracy and Stability of
-    Numerical Algorithms" (2002), theorem 9.3.
+    Where the factors grow so much that refinement does not help, `QR` solves. Source: Higham,
+    "Accuracy and Stability of Numerical Algorithms" (2002), chapter 9.
 
     For square operators ``(*lanes, n, n)`` in float32, float64 and their complex kin;
     operators known by products are formed first.
@@ -37,17 +32,15 @@ class LU(DirectSolver):
     tensor([3., 1.])
     """
 
+    @property
+    def backup(self) -> DirectSolver:
+        """Nothing grows in it."""
+        return QR()
+
     def factor_dense(self, matrix: Tensor) -> Factors:
         """Factor matrices ``(grid, n, n)`` with their rows scaled to equal size."""
-        if matrix.shape[-1] == 0:
-            return *_factor(matrix), matrix
-        scale = matrix.abs().amax(-1, keepdim=True).reciprocal()
-        scale = scale.clamp(max=torch.finfo(scale.dtype).max)
-        return *_factor(matrix * scale), scale
-
-    def factor_for_a_step(self, A: LaneMap) -> Factors:
-        """Factor the operators as they are."""
-        return _factor(A.dense())
+        scaled, scale = scaled_rows(matrix)
+        return *_factor(scaled), scale
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^-1 b`` or ``A^-T b``."""
@@ -61,25 +54,13 @@ class LU(DirectSolver):
         """Tell where a pivot is zero."""
         return factors[2] != 0
 
-    def regular(self, factors: Factors) -> Tensor:
-        """Tell where no pivot vanishes."""
-        size, n = factors[0].abs(), factors[0].shape[-1]
-        pivot = size.diagonal(dim1=-2, dim2=-1)
-        least = n * torch.finfo(size.dtype).eps
-        if size.numel() > _MANY_ENTRIES and size.device.type == "cpu" and not compiling():
-            # no sum below is larger than n times the largest entry
-            clear = pivot.amin(-1) > least * n * size.amax((-2, -1)).clamp(min=1)
-            if bool(clear.all()):
-                return clear
-        return (pivot > least * (size * size.mT).triu(1).sum(-2)).all(-1)
-
     def status(self, factors: Factors) -> Tensor:
-        """Return SINGULAR where a pivot vanishes, NONFINITE where the matrix is not finite."""
-        packed, _, _, *scale = factors
+        """Return SINGULAR where a pivot is zero, NONFINITE where the matrix is not finite."""
+        packed, _, info, *scale = factors
         # a row that is not finite has no scale
-        finite = (scale[0].squeeze(-1) > 0 if scale else torch.isfinite(packed).flatten(-2)).all(-1)
-        status = torch.where(finite, int(Status.SINGULAR), int(Status.NONFINITE))
-        return torch.where(self.regular(factors) & finite, 0, status)
+        finite = (scale[0] > 0 if scale else torch.isfinite(packed)).flatten(-2).all(-1)
+        status = torch.where(info == 0, 0, int(Status.SINGULAR))
+        return torch.where(finite, status, int(Status.NONFINITE))
 
 
 def _factor(matrix: Tensor) -> Factors:

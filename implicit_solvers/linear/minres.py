@@ -49,7 +49,8 @@ class MINRES(LinearMethod):
     Step ``k`` minimizes ``norm(b - A x)`` over a Krylov space of dimension ``k``, by short
     recurrences. A preconditioner must be symmetric positive definite; with one, the norm is that
     of the preconditioner, and convergence is still judged by the residual itself. A singular
-    system that has a solution is solved; one that has none ends with status BREAKDOWN. Source:
+    system that has a solution is solved; one that has none ends with status BREAKDOWN where
+    ``|A r| <= sqrt(eps) |A| |r|`` for the residual ``r``, which is then the least. Source:
     Paige and Saunders, "Solution of sparse indefinite systems of linear equations", SIAM J. Numer.
     Anal. 12 (1975); the residual's recurrence: Choi, Paige and Saunders, "MINRES-QLP", SIAM J.
     Sci. Comput. 33 (2011).
@@ -133,7 +134,9 @@ class MINRES(LinearMethod):
         delta = st.c * st.diagonal + st.s * alpha
         gbar = st.s * st.diagonal - st.c * alpha
         gamma = torch.hypot(gbar, beta)
-        singular = gamma <= 10 * eps * size
+        # what is left is nearly orthogonal to all columns: nothing makes it smaller
+        least = torch.hypot(gbar, st.c * beta) <= eps**0.5 * size
+        singular = least | (gamma <= 10 * eps * size)
         c = torch.where(singular, 0.0, gbar / gamma)
         s = torch.where(singular, 1.0, beta / gamma)
         phi = torch.where(singular, 0.0, c * st.phi)
@@ -144,7 +147,7 @@ class MINRES(LinearMethod):
         rest = torch.where(beta == 0, 0.0, st.phi * s * c / beta)
         residual = torch.where(singular, st.residual, s**2 * st.residual - rest * w)
         error = torch.where(torch.isfinite(alpha.squeeze(-1)), rms(residual), torch.nan)
-        stuck = (exhausted & (ended | singular)).squeeze(-1)
+        stuck = (least | (exhausted & (ended | singular))).squeeze(-1)
         flag = torch.where(stuck & (error > eps * rms(problem.b)), int(Status.BREAKDOWN), 0)
         flag = torch.where((squared < 0).squeeze(-1) & ~stuck, int(Status.INDEFINITE), flag)
         return MINRESState(

@@ -11,7 +11,7 @@ from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver, Factors
 
-__all__ = ["QR"]
+__all__ = ["QR", "scaled_rows"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,8 @@ class QR(DirectSolver):
     """QR factorization, for operators of full rank, square or rectangular.
 
     With more rows than columns the solution has the least ``norm(b - A x)``; with fewer, it is
-    that of ``A x = b`` with the least norm. An operator is reported as singular if its columns
-    (rows, if there are fewer), scaled to equal length, have a condition number of at least
-    ``1 / (n eps)``. Source: Golub and Van Loan, "Matrix Computations", sections 5.3 and 5.6.
+    that of ``A x = b`` with the least norm. Unless there are more rows than columns, rows are
+    scaled to equal size. Source: Golub and Van Loan, "Matrix Computations", sections 5.3 and 5.6.
 
     For operators ``(*lanes, m, n)`` in float32, float64 and their complex kin;
     operators known by products are formed first.
@@ -40,32 +39,38 @@ class QR(DirectSolver):
         return rows > columns, columns > rows
 
     def factor(self, A: LaneMap) -> Factors:
-        """Return ``Q``, ``R`` and whether it is regular; of ``A^H`` if there are fewer rows."""
+        """Return ``Q``, ``R`` and the scales of rows; of ``A^H`` if there are fewer rows."""
         matrix = A.dense()
-        if matrix.shape[-2] < matrix.shape[-1]:
-            matrix = matrix.mH
-        q, r = torch.linalg.qr(matrix)
-        n, eps = r.shape[-1], torch.finfo(r.dtype).eps
-        if n == 0:
-            return q, r, torch.ones(len(r), dtype=torch.bool, device=r.device)
-        length = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
-        scaled = torch.where(length > 0, r / length, 0.0)
-        eye = torch.eye(n, dtype=r.dtype, device=r.device)
-        inverse = torch.linalg.solve_triangular(scaled, eye.expand_as(r), upper=True)
-        condition = torch.linalg.matrix_norm(scaled, 1) * torch.linalg.matrix_norm(inverse, 1)
-        return q, r, condition * n * eps < 1
+        m, n = matrix.shape[-2:]
+        if m > n:
+            return *torch.linalg.qr(matrix), torch.ones_like(matrix[..., :1].abs())
+        matrix, scale = scaled_rows(matrix)
+        return *torch.linalg.qr(matrix.mH if m < n else matrix), scale
 
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^+ b`` or ``A^+T b``."""
-        q, r, _ = factors
+        q, r, scale = factors
         tall = not transposed if q.shape[-2] == q.shape[-1] else b.shape[-2] == q.shape[-2]
+        if not transposed:
+            b = scale * b
         if tall:
-            return torch.linalg.solve_triangular(r, q.mH @ b, upper=True)
-        return q @ torch.linalg.solve_triangular(r.mH, b, upper=False)
+            x = torch.linalg.solve_triangular(r, q.mH @ b, upper=True)
+        else:
+            x = q @ torch.linalg.solve_triangular(r.mH, b, upper=False)
+        return scale * x if transposed else x
 
     def status(self, factors: Factors) -> Tensor:
-        """Return SINGULAR where the rank is not full, NONFINITE where the matrix is not finite."""
-        q, r, regular = factors
-        finite = torch.isfinite(q).flatten(1).all(-1) & torch.isfinite(r).flatten(1).all(-1)
+        """Return SINGULAR where a pivot is zero, NONFINITE where the matrix is not finite."""
+        r = factors[1]
+        regular = (r.diagonal(dim1=-2, dim2=-1) != 0).all(-1)
         status = torch.where(regular, 0, int(Status.SINGULAR))
-        return torch.where(finite, status, int(Status.NONFINITE))
+        return torch.where(torch.isfinite(r).flatten(1).all(-1), status, int(Status.NONFINITE))
+
+
+def scaled_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return matrices with rows scaled to equal size, and the scales."""
+    if matrix.shape[-1] == 0:
+        return matrix, matrix.abs().sum(-1, keepdim=True)
+    scale = matrix.abs().amax(-1, keepdim=True).reciprocal()
+    scale = scale.clamp(max=torch.finfo(scale.dtype).max)
+    return matrix * scale, scale

@@ -209,4 +209,4 @@ def with_factors(spec: LinearSolveSpec, count: int) -> LinearSolveSpec:
     lanes = spec.lanes
     levels = [any(c[i] for c in lanes.carried) for i in range(len(lanes.sizes))]
     lanes = lanes.insert(0, count, levels, lanes.native > 0)
-    return replace(spec, lanes=lanes, hints=count, exact=True)
+    return replace(spec, lanes=lanes, hints=count)

@@ -120,7 +120,8 @@ def linear_solve(
     Returns
     -------
     Solution
-        ``residual`` is ``rms(b - A x)`` for each lane.
+        ``residual`` is ``rms(b - A x)`` for each lane. ``error`` is ``|A^-1 (b - A x)|`` and what
+        rounding may have made besides, for direct solvers; ``inf`` for iterative ones.
 
     Raises
     ------

@@ -25,11 +25,11 @@ __all__ = ["LinearSolveSpec"]
 class LinearSolveSpec:
     """What a linear solve is, its tensors aside.
 
-    Its operands are, in this order, ``hints`` factors of a direct solver (``exact`` if they are
-    those of this very operator), the tensors of the preconditioner, and those of the operator. If
-    the operator is a Jacobian, ``graph`` may be a point and the value there, with its graph.
-    ``monitors`` were open when what is differentiated was solved, and the ``memory`` is the solve's
-    and its derivatives'.
+    Its operands are, in this order, ``hints`` factors that a direct solver has of this very
+    operator (the last is the matrix, or an empty vector if none was formed), the tensors of the
+    preconditioner, and those of the operator. If the operator is a Jacobian, ``graph`` may be a
+    point and the value there, with its graph. ``monitors`` were open when what is differentiated
+    was solved, and the ``memory`` is the solve's and its derivatives'.
     """
 
     template: Template
@@ -39,7 +39,6 @@ class LinearSolveSpec:
     on_failure: OnFailure
     adjoint: bool = False
     hints: int = 0
-    exact: bool = True
     preconditioner: Template | Jacobi | None = None
     preconditioner_tensors: int = 0
     transposed: bool = False

@@ -64,7 +64,6 @@ class Structured(DirectSolver):
     widest: int = 1
     # Dynamo cannot make an object whose default is one
     fallback: DirectSolver = field(default_factory=lambda: LU())
-    forms: ClassVar[bool] = False
     keepable: ClassVar[bool] = False
     traceable: ClassVar[bool] = False
 
@@ -103,6 +102,10 @@ class Structured(DirectSolver):
     def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^-1 b`` or ``A^-T b``."""
         return self._solver(factors).solve(factors[1:], b, transposed)
+
+    def sizes(self, A: LaneMap, factors: Factors, x: Tensor) -> Tensor:
+        """Return ``|A| |x|``."""
+        return self._solver(factors).sizes(A, factors[1:], x)
 
     def status(self, factors: Factors) -> Tensor:
         """Return what the solver in charge says."""

@@ -74,8 +74,8 @@ def solve_linear_in_graph(
             return x, status, iterations, residual, error
         point = torch.where(bad.unsqueeze(-1), 0.0, x)
         r = spec.one_lane(point, *phi) - b
-        flat = tuple(t.reshape(-1, *t.shape[bad.dim() :]) for t in made)
-        x = differentiated(spec, x, r, bad, constants, lambda: flat)
+        flat = tuple(t.reshape(-1, *t.shape[bad.dim() :]) for t in made[:-1])
+        x = differentiated(spec, x, r, bad, constants, lambda: (flat, bad))
     return x, status, iterations, residual, error
 
 
@@ -85,11 +85,12 @@ def differentiated(
     r: Tensor,
     bad: Tensor,
     constants: Sequence[Tensor],
-    factor: Callable[[], Factors],
+    factor: Callable[[], tuple[Factors, Tensor]],
 ) -> Tensor:
     """Return ``z (*lanes, n)`` with the derivative of ``-A^-1 r``, ``A`` held constant.
 
-    ``factor`` factors ``A`` for a direct solver; without a solver ``A`` is one.
+    ``factor`` returns the factors of ``A`` for a direct solver, and the lanes in which they are of
+    no use; without a solver ``A`` is one.
     """
     if not r.requires_grad:
         return z
@@ -98,13 +99,12 @@ def differentiated(
         return with_inverse(z, r, lambda r: r, bad)
     if isinstance(solver, DirectSolver):
         with torch.no_grad():
-            factors = factor()
-            unfit = (solver.status(factors) != 0).reshape(bad.shape)
+            factors, unfit = factor()
 
         def inverse(r: Tensor) -> Tensor:
             return solver.solve(factors, r.reshape(-1, r.shape[-1], 1), False).reshape(r.shape)
 
-        return with_inverse(z, r, inverse, bad | unfit)
+        return with_inverse(z, r, inverse, bad | unfit.reshape(bad.shape))
     _refuse_to_export(solver)
     transposed = spec.derived(True)
 

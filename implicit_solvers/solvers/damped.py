@@ -44,7 +44,8 @@ class DampedState(NamedTuple):
 
     ``z``, ``residual``, ``error`` and ``value`` are those of the last trial until it is settled
     whether that is ``accepted``, and then those of where the lane is; ``kept`` is where it was. The
-    solver's own ``estimate`` of the error of ``z`` is None if it has none. A trial goes back ``length`` times the ``direction``; ``search`` is what is known of this line.
+    solver's own ``estimate`` of the error of ``z`` is None if it has none. A trial goes back
+    ``length`` times the ``direction``; ``search`` is what is known of this line.
     """
 
     z: Tensor

@@ -8,11 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import (
-    both,
-    no,
-    pick,
-)
+from implicit_solvers.agreement import Mask, both, no, pick
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.choice import DENSE_LIMIT
@@ -120,7 +116,7 @@ class Dogleg(NewtonFirst):
             return _way(problem, jacobian.mv, problem.size(length, r), one, gradient, newton), 0
         if problem.fits:
             matrix = problem.linearize_residuals(z).dense()
-            step, regular = full_step(matrix, r)
+            step, regular = full_step(problem, matrix, r)
             return _dense_way(problem, matrix, state, scales(matrix, before), step, regular), 0
         problem.identity(z)
         slope = problem.linearize(z)
@@ -155,7 +151,7 @@ def _dense_way(
     state: DampedState,
     scale: Tensor,
     newton: Tensor,
-    regular: Tensor,
+    regular: Mask,
 ) -> Way:
     """Return the way of a Jacobian that was formed, to the shortest step if it is singular."""
     r = state.residual

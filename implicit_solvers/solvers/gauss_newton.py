@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import divide, pick
+from implicit_solvers.agreement import Mask, divide, everywhere, nowhere, pick
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
@@ -34,14 +34,14 @@ class GaussNewton(ModelSteps):
     """Gauss-Newton: ``z <- z + t p``, where ``p`` minimizes ``|r(z) + J p|``.
 
     The step length ``t`` is halved until ``|r|^2`` falls by ``1e-4`` of what ``r + J p`` promises,
-    or, near the minimum, where both falls drown in rounding, until the norm of ``J^T r`` falls; if
-    no ``t`` does so, the lane is STALLED. The step comes from a QR factorization of ``J``; a ``J``
-    without full column rank ends the lane as SINGULAR. Source: Nocedal and Wright, "Numerical
-    Optimization", section 10.3.
+    or, near the minimum, where both falls drown in rounding, until the norm of ``J^T r`` falls, or
+    the step is small; if no ``t`` does so, the lane is STALLED. The step comes from a QR
+    factorization of ``J``; a ``J`` without full column rank ends the lane as SINGULAR. Source:
+    Nocedal and Wright, "Numerical Optimization", section 10.3.
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     linear_solver
         An iterative solver (``CG()``) that solves ``J^T J p = -J^T r`` with products; it does not
@@ -100,9 +100,9 @@ class GaussNewton(ModelSteps):
         flag: Any = 0
         if solver is None:
             matrix = jacobian.dense()
-            p, regular = full_step(matrix, r)
-            image = (matrix @ p.unsqueeze(-1)).squeeze(-1)
-            flag = problem.number(torch.where(regular, 0, int(Status.SINGULAR)))
+            p, regular = full_step(problem, matrix, r)
+            image = torch.bmm(matrix, p.unsqueeze(-1)).squeeze(-1)
+            flag = pick(regular, 0, int(Status.SINGULAR))
         else:
             gradient = jacobian.rmv(r)
             p = normal_step(jacobian, gradient, torch.zeros_like(gradient[:, :1]), solver)
@@ -112,7 +112,8 @@ class GaussNewton(ModelSteps):
 
     def radius(self, problem: EquationProblem, state: DampedState) -> Any:
         """Return the step length of a trial."""
-        return pick(state.search.rejected == 0, 1.0, state.search.radius)
+        length = pick(state.search.rejected == 0, 1.0, state.search.radius)
+        return length.to(state.z.dtype) if isinstance(length, Tensor) else length
 
     def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
         """Go along the direction."""
@@ -164,20 +165,23 @@ def normal_step(
     return iterate(solver, LinearProblem(normal, -gradient), torch.zeros_like(gradient)).z
 
 
-def full_step(matrix: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
+def full_step(problem: EquationProblem, matrix: Tensor, residuals: Tensor) -> tuple[Tensor, Mask]:
     """Return the ``p`` that minimizes ``|r + J p|``, and whether ``J`` has full column rank.
 
     Where it has not, ``p`` is zero.
     """
     m, n = matrix.shape[-2:]
+    none = torch.zeros_like(matrix[:, 0])
     if m < n:
-        zero = torch.zeros_like(matrix[:, 0])
-        return zero, torch.zeros_like(zero[:, 0], dtype=torch.bool)
+        return none, problem.number(torch.zeros_like(none[:, 0], dtype=torch.bool))
     q, r = torch.linalg.qr(matrix)
     diagonal = r.diagonal(dim1=-2, dim2=-1).abs()
     columns = torch.linalg.vector_norm(matrix, dim=-2)
-    regular = (diagonal > m * torch.finfo(r.dtype).eps * columns).all(-1)
-    safe = torch.where(regular.reshape(-1, 1, 1), r, torch.eye(n).to(r))
-    rhs = -(q.mT @ residuals.unsqueeze(-1))
-    p = torch.linalg.solve_triangular(safe, rhs, upper=True).squeeze(-1)
-    return torch.where(regular.unsqueeze(-1), p, 0.0), regular
+    regular = problem.number((diagonal > m * torch.finfo(r.dtype).eps * columns).all(-1))
+    if nowhere(regular):
+        return none, False
+    if not everywhere(regular):
+        r = pick(regular, r, torch.eye(n).to(r))
+    rhs = -torch.bmm(q.mT, residuals.unsqueeze(-1))
+    p = torch.linalg.solve_triangular(r, rhs, upper=True).squeeze(-1)
+    return pick(regular, p, none), regular

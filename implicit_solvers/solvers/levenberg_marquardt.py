@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import both, divide, no
+from implicit_solvers.agreement import Mask, both, divide, no, nowhere
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.damped import DampedState
@@ -34,7 +34,7 @@ class Damping(NamedTuple):
     scale: Tensor
     matrix: Tensor
     full: Tensor
-    regular: Tensor
+    regular: Mask
 
 
 class Unscaled(NamedTuple):
@@ -51,13 +51,13 @@ class LevenbergMarquardt(ScaledRegion):
     ``|D p|`` is at most the radius of a region that grows and shrinks with the model's merit; ``D``
     holds the largest norms that the columns of ``J`` have had, so that the units of the unknowns
     do not matter. ``J`` may be singular, and have fewer rows than columns; then the solution is
-    one of many, and the adjoint says that it has no derivative. A root's lane that ends in a
-    minimum of ``|F|`` is STALLED. Source: Moré, "The Levenberg-Marquardt algorithm: implementation
+    one of many, near the start, and SINGULAR. A root's lane that ends in a minimum of ``|F|`` is
+    STALLED. Source: Moré, "The Levenberg-Marquardt algorithm: implementation
     and theory" (1978).
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     linear_solver
         An iterative solver (``CG()``) that solves ``(J^T J + damping) p = -J^T r`` with products;
@@ -65,7 +65,8 @@ class LevenbergMarquardt(ScaledRegion):
         and factored (QR, and SVD where damping is needed) up to 512 unknowns; beyond,
         ``CG(rtol=1e-3)``.
     first_radius
-        The first radius, over the larger of ``|D z|`` and ``|r|``.
+        The first radius, over the larger of ``|D z|`` and ``|r|``; of a fit, over ``|D z|``, if
+        the start is not about zero.
     shrinks
         How many times the region may shrink in a step.
 
@@ -100,7 +101,7 @@ class LevenbergMarquardt(ScaledRegion):
         matrix = problem.linearize_residuals(state.z).dense()
         scale = scales(matrix, None if state.memory is None else state.memory.scale)
         matrix = matrix / scale.unsqueeze(-2)
-        return Damping(scale, matrix, *full_step(matrix, state.residual)), 0
+        return Damping(scale, matrix, *full_step(problem, matrix, state.residual)), 0
 
     def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
         """Damp the step to the radius, of which up to 1.1 will do."""
@@ -111,13 +112,12 @@ class LevenbergMarquardt(ScaledRegion):
             gradient = jacobian.rmv(r)
             damping = torch.as_tensor(divide(problem.size(length, gradient), radius), dtype=r.dtype)
             p = normal_step(jacobian, gradient, damping.reshape(-1, 1), solver)
-            image = jacobian.mv(p)
+            image, reach = jacobian.mv(p), problem.size(length, p)
         else:
-            p = _damped(problem, state)
-            gradient = (r.unsqueeze(-2) @ model.matrix).squeeze(-2)
-            image = (model.matrix @ p.unsqueeze(-1)).squeeze(-1)
-        fall = promised(problem, state.search.size, gradient, p, image)
-        return Proposal(p / model.scale, problem.size(length, p), fall)
+            p, reach = _damped(problem, state)
+            image = torch.bmm(model.matrix, p.unsqueeze(-1)).squeeze(-1)
+        fall = promised(problem, state.search.size, r, image, image)
+        return Proposal(p / model.scale, reach, fall)
 
     def grown(self, state: DampedState, ratio: Any) -> Any:
         """Return the radius after a step that kept more than half of its promise."""
@@ -129,13 +129,16 @@ class LevenbergMarquardt(ScaledRegion):
 _PRODUCTS = CG(rtol=1e-3)
 
 
-def _damped(problem: EquationProblem, state: DampedState) -> Tensor:
-    """Return the ``p`` that minimizes ``|r + J p|``, as scaled, about within the radius."""
+def _damped(problem: EquationProblem, state: DampedState) -> tuple[Tensor, Any]:
+    """Return the ``p`` that minimizes ``|r + J p|``, scaled, about within the radius; its length."""
     model, r, radius = state.memory, state.residual, state.search.within
-    within = both(problem.number(model.regular), problem.size(length, model.full) <= radius)
-    needed = both(no(within), state.flag == 0)
+    reach = problem.size(length, model.full)
+    needed = both(no(both(model.regular, reach <= radius)), state.flag == 0)
+    if nowhere(needed):
+        return model.full, reach
     limit = torch.as_tensor(radius, dtype=r.dtype, device=r.device).expand(len(r)).contiguous()
-    return renew(None, needed, (model.full,), _at_the_edge, model.matrix, r, limit)[0]
+    (p,) = renew(None, needed, (model.full,), _at_the_edge, model.matrix, r, limit)
+    return p, problem.size(length, p)
 
 
 def _at_the_edge(matrix: Tensor, r: Tensor, limit: Tensor) -> tuple[Tensor]:

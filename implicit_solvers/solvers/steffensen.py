@@ -38,10 +38,10 @@ class Steffensen(Halving):
     step that the last quotient would make, ``h = -F(z) / d``: so it has the units of ``z``, and
     vanishes at the solution with it, where convergence is better than quadratic, with two
     evaluations a step. For a fixed point, ``F = z - g(z)``, ``h = -F(z)`` comes first: a full step
-    is Aitken's delta-squared of ``z, g(z), g(g(z))``. The step length ``t`` is halved until the residual's norm falls by
-    ``1e-4 t`` of itself. Source: Steffensen, "Remarks on iteration" (1933); Quarteroni, Sacco and
-    Saleri, "Numerical Mathematics", section 6.6; memory: Traub, "Iterative Methods for the Solution of
-    Equations" (1964), section 8.6.
+    is Aitken's delta-squared of ``z, g(z), g(g(z))``. The step length ``t`` is halved until the
+    residual's norm falls by ``1e-4 t`` of itself. Source: Steffensen, "Remarks on iteration"
+    (1933); Quarteroni, Sacco and Saleri, "Numerical Mathematics", section 6.6; memory: Traub,
+    "Iterative Methods for the Solution of Equations" (1964), section 8.6.
 
     Lanes of one unknown only: elements of a tensor are lanes under ``torch.func.vmap`` or with
     ``batch_dims``. For a bracketed root, `Chandrupatla` and `Bisection` cannot miss.
@@ -51,9 +51,10 @@ class Steffensen(Halving):
     rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     reach
-        The increment is at most ``reach`` times as long as ``z`` or the start (1 if both are
-        zero), and at least ``sqrt(eps)`` times. The first of a root is the longest. A lane in which no step reduces the residual tries again with a hundredth of it, and ends as
-        STALLED when it has come to ``sqrt(eps)``.
+        The increment is at most ``reach`` times as long as ``z`` or the start (1 if both are zero),
+        and at least ``sqrt(eps)`` times. The first of a root is the longest. A lane in which no
+        step reduces the residual tries again with a hundredth of it, and ends as STALLED when it
+        has come to ``sqrt(eps)``.
     halvings
         How many times the step length may be halved; 0 takes full steps always.
 
@@ -116,4 +117,3 @@ class Steffensen(Halving):
         usable = torch.isfinite(direction).squeeze(-1)
         direction = torch.where(usable.unsqueeze(-1), direction, 0.0)
         return Aim(direction, SteffensenMemory(reach, quotient, usable), flag)
-

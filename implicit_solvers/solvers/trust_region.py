@@ -21,6 +21,7 @@ from implicit_solvers.agreement import (
 )
 from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.linear.choice import DENSE_LIMIT
+from implicit_solvers.outcome import DIGIT, contracted
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.rounding import patterns
 from implicit_solvers.solution import Status
@@ -77,9 +78,10 @@ class ModelSteps(Damped):
     """What solvers have in common that model the residuals by ``r + J p``, one trial a step.
 
     A trial is accepted if ``|r|^2`` falls by ``1e-4`` of what the model promised; near the minimum
-    of a fit, where both drown in rounding, if the norm of the gradient falls. Where a root's model
-    promises nothing any more, or too many trials in a row were rejected, the lane is moved once by
-    1% of its size, by a fixed pattern, and the next time it is STALLED.
+    of a fit, where both drown in rounding, if the norm of the gradient falls, or the step is
+    smaller than half of the digits. Where a root's model promises nothing any more, or too many
+    trials in a row were rejected, the lane is moved once by 1% of its size, by a fixed pattern, and
+    the next time it is STALLED.
     """
 
     max_steps: int = field(default=200, kw_only=True)
@@ -90,16 +92,16 @@ class ModelSteps(Damped):
         super().__post_init__()
         check_linear_solver(self, kind=LinearMethod)
 
+    def examined(self, n: int) -> bool:
+        """Tell whether the Jacobian is formed and factored where a solve ends, as in the steps."""
+        return self.linear_solver is None and super().examined(n)
+
     def by_products(self, z: Tensor, default: IterativeSolver) -> IterativeSolver | None:
         """Return the linear solver at ``z``, or None to form and factor the Jacobian."""
         if self.linear_solver is None:
             return default if z.shape[-1] > DENSE_LIMIT else None
         chosen: Any = self.linear_solver
         return chosen
-
-    def examined(self, n: int) -> bool:
-        """Tell whether the Jacobian is formed where a solve ends: where it is for the steps."""
-        return self.linear_solver is None and super().examined(n)
 
     @property
     def trials(self) -> int:
@@ -130,10 +132,19 @@ class ModelSteps(Damped):
         """Return no model, or one of zeros."""
         return None if problem.branches else self.blank(problem, z, residual)
 
+    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
+        """Evaluate at the start."""
+        state = super().init(problem, z)
+        if not problem.fits:
+            return state
+        error = state.error
+        return state._replace(estimate=pick(error == 0, 0.0, 0 * error + torch.inf))
+
     def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
-        """Evaluate the residuals, and the norm of the condition."""
+        """Evaluate the residuals, and the norm of the condition; and of a fit, ``|r|``."""
         residuals, condition = problem.residuals_and_condition(z)
-        return Point(z, residuals, problem.size(self.norm, condition))
+        value = problem.size(length, residuals) if problem.fits else None
+        return Point(z, residuals, problem.size(self.norm, condition), value)
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
         """Model the residuals where a trial was accepted."""
@@ -159,9 +170,7 @@ class ModelSteps(Damped):
 
     def ahead(self, problem: EquationProblem, state: DampedState) -> tuple[Tensor, DampedState]:
         """Make the step that the model proposes, or a kick."""
-        state = state._replace(
-            search=state.search._replace(size=problem.size(length, state.residual))
-        )
+        state = state._replace(search=state.search._replace(size=_size(problem, state)))
         region = state.search._replace(within=self.radius(problem, state))
         step, reach, fall = self.propose(problem, state._replace(search=region))
         due = region.kicks == 1
@@ -176,7 +185,25 @@ class ModelSteps(Damped):
         """Tell where the step kept enough of its promise, and where none will."""
         region = state.search
         pays, ratio, stuck = _weighed(problem, state)
-        if not everywhere(pays):
+        if problem.fits:
+            z = state.z
+            (step,), scale = (
+                problem.sizes_and_scale(self, z, z - state.kept.z),
+                problem.scale(self, z),
+            )
+            estimate = contracted(step, state.error, state.kept.error)
+            if self.rtol is not None and self.examined(state.z.shape[-1]):
+                # what the gradient lost says nothing of far steps, and near ones drown in rounding:
+                # these are taken, and examined
+                small = step <= torch.finfo(state.z.dtype).eps ** 0.5 * scale
+                pays = either(pays, small)
+                estimate = pick(both(small, estimate >= step), 0.0, estimate)
+                estimate = pick(step <= DIGIT * scale, estimate, torch.inf)
+            else:
+                # nothing will tell what an inexact step has left
+                estimate = larger(estimate, step)
+            state = state._replace(estimate=estimate)
+        elif not everywhere(pays):
             stuck = either(stuck, problem.size(length, state.z - state.kept.z) == 0)
         stuck = either(stuck, region.rejected > self.trials)
         known, kicked = region.promised == region.promised, region.kicks == 1
@@ -202,7 +229,8 @@ class ScaledRegion(ModelSteps):
     Parameters
     ----------
     first_radius
-        The first radius, over the larger of ``|D z|`` and ``|r|``.
+        The first radius, over the larger of ``|D z|`` and ``|r|``; of a fit, over ``|D z|``, if
+        the start is not about zero.
     shrinks
         How many times in a row the region may shrink.
     """
@@ -227,7 +255,13 @@ class ScaledRegion(ModelSteps):
         unset = radius == torch.inf
         if nowhere(unset):
             return radius
-        first = larger(problem.size(length, state.memory.scale * state.z), size)
+        first = problem.size(length, state.memory.scale * state.z)
+        if problem.fits:
+            # the residuals may be so large that all unknowns lose their influence within |r|
+            known = first > torch.finfo(state.z.dtype).eps ** 0.5 * size
+            first = pick(known, first, size)
+        else:
+            first = larger(first, size)
         return pick(unset, self.first_radius * first, radius)
 
     def resized(self, state: DampedState, ratio: Any) -> Any:
@@ -253,7 +287,7 @@ class ScaledRegion(ModelSteps):
 def _weighed(problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, Mask]:
     """Return whether a step pays, the part of its promise that it kept, and whether none will."""
     eps, promised = torch.finfo(state.z.dtype).eps, state.search.promised
-    size = divide(problem.size(length, state.residual), state.search.size)
+    size = divide(_size(problem, state), state.search.size)
     actual = 1 - size * size
     ratio, least = divide(actual, promised), eps**0.5
     pays = ratio >= 1e-4
@@ -264,6 +298,10 @@ def _weighed(problem: EquationProblem, state: DampedState) -> tuple[Mask, Any, M
         middle = pick(ratio >= 0.1, pick(ratio <= 0.4, ratio, 0.4), 0.1)
         ratio, least = pick(drowned, middle, ratio), 0.0
     return pays, pick(pays, ratio, 0.0), no(promised > least)
+
+
+def _size(problem: EquationProblem, state: DampedState) -> Any:
+    return state.value if problem.fits else problem.size(length, state.residual)
 
 
 def length(v: Tensor) -> Tensor:
@@ -278,7 +316,7 @@ def decomposed(matrix: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor, Tenso
     u, s, vh = torch.linalg.svd(pick(finite, matrix, 0.0), full_matrices=False)
     noise = max(matrix.shape[-2:]) * torch.finfo(s.dtype).eps * s[:, :1]
     s = torch.where(s > noise, s, 0.0)
-    return s, s * (residuals.unsqueeze(-2) @ u).squeeze(-2), vh
+    return s, s * torch.bmm(residuals.unsqueeze(-2), u).squeeze(-2), vh
 
 
 def promised(

@@ -52,6 +52,8 @@ class ConeSolverState(NamedTuple):
 
     z: Tensor
     error: Tensor
+    estimate: Tensor
+    unit: float
     flag: Tensor
     factors: tuple[Tensor, ...]
     steps_before: Tensor
@@ -89,6 +91,10 @@ class ConeSolver(ims.EquationMethod):
     monotone: ClassVar[bool] = True
     traceable: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root",)
+
+    def examined(self, n: int) -> bool:
+        """Tell that the solver judges for itself."""
+        return False
 
     def factorization(self, n: int) -> NormalMapLU:
         """Return what made the factors of the last refinement."""
@@ -129,7 +135,7 @@ class ConeSolver(ims.EquationMethod):
                 for t, own in zip(idle, factors, strict=False)
             )
         flag = torch.where(flag == 0, int(ims.Status.STALLED), flag)
-        return ConeSolverState(points, error, flag, factors, steps)
+        return ConeSolverState(points, error, error, 1.0, flag, factors, steps)
 
     def step(self, problem: ims.EquationProblem, state: ConeSolverState) -> ConeSolverState:
         """Stay."""

@@ -67,9 +67,9 @@ class NormalMapLU(ims.DirectSolver):
         pivot = packed.diagonal(dim1=-2, dim2=-1).abs()
         # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
         regular = (pivot > tol).all(-1)
-        index = (~regular & (scale.abs() > 0).all(-1)).nonzero().squeeze(-1)
+        index = (~regular & (scale.abs() > 0).flatten(1).all(-1)).nonzero().squeeze(-1)
         if len(index):
-            scaled = matrix[index] * scale[index].unsqueeze(-1)
+            scaled = matrix[index] * scale[index]
             fine = (pivot[index] > tol * scaled.abs().amax(-2)).all(-1)
             regular = regular.index_copy(0, index, fine)
             index, scaled = index[~fine], scaled[~fine]
@@ -86,11 +86,10 @@ class NormalMapLU(ims.DirectSolver):
         x = ims.LU().solve((packed, pivots, regular, scale), b, transposed)
         if bool(regular.all()):
             return x
-        scale = scale.unsqueeze(-1)
         other = scale * (packed @ b) if transposed else packed.mT @ (scale * b)
         return torch.where(regular[:, None, None], x, other)
 
     def status(self, factors: tuple[Tensor, ...]) -> Tensor:
         """Return NONFINITE where the matrix is not finite."""
-        finite = (factors[0].abs() > 0).all(-1)
+        finite = (factors[0].abs() > 0).flatten(1).all(-1)
         return torch.where(finite, 0, int(ims.Status.NONFINITE))

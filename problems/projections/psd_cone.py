@@ -27,6 +27,7 @@ class SpectralState(NamedTuple):
 
     z: Tensor
     error: Tensor
+    estimate: Tensor
     flag: Tensor
     V: Tensor
     sizes: Tensor
@@ -52,6 +53,10 @@ class Spectral(ims.EquationMethod):
     traceable: ClassVar[bool] = False
     solves: ClassVar[tuple[str, ...]] = ("root",)
 
+    def examined(self, n: int) -> bool:
+        """Tell that the solver judges for itself."""
+        return False
+
     def factorization(self, n: int) -> Lyapunov:
         """Return what solves in the eigenvectors."""
         return Lyapunov()
@@ -69,7 +74,8 @@ class Spectral(ims.EquationMethod):
         sizes = values.abs()
         N = ((V * sizes.unsqueeze(-2)) @ V.mT).reshape(lanes, -1)
         flag = torch.where(finite, 0, int(ims.Status.NONFINITE))
-        return SpectralState(N, torch.where(finite, 0.0, torch.nan).to(z), flag, V, sizes)
+        error = torch.where(finite, 0.0, torch.nan).to(z)
+        return SpectralState(N, error, error, flag, V, sizes)
 
     def step(self, problem: ims.EquationProblem, state: SpectralState) -> SpectralState:
         """Stay."""

@@ -90,6 +90,10 @@ class InteriorPoint(ims.EquationMethod):
     solves: ClassVar[tuple[str, ...]] = ("root",)
     traceable: ClassVar[bool] = False
 
+    def examined(self, n: int) -> bool:
+        """Tell that the solver judges for itself."""
+        return False
+
     def factorization(self, n: int) -> CondensedKKT:
         """Return what solves with the factors of the last step."""
         return CondensedKKT()
@@ -117,6 +121,8 @@ class InteriorPoint(ims.EquationMethod):
         return InteriorPointState(
             z / program.scale,
             error,
+            error,
+            1.0,
             flag,
             program,
             slope,
@@ -196,6 +202,8 @@ class InteriorPoint(ims.EquationMethod):
         return InteriorPointState(
             z / program.scale,
             error,
+            error,
+            1.0,
             flag,
             program,
             slope,

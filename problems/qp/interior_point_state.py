@@ -22,6 +22,8 @@ class InteriorPointState(NamedTuple):
 
     z: Tensor
     error: Tensor
+    estimate: Tensor
+    unit: float
     flag: Tensor
     program: Program
     slope: Tensor

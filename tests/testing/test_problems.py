@@ -269,17 +269,9 @@ def start_towards_the_reference(problem):
     return problem.solution + 0.01 * (problem.start() - problem.solution)
 
 
-@pytest.mark.parametrize("problem", [p for p in REGULAR if p is not problems.MEYER], ids=str)
+@pytest.mark.parametrize("problem", REGULAR, ids=str)
 def test_value_and_derivatives_of_the_default(problem):
     assert_value_and_derivatives(problem, start=start_towards_the_reference(problem))
-
-
-def test_meyers_gradient_drowns_in_rounding_unless_the_tolerance_allows_for_it():
-    # J^T r sums terms of 1e6 * 1e4 * eps
-    sol = problems.MEYER.solve(on_failure="mask")
-    assert not bool(sol.converged)
-    assert_value(sol.value, problems.MEYER.solution, problems.MEYER)
-    assert_value_and_derivatives(problems.MEYER, solver=ims.GaussNewton(atol=1e-3))
 
 
 @pytest.mark.parametrize("problem", ROOTLESS, ids=str)
