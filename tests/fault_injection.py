@@ -134,6 +134,9 @@ solvers.damped Halving.pays: a step that does not pay is taken
 solvers.damped Damped.step: lanes that have ended move
     z = pick(state.flag == 0, z, state.z) >>> pass
     trust/test_faults.py::test_a_lane_of_fits_stays_where_it_ended
+solvers.newton measured: what is infinite on both sides pays
+    rest - (1 - 0.25 * t) * size <= 0 >>> rest <= (1 - 0.25 * t) * size
+    solvers/test_ends.py::test_failure
 solvers.trust_region _weighed: any step pays
     pays = ratio >= 1e-4 >>> pays = ratio == ratio
     trust/test_faults.py::test_a_lane_of_fits_stays_where_it_ended
