@@ -65,6 +65,7 @@ from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
 from implicit_solvers.solvers.line_search import Backtracking, StrongWolfe
 from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.solvers.newton_cg import NewtonCG
+from implicit_solvers.solvers.newton_dogleg import NewtonDogleg
 from implicit_solvers.solvers.steffensen import Steffensen
 from implicit_solvers.solvers.torch_optimizer import TorchOptimizer
 from implicit_solvers.tolerance import AUTO, Auto, rms
@@ -133,6 +134,7 @@ __all__ = [
     "GradientDescent",
     "LBFGS",
     "NewtonCG",
+    "NewtonDogleg",
     "TorchOptimizer",
     "Backtracking",
     "StrongWolfe",

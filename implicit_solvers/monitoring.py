@@ -44,7 +44,7 @@ class SolveRecord:
     ...     _ = ims.root(lambda z: z**2 - 4, torch.tensor([1.0, 2.0]), batch_dims=1)
     >>> record = log.records[0]
     >>> record.equation, record.solver, record.lanes, record.status
-    ('root of <lambda>', 'Dogleg', 2, tensor([0, 0]))
+    ('root of <lambda>', 'NewtonDogleg', 2, tensor([0, 0]))
     """
 
     equation: str
@@ -152,7 +152,7 @@ def monitor() -> Iterator[Monitor]:
     >>> with ims.monitor() as log:
     ...     ims.root(lambda z, a: z**2 - a, torch.tensor(1.0), (a,)).value.backward()
     >>> [record.solver for record in log.records]
-    ['Dogleg', 'LU']
+    ['NewtonDogleg', 'LU']
     >>> bool(log.adjoints()[0].residual < 1e-6)
     True
     """

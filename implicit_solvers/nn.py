@@ -205,7 +205,7 @@ class Root(_Layer):
         shapes and dtype of ``z``. A module becomes a submodule, whose parameters are those of the
         layer.
     solver
-        `Dogleg`, by default.
+        `NewtonDogleg`, by default.
     adjoint, init, batch_dims, in_dims, return_solution
         As in `FixedPoint`, its note on cells with dropout or batch normalization included.
     on_failure

@@ -16,7 +16,7 @@ from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
-from implicit_solvers.solvers.dogleg import Dogleg
+from implicit_solvers.solvers.newton_dogleg import NewtonDogleg
 from implicit_solvers.structure import Structure
 from implicit_solvers.torch_internals import tree_flatten, tree_unflatten
 
@@ -79,7 +79,7 @@ def root(
         For one unknown a lane: two ends ``(lo, hi)`` like ``z0`` (or numbers), where ``fn`` has
         different signs. They get no gradient.
     solver
-        `Dogleg`, by default (in a compiled graph with ``reuse=0``); with a bracket, `Chandrupatla`.
+        `NewtonDogleg`, by default; with a bracket, `Chandrupatla`.
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     batch_dims
@@ -141,7 +141,7 @@ def root(
     tensor([1.0930, 1.0486])
     """
     if solver is None:
-        solver = Dogleg() if bracket is None else Chandrupatla()
+        solver = NewtonDogleg() if bracket is None else Chandrupatla()
     ends = None
     if bracket is not None:
         z0, ends = _read_bracket(z0, bracket, solver)

@@ -134,6 +134,9 @@ solvers.damped Halving.pays: a step that does not pay is taken
 solvers.damped Damped.step: lanes that have ended move
     z = pick(state.flag == 0, z, state.z) >>> pass
     trust/test_faults.py::test_a_lane_of_fits_stays_where_it_ended
+solvers.newton measured: what is infinite on both sides pays
+    rest - (1 - 0.25 * t) * size <= 0 >>> rest <= (1 - 0.25 * t) * size
+    solvers/test_ends.py::test_failure
 solvers.trust_region _weighed: any step pays
     pays = ratio >= 1e-4 >>> pays = ratio == ratio
     trust/test_faults.py::test_a_lane_of_fits_stays_where_it_ended
@@ -150,7 +153,7 @@ iterate _look: steps that were not accepted count
     iterations = iterations + both(budget or accepted, running) >>> iterations = trials
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
 linear.lu LU.factor_dense: rows in small units are passed over as pivots
-    scaled, scale = scaled_rows(matrix) >>> scaled, scale = matrix, torch.ones_like(matrix[..., 0].abs())
+    scaled_rows(matrix) >>> (matrix, torch.ones_like(matrix[..., :1].abs()))
     trust/test_faults.py::test_units_of_rows_stay_out_of_a_linear_solve
 iterate _look: the status of a lane that ended is written again
     pick(ends, code, status), going >>> code, going

@@ -22,7 +22,7 @@ def test_forward_and_backward_are_recorded():
     forward, backward = log.records
     assert forward.equation == "root of <lambda>"
     assert backward.equation == f"adjoint of {forward.equation}"
-    assert (forward.solver, backward.solver) == ("Dogleg", "LU")
+    assert (forward.solver, backward.solver) == ("NewtonDogleg", "LU")
     assert forward.lanes == 1 and forward.iterations.item() > 2
     assert forward.seconds > 0 and log.adjoints() == [backward]
     assert backward.residual.item() < 1e-12
@@ -66,5 +66,5 @@ def test_the_table_names_each_solve():
     out = io.StringIO()
     log.table(Console(file=out, width=120))
     text = out.getvalue()
-    assert "root of <lambda>" in text and "Dogleg" in text and "CONVERGED" in text
+    assert "root of <lambda>" in text and "NewtonDogleg" in text and "CONVERGED" in text
     assert "linear_solve with MatrixOperator" in text

@@ -68,6 +68,7 @@ CASES = [
     Case("root", "Newton, reuse", ims.Newton(reuse=0.5)),
     Case("root", "Chord", ims.Chord(max_steps=150), reach=1.0),
     Case("root", "Broyden", ims.Broyden(), reach=3.0),
+    Case("root", "NewtonDogleg", ims.NewtonDogleg()),
     Case("root", "Dogleg", ims.Dogleg()),
     Case("root", "LevenbergMarquardt", ims.LevenbergMarquardt()),
     Case("root", "Newton-GMRES", ims.Newton(linear_solver=ims.GMRES())),

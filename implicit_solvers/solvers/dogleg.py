@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, everywhere, no, nowhere, pick
+from implicit_solvers.agreement import Mask, both, no, pick
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.choice import DENSE_LIMIT
@@ -16,13 +16,12 @@ from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.problem import EquationProblem, ResidualMap
-from implicit_solvers.solver import Factors
 from implicit_solvers.solvers.damped import DampedState
 from implicit_solvers.solvers.gauss_newton import full_step, normal_step
+from implicit_solvers.solvers.newton_first import Linear, NewtonFirst
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.solvers.trust_region import (
     Proposal,
-    ScaledRegion,
     decomposed,
     length,
     promised,
@@ -43,17 +42,8 @@ class Way(NamedTuple):
     end_image: Tensor
 
 
-class Linear(NamedTuple):
-    """A Jacobian with its factors, and Newton's step; the way is laid where this does not pay."""
-
-    scale: Tensor
-    matrix: Tensor
-    newton: Tensor
-    factors: Factors
-
-
 @dataclass(frozen=True)
-class Dogleg(ScaledRegion):
+class Dogleg(NewtonFirst):
     """Powell's dogleg: ``z <- z + p``, ``p`` on the way from steepest descent to Newton's step.
 
     For roots and fixed points (``r = F``) and for least squares. The way leads from zero to the
@@ -104,7 +94,7 @@ class Dogleg(ScaledRegion):
         return self.by_products(z, CG(rtol=1e-3) if problem.fits else GMRES(rtol=1e-3))
 
     def bold(self, problem: EquationProblem, z: Tensor) -> bool:
-        """Tell whether Newton's whole step is tried first: where a root's Jacobian is factored."""
+        """Tell whether Newton's steps are tried first: where a root's Jacobian is factored."""
         return not problem.fits and self._products(problem, z) is None
 
     def blank(self, problem: EquationProblem, z: Tensor, residuals: Tensor) -> Way | Linear:
@@ -112,8 +102,7 @@ class Dogleg(ScaledRegion):
         none, image = torch.zeros_like(z), torch.zeros_like(residuals)
         if self.bold(problem, z):
             matrix = z.new_zeros(*z.shape, z.shape[-1])
-            pivots = torch.zeros_like(z, dtype=torch.int32)
-            return Linear(none, matrix, none, (matrix, pivots, pivots.sum(-1, dtype=torch.int32)))
+            return Linear(none, matrix, LU().factor_dense(matrix))
         return Way(none, none, none, image, none, image)
 
     def modeled(self, problem: EquationProblem, state: DampedState) -> tuple[Way | Linear, Any]:
@@ -132,30 +121,19 @@ class Dogleg(ScaledRegion):
         problem.identity(z)
         slope = problem.linearize(z)
         slope.matrices = matrix = slope.dense()
-        factors = LU().factor(slope)
-        newton = LU().solve(factors, -r.unsqueeze(-1), False).squeeze(-1)
-        return Linear(torch.zeros_like(z) if before is None else before, matrix, newton, factors), 0
-
-    def surveyed(self, model: Way | Linear) -> Way | Linear:
-        """Return the model with the scale that the way needs."""
-        if isinstance(model, Linear):
-            return model._replace(scale=scales(model.matrix, model.scale))
-        return model
+        scale = torch.zeros_like(z) if before is None else before
+        return Linear(scale, matrix, LU().factor(slope)), 0
 
     def propose(self, problem: EquationProblem, state: DampedState) -> Proposal:
-        """Go along the way up to where it leaves the region, or take Newton's whole step."""
-        model, whole = state.memory, state.search.whole
-        if everywhere(whole):
-            return Proposal(model.newton, 0.0, 1.0)
-        way = model
-        if isinstance(model, Linear):
-            regular = torch.isfinite(model.newton).all(-1) & LU().regular(model.factors)
-            way = _dense_way(problem, model.matrix, state, model.scale, model.newton, regular)
+        """Go along the way up to where it leaves the region."""
+        way = state.memory
+        if isinstance(way, Linear):
+            direction = state.direction
+            regular = torch.isfinite(direction).all(-1) & LU().regular(way.factors)
+            way = _dense_way(problem, way.matrix, state, way.scale, -direction, regular)
         p, image = _within(problem, way, state.search.within)
-        fall, step = promised(problem, state.search.size, way.gradient, p, image), p / way.scale
-        if not nowhere(whole):
-            step = pick(whole, model.newton, step)
-        return Proposal(step, problem.size(length, p), fall)
+        fall = promised(problem, state.search.size, way.gradient, p, image)
+        return Proposal(p / way.scale, problem.size(length, p), fall)
 
 
 def _iterated(

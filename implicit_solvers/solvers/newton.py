@@ -39,7 +39,16 @@ from implicit_solvers.solvers.descent import dot
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import Auto
 
-__all__ = ["Factored", "Newton", "factor_jacobian"]
+__all__ = [
+    "Factored",
+    "Newton",
+    "Trial",
+    "begun",
+    "factor_jacobian",
+    "first_length",
+    "measured",
+    "shortened",
+]
 
 _LINEAR = 0.32
 _FIRST_FORCING = 0.5
@@ -104,54 +113,32 @@ class Factored(Halving):
         return self.direct_solver(n)
 
     def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
-        """Evaluate the residual; how large it is, only a budget asks at each step."""
-        direct = self.direct_solver(z.shape[-1])
-        if direct is None:
+        """Evaluate the residual; `pays` tells how large it is."""
+        if self.direct_solver(z.shape[-1]) is None:
             return super().evaluate(problem, z)
-        value = None
         if problem.kind == "minimize":
             value, residual = problem.value_and_gradient_to_linearize(z)
-            value = problem.number(value)
-        else:
-            residual = problem.residual_to_factor(z)
-        size = None if self.rtol is not None else problem.size(self.norm, residual)
-        return Point(z, residual, size, value)
+            return Point(z, residual, None, problem.number(value))
+        return Point(z, problem.residual_to_factor(z), None)
 
     def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
         """Evaluate the residual at the start."""
         state = super().init(problem, z)
-        if self.direct_solver(z.shape[-1]) is None:
-            return state
-        error = problem.size(self.norm, state.residual)
-        estimate = pick(error == 0, 0.0, 0 * error + torch.inf)
-        return state._replace(error=error, estimate=estimate, kept=state.kept._replace(error=error))
+        return state if self.direct_solver(z.shape[-1]) is None else begun(self, problem, state)
 
     def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
         """Try the whole step, or what the last steps promise after one that was shortened."""
         before: Trial | None = state.search
-        if self.direct_solver(state.z.shape[-1]) is None or self.halvings == 0:
+        if self.direct_solver(state.z.shape[-1]) is None:
             return length, before
-        if before is None:
-            if problem.branches:
-                return length, None
-            return length, Trial(length, torch.zeros_like(state.z), length)
-        if everywhere(state.length == 1):
-            return length, before
-        p = state.direction
-        change = problem.size(self.norm, before.left - p) * problem.size(self.norm, p)
-        promised = state.length * divide(before.size * before.rest, change)
-        shortened = both(state.length < 1, promised < 1)
-        return pick(shortened, promised, length), before
+        return first_length(self, problem, state, before, length)
 
     def again(self, state: DampedState) -> tuple[Any, Any, Mask]:
         """Shorten the step."""
-        search, t = state.search, state.length
+        search = state.search
         if search is None:
             return super().again(state)
-        bend: Any = self.norm(along(search.left, t - 1, state.direction))
-        bend = bend if isinstance(search.size, Tensor) else bend.item()
-        shorter = 0.5 * t * t * divide(search.size, bend)
-        shorter = pick(shorter < 0.5 * t, pick(shorter > 0.1 * t, shorter, 0.1 * t), 0.5 * t)
+        shorter = shortened(self, state, search)
         spent = either(shorter < 0.5 ** self.tries(state), no(search.size < torch.inf))
         return shorter, search, spent
 
@@ -160,24 +147,13 @@ class Factored(Halving):
         direct = self.factoring(problem, state.z.shape[-1])
         if direct is None:
             return super().pays(problem, state)
-        left = direct.solve(state.memory.inverse, state.residual.unsqueeze(-1), False).squeeze(-1)
-        size, rest = problem.sizes_and_scale(self, state.z, state.direction, left)
-        t, rate = state.length, divide(rest, size)
-        estimate = divide(rest, larger(1 - 3 * rate, 1 - 3 * _LINEAR))
-        estimate = pick(t == 1, estimate, torch.inf)
-        accepted: Mask = rate <= 1 - 0.25 * t
+        state, trial = measured(self, problem, state, direct, state.memory.inverse)
+        accepted = state.accepted
         if self.halvings == 0:
-            accepted = True if problem.branches else rest == rest
-        elif self.rtol is not None:
-            accepted = either(accepted, estimate <= problem.tolerance(self, state.z))
-        if self.halvings > 0 and problem.kind == "minimize":
+            accepted = True if problem.branches else trial.rest == trial.rest
+        elif problem.kind == "minimize":
             accepted = _falls(problem, state, accepted)
-        return state._replace(
-            accepted=accepted,
-            error=rest if self.rtol is not None else state.error,
-            estimate=estimate,
-            search=Trial(size, left, rest),
-        )
+        return state._replace(accepted=accepted, search=trial)
 
     def stopped(self, state: DampedState, stuck: Mask) -> Any:
         """Return the flags, with STALLED where lanes are stuck; a budget judges nothing."""
@@ -344,3 +320,59 @@ def factor_jacobian(solver: DirectSolver, problem: EquationProblem, z: Tensor) -
     """Return the factors of the Jacobian of the condition at ``z (N, n)``."""
     problem.identity(z)
     return solver.factor(problem.linearize(z))
+
+
+def first_length(
+    solver: Any, problem: EquationProblem, state: DampedState, before: Trial | None, length: Any
+) -> tuple[Any, Trial | None]:
+    """Return the length to try first: the whole step, or what is promised after shorter ones."""
+    if before is None:
+        if problem.branches:
+            return length, None
+        return length, Trial(length, torch.zeros_like(state.z), length)
+    if everywhere(state.length == 1):
+        return length, before
+    p = state.direction
+    change = problem.size(solver.norm, before.left - p) * problem.size(solver.norm, p)
+    promised = state.length * divide(before.size * before.rest, change)
+    # no more than a digit shorter: what steps promise may be nothing
+    promised = larger(promised, 0.1 * state.length)
+    return pick(both(state.length < 1, promised < 1), promised, length), before
+
+
+def shortened(solver: Any, state: DampedState, trial: Trial) -> Any:
+    """Return the length to try after one that did not pay."""
+    t = state.length
+    bend: Any = solver.norm(along(trial.left, t - 1, state.direction))
+    bend = bend if isinstance(trial.size, Tensor) else bend.item()
+    shorter = 0.5 * t * t * divide(trial.size, bend)
+    return pick(shorter < 0.5 * t, pick(shorter > 0.1 * t, shorter, 0.1 * t), 0.5 * t)
+
+
+def begun(solver: Any, problem: EquationProblem, state: DampedState) -> DampedState:
+    """Return the state at the start with its error and the estimate of that of ``z``."""
+    error = problem.size(solver.norm, state.residual)
+    estimate = pick(error == 0, 0.0, 0 * error + torch.inf)
+    return state._replace(error=error, estimate=estimate, kept=state.kept._replace(error=error))
+
+
+def measured(
+    solver: Any,
+    problem: EquationProblem,
+    state: DampedState,
+    direct: DirectSolver,
+    factors: Factors,
+) -> tuple[DampedState, Trial]:
+    """Return where a trial pays, by the step that would follow it, and what that shows."""
+    left = direct.solve(factors, state.residual.unsqueeze(-1), False).squeeze(-1)
+    vectors = state.direction, left, state.residual
+    size, rest, error = problem.sizes_and_scale(solver, state.z, *vectors)
+    t, rate = state.length, divide(rest, size)
+    estimate = divide(rest, larger(1 - 3 * rate, 1 - 3 * _LINEAR))
+    estimate = pick(t == 1, estimate, torch.inf)
+    # (differences: what is infinite on both sides pays nothing)
+    accepted: Mask = rest - (1 - 0.25 * t) * size <= 0
+    if solver.rtol is not None:
+        accepted = either(accepted, estimate - problem.tolerance(solver, state.z) <= 0)
+    state = state._replace(error=error, estimate=estimate, accepted=accepted)
+    return state, Trial(size, left, rest)

@@ -23,6 +23,7 @@ from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.linear.choice import DENSE_LIMIT
 from implicit_solvers.outcome import DIGIT, contracted
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.rounding import patterns
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import (
     IterativeSolver,
@@ -43,7 +44,7 @@ __all__ = [
     "scales",
 ]
 
-_PAYS_WELL = 0.5
+_KICK = 0.01
 
 
 class Proposal(NamedTuple):
@@ -57,17 +58,19 @@ class Proposal(NamedTuple):
 class Region(NamedTuple):
     """Where steps are looked for: within the ``radius``, infinite if it is still to be chosen.
 
-    ``whole`` steps are beyond it. ``within`` is the radius of the last trial, ``reach`` its length
-    and ``promised`` what it promised; ``rejected`` counts trials in a row; ``size`` is ``|r|``.
+    ``within`` is the radius of the last trial, ``reach`` its length and ``promised`` what it
+    promised; ``rejected`` counts trials in a row; ``size`` is ``|r|``. ``kicks`` is one where the
+    next step is a kick, two after it. ``newton`` is what is known of Newton's steps beyond it.
     """
 
     radius: Any
-    whole: Mask
     rejected: Any
     within: Any
     reach: Any
     promised: Any
     size: Any
+    kicks: Any
+    newton: Any = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class ModelSteps(Damped):
     A trial is accepted if ``|r|^2`` falls by ``1e-4`` of what the model promised; near the minimum
     of a fit, where both drown in rounding, if the norm of the gradient falls, or the step is
     smaller than half of the digits. Where a root's model promises nothing any more, or too many
-    trials in a row were rejected, the lane is STALLED.
+    trials in a row were rejected, the lane is moved once by 1% of its size, by a fixed pattern, and
+    the next time it is STALLED.
     """
 
     max_steps: int = field(default=200, kw_only=True)
@@ -104,10 +108,6 @@ class ModelSteps(Damped):
         """How many trials in a row may be rejected."""
         raise NotImplementedError
 
-    def bold(self, problem: EquationProblem, z: Tensor) -> bool:
-        """Tell whether a new model's whole step is tried first, beyond the region."""
-        return False
-
     def blank(self, problem: EquationProblem, z: Tensor, residuals: Tensor) -> Any:
         """Return a model of zeros, which a graph begins with."""
         raise NotImplementedError
@@ -115,10 +115,6 @@ class ModelSteps(Damped):
     def modeled(self, problem: EquationProblem, state: DampedState) -> tuple[Any, Any]:
         """Return the model at the iterate, and a status or 0."""
         raise NotImplementedError
-
-    def surveyed(self, model: Any) -> Any:
-        """Return the model with what only steps within the region need."""
-        return model
 
     def radius(self, problem: EquationProblem, state: DampedState) -> Any:
         """Return the radius of a trial."""
@@ -159,40 +155,35 @@ class ModelSteps(Damped):
         return Aim(state.direction, model, flag)
 
     def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
-        """Try a new model's whole step first, if that is bold enough."""
-        region, bold = state.search, self.bold(problem, state.z)
+        """Look within the region that has proved itself."""
+        region = state.search
         if region is None:
             none = 0 * state.error
             never = 0 if problem.branches else torch.zeros_like(none, dtype=torch.int64)
-            region = Region(none + torch.inf, bold, never, none, none, none, none)
-        whole, rejected = both(bold, state.accepted), 0 * region.rejected
-        return length, region._replace(whole=whole, rejected=rejected)
+            region = Region(none + torch.inf, never, none, none, none, none, never)
+        return length, region._replace(rejected=0 * region.rejected)
 
     def again(self, state: DampedState) -> tuple[Any, Any, Mask]:
-        """Look within the region, which a step beyond it says nothing of."""
+        """Look within a smaller region."""
         region = state.search
-        rejected = region.rejected + pick(region.whole, 0, 1)
-        return state.length, region._replace(whole=False, rejected=rejected), False
+        return state.length, region._replace(rejected=region.rejected + 1), False
 
     def ahead(self, problem: EquationProblem, state: DampedState) -> tuple[Tensor, DampedState]:
-        """Make the step that the model proposes."""
-        region = state.search
-        if not everywhere(region.whole):
-            region = region._replace(size=_size(problem, state))
-            state = state._replace(search=region, memory=self.surveyed(state.memory))
-            region = region._replace(within=self.radius(problem, state))
-            state = state._replace(search=region)
-        step, reach, fall = self.propose(problem, state)
+        """Make the step that the model proposes, or a kick."""
+        state = state._replace(search=state.search._replace(size=_size(problem, state)))
+        region = state.search._replace(within=self.radius(problem, state))
+        step, reach, fall = self.propose(problem, state._replace(search=region))
+        due = region.kicks == 1
+        if not nowhere(due):
+            reached = problem.reach(state.z)
+            kick = _KICK * torch.where(reached > 0, reached, 1.0) * patterns(state.z)[0]
+            step = pick(due, kick, step)
         region = region._replace(reach=reach, promised=fall)
         return state.z + step, state._replace(search=region)
 
     def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Tell where the step kept enough of its promise, and where none will."""
-        region, flag, accepted = state.search, state.flag, False
-        if not nowhere(region.whole):
-            accepted = state.error <= _PAYS_WELL * state.kept.error
-        if everywhere(region.whole):
-            return state._replace(accepted=accepted)
+        region = state.search
         pays, ratio, stuck = _weighed(problem, state)
         if problem.fits:
             z = state.z
@@ -214,15 +205,21 @@ class ModelSteps(Damped):
             state = state._replace(estimate=estimate)
         elif not everywhere(pays):
             stuck = either(stuck, problem.size(length, state.z - state.kept.z) == 0)
-        stuck = both(either(stuck, region.rejected > self.trials), no(region.whole))
-        # a budget's lane stays where no step pays
+        stuck = either(stuck, region.rejected > self.trials)
+        known, kicked = region.promised == region.promised, region.kicks == 1
+        # a budget's lane stays where no step pays; a root's leaves where none does, once
+        may = both(region.kicks == 0, self.rtol is not None and not problem.fits)
+        leaves = both(both(stuck, known), may)
         stalled = 0 if self.rtol is None else int(Status.STALLED)
-        known = region.promised == region.promised
         why = pick(known, stalled, int(Status.NONFINITE))
-        flag = pick(both(stuck, flag == 0), why, flag)
-        accepted = pick(region.whole, accepted, both(pays, no(stuck)))
-        radius = pick(region.whole, region.radius, self.resized(state, ratio))
-        return state._replace(accepted=accepted, search=region._replace(radius=radius), flag=flag)
+        ends = both(both(stuck, no(either(leaves, kicked))), state.flag == 0)
+        flag = pick(ends, why, state.flag)
+        radius = pick(kicked, torch.inf, self.resized(state, ratio))
+        kicks = pick(kicked, 2, pick(leaves, 1, region.kicks))
+        accepted = either(both(pays, no(stuck)), both(kicked, state.error < torch.inf))
+        return state._replace(
+            accepted=accepted, search=region._replace(radius=radius, kicks=kicks), flag=flag
+        )
 
 
 @dataclass(frozen=True)
@@ -335,8 +332,10 @@ def promised(
 
 
 def scales(matrix: Tensor, before: Tensor | None) -> Tensor:
-    """Return the largest norm that each column has had; one for a column of zeros."""
+    """Return the largest norm that each column has had; next to nothing for one of zeros."""
     largest = torch.linalg.vector_norm(matrix, dim=-2)
     if before is not None:
         largest = torch.maximum(before, largest)
-    return torch.where(largest > 0, largest, 1.0)
+    # (too little to count beside what the column will have later)
+    least = torch.finfo(largest.dtype).eps * largest.amax(-1, keepdim=True)
+    return torch.where(largest > 0, largest, least.clamp(min=torch.finfo(largest.dtype).tiny))

@@ -165,6 +165,7 @@ ROWS = {
     "Broyden": row("root", ims.Broyden, max_steps=60),
     "Broyden, bad": row("root", ims.Broyden, max_steps=60, good=False),
     "Broyden, LU": row("root", ims.Broyden, max_steps=60, linear_solver=ims.LU(), memory=3),
+    "NewtonDogleg": row("far root", ims.NewtonDogleg),
     "Dogleg": row("far root", ims.Dogleg),
     "Dogleg, GMRES": row("far root", ims.Dogleg, linear_solver=ims.GMRES(rtol=1e-4)),
     "LevenbergMarquardt": row("far root", ims.LevenbergMarquardt),

@@ -105,7 +105,7 @@ SINGLE = [
     ("ims.least_squares(lambda z: 1.0, z0)", KIND, "fn returned a float: return tensors of"),
     ("ims.root(lambda z: z, z0, has_aux=True)", WRONG, "return a pair (value, aux)"),
     ("torch.func.hessian(lambda x: one_step_layer(x).sum())(z0)", RuntimeError, "first order only"),
-    ("ims.root(f, z0, adjoint=steps)", WRONG, "solver=Dogleg: its steps cannot be differentiated"),
+    ("ims.root(f, z0, adjoint=steps)", WRONG, "NewtonDogleg: its steps cannot be differentiated"),
     ("ims.fixed_point(g, z0, solver=ims.Anderson(), adjoint=steps)", WRONG, "through; use"),
     (f"ims.minimize(energy, z0, solver={MOMENTUM},\n             adjoint=ims.UnrolledAdjoint(2))",
      WRONG, "whose steps depend on earlier ones: leave checkpoint out"),

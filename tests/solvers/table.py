@@ -94,6 +94,7 @@ SOLVERS = [
     Row("Broyden-bad-LU", ims.Broyden(good=False, linear_solver=LU),
         [CONTRACTION, *ROOTS, KEPLER, COSINE], 1),
     Row("Broyden-short", ims.Broyden(memory=4), [s.COUPLED, CUBIC, *ROOTS[2:], KEPLER, COSINE], 1),
+    Row("NewtonDogleg", ims.NewtonDogleg(), [*ROOTS, *MAPS], 4),
     Row("Dogleg", ims.Dogleg(), SQUARES, 4),
     Row("LevenbergMarquardt", ims.LevenbergMarquardt(), SQUARES, 4),
     Row("Dogleg-CG", ims.Dogleg(**BY_PRODUCTS), CIRCLES, 1),

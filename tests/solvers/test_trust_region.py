@@ -1,7 +1,8 @@
-"""Dogleg and Levenberg-Marquardt: from far starts, in any units, and where ranks are missing."""
+"""Trust regions: from far starts, in any units, and where ranks are missing."""
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from tests.solvers.systems import EXPONENTIAL_FIT, F32, F64, SLOW, TRIDIAGONAL, 
 
 SOLVERS = {"Dogleg": ims.Dogleg(), "LevenbergMarquardt": ims.LevenbergMarquardt()}
 both = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+ROOTING = {"NewtonDogleg": ims.NewtonDogleg(), **SOLVERS}
+rooting = pytest.mark.parametrize("solver", ROOTING.values(), ids=ROOTING)
 FITTING = {**SOLVERS, "GaussNewton": ims.GaussNewton()}
 fitting = pytest.mark.parametrize("solver", FITTING.values(), ids=FITTING)
 
@@ -43,7 +46,7 @@ HARD = (
 STARTS = [(p, F64) for p in ROOTS] + [(p, F32) for p in (*HARD, problems.BRATU, problems.CIRCLE)]
 
 
-@both
+@rooting
 @pytest.mark.parametrize(
     "problem, dtype", STARTS, ids=[f"{p}-{str(d).split('.')[1]}" for p, d in STARTS]
 )
@@ -67,7 +70,7 @@ EASY = [
 ]
 
 
-@both
+@rooting
 @pytest.mark.parametrize("problem", EASY, ids=str)
 def test_easy_problems_take_newton_steps(problem, solver):
     steps = int(problem.solve(solver=ims.Newton()).iterations)
@@ -89,7 +92,7 @@ def hybr(fn, start):
 NIGHTLY = [pytest.param(p, 1000, 0.99, marks=pytest.mark.nightly) for p in (*HARD, problems.WATSON)]
 
 
-@both
+@rooting
 @pytest.mark.parametrize("problem, count, share", [(p, 15, 1.0) for p in HARD[:3]] + NIGHTLY)
 def test_random_starts(problem, count, share, solver):
     """A root is found as often as by hybr."""
@@ -100,6 +103,27 @@ def test_random_starts(problem, count, share, solver):
     ours = vmap(lambda z: ims.root(fn, z, solver=solver, on_failure="mask"))(starts)
     assert float(vmap(fn)(ours.value[ours.converged]).abs().max()) < 1e-8
     assert int(ours.converged.sum()) >= share * sum(hybr(fn, z) for z in starts)
+
+
+SYSTEMS = [p for p in ROOTS if "Moré" in p.source]
+
+
+@rooting
+@pytest.mark.parametrize("unit", [8.0, 10.0])
+@pytest.mark.parametrize("problem", SYSTEMS, ids=str)
+def test_units_of_the_function_and_of_the_unknown_do_not_matter(problem, unit, solver):
+    """Powers of two change no bit, powers of ten no step."""
+    powers = [unit**k for k in (0, 3, -3, 8, -8, 20, -20)]
+    c, s = tensor(list(product(powers, powers))).unbind(-1)
+    fn = vmap(lambda z, c, s: c * problem.fn(z / s, problem.theta()))
+    how = {"batch_dims": 1, "in_dims": (0, 0), "solver": solver}
+    sol, alike = (
+        ims.root(fn, vmap(torch.mul, (0, None))(s, problem.start()), (c, s), **how)
+        for c, s in ((c, s), (c**0, s**0))
+    )
+    assert torch.equal(sol.iterations, alike.iterations)
+    if unit == 8:
+        assert torch.equal(vmap(torch.div)(sol.value, s), alike.value)
 
 
 @both
@@ -118,10 +142,10 @@ def test_units_of_the_unknowns_do_not_matter(solver, exponents, start):
     assert float((one.residual - other.residual).abs()) <= 1e-6 * (1 + float(one.residual))
 
 
-@both
+@rooting
 def test_budgets_never_make_it_worse(solver):
     kind = type(solver)
-    for problem in (problems.WOOD, EXPONENTIAL_FIT):
+    for problem in (problems.WOOD, EXPONENTIAL_FIT)[: len(solver.solves) - 1]:
         sizes, theta = [], problem.theta
         theta = tensor(theta) if isinstance(theta, list) else theta()
         for steps in range(6):
@@ -134,11 +158,12 @@ def test_budgets_never_make_it_worse(solver):
         assert int(sol.status) == Status.BUDGET and float(sol.value) == start
 
 
-def test_dogleg_leaves_its_factors_to_the_backward_pass():
+@pytest.mark.parametrize("solver", [ims.NewtonDogleg(), ims.Dogleg()])
+def test_factors_are_left_to_the_backward_pass(solver):
     problem = problems.BROYDEN_BANDED
     theta = problem.theta().requires_grad_()
     with Watch() as forward:
-        sol = problem.solve(theta, solver=ims.Dogleg())
+        sol = problem.solve(theta, solver=solver)
     with Watch() as backward:
         (ours,) = torch.autograd.grad(sol.value.sum(), theta)
     assert error(ours, problem.derivative.sum(0)) < 1e-9

@@ -1,0 +1,49 @@
+"""Newton's method, which hands over to the dogleg method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from implicit_solvers.solvers.dogleg import Dogleg
+
+__all__ = ["NewtonDogleg"]
+
+
+@dataclass(frozen=True)
+class NewtonDogleg(Dogleg):
+    """Newton's damped steps, and the dogleg method where these do not pay.
+
+    Each lane begins as in `Newton`: a step ``t p`` pays by the step that would follow it, in which
+    no units of ``F`` or of its rows enter. Where ``t`` would be less than a thousandth, steps of
+    `Dogleg` take over. They are Newton's whole steps wherever these halve ``|F|``, and else within
+    a region in which ``|F|`` falls. A lane whose step is no more than what rounding makes of it
+    ends.
+
+    Beyond 512 unknowns, or with a ``linear_solver``, it is `Dogleg`. Source: Deuflhard, "Newton
+    Methods for Nonlinear Problems" (2004), section 3.3; Powell, "A hybrid method for nonlinear
+    equations" (1970).
+
+    Parameters
+    ----------
+    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+        As in `EquationMethod`.
+    linear_solver, first_radius, shrinks
+        As in `Dogleg`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> f = lambda z: torch.stack([z[0] * z[1] - 6, z[0] + z[1] ** 2 - 7])
+    >>> start = torch.tensor([2.0, 1.0])  # where the Jacobian is singular
+    >>> ims.root(f, start, solver=NewtonDogleg()).value
+    tensor([3., 2.])
+    """
+
+    damps: ClassVar[bool] = True
+    solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point")
