@@ -80,10 +80,11 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     if not isinstance(found.status, Tensor) and found.status >= 0:
         return found.spread()
     found = found.spread()
+    everyone: Any = slice(None)
 
     def again(carry: Any) -> Any:
         found, start = carry
-        going, keep = found.status < 0, slice(None)
+        going, keep = found.status < 0, everyone
         if compiling() or not problem.separable or len(going) == 1:
             here = inside(problem)
         else:
