@@ -147,10 +147,10 @@ def descend(objective, phi):
 
 def strength_of(theta, kind):
     if kind == "number":
-        return 3.0
+        return 8.0
     if kind == "tensor":
-        return torch.tensor(3.0, dtype=torch.float64)
-    return {name: 3 + torch.rand(value.shape[-1:]).double() for name, value in theta.items()}
+        return torch.tensor(8.0, dtype=torch.float64)
+    return {name: 8 + torch.rand(value.shape[-1:]).double() for name, value in theta.items()}
 
 
 def gradients(objective, theta, strength):
@@ -172,7 +172,8 @@ TOGETHER = [
     ("number", BUDGET | {"damping": 0.5}),
     ("each", JUDGED | {"damping": 0.5}),
     ("tensor", BUDGET | {"adjoint": imaml.neumann_adjoint(3)}),
-    ("each", BUDGET | {"adjoint": imaml.neumann_adjoint(2), "damping": 0.5}),
+    # (Neumann's series has to converge)
+    ("each", BUDGET | {"adjoint": imaml.neumann_adjoint(2), "damping": 0.1}),
     ("number", BUDGET | {"solver": descend}),
     ("each", BUDGET | {"solver": descend, "damping": 0.5}),
 ]
