@@ -129,6 +129,6 @@ SOLVERS = [
     Row("TorchOptimizer", ims.TorchOptimizer(SGD, lr=0.1, max_steps=4000), [BOWL, s.GROWTH_FIT],
         without=("bad",)),
     Row("TorchOptimizer-Adam", ims.TorchOptimizer(torch.optim.Adam, lr=0.1), [s.LOGISTIC], 0,
-        without=("budget", "bad")),  # it does not stay at the solution, and is slow
+        without=("budget", "bad", "start")),  # it does not stay at the solution, and is slow
     Row("own", HeavyBall(), FIXED_POINTS),
 ]  # fmt: skip

@@ -169,10 +169,11 @@ def test_too_few_steps(row, case):
 
 @over(lambda row: row.tried[:2], "start")
 def test_start_that_is_the_solution(row, case):
-    """No step is made, and the start is returned as it is."""
+    """At most one step is made, to where it is as good."""
     z = case.solve(row.solver).value
     again = case.solve(row.solver, z0=z)
-    assert int(again.iterations) == 0 and bool(again.converged) and torch.equal(again.value, z)
+    assert int(again.iterations) <= 1 and bool(again.converged)
+    assert error(again.value, z) < case.accuracy(F64)
 
 
 NOT_FINITE = {
