@@ -82,7 +82,8 @@ class Departed:
             # (what lanes share may be expanded, and the iterate is the user's at the start)
             now = now.spread()
             factors = tuple(t.clone() for t in now.factors)
-            self.full = Outcome(*(part.clone() for part in now[:5]), factors)
+            z, status, iterations, residual, error = (part.clone() for part in now[:5])
+            self.full = Outcome(z, status, iterations, residual, error, factors)
             self.places = keep
         else:
             assert self.places is not None
@@ -100,9 +101,6 @@ class Departed:
         assert self.full is not None and self.places is not None
         keep = self.places
         now = now.spread()
-        if not self.full.factors:  # lanes that left at the start have any
-            first = (t[:1].expand(len(self.full.z), *t.shape[1:]) for t in now.factors)
-            self.full = self.full._replace(factors=tuple(t.clone() for t in first))
         parts = zip([*self.full[:5], *self.full.factors], [*now[:5], *now.factors], strict=True)
         for whole, part in parts:
             whole[keep] = part if len(part) == len(keep) else part[: len(keep)]
