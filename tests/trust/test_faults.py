@@ -76,6 +76,40 @@ def test_a_lane_that_ended_stands_still():
     torch.testing.assert_close(sol.value, values, rtol=1e-14, atol=0)
 
 
+class Idle(NamedTuple):
+    z: torch.Tensor
+    error: torch.Tensor
+    estimate: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stays(ims.EquationMethod):
+    """Says at once that it is there."""
+
+    solves: ClassVar[tuple[str, ...]] = ("root",)
+
+    def init(self, problem, z):
+        return Idle(z, self.norm(problem.residual(z)))
+
+    def step(self, problem, state):
+        return state
+
+
+def test_a_lane_goes_on_from_newtons_next_point():
+    starts = torch.tensor([2.1, 2.0, 1.9], dtype=D)
+    solve = lambda z: ims.root(lambda z: z**3 - 8, z, solver=Stays())
+    close(vmap(lambda z: solve(z).value)(starts), 0 * starts + 2)
+    close(solve(starts[0]).value, 2 * ONE)
+
+
+def test_an_ill_conditioned_root_is_as_good_as_rounding_allows():
+    k = torch.arange(8, dtype=D)
+    hilbert = 1 / (k + k[:, None] + 1)
+    sol = ims.root(lambda z: hilbert @ z - hilbert.sum(-1), 0 * k)
+    off = float((sol.value - 1).square().mean().sqrt())
+    assert bool(sol.converged) and off < float(sol.error) and 1e-10 < float(sol.error) < 1e-4
+
+
 class Once(NamedTuple):
     z: torch.Tensor
     error: torch.Tensor
