@@ -26,6 +26,7 @@ __all__ = [
     "nowhere",
     "pick",
     "settle",
+    "smaller",
     "spread",
 ]
 
@@ -109,6 +110,11 @@ def larger(a: Any, b: Any) -> Any:
     if isinstance(a, Tensor):
         return a.clamp(min=b)
     return b.clamp(min=a) if isinstance(b, Tensor) else max(a, b)
+
+
+def smaller(a: Any, b: float) -> Any:
+    """Return the smaller of two numbers in each lane."""
+    return a.clamp(max=b) if isinstance(a, Tensor) else min(a, b)
 
 
 def along(z: Tensor, length: Any, direction: Tensor) -> Tensor:

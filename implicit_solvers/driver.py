@@ -83,8 +83,8 @@ def solve_equation(
     z = _attach(statement, found, z0)
     value = statement.structure.unravel(z)
     solved = found.status == Status.CONVERGED
-    ends = found.iterations, found.residual, found.error, found.status
-    solution = Solution(value, solved, *ends)
+    how = found.iterations, found.residual, found.error, found.status
+    solution = Solution(value, solved, *how)
     note(solution)
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])

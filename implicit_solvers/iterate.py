@@ -77,21 +77,20 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     if direct is None and not by_products:
         return _iterate(solver, problem, z).spread()
     found, start = judged(solver, problem, _iterate(solver, problem, z), direct)
-
     if not isinstance(found.status, Tensor) and found.status >= 0:
         return found.spread()
     found = found.spread()
+    everyone: Any = slice(None)
 
     def again(carry: Any) -> Any:
         found, start = carry
-        going, keep = found.status < 0, slice(None)
+        going, keep = found.status < 0, everyone
         if compiling() or not problem.separable or len(going) == 1:
             here = inside(problem)
         else:
             keep = going.nonzero().squeeze(-1)
             here, going = problem.take(keep), True
-        new = _iterate(solver, here, start[keep]).spread()
-        new = new._replace(iterations=new.iterations + found.iterations[keep])
+        new = _iterate(solver, here, start[keep], found.iterations[keep]).spread()
         new, onward = judged(solver, here, new, direct)
         new, onward = pick(going, (new.spread(), onward), select((found, start), keep))
         return _put((found, start), keep, (new, onward))
@@ -109,8 +108,10 @@ def _put(whole: Any, keep: Any, part: Any) -> Any:
     return part if isinstance(keep, slice) else whole.index_copy(0, keep, part)
 
 
-def _iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome:
+def _iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor, made: Any = 0) -> Outcome:
     """Step until every lane proposes its end, fails, or has used its steps up.
+
+    Steps that were ``made`` before count.
 
     A lane that has ended keeps its iterate and its error. When at most half of the lanes are left,
     they go on without the others (unless the solver says ``compact=False``). A lane that failed
@@ -122,12 +123,12 @@ def _iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcom
     If it is 1, lanes that come nearer at a steady rate are not looked at while they are far.
     """
     if compiling():
-        return _iterate_in_graph(solver, problem, z)
+        return _iterate_in_graph(solver, problem, z, made)
     if (compilable := to_compile(solver, problem, z)) is not None:
-        return _iterate_compiled(solver, compilable, z)
+        return _iterate_compiled(solver, compilable, z, made)
     every = getattr(solver, "check_every", 1)
     departed, lanes = Departed(), len(z)
-    left, progress = _look(solver, problem, _begin(solver, problem, z), lanes, lanes, settle)
+    left, progress = _look(solver, problem, _begin(solver, problem, z, made), lanes, lanes, settle)
     foresees = every == 1 and solver.rtol is not None and hasattr(solver, "steps")
     while left:
         if _leave(solver, problem, left, lanes):
@@ -155,11 +156,13 @@ def _nobody(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
     return [-1] * len(masks), list(masks)
 
 
-def _begin(solver: Any, problem: Any, z: Tensor) -> Progress:
+def _begin(solver: Any, problem: Any, z: Tensor, made: Any) -> Progress:
     state = solver.init(problem, z)
     best = () if solver.monotone or solver.rtol is None else (state.z, state.error)
     estimate = estimated(solver, problem, state, None)
-    return Progress(state, True, RUNNING, -1, -1, estimate, best)
+    trials = int(made.max()) if isinstance(made, Tensor) and not compiling() else made
+    before = (math.inf, trials, 0)
+    return Progress(state, True, RUNNING, made - 1, trials - 1, estimate, best, before)
 
 
 def _step(solver: Any, problem: Any, progress: Progress) -> Progress:
@@ -279,9 +282,9 @@ def _end(solver: Any, problem: Any, progress: Progress) -> Outcome:
     return result(state, status, progress.iterations, progress.estimate, progress.best)
 
 
-def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:
+def _iterate_in_graph(solver: Any, problem: Any, z: Tensor, made: Any) -> Outcome:
     """Iterate in a compiled graph. A small budget of short steps is unrolled."""
-    progress = _begun(solver, problem, z)
+    progress = _begun(solver, problem, z, made)
     if solver.rtol is None and solver.max_steps <= (_UNROLLED if _short(solver, problem) else 1):
         here = problem.aliased()
         for _ in range(solver.max_steps):
@@ -295,10 +298,10 @@ def _iterate_in_graph(solver: Any, problem: Any, z: Tensor) -> Outcome:
     return _end(solver, problem, progress)
 
 
-def _iterate_compiled(solver: Any, problem: Any, z: Tensor) -> Outcome:
+def _iterate_compiled(solver: Any, problem: Any, z: Tensor, made: Any) -> Outcome:
     """Iterate in compiled blocks of steps; lanes leave between two of them."""
     advance = compiled_step(_block, solver, problem)
-    progress, departed = in_own_memory(_begun(solver, problem, z)), Departed()
+    progress, departed = in_own_memory(_begun(solver, problem, z, made)), Departed()
     while left := int(progress.running.sum()):
         if _leave(solver, problem, bucket(left), len(progress.running)):
             keep = progress.running.nonzero().squeeze(-1)
@@ -320,13 +323,14 @@ def _short(solver: Any, problem: Any) -> bool:
     return getattr(problem, "linear", False) or getattr(solver, "unrollable", False)
 
 
-def _begun(solver: Any, problem: Any, z: Tensor) -> Progress:
+def _begun(solver: Any, problem: Any, z: Tensor, made: Any) -> Progress:
     """Begin with tensors in every place, as a graph has to."""
-    progress = _begin(solver, problem, z)
+    progress = _begin(solver, problem, z, made)
     every = torch.ones(len(z), dtype=torch.bool, device=z.device)
-    counts = torch.full((len(z),), -1, dtype=torch.int64, device=z.device)
+    status = torch.full((len(z),), RUNNING, dtype=torch.int64, device=z.device)
+    counts = made + torch.full_like(status, -1)
     progress = progress._replace(
-        running=every, status=counts + 1 + RUNNING, iterations=counts, trials=counts
+        running=every, status=status, iterations=counts, trials=counts, before=(math.inf, 0, 0)
     )
     return _look(solver, problem, progress, len(z), -1, _nobody)[1]
 

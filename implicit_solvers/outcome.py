@@ -82,7 +82,8 @@ class Departed:
             # (what lanes share may be expanded, and the iterate is the user's at the start)
             now = now.spread()
             factors = tuple(t.clone() for t in now.factors)
-            self.full = Outcome(*(part.clone() for part in now[:5]), factors)
+            z, status, iterations, residual, error = (part.clone() for part in now[:5])
+            self.full = Outcome(z, status, iterations, residual, error, factors)
             self.places = keep
         else:
             assert self.places is not None

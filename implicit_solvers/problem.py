@@ -233,8 +233,8 @@ class EquationProblem:
         if start is None:
             return size
         if power not in self._little or not self.branches:
-            start = self.number(start)
-            self._little[power] = start, torch.finfo(self.start.dtype).eps ** power * start
+            eps, start = torch.finfo(start.dtype).eps, self.number(start)
+            self._little[power] = start, eps**power * start
         start, little = self._little[power]
         return pick(size > little, size, start)
 

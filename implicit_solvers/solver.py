@@ -308,10 +308,6 @@ class DirectSolver(LinearSolver):
         """Tell which factors are of no use, for little; `status` says why."""
         return self.status(factors) != 0
 
-    def regular(self, factors: Factors) -> Tensor:
-        """Tell which factors can be used."""
-        return self.status(factors) == 0
-
     def status(self, factors: Factors) -> Tensor:
         """Return a `Status` for each operator."""
         raise NotImplementedError

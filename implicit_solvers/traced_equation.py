@@ -89,8 +89,8 @@ def solve_in_graph(
         z = _attached(task, problem, out.z, bad, tensors, M)
     value = structure.unravel(z.reshape((*shape, n)))
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
-    ends = iterations, out.residual.reshape(shape), out.error.reshape(shape), status
-    solution = Solution(value, status == int(Status.CONVERGED), *ends)
+    how = iterations, out.residual.reshape(shape), out.error.reshape(shape), status
+    solution = Solution(value, status == int(Status.CONVERGED), *how)
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])
     return solution

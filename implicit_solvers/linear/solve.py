@@ -397,12 +397,13 @@ def _solve(
     operands = [resolve(t) for t in (*M_tensors, *tensors)]
     rhs = structure.ravel(tree_map(resolve, b))
     if compiling():
-        x, status, *ends = solve_linear_in_graph(spec, rhs, start, operands)
+        x, status, *how = solve_linear_in_graph(spec, rhs, start, operands)
     else:
         with isolated():
-            x, status, *ends = solve_linear(spec, rhs, start, None, operands)
+            x, status, *how = solve_linear(spec, rhs, start, None, operands)
     value = unknowns.unravel(x)
-    return Solution(value, status == int(Status.CONVERGED), *ends, status)
+    iterations, residual, error = how
+    return Solution(value, status == int(Status.CONVERGED), iterations, residual, error, status)
 
 
 def operator_template(

@@ -87,7 +87,7 @@ class Aitken(EquationMethod):
         residual = problem.residual(z)
         error = self.norm(residual)
         relaxation = torch.full_like(residual[:, :1], self.damping)
-        known = after_step(problem, self, z, error, torch.inf, Rates.unknown(error))
+        known = after_step(problem, self, z, error, 0.5, Rates.unknown(error))
         return AitkenState(z, residual, relaxation, error == error, error, *known)
 
     def step(self, problem: EquationProblem, state: AitkenState) -> AitkenState:
@@ -106,7 +106,7 @@ class Aitken(EquationMethod):
         usable = accepted & torch.isfinite(relaxation).squeeze(-1)
         farthest = abs(self.damping) / torch.finfo(z.dtype).eps ** 0.5
         usable = usable & (relaxation != 0).squeeze(-1) & (relaxation.abs() <= farthest).squeeze(-1)
-        ratio = torch.where(accepted, ratio, torch.inf)
+        ratio = torch.where(accepted, ratio, state.rates.mean)
         longest = torch.maximum(self.damping * error, length)
         take = accepted.unsqueeze(-1)
         return AitkenState(

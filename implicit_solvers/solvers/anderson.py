@@ -113,7 +113,7 @@ class Anderson(EquationMethod):
         depth = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         turn = 0 if problem.branches else depth
         error = self.norm(residual)
-        known = after_step(problem, self, z, error, torch.inf, Rates.unknown(error))
+        known = after_step(problem, self, z, error, 0.5, Rates.unknown(error))
         return AndersonState(z, residual, memory[0], memory[1], depth, turn, error, *known)
 
     def step(self, problem: EquationProblem, state: AndersonState) -> AndersonState:
@@ -133,7 +133,7 @@ class Anderson(EquationMethod):
         residual = torch.where(keep, residual, state.residual)
         change = residual - state.residual
         end = torch.sub(z - state.z, change, alpha=self.damping)
-        ratio = torch.where(accepted, self.norm(end) / length, torch.inf)
+        ratio = torch.where(accepted, self.norm(end) / length, state.rates.mean)
         longest = torch.maximum(plain, length)
         known = after_step(problem, self, z, longest, ratio, state.rates)
         size = torch.linalg.vector_norm(change, dim=-1, keepdim=True)

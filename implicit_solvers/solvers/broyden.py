@@ -33,11 +33,6 @@ class BroydenMemory(NamedTuple):
     pairs: Tensor
     best: Any
 
-    @property
-    def factors(self) -> Factors:
-        """What the backward pass may use, if they are factors."""
-        return self.base
-
 
 @dataclass(frozen=True)
 class Broyden(Halving):

@@ -70,11 +70,6 @@ class DampedState(NamedTuple):
         """The last trial, or where the lane is."""
         return Point(*self[:4])
 
-    @property
-    def factors(self) -> tuple[Tensor, ...]:
-        """What the backward pass may use."""
-        return getattr(self.memory, "factors", ())
-
 
 class Damped(EquationMethod):
     """What solvers have in common that search along a direction until a length pays.

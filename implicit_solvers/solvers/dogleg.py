@@ -129,7 +129,7 @@ class Dogleg(NewtonFirst):
         way = state.memory
         if isinstance(way, Linear):
             direction = state.direction
-            regular = torch.isfinite(direction).all(-1) & LU().regular(way.factors)
+            regular = torch.isfinite(direction).all(-1) & ~LU().unfit(way.factors)
             way = _dense_way(problem, way.matrix, state, way.scale, -direction, regular)
         p, image = _within(problem, way, state.search.within)
         fall = promised(problem, state.search.size, way.gradient, p, image)

@@ -74,7 +74,7 @@ class FixedPointIteration(EquationMethod):
         """Evaluate the residual at the start."""
         residual = problem.residual(z)
         error = problem.size(self.norm, residual)
-        known = after_step(problem, self, z, error, torch.inf, Rates.unknown(error))
+        known = after_step(problem, self, z, error, 0.5, Rates.unknown(error))
         return FixedPointState(z, residual, error, *known)
 
     def step(self, problem: EquationProblem, state: FixedPointState) -> FixedPointState:

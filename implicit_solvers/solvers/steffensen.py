@@ -24,11 +24,6 @@ class SteffensenMemory(NamedTuple):
     quotient: Any
     usable: Mask
 
-    @property
-    def factors(self) -> tuple[Tensor, ...]:
-        """None: no Jacobian is factored."""
-        return ()
-
 
 @dataclass(frozen=True)
 class Steffensen(Halving):
