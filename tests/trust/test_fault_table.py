@@ -9,5 +9,7 @@ def test_every_fault_that_is_injected_is_there_and_has_its_tests():
         fault.broken(fault_injection.ROOT)
         for test in fault.tests:
             path, *name = test.split("::")
-            assert "".join(f"def {one}(" for one in name) in (fault_injection.ROOT / path).read_text(), test
+            assert (
+                "".join(f"def {one}(" for one in name) in (fault_injection.ROOT / path).read_text()
+            ), test
     assert len(faults) >= 30
