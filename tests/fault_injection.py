@@ -178,7 +178,7 @@ outcome Departed.leave: lanes come back to others' places
     trust/test_faults.py::test_lanes_that_leave_one_by_one
 outcome proposed: what is not finite is no failure
     pick(error < torch.inf, status, int(Status.NONFINITE)) >>> status
-    test_wrong_answers.py::test_12_a_nan_lane_spoils_no_other
+    trust/test_faults.py::test_a_lane_that_failed_returns_its_best_iterate
 solution failed: a budget is a failure
     int(Status.BUDGET) >>> int(Status.CONVERGED)
     test_wrong_answers.py::test_03_cg_goes_on_when_the_residual_is_exactly_zero

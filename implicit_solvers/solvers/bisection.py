@@ -77,6 +77,10 @@ class Bisection(EquationMethod):
         super().__post_init__()
         check_count(self, "expansions")
 
+    def examined(self, n: int) -> bool:
+        """Tell that no slope is asked for: a root is between the ends of the bracket."""
+        return False
+
     def init(self, problem: EquationProblem, z: Tensor) -> BisectionState:
         """Find the bracket."""
         return self._state(find_bracket(problem, z, self.expansions))

@@ -75,6 +75,10 @@ class Chandrupatla(EquationMethod):
         super().__post_init__()
         check_count(self, "expansions")
 
+    def examined(self, n: int) -> bool:
+        """Tell that no slope is asked for: a root is between the ends of the bracket."""
+        return False
+
     def init(self, problem: EquationProblem, z: Tensor) -> ChandrupatlaState:
         """Find the bracket; without a third point, the first step is a bisection."""
         bracket = find_bracket(problem, z, self.expansions)

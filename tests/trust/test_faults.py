@@ -317,6 +317,8 @@ def test_a_lane_that_failed_returns_its_best_iterate():
         lambda z: 2 * z, ONE, solver=ims.FixedPointIteration(max_steps=5), on_failure="mask"
     )
     assert float(sol.value) == 1 and float(sol.residual) == 1 and int(sol.iterations) == 5
+    nan = ims.fixed_point(lambda z: math.nan * z, ONE, solver=ims.Anderson(), on_failure="mask")
+    assert int(nan.status) == ims.Status.NONFINITE
 
 
 # -- derivatives -----------------------------------------------------------------------------------
