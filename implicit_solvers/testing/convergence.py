@@ -107,10 +107,10 @@ def _relative_change(point: Point) -> float:
     lu, pivots, info = torch.linalg.lu_factor_ex(A)
     if int(info.max()) != 0:
         return 1.0 if bool((given.F != 0).any()) else 0.0
-    steps: tuple[Tensor, ...] = (-point.off[0],)
+    steps = [-point.off[0]]
     if not float(steps[0].abs().max()) > 8 * point.eps * float(z.abs().max()):
         # a step of the size of rounding tells nothing; half of the digits do, unless at a kink
-        steps = (point.eps**0.5 * z, -(point.eps**0.5) * z)
+        steps = [point.eps**0.5 * z, -(point.eps**0.5) * z]
     found = []
     for step in steps:
         change = statement.linearize(z + step, point.subject.arguments()).A - A
