@@ -140,6 +140,7 @@ def settle(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
 
 def spread(value: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return what all lanes share as a tensor ``(N,)`` beside ``like (N, ...)``."""
+    dtype = dtype or like.dtype
     if isinstance(value, Tensor):
-        return value
-    return torch.full(like.shape[:1], value, dtype=dtype or like.dtype, device=like.device)
+        return value.to(dtype)
+    return torch.full(like.shape[:1], value, dtype=dtype, device=like.device)

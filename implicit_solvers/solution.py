@@ -180,7 +180,7 @@ class Solution(Generic[T]):
         >>> f, z0 = lambda z, a: z**2 - a, torch.ones(2)
         >>> a = torch.tensor([4.0, -4.0])
         >>> ims.root(f, z0, (a,), batch_dims=1, in_dims=0, on_failure="mask").status_names()
-        ['CONVERGED', 'STALLED']
+        ['CONVERGED', 'SINGULAR']
         """
         if not _has_values(self.status):
             raise RuntimeError(

@@ -42,6 +42,7 @@ CORE = {
     "tests/trust/test_faults.py": "",
     "tests/trust/test_threads.py": "default-closure",
     "tests/solvers/test_fixed_points.py": "foreseen",
+    "tests/solvers/test_descent.py": "begins_there[2-",
     "tests/solvers/test_table.py": "test_derivative test_budget test_too_few_steps",
     "tests/linear/test_failures.py": "test_failure_is_reported test_backward_solve",
     "tests/linear/test_iterative.py": "test_lanes_end test_converged_iterate test_start",

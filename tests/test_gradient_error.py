@@ -61,6 +61,12 @@ def test_estimates_the_error_of_solves_stopped_early(name):
 def test_a_converged_solution_has_no_error_to_speak_of():
     sol = ims.root(f, Z0, (X,))
     assert float(ims.gradient_error(sol, f, (X,))) < 1e-9
+    # what the rounding of z may have done counts, where the residual is zero by luck
+    A = torch.tensor([[1, 1], [1, 1 + 1e-8]], dtype=torch.float64)
+    one, ill = torch.ones(2, dtype=torch.float64), lambda z, b: A @ z**3 - b
+    lucky = ims.root(ill, one, (A @ one,))
+    assert lucky.residual == 0 and float(lucky.error) > 1e-9
+    assert float(ims.gradient_error(lucky, ill, (A @ one,))) > float(lucky.error)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

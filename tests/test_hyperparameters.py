@@ -25,7 +25,7 @@ POSITIVE, SHARE, COUNT = (0.0, -1.0, math.nan), (0.0, -0.5, 1.5, math.nan), (-1,
 NO_NUMBER = (torch.tensor(1e-3), "1e-3", True)
 RANGES = {
     "rtol": (-1e-9, math.nan, *NO_NUMBER),
-    "atol": (-1e-9, math.nan, None, *NO_NUMBER),
+    **dict.fromkeys(("atol", "f_atol"), (-1e-9, math.nan, None, *NO_NUMBER)),
     "max_steps": (-1, 10.0),
     "max_trials": (-1, 10.0),
     "damping": SHARE,

@@ -33,7 +33,7 @@ def mixed():
 def test_a_batch_reads_in_one_line(mixed):
     found = re.fullmatch(
         r"Solution\(250 of 1,000 converged, (\d+) (\w+)(?:, (\d+) (\w+))*; "
-        r"at most (\d+) iterations; residual (\S+)\)",
+        r"at most (\d+) iterations; error \S+, residual (\S+)\)",
         repr(mixed),
     )
     assert found and str(mixed) == repr(mixed)
@@ -46,10 +46,10 @@ def test_a_batch_reads_in_one_line(mixed):
 
 def test_one_problem_reads_in_one_line():
     one = ims.root(f, torch.tensor(1.0, dtype=torch.float64), (torch.tensor(4.0).double(),))
-    steps, residual = int(one.iterations), float(one.residual)
-    assert repr(one) == f"Solution(CONVERGED after {steps} iterations; residual {residual:.2g})"
+    ends = f"error {float(one.error):.2g}, residual {float(one.residual):.2g}"
+    assert repr(one) == f"Solution(CONVERGED after {int(one.iterations)} iterations; {ends})"
     linear = ims.linear_solve(ims.MatrixOperator(torch.eye(2)), torch.ones(2))
-    assert repr(linear) == "Solution(CONVERGED after 1 iteration; residual 0)"
+    assert repr(linear) == "Solution(CONVERGED after 1 iteration; error 2.1e-07, residual 0)"
     assert repr(square_roots(A[:0])) == "Solution(no lanes)"
 
 
@@ -57,7 +57,7 @@ def test_other_statuses_are_counted_by_name():
     budget = square_roots(A[990:].expand(10), solver=ims.Newton(max_steps=2, rtol=None))
     assert repr(budget).startswith("Solution(0 of 10 converged, 10 BUDGET; at most 2 iterations")
     grid = ims.root(f, torch.ones(3, 4), (torch.ones(3, 4),), batch_dims=2)
-    assert repr(grid) == "Solution(12 of 12 converged; at most 0 iterations; residual 0)"
+    assert repr(grid).startswith("Solution(12 of 12 converged; at most 0 iterations; error ")
 
 
 def test_status_names_have_the_shape_of_the_lanes(mixed):

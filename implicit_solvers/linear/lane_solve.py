@@ -184,7 +184,7 @@ def solve_in_lanes(
     if watch.active:
         size = rms(b)
         relative = torch.where(size > 0, residual / size, residual)
-        off = rms(x)
+        off = grid.back(rms(x))
         off = torch.where(off > 0, error / off, error)
         watch.done(iterations, relative, off, status)
     if not (solved or compiling()):

@@ -47,7 +47,7 @@ class Aitken(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     damping
         The relaxation of plain steps: the share of the way to ``g(z)``.
@@ -107,6 +107,7 @@ class Aitken(EquationMethod):
         farthest = abs(self.damping) / torch.finfo(z.dtype).eps ** 0.5
         usable = usable & (relaxation != 0).squeeze(-1) & (relaxation.abs() <= farthest).squeeze(-1)
         ratio = torch.where(accepted, ratio, state.rates.mean)
+        error = torch.where(accepted, error, state.error)
         longest = torch.maximum(self.damping * error, length)
         take = accepted.unsqueeze(-1)
         return AitkenState(
@@ -114,6 +115,6 @@ class Aitken(EquationMethod):
             torch.where(take, residual, state.residual),
             torch.where(usable.unsqueeze(-1), relaxation, self.damping),
             ~usable,
-            torch.where(accepted, error, state.error),
+            error,
             *after_step(problem, self, z, longest, ratio, state.rates),
         )

@@ -61,7 +61,7 @@ class Anderson(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     window
         How many differences are remembered, at most ``n``.
@@ -124,17 +124,18 @@ class Anderson(EquationMethod):
         residual = problem.residual(z)
         error = self.norm(residual)
 
-        plain, length = self.damping * error, self.norm(step)
+        length = self.norm(step)
         farthest = self.damping * state.error / torch.finfo(z.dtype).eps ** 0.5
         better = (error <= self.growth * state.error) & (length <= farthest)
         accepted = (state.depth == 0) | better
         keep = accepted.unsqueeze(-1)
+        error = torch.where(accepted, error, state.error)
         z = torch.where(keep, z, state.z)
         residual = torch.where(keep, residual, state.residual)
         change = residual - state.residual
         end = torch.sub(z - state.z, change, alpha=self.damping)
         ratio = torch.where(accepted, self.norm(end) / length, state.rates.mean)
-        longest = torch.maximum(plain, length)
+        longest = torch.maximum(self.damping * error, length)
         known = after_step(problem, self, z, longest, ratio, state.rates)
         size = torch.linalg.vector_norm(change, dim=-1, keepdim=True)
         scale = torch.where(size > torch.finfo(z.dtype).tiny, 1 / size, 0.0)
@@ -146,7 +147,7 @@ class Anderson(EquationMethod):
             changes,
             torch.where(accepted, state.depth + 1, 0),
             state.turn + 1,
-            torch.where(accepted, error, state.error),
+            error,
             *known,
         )
 

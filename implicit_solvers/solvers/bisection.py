@@ -47,7 +47,7 @@ class Bisection(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     expansions
         How often the search for a bracket may go twice as far; only if none is given.
@@ -76,6 +76,10 @@ class Bisection(EquationMethod):
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
         check_count(self, "expansions")
+
+    def examined(self, n: int) -> bool:
+        """Tell that no slope is asked for: a root is between the ends of the bracket."""
+        return False
 
     def init(self, problem: EquationProblem, z: Tensor) -> BisectionState:
         """Find the bracket."""

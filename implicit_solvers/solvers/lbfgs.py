@@ -53,7 +53,7 @@ class LBFGS(Descent):
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     memory
         How many pairs are remembered, of ``2 n`` numbers each.

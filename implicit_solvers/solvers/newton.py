@@ -194,7 +194,7 @@ class Newton(Factored):
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     linear_solver
         How to solve for the step. A direct solver forms the Jacobian; an iterative one
@@ -218,7 +218,7 @@ class Newton(Factored):
     >>> import implicit_solvers as ims
     >>> sol = ims.root(lambda z: z**3 - 8, torch.tensor(1.0), solver=Newton())
     >>> sol.value
-    tensor(2.)
+    tensor(2.0000)
     """
 
     max_steps: int = field(default=100, kw_only=True)

@@ -49,7 +49,7 @@ class NewtonCG(Descent):
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`.
     max_products
         The number of products with the Hessian allowed in a step.

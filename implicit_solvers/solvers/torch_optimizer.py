@@ -46,7 +46,7 @@ class TorchOptimizer(EquationMethod):
     ----------
     optimizer
         A subclass of ``torch.optim.Optimizer``.
-    rtol, atol, max_steps, max_trials, norm, compact, check_every
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every
         As in `EquationMethod`; steps of a fixed size may not come near enough to propose an end.
     **options
         The options of the optimizer: numbers, flags, tuples.

@@ -61,8 +61,8 @@ def check_implicit_gradients(
     solution; those of order k with differences of those of order k - 1; ``vmap`` with a loop.
     The differences are Richardson-extrapolated, with a step from ``finfo(dtype)`` and the size of
     each tensor. Each tolerance is an estimate, of the differences' own error, of what the
-    residual at the solution changes, and of what a linear solve is asked for. Moreover, the
-    equation's own derivatives are compared with its differences, its residual and the
+    error of the solution changes, and of what a linear solve is asked for. Moreover, the
+    equation's own derivatives are compared with its differences, the error of the solution and the
     conditioning of ``df/dz`` are looked at, other starts are tried, and one lane of a batch is
     changed, and filled with NaN, while the others are watched.
 

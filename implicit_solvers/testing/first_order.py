@@ -104,7 +104,8 @@ def _drift(record: SolveRecord) -> float:
     With ``k`` iterations at a rate ``c``, the iterate's error is ``c^k``, and its derivative
     ``k c^(k-1) dc``. Source: Gilbert, "Automatic differentiation and iterative processes" (1992).
     """
-    drifts = (record.iterations * record.residual).nan_to_num(0.0, 0.0, 0.0)
+    error = torch.where(record.error < torch.inf, record.error, record.residual)
+    drifts = (record.iterations * error).nan_to_num(0.0, 0.0, 0.0)
     return _largest(drifts)
 
 

@@ -49,15 +49,6 @@ class Point:
         return torch.finfo(self.z.dtype).eps
 
     @cached_property
-    def inverse_norm(self) -> float:
-        """The norm of ``A^-1``; one if not known."""
-        if self.exact is None:
-            return 1.0
-        least = torch.linalg.svdvals(self.exact.A)[-1:]
-        smallest = float(least.min()) if least.numel() else 1.0
-        return 1 / smallest if smallest > 0 else float("inf")
-
-    @cached_property
     def condition(self) -> float:
         """The condition number of ``A`` after its rows, then its columns, are scaled alike."""
         if self.exact is None or not self.exact.A.numel():
@@ -70,14 +61,45 @@ class Point:
         return float(sizes[0] / sizes[-1]) if float(sizes[-1]) > 0 else float("inf")
 
     @cached_property
+    def off(self) -> tuple[Tensor, Tensor]:
+        """How far the point returned is from a solution, by Newton's step, and what rounding makes.
+
+        Entry by entry, of a known equation: ``A^-1 F`` and ``|A^-1| w`` with the terms' roundings
+        ``w = eps (|A| |z| + |F|)``. If ``A`` is too large to be formed, ``F`` is compared with what
+        moves along random signs change.
+        """
+        z = self.returned.z.detach()
+        if self.given is None:
+            return self._by_signs(z), torch.zeros_like(z)
+        A, F = self.given.A, self.given.F
+        w = self.eps * (A.abs() @ z.abs() + F.abs())
+        lu, pivots, _ = torch.linalg.lu_factor_ex(A)
+        solved = torch.linalg.lu_solve(lu, pivots, torch.cat([F.unsqueeze(-1), w.diag()], -1))
+        return solved[:, 0], solved[:, 1:].abs().sum(-1)
+
+    def _by_signs(self, z: Tensor) -> Tensor:
+        subject, index = self.subject, self.subject.lane_index
+        assert subject.statement is not None
+        signs = torch.randn(z.shape, generator=self.generator, dtype=torch.float64).sign().to(z)
+        move = torch.zeros_like(z)
+        move[index] = self.eps**0.5 * subject.size(z[index]).unsqueeze(-1) * signs[index]
+        condition, tensors = subject.statement.condition, subject.arguments()
+        with torch.enable_grad():
+            F, there = (condition(at, tensors).detach() for at in (z, z + move))
+        step = torch.zeros_like(z)
+        part = subject.norm(move[index]) / subject.norm((there - F)[index])
+        step[index] = torch.where(F[index] == 0, 0.0, F[index] * part.unsqueeze(-1))
+        return step
+
+    @cached_property
     def accuracy(self) -> float:
         """How far the layer's solutions may be from the exact ones, entry by entry."""
         size = 1 + float(self.z.abs().max()) if self.z.numel() else 1.0
         if self.exact is None:
             return self.eps**0.5 * size
-        tolerance = self.subject.residual_tolerance(self.z.reshape(1, -1))
+        tolerance = self.subject.tolerance(self.z[self.subject.lane_index])
         off = float((self.returned.z - self.z).abs().max()) if self.z.numel() else 0.0
-        return max(4 * off, self.inverse_norm * float(tolerance.max()), 4 * self.eps * size)
+        return max(4 * off, float(tolerance.max()), 4 * self.eps * size)
 
     def values(self) -> list[Tensor]:
         """Return the values of all inputs."""

@@ -21,7 +21,7 @@ from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure
 from implicit_solvers.testing.captured import captured_tensors
 from implicit_solvers.testing.statement import Statement
-from implicit_solvers.tolerance import AUTO, equation_tolerance, rms
+from implicit_solvers.tolerance import AUTO, equation_tolerance, largest, rms
 from implicit_solvers.torch_internals import (
     keystr,
     tree_flatten,
@@ -145,13 +145,20 @@ class Subject:
         """Return the norm of each lane of ``(lanes, n)``, as the solver takes it."""
         return getattr(self.solver, "norm", rms)(lanes)
 
-    def residual_tolerance(self, z: Tensor) -> Tensor:
-        """Return what the norm of the condition may be, for ``z (lanes, n)``."""
+    def size(self, z: Tensor) -> Tensor:
+        """Return the size of each lane of ``z (lanes, n)``, or of a start that is far larger."""
+        start = Structure.of(self.start, "z0").ravel(self.start).detach()
+        start, size = largest(start[self.lane_index]), self.norm(z)
+        return torch.where(size > torch.finfo(z.dtype).eps ** 0.75 * start, size, start)
+
+    def tolerance(self, z: Tensor) -> Tensor:
+        """Return the error that ``z (lanes, n)`` may have, as the solver is told."""
         rtol, atol = getattr(self.solver, "rtol", AUTO), getattr(self.solver, "atol", AUTO)
+        eps = torch.finfo(z.dtype).eps
         if self.resolve is None:
-            rtol = atol = torch.finfo(z.dtype).eps ** 0.5
+            rtol = eps**0.5
         rtol = AUTO if rtol is None else rtol
-        return equation_tolerance(rtol, atol, torch.finfo(z.dtype).eps, self.norm(z))
+        return equation_tolerance(rtol, atol, eps, self.size(z))
 
 
 def _solved(out: Any) -> Solved:

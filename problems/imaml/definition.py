@@ -165,7 +165,7 @@ def adapt(
     >>> exact = {"solver": ims.NewtonCG(), "adjoint": ims.ImplicitAdjoint(ims.CG())}
     >>> phi = adapt(quadratic, theta, support, strength=2.0, **exact).value
     >>> phi
-    tensor([1.0000, 2.0000], grad_fn=<...>)
+    tensor([1., 2.], grad_fn=<...>)
     >>> torch.autograd.grad(phi.sum(), theta)[0]
     tensor([0.6667, 0.6667])
     """

@@ -44,7 +44,7 @@ class Spectral(ims.EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`; no step is made.
     """
 

@@ -50,6 +50,7 @@ def compare(actual, expected, inputs, parameters=(), *, steps=1, factor=1.0):
     close = {"rtol": tolerance, "atol": tolerance, "equal_nan": True}
     torch.testing.assert_close(sol.value, other.value, **close)
     torch.testing.assert_close(sol.residual, other.residual, **close)
+    torch.testing.assert_close(sol.error, other.error, **close)
     for a, b in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=10 * tolerance)
     return sol, gradients

@@ -315,20 +315,45 @@ def underdetermined(solver):
     return run
 
 
+def dependent(solver):
+    """Twice the same equation."""
+    fn = lambda z, a: (z.sum(-1, keepdim=True) ** 3 - a).expand(-1, 2)
+
+    def run(a):
+        start = torch.tensor([1.0, 0.1], dtype=F64).expand(len(a), 2)
+        return ims.root(fn, start, (a,), solver=solver, **ONE_INPUT)
+
+    return run
+
+
+def saddle(solver):
+    fn = lambda z, a: (z**4 + a * z * z.flip(-1)).sum(-1)
+    return lambda a: ims.minimize(fn, a * torch.zeros(2), (a,), solver=solver, **ONE_INPUT)
+
+
 A = torch.tensor([[1.0], [4.0], [30.0]], dtype=F64)
-MANY_SOLUTIONS = [
-    *((rank_deficient, solver, Y[[0, 1, 3]]) for solver in (GAUSS, LEVENBERG, DOGLEG)),
-    *((underdetermined, solver, A) for solver in (LEVENBERG, DOGLEG)),
+NO_SOLUTIONS = [
+    *(
+        (rank_deficient, solver, Y[[0, 1, 3]], Status.SINGULAR)
+        for solver in (GAUSS, LEVENBERG, DOGLEG)
+    ),
+    *((underdetermined, solver, A, Status.SINGULAR) for solver in (LEVENBERG, DOGLEG)),
+    *(
+        (dependent, solver, A, Status.SINGULAR)
+        for solver in (ims.Newton(), ims.NewtonDogleg(), ims.Broyden())
+    ),
+    *((saddle, solver, A, Status.SADDLE) for solver in (ims.LBFGS(), ims.NewtonCG())),
 ]
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("problem, solver, data", MANY_SOLUTIONS)
-def test_problems_with_many_solutions(problem, solver, data):
-    """Nothing is differentiated; Gauss-Newton says that there are many."""
+@pytest.mark.parametrize("problem, solver, data, status", NO_SOLUTIONS)
+def test_where_a_solve_ends_is_judged_in_graphs_too(problem, solver, data, status):
+    """What is one of many solutions is SINGULAR, and a start on top of a saddle SADDLE."""
     run = problem(solver)
     sol, expected = torch.compile(run, fullgraph=True)(data), run(data)
-    assert sol.status.tolist() == [Status.SINGULAR if solver is GAUSS else 0] * 3
-    assert torch.equal(sol.status, expected.status)
+    assert sol.status.tolist() == [status] * 3
     assert torch.equal(sol.iterations, expected.iterations)
-    torch.testing.assert_close(sol.value, expected.value, rtol=1e-10, atol=1e-10)
+    close = {"rtol": 1e-10, "atol": 1e-10}
+    for what in ("value", "error"):
+        torch.testing.assert_close(getattr(sol, what), getattr(expected, what), **close)

@@ -92,8 +92,9 @@ def test_a_function_that_breaks_graphs_loses_no_gradient(policy):
 
     try:
         actual = gradients(torch.compile(run))
-    except (Unsupported, RuntimeError):
-        assert policy == "mask"  # torch.while_loop says that its body cannot be traced
+    except (Unsupported, AssertionError, RuntimeError):
+        # torch.while_loop says that its body cannot be traced, if what torch.func transforms can
+        assert policy == "mask"
     else:
         torch.testing.assert_close(actual, gradients(run))
 

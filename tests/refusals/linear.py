@@ -202,7 +202,7 @@ TABLE = [
      "ims.root(lambda z: z, c[0], bracket=(-1.0, 1.0))"),
     # how a failure reads
     (FAILED, "{} of {} failed ({} after {} steps",
-     ("ims.root(lambda z: z**2 - 1, 0 * z)", "root", "<lambda>", "STALLED", "0"),
+     ("ims.root(lambda z: z**2 + 1, 0 * z)", "root", "<lambda>", "SINGULAR", "6"),
      ("ims.fixed_point(torch.cos, z, solver=ims.Anderson(max_steps=1))", "fixed_point", "cos",
       "MAX_STEPS", "1"),
      ("ims.least_squares(lambda z: z**3, z, solver=ims.GaussNewton(max_steps=2))", "least_squares",

@@ -47,6 +47,8 @@ TABLE = [
     (WRONG, "pass a number in [0, 1), or use Chord()",
      "ims.Newton(reuse=-0.1)", "ims.Newton(reuse=1.0)", "ims.Newton(reuse=2.0)",
      "ims.Newton(reuse=math.nan)"),
+    (WRONG, "Newton has f_atol=-1.0: pass a number >= 0", "ims.Newton(f_atol=-1.0)"),
+    (KIND, "f_atol='1', of type str: pass a number >= 0", "ims.Newton(f_atol='1')"),
     (WRONG, "growth=0.5: pass a number >= 1", "ims.Broyden(growth=0.5)"),
     (WRONG, "GradientDescent(line_search=StrongWolfe())", "ims.LBFGS(memory=0)"),
     (WRONG, "pass a number > 0.3", "ims.StrongWolfe(decrease=0.3, curvature=0.2)"),

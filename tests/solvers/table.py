@@ -101,13 +101,13 @@ SOLVERS = [
     Row("LevenbergMarquardt-CG", ims.LevenbergMarquardt(**BY_PRODUCTS), CIRCLES, 1),
     Row("GaussNewton", ims.GaussNewton(), [*s.FITS, *s.REGRESSIONS], order=1, memory=False),
     Row("GaussNewton-CG", ims.GaussNewton(**BY_PRODUCTS), [s.EXPONENTIAL_FIT, *s.REGRESSIONS], 1),
-    Row("Steffensen", ims.Steffensen(), [CUBIC, COSINE, *s.SCALARS[1:], s.FALLING, s.EXPANDING],
-        order=2, memory=False, without=("tree",)),  # one unknown
+    Row("Steffensen", ims.Steffensen(), [COSINE, CUBIC, *s.SCALARS[1:], s.FALLING, s.EXPANDING],
+        order=2, without=("tree",)),  # one unknown
     Row("Bisection", ims.Bisection(), **BRACKETS),
     Row("Chandrupatla", ims.Chandrupatla(), **BRACKETS),
     Row("FixedPointIteration", ims.FixedPointIteration(), FIXED_POINTS, order=1, memory=False),
-    Row("FixedPointIteration-damped", ims.FixedPointIteration(damping=0.8), MAPS,
-        memory=False),
+    Row("FixedPointIteration-damped", ims.FixedPointIteration(damping=0.8, max_steps=2000),
+        MAPS, memory=False),
     Row("Anderson", ims.Anderson(), MAPS, 3),
     Row("Anderson-1", ims.Anderson(window=1), FIXED_POINTS, 1),
     Row("Anderson-2", ims.Anderson(window=2), FIXED_POINTS, 1),
@@ -129,6 +129,6 @@ SOLVERS = [
     Row("TorchOptimizer", ims.TorchOptimizer(SGD, lr=0.1, max_steps=4000), [BOWL, s.GROWTH_FIT],
         without=("bad",)),
     Row("TorchOptimizer-Adam", ims.TorchOptimizer(torch.optim.Adam, lr=0.1), [s.LOGISTIC], 0,
-        without=("budget", "bad")),  # it does not stay at the solution, and is slow
+        without=("budget", "bad", "start")),  # it does not stay at the solution, and is slow
     Row("own", HeavyBall(), FIXED_POINTS),
 ]  # fmt: skip

@@ -175,8 +175,9 @@ def test_nan_in_an_accelerated_step_is_taken_back():
     values = systems.accepted(solve, 2)
     assert [float(v) for v in values[:2]] == pytest.approx([0.0, 0.3])
     assert error(values[2], g(values[1])) < 1e-14
-    sol = ims.fixed_point(g, tensor([0.0]), solver=ims.Anderson())
-    assert error(sol.value, tensor([1.0])) < 1e-10
+    for solver in (ims.Anderson(), ims.Aitken()):
+        sol = ims.fixed_point(g, tensor([0.0]), solver=solver)
+        assert error(sol.value, tensor([1.0])) < 1e-10
 
 
 def test_lanes_restart_for_themselves():
@@ -188,8 +189,8 @@ def test_lanes_restart_for_themselves():
 
     batch = vmap(solve)(kinks)
     assert batch.iterations.tolist() == [int(solve(k).iterations) for k in kinks]
-    # a straight line is solved by the first accelerated step
-    assert int(batch.iterations[1]) == 2 < int(batch.iterations[0])
+    # a straight line is solved by the first accelerated step; one that is short shows it
+    assert int(batch.iterations[1]) == 3 < int(batch.iterations[0])
     assert error(batch.value[:, 0], tensor([10 / 9, 2.0])) < 1e-9
 
 

@@ -169,10 +169,11 @@ def test_too_few_steps(row, case):
 
 @over(lambda row: row.tried[:2], "start")
 def test_start_that_is_the_solution(row, case):
-    """No step is made, and the start is returned as it is."""
+    """At most one step is made, to where it is as good."""
     z = case.solve(row.solver).value
     again = case.solve(row.solver, z0=z)
-    assert int(again.iterations) == 0 and bool(again.converged) and torch.equal(again.value, z)
+    assert int(again.iterations) <= 1 and bool(again.converged)
+    assert error(again.value, z) < case.accuracy(F64)
 
 
 NOT_FINITE = {
@@ -267,7 +268,7 @@ STRAGGLERS = {
     "FixedPointIteration": ("fixed_point", lambda z, a: a * z + 1, 0.3, 0.91, 3.0),
     "GradientDescent": ("minimize", lambda z, a: (0.5 * (1 - a) * z**2 - z) / 0.15, 0.3, 0.91, 3.0),
     "Newton": ("root", lambda z, a: torch.where(a > 0.5, (z - 1) ** 3, 2 * z - 2), 0.3, 0.9, 3.0),
-    "Anderson-1": ("fixed_point", rotation, 0.0, 1.1, [30.0, 45.0]),
+    "Anderson-1": ("fixed_point", rotation, 0.0, 1.3, [30.0, 45.0]),
     "NewtonCG": ("minimize", quartic, 0.0, 2.0, [30.0, 45.0]),
     "GaussNewton": ("least_squares", cubes, 0.5, 1.5, [30.0, 45.0]),
 }
@@ -310,9 +311,9 @@ def test_norm_is_the_one_that_judges():
     z0 = torch.full((100,), 0.5, dtype=F64)
     z0[0] = 10.0
     largest = {"norm": lambda lanes: lanes.abs().amax(-1), "atol": 1e-3, "rtol": 0.0}
-    sol = ims.fixed_point(lambda z: 0.5 * z, z0, solver=ims.FixedPointIteration(**largest))
-    assert torch.allclose(sol.residual, 0.5 * sol.value.abs().max(), rtol=1e-12)
-    assert int(sol.iterations) == math.ceil(math.log2(5 / 1e-3))
+    sol = ims.fixed_point(lambda z: 0.5 * z + 0.5, z0, solver=ims.FixedPointIteration(**largest))
+    assert torch.allclose(sol.residual, 0.5 * (sol.value - 1).abs().max(), rtol=1e-12)
+    assert int(sol.iterations) == math.ceil(math.log2(9 / 1e-3))
 
 
 # -- small equations for the library's own check -------------------------------------------------

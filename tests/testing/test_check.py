@@ -231,7 +231,7 @@ SINGULAR, UNCONVERGED = "singular Jacobian", "not converged"
 BUDGET, UNFIT = ims.Newton(max_steps=1, rtol=None), ims.ImplicitAdjoint(ims.CG())
 # what the first cause begins with, and the equation
 WRONG = {
-    "no root": (UNCONVERGED, lambda z, a: z**2 + a, {}),
+    "no root": (f"{SINGULAR}: ConvergenceError", lambda z, a: z**2 + a, {}),
     "no root, masked": (
         "not converged: the solve ended as", lambda z, a: z**2 + a, {"on_failure": "mask"}
     ),

@@ -288,7 +288,8 @@ def test_an_equation_without_a_root_fails(problem):
 @pytest.mark.parametrize("problem", SINGULAR, ids=str)
 def test_a_singular_root_is_found_and_its_gradient_flagged(problem):
     theta = problem.theta()
-    sol = problem.solve(theta, on_failure="mask")
+    # (closer, z^2 - 2 z + 1 rounds to zero, where nothing can be told)
+    sol = problem.solve(theta, on_failure="mask", solver=ims.Newton(f_atol=1e-12))
     # |F| grows with the square of the distance, so that only half of the digits can be had
     assert float((sol.value - problem.solution).abs().max()) <= 1e-5
     if bool(sol.converged):
@@ -303,12 +304,10 @@ def test_single_precision(problem):
     if not bool(sol.converged) or not problem.regular:
         return
     z = sol.value.double()
-    _, jacobian, _ = blocks(problem, z)
-    exact = polished(problem, z)
-    # float32 rounds theta, and the solver stops at eps**0.75, seen through the inverse
-    noise = torch.finfo(torch.float32).eps ** 0.75 * (1 + z.square().mean().sqrt())
-    bound = 3 * torch.linalg.inv(jacobian).abs().sum(-1) * noise * math.sqrt(z.numel())
-    assert bool(((z - exact).abs().reshape(-1) <= bound + 1e-3 * exact.abs().reshape(-1)).all())
+    off = (z - polished(problem, z)).square().mean().sqrt()
+    # float32 rounds theta too, which the error that is estimated does not tell
+    noise = torch.finfo(torch.float32).eps ** 0.75 * z.square().mean().sqrt()
+    assert float(off) <= 3 * float(sol.error + noise)
 
 
 def test_solve_takes_a_start_and_parameters_and_batches():

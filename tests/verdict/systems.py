@@ -232,7 +232,7 @@ class Row:
     """A solver: up to the condition ``reach`` it has to converge (in float32, up to 1e4 of it).
 
     ``flags`` are the statuses that its failures have, where it has no others: in float32, a
-    dogleg's step from zero may find nothing lower (STALLED), and noise take all trials of a minimum.
+    dogleg's step from zero may find nothing lower (STALLED), and noise take a minimum's trials.
     """
 
     problems: Callable

@@ -37,7 +37,7 @@ def elementwise_root(gap: Gap, bracket: tuple[Tensor, Tensor], *args: Tensor) ->
     --------
     >>> a = torch.tensor([[4.0, 9.0]], dtype=torch.float64)
     >>> elementwise_root(lambda t, a: t**2 - a, (0 * a, a), a)
-    tensor([[2.0000, 3.0000]], dtype=torch.float64)
+    tensor([[2., 3.]], dtype=torch.float64)
     """
     shape = torch.broadcast_shapes(*(t.shape for t in (*bracket, *args)))
     lo, hi, *flat = (t.expand(shape).reshape(-1) for t in (*bracket, *args))
