@@ -166,13 +166,18 @@ class Factored(Halving):
 
 
 def _falls(problem: EquationProblem, state: DampedState, nearer: Mask) -> Mask:
-    """Tell where the objective falls, or is ``nearer`` to a minimum than rounding lets it show."""
+    """Tell where the objective falls, or is ``nearer`` to a minimum than rounding lets it show.
+
+    A whole step that leaves half of the slope leads away from a saddle, and no nearer.
+    """
     before, value, eps = state.kept.value, state.value, torch.finfo(state.z.dtype).eps
     promised = state.length * dot(problem, state.direction, state.kept.residual)
     noise = _DROWNS * eps * larger(abs(value), abs(before))
     drowns = both(promised <= noise, abs(value - before) <= noise)
     falls = both(value <= before - _FALL * promised, abs(value) < torch.inf)
-    return pick(drowns, nearer, falls)
+    slope = dot(problem, state.direction, state.residual)
+    leaves = both(state.length == 1, slope >= 0.5 * promised)
+    return pick(drowns, either(nearer, leaves), falls)
 
 
 @dataclass(frozen=True)
