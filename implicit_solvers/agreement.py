@@ -139,8 +139,8 @@ def settle(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
 
 
 def spread(value: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return what all lanes share as a tensor ``(N,)`` beside ``like (N, ...)``."""
-    dtype = dtype or like.dtype
+    """Return what all lanes share as a real tensor ``(N,)`` beside ``like (N, ...)``."""
+    dtype = dtype or like.real.dtype
     if isinstance(value, Tensor):
         return value.to(dtype)
     return torch.full(like.shape[:1], value, dtype=dtype, device=like.device)

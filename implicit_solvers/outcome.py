@@ -65,8 +65,7 @@ class Outcome(NamedTuple):
     def spread(self) -> Outcome:
         """Return the same, all in tensors."""
         status, iterations = (spread(v, self.z, torch.int64) for v in self[1:3])
-        # (of two numbers that differ by lane, `pick` makes float64)
-        residual, error = (spread(v, self.z).to(self.z.dtype) for v in self[3:5])
+        residual, error = (spread(v, self.z) for v in self[3:5])
         return Outcome(self.z, status, iterations, residual, error, self.factors)
 
 
