@@ -73,6 +73,8 @@ def judged(
     if seen.kick is not None:
         status, bent = _curved(found, status, either(near, e <= digit), bent)
         start = pick(bent, z + seen.kick, start)
+        # (of a saddle nothing says how far a minimum is)
+        error = pick(either(bent, status == int(Status.SADDLE)), torch.inf, error)
     error = pick(both(error < torch.inf, direct is not None), error, torch.inf)
     return Outcome(z, status, found.iterations, residual, error, seen.factors), start
 

@@ -131,9 +131,9 @@ MORE = {
     "default, lanes": (lambda W: vmap(lambda x: ims.root(f, START, (x, W)).value)(X), (755, 9)),
     "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1315, 53)),
     "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (2170, 214)),
-    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (8122, 36)),
+    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (8126, 36)),
     "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1203, 126)),
-    "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (6079, 52)),
+    "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (6083, 52)),
 }
 
 
