@@ -46,7 +46,7 @@ def elementwise_root(gap: Gap, bracket: tuple[Tensor, Tensor], *args: Tensor) ->
         None,
         tuple(flat),
         bracket=(lo, hi),
-        solver=ims.Chandrupatla(rtol=0.0),
+        solver=ims.Chandrupatla(rtol=torch.finfo(torch.float64).eps),
         batch_dims=1,
         in_dims=(0,) * len(flat),
     )
