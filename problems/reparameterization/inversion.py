@@ -196,10 +196,11 @@ def solve_tails(
         return torch.where(lower, log_cdf - log_u, log_v - log_survival)
 
     with torch.no_grad():
+        # all lanes stay: torch's distributions keep tensors that their first call has made
         sol = ims.root(
             equation,
             torch.zeros_like(u),
-            solver=ims.Chandrupatla(),
+            solver=ims.Chandrupatla(compact=False),
             batch_dims=u.dim(),
             on_failure="mask",
         )
