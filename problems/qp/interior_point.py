@@ -197,12 +197,16 @@ class InteriorPoint(ims.EquationMethod):
             stuck = torch.where(back, 0, stuck)
             polished = polished & ~back
             slope, excess, error = self._evaluate(program, z, s, polished, attempts)
+        estimate = error
         if self.polish and m:
+            # which constraints are active, and so the derivative, is known on the active set alone
+            known = polished | (attempts >= _POLISH_ATTEMPTS)
+            estimate = torch.where(known, error, torch.inf)
             polished = polished | ((mu <= threshold) & ~back)
         return InteriorPointState(
             z / program.scale,
             error,
-            error,
+            estimate,
             1.0,
             flag,
             program,

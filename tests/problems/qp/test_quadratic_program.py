@@ -170,6 +170,15 @@ class TestDerivatives:
         assert bool((active | (slack > 1e-3)).all()) and 0 < int(active.sum()) < 4
         assert gradcheck(everything, operands, **{f"check_{mode}": True for mode in modes})
 
+    def test_float32_knows_which_constraints_are_not_active(self):
+        g = torch.Generator().manual_seed(0)
+        G, p = (torch.randn(n, 12, generator=g) for n in (12, 200))
+        h = 1.1 * (-p @ G.T).amax(0) + 0.01
+        (slope,) = torch.autograd.grad(
+            quadratic_program(torch.eye(12), p.requires_grad_(), G, h).value.x.sum(), p
+        )
+        torch.testing.assert_close(slope, torch.full_like(slope, -1.0))
+
     def test_second_order_against_differences_of_gradients(self):
         modes = {"check_fwd_over_rev": True, "check_rev_over_rev": True}
         free = lambda *operands: everything(*operands)[:3]
