@@ -90,7 +90,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
         else:
             keep = going.nonzero().squeeze(-1)
             here, going = problem.take(keep), True
-        new = _iterate(solver, here, start[keep], found.iterations[keep]).spread()
+        new = _iterate(solver, here, start[keep], found.iterations[keep], going).spread()
         new, onward = judged(solver, here, new, direct)
         new, onward = pick(going, (new.spread(), onward), select((found, start), keep))
         return _put((found, start), keep, (new, onward))
@@ -108,10 +108,10 @@ def _put(whole: Any, keep: Any, part: Any) -> Any:
     return part if isinstance(keep, slice) else whole.index_copy(0, keep, part)
 
 
-def _iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor, made: Any = 0) -> Outcome:
+def _iterate(solver: Any, problem: Any, z: Tensor, made: Any = 0, running: Mask = True) -> Outcome:
     """Step until every lane proposes its end, fails, or has used its steps up.
 
-    Steps that were ``made`` before count.
+    Steps that were ``made`` before count. Lanes that are not ``running`` make none.
 
     A lane that has ended keeps its iterate and its error. When at most half of the lanes are left,
     they go on without the others (unless the solver says ``compact=False``). A lane that failed
@@ -123,12 +123,14 @@ def _iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor, made: Any
     If it is 1, lanes that come nearer at a steady rate are not looked at while they are far.
     """
     if compiling():
-        return _iterate_in_graph(solver, problem, z, made)
+        return _iterate_in_graph(solver, problem, z, made, running)
     if (compilable := to_compile(solver, problem, z)) is not None:
-        return _iterate_compiled(solver, compilable, z, made)
+        return _iterate_compiled(solver, compilable, z, made, running)
     every = getattr(solver, "check_every", 1)
     departed, lanes = Departed(), len(z)
-    left, progress = _look(solver, problem, _begin(solver, problem, z, made), lanes, lanes, settle)
+    left, progress = _look(
+        solver, problem, _begin(solver, problem, z, made, running), lanes, lanes, settle
+    )
     foresees = every == 1 and solver.rtol is not None and hasattr(solver, "steps")
     while left:
         if _leave(solver, problem, left, lanes):
@@ -156,13 +158,13 @@ def _nobody(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
     return [-1] * len(masks), list(masks)
 
 
-def _begin(solver: Any, problem: Any, z: Tensor, made: Any) -> Progress:
+def _begin(solver: Any, problem: Any, z: Tensor, made: Any, running: Mask) -> Progress:
     state = solver.init(problem, z)
     best = () if solver.monotone or solver.rtol is None else (state.z, state.error)
     estimate = estimated(solver, problem, state, None)
     trials = int(made.max()) if isinstance(made, Tensor) and not compiling() else made
     before = (math.inf, trials, 0)
-    return Progress(state, True, RUNNING, made - 1, trials - 1, estimate, best, before)
+    return Progress(state, running, RUNNING, made - 1, trials - 1, estimate, best, before)
 
 
 def _step(solver: Any, problem: Any, progress: Progress) -> Progress:
@@ -279,12 +281,12 @@ def _end(solver: Any, problem: Any, progress: Progress) -> Outcome:
         # nothing but the state itself says how a lane ended
         status = proposed(solver, problem, state, progress.estimate)
         status = pick(status != RUNNING, status, _out_of_steps(solver))
-    return result(state, status, progress.iterations, progress.estimate, progress.best)
+    return result(state, status, progress.iterations, progress.best)
 
 
-def _iterate_in_graph(solver: Any, problem: Any, z: Tensor, made: Any) -> Outcome:
+def _iterate_in_graph(solver: Any, problem: Any, z: Tensor, made: Any, running: Mask) -> Outcome:
     """Iterate in a compiled graph. A small budget of short steps is unrolled."""
-    progress = _begun(solver, problem, z, made)
+    progress = _begun(solver, problem, z, made, running)
     if solver.rtol is None and solver.max_steps <= (_UNROLLED if _short(solver, problem) else 1):
         here = problem.aliased()
         for _ in range(solver.max_steps):
@@ -298,10 +300,10 @@ def _iterate_in_graph(solver: Any, problem: Any, z: Tensor, made: Any) -> Outcom
     return _end(solver, problem, progress)
 
 
-def _iterate_compiled(solver: Any, problem: Any, z: Tensor, made: Any) -> Outcome:
+def _iterate_compiled(solver: Any, problem: Any, z: Tensor, made: Any, running: Mask) -> Outcome:
     """Iterate in compiled blocks of steps; lanes leave between two of them."""
     advance = compiled_step(_block, solver, problem)
-    progress, departed = in_own_memory(_begun(solver, problem, z, made)), Departed()
+    progress, departed = in_own_memory(_begun(solver, problem, z, made, running)), Departed()
     while left := int(progress.running.sum()):
         if _leave(solver, problem, bucket(left), len(progress.running)):
             keep = progress.running.nonzero().squeeze(-1)
@@ -323,14 +325,18 @@ def _short(solver: Any, problem: Any) -> bool:
     return getattr(problem, "linear", False) or getattr(solver, "unrollable", False)
 
 
-def _begun(solver: Any, problem: Any, z: Tensor, made: Any) -> Progress:
+def _begun(solver: Any, problem: Any, z: Tensor, made: Any, running: Mask) -> Progress:
     """Begin with tensors in every place, as a graph has to."""
-    progress = _begin(solver, problem, z, made)
+    progress = _begin(solver, problem, z, made, running)
     every = torch.ones(len(z), dtype=torch.bool, device=z.device)
     status = torch.full((len(z),), RUNNING, dtype=torch.int64, device=z.device)
     counts = made + torch.full_like(status, -1)
     progress = progress._replace(
-        running=every, status=status, iterations=counts, trials=counts, before=(math.inf, 0, 0)
+        running=both(every, running),
+        status=status,
+        iterations=counts,
+        trials=counts,
+        before=(math.inf, 0, 0),
     )
     return _look(solver, problem, progress, len(z), -1, _nobody)[1]
 

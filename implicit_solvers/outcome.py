@@ -181,9 +181,7 @@ def contracted(step: Any, error: Any, before: Any) -> Any:
     return pick(either(step > 0, error == 0), gone, math.inf)
 
 
-def result(
-    state: Any, status: Any, iterations: Any, estimate: Any, best: tuple[Tensor, ...]
-) -> Outcome:
+def result(state: Any, status: Any, iterations: Any, best: tuple[Tensor, ...]) -> Outcome:
     """Return what lanes ended with: those that failed, their ``best`` iterate, if it is kept."""
     z, residual = state.z, state.error
     if best:
@@ -191,9 +189,9 @@ def result(
         z, residual = pick(both(status > int(Status.BUDGET), better), best, (z, residual))
     before = getattr(state, "steps_before", None)
     iterations = iterations if before is None else iterations + before
-    known = getattr(state, "error_bound", estimate)
-    known = known if getattr(state, "unit", None) is None else torch.inf
-    error = pick(status == int(Status.CONVERGED), known, torch.inf)
+    error = pick(
+        status == int(Status.CONVERGED), getattr(state, "error_bound", torch.inf), torch.inf
+    )
     factors = tuple(getattr(state, "factors", ()))
     if factors:
         # with the place of the matrix, which was not formed
@@ -209,7 +207,8 @@ def with_ended(running: Mask, new: Any, old: Any) -> Any:
     """
     if any(isinstance(getattr(type(new), k, None), property) for k in ("z", "factors")):
         return _whole(running, new, old)
-    asked = [k for k in ("z", "error", "estimate", "rounding", "error_bound") if hasattr(new, k)]
+    kept = ("z", "error", "estimate", "rounding", "error_bound")
+    asked = [k for k in kept if k in new._fields]
     return new._replace(**{k: pick(running, getattr(new, k), getattr(old, k)) for k in asked})
 
 

@@ -57,7 +57,9 @@ class IterativeSolver:
     numbers. ``z`` is the iterate ``(N, n)`` and ``error`` the norm of its residual ``(N,)``. An
     ``estimate (N,)`` is that of the error of ``z``, in its units; left out, the loop makes one of
     the last step and what it left of the residual. What is estimated in another ``unit`` than
-    ``norm(z)`` has that beside it, 1 for a relative error, and is not reported. ``flag`` is a
+    ``norm(z)`` has that beside it, 1 for a relative error. ``error_bound (N,)`` is what
+    `Solution.error` is to say where no Jacobian is factored at the end; left out, that is infinite.
+    ``flag`` is a
     `Status` ``(N,)`` that ends a lane which has not converged (0: go on); left out, none does. The
     loop gives lanes that have ended a ``flag`` other than 0: whatever a step does in them is not
     looked at. A state made by steps of its own, before the first, says in ``steps_before (N,)`` how

@@ -61,13 +61,15 @@ def test_ranges(name, field):
 
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_what_is_at_the_end_of_a_range_is_taken(name):
-    made(name, rtol=None, atol=0, max_steps=0)
-    made(name, rtol=np.float32(1e-3), atol=np.float64(0), max_steps=np.int64(3))
+    assert made(name, rtol=None, atol=0, max_steps=0).rtol is None
+    given = {"rtol": np.float32(1e-3), "atol": np.float64(0), "max_steps": np.int64(3)}
+    assert all(getattr(made(name, **given), field) == value for field, value in given.items())
     ends = {"Anderson": {"window": 1, "damping": 1, "regularization": 0, "growth": 0.5}}
     ends |= {"Newton": {"halvings": 0}, "Bisection": {"expansions": 0}, "GMRES": {"restart": 1}}
     ends |= {"GradientDescent": {"momentum": 0}}
-    made(name, **ends.get(name, {}))
-    ims.SVD(rcond=0)
+    own = ends.get(name, {})
+    assert all(getattr(made(name, **own), field) == value for field, value in own.items())
+    assert ims.SVD(rcond=0).rcond == 0
 
 
 @pytest.mark.parametrize("name", ["Newton", "Dogleg", "LevenbergMarquardt", "GaussNewton"])

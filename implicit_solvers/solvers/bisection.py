@@ -34,6 +34,11 @@ class BisectionState(NamedTuple):
     flag: Tensor
     bracket: Bracket
 
+    @property
+    def error_bound(self) -> Tensor:
+        """What the error is at most: the width of the bracket."""
+        return self.estimate
+
 
 @dataclass(frozen=True)
 class Bisection(EquationMethod):

@@ -62,7 +62,7 @@ class Broyden(Halving):
         inverse (his second, the "bad" one).
     linear_solver
         A direct solver, ``LU()``, factors the Jacobian at each start. Left out, the Jacobian is
-        never formed.
+        formed for the verdict only, once, and never beyond 512 unknowns.
     halvings
         How many times the step length may be halved; 0 takes full steps always.
     growth

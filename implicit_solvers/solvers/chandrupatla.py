@@ -27,6 +27,11 @@ class ChandrupatlaState(NamedTuple):
     bracket: Bracket
     old: End
 
+    @property
+    def error_bound(self) -> Tensor:
+        """What the error is at most: the width of the bracket."""
+        return self.estimate
+
 
 @dataclass(frozen=True)
 class Chandrupatla(EquationMethod):

@@ -29,8 +29,8 @@ class Chord(Factored):
 
     The Jacobian is formed and factored once, at the start, so that a step costs an evaluation and
     two triangular solves. It converges linearly, the faster the nearer the start. The step length
-    ``t`` is halved until the residual's norm falls by ``1e-4 t`` of itself. A lane in which no
-    ``t`` does so ends as STALLED, one with a singular Jacobian as SINGULAR: ``Newton(reuse=0.5)``
+    ``t`` is shortened as in `Newton`, until the next step is shorter. A lane in which no ``t`` does
+    so ends as STALLED, one with a singular Jacobian as SINGULAR: ``Newton(reuse=0.5)``
     would factor again. Source: Kelley, "Iterative Methods for Linear and Nonlinear Equations"
     (1995), section 5.4.1.
 
@@ -41,7 +41,7 @@ class Chord(Factored):
     linear_solver
         A direct solver.
     halvings
-        How many times the step length may be halved; 0 takes full steps always.
+        How short a step may become, in powers of a half; 0 takes full steps always.
 
     Raises
     ------

@@ -62,7 +62,7 @@ class Dogleg(NewtonFirst):
     linear_solver
         An iterative solver that finds Newton's step with products: ``GMRES()`` for ``J p = -F``,
         or ``CG()`` for ``J^T J p = -J^T r`` (least squares); ``D`` is one then. Left out, ``J`` is
-        formed and factored up to 512 unknowns (LU, kept for the backward pass, or QR); beyond,
+        formed and factored up to 512 unknowns (LU or QR); beyond,
         ``GMRES(rtol=1e-3)`` or ``CG(rtol=1e-3)``.
     first_radius
         The first radius, over the larger of ``|D z|`` and ``|r|``.

@@ -184,13 +184,14 @@ def _falls(problem: EquationProblem, state: DampedState, nearer: Mask) -> Mask:
 class Newton(Factored):
     """Newton's method: ``z <- z + t p`` with ``F'(z) p = -F(z)``.
 
-    The step length ``t`` is halved until the residual's norm falls by ``1e-4 t`` of itself. A
-    lane in which no ``t`` does so ends as STALLED, one with a singular Jacobian as SINGULAR. The
-    last factorization is kept for the backward pass. An objective is made to fall, by steps that
-    lead away from saddles. Source: Dennis and Schnabel, "Numerical
-    Methods for Unconstrained Optimization and Nonlinear Equations", chapter 6.
+    The step length ``t`` is shortened until the step that would follow is a part ``1 - t / 4`` of
+    this one, or shorter (natural monotonicity): neither units of ``F`` nor of its rows enter. A
+    lane in which no ``t`` does so ends as STALLED, one with a singular Jacobian as SINGULAR. An
+    objective is made to fall, by steps that lead away from saddles. Source: Deuflhard, "Newton
+    Methods for Nonlinear Problems" (2004), section 3.3.
 
-    With an iterative linear solver it is Newton-Krylov. Unless that solver has an ``rtol`` of its
+    With an iterative linear solver it is Newton-Krylov, and ``t`` is halved until the residual's
+    norm falls by ``1e-4 t`` of itself. Unless that solver has an ``rtol`` of its
     own, a step is solved for to the relative residual ``0.9 (|F_k| / |F_k-1|)^2``, loosely far
     from the solution, and near it as tightly as quadratic convergence needs and the tolerance
     asks. Source: Eisenstat and Walker, "Choosing the forcing terms in an inexact Newton method",
@@ -206,7 +207,7 @@ class Newton(Factored):
         (``GMRES()``) needs its products only. Left out, ``LU()`` up to 512 unknowns, ``GMRES()``
         beyond.
     halvings
-        How many times the step length may be halved; 0 takes full steps always.
+        How short a step may become, in powers of a half; 0 takes full steps always.
     reuse
         A factorization serves again while each step reduces the residual's norm to at most
         ``reuse`` times what it was, in [0, 1); 0 never, so that every step factors. Each lane

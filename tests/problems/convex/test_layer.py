@@ -221,4 +221,5 @@ class TestSolvers:
 
 @pytest.mark.parametrize("method", [Clarabel, SCS])
 def test_what_is_at_the_end_of_a_range_is_taken(method):
-    method(rtol=0, atol=np.float64(0), max_steps=1, polish=0, workers=1)
+    given = {"rtol": 0, "atol": np.float64(0), "max_steps": 1, "polish": 0, "workers": 1}
+    assert all(getattr(method(**given), field) == value for field, value in given.items())
