@@ -163,10 +163,11 @@ class Broyden(Halving):
         """
         if self.linear_solver is not None:
             return factor_jacobian(self.linear_solver, problem, z)
-        image = problem.linearize(z).mv(residual)
-        size = torch.linalg.vector_norm(residual, dim=-1)
-        growth = torch.linalg.vector_norm(image, dim=-1) / size
-        cosine = (residual * image).sum(-1) / (size**2 * growth)
+        # of a unit vector, whose image and squares of it do not underflow
+        unit = residual / torch.linalg.vector_norm(residual, dim=-1, keepdim=True)
+        image = problem.linearize(z).mv(unit)
+        growth = torch.linalg.vector_norm(image, dim=-1)
+        cosine = (unit * image).sum(-1) / growth
         cosine = torch.where(cosine < 0, cosine.clamp(max=-0.1), cosine.clamp(min=0.1))
         scale = growth / cosine
         usable = torch.isfinite(scale) & (scale != 0)
