@@ -59,11 +59,17 @@ double = [
 for name, f in {"1 / z": lambda z: 1 / z, "arctan": lambda z: torch.atan(z - 3) + 2}.items():
     print(f"{name:8}", ims.root(f, one(1.0), on_failure="mask"))
 
+flat = [
+    ims.root(lambda z: 1 / z, one(1.0), solver=ims.Newton(max_steps=k), on_failure="mask")
+    for k in budgets
+]
+assert not any(bool(s.converged) for s in flat)
+
 # %%
 # In pictures
 # -----------
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+figure, (left, right, last) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
 left.semilogy(powers, [float(s.residual) for s in cubes], "o-", label="residual")
 left.semilogy(powers, [float((s.value - root).abs()) for s in cubes], "s", label="error")
 left.semilogy(powers, [float(s.error) for s in cubes], "k+", label="estimate")
@@ -72,6 +78,10 @@ right.semilogy(budgets, [float(s.residual) for s in double], "o-", label="residu
 right.semilogy(budgets, [float(s.value.abs()) for s in double], "s", label="error")
 right.semilogy(budgets, [float(s.error) for s in double], "k+", label="estimate")
 right.set(xlabel="steps", title="$(e^z - 1)^2 = 0$")
-for axes in (left, right):
+last.semilogy(budgets, [float(s.residual) for s in flat], "o-", label="residual")
+last.semilogy(budgets, [float(s.value.abs()) for s in flat], "^", label="size of $z$")
+last.semilogy(budgets, [float(s.error) for s in flat], "k+", label="estimate")
+last.set(xlabel="steps", title="$1 / z = 0$")
+for axes in (left, right, last):
     axes.legend()
 plt.show()
