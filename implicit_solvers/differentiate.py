@@ -55,8 +55,8 @@ class SolveSpec:
 class Solve(Function):
     """Run a solver; nothing that comes out is differentiable.
 
-    Outputs: ``z``; the status, iterations, residual and error of each lane; the factors of the last
-    linear solve, if the solver keeps them.
+    Outputs: ``z``; the status, iterations, residual and error of each lane, and whether it is
+    degenerate, if it can be; the factors of the last linear solve, if the solver keeps them.
     """
 
     @staticmethod
@@ -96,7 +96,8 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     shape, n = z.shape[:-1], z.shape[-1]
     if z.numel() == 0:
         lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
-        return z.clone(), lanes, lanes.clone(), z.new_zeros(shape), z.new_zeros(shape)
+        none = [lanes > 0] if spec.equation.bounded else []
+        return z.clone(), lanes, lanes.clone(), z.new_zeros(shape), z.new_zeros(shape), *none
     flat = z.reshape(-1, n)
     problem = EquationProblem(spec.equation, spec.lanes, shape, operands, largest(flat))
     out = spec.run(problem, flat)
@@ -105,7 +106,9 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     watch.done(iterations, residual, error, status)
     cause = partial(_randomness, problem, out.z)
     enforce(spec.on_failure, spec.label, status, iterations, residual, cause=cause)
-    factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in out.factors)
+    degenerate = spec.equation.degenerate(problem, out.z, out.error)
+    more = out.factors if degenerate is None else (degenerate, *out.factors)
+    factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in more)
     return out.z.reshape((*shape, -1)).clone(), status, iterations, residual, error, *factors
 
 

@@ -19,6 +19,7 @@ from implicit_solvers.autodiff import (
     unwatched,
     vjp,
 )
+from implicit_solvers.bounds import bounds_of, held, projected
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.examination import Examination, by_newton
@@ -26,6 +27,7 @@ from implicit_solvers.explicit_function import reading_by_itself
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
 from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import Norm, equation_tolerance, rms
 from implicit_solvers.traced_loop import alias
 
@@ -39,7 +41,9 @@ class Equation:
     ``z`` is ``(*native, n)``, and so is the condition. ``kind`` is the public function that states
     the equation, ``symmetric`` tells whether the condition's Jacobian always is, and ``biased``
     what makes derivatives of the condition estimates, of first order only. ``by_products`` tells
-    whether points are examined without factors too.
+    whether points are examined without factors too, and ``fits`` whether the squares of what ``fn``
+    returns are to be least. The first operands are the equation's ``own``, if it has any, which
+    ``fn`` is given and does not look at: those of one that is ``bounded`` are the bounds.
     """
 
     fn: Callable[..., Tensor]
@@ -47,6 +51,9 @@ class Equation:
     symmetric: ClassVar[bool]
     biased: ClassVar[str | None] = None
     by_products: ClassVar[bool] = False
+    fits: ClassVar[bool] = False
+    bounded: ClassVar[bool] = False
+    own: ClassVar[int] = 0
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return ``F(z)``, zero at a solution."""
@@ -59,6 +66,18 @@ class Equation:
     def condition_over(self, lanes: Lanes) -> Callable[..., Tensor]:
         """Return `condition` as a function of all lanes."""
         return replace(self, fn=lanes.over(self.fn)).condition
+
+    def slope(self, z: Tensor, *operands: Tensor) -> Tensor:
+        """Return the condition as it is where no bound stops an unknown."""
+        return self.condition(z, *operands)
+
+    def slope_over(self, lanes: Lanes) -> Callable[..., Tensor]:
+        """Return `slope` as a function of all lanes."""
+        return replace(self, fn=lanes.over(self.fn)).slope
+
+    def degenerate(self, problem: Any, z: Tensor, error: Tensor) -> Tensor | None:
+        """Tell in which lanes an inequality is neither strict nor idle; None if there is none."""
+        return None
 
     def jacobian(self) -> JacobianTemplate:
         """Return the Jacobian of the condition."""
@@ -148,6 +167,8 @@ class EquationProblem:
         self._scale: tuple[Norm, Tensor, Any] | None = None
         self._little: dict[float, tuple[Any, Any]] = {}
         self._evaluated: _Evaluated | None = None
+        self._bounds: tuple[Tensor, Tensor] | None = None
+        self._free: tuple[Tensor, Tensor] | None = None
         self.traced = traced
         self.taken = False
 
@@ -164,7 +185,7 @@ class EquationProblem:
     @property
     def fits(self) -> bool:
         """Whether ``|r|^2 / 2`` is to be least, and need not vanish."""
-        return self.kind == "least_squares"
+        return self.equation.fits
 
     @property
     def by_products(self) -> bool:
@@ -243,21 +264,72 @@ class EquationProblem:
         eps = torch.finfo(z.dtype).eps
         return equation_tolerance(solver.rtol, solver.atol, eps, self.scale(solver, z))
 
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """The bounds of the unknowns ``(N, n)``, infinite where there is none, if there are any."""
+        if self._bounds is None and self.equation.bounded:
+            like = self.operands[0].new_empty((*self.shape, 0))
+            lo, hi = self.lanes.over(bounds_of)(like, *self.operands)
+            self._bounds = self._flat(lo), self._flat(hi)
+        return self._bounds
+
+    def within(self, z: Tensor) -> Tensor:
+        """Return the nearest point between the bounds."""
+        return z if self.bounds is None else torch.clamp(z, *self.bounds)
+
+    def flags(self) -> Any:
+        """Return the statuses of lanes whose bounds leave nothing, or are NaN, and 0 elsewhere."""
+        if self.bounds is None:
+            return 0
+        lo, hi = self.bounds
+        crossed = torch.where((lo > hi).any(-1), int(Status.INFEASIBLE), 0)
+        unknown = ((lo != lo) | (hi != hi)).any(-1)
+        return self.number(torch.where(unknown, int(Status.NONFINITE), crossed))
+
+    def projected(self, z: Tensor, slope: Tensor) -> Tensor:
+        """Return the condition at ``z`` of a known slope."""
+        return slope if self.bounds is None else projected(z, slope, *self.bounds)
+
+    def free(self, z: Tensor) -> Tensor | None:
+        """Tell which unknowns ``(N, n)`` are not held to a bound at ``z``; None if none can be."""
+        if self.bounds is None:
+            return None
+        if self._free is None or self._free[0] is not z:
+            low, high = held(z, self.slope(z), *self.bounds)
+            self._free = z, ~(low | high)
+        return self._free[1]
+
     def reach(self, z: Tensor) -> Tensor:
-        """Return the size of each entry of ``z``, and no less than that of the lane."""
-        return torch.maximum(z.abs(), self.largest(z).unsqueeze(-1))
+        """Return the size of each entry of ``z``, and no less than that of the lane.
+
+        Of one that is held to a bound it is zero.
+        """
+        reach, free = torch.maximum(z.abs(), self.largest(z).unsqueeze(-1)), self.free(z)
+        return reach if free is None else reach * free
 
     def largest(self, z: Tensor) -> Tensor:
         """Return the size of ``z (N,)``, or that of the start, if it is larger."""
         return rms(z) if self.start is None else torch.maximum(rms(z), self.start)
+
+    def _flat(self, t: Tensor) -> Tensor:
+        return t if len(self.shape) == 1 else t.reshape(self.count, t.shape[-1])
 
     def _grid(self, z: Tensor) -> Tensor:
         return z if len(self.shape) == 1 else z.reshape((*self.shape, z.shape[-1]))
 
     def residual(self, z: Tensor) -> Tensor:
         """Return the optimality condition ``F(z)``, ``(N, n)``."""
-        out = self._condition(self._grid(z), *self.operands)
-        return out if len(self.shape) == 1 else out.reshape(self.count, out.shape[-1])
+        return self._flat(self._condition(self._grid(z), *self.operands))
+
+    def slope(self, z: Tensor) -> Tensor:
+        """Return the condition as it would be without bounds, ``(N, n)``."""
+        slope = self.equation.slope_over(self.lanes)
+        return self._flat(slope(self._grid(z), *self.operands))
+
+    def linearize_slope(self, z: Tensor) -> LaneMap:
+        """Return the Jacobian of `slope` at ``z``."""
+        template = JacobianTemplate(self.equation.slope, symmetric=True)
+        return self._linearized(template, z, residuals=False)
 
     def residual_to_factor(self, z: Tensor) -> Tensor:
         """Return `residual`, and keep what `linearize` at this very ``z`` needs to form ``F'``."""

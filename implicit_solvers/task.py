@@ -20,7 +20,7 @@ from implicit_solvers.solver import EquationMethod
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.torch_internals import tree_flatten
 
-__all__ = ["Task", "check_size", "check_task", "name_of", "read_in_dims"]
+__all__ = ["Task", "arguments", "check_size", "check_task", "name_of"]
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,22 @@ def check_size(task: Task, structure: Structure) -> None:
         )
 
 
-def read_in_dims(
+def arguments(
+    task: Task, args: tuple[Any, ...], own: Sequence[Tensor], structure: Structure
+) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any], tuple[bool, ...] | None]:
+    """Return the ``own`` tensors of the equation and those in ``args``, and how to join these.
+
+    With them it is told which carry the native lanes, if that is known: own ones do.
+    """
+    tensors, join = split_tensors(args)
+    carried, count = _read_in_dims(task, args, structure), len(own)
+    if not own:
+        return tensors, join, carried
+    carried = None if carried is None else (True,) * count + carried
+    return [*own, *tensors], lambda tensors: join(tensors[count:]), carried
+
+
+def _read_in_dims(
     task: Task, args: tuple[Any, ...], structure: Structure
 ) -> tuple[bool, ...] | None:
     """Tell for each tensor in ``args`` whether it carries the native lanes; None if unknown."""
