@@ -66,6 +66,7 @@ from implicit_solvers.solvers.line_search import Backtracking, StrongWolfe
 from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.solvers.newton_dogleg import NewtonDogleg
+from implicit_solvers.solvers.proximal_gradient import FISTA, ProximalGradient
 from implicit_solvers.solvers.steffensen import Steffensen
 from implicit_solvers.solvers.torch_optimizer import TorchOptimizer
 from implicit_solvers.tolerance import AUTO, Auto, rms
@@ -135,6 +136,8 @@ __all__ = [
     "LBFGS",
     "NewtonCG",
     "NewtonDogleg",
+    "ProximalGradient",
+    "FISTA",
     "TorchOptimizer",
     "Backtracking",
     "StrongWolfe",

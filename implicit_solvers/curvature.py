@@ -19,7 +19,7 @@ from implicit_solvers.solver import DirectSolver, Factors
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import rms
 
-__all__ = ["Convex", "CurvedCG", "by_cholesky", "by_conjugate_gradients"]
+__all__ = ["Convex", "CurvedCG", "by_cholesky", "by_conjugate_gradients", "by_tangents"]
 
 _KICK, _FORCING, _PRODUCTS, _CLEAR = 0.1, 0.1, 60, 0.05
 
@@ -37,6 +37,26 @@ def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
     down = _inflected(problem, z, seen)
     (down,) = renew(None, bends, (down,), _most_negative, H, seen.residual)
     return seen._replace(kick=_kick(problem, z, down))
+
+
+def by_tangents(problem: Any, z: Tensor, direct: Any, P: Tensor, step: Tensor) -> Examination:
+    """Examine points by the factors of the Jacobian, and the curvature along what ``P`` lets move.
+
+    That is ``(I - P) + step P^(1/2) H P^(1/2)``, with the derivative ``P`` of a proximal operator.
+    Where it is negative, so is ``P (I - P) + step P H P``.
+    """
+    seen, H = by_newton(problem, z, direct), problem.linearize_slope(z).dense()
+    W, _ = _unscaled(P - P @ P + step.unsqueeze(-1) * (P @ H @ P))
+    little = torch.finfo(z.dtype).eps ** 0.5
+    bends = torch.linalg.cholesky_ex(W + little * problem.identity(z)).info != 0
+    down = _inflected(problem, z, seen)
+    (down,) = renew(None, bends, (down,), _most_negative_along, P, W, seen.residual)
+    return seen._replace(kick=_kick(problem, z, down))
+
+
+def _most_negative_along(P: Tensor, W: Tensor, residual: Tensor) -> tuple[Tensor]:
+    (down,) = _most_negative(W, residual)
+    return (torch.bmm(P, down.unsqueeze(-1)).squeeze(-1),)
 
 
 def _inflected(problem: Any, z: Tensor, seen: Examination) -> Tensor:

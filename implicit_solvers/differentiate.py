@@ -96,7 +96,7 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     shape, n = z.shape[:-1], z.shape[-1]
     if z.numel() == 0:
         lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
-        none = [lanes > 0] if spec.equation.bounded else []
+        none = [lanes > 0] if spec.equation.own else []
         return z.clone(), lanes, lanes.clone(), z.new_zeros(shape), z.new_zeros(shape), *none
     flat = z.reshape(-1, n)
     problem = EquationProblem(spec.equation, spec.lanes, shape, operands, largest(flat))

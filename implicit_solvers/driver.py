@@ -191,7 +191,7 @@ def _solve(
     with isolated():
         z, status, iterations, residual, error, *rest = solve(spec, origin, operands)
     z = z[..., : statement.structure.size]  # an empty batch comes back as it was given
-    degenerate = rest.pop(0) if task.equation.bounded else None
+    degenerate = rest.pop(0) if task.equation.own else None
     return _Found(z, status, iterations, residual, error, degenerate, rest, captured, lift)
 
 

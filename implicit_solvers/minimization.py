@@ -18,9 +18,11 @@ from implicit_solvers.examination import Examination
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
+from implicit_solvers.proximal_equation import ProximalEquation, ProximalTask
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.newton_cg import NewtonCG
+from implicit_solvers.solvers.proximal_gradient import FISTA
 from implicit_solvers.structure import Structure
 
 __all__ = ["MinimumEquation", "minimize", "read_objective"]
@@ -76,6 +78,7 @@ def minimize(
     args: tuple[Any, ...] = (),
     *,
     bounds: Any = None,
+    prox: Callable[..., Any] | None = None,
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
     batch_dims: int = 0,
@@ -141,8 +144,16 @@ def minimize(
     tensor(0.5000)
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
-    solver = NewtonCG() if solver is None else solver
+    if solver is None:
+        solver = NewtonCG() if prox is None else FISTA()
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    if prox is not None:
+        if bounds is not None:
+            raise ValueError(
+                "prox is given with bounds: leave bounds out, and let prox project to them too"
+            )
+        nearest = ProximalTask(ProximalEquation, fn, read_objective, solver, *how, prox=prox)
+        return solve_equation(nearest, z0, args, own=nearest.own(z0, args))
     if bounds is None:
         task = Task(MinimumEquation, fn, read_objective, solver, *how)
         return solve_equation(task, z0, args)

@@ -19,7 +19,7 @@ from implicit_solvers.autodiff import (
     unwatched,
     vjp,
 )
-from implicit_solvers.bounds import bounds_of, held, projected
+from implicit_solvers.bounds import held, projected
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.examination import Examination, by_newton
@@ -167,7 +167,7 @@ class EquationProblem:
         self._scale: tuple[Norm, Tensor, Any] | None = None
         self._little: dict[float, tuple[Any, Any]] = {}
         self._evaluated: _Evaluated | None = None
-        self._bounds: tuple[Tensor, Tensor] | None = None
+        self._own: tuple[Tensor, ...] | None = None
         self._free: tuple[Tensor, Tensor] | None = None
         self.traced = traced
         self.taken = False
@@ -267,11 +267,19 @@ class EquationProblem:
     @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """The bounds of the unknowns ``(N, n)``, infinite where there is none, if there are any."""
-        if self._bounds is None and self.equation.bounded:
-            like = self.operands[0].new_empty((*self.shape, 0))
-            lo, hi = self.lanes.over(bounds_of)(like, *self.operands)
-            self._bounds = self._flat(lo), self._flat(hi)
-        return self._bounds
+        if not self.equation.bounded:
+            return None
+        lo, hi = self.own
+        return lo, hi
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """The equation's own operands ``(N, k)``."""
+        if self._own is None:
+            like, count = self.operands[0].new_empty((*self.shape, 0)), self.equation.own
+            own = self.lanes.over(lambda z, *operands: operands[:count])(like, *self.operands)
+            self._own = tuple(self._flat(t) for t in own)
+        return self._own
 
     def within(self, z: Tensor) -> Tensor:
         """Return the nearest point between the bounds."""
@@ -356,9 +364,18 @@ class EquationProblem:
         out = out.detach() if out.requires_grad else out
         return out if out.shape == z.shape else out.reshape(z.shape)
 
-    def evaluate(self, z: Tensor) -> Tensor:
-        """Return the function itself: ``(N,)`` for an objective, ``(N, m)`` otherwise."""
-        out = self._fn(self._grid(z), *self.operands)
+    def evaluate(self, z: Tensor, *own: Tensor) -> Tensor:
+        """Return the function itself: ``(N,)`` for an objective, ``(N, m)`` otherwise.
+
+        Other ``own (N, k)`` operands may take the places of the equation's.
+        """
+        fn, operands = self._fn, self.operands
+        if own:
+            count, levels = len(own), (True,) * len(self.lanes.sizes)
+            lanes = self.lanes.keep(range(count, len(operands))).insert(0, count, levels, True)
+            fn = lanes.over(self.equation.fn)
+            operands = (*(self._grid(t) for t in own), *operands[count:])
+        out = fn(self._grid(z), *operands)
         return out.reshape(self.count, *out.shape[len(self.shape) :])
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:

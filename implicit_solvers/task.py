@@ -55,6 +55,16 @@ class Task:
         self, structure: Structure, join: Callable[[Sequence[Tensor]], Any]
     ) -> Callable[..., Tensor]:
         """Return ``fn`` as a function of a raveled ``z`` and the tensors of its arguments."""
+        fn = self.flat(structure, join)
+        fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
+        if compiling():
+            return fn
+        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims)
+
+    def flat(
+        self, structure: Structure, join: Callable[[Sequence[Tensor]], Any]
+    ) -> Callable[..., Tensor]:
+        """Return what `raveled` does, as a plain function."""
         call = GuardedCall(self.fn, self.label)
 
         def fn(z: Tensor, *tensors: Tensor) -> Tensor:
@@ -68,10 +78,7 @@ class Task:
                 out = out[0]
             return self.read(out, structure, z.shape[:-1])
 
-        fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
-        if compiling():
-            return fn
-        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims)
+        return fn
 
 
 def name_of(fn: Any) -> str:
