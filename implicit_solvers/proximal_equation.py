@@ -21,7 +21,7 @@ from implicit_solvers.task import Task, check_task
 
 __all__ = ["ProximalEquation", "ProximalTask"]
 
-_TURN = 0.25
+_BEND = 100.0
 
 
 class ProximalEquation(Equation):
@@ -55,20 +55,21 @@ class ProximalEquation(Equation):
     def degenerate(self, problem: EquationProblem, z: Tensor, error: Tensor) -> Tensor:
         """Tell in which lanes ``p`` has a kink where it is evaluated.
 
-        There rounding, or the ``error`` of ``z``, makes a difference to the derivative of ``p``.
-        Both are tried, along fixed patterns.
+        There rounding, or the ``error`` of ``z``, makes more of a difference to the derivative of
+        ``p`` than a smooth one would show. Both are tried, along fixed patterns.
         """
         eps, step = torch.finfo(z.dtype).eps, problem.own[0]
         slope, size, known = problem.slope(z), problem.largest(z), error < torch.inf
         doubt = ROUNDINGS * eps + torch.where(known & (size > 0), error / size, 0.0)
         terms = problem.linearize_slope(z).sizes(z) + slope.abs()
         reach = doubt.unsqueeze(-1) * (problem.reach(z) + step * terms)
-        along, bent = 1.5 + patterns(z)[0], torch.zeros_like(error, dtype=torch.bool)
+        along, turn = patterns(z)[0], torch.clamp(_BEND * doubt, min=eps**0.25)
+        along = along + 0.5 * along.sign()
+        here, bent = _pushed(problem, z)[1](along), torch.zeros_like(error, dtype=torch.bool)
         for pattern in (torch.ones_like(along), *patterns(z)):
-            there, back = (
-                _pushed(problem, z, sign * pattern * reach)[1](along) for sign in (1.0, -1.0)
-            )
-            bent = bent | ((there - back).abs() > _TURN * along).any(-1)
+            for shift in (pattern * reach, -pattern * reach):
+                there = _pushed(problem, z, shift)[1](along)
+                bent = bent | ((there - here).abs().amax(-1) > turn)
         return bent
 
 
@@ -119,6 +120,9 @@ class ProximalTask(Task):
         curvature, the step leads as far as ``z0`` is large.
         """
         check_task(self, args)
+        if not callable(self.prox) or isinstance(self.prox, type):
+            name = getattr(self.prox, "__name__", type(self.prox).__name__)
+            raise TypeError(f"prox is {name}: pass a function prox(v, step, *args) like v")
         structure = Structure.of(z0, "z0", self.batch_dims).as_real()
         tensors, join = split_tensors(args)
         objective = super().flat(structure, join)
