@@ -47,8 +47,8 @@ def by_tangents(problem: Any, z: Tensor, direct: Any, P: Tensor, step: Tensor) -
     """
     seen, H = by_newton(problem, z, direct), problem.linearize_slope(z).dense()
     W, _ = _unscaled(P - P @ P + step.unsqueeze(-1) * (P @ H @ P))
-    little = torch.finfo(z.dtype).eps ** 0.5
-    bends = torch.linalg.cholesky_ex(W + little * problem.identity(z)).info != 0
+    little = torch.full_like(z, torch.finfo(z.dtype).eps ** 0.5)
+    bends = torch.linalg.cholesky_ex(W + torch.diag_embed(little)).info != 0
     down = _inflected(problem, z, seen)
     (down,) = renew(None, bends, (down,), _most_negative_along, P, W, seen.residual)
     return seen._replace(kick=_kick(problem, z, down))

@@ -27,6 +27,7 @@ from implicit_solvers.solvers.descent import dot, times
 __all__ = ["FISTA", "ProximalGradient"]
 
 _GROWTH, _RETREAT, _NOISE, _FLATTEST, _SLOW = 1.1, 0.25, 1e3, 0.05, 0.99
+_STABLE, _STEADY = 2.0, 1.0
 
 
 class ProximalState(NamedTuple):
@@ -87,7 +88,6 @@ class ProximalGradient(EquationMethod):
 
     max_steps: int = field(default=10_000, kw_only=True)
     solves: ClassVar[tuple[str, ...]] = ("minimize with prox",)
-    longest: ClassVar[float] = 2.0
 
     def init(self, problem: EquationProblem, z: Tensor) -> ProximalState:
         """Evaluate at the start, with the step of the equation."""
@@ -107,6 +107,10 @@ class ProximalGradient(EquationMethod):
         """Return where the gradient is asked for next, and the count of steps with momentum."""
         return state.ahead, state.count
 
+    def too_long(self, bend: Any) -> Mask:
+        """Tell where a step, times the curvature that it met, is too long."""
+        return bend > _STABLE
+
     def step(self, problem: EquationProblem, state: ProximalState) -> ProximalState:
         """Go ahead, or make a step again."""
         again, length = state.again, state.length
@@ -125,7 +129,7 @@ class ProximalGradient(EquationMethod):
         )
         seen = both(both(*new), moved > _NOISE * torch.finfo(z.dtype).eps * problem.scale(self, z))
         bend = pick(seen, length * _curvature(problem, move, turn, moved, turned), 1.0)
-        long = bend > self.longest
+        long = self.too_long(bend)
         grown = pick(bend > 1 / _GROWTH, larger(divide(1.0, bend), 1.0), _GROWTH)
         length = length * pick(fine, pick(long, divide(1.0, bend), grown), _RETREAT)
         again = either(long, no(fine))
@@ -181,8 +185,6 @@ class FISTA(ProximalGradient):
     tensor([0.9000, 0.0000])
     """
 
-    longest: ClassVar[float] = 1.0
-
     def onward(self, problem: EquationProblem, state: ProximalState) -> tuple[Tensor, Any]:
         """Go on beyond the iterate, by momentum that begins anew where it leads astray."""
         gone = state.ahead - state.z
@@ -190,6 +192,10 @@ class FISTA(ProximalGradient):
         count = pick(astray, 1.0, 0.5 + (0.25 + state.count**2) ** 0.5)
         share = pick(astray, 0.0, divide(state.count - 1, count))
         return along(state.ahead, share, gone), count
+
+    def too_long(self, bend: Any) -> Mask:
+        """Tell where a step, times the curvature that it met, is too long for momentum."""
+        return bend > _STEADY
 
 
 def _curvature(
