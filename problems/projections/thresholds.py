@@ -46,7 +46,8 @@ def soft_threshold(v: Tensor, threshold: float | Tensor) -> Tensor:
     """
     v = check_array("v", v, 0)
     least = read_threshold(threshold, v)
-    return torch.where(v.abs() > least, v - v.sign() * least, torch.where(least >= 0, 0.0, least))
+    held = (v.abs() <= least) & (least > 0)
+    return torch.where(held, 0.0, v - v.sign() * least)
 
 
 def group_soft_threshold(v: Tensor, threshold: float | Tensor) -> Tensor:
@@ -88,9 +89,9 @@ def group_soft_threshold(v: Tensor, threshold: float | Tensor) -> Tensor:
     largest = v.detach().abs().amax(-1, keepdim=True)
     scale = torch.where(largest > 0, largest, 1.0)
     size = (v / scale).square().sum(-1, keepdim=True)  # of one at least: no overflow
-    longer = size.sqrt() * scale > least
-    size = torch.where(longer, size, 1.0).sqrt() * scale
-    return torch.where(longer, v - least * (v / size), torch.where(least >= 0, 0.0, least))
+    held = size.sqrt() * scale <= least
+    size = torch.where(held, 1.0, size).sqrt() * scale
+    return torch.where(held, 0.0, v - least * (v / size))
 
 
 def singular_value_threshold(V: Tensor, threshold: float | Tensor) -> Tensor:
@@ -104,19 +105,17 @@ def singular_value_threshold(V: Tensor, threshold: float | Tensor) -> Tensor:
     V
         ``(..., m, n)``, floating.
     threshold
-        A number above zero, or a tensor that broadcasts to the lanes; a lane where it is not
-        positive fails.
+        A number that is not negative, or a tensor that broadcasts to the lanes.
 
     Returns
     -------
     Tensor
         Like ``V``, differentiable in both, also where singular values coincide. Where one is the
-        threshold there is a kink.
+        threshold there is a kink. A lane that is not finite, or whose threshold is negative, comes
+        out as NaN.
 
     Raises
     ------
-    implicit_solvers.ConvergenceError
-        If a lane is not finite.
     TypeError, ValueError
         If an argument is unfit; the message names it.
 
@@ -140,5 +139,7 @@ def singular_value_threshold(V: Tensor, threshold: float | Tensor) -> Tensor:
     zeros = flat.new_zeros(len(flat), m, m), flat.new_zeros(len(flat), n, n)
     top = torch.cat([zeros[0], flat], -1)
     both = torch.cat([top, torch.cat([flat.mT, zeros[1]], -1)], -2)
-    unit = torch.eye(m + n, dtype=V.dtype, device=V.device)
-    return 2 * project_psd_cone(both - least * unit)[:, :m, m:].reshape(V.shape)
+    moved = both - least * torch.eye(m + n, dtype=V.dtype, device=V.device)
+    kept = 2 * project_psd_cone(moved, on_failure="mask")[:, :m, m:]
+    finite = moved.detach().isfinite().flatten(1).all(-1).reshape(-1, 1, 1)
+    return torch.where(finite, kept, torch.nan).reshape(V.shape)
