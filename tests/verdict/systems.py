@@ -56,7 +56,8 @@ class Problems:
 def solve(entry, fn, z0, data, solver):
     in_dims = (0,) * len(data)
     how = {"solver": solver, "batch_dims": 1, "in_dims": in_dims, "on_failure": "mask"}
-    return getattr(ims, entry)(fn, z0, tuple(data), **how)
+    solve = getattr(ims, entry) if isinstance(entry, str) else entry
+    return solve(fn, z0, tuple(data), **how)
 
 
 def solution(F, z, data):
