@@ -112,8 +112,14 @@ def minimize(
         A pair ``(lo, hi)`` with ``lo <= z <= hi``: each a number, None, or a pytree like ``z0`` of
         tensors, numbers and None; infinite where there is none. They are differentiable. A start
         outside of them is moved to the nearest point between them.
+    prox
+        ``prox(v, step, *args)``, the proximal operator of ``step * h``, for a minimum of ``f + h``:
+        ``argmin_x h(x) + |x - v|^2 / (2 step)``, a pytree like ``v``, which is one like ``z``. The
+        step is a 0-d tensor, or one of the lanes' shape. The condition is then ``z = prox(z -
+        step grad f(z), step)``; ``degenerate`` tells where ``prox`` has a kink there.
     solver
-        `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`.
+        `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`. With
+        ``prox``: `FISTA`, by default, or `ProximalGradient`.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 

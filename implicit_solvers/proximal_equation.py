@@ -121,8 +121,12 @@ class ProximalTask(Task):
         """
         check_task(self, args)
         if not callable(self.prox) or isinstance(self.prox, type):
-            name = getattr(self.prox, "__name__", type(self.prox).__name__)
-            raise TypeError(f"prox is {name}: pass a function prox(v, step, *args) like v")
+            given = f"a {type(self.prox).__name__}"
+            if isinstance(self.prox, type):
+                given = f"the class {self.prox.__name__}"
+            raise TypeError(
+                f"prox is {given}: pass a function prox(v, step, *args) that returns one like v"
+            )
         structure = Structure.of(z0, "z0", self.batch_dims).as_real()
         tensors, join = split_tensors(args)
         objective = super().flat(structure, join)

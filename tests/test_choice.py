@@ -57,6 +57,23 @@ def test_equations(kind, n, dtype):
     assert used == [named(solver, n), named(adjoint, n)]
 
 
+@pytest.mark.parametrize("n", [3, LIMIT + 1])
+def test_prox(n):
+    a = torch.linspace(0.1, 1, n, dtype=F64)
+    solver, _, adjoint = promised("`minimize` with `prox=`")
+    used = solved_by(
+        lambda z0, args: ims.minimize(
+            lambda z, a: ((z - a) ** 2).sum(),
+            z0,
+            args,
+            prox=lambda v, step, a: v.sign() * (v.abs() - 0.3 * step).clamp(min=0),
+        ),
+        torch.zeros_like(a),
+        (a,),
+    )
+    assert used == [named(solver, n), named(adjoint, n)]
+
+
 def test_bracket():
     a = torch.tensor(2.0)
     solver, _, adjoint = promised("`root` with `bracket=`")

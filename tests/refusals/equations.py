@@ -16,6 +16,7 @@ layer = ims.nn.FixedPoint(g, solver=ims.FixedPointIteration(), adjoint=steps)
 budget = ims.FixedPointIteration(max_steps=3, rtol=None)
 masked = ims.nn.FixedPoint(g, solver=budget, adjoint=steps, on_failure="mask")
 product = ims.elementwise_function(torch.mul, lambda v, x, y: [y, x], name="product")
+proximal = lambda v, step, *args: v
 short = ims.elementwise_function(torch.mul, lambda v, x, y: [y], name="short")
 """
 KIND, WRONG = TypeError, ValueError
@@ -31,6 +32,7 @@ EQUATIONS = ["ims.root({}, z0)", "ims.fixed_point({}, z0)", "ims.attach({}, z0)"
 EQUATIONS += ["ims.custom_root({})(by_hand)(z0)"]
 FUNCTIONS = [*EQUATIONS, "ims.minimize({}, z0)", "ims.least_squares({}, z0)"]
 LANES = [call.format("{}, batch_dims=1, in_dims={}") for call in OPTIONS]
+PROXIMAL = ["ims.minimize(energy, z0, prox={})"]
 CELLS = ["ims.nn.FixedPoint({})", "ims.nn.Root({})", "ims.nn.Minimize({})"]
 CALLED = ["ims.nn.FixedPoint(lambda z, x: 0.5 * x, {})(z0)"]
 # calls, and what fills their gap
@@ -46,6 +48,21 @@ TABLE = [
     (EQUATIONS, "lambda z: (z, z)", WRONG, "return one tensor for each leaf of z0, in the same"),
     (EQUATIONS, "lambda z: z.float()", KIND, "float32 where z0 has torch.float64: convert z0 or"),
     (EQUATIONS, "lambda z: 1.0", KIND, "fn returned a float: return a tensor"),
+    (PROXIMAL, "3", KIND, "prox is a int: pass a function prox(v, step, *args) that returns one"),
+    (PROXIMAL, "list", KIND, "prox is the class list: pass a function prox(v, step, *args)"),
+    (PROXIMAL, "lambda v: v", KIND, "takes 1 positional argument but 2 were given"),
+    (PROXIMAL, "lambda v, step: v[:1]", WRONG, "prox returned a tensor of shape (1,) where z0 has"),
+    (PROXIMAL, "lambda v, step: [v]", WRONG, "prox returned the structure"),
+    (PROXIMAL, "lambda v, step: v.float()", KIND, "prox returned torch.float32 where z0 has"),
+    (PROXIMAL, "lambda v, step: None", KIND, "prox returned"),
+    (PROXIMAL, "proximal, bounds=(0, 1)", WRONG, "prox is given with bounds: leave bounds out"),
+    (PROXIMAL, "proximal, solver=ims.NewtonCG()", WRONG, "was given to minimize with prox"),
+    (
+        ["ims.minimize(energy, z0, solver={})"],
+        "ims.FISTA()",
+        WRONG,
+        "was given to minimize: choose",
+    ),
     (OPTIONS, "args=z0", KIND, "args is a Tensor: pass a tuple, as args=(theta,)"),
     (OPTIONS, "on_failure='ignore'", WRONG, 'on_failure is \'ignore\': use "raise", "warn"'),
     (OPTIONS, "batch_dims=-1", WRONG, "batch_dims is -1: pass the number of lane dimensions"),
