@@ -104,7 +104,7 @@ at, z = penalties.detach(), path.value.detach()
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 names = [
     *raw.feature_names,
-    *(f"{raw.feature_names[a]} x {raw.feature_names[b]}" for a, b in zip(i, j)),
+    *(f"{raw.feature_names[a]} x {raw.feature_names[b]}" for a, b in zip(i, j, strict=True)),
 ]
 strong = set(z[70].abs().argsort(descending=True)[:5].tolist())
 for k, values in enumerate(z.T):
@@ -135,7 +135,12 @@ for k in range(8, 100, 14):
     )
 right.plot([], [], color="tab:orange", label="its slope")
 right.plot(
-    *zip(*trail), ".-", color="tab:red", linewidth=0.8, label="steps down the slope", zorder=4
+    *zip(*trail, strict=True),
+    ".-",
+    color="tab:red",
+    linewidth=0.8,
+    label="steps down the slope",
+    zorder=4,
 )
 right.set(xscale="log", xlabel="penalty", title="the penalty that generalizes")
 right.legend(fontsize="small")
