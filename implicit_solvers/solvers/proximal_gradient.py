@@ -134,13 +134,14 @@ class ProximalGradient(EquationMethod):
         length = length * pick(fine, pick(long, divide(1.0, bend), grown), _RETREAT)
         again = either(long, no(fine))
         ratio = pick(both(*new), divide(left, moved), state.rates.mean)
-        rates, estimate, *known = after_step(problem, self, z, error, ratio, state.rates)
+        known = after_step(problem, self, z, error, ratio, state.rates)
+        rates, estimate, rounding, bound = known
         if self.examined(z.shape[-1]):
             scale = problem.scale(self, z)
-            estimate = pick(scale > 0, estimate * divide(estimate, scale), estimate)
+            estimate = pick(scale > 0, bound * divide(bound, scale), estimate)
         estimate = pick(again, torch.inf, estimate)
         return ProximalState(
-            z, error, point, slope, ahead, length, count, again, rates, estimate, *known
+            z, error, point, slope, ahead, length, count, again, rates, estimate, rounding, bound
         )
 
     def _evaluate(
