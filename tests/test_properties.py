@@ -44,6 +44,7 @@ class Case:
     reach: float = 100.0
     inverse: Callable = np.linalg.inv
     steps: float | None = None
+    options: tuple = ()
 
     def __str__(self):
         return f"{self.kind}-{self.name}"
@@ -63,6 +64,8 @@ def neumann(terms, **how):
 
 # a budget that well-conditioned problems keep: the others are flagged, and cost no more
 PICARD, DESCENT = ims.FixedPointIteration(max_steps=150), ims.GradientDescent(1.0, max_steps=150)
+# nothing is held, so that the condition is the gradient's, in units of z
+FREE = (("prox", lambda v, *_: 1.0 * v),)
 CASES = [
     Case("root", "Newton", ims.Newton()),
     Case("root", "Newton, reuse", ims.Newton(reuse=0.5)),
@@ -91,6 +94,8 @@ CASES = [
     Case("minimize", "line search", replace(DESCENT, line_search=ims.Backtracking()), reach=3.0),
     Case("minimize", "CG adjoint", ims.NewtonCG(), ims.ImplicitAdjoint(ims.CG())),
     Case("minimize", "Cholesky adjoint", ims.NewtonCG(), ims.ImplicitAdjoint(ims.Cholesky())),
+    Case("minimize", "FISTA", ims.FISTA(), reach=10.0, options=FREE),
+    Case("minimize", "ProximalGradient", ims.ProximalGradient(), reach=10.0, options=FREE),
     Case("minimize", "unrolled", DESCENT, ims.UnrolledAdjoint(), reach=3.0, steps=1.0),
     Case("least_squares", "GaussNewton", ims.GaussNewton()),
     Case("least_squares", "LevenbergMarquardt", ims.LevenbergMarquardt()),
@@ -275,6 +280,7 @@ def stacked(lanes):
 def solve(case, fn, way, start, args, on_failure="mask"):
     """Solve all lanes, batched in one of three ways; return the `Solution` of the batch."""
     options = {"solver": case.solver, "adjoint": case.adjoint, "on_failure": on_failure}
+    options.update(case.options)
     entry = getattr(ims, case.kind)
     if way == "batch_dims":
         return entry(fn, start, args, batch_dims=1, in_dims=0, **options)
@@ -417,6 +423,7 @@ def test_singular_jacobians_are_flagged(case, data, seed, at_solution):
         z = z + off
     A.requires_grad_()
     options = {"solver": replace(case.solver, max_steps=30), "adjoint": case.adjoint}
+    options.update(case.options)
     with pytest.raises(ims.ConvergenceError) as raised:
         value = getattr(ims, case.kind)(affine(case.kind), z, (A, b), **options).value
         # a value there may be, no derivative
