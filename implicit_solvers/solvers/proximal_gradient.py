@@ -79,11 +79,11 @@ class ProximalGradient(EquationMethod):
     --------
     >>> import implicit_solvers as ims
     >>> def soft(v, step):
-    ...     return v.sign() * (v.abs() - step).clamp(min=0)
+    ...     return v - v.clamp(-step, step)
     >>> b = torch.tensor([3.0, -0.5])
     >>> solver = ProximalGradient()
     >>> ims.minimize(lambda z: ((z - b) ** 2).sum() / 2, b, prox=soft, solver=solver).value
-    tensor([2., -0.])
+    tensor([2., 0.])
     """
 
     max_steps: int = field(default=10_000, kw_only=True)
@@ -179,7 +179,7 @@ class FISTA(ProximalGradient):
     --------
     >>> import implicit_solvers as ims
     >>> def soft(v, step):
-    ...     return v.sign() * (v.abs() - step).clamp(min=0)
+    ...     return v - v.clamp(-step, step)
     >>> A, b = torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([3.0, -0.5])
     >>> z0 = torch.zeros(2)
     >>> ims.minimize(lambda z: ((A @ z - b) ** 2).sum() / 2, z0, prox=soft, solver=FISTA()).value
