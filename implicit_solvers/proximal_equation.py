@@ -60,7 +60,8 @@ class ProximalEquation(Equation):
         """
         eps, step = torch.finfo(z.dtype).eps, problem.own[0]
         slope, size, known = problem.slope(z), problem.largest(z), error < torch.inf
-        doubt = ROUNDINGS * eps + torch.where(known & (size > 0), error / size, 0.0)
+        # (an error is an estimate)
+        doubt = ROUNDINGS * (eps + torch.where(known & (size > 0), error / size, 0.0))
         terms = problem.linearize_slope(z).sizes(z) + slope.abs()
         reach = doubt.unsqueeze(-1) * (problem.reach(z) + step * terms)
         along, turn = patterns(z)[0], torch.clamp(_BEND * doubt, min=eps**0.25)

@@ -118,8 +118,8 @@ class ProximalGradient(EquationMethod):
         y, z, count = pick(again, (state.point, state.z, state.count), (y, state.ahead, count))
         value, slope, ahead = self._evaluate(problem, y, length)
         move, turn = y - state.point, slope - state.slope
-        sizes = problem.sizes(self.norm, y - ahead, move, turn, ahead - state.ahead)
-        error, moved, turned, left = sizes
+        sizes = problem.sizes(self.norm, y - ahead, move, turn, ahead - state.ahead, ahead - z)
+        error, moved, turned, left, onward = sizes
         fine = both(both(abs(value) < torch.inf, error < torch.inf), turned < torch.inf)
         new = fine, no(again)
         z, point, slope, ahead, error, count = pick(
@@ -134,7 +134,7 @@ class ProximalGradient(EquationMethod):
         length = length * pick(fine, pick(long, divide(1.0, bend), grown), _RETREAT)
         again = either(long, no(fine))
         ratio = pick(both(*new), divide(left, moved), state.rates.mean)
-        known = after_step(problem, self, z, error, ratio, state.rates)
+        known = after_step(problem, self, z, larger(error, onward), ratio, state.rates)
         rates, estimate, rounding, bound = known
         if self.examined(z.shape[-1]):
             scale = problem.scale(self, z)
