@@ -27,7 +27,7 @@ from implicit_solvers.solvers.descent import dot, times
 __all__ = ["FISTA", "ProximalGradient"]
 
 _GROWTH, _RETREAT, _NOISE, _FLATTEST, _SLOW = 1.1, 0.25, 1e3, 0.05, 0.99
-_STABLE, _STEADY = 2.0, 1.0
+_STABLE, _STEADY = 1.5, 1.0
 
 
 class ProximalState(NamedTuple):
@@ -58,7 +58,7 @@ class ProximalGradient(EquationMethod):
 
     The step ``t`` follows the curvature that successive gradients show, without a line search: it
     grows by a tenth at most, and where ``t`` times the curvature ``|dg|^2 / (dz . dg)`` is more
-    than 2, or nothing is finite, the step is made again with a shorter one. (It counts.) A step
+    than 1.5, or nothing is finite, the step is made again with a shorter one. (It counts.) A step
     over one minus its contraction estimates the error. Up to 512 unknowns the end is proposed where
     Newton's step, on what is held by then, will leave no more than the tolerance. Source: Beck and
     Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems", SIAM
