@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
+from implicit_solvers.evaluations import Evaluations
 from implicit_solvers.torch_internals import is_batched, register_pytree_node
 
 __all__ = [
@@ -145,7 +146,10 @@ class Solution(Generic[T]):
         `Status` codes; int64.
     degenerate
         Where an unknown is at a bound that does not hold it, or next to one: a derivative is then
-        one of two, to either side. Bool; None where nothing is bounded.
+        one of two, to either side. Bool; None without bounds or ``prox``.
+    evaluations
+        How often the function was called, its Jacobian formed, and multiplied with, until the lane
+        ended: `Evaluations`. None in compiled graphs, and where something else solved.
     aux
         What the function returned beside its value (``has_aux=True``), at ``value``; else None.
 
@@ -168,6 +172,7 @@ class Solution(Generic[T]):
     error: Tensor
     status: Tensor
     degenerate: Tensor | None = None
+    evaluations: Evaluations | None = None
     aux: Any = None
 
     def status_names(self) -> Any:
