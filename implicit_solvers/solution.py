@@ -146,7 +146,7 @@ class Solution(Generic[T]):
         `Status` codes; int64.
     degenerate
         Where an unknown is at a bound that does not hold it, or next to one, or ``prox`` has a
-        kink: a derivative is then one of two, to either side. Bool; None without bounds or ``prox``.
+        kink: a derivative is then one of two, to either side. Bool; None without either.
     evaluations
         How often the function was called, its Jacobian formed, and multiplied with, until the lane
         ended: `Evaluations`. None in compiled graphs, and where something else solved.
