@@ -120,6 +120,7 @@ def ones(y):
 
 
 BY_PRODUCTS = functools.partial(ims.least_squares, gauss_newton=True)
+ROBUST = functools.partial(ims.least_squares, loss="cauchy", f_scale=0.5)
 SYSTEMS = {
     "root": System(ims.root, steep, torch.zeros_like, near),
     "far root": System(ims.root, steep, torch.zeros_like, far),
@@ -128,6 +129,7 @@ SYSTEMS = {
     "bowl": System(ims.minimize, with_hard_lanes(bowl), torch.zeros_like, points),
     "fit": System(ims.least_squares, decay, ones, curves, bad=(2,)),
     "fit, Gauss-Newton": System(BY_PRODUCTS, decay, ones, curves, bad=(2,)),
+    "robust fit": System(ROBUST, decay, ones, curves, bad=(2,)),
     "one unknown": System(ims.root, hill, torch.ones_like, levels),
 }
 
@@ -188,6 +190,7 @@ ROWS = {
     "fit, LevenbergMarquardt, CG": row("fit", ims.LevenbergMarquardt, **LOOSE),
     "fit, Dogleg": row("fit", ims.Dogleg),
     "fit, Dogleg, CG": row("fit", ims.Dogleg, **LOOSE),
+    "fit, robust": row("robust fit", ims.LevenbergMarquardt),
     "fit, LBFGS": row("fit", ims.LBFGS),
     "fit, LBFGS, Gauss-Newton": row("fit, Gauss-Newton", ims.LBFGS),
     "fit, Backtracking": row("fit", descent, max_steps=700, line_search=ims.Backtracking()),

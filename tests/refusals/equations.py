@@ -96,6 +96,21 @@ TABLE += [
     (["ims.retain_freed_memory({})"], limit, WRONG, "pass a number of bytes, from 1 to 2**31 - 1")
     for limit in ("0", "-1", "2**31")
 ]
+FIT = ["ims.least_squares(f, z0, {})"]
+TABLE += [
+    (FIT, "loss='l1'", WRONG, 'loss is \'l1\': pass "linear", "soft_l1", "huber", "cauchy",'),
+    (FIT, "loss=1.0", KIND, "loss is a float: pass"),
+    (FIT, "loss=torch.nn.Softplus", KIND, "or a function rho(s) of the squares"),
+    (FIT, "loss=lambda s: s.sum()", WRONG, "shape (2,): return rho(s), a tensor like s, one entry"),
+    (FIT, "loss=lambda s: 1.0", WRONG, "loss returned a float for squares that are torch.float64"),
+    (FIT, "loss='huber', f_scale=0", WRONG, "f_scale is 0: pass a number > 0"),
+    (FIT, "loss='huber', f_scale=-1.0", WRONG, "f_scale is -1.0: pass a number > 0"),
+    (FIT, "loss='huber', f_scale=math.nan", WRONG, "f_scale is nan: pass a number > 0"),
+    (FIT, "loss='huber', f_scale='1'", KIND, "f_scale is a str: pass a number > 0, or a floating"),
+    (FIT, "loss='huber', f_scale=torch.tensor(1)", KIND, "f_scale is torch.int64: pass a number"),
+    (FIT, "loss='huber', f_scale=z0", WRONG, "pass one number, or one for each lane of batch_dims"),
+    (FIT, "loss='huber', f_scale=torch.ones(3), batch_dims=1", WRONG, "one for each lane (2,)"),
+]
 MOMENTUM = "ims.GradientDescent(0.1, momentum=0.5)"
 SINGLE = [
     ("ims.minimize(lambda z: z**2, z0)", WRONG, "an objective is one number for each lane"),
