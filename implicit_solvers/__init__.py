@@ -43,6 +43,7 @@ from implicit_solvers.linear.structured import Structured
 from implicit_solvers.linear.superlu import SuperLU
 from implicit_solvers.linear.svd import SVD
 from implicit_solvers.linear.tridiagonal import TridiagonalOperator
+from implicit_solvers.many_starts import multistart
 from implicit_solvers.minimization import minimize
 from implicit_solvers.monitoring import Monitor, SolveRecord, monitor
 from implicit_solvers.nonlinear_least_squares import least_squares
@@ -78,6 +79,7 @@ __all__ = [
     "fixed_point",
     "minimize",
     "least_squares",
+    "multistart",
     # solutions and solvers of your own
     "attach",
     "custom_root",

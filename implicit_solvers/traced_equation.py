@@ -59,11 +59,11 @@ def obstacle(task: Task, z0: Any, args: Any, run: Any) -> str | None:
 
 
 def solve_in_graph(
-    task: Task, z0: Any, args: tuple[Any, ...], run: Any, ends: tuple[Any, Any] | None
+    task: Task, z0: Any, args: tuple[Any, ...], run: Any, ends: tuple[Any, ...] | None
 ) -> Solution:
     """Solve from ``z0``, with ``on_failure="mask"``, and attach the first derivative.
 
-    ``run`` and the ``ends`` of a bracket are as in `solve_equation`.
+    ``run`` and the ``ends`` are as in `solve_equation`.
     """
     check_task(task, args)
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()

@@ -16,6 +16,7 @@ layer = ims.nn.FixedPoint(g, solver=ims.FixedPointIteration(), adjoint=steps)
 budget = ims.FixedPointIteration(max_steps=3, rtol=None)
 masked = ims.nn.FixedPoint(g, solver=budget, adjoint=steps, on_failure="mask")
 product = ims.elementwise_function(torch.mul, lambda v, x, y: [y, x], name="product")
+many = ims.multistart(torch.ones(3, 2, dtype=torch.float64))
 short = ims.elementwise_function(torch.mul, lambda v, x, y: [y], name="short")
 """
 KIND, WRONG = TypeError, ValueError
@@ -110,6 +111,16 @@ TABLE += [
     (FIT, "loss='huber', f_scale=torch.tensor(1)", KIND, "f_scale is torch.int64: pass a number"),
     (FIT, "loss='huber', f_scale=z0", WRONG, "pass one number, or one for each lane of batch_dims"),
     (FIT, "loss='huber', f_scale=torch.ones(3), batch_dims=1", WRONG, "one for each lane (2,)"),
+]
+TABLE += [
+    (["ims.multistart({})"], "1.0", KIND, "starts has a leaf of type float: every leaf must be a"),
+    (["ims.multistart({})"], "()", WRONG, "starts is an empty pytree: pass at least one tensor"),
+    (["ims.multistart({})"], "torch.ones(())", WRONG, "of shape (): the first dimension of all"),
+    (["ims.multistart({})"], "z0[:0]", WRONG, "of shape (0,): the first dimension of all leaves"),
+    (["ims.multistart({})"], "[z0, z0[:1]]", WRONG, "is the number of starts, at least one"),
+    (["ims.fixed_point(g, many, {})"], "adjoint=steps", WRONG, "have no use: pass one start"),
+    (["ims.attach(f, {})"], "many", WRONG, "z0 is multistart(...), of which a bracket, attach, a"),
+    (["ims.root(f, {}, bracket=(0.0, 2.0))"], "many", WRONG, "have no use: pass one start"),
 ]
 MOMENTUM = "ims.GradientDescent(0.1, momentum=0.5)"
 SINGLE = [
