@@ -25,6 +25,12 @@ def steep(z, x, W):
     return torch.where(inside, torch.tanh(z @ W.mT) + z - x, hard)
 
 
+def path(z, t, x, W):
+    """A path to the roots of ``steep``, where there are any."""
+    t = t.unsqueeze(-1)
+    return t * steep(z, x, W) + (1 - t) * (z - torch.tanh(x))
+
+
 def contraction(z, x, W):
     """Fixed points; two kinds of lanes have none, and grow slowly or fast."""
     kind = x[..., :1]
@@ -123,6 +129,7 @@ BY_PRODUCTS = functools.partial(ims.least_squares, gauss_newton=True)
 ROBUST = functools.partial(ims.least_squares, loss="cauchy", f_scale=0.5)
 SYSTEMS = {
     "root": System(ims.root, steep, torch.zeros_like, near),
+    "path": System(ims.continuation, path, torch.zeros_like, near),
     "far root": System(ims.root, steep, torch.zeros_like, far),
     "fixed point": System(ims.fixed_point, contraction, torch.zeros_like, near),
     "valley": System(ims.minimize, with_hard_lanes(valley), torch.zeros_like, points),
@@ -167,6 +174,7 @@ ROWS = {
     "Broyden": row("root", ims.Broyden, max_steps=60),
     "Broyden, bad": row("root", ims.Broyden, max_steps=60, good=False),
     "Broyden, LU": row("root", ims.Broyden, max_steps=60, linear_solver=ims.LU(), memory=3),
+    "Continuation": row("path", ims.Continuation, max_steps=60),
     "NewtonDogleg": row("far root", ims.NewtonDogleg),
     "Dogleg": row("far root", ims.Dogleg),
     "Dogleg, GMRES": row("far root", ims.Dogleg, linear_solver=ims.GMRES(rtol=1e-4)),

@@ -122,6 +122,21 @@ TABLE += [
     (["ims.attach(f, {})"], "many", WRONG, "z0 is multistart(...), of which a bracket, attach, a"),
     (["ims.root(f, {}, bracket=(0.0, 2.0))"], "many", WRONG, "have no use: pass one start"),
 ]
+PATHS = ["ims.continuation(lambda z, t: z - t, {})"]
+TABLE += [
+    (PATHS, "1.0", KIND, "z0 has a leaf of type float: every leaf must be a tensor"),
+    (PATHS, "torch.tensor(1j)", KIND, "z0 is torch.complex64: pass its real and imaginary parts"),
+    (PATHS, "z0, z0", KIND, "args is a Tensor: pass a tuple, as args=(theta,)"),
+    (PATHS, "z0, solver=ims.Newton()", WRONG, "was given to continuation: choose a solver for"),
+    (PATHS, "z0, solver=ims.Continuation", KIND, "solver is the class Continuation: pass an"),
+    (PATHS, "z0, adjoint=steps", WRONG, "Continuation: its steps cannot be differentiated through"),
+    (PATHS, "many", KIND, "z0 has a leaf of type Starts: every leaf must be a tensor"),
+    (FOUR, "solver=ims.Continuation()", WRONG, "Continuation() solves continuation and was given"),
+    (["ims.continuation({}, z0)"], "3", KIND, "fn is a int: pass a function fn(z, *args)"),
+    (["ims.continuation({}, z0)"], "lambda z, t: z[:1]", WRONG, "of shape (1,) where z0 has (2,)"),
+    (["ims.Continuation({})"], "first_step=0", WRONG, "first_step=0: pass a number > 0"),
+    (["ims.Continuation({})"], "arclength='yes'", KIND, "of type str: pass True or False"),
+]
 MOMENTUM = "ims.GradientDescent(0.1, momentum=0.5)"
 SINGLE = [
     ("ims.minimize(lambda z: z**2, z0)", WRONG, "an objective is one number for each lane"),
