@@ -8,6 +8,7 @@ from torch.func import grad, hessian, jacfwd, vmap
 
 import implicit_solvers as ims
 from implicit_solvers import Continuation, Status
+from implicit_solvers.testing import problems
 
 F32, F64 = torch.float32, torch.float64
 MASK = {"on_failure": "mask"}
@@ -149,6 +150,25 @@ def test_up_to_the_fold_and_no_further():
         sol = solve(4.0, solver=Continuation(arclength=arclength, max_steps=300))
         assert int(sol.status) in (Status.STALLED, Status.MAX_STEPS)
         assert float(sol.value.max()) == pytest.approx(1.1868, abs=off)
+
+
+@pytest.mark.parametrize("name", ["freudenstein-roth", "freudenstein-roth-far"])
+def test_a_root_that_the_default_does_not_find_from_its_start(name):
+    """It ends in a local minimum of ``|f|``, as all but Broyden do; the path turns back."""
+    problem = next(p for p in problems.ALL if p.name == name)
+    z0, theta = problem.start(), problem.theta()
+    first = problem.fn(z0, theta)
+
+    def fn(z, t, theta):
+        return problem.fn(z, theta) - (1 - t) * first
+
+    assert not bool(ims.root(problem.fn, z0, (theta,), **MASK).converged)
+    theta.requires_grad_()
+    sol = ims.continuation(fn, z0, (theta,))
+    torch.testing.assert_close(sol.value, tensor([5.0, 4.0]), rtol=1e-10, atol=0)
+    known = ims.attach(problem.fn, tensor([5.0, 4.0]), (theta,))
+    ours, exact = (torch.autograd.grad(z[0], theta)[0] for z in (sol.value, known))
+    torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-12)
 
 
 # -- how lanes end ------------------------------------------------------------------------------
