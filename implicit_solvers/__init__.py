@@ -12,6 +12,7 @@ from implicit_solvers.autodiff import transformed
 from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
 from implicit_solvers.elementwise import elementwise_function
 from implicit_solvers.error_estimates import gradient_error
+from implicit_solvers.evaluations import Evaluations
 from implicit_solvers.fixed_points import fixed_point
 from implicit_solvers.foreign_names import explains_names_of as _explains_names_of
 from implicit_solvers.linear.adjoint_start import AdjointStart
@@ -154,6 +155,7 @@ __all__ = [
     # results
     "Solution",
     "Status",
+    "Evaluations",
     "monitor",
     "Monitor",
     "SolveRecord",

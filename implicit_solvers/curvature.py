@@ -32,7 +32,7 @@ def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
     seen = by_newton(problem, z, direct)
     if seen.jacobian.formed is None:
         return seen._replace(kick=by_conjugate_gradients(problem, z).kick)
-    H, _ = _unscaled(seen.jacobian.formed)
+    H, _ = _unscaled(_among(problem.free(z), seen.jacobian.formed))
     bends = torch.linalg.cholesky_ex(H).info != 0
     down = _inflected(problem, z, seen)
     (down,) = renew(None, bends, (down,), _most_negative, H, seen.residual)
@@ -47,10 +47,19 @@ def _inflected(problem: Any, z: Tensor, seen: Examination) -> Tensor:
     little, known = torch.finfo(z.dtype).eps ** 0.5, rms(torch.stack([seen.step, *seen.noise]))
     size, length = known[0], little * problem.largest(z)
     steps = (length / torch.where(size > 0, size, 1.0)).unsqueeze(-1)
-    beyond = problem.residual(z - steps * seen.step)
+    beyond = problem.residual(problem.within(z - steps * seen.step))
     clear = (size <= length) & (known[1:].amax(0) <= _CLEAR * length)
     goes_on = clear & ((beyond * seen.step).sum(-1) > 0)
     return pick(goes_on, -seen.step, torch.zeros_like(z))
+
+
+def _among(free: Tensor | None, H: Tensor) -> Tensor:
+    """Return the Hessian among unknowns that are free; the others stand apart, like the largest."""
+    if free is None:
+        return H
+    across = free.unsqueeze(-1) & free.unsqueeze(-2)
+    H = torch.where(across, H, 0.0)
+    return H + torch.diag_embed((~free).to(H.dtype)) * H.abs().amax((-2, -1), keepdim=True)
 
 
 def _unscaled(H: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +134,10 @@ def by_conjugate_gradients(problem: Any, z: Tensor) -> Examination:
     F, A = problem.residual(z), problem.linearize(z)
     noise, _, probe = roundings(problem, z, F, A, A.sizes(z) + F.abs())
     size = rms(F).unsqueeze(-1)
-    b = torch.cat([F / torch.where(size > 0, size, 1.0), patterns(z)[0].expand_as(z)])
+    free, pattern = problem.free(z), patterns(z)[0].expand_as(z)
+    b = torch.cat([F / torch.where(size > 0, size, 1.0), pattern])
+    if free is not None:
+        b = torch.where(free.repeat(2, 1), b, 0.0)
     # a direction may be little of what is random
     forcing = torch.cat([torch.full_like(F[:, 0], _FORCING), torch.full_like(F[:, 0], eps**0.5)])
     twice = replace(A, columns=2)

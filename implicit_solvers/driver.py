@@ -31,6 +31,7 @@ from implicit_solvers.differentiate import (
     solve_lanes,
     solve_plainly,
 )
+from implicit_solvers.evaluations import Counter, Evaluations, counted
 from implicit_solvers.explicit_function import ExplicitFunction
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
@@ -43,8 +44,8 @@ from implicit_solvers.monitoring import monitors
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.solver import LinearSolver
-from implicit_solvers.structure import Structure, split_tensors
-from implicit_solvers.task import Task, check_size, check_task, name_of, read_in_dims
+from implicit_solvers.structure import Structure
+from implicit_solvers.task import Task, arguments, check_size, check_task, name_of
 from implicit_solvers.torch_internals import (
     forward_level,
     frames_compiled,
@@ -65,31 +66,34 @@ def solve_equation(
     args: tuple[Any, ...],
     run: Callable[[EquationProblem, Tensor], Outcome] | None = None,
     ends: tuple[Any, ...] | None = None,
+    own: tuple[Tensor, ...] = (),
 ) -> Solution:
     """Solve from ``z0`` and attach the derivatives of the equation to the solution.
 
     ``run`` finds the solutions; left out, the task's solver iterates. It begins at ``z0``, or at
-    the two ``ends`` of a bracket, or at many starts, side by side.
+    the two ``ends`` of a bracket, or at many starts, side by side. The equation's ``own`` tensors
+    have an entry for each lane.
     """
     if isinstance(z0, Starts):
         if ends is not None or run is not None or isinstance(task.adjoint, UnrolledAdjoint):
             raise ValueError(NO_USE)
         z0, ends, run = z0.each[0], z0.each, FromStarts(task.solver, len(z0.each))
+    given = task, z0, args, run, ends, own
     if compiling():
         why = obstacle(task, z0, args, run)
         if why is None:
-            return solve_in_graph(task, z0, args, run, ends)
-        return outside_of_graphs(why, solve_equation, task, z0, args, run, ends)
+            return solve_in_graph(*given)
+        return outside_of_graphs(why, solve_equation, *given)
     if frames_compiled():
-        solution: Solution = torch.compiler.disable(solve_equation)(task, z0, args, run, ends)
+        solution: Solution = torch.compiler.disable(solve_equation)(*given)
         return solution
-    statement = _read(task, z0, args)
+    statement = _read(task, z0, args, own)
     found = _solve(statement, z0, run or partial(iterate, task.solver), ends)
     z = _attach(statement, found, z0)
     value = statement.structure.unravel(z)
     solved = found.status == Status.CONVERGED
-    how = found.iterations, found.residual, found.error, found.status
-    solution = Solution(value, solved, *how)
+    how = found.iterations, found.residual, found.error, found.status, found.degenerate
+    solution = Solution(value, solved, *how, found.evaluations)
     note(solution)
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])
@@ -107,6 +111,7 @@ class _Statement:
     native_carried: tuple[bool, ...] | None
     adjoint_solver: LinearSolver | None
     fn: Callable[..., Tensor]
+    counter: Counter
 
     @property
     def name(self) -> str:
@@ -148,17 +153,18 @@ class _Found(NamedTuple):
     iterations: Tensor
     residual: Tensor
     error: Tensor
+    degenerate: Tensor | None
+    evaluations: Evaluations | None
     factors: list[Tensor]
     captured: Captured
     lifted: bool
 
 
-def _read(task: Task, z0: Any, args: tuple[Any, ...]) -> _Statement:
+def _read(task: Task, z0: Any, args: tuple[Any, ...], own: tuple[Tensor, ...]) -> _Statement:
     """Check a task, and take its unknown and its arguments apart."""
     check_task(task, args)
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()
-    tensors, join = split_tensors(args)
-    native_carried = read_in_dims(task, args, structure)
+    tensors, join, native_carried = arguments(task, args, own, structure)
     check_size(task, structure)
     adjoint_solver: LinearSolver | None = None
     if isinstance(task.adjoint, UnrolledAdjoint):
@@ -166,8 +172,10 @@ def _read(task: Task, z0: Any, args: tuple[Any, ...]) -> _Statement:
     else:
         adjoint_solver = task.adjoint.solver_for(task.equation, structure.size)
     check_adjoint_start(task.adjoint_start, adjoint_solver)
-    fn = task.raveled(structure, join)
-    return _Statement(task, structure, tensors, join, native_carried, adjoint_solver, fn)
+    counter = Counter()
+    fn = task.raveled(structure, join, counter)
+    known = tensors, join, native_carried
+    return _Statement(task, structure, *known, adjoint_solver, fn, counter)
 
 
 def _solve(
@@ -186,14 +194,15 @@ def _solve(
     if lift:
         captured = capture(fn, (start, *statement.tensors), statement.name, task.fn)
         fn, solve = statement.explicit(captured), solve_lanes
-    spec = SolveSpec(
-        task.equation(fn), run, task.solver, statement.lanes(captured), task.label, task.on_failure
-    )
+    how = run, task.solver, statement.lanes(captured), task.label, task.on_failure
+    spec = SolveSpec(task.equation(fn), *how, statement.counter)
     operands = statement.operands(captured)
     with isolated():
-        z, status, iterations, residual, error, *factors = solve(spec, origin, operands)
+        z, status, iterations, residual, error, counts, *rest = solve(spec, origin, operands)
     z = z[..., : statement.structure.size]  # an empty batch comes back as it was given
-    return _Found(z, status, iterations, residual, error, factors, captured, lift)
+    degenerate = rest.pop(0) if task.equation.bounded else None
+    how_far = status, iterations, residual, error, degenerate, counted(counts)
+    return _Found(z, *how_far, rest, captured, lift)
 
 
 def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:

@@ -58,5 +58,5 @@ def roundings(
     eps = torch.finfo(z.dtype).eps
     first, second, third = patterns(z)
     w = eps * w
-    there = torch.addcmul(z, problem.reach(z), third, value=ULPS * eps)
+    there = problem.within(torch.addcmul(z, problem.reach(z), third, value=ULPS * eps))
     return w * first, w * second, problem.residual(there) - F - A.mv(there - z)

@@ -30,6 +30,11 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
     """
     eps, n = torch.finfo(z.dtype).eps, z.shape[-1]
     r, J, gradient, B = problem.to_second_order(z)
+    free = problem.free(z)
+    if free is not None:
+        J, gradient = J * free.unsqueeze(-2), problem.projected(z, gradient)
+        B = torch.where(free.unsqueeze(-1) & free.unsqueeze(-2), B, 0.0)
+        B = B + torch.diag_embed((~free).to(B.dtype))
     c = vector_norm(J, dim=-2, keepdim=True)
     # one lane that is not finite would fail them all
     ruined = ~(c.sum((-2, -1), keepdim=True) + B.sum((-2, -1), keepdim=True) < torch.inf)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from implicit_solvers.autodiff import no_saved_tensor_hooks
 from implicit_solvers.compiling import compiling
 
 __all__ = ["Lanes", "lifted"]
+
+T = TypeVar("T")
 
 
 def lifted(size: int, dim: int | None, tensor: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ class Lanes:
         )
         return replace(self, sizes=(size, *self.sizes), carried=carried), moved
 
-    def over(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def over(self, fn: Callable[..., T]) -> Callable[..., T]:
         """Make ``fn(z, *operands)`` of one lane a function of all lanes."""
         for level in reversed(range(len(self.sizes))):
             dims = (0, *(0 if levels[level] else None for levels in self.carried))
@@ -78,7 +81,7 @@ class Lanes:
         if not self.sizes or compiling():
             return fn
 
-        def on_all_lanes(*tensors: Tensor) -> Tensor:
+        def on_all_lanes(*tensors: Tensor) -> T:
             if compiling():
                 return fn(*tensors)
             with no_saved_tensor_hooks():

@@ -15,7 +15,7 @@ from implicit_solvers.solution import Status, failed
 from implicit_solvers.tolerance import largest
 from implicit_solvers.torch_internals import tree_flatten, tree_unflatten
 
-__all__ = ["NO_USE", "FromStarts", "Starts", "multistart"]
+__all__ = ["NO_USE", "FromStarts", "Starts", "multistart", "one_start"]
 
 T = TypeVar("T")
 NO_USE = (
@@ -92,6 +92,11 @@ def multistart(starts: T) -> T:
     return cast(T, Starts(tuple(tree_unflatten(list(one), tree) for one in each)))
 
 
+def one_start(z0: T) -> T:
+    """Return the first of many starts, and one start as it is."""
+    return cast(T, z0.each[0]) if isinstance(z0, Starts) else z0
+
+
 @dataclass(frozen=True)
 class FromStarts:
     """Iterate from starts that lie side by side, ``(N, count n)``, and return the best ends."""
@@ -131,7 +136,7 @@ def _best(problem: EquationProblem, found: Outcome, count: int) -> Tensor:
     It is the lowest, up to rounding and to what is left to go, of those that have not failed.
     """
     status, residual, error = found.status, found.residual, found.error
-    if problem.kind in ("minimize", "least_squares"):
+    if problem.fits or problem.kind.startswith("minimize"):
         value = problem.evaluate(found.z)
         value = value.square().sum(-1) / 2 if problem.fits else value
         left = found.z.shape[-1] * residual * error

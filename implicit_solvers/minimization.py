@@ -10,11 +10,14 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
+from implicit_solvers.bounded_equation import Bounded
+from implicit_solvers.bounds import read_bounds
 from implicit_solvers.curvature import by_cholesky, by_conjugate_gradients
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.examination import Examination
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.many_starts import one_start
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
@@ -45,6 +48,12 @@ class MinimumEquation(Equation):
         return pull(torch.ones_like(value))[0]
 
 
+class BoundedMinimumEquation(Bounded, MinimumEquation):
+    """The condition of a minimum between bounds."""
+
+    kind: ClassVar[str] = "minimize with bounds"
+
+
 def read_objective(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor:
     """Check what an objective returned."""
     if not isinstance(out, Tensor) or out.shape != tuple(lanes):
@@ -67,6 +76,7 @@ def minimize(
     z0: T,
     args: tuple[Any, ...] = (),
     *,
+    bounds: Any = None,
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
     batch_dims: int = 0,
@@ -96,6 +106,10 @@ def minimize(
         depends on (as in iMAML), pass it in ``args`` too.
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
+    bounds
+        A pair ``(lo, hi)`` with ``lo <= z <= hi``: each a number, None, or a pytree like ``z0`` of
+        tensors, numbers and None; infinite where there is none. They are differentiable. A start
+        outside of them is moved to the nearest point between them.
     solver
         `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
@@ -130,5 +144,8 @@ def minimize(
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     solver = NewtonCG() if solver is None else solver
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
-    task = Task(MinimumEquation, fn, read_objective, solver, *how)
-    return solve_equation(task, z0, args)
+    if bounds is None:
+        task = Task(MinimumEquation, fn, read_objective, solver, *how)
+        return solve_equation(task, z0, args)
+    task = Task(BoundedMinimumEquation, fn, read_objective, solver, *how)
+    return solve_equation(task, z0, args, own=read_bounds(bounds, one_start(z0), batch_dims))

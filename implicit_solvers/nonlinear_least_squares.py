@@ -11,11 +11,14 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, UnrolledAdjoint
 from implicit_solvers.autodiff import vjp
+from implicit_solvers.bounded_equation import Bounded
+from implicit_solvers.bounds import read_bounds
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.examination import Examination
 from implicit_solvers.fit_examination import by_singular_values
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.many_starts import one_start
 from implicit_solvers.problem import Equation
 from implicit_solvers.robust_loss import check_loss, robust
 from implicit_solvers.solution import OnFailure, Solution
@@ -33,6 +36,7 @@ class LeastSquaresEquation(Equation):
     """The condition ``J^T r = 0``; its Jacobian is the full Hessian of ``|r|^2 / 2``."""
 
     kind: ClassVar[str] = "least_squares"
+    fits: ClassVar[bool] = True
     symmetric: ClassVar[bool] = True
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
@@ -57,6 +61,18 @@ class GaussNewtonEquation(LeastSquaresEquation):
         """Return ``J^T r``, with ``J`` held at the value of ``z``."""
         _, pull = vjp(lambda u: self.fn(u, *operands), z.detach())
         return pull(self.fn(z, *operands))[0]
+
+
+class BoundedLeastSquaresEquation(Bounded, LeastSquaresEquation):
+    """The condition of a fit between bounds."""
+
+    kind: ClassVar[str] = "least_squares with bounds"
+
+
+class BoundedGaussNewtonEquation(Bounded, GaussNewtonEquation):
+    """The same, with ``J^T J`` in the place of the Hessian."""
+
+    kind: ClassVar[str] = "least_squares with bounds"
 
 
 def read_residuals(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor:
@@ -86,6 +102,7 @@ def least_squares(
     z0: T,
     args: tuple[Any, ...] = (),
     *,
+    bounds: Any = None,
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
     gauss_newton: bool = False,
@@ -117,6 +134,10 @@ def least_squares(
         device. It gets no gradient.
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
+    bounds
+        A pair ``(lo, hi)`` with ``lo <= z <= hi``: each a number, None, or a pytree like ``z0`` of
+        tensors, numbers and None; infinite where there is none. They are differentiable. A start
+        outside of them is moved to the nearest point between them.
     solver
         `LevenbergMarquardt`, by default; `Dogleg`, `GaussNewton` (cheaper steps, from nearby, for
         Jacobians of full rank), `LBFGS`, `Newton`, `GradientDescent`.
@@ -190,7 +211,7 @@ def least_squares(
             "gauss_newton=True with adjoint=UnrolledAdjoint(), which differentiates the steps and "
             "has no Hessian: leave one of them out"
         )
-    check_loss(loss, f_scale, z0, batch_dims)
+    check_loss(loss, f_scale, one_start(z0), batch_dims)
     if loss != "linear" and callable(fn) and isinstance(args, tuple):
         fn = robust(fn, loss, has_aux)
         if isinstance(in_dims, int):
@@ -201,7 +222,11 @@ def least_squares(
         args = (*args, f_scale)
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     solver = LevenbergMarquardt() if solver is None else solver
-    estimate = GaussNewtonEquation if gauss_newton else None
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
-    task = Task(LeastSquaresEquation, fn, read_residuals, solver, *how, estimate)
-    return solve_equation(task, z0, args)
+    if bounds is None:
+        estimate = GaussNewtonEquation if gauss_newton else None
+        task = Task(LeastSquaresEquation, fn, read_residuals, solver, *how, estimate)
+        return solve_equation(task, z0, args)
+    estimate = BoundedGaussNewtonEquation if gauss_newton else None
+    task = Task(BoundedLeastSquaresEquation, fn, read_residuals, solver, *how, estimate)
+    return solve_equation(task, z0, args, own=read_bounds(bounds, one_start(z0), batch_dims))

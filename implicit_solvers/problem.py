@@ -19,13 +19,16 @@ from implicit_solvers.autodiff import (
     unwatched,
     vjp,
 )
+from implicit_solvers.bounds import bounds_of, held, projected
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
+from implicit_solvers.evaluations import Counter
 from implicit_solvers.examination import Examination, by_newton
 from implicit_solvers.explicit_function import reading_by_itself
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
 from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import Norm, equation_tolerance, rms
 from implicit_solvers.traced_loop import alias
 
@@ -39,7 +42,9 @@ class Equation:
     ``z`` is ``(*native, n)``, and so is the condition. ``kind`` is the public function that states
     the equation, ``symmetric`` tells whether the condition's Jacobian always is, and ``biased``
     what makes derivatives of the condition estimates, of first order only. ``by_products`` tells
-    whether points are examined without factors too.
+    whether points are examined without factors too, and ``fits`` whether the squares of what ``fn``
+    returns are to be least. The first operands are the equation's ``own``, if it has any, which
+    ``fn`` is given and does not look at: those of one that is ``bounded`` are the bounds.
     """
 
     fn: Callable[..., Tensor]
@@ -47,6 +52,9 @@ class Equation:
     symmetric: ClassVar[bool]
     biased: ClassVar[str | None] = None
     by_products: ClassVar[bool] = False
+    fits: ClassVar[bool] = False
+    bounded: ClassVar[bool] = False
+    own: ClassVar[int] = 0
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return ``F(z)``, zero at a solution."""
@@ -59,6 +67,18 @@ class Equation:
     def condition_over(self, lanes: Lanes) -> Callable[..., Tensor]:
         """Return `condition` as a function of all lanes."""
         return replace(self, fn=lanes.over(self.fn)).condition
+
+    def slope(self, z: Tensor, *operands: Tensor) -> Tensor:
+        """Return the condition as it is where no bound stops an unknown."""
+        return self.condition(z, *operands)
+
+    def slope_over(self, lanes: Lanes) -> Callable[..., Tensor]:
+        """Return `slope` as a function of all lanes."""
+        return replace(self, fn=lanes.over(self.fn)).slope
+
+    def degenerate(self, problem: Any, z: Tensor, error: Tensor) -> Tensor | None:
+        """Tell in which lanes an inequality is neither strict nor idle; None if there is none."""
+        return None
 
     def jacobian(self) -> JacobianTemplate:
         """Return the Jacobian of the condition."""
@@ -103,6 +123,8 @@ class EquationProblem:
         The identity, of which Jacobians are made; left out, it is made when it is needed.
     traced
         Whether steps are compiled: then no branch may depend on values.
+    counter
+        Counts what is evaluated.
 
     Examples
     --------
@@ -138,8 +160,9 @@ class EquationProblem:
         start: Tensor | None = None,
         basis: Tensor | None = None,
         traced: bool = False,
+        counter: Counter | None = None,
     ) -> None:
-        self.basis = basis
+        self.basis, self.counter = basis, counter
         self.equation, self.lanes = equation, lanes
         self.shape, self.operands = tuple(shape), tuple(operands)
         self.start = start
@@ -148,6 +171,8 @@ class EquationProblem:
         self._scale: tuple[Norm, Tensor, Any] | None = None
         self._little: dict[float, tuple[Any, Any]] = {}
         self._evaluated: _Evaluated | None = None
+        self._bounds: tuple[Tensor, Tensor] | None = None
+        self._free: tuple[Tensor, Tensor] | None = None
         self.traced = traced
         self.taken = False
 
@@ -164,7 +189,7 @@ class EquationProblem:
     @property
     def fits(self) -> bool:
         """Whether ``|r|^2 / 2`` is to be least, and need not vanish."""
-        return self.kind == "least_squares"
+        return self.equation.fits
 
     @property
     def by_products(self) -> bool:
@@ -185,6 +210,11 @@ class EquationProblem:
     def branches(self) -> bool:
         """Whether a step may ask for values: not in what is compiled."""
         return not (self.traced or compiling())
+
+    def count_jacobian(self) -> None:
+        """Count a Jacobian that is formed."""
+        if self.counter is not None:
+            self.counter.jacobian += 1
 
     def size(self, norm: Norm, v: Tensor) -> Any:
         """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
@@ -243,21 +273,72 @@ class EquationProblem:
         eps = torch.finfo(z.dtype).eps
         return equation_tolerance(solver.rtol, solver.atol, eps, self.scale(solver, z))
 
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """The bounds of the unknowns ``(N, n)``, infinite where there is none, if there are any."""
+        if self._bounds is None and self.equation.bounded:
+            like = self.operands[0].new_empty((*self.shape, 0))
+            lo, hi = self.lanes.over(bounds_of)(like, *self.operands)
+            self._bounds = self._flat(lo), self._flat(hi)
+        return self._bounds
+
+    def within(self, z: Tensor) -> Tensor:
+        """Return the nearest point between the bounds."""
+        return z if self.bounds is None else torch.clamp(z, *self.bounds)
+
+    def flags(self) -> Any:
+        """Return the statuses of lanes whose bounds leave nothing, or are NaN, and 0 elsewhere."""
+        if self.bounds is None:
+            return 0
+        lo, hi = self.bounds
+        crossed = torch.where((lo > hi).any(-1), int(Status.INFEASIBLE), 0)
+        unknown = ((lo != lo) | (hi != hi)).any(-1)
+        return self.number(torch.where(unknown, int(Status.NONFINITE), crossed))
+
+    def projected(self, z: Tensor, slope: Tensor) -> Tensor:
+        """Return the condition at ``z`` of a known slope."""
+        return slope if self.bounds is None else projected(z, slope, *self.bounds)
+
+    def free(self, z: Tensor) -> Tensor | None:
+        """Tell which unknowns ``(N, n)`` are not held to a bound at ``z``; None if none can be."""
+        if self.bounds is None:
+            return None
+        if self._free is None or self._free[0] is not z:
+            low, high = held(z, self.slope(z), *self.bounds)
+            self._free = z, ~(low | high)
+        return self._free[1]
+
     def reach(self, z: Tensor) -> Tensor:
-        """Return the size of each entry of ``z``, and no less than that of the lane."""
-        return torch.maximum(z.abs(), self.largest(z).unsqueeze(-1))
+        """Return the size of each entry of ``z``, and no less than that of the lane.
+
+        Of one that is held to a bound it is zero.
+        """
+        reach, free = torch.maximum(z.abs(), self.largest(z).unsqueeze(-1)), self.free(z)
+        return reach if free is None else reach * free
 
     def largest(self, z: Tensor) -> Tensor:
         """Return the size of ``z (N,)``, or that of the start, if it is larger."""
         return rms(z) if self.start is None else torch.maximum(rms(z), self.start)
+
+    def _flat(self, t: Tensor) -> Tensor:
+        return t if len(self.shape) == 1 else t.reshape(self.count, t.shape[-1])
 
     def _grid(self, z: Tensor) -> Tensor:
         return z if len(self.shape) == 1 else z.reshape((*self.shape, z.shape[-1]))
 
     def residual(self, z: Tensor) -> Tensor:
         """Return the optimality condition ``F(z)``, ``(N, n)``."""
-        out = self._condition(self._grid(z), *self.operands)
-        return out if len(self.shape) == 1 else out.reshape(self.count, out.shape[-1])
+        return self._flat(self._condition(self._grid(z), *self.operands))
+
+    def slope(self, z: Tensor) -> Tensor:
+        """Return the condition as it would be without bounds, ``(N, n)``."""
+        slope = self.equation.slope_over(self.lanes)
+        return self._flat(slope(self._grid(z), *self.operands))
+
+    def linearize_slope(self, z: Tensor) -> LaneMap:
+        """Return the Jacobian of `slope` at ``z``."""
+        template = JacobianTemplate(self.equation.slope, symmetric=True)
+        return self._linearized(template, z, residuals=False)
 
     def residual_to_factor(self, z: Tensor) -> Tensor:
         """Return `residual`, and keep what `linearize` at this very ``z`` needs to form ``F'``."""
@@ -277,6 +358,7 @@ class EquationProblem:
         else:
             one_lane: Callable[..., Any] = self.equation.jacobian().value_and_dense
             evaluate: Callable[..., Any] = self.lanes.shared(1).over(one_lane)
+            self.count_jacobian()
             out, matrices = evaluate(grid, self.identity(z), *self.operands)
             if len(self.shape) > 1:
                 matrices = matrices.reshape(self.count, *matrices.shape[-2:])
@@ -321,7 +403,7 @@ class EquationProblem:
             kept = None
         grid = self._grid(z) if kept is None else kept.point
         of = template, self.lanes.prepend(), self.shape, (grid, *self.operands)
-        jacobian = LaneMap(*of, like=grid, basis=self.basis)
+        jacobian = LaneMap(*of, like=grid, basis=self.basis, counter=self.counter)
         if kept is not None:
             jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
             jacobian.matrices = jacobian.formed = kept.matrices
@@ -371,6 +453,7 @@ class EquationProblem:
             pulled: Tensor = vjp(lambda v: self._fn(v, *self.operands), u)[1](w)[0]
             return pulled
 
+        self.count_jacobian()
         grid, n = self._grid(z), z.shape[-1]
         r = self._fn(grid, *self.operands)
         value, pull = vjp(gradient, grid, r)
@@ -394,7 +477,7 @@ class EquationProblem:
         operands = [alias(t) for t in self.operands]
         basis = None if self.basis is None else alias(self.basis)
         own = self.equation, self.lanes, self.shape, operands, self.start, basis, self.traced
-        return EquationProblem(*own)
+        return EquationProblem(*own, self.counter)
 
     def repeated(self, count: int, start: Tensor) -> EquationProblem:
         """Return the problem with so many lanes in the place of each, all of one lane's tensors."""
@@ -402,14 +485,14 @@ class EquationProblem:
         lanes, _ = self.lanes.lift(count, nobody, self.operands)
         shape = (count, *self.shape)
         own = self.equation, lanes, shape, self.operands, start, self.basis, self.traced
-        return EquationProblem(*own)
+        return EquationProblem(*own, self.counter)
 
     def take(self, index: Tensor) -> EquationProblem:
         """Return the problem of some of the lanes."""
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
         start = None if self.start is None else self.start[index]
         own = self.equation, lanes, shape, operands, start, self.basis, self.traced
-        taken = EquationProblem(*own)
+        taken = EquationProblem(*own, self.counter)
         taken.taken = True
         return taken
 

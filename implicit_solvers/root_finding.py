@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
@@ -18,8 +17,8 @@ from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.newton_dogleg import NewtonDogleg
-from implicit_solvers.structure import Structure
-from implicit_solvers.torch_internals import tree_flatten, tree_unflatten
+from implicit_solvers.structure import Structure, filled
+from implicit_solvers.torch_internals import tree_flatten
 
 __all__ = ["RootEquation", "like_unknown", "root"]
 
@@ -166,26 +165,4 @@ def _read_bracket(z0: Any, bracket: Any, solver: Any) -> tuple[Any, tuple[Any, A
         z0 = bracket[0]
     if not all(isinstance(leaf, Tensor) for leaf in tree_flatten(z0)[0]):
         raise TypeError("z0 is None and bracket[0] is no tensor: pass at least one as a tensor")
-    return z0, (_end(bracket[0], "bracket[0]", z0), _end(bracket[1], "bracket[1]", z0))
-
-
-def _end(end: Any, name: str, z0: Any) -> Any:
-    leaves, tree = tree_flatten(z0)
-    given, given_tree = tree_flatten(end)
-    if given_tree != tree:
-        raise ValueError(f"{name} has the structure {given_tree} where z0 has {tree}")
-    ends = []
-    for like, value in zip(leaves, given, strict=True):
-        if isinstance(value, Tensor) and (value.dtype, value.device) != (like.dtype, like.device):
-            raise TypeError(
-                f"{name} is {value.dtype} on {value.device} where z0 is {like.dtype} on "
-                f"{like.device}: convert it"
-            )
-        value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-        if value.dim() and value.shape != like.shape:
-            raise ValueError(
-                f"{name} has the shape {tuple(value.shape)} where z0 has {tuple(like.shape)}: give "
-                "it the same shape, or one number"
-            )
-        ends.append(value.expand(like.shape))
-    return tree_unflatten(ends, tree)
+    return z0, (filled(bracket[0], "bracket[0]", z0), filled(bracket[1], "bracket[1]", z0))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
+from implicit_solvers.evaluations import Evaluations
 from implicit_solvers.torch_internals import is_batched, register_pytree_node
 
 __all__ = [
@@ -143,6 +144,12 @@ class Solution(Generic[T]):
         unknown and of its dtype; ``inf`` where nothing is known of it.
     status
         `Status` codes; int64.
+    degenerate
+        Where an unknown is at a bound that does not hold it, or next to one: a derivative is then
+        one of two, to either side. Bool; None where nothing is bounded.
+    evaluations
+        How often the function was called, its Jacobian formed, and multiplied with, until the lane
+        ended: `Evaluations`. None in compiled graphs, and where something else solved.
     aux
         What the function returned beside its value (``has_aux=True``), at ``value``; else None.
 
@@ -164,6 +171,8 @@ class Solution(Generic[T]):
     residual: Tensor
     error: Tensor
     status: Tensor
+    degenerate: Tensor | None = None
+    evaluations: Evaluations | None = None
     aux: Any = None
 
     def status_names(self) -> Any:
@@ -252,14 +261,15 @@ def _names(codes: Any) -> Any:
     return {status.value: status.name for status in Status}.get(codes, str(codes))
 
 
-def _flatten(solution: Solution[Any]) -> tuple[list[Any], bool]:
-    values = [getattr(solution, field.name) for field in fields(solution)]
-    has_aux = solution.aux is not None
-    return values if has_aux else values[:-1], has_aux
+def _flatten(solution: Solution[Any]) -> tuple[list[Any], tuple[str, ...]]:
+    values = {field.name: getattr(solution, field.name) for field in fields(solution)}
+    there = {name: value for name, value in values.items() if value is not None}
+    return list(there.values()), tuple(there)
 
 
-def _unflatten(fields: Sequence[Any], has_aux: bool) -> Solution[Any]:
-    return Solution(*fields)
+def _unflatten(values: Sequence[Any], names: tuple[str, ...]) -> Solution[Any]:
+    none = dict.fromkeys(field.name for field in fields(Solution))
+    return Solution(**{**none, **dict(zip(names, values, strict=True))})
 
 
 register_pytree_node(Solution, _flatten, _unflatten, serialized_type_name="ims.Solution")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from torch import Tensor
 from implicit_solvers.compiling import cached_property
 from implicit_solvers.torch_internals import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["Structure", "replaced", "split_tensors"]
+__all__ = ["Structure", "filled", "replaced", "split_tensors"]
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,39 @@ class Structure:
                     "move them to one device"
                 )
         return self._join(leaves)
+
+
+def filled(value: Any, name: str, like: Any, missing: float | None = None) -> Any:
+    """Return a pytree of tensors like ``like``, of one of tensors and numbers.
+
+    A number may stand for all leaves, and, where ``missing`` says what it means, None too.
+    """
+    leaves, tree = tree_flatten(like)
+    given, given_tree = tree_flatten(value)
+    if value is None or isinstance(value, (int, float)):
+        given, given_tree = [value] * len(leaves), tree
+    if given_tree != tree:
+        raise ValueError(f"{name} has the structure {given_tree} where z0 has {tree}")
+    full = []
+    for leaf, entry in zip(leaves, given, strict=True):
+        if isinstance(entry, Tensor) and (entry.dtype, entry.device) != (leaf.dtype, leaf.device):
+            raise TypeError(
+                f"{name} is {entry.dtype} on {entry.device} where z0 is {leaf.dtype} on "
+                f"{leaf.device}: convert it"
+            )
+        if entry is None:
+            if missing is None:
+                raise TypeError(f"{name} is None: pass a number or a tensor")
+            entry = missing
+        entry = torch.as_tensor(entry, dtype=leaf.dtype, device=leaf.device)
+        try:
+            full.append(entry.expand(leaf.shape))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name} has the shape {tuple(entry.shape)} where z0 has {tuple(leaf.shape)}: give "
+                "it the same shape, or one number"
+            ) from error
+    return tree_unflatten(full, tree)
 
 
 def replaced(values: Sequence[Any], places: Sequence[int], others: Sequence[Any]) -> list[Any]:

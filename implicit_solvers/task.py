@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
-from implicit_solvers.compiling import compiling
+from implicit_solvers.evaluations import Counter
 from implicit_solvers.guarded_call import ExplainedCall, GuardedCall
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
@@ -20,7 +20,7 @@ from implicit_solvers.solver import EquationMethod
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.torch_internals import tree_flatten
 
-__all__ = ["Task", "check_size", "check_task", "name_of", "read_in_dims"]
+__all__ = ["Task", "arguments", "check_size", "check_task", "name_of"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,15 @@ class Task:
         return f"{self.equation.kind} of {name_of(self.fn)}"
 
     def raveled(
-        self, structure: Structure, join: Callable[[Sequence[Tensor]], Any]
+        self,
+        structure: Structure,
+        join: Callable[[Sequence[Tensor]], Any],
+        counter: Counter | None = None,
     ) -> Callable[..., Tensor]:
-        """Return ``fn`` as a function of a raveled ``z`` and the tensors of its arguments."""
+        """Return ``fn`` as a function of a raveled ``z`` and the tensors of its arguments.
+
+        Outside of graphs, the ``counter`` counts its calls.
+        """
         call = GuardedCall(self.fn, self.label)
 
         def fn(z: Tensor, *tensors: Tensor) -> Tensor:
@@ -69,9 +75,9 @@ class Task:
             return self.read(out, structure, z.shape[:-1])
 
         fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
-        if compiling():
+        if counter is None:
             return fn
-        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims)
+        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims, counter)
 
 
 def name_of(fn: Any) -> str:
@@ -137,7 +143,22 @@ def check_size(task: Task, structure: Structure) -> None:
         )
 
 
-def read_in_dims(
+def arguments(
+    task: Task, args: tuple[Any, ...], own: Sequence[Tensor], structure: Structure
+) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any], tuple[bool, ...] | None]:
+    """Return the ``own`` tensors of the equation and those in ``args``, and how to join these.
+
+    With them it is told which carry the native lanes, if that is known: own ones do.
+    """
+    tensors, join = split_tensors(args)
+    carried, count = _read_in_dims(task, args, structure), len(own)
+    if not own:
+        return tensors, join, carried
+    carried = None if carried is None else (True,) * count + carried
+    return [*own, *tensors], lambda tensors: join(tensors[count:]), carried
+
+
+def _read_in_dims(
     task: Task, args: tuple[Any, ...], structure: Structure
 ) -> tuple[bool, ...] | None:
     """Tell for each tensor in ``args`` whether it carries the native lanes; None if unknown."""

@@ -25,8 +25,8 @@ from implicit_solvers.problem import EquationProblem
 from implicit_solvers.rounding import patterns
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.solver import Factors
-from implicit_solvers.structure import Structure, split_tensors
-from implicit_solvers.task import Task, check_size, check_task, read_in_dims
+from implicit_solvers.structure import Structure
+from implicit_solvers.task import Task, arguments, check_size, check_task
 from implicit_solvers.tolerance import largest
 from implicit_solvers.traced_derivative import unless
 
@@ -59,16 +59,20 @@ def obstacle(task: Task, z0: Any, args: Any, run: Any) -> str | None:
 
 
 def solve_in_graph(
-    task: Task, z0: Any, args: tuple[Any, ...], run: Any, ends: tuple[Any, ...] | None
+    task: Task,
+    z0: Any,
+    args: tuple[Any, ...],
+    run: Any,
+    ends: tuple[Any, ...] | None,
+    own: tuple[Tensor, ...],
 ) -> Solution:
     """Solve from ``z0``, with ``on_failure="mask"``, and attach the first derivative.
 
-    ``run`` and the ``ends`` are as in `solve_equation`.
+    ``run``, the ``ends`` and ``own`` tensors are as in `solve_equation`.
     """
     check_task(task, args)
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()
-    tensors, join = split_tensors(args)
-    carried = read_in_dims(task, args, structure)
+    tensors, join, carried = arguments(task, args, own, structure)
     check_size(task, structure)
     lanes = Lanes.of(len(tensors), task.batch_dims, carried)
     equation = task.equation(task.raveled(structure, join))
@@ -83,6 +87,7 @@ def solve_in_graph(
         problem = EquationProblem(equation, lanes, shape, constants, largest(origin))
         out = (run or partial(iterate, task.solver))(problem, origin)
         bad = failed(out.status)
+        degenerate = equation.degenerate(problem, out.z, out.error)
     z = out.z
     if torch.is_grad_enabled():
         M = adjoint_preconditioner(task, structure, z.reshape((*shape, n)), args)
@@ -90,7 +95,8 @@ def solve_in_graph(
     value = structure.unravel(z.reshape((*shape, n)))
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     how = iterations, out.residual.reshape(shape), out.error.reshape(shape), status
-    solution = Solution(value, status == int(Status.CONVERGED), *how)
+    degenerate = None if degenerate is None else degenerate.reshape(shape)
+    solution = Solution(value, status == int(Status.CONVERGED), *how, degenerate)
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])
     return solution

@@ -74,6 +74,22 @@ def test_values_and_minima_are_those_of_scipy(loss):
 
 
 @losses
+def test_bounds_and_many_starts_go_with_a_loss(loss):
+    """The rate is held to its bound, and the lowest minimum is found from any of the starts."""
+    lo, hi = torch.tensor([0.0, 0.0, 0.0], dtype=F64), torch.tensor([9.0, 0.6, 9.0], dtype=F64)
+    starts = START + torch.tensor([[0.0], [0.3], [-0.2]], dtype=F64)
+    sol = ims.least_squares(
+        residuals, ims.multistart(starts), (Y,), loss=loss, f_scale=0.1, bounds=(lo, hi)
+    )
+    f = lambda b: residuals(torch.from_numpy(b.copy()), Y).numpy()
+    exact = {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15, "bounds": (lo.numpy(), hi.numpy())}
+    within = sol.value.clamp(lo + 1e-3, hi - 1e-3).numpy()
+    scipys = scipy.optimize.least_squares(f, within, loss=loss, f_scale=0.1, **exact)
+    assert float(sol.value[1]) == 0.6 and not bool(sol.degenerate)
+    assert np.abs(sol.value.numpy() - scipys.x).max() < 1e-6
+
+
+@losses
 def test_derivatives_are_those_of_the_objective(loss):
     """In the data, in the scale, and mixed, to the second order."""
 

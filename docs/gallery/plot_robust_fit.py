@@ -1,13 +1,14 @@
 """
-A robust curve fit with standard errors
-=======================================
+A bounded, robust curve fit with standard errors
+================================================
 
 A fit by least squares follows every point, outliers too. A robust loss lets large residuals count for less,
 
 .. math:: \\hat b(y) = \\arg\\min_b \\tfrac12 f^2 \\sum_i
           \\rho\\left(\\left(\\frac{m(x_i, b) - y_i}{f}\\right)^2\\right),
 
-and is one argument here: ``loss="cauchy"``. The data are NIST's Eckerle4, the transmittance of an interference filter,
+and is one argument here: ``loss="cauchy"``. Bounds are another: a peak has a height and a width that are positive, and
+stands where its data are. The data are NIST's Eckerle4, the transmittance of an interference filter,
 for which parameters and standard errors are certified to eleven digits.
 """
 
@@ -31,6 +32,7 @@ x, y, start, certified = (
         data["eckerle4"]["certified"],
     )
 )
+bounds = y.new_tensor([0, 0, 400]), y.new_tensor([torch.inf, torch.inf, 500])
 certified_errors = [1.5408051163e-02, 4.6803020753e-02, 4.6800518816e-02]
 
 
@@ -39,7 +41,7 @@ def residuals(b, y):
 
 
 def fit(y, **loss):
-    return ims.least_squares(residuals, start, (y,), **loss).value
+    return ims.least_squares(residuals, start, (y,), bounds=bounds, **loss).value
 
 
 # %%

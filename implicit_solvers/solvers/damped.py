@@ -100,7 +100,7 @@ class Damped(EquationMethod):
 
     def ahead(self, problem: EquationProblem, state: DampedState) -> tuple[Tensor, DampedState]:
         """Return where to try."""
-        return along(state.z, -state.length, state.direction), state
+        return problem.within(along(state.z, -state.length, state.direction)), state
 
     def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Return the state with the lanes in which the trial is accepted, and what it showed."""
@@ -108,15 +108,14 @@ class Damped(EquationMethod):
 
     def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
         """Evaluate at the start."""
-        point = self.evaluate(problem, z)
-        memory = self.begin(problem, z, point.residual)
-        state = DampedState(*point, 0, None, True, point, None, _FULL, None, memory)
+        point, flag = self.evaluate(problem, problem.within(z)), problem.flags()
+        memory = self.begin(problem, point.z, point.residual)
+        state = DampedState(*point, flag, None, True, point, None, _FULL, None, memory)
         if problem.branches:
             return state
         one, direction = z.new_ones(len(z)), torch.zeros_like(z)
-        state = state._replace(
-            flag=torch.zeros_like(one, dtype=torch.int64), accepted=one > 0, direction=direction
-        )
+        flag = flag + torch.zeros_like(one, dtype=torch.int64)
+        state = state._replace(flag=flag, accepted=one > 0, direction=direction)
         length, search = self.start(problem, state, one)
         return state._replace(length=length, search=search)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, divide, no, nowhere
+from implicit_solvers.agreement import Mask, both, divide, no, nowhere, pick
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.damped import DampedState
@@ -85,7 +85,12 @@ class LevenbergMarquardt(ScaledRegion):
     tensor([1.0000, 0.6931])
     """
 
-    solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "least_squares")
+    solves: ClassVar[tuple[str, ...]] = (
+        "root",
+        "fixed_point",
+        "least_squares",
+        "least_squares with bounds",
+    )
 
     def blank(self, problem: EquationProblem, z: Tensor, residuals: Tensor) -> Any:
         """Return a model of zeros."""
@@ -98,7 +103,9 @@ class LevenbergMarquardt(ScaledRegion):
         """Form the Jacobian, if it is to be, and find the step without damping."""
         if self.by_products(state.z, _PRODUCTS) is not None:
             return Unscaled(), 0
-        matrix = problem.linearize_residuals(state.z).dense()
+        matrix, free = problem.linearize_residuals(state.z).dense(), problem.free(state.z)
+        if free is not None:
+            matrix = matrix * free.unsqueeze(-2)
         scale = scales(matrix, None if state.memory is None else state.memory.scale)
         matrix = matrix / scale.unsqueeze(-2)
         return Damping(scale, matrix, *full_step(problem, matrix, state.residual)), 0
@@ -112,11 +119,14 @@ class LevenbergMarquardt(ScaledRegion):
             gradient = jacobian.rmv(r)
             damping = torch.as_tensor(divide(problem.size(length, gradient), radius), dtype=r.dtype)
             p = normal_step(jacobian, gradient, damping.reshape(-1, 1), solver)
-            image, reach = jacobian.mv(p), problem.size(length, p)
+            p, reach, cut = _between(problem, state, p, None)
+            image = jacobian.mv(p)
         else:
-            p, reach = _damped(problem, state)
+            p, reach, cut = _between(problem, state, *_damped(problem, state))
             image = torch.bmm(model.matrix, p.unsqueeze(-1)).squeeze(-1)
         fall = promised(problem, state.search.size, r, image, image)
+        # what bounds have bent need not lead down, as a shorter step does
+        fall = pick(both(cut, no(fall > 0)), torch.inf, fall)
         return Proposal(p / model.scale, reach, fall)
 
     def grown(self, state: DampedState, ratio: Any) -> Any:
@@ -127,6 +137,20 @@ class LevenbergMarquardt(ScaledRegion):
 
 
 _PRODUCTS = CG(rtol=1e-3)
+
+
+def _between(
+    problem: EquationProblem, state: DampedState, p: Tensor, reach: Any
+) -> tuple[Tensor, Any, Mask]:
+    """Return a scaled step as far as bounds allow, its length, and where they cut it."""
+    if problem.bounds is None:
+        return p, problem.size(length, p) if reach is None else reach, False
+    z, scale = state.z, state.memory.scale
+    there = z + p / scale
+    inside = problem.within(there)
+    cut = inside != there
+    p = torch.where(cut, (inside - z) * scale, p)
+    return p, problem.size(length, p), problem.number(cut.any(-1))
 
 
 def _damped(problem: EquationProblem, state: DampedState) -> tuple[Tensor, Any]:

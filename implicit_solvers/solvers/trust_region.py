@@ -142,7 +142,8 @@ class ModelSteps(Damped):
 
     def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
         """Evaluate the residuals, and the norm of the condition; and of a fit, ``|r|``."""
-        residuals, condition = problem.residuals_and_condition(z)
+        residuals, slope = problem.residuals_and_condition(z)
+        condition = problem.projected(z, slope)
         value = problem.size(length, residuals) if problem.fits else None
         return Point(z, residuals, problem.size(self.norm, condition), value)
 
@@ -179,7 +180,7 @@ class ModelSteps(Damped):
             kick = _KICK * torch.where(reached > 0, reached, 1.0) * patterns(state.z)[0]
             step = pick(due, kick, step)
         region = region._replace(reach=reach, promised=fall)
-        return state.z + step, state._replace(search=region)
+        return problem.within(state.z + step), state._replace(search=region)
 
     def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Tell where the step kept enough of its promise, and where none will."""
