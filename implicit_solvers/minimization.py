@@ -17,6 +17,7 @@ from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.examination import Examination
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.many_starts import one_start
 from implicit_solvers.problem import Equation
 from implicit_solvers.proximal_equation import ProximalEquation, ProximalTask
 from implicit_solvers.solution import OnFailure, Solution
@@ -164,4 +165,4 @@ def minimize(
         task = Task(MinimumEquation, fn, read_objective, solver, *how)
         return solve_equation(task, z0, args)
     task = Task(BoundedMinimumEquation, fn, read_objective, solver, *how)
-    return solve_equation(task, z0, args, own=read_bounds(bounds, z0, batch_dims))
+    return solve_equation(task, z0, args, own=read_bounds(bounds, one_start(z0), batch_dims))

@@ -13,6 +13,7 @@ from implicit_solvers.autodiff import rows, vjp
 from implicit_solvers.curvature import by_tangents
 from implicit_solvers.examination import Examination
 from implicit_solvers.guarded_call import GuardedCall
+from implicit_solvers.many_starts import Starts
 from implicit_solvers.outcome import ROUNDINGS
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.rounding import patterns
@@ -127,6 +128,11 @@ class ProximalTask(Task):
                 given = f"the class {self.prox.__name__}"
             raise TypeError(
                 f"prox is {given}: pass a function prox(v, step, *args) that returns one like v"
+            )
+        if isinstance(z0, Starts):
+            raise ValueError(
+                "z0 is multistart(...) and prox is given, which does not tell the value of h, so "
+                "that ends cannot be compared: pass one start, or make lanes of them"
             )
         structure = Structure.of(z0, "z0", self.batch_dims).as_real()
         tensors, join = split_tensors(args)
