@@ -57,6 +57,7 @@ TABLE = [
     (PROXIMAL, "lambda v, step: v.float()", KIND, "prox returned torch.float32 where z0 has"),
     (PROXIMAL, "lambda v, step: None", KIND, "prox returned"),
     (PROXIMAL, "proximal, bounds=(0, 1)", WRONG, "prox is given with bounds: leave bounds out"),
+    (["ims.minimize(energy, {}, prox=proximal)"], "many", WRONG, "ends cannot be compared: pass"),
     (PROXIMAL, "proximal, solver=ims.NewtonCG()", WRONG, "was given to minimize with prox"),
     (
         ["ims.minimize(energy, z0, solver={})"],
