@@ -15,7 +15,7 @@ from implicit_solvers.linear.cg import CG, CGState
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.rounding import patterns
 from implicit_solvers.solution import Status
-from implicit_solvers.solver import DirectSolver, Factors
+from implicit_solvers.solver import DENSE_LIMIT, DirectSolver, Factors
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import rms
 
@@ -30,9 +30,10 @@ def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
     Where that breaks down, an eigenvalue below ``-sqrt(eps)`` times the largest is negative.
     """
     seen = by_newton(problem, z, direct)
-    if seen.jacobian.formed is None:
+    formed, n = seen.jacobian.formed, z.shape[-1]
+    if formed is None or (formed.dim() == 2 and n > DENSE_LIMIT):
         return seen._replace(kick=by_conjugate_gradients(problem, z).kick)
-    H, _ = _unscaled(seen.jacobian.formed)
+    H, _ = _unscaled(seen.jacobian.dense())
     bends = torch.linalg.cholesky_ex(H).info != 0
     down = _inflected(problem, z, seen)
     (down,) = renew(None, bends, (down,), _most_negative, H, seen.residual)

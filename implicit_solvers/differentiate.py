@@ -28,6 +28,7 @@ from implicit_solvers.capture import Captured
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes, lifted
 from implicit_solvers.linear.rule import solve_linear
+from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.masking import pull_back, push_forward
 from implicit_solvers.monitoring import observe
@@ -50,6 +51,7 @@ class SolveSpec:
     lanes: Lanes
     label: str
     on_failure: OnFailure
+    memory: SolveMemory | None = None
 
 
 class Solve(Function):
@@ -98,7 +100,16 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
         lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
         return z.clone(), lanes, lanes.clone(), z.new_zeros(shape), z.new_zeros(shape)
     flat = z.reshape(-1, n)
-    problem = EquationProblem(spec.equation, spec.lanes, shape, operands, largest(flat))
+    places = None if spec.memory is None else torch.arange(len(flat), device=z.device)
+    problem = EquationProblem(
+        spec.equation,
+        spec.lanes,
+        shape,
+        operands,
+        largest(flat),
+        memory=spec.memory,
+        places=places,
+    )
     out = spec.run(problem, flat)
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     residual, error = out.residual.reshape(shape), out.error.reshape(shape)
@@ -175,6 +186,7 @@ class AttachSpec:
             self.solve,
             lanes=self.lanes.prepend(self.lead),
             transposed=transposed and not self.equation.symmetric,
+            memory=self.solve.memory or SolveMemory(),
             adjoint_start=self.solve.adjoint_start if transposed else None,
         )
 

@@ -37,11 +37,13 @@ from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.solve import check_adjoint_start
+from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.solver import LinearSolver
+from implicit_solvers.sparse_jacobians import with_sparsity
 from implicit_solvers.structure import Structure, split_tensors
 from implicit_solvers.task import Task, check_size, check_task, name_of, read_in_dims
 from implicit_solvers.torch_internals import (
@@ -79,6 +81,7 @@ def solve_equation(
         solution: Solution = torch.compiler.disable(solve_equation)(task, z0, args, run, ends)
         return solution
     statement = _read(task, z0, args)
+    task = statement.task
     found = _solve(statement, z0, run or partial(iterate, task.solver), ends)
     z = _attach(statement, found, z0)
     value = statement.structure.unravel(z)
@@ -146,12 +149,14 @@ class _Found(NamedTuple):
     factors: list[Tensor]
     captured: Captured
     lifted: bool
+    memory: SolveMemory | None
 
 
 def _read(task: Task, z0: Any, args: tuple[Any, ...]) -> _Statement:
     """Check a task, and take its unknown and its arguments apart."""
     check_task(task, args)
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()
+    task = with_sparsity(task, structure)
     tensors, join = split_tensors(args)
     native_carried = read_in_dims(task, args, structure)
     check_size(task, structure)
@@ -159,7 +164,7 @@ def _read(task: Task, z0: Any, args: tuple[Any, ...]) -> _Statement:
     if isinstance(task.adjoint, UnrolledAdjoint):
         task.adjoint.check(task.solver)
     else:
-        adjoint_solver = task.adjoint.solver_for(task.equation, structure.size)
+        adjoint_solver = task.adjoint.solver_for(task.equation, structure.size, task.sparsity)
     check_adjoint_start(task.adjoint_start, adjoint_solver)
     fn = task.raveled(structure, join)
     return _Statement(task, structure, tensors, join, native_carried, adjoint_solver, fn)
@@ -181,20 +186,20 @@ def _solve(
     if lift:
         captured = capture(fn, (start, *statement.tensors), statement.name, task.fn)
         fn, solve = statement.explicit(captured), solve_lanes
-    spec = SolveSpec(
-        task.equation(fn), run, task.solver, statement.lanes(captured), task.label, task.on_failure
-    )
+    memory = None if task.sparsity is None else SolveMemory()
+    own = run, task.solver, statement.lanes(captured), task.label, task.on_failure, memory
+    spec = SolveSpec(task.stated(fn), *own)
     operands = statement.operands(captured)
     with isolated():
         z, status, iterations, residual, error, *factors = solve(spec, origin, operands)
     z = z[..., : statement.structure.size]  # an empty batch comes back as it was given
-    return _Found(z, status, iterations, residual, error, factors, captured, lift)
+    return _Found(z, status, iterations, residual, error, factors, captured, lift, memory)
 
 
 def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:
     """Return the solution with the derivatives of the equation."""
     task, fn, tensors = statement.task, statement.fn, statement.tensors
-    equation = task.differentiated or task.equation
+    equation = partial(task.differentiated or task.equation, sparsity=task.sparsity)
     unrolled = isinstance(task.adjoint, UnrolledAdjoint)
     # Branches that were not taken at the start may read more tensors at the solution.
     condition: Tensor | None = None
@@ -246,6 +251,7 @@ def _attach_spec(
             preconditioner=M,
             preconditioner_tensors=len(M_tensors),
             adjoint_start=None if start is None else AdjointMemory(start, structure),
+            memory=found.memory if factors else None,
             monitors=monitors(),
         )
     biased = repr(task.adjoint) if task.adjoint.biased else equation.biased
@@ -267,7 +273,7 @@ def _unrolled(
     Under ``on_failure="mask"`` the lanes that failed keep what was found, without one.
     """
     task, z, bad = statement.task, statement.ravel(z0), failed(found.status)
-    shape, equation = z.shape[:-1], task.equation(statement.explicit(captured))
+    shape, equation = z.shape[:-1], task.stated(statement.explicit(captured))
     lanes, iterations = statement.lanes(captured), found.iterations
     masked = task.on_failure == "mask"
     if masked and is_batched(bad):

@@ -15,9 +15,11 @@ from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.examination import Examination
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.structure import Structure
 
@@ -32,6 +34,11 @@ class MinimumEquation(Equation):
     kind: ClassVar[str] = "minimize"
     symmetric: ClassVar[bool] = True
     by_products: ClassVar[bool] = True
+
+    @staticmethod
+    def pattern_from(given: SparsityPattern) -> SparsityPattern:
+        """Return the pattern of the Hessian, of which one half is enough."""
+        return given.symmetrized()
 
     def examine(self, problem: Any, z: Tensor, direct: Any) -> Examination:
         """Return Newton's step, and where the curvature is negative a step down along it."""
@@ -69,6 +76,7 @@ def minimize(
     *,
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
+    jac_sparsity: Any = None,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,
@@ -98,6 +106,8 @@ def minimize(
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
         `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`.
+    jac_sparsity
+        As in `root`, of the Hessian; `Newton` is the default then.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
@@ -128,7 +138,8 @@ def minimize(
     tensor(0.5000)
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
-    solver = NewtonCG() if solver is None else solver
+    if solver is None:
+        solver = NewtonCG() if jac_sparsity is None else Newton()
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
-    task = Task(MinimumEquation, fn, read_objective, solver, *how)
+    task = Task(MinimumEquation, fn, read_objective, solver, *how, sparsity=jac_sparsity)
     return solve_equation(task, z0, args)

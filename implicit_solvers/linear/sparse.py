@@ -10,6 +10,7 @@ from torch import Tensor
 
 from implicit_solvers.autodiff import differentiable
 from implicit_solvers.linear.linear_operator import LinearOperator, operator_pytree
+from implicit_solvers.linear.sparsity import scattered
 from implicit_solvers.structure import Structure
 from implicit_solvers.torch_internals import tree_structure
 
@@ -28,16 +29,17 @@ class SparseOperator(LinearOperator):
     Parameters
     ----------
     matrix
-        A ``torch.sparse_csr`` tensor ``(m, n)``, floating, real or complex. Torch does not let
-        ``torch.func`` transforms see sparse tensors: make the operator outside of them, and use
-        `with_values` inside.
+        A sparse tensor ``(m, n)``, COO, CSR, CSC, BSR or BSC, floating, real or complex. Torch does
+        not let ``torch.func`` transforms see sparse tensors: make the operator outside of them, and
+        use `with_values` inside. It does not accumulate ``grad`` in leaves that are CSC, BSR or
+        BSC: let ``requires_grad`` be of what they are made of.
     symmetric, positive_definite
         What is known of the matrix.
 
     Raises
     ------
     TypeError
-        If ``matrix`` is no floating sparse CSR tensor.
+        If ``matrix`` is no floating sparse tensor.
     ValueError
         If the matrix has lanes of its own, or is said to be symmetric and is not square.
 
@@ -66,7 +68,7 @@ class SparseOperator(LinearOperator):
         symmetric: bool = False,
         positive_definite: bool = False,
     ) -> None:
-        if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr:
+        if not isinstance(matrix, Tensor) or matrix.layout == torch.strided:
             what = str(matrix.layout) if isinstance(matrix, Tensor) else type(matrix).__name__
             raise TypeError(f"matrix is {what}: pass a sparse tensor, as matrix.to_sparse_csr()")
         if matrix.dim() != 2:
@@ -76,13 +78,11 @@ class SparseOperator(LinearOperator):
             )
         if not differentiable(matrix):
             raise TypeError(f"matrix is {matrix.dtype}: pass a floating tensor")
-        crow = matrix.crow_indices().long()
-        rows = torch.arange(matrix.shape[0], device=crow.device).repeat_interleave(crow.diff())
+        values, rows, columns = _entries(matrix)
         fields = {
-            # a copy: torch refuses to conjugate a view of a sparse tensor
-            "values": matrix.values().clone(),
+            "values": values,
             "rows": rows,
-            "columns": matrix.col_indices().long(),
+            "columns": columns,
             "shape": tuple(matrix.shape),
             "symmetric": symmetric or positive_definite,
             "positive_definite": positive_definite,
@@ -114,7 +114,7 @@ class SparseOperator(LinearOperator):
     def with_values(self, values: Tensor) -> SparseOperator:
         """Return the operator with other entries on the same pattern, ``(*lanes, entries)``.
 
-        They are in the order of ``matrix.values()``.
+        They are in the order of ``matrix.values()``, those of blocks one after another.
         """
         if not isinstance(values, Tensor) or not differentiable(values):
             kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
@@ -148,11 +148,17 @@ class SparseOperator(LinearOperator):
 
     def mv(self, v: Tensor) -> Tensor:
         """Return ``A v``."""
-        return _product(self.values, self.rows, self.columns, self.shape[0], v)
+        return scattered(self.values, self.rows, self.columns, self.shape[0], v)
 
     def rmv(self, v: Tensor) -> Tensor:
         """Return ``A^T v``, of a complex matrix ``A^H v``."""
-        return _product(self.values.conj(), self.columns, self.rows, self.shape[1], v)
+        return scattered(self.values.conj(), self.columns, self.rows, self.shape[1], v)
+
+    def diagonal_entries(self, structure: Structure | None = None) -> Tensor:
+        """Return the diagonal of the matrix."""
+        on = torch.where(self.rows == self.columns, self.values, 0.0)
+        none = on.new_zeros(*on.shape[:-1], min(self.shape))
+        return none.index_add(-1, self.rows.clamp(max=none.shape[-1] - 1), on)
 
     def dense(self, structure: Structure | None = None) -> Tensor:
         """Return the matrix."""
@@ -162,6 +168,21 @@ class SparseOperator(LinearOperator):
         return flat.index_add(-1, places, self.values).unflatten(-1, (m, n))
 
 
-def _product(values: Tensor, rows: Tensor, columns: Tensor, size: int, v: Tensor) -> Tensor:
-    terms = values * v.index_select(-1, columns)
-    return terms.new_zeros(*terms.shape[:-1], size).index_add(-1, rows, terms)
+def _entries(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the entries of a sparse tensor, and their rows and columns."""
+    if matrix.layout == torch.sparse_coo:
+        matrix = matrix.coalesce()
+        # a copy: torch refuses to conjugate a view of a sparse tensor
+        return matrix.values().clone(), *matrix.indices()
+    by_rows = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
+    ends = (matrix.crow_indices() if by_rows else matrix.ccol_indices()).long()
+    crossing = (matrix.col_indices() if by_rows else matrix.row_indices()).long()
+    lines = torch.arange(len(ends) - 1, device=ends.device).repeat_interleave(ends.diff())
+    rows, columns = (lines, crossing) if by_rows else (crossing, lines)
+    values = matrix.values().clone()
+    if values.dim() == 1:
+        return values, rows, columns
+    high, wide = (torch.arange(size, device=ends.device) for size in values.shape[1:])
+    rows = (rows.reshape(-1, 1, 1) * len(high) + high.unsqueeze(-1)).expand_as(values)
+    columns = (columns.reshape(-1, 1, 1) * len(wide) + wide).expand_as(values)
+    return values.flatten(), rows.flatten(), columns.flatten()
