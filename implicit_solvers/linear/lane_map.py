@@ -160,7 +160,12 @@ class LaneMap:
         """Return the entries ``(grid, nnz)``, never transposed, and their pattern, if it is known.
 
         Those of a Jacobian come from one product for each color of its pattern, and one more, which
-        tells whether the pattern misses anything. It multiplies by them from now on.
+        tells whether the pattern may miss anything. It multiplies by them from now on.
+
+        Raises
+        ------
+        ValueError
+            If the pattern of a Jacobian misses an entry.
         """
         template, pattern = self.template, self.template.pattern_of(self.tensors)
         if pattern is None:
@@ -171,7 +176,12 @@ class LaneMap:
         if self.formed is None or self.formed.dim() == 3:
             seeds = pattern.seeds(self.like)
             products = self.probe(seeds, transposed=pattern.by_rows)
-            self.formed = self.matrices = pattern.picked(products, seeds[-1])
+            entries, suspects = pattern.picked(products, seeds[-1])
+            if len(suspects):
+                units = seeds.new_zeros(len(suspects), self.n)
+                units.scatter_(1, suspects.unsqueeze(-1), 1.0)
+                pattern.refuse_missing(suspects, self.probe(units, transposed=not pattern.by_rows))
+            self.formed = self.matrices = entries
         return self.formed, pattern
 
     def dense(self) -> Tensor:

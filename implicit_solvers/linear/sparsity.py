@@ -34,6 +34,9 @@ def check_ordering(solver: Any) -> None:
         )
 
 
+_ROUNDINGS = 1000
+
+
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class SparsityPattern:
     """The entries of a matrix that may be other than zero, and a coloring of its rows or columns.
@@ -82,6 +85,7 @@ class SparsityPattern:
     colors: Tensor
     by_rows: bool
     symmetric: bool
+    _random: Tensor
 
     def __init__(self, pattern: Any) -> None:
         rows, columns, shape = _places(pattern)
@@ -91,7 +95,9 @@ class SparsityPattern:
         other = (columns * shape[1] + rows).sort().values
         symmetric = shape[0] == shape[1] and torch.equal(other, places)
         self._keep(rows=rows, columns=columns, shape=shape, colors=colors)
-        self._keep(by_rows=by_rows, symmetric=symmetric)
+        # not by torch, which draws nothing inside of a vmap
+        draw = torch.from_numpy(np.random.default_rng(0).standard_normal(len(colors)))
+        self._keep(by_rows=by_rows, symmetric=symmetric, _random=draw)
 
     def _keep(self, **fields: Any) -> None:
         for name, value in fields.items():
@@ -144,34 +150,39 @@ class SparsityPattern:
         The last is random, and tells whether the others show all.
         """
         every = torch.arange(self.products, device=self.colors.device).unsqueeze(-1)
-        generator = torch.Generator(device=like.device).manual_seed(0)
-        random = torch.empty_like(self.colors, dtype=like.dtype).normal_(generator=generator)
-        return torch.cat([(self.colors == every).to(like), random.unsqueeze(0)])
+        return torch.cat([(self.colors == every).to(like), self._random.to(like).unsqueeze(0)])
 
-    def picked(self, products: Tensor, random: Tensor) -> Tensor:
+    def picked(self, products: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
         """Return the entries ``(grid, nnz)`` out of products ``(colors + 1, grid, n or m)``.
 
-        Raises
-        ------
-        ValueError
-            If the last product, that with a ``random`` vector, has more than the entries explain.
+        With them come columns (or rows) of which the last product, that with a ``random`` vector,
+        has more than the entries explain, the worst eight of them.
         """
         line, other = (self.rows, self.columns) if self.by_rows else (self.columns, self.rows)
-        entries = products[self.colors[line], :, other].T
-        explained = self.times(entries, random, self.by_rows)
-        size, found = self.times(entries.abs(), random.abs(), self.by_rows), products[-1]
-        eps = torch.finfo(entries.dtype).eps
-        limit = eps**0.5 * size + 100 * eps * size.amax(-1, keepdim=True)
-        wrong = ((found - explained).abs() > limit) & (found.abs() < torch.inf)
-        if bool(wrong.any()):
-            what = "column" if self.by_rows else "row"
-            place = int(wrong.any(0).nonzero()[0])
-            raise ValueError(
-                f"jac_sparsity misses an entry in {what} {place} of the Jacobian (a product with a "
-                "random vector differs): pass a pattern that has all entries which may be other "
-                "than zero, as jacobian_sparsity(fn, z0, args) finds, or leave it out"
-            )
-        return entries.contiguous()
+        entries = products[self.colors[line], :, other].T.contiguous()
+        explained, found = self.times(entries, random, self.by_rows), products[-1]
+        size = self.times(entries.abs(), random.abs(), self.by_rows)
+        off = torch.where(found.abs() < torch.inf, (found - explained).abs(), 0.0)
+        excess = (off / size).nan_to_num(0.0, posinf=torch.inf).amax(0)
+        worst = excess.topk(min(8, len(excess))).indices
+        return entries, worst[excess[worst] > _ROUNDINGS * torch.finfo(size.dtype).eps]
+
+    def refuse_missing(self, suspects: Tensor, exact: Tensor) -> None:
+        """Refuse a pattern without an entry of columns (or rows) ``exact (k, grid, m or n)``."""
+        line, other = (self.rows, self.columns) if self.by_rows else (self.columns, self.rows)
+        size = torch.where(exact.abs() < torch.inf, exact.abs(), 0.0)
+        for suspect, sizes in zip(suspects.tolist(), size, strict=True):
+            outside = sizes.index_fill(-1, line[other == suspect], 0.0)
+            limit = _ROUNDINGS * torch.finfo(sizes.dtype).eps * sizes.amax(-1, keepdim=True)
+            missing = (outside > limit).any(0)
+            if bool(missing.any()):
+                place = (int(missing.nonzero()[0]), suspect)
+                raise ValueError(
+                    f"jac_sparsity misses the entry {place if self.by_rows else place[::-1]} of "
+                    "the Jacobian, which is not zero: pass a pattern that has all entries which "
+                    "may be other than zero, as jacobian_sparsity(fn, z0, args) finds, or leave it "
+                    "out"
+                )
 
     def times(self, entries: Tensor, v: Tensor, transposed: bool = False) -> Tensor:
         """Return the products ``A v`` of matrices with these entries ``(..., nnz)``."""

@@ -103,7 +103,7 @@ SPARSE = [
     "ims.minimize(lambda z: next(z) @ z, z0, jac_sparsity={})",
 ]
 TABLE += [
-    (SPARSE, "stencil", WRONG, "jac_sparsity misses an entry in column 0 of the Jacobian (a"),
+    (SPARSE, "stencil", WRONG, "jac_sparsity misses the entry (1, 0) of the Jacobian, which"),
     (SPARSE, "True", KIND, "jac_sparsity is a bool: pass a SparsityPattern, a tensor (sparse, or"),
     (SPARSE, "torch.ones(2)", WRONG, "jac_sparsity has shape (2,): pass one matrix (m, n), which"),
     (SPARSE, "np.eye(3)", WRONG, "jac_sparsity has shape (3, 3) and z0 has 2 unknowns (real"),
