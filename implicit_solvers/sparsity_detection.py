@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -12,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from implicit_solvers.autodiff import batched, pullback_on_graph, transformed
 from implicit_solvers.custom_solvers import stated
 from implicit_solvers.linear.lane_map import MANY_PROBES
-from implicit_solvers.linear.sparsity import SparsityPattern, greedy_colors
+from implicit_solvers.linear.sparsity import SparsityPattern, greedy_colors, on_host
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure, split_tensors
@@ -73,7 +75,7 @@ def jacobian_sparsity(
     >>> def heat(u, source):
     ...     ends = torch.nn.functional.pad(u, (1, 1))
     ...     return ends[2:] - 2 * u + ends[:-2] + source * torch.exp(u)
-    >>> u0, source = torch.zeros(6), torch.tensor(0.1)
+    >>> u0, source = torch.zeros(6), torch.tensor(0.05)
     >>> pattern = ims.jacobian_sparsity(heat, u0, (source,))
     >>> pattern
     SparsityPattern(6 x 6, 16 entries, 3 colors)
@@ -102,10 +104,8 @@ def jacobian_sparsity(
 
     with torch.no_grad():
         rows, found = _divided(columns, structure.size, z)
-    ones = torch.ones_like(rows, dtype=torch.bool)
-    shape = (structure.size, structure.size)
-    pattern = torch.sparse_coo_tensor(torch.stack([rows, found]), ones, shape)
-    return SparsityPattern(pattern)
+    where, n = (on_host(rows), on_host(found)), structure.size
+    return SparsityPattern(scipy.sparse.coo_array((np.ones(len(rows)), where), (n, n)))
 
 
 def _detach(leaf: Any) -> Any:

@@ -78,8 +78,8 @@ class SparsePreconditioner(Preconditioner):
     >>> A = torch.tensor([[2.0, 0.0], [1.0, 4.0]], dtype=torch.float64).to_sparse()
     >>> b = torch.tensor([2.0, 5.0], dtype=torch.float64)
     >>> sol = ims.linear_solve(A, b, solver=ims.GMRES(), preconditioner=GaussSeidel())
-    >>> sol.value, int(sol.iterations)
-    (tensor([1., 1.], dtype=torch.float64), 1)
+    >>> int(sol.iterations)
+    1
     """
 
     traceable: ClassVar[bool] = False

@@ -80,7 +80,8 @@ class SparseOperator(LinearOperator):
             raise TypeError(f"matrix is {matrix.dtype}: pass a floating tensor")
         values, rows, columns = _entries(matrix)
         fields = {
-            "values": values,
+            # a copy: torch refuses to conjugate a view of a sparse tensor
+            "values": values.clone(),
             "rows": rows,
             "columns": columns,
             "shape": tuple(matrix.shape),
@@ -114,7 +115,8 @@ class SparseOperator(LinearOperator):
     def with_values(self, values: Tensor) -> SparseOperator:
         """Return the operator with other entries on the same pattern, ``(*lanes, entries)``.
 
-        They are in the order of ``matrix.values()``, those of blocks one after another.
+        They are sorted by rows, and in a row by columns, as ``matrix.values()`` of a CSR tensor
+        are; those of a tensor of blocks too.
         """
         if not isinstance(values, Tensor) or not differentiable(values):
             kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
@@ -169,20 +171,11 @@ class SparseOperator(LinearOperator):
 
 
 def _entries(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the entries of a sparse tensor, and their rows and columns."""
-    if matrix.layout == torch.sparse_coo:
-        matrix = matrix.coalesce()
-        # a copy: torch refuses to conjugate a view of a sparse tensor
-        return matrix.values().clone(), *matrix.indices()
-    by_rows = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
-    ends = (matrix.crow_indices() if by_rows else matrix.ccol_indices()).long()
-    crossing = (matrix.col_indices() if by_rows else matrix.row_indices()).long()
-    lines = torch.arange(len(ends) - 1, device=ends.device).repeat_interleave(ends.diff())
-    rows, columns = (lines, crossing) if by_rows else (crossing, lines)
-    values = matrix.values().clone()
-    if values.dim() == 1:
-        return values, rows, columns
-    high, wide = (torch.arange(size, device=ends.device) for size in values.shape[1:])
-    rows = (rows.reshape(-1, 1, 1) * len(high) + high.unsqueeze(-1)).expand_as(values)
-    columns = (columns.reshape(-1, 1, 1) * len(wide) + wide).expand_as(values)
-    return values.flatten(), rows.flatten(), columns.flatten()
+    """Return the entries of a sparse tensor, their rows and their columns."""
+    if matrix.layout == torch.sparse_csr and matrix.is_complex():
+        # torch does not differentiate what follows; the values have a first derivative
+        crow = matrix.crow_indices().long()
+        rows = torch.arange(matrix.shape[0], device=crow.device).repeat_interleave(crow.diff())
+        return matrix.values(), rows, matrix.col_indices().long()
+    coo = matrix.to_sparse_coo().coalesce()
+    return coo.values(), *coo.indices()

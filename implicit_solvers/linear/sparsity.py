@@ -233,14 +233,11 @@ def _places(pattern: Any) -> tuple[Tensor, Tensor, tuple[int, int]]:
         rows, columns = np.nonzero(pattern) if pattern.ndim == 2 else ((), ())
     elif isinstance(pattern, Tensor):
         pattern = pattern.detach().cpu()
-        if pattern.layout == torch.strided:
-            pattern = pattern != 0
+        if pattern.layout == torch.strided or pattern.dim() != 2:
+            places = pattern.nonzero() if pattern.dim() == 2 else pattern.new_empty(0, 2)
+            rows, columns = places.unbind(-1)
         else:
-            pattern = pattern.to_sparse_coo() if pattern.layout != torch.sparse_coo else pattern
-        if pattern.dim() == 2 and pattern.is_sparse:
-            rows, columns = pattern._indices()
-        else:
-            rows, columns = pattern.nonzero().unbind(-1) if pattern.dim() == 2 else ((), ())
+            rows, columns = pattern.to_sparse_coo().coalesce().indices()
     else:
         raise TypeError(
             f"jac_sparsity is a {type(pattern).__name__}: pass a SparsityPattern, a tensor "
