@@ -175,6 +175,19 @@ def test_a_minimum_is_told_from_a_saddle():
     assert bool(sol.converged) and error(saddle(sol.value), torch.tensor(found.fun)) < 1e-8
 
 
+def test_steps_go_down_where_a_large_hessian_is_indefinite():
+    def energy(z):
+        waves = torch.cos(3 * (z[1:] - z[:-1])) + 0.1 * z[1:] ** 2 + z[1:] * z[:-1]
+        return waves.sum() + 0.5 * (z**4).sum()
+
+    start = torch.linspace(0.3, -1, 600, dtype=F64)
+    pattern = torch.ones(600, 600).tril(1).triu(-1)
+    sol = ims.minimize(energy, start, jac_sparsity=pattern)
+    H = torch.func.hessian(energy)(sol.value)
+    assert float(sol.error) < 1e-12 and float(torch.linalg.eigvalsh(H)[0]) > 0
+    assert float(torch.linalg.eigvalsh(torch.func.hessian(energy)(start))[0]) < 0
+
+
 def forms(dense):
     blocks = dense.double().to_sparse_bsr((2, 2)), dense.double().to_sparse_bsc((3, 3))
     sparse = [dense.to_sparse(), dense.double().to_sparse_csr(), dense.to_sparse_csc(), *blocks]
@@ -198,6 +211,11 @@ def test_colors_show_all_entries(m, n, density, seed):
     assert pattern.products >= min(int(dense.sum(0).amax()), int(dense.sum(1).amax()))
 
 
+# torch says once that these layouts are young
+beta = pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta")
+
+
+@beta
 def test_patterns_of_every_form():
     dense = torch.eye(6, dtype=torch.bool).roll(1, 0) | torch.eye(6, dtype=torch.bool)
     for form in forms(dense):
@@ -257,6 +275,7 @@ def test_a_pattern_that_misses_an_entry_is_refused(place, size):
             ims.root(fn, z0, (late,), jac_sparsity=pattern)
 
 
+@beta
 @pytest.mark.parametrize("layout", ["coo", "csr", "csc", "bsr", "bsc"])
 def test_sparse_tensors_of_all_layouts(layout):
     """Solution and gradients of all orders are those of the dense matrix, on its pattern."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from implicit_solvers.linear.sparsity import Ordering, check_ordering, csc_array
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver, Factors
 
-__all__ = ["SuperLU"]
+__all__ = ["SuperLU", "factored", "solved_lanes"]
 
 
 @dataclass(frozen=True)
@@ -58,26 +59,7 @@ class SuperLU(DirectSolver):
 
     def factor(self, A: LaneMap) -> Factors:
         """Return the number of each factorization among those kept, and its status."""
-        sparse = A.entries()
-        if sparse is None or sparse[1].shape[0] != sparse[1].shape[1]:
-            raise ValueError(
-                "solver=SuperLU() solves with a square SparseOperator, or the Jacobian of an "
-                "equation with jac_sparsity, only: wrap a sparse tensor in one (scale its values, "
-                "not the operator), give the pattern of a Jacobian, or use GMRES() or LU()"
-            )
-        entries, pattern = sparse
-        if pattern.rows.dim() > 1 or pattern.columns.dim() > 1:
-            raise ValueError(
-                "solver=SuperLU() under vmap over the pattern of a sparse matrix: lanes must share "
-                "the pattern; pass their entries as values"
-            )
-        kept, status = A.memory.factorizations, []
-        first = torch.arange(A.grid, device=entries.device) + len(kept)
-        numbers = first if A.places is None else A.places
-        for number, matrix in zip(numbers.tolist(), csc_arrays(entries, pattern), strict=True):
-            kept[number], how = self._factor_lane(matrix)
-            status.append(how)
-        return numbers, torch.tensor(status, dtype=torch.int64, device=entries.device)
+        return factored(A, self._factor_lane)
 
     def _factor_lane(self, matrix: Any) -> tuple[Any, int]:
         if not np.isfinite(matrix.data).all():
@@ -90,13 +72,45 @@ class SuperLU(DirectSolver):
 
     def solve_with(self, memory: Any, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^-1 b`` or ``A^-T b``, by the factorizations that the solve keeps."""
-        rhs, trans = on_host(b), "H" if transposed else "N"
-        x = np.full_like(rhs, np.nan)
-        for lane, (number, how) in enumerate(zip(*(t.tolist() for t in factors), strict=True)):
-            if how == 0:
-                x[lane] = memory.factorizations[number].solve(rhs[lane], trans=trans)
-        return torch.from_numpy(x).to(b.device)
+        return solved_lanes(memory, factors, b, transposed)
 
     def status(self, factors: Factors) -> Tensor:
         """Return SINGULAR where a pivot is zero, NONFINITE where an entry is not finite."""
         return factors[1]
+
+
+def factored(A: LaneMap, factor: Callable[[Any], tuple[Any, int]]) -> Factors:
+    """Return the numbers that sparse factorizations get in the memory of a map, and a status each.
+
+    ``factor`` takes a SciPy matrix, and returns what has a ``solve`` and a status.
+    """
+    sparse = A.entries()
+    if sparse is None or sparse[1].shape[0] != sparse[1].shape[1]:
+        raise ValueError(
+            "solver=SuperLU() solves with a square SparseOperator, or the Jacobian of an "
+            "equation with jac_sparsity, only: wrap a sparse tensor in one (scale its values, "
+            "not the operator), give the pattern of a Jacobian, or use GMRES() or LU()"
+        )
+    entries, pattern = sparse
+    if pattern.rows.dim() > 1 or pattern.columns.dim() > 1:
+        raise ValueError(
+            "solver=SuperLU() under vmap over the pattern of a sparse matrix: lanes must share "
+            "the pattern; pass their entries as values"
+        )
+    kept, status = A.memory.factorizations, []
+    first = torch.arange(A.grid, device=entries.device) + len(kept)
+    numbers = first if A.places is None else A.places
+    for number, matrix in zip(numbers.tolist(), csc_arrays(entries, pattern), strict=True):
+        kept[number], how = factor(matrix)
+        status.append(how)
+    return numbers, torch.tensor(status, dtype=torch.int64, device=entries.device)
+
+
+def solved_lanes(memory: Any, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+    """Return ``A^-1 b`` or ``A^-T b``, by what was factored."""
+    rhs, trans = on_host(b), "H" if transposed else "N"
+    x = np.full_like(rhs, np.nan)
+    for lane, (number, how) in enumerate(zip(*(t.tolist() for t in factors), strict=True)):
+        if how == 0:
+            x[lane] = memory.factorizations[number].solve(rhs[lane], trans=trans)
+    return torch.from_numpy(x).to(b.device)

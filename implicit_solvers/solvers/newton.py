@@ -21,7 +21,7 @@ from implicit_solvers.agreement import (
     pick,
     spread,
 )
-from implicit_solvers.curvature import Convex
+from implicit_solvers.curvature import Convex, SparseConvex
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.choice import default_linear_solver
 from implicit_solvers.linear.preconditioners import Preconditioner
@@ -93,14 +93,17 @@ class Factored(Halving):
 
     An objective must fall, by ``1e-4 t`` of what its slope promises; where differences of its
     values drown in their rounding, the steps are measured. Its Hessian is made positive definite
-    (`Convex`), so that steps lead down, and away from saddles.
+    (`Convex`, `SparseConvex`), so that steps lead down, and away from saddles.
     """
 
     def factoring(self, problem: EquationProblem, n: int) -> Any:
-        """Return what factors Jacobians for steps: `Convex`, of an objective."""
+        """Return what factors Jacobians for steps: `Convex` or `SparseConvex`, of an objective."""
         direct = self.direct_solver(n)
-        formed = direct is not None and n <= DENSE_LIMIT
-        return Convex() if formed and problem.kind == "minimize" else direct
+        if direct is None or problem.kind != "minimize":
+            return direct
+        if n <= DENSE_LIMIT:
+            return Convex()
+        return direct if problem.equation.sparsity is None else SparseConvex()
 
     def direct_solver(self, n: int) -> DirectSolver | None:
         """Return what factors Jacobians for ``n`` unknowns; None where products are used."""
