@@ -32,6 +32,7 @@ def with_sparsity(task: Task, structure: Structure) -> Task:
         )
     pattern = task.equation.pattern_from(given).on(structure.device)
     solver: Any = task.solver
-    if getattr(solver, "linear_solver", task) is None:
+    factors = hasattr(solver, "direct_solver")
+    if factors and solver.linear_solver is None:
         solver = replace(solver, linear_solver=sparse_linear_solver(pattern))
     return replace(task, solver=solver, sparsity=pattern)

@@ -225,7 +225,8 @@ class LaneMap:
     def form(self) -> None:
         """Form small Jacobians, and multiply with them from now on: that takes less Python."""
         few = self.like.numel() * self.n <= MANY_ENTRIES
-        if few and isinstance(self.template, JacobianTemplate) and unwatched():
+        dense = isinstance(self.template, JacobianTemplate) and self.template.pattern is None
+        if few and dense and unwatched():
             self.matrices = self.dense()
 
     def diagonal_entries(self) -> Tensor:
