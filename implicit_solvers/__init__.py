@@ -35,11 +35,16 @@ from implicit_solvers.linear.operators import (
     JacobianOperator,
     MatrixOperator,
 )
-from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.preconditioners import (
+    ILU,
+    Jacobi,
+    SparsePreconditioner,
+)
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.qr import QR
 from implicit_solvers.linear.solve import linear_solve
 from implicit_solvers.linear.sparse import SparseOperator
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.linear.structured import Structured
 from implicit_solvers.linear.superlu import SuperLU
 from implicit_solvers.linear.svd import SVD
@@ -73,6 +78,7 @@ from implicit_solvers.solvers.newton_dogleg import NewtonDogleg
 from implicit_solvers.solvers.proximal_gradient import FISTA, ProximalGradient
 from implicit_solvers.solvers.steffensen import Steffensen
 from implicit_solvers.solvers.torch_optimizer import TorchOptimizer
+from implicit_solvers.sparsity_detection import jacobian_sparsity
 from implicit_solvers.tolerance import AUTO, Auto, rms
 
 __version__ = "0.1.0"
@@ -85,6 +91,8 @@ __all__ = [
     "least_squares",
     "multistart",
     "continuation",
+    "jacobian_sparsity",
+    "SparsityPattern",
     # solutions and solvers of your own
     "attach",
     "custom_root",
@@ -126,6 +134,8 @@ __all__ = [
     "LSMR",
     "Neumann",
     "Jacobi",
+    "ILU",
+    "SparsePreconditioner",
     # solvers for equations
     "Newton",
     "Chord",

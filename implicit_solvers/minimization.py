@@ -17,11 +17,13 @@ from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.examination import Examination
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.many_starts import one_start
 from implicit_solvers.problem import Equation
 from implicit_solvers.proximal_equation import ProximalEquation, ProximalTask
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.solvers.proximal_gradient import FISTA
 from implicit_solvers.structure import Structure
@@ -37,6 +39,11 @@ class MinimumEquation(Equation):
     kind: ClassVar[str] = "minimize"
     symmetric: ClassVar[bool] = True
     by_products: ClassVar[bool] = True
+
+    @staticmethod
+    def pattern_from(given: SparsityPattern) -> SparsityPattern:
+        """Return the pattern of the Hessian, of which one half is enough."""
+        return given.symmetrized()
 
     def examine(self, problem: Any, z: Tensor, direct: Any) -> Examination:
         """Return Newton's step, and where the curvature is negative a step down along it."""
@@ -82,6 +89,7 @@ def minimize(
     prox: Callable[..., Any] | None = None,
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
+    jac_sparsity: Any = None,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,
@@ -121,6 +129,8 @@ def minimize(
     solver
         `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`. With
         ``prox``: `FISTA`, by default, or `ProximalGradient`.
+    jac_sparsity
+        As in `root`, of the Hessian; `Newton` is the default then.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
@@ -152,8 +162,14 @@ def minimize(
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     if solver is None:
-        solver = NewtonCG() if prox is None else FISTA()
+        solver = NewtonCG() if jac_sparsity is None else Newton()
+        solver = solver if prox is None else FISTA()
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    if jac_sparsity is not None and (bounds is not None or prox is not None):
+        raise ValueError(
+            f"jac_sparsity is given with {'prox' if bounds is None else 'bounds'}, whose solvers "
+            "factor no sparse Jacobian: leave one of them out"
+        )
     if prox is not None:
         if bounds is not None:
             raise ValueError(
@@ -162,7 +178,7 @@ def minimize(
         nearest = ProximalTask(ProximalEquation, fn, read_objective, solver, *how, prox=prox)
         return solve_equation(nearest, z0, args, own=nearest.own(z0, args))
     if bounds is None:
-        task = Task(MinimumEquation, fn, read_objective, solver, *how)
+        task = Task(MinimumEquation, fn, read_objective, solver, *how, sparsity=jac_sparsity)
         return solve_equation(task, z0, args)
     task = Task(BoundedMinimumEquation, fn, read_objective, solver, *how)
     return solve_equation(task, z0, args, own=read_bounds(bounds, one_start(z0), batch_dims))

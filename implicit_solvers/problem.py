@@ -28,6 +28,8 @@ from implicit_solvers.explicit_function import reading_by_itself
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
 from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.linear.solve_memory import SolveMemory
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import Norm, equation_tolerance, rms
 from implicit_solvers.traced_loop import alias
@@ -45,9 +47,11 @@ class Equation:
     whether points are examined without factors too, and ``fits`` whether the squares of what ``fn``
     returns are to be least. The first operands are the equation's ``own``, if it has any, which
     ``fn`` is given and does not look at: those of one that is ``bounded`` are the bounds.
+    ``sparsity`` are the entries of the Jacobian that may be other than zero, if they are known.
     """
 
     fn: Callable[..., Tensor]
+    sparsity: SparsityPattern | None = None
     kind: ClassVar[str]
     symmetric: ClassVar[bool]
     biased: ClassVar[str | None] = None
@@ -55,6 +59,11 @@ class Equation:
     fits: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     own: ClassVar[int] = 0
+
+    @staticmethod
+    def pattern_from(given: SparsityPattern) -> SparsityPattern:
+        """Return the pattern of the condition's Jacobian from that which a user gave."""
+        return given
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return ``F(z)``, zero at a solution."""
@@ -82,7 +91,8 @@ class Equation:
 
     def jacobian(self) -> JacobianTemplate:
         """Return the Jacobian of the condition."""
-        return JacobianTemplate(self.condition, symmetric=self.symmetric, equation=self)
+        known = {"symmetric": self.symmetric, "pattern": self.sparsity}
+        return JacobianTemplate(self.condition, **known, equation=self)  # type: ignore[arg-type]
 
     @property
     def source(self) -> Any:
@@ -125,6 +135,10 @@ class EquationProblem:
         Whether steps are compiled: then no branch may depend on values.
     counter
         Counts what is evaluated.
+    memory
+        What the solve keeps for its derivatives, where Jacobians are sparse.
+    places
+        The numbers of the lanes in it.
 
     Examples
     --------
@@ -161,8 +175,11 @@ class EquationProblem:
         basis: Tensor | None = None,
         traced: bool = False,
         counter: Counter | None = None,
+        memory: SolveMemory | None = None,
+        places: Tensor | None = None,
     ) -> None:
         self.basis, self.counter = basis, counter
+        self.memory, self.places = memory, places
         self.equation, self.lanes = equation, lanes
         self.shape, self.operands = tuple(shape), tuple(operands)
         self.start = start
@@ -357,7 +374,8 @@ class EquationProblem:
             self._evaluated, out = kept, kept.value.detach()
             return out if out.shape == z.shape else out.reshape(z.shape)
         grid, matrices = self._grid(z), None
-        if self.lanes.native or z.numel() * z.shape[-1] <= MANY_ENTRIES:
+        few = self.lanes.native or z.numel() * z.shape[-1] <= MANY_ENTRIES
+        if few or self.equation.sparsity is not None:
             with torch.enable_grad(), no_saved_tensor_hooks():
                 grid = grid.detach().requires_grad_()
                 out = self._condition(grid, *self.operands)
@@ -420,7 +438,14 @@ class EquationProblem:
             kept = None
         grid = self._grid(z) if kept is None else kept.point
         of = template, self.lanes.prepend(), self.shape, (grid, *self.operands)
-        jacobian = LaneMap(*of, like=grid, basis=self.basis, counter=self.counter)
+        jacobian = LaneMap(
+            *of,
+            like=grid,
+            basis=self.basis,
+            memory=self.memory,
+            counter=self.counter,
+            places=self.places,
+        )
         if kept is not None:
             jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
             jacobian.matrices = jacobian.formed = kept.matrices
@@ -508,8 +533,9 @@ class EquationProblem:
         """Return the problem of some of the lanes."""
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
         start = None if self.start is None else self.start[index]
+        places = None if self.places is None else self.places[index]
         own = self.equation, lanes, shape, operands, start, self.basis, self.traced
-        taken = EquationProblem(*own, self.counter)
+        taken = EquationProblem(*own, self.counter, self.memory, places)
         taken.taken = True
         return taken
 

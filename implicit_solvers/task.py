@@ -30,7 +30,7 @@ class Task:
     ``read`` ravels and checks what ``fn`` returns, given the structure of ``z`` and the shape of
     the lanes at hand. ``differentiated`` is the equation that derivatives come from, if it is not
     the one that is solved; ``check`` tells whether to look for what derivatives would silently
-    miss.
+    miss; ``sparsity`` is the pattern of the Jacobian, if it is given.
     """
 
     equation: type[Equation]
@@ -45,11 +45,16 @@ class Task:
     adjoint_start: AdjointStart | None = None
     check: bool = False
     differentiated: type[Equation] | None = None
+    sparsity: Any = None
 
     @property
     def label(self) -> str:
         """The kind of the equation and the name of its function."""
         return f"{self.equation.kind} of {name_of(self.fn)}"
+
+    def stated(self, fn: Callable[..., Tensor]) -> Equation:
+        """Return the equation of a raveled function."""
+        return self.equation(fn, self.sparsity)
 
     def raveled(
         self,

@@ -15,6 +15,7 @@ one_step_layer = ims.nn.FixedPoint(lambda z, x: torch.cos(z + x) / 2, adjoint=on
 layer = ims.nn.FixedPoint(g, solver=ims.FixedPointIteration(), adjoint=steps)
 budget = ims.FixedPointIteration(max_steps=3, rtol=None)
 masked = ims.nn.FixedPoint(g, solver=budget, adjoint=steps, on_failure="mask")
+stencil, next = ims.SparsityPattern(torch.eye(2)), lambda z: z**2 + z.roll(1)
 product = ims.elementwise_function(torch.mul, lambda v, x, y: [y, x], name="product")
 proximal = lambda v, step, *args: v
 many = ims.multistart(torch.ones(3, 2, dtype=torch.float64))
@@ -155,6 +156,27 @@ TABLE += [
     (["ims.Continuation({})"], "first_step=0", WRONG, "first_step=0: pass a number > 0"),
     (["ims.Continuation({})"], "arclength='yes'", KIND, "of type str: pass True or False"),
 ]
+SPARSE = [
+    "ims.root(next, z0, jac_sparsity={})",
+    "ims.fixed_point(next, z0, jac_sparsity={})",
+    "ims.minimize(lambda z: next(z) @ z, z0, jac_sparsity={})",
+]
+TABLE += [
+    (SPARSE, "stencil", WRONG, "jac_sparsity misses the entry (1, 0) of the Jacobian, which"),
+    (SPARSE[2:], "stencil, bounds=(0, 1)", WRONG, "jac_sparsity is given with bounds, whose solvers"),
+    (SPARSE[2:], "stencil, prox=proximal", WRONG, "jac_sparsity is given with prox, whose solvers"),
+    (SPARSE, "True", KIND, "jac_sparsity is a bool: pass a SparsityPattern, a tensor (sparse, or"),
+    (SPARSE, "torch.ones(2)", WRONG, "jac_sparsity has shape (2,): pass one matrix (m, n), which"),
+    (SPARSE, "np.eye(3)", WRONG, "jac_sparsity has shape (3, 3) and z0 has 2 unknowns (real"),
+    (
+        SPARSE[:1],
+        "torch.ones(2, 2), solver=ims.Newton(compile=True)",
+        WRONG,
+        "and Newton has compile=True: SciPy factors sparse Jacobians, which is not compiled; leave",
+    ),
+    (["ims.Newton(preconditioner={})"], "ims.ILU()", WRONG, "name an iterative one, as GMRES(), "),
+    (["ims.Newton(None, preconditioner={})"], "z0", KIND, "pass Jacobi(), ILU() or a Sparse"),
+]
 MOMENTUM = "ims.GradientDescent(0.1, momentum=0.5)"
 SINGLE = [
     ("ims.minimize(lambda z: z**2, z0)", WRONG, "an objective is one number for each lane"),
@@ -183,6 +205,10 @@ SINGLE = [
     ("ims.gradient_error(ims.root(f, z0), f, equation=ims.linear_solve)", WRONG, "pass root,"),
     ("ims.nn.FixedPoint(g, batch_dims=1)(z0, torch.tensor(0.5))", WRONG, "args[1] carries lanes, "
      "and its shape is () where z0 has lanes (2,): put None for it"),
+    ("torch.func.vmap(lambda z: ims.jacobian_sparsity(f, z))(z0)", WRONG, "call it before"),
+    ("ims.jacobian_sparsity(f, z0, equation=ims.linear_solve)", WRONG, "pass root, fixed_point,"),
+    ("ims.jacobian_sparsity(lambda z: z * z.sum(), torch.ones(3000))", WRONG, "is not sparse, more "
+     "than 1300000 entries were found: leave jac_sparsity out"),
     ("product(1.0, 2.0)", KIND, "product: at least one argument must be a tensor"),
     ("product(torch.ones(()), torch.tensor(3))", KIND, "int64; pass a real floating dtype"),
     ("product(torch.tensor(1j), torch.tensor(3.0))", KIND, "64; pass a real floating dtype"),
