@@ -163,8 +163,8 @@ SPARSE = [
 ]
 TABLE += [
     (SPARSE, "stencil", WRONG, "jac_sparsity misses the entry (1, 0) of the Jacobian, which"),
-    (SPARSE[2:], "stencil, bounds=(0, 1)", WRONG, "jac_sparsity is given with bounds, whose solvers"),
-    (SPARSE[2:], "stencil, prox=proximal", WRONG, "jac_sparsity is given with prox, whose solvers"),
+    (SPARSE[2:], "stencil, bounds=(0, 1)", WRONG, "jac_sparsity is given with bounds, whose"),
+    (SPARSE[2:], "stencil, prox=proximal", WRONG, "jac_sparsity is given with prox, whose"),
     (SPARSE, "True", KIND, "jac_sparsity is a bool: pass a SparsityPattern, a tensor (sparse, or"),
     (SPARSE, "torch.ones(2)", WRONG, "jac_sparsity has shape (2,): pass one matrix (m, n), which"),
     (SPARSE, "np.eye(3)", WRONG, "jac_sparsity has shape (3, 3) and z0 has 2 unknowns (real"),
