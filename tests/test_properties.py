@@ -88,6 +88,8 @@ CASES = [
     Case("minimize", "Newton", ims.Newton()),
     Case("minimize", "GradientDescent", DESCENT, reach=3.0),
     Case("minimize", "LBFGS", ims.LBFGS(), reach=10.0),
+    Case("minimize", "BFGS", ims.BFGS(), reach=10.0),
+    Case("minimize", "NonlinearCG", ims.NonlinearCG(), reach=10.0),
     Case("minimize", "line search", replace(DESCENT, line_search=ims.Backtracking()), reach=3.0),
     Case("minimize", "CG adjoint", ims.NewtonCG(), ims.ImplicitAdjoint(ims.CG())),
     Case("minimize", "Cholesky adjoint", ims.NewtonCG(), ims.ImplicitAdjoint(ims.Cholesky())),

@@ -181,6 +181,8 @@ ROWS = {
     "Backtracking": row("bowl", descent, line_search=ims.Backtracking()),
     "StrongWolfe": row("bowl", descent, line_search=ims.StrongWolfe(curvature=0.1)),
     "LBFGS": row("valley", ims.LBFGS),
+    "BFGS": row("valley", ims.BFGS),
+    "NonlinearCG": row("valley", ims.NonlinearCG),
     "NewtonCG": row("valley", ims.NewtonCG),
     "fit, GaussNewton": row("fit", ims.GaussNewton),
     "fit, GaussNewton, CG": row("fit", ims.GaussNewton, linear_solver=ims.CG(rtol=1e-6)),

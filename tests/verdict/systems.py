@@ -255,6 +255,8 @@ SOLVERS = [
     Row(minima, "Newton", ims.Newton(), 1e10),
     Row(minima, "NewtonCG", ims.NewtonCG(), 1e4),
     Row(minima, "LBFGS", ims.LBFGS(), 1e2),
+    Row(minima, "BFGS", ims.BFGS(), 1e2),
+    Row(minima, "NonlinearCG", ims.NonlinearCG(), 1e2),
     Row(fixed_points, "FixedPointIteration", ims.FixedPointIteration(), 10),
     Row(fixed_points, "Anderson", ims.Anderson(), 1e2),
     Row(fixed_points, "Aitken", ims.Aitken(), 10),

@@ -53,6 +53,8 @@ ROWS = [
     ("minimize", objective, ims.Newton()),
     ("minimize", objective, ims.NewtonCG()),
     ("minimize", objective, ims.LBFGS()),
+    ("minimize", objective, ims.BFGS()),
+    ("minimize", objective, ims.NonlinearCG()),
     ("fixed_point", iteration, ims.FixedPointIteration()),
     ("fixed_point", iteration, ims.Anderson()),
     ("fixed_point", iteration, ims.Aitken()),
