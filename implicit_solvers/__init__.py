@@ -70,6 +70,7 @@ from implicit_solvers.solvers.newton_dogleg import NewtonDogleg
 from implicit_solvers.solvers.nonlinear_cg import NonlinearCG
 from implicit_solvers.solvers.steffensen import Steffensen
 from implicit_solvers.solvers.torch_optimizer import TorchOptimizer
+from implicit_solvers.solvers.trust_region_newton import TrustRegion
 from implicit_solvers.tolerance import AUTO, Auto, rms
 
 __version__ = "0.1.0"
@@ -138,6 +139,7 @@ __all__ = [
     "BFGS",
     "NonlinearCG",
     "NewtonCG",
+    "TrustRegion",
     "NewtonDogleg",
     "TorchOptimizer",
     "Backtracking",

@@ -90,6 +90,7 @@ CASES = [
     Case("minimize", "LBFGS", ims.LBFGS(), reach=10.0),
     Case("minimize", "BFGS", ims.BFGS(), reach=10.0),
     Case("minimize", "NonlinearCG", ims.NonlinearCG(), reach=10.0),
+    Case("minimize", "TrustRegion", ims.TrustRegion()),
     Case("minimize", "line search", replace(DESCENT, line_search=ims.Backtracking()), reach=3.0),
     Case("minimize", "CG adjoint", ims.NewtonCG(), ims.ImplicitAdjoint(ims.CG())),
     Case("minimize", "Cholesky adjoint", ims.NewtonCG(), ims.ImplicitAdjoint(ims.Cholesky())),

@@ -184,6 +184,7 @@ ROWS = {
     "BFGS": row("valley", ims.BFGS),
     "NonlinearCG": row("valley", ims.NonlinearCG),
     "NewtonCG": row("valley", ims.NewtonCG),
+    "TrustRegion": row("valley", ims.TrustRegion),
     "fit, GaussNewton": row("fit", ims.GaussNewton),
     "fit, GaussNewton, CG": row("fit", ims.GaussNewton, linear_solver=ims.CG(rtol=1e-6)),
     "fit, LevenbergMarquardt": row("fit", ims.LevenbergMarquardt),

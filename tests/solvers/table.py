@@ -129,6 +129,8 @@ SOLVERS = [
         [*s.MINIMA[2:4], s.BARRIER, s.EXPONENTIAL_FIT, *s.MINIMA], 4),
     Row("LBFGS-short", ims.LBFGS(memory=3), [s.MINIMA[2], s.MINIMA[5]], 1),
     Row("NewtonCG", ims.NewtonCG(), [s.BEALE, *s.MINIMA, s.HILL, BOWL], 4, order=1.5, memory=False),
+    Row("TrustRegion", ims.TrustRegion(),
+        [s.HIMMELBLAU, *s.MINIMA[:4], s.ILL_CONDITIONED, s.HILL, BOWL], 4, order=2),
     Row("TorchOptimizer", ims.TorchOptimizer(SGD, lr=0.1, max_steps=4000), [BOWL, s.GROWTH_FIT],
         without=("bad",)),
     Row("TorchOptimizer-Adam", ims.TorchOptimizer(torch.optim.Adam, lr=0.1), [s.LOGISTIC], 0,

@@ -254,6 +254,7 @@ SOLVERS = [
     Row(roots, "Chord", ims.Chord(), 1e6),
     Row(minima, "Newton", ims.Newton(), 1e10),
     Row(minima, "NewtonCG", ims.NewtonCG(), 1e4),
+    Row(minima, "TrustRegion", ims.TrustRegion(), 1e10),
     Row(minima, "LBFGS", ims.LBFGS(), 1e2),
     Row(minima, "BFGS", ims.BFGS(), 1e2),
     Row(minima, "NonlinearCG", ims.NonlinearCG(), 1e2),

@@ -55,6 +55,7 @@ ROWS = [
     ("minimize", objective, ims.LBFGS()),
     ("minimize", objective, ims.BFGS()),
     ("minimize", objective, ims.NonlinearCG()),
+    ("minimize", objective, ims.TrustRegion()),
     ("fixed_point", iteration, ims.FixedPointIteration()),
     ("fixed_point", iteration, ims.Anderson()),
     ("fixed_point", iteration, ims.Aitken()),
