@@ -18,7 +18,7 @@ from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
-from implicit_solvers.solvers.newton_cg import NewtonCG
+from implicit_solvers.solvers.trust_region_newton import TrustRegion
 from implicit_solvers.structure import Structure
 
 __all__ = ["MinimumEquation", "minimize", "read_objective"]
@@ -97,7 +97,8 @@ def minimize(
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
-        `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`.
+        `TrustRegion`, by default; `NewtonCG`, `Newton`, `BFGS`, `LBFGS`, `NonlinearCG`,
+        `GradientDescent`, `TorchOptimizer`.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
@@ -128,7 +129,7 @@ def minimize(
     tensor(0.5000)
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
-    solver = NewtonCG() if solver is None else solver
+    solver = TrustRegion() if solver is None else solver
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
     task = Task(MinimumEquation, fn, read_objective, solver, *how)
     return solve_equation(task, z0, args)

@@ -132,6 +132,10 @@ MORE = {
     "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1315, 53)),
     "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (2170, 214)),
     "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (8126, 36)),
+    "BFGS": (lambda _: fit(ims.BFGS())(WEIGHTS[0]), (1680, 181)),
+    "conjugate gradients": (lambda _: fit(ims.NonlinearCG())(WEIGHTS[0]), (3667, 607)),
+    "minimum": (lambda _: fit(None)(WEIGHTS[0]), (720, 47)),
+    "minimum, lanes": (lambda _: vmap(fit(None))(WEIGHTS), (2268, 12)),
     "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1203, 126)),
     "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (6083, 52)),
 }

@@ -527,3 +527,22 @@ def test_steps_by_products_end_at_the_edge_of_the_region(curvature):
         assert error(step(10.0), 1 / d - start) < 0.3 * float((1 / d - start).norm())
     else:
         assert abs(float(step(10.0).norm()) - 10 * reach) < 1e-9 * reach
+
+
+CHAINS = {
+    "standard": lambda i: torch.where(i % 2 == 0, -1.2, 1.0),
+    "first": lambda i: torch.where(i == 0, -1.2, 1.0),
+    "zeros": lambda i: 0.0 * i,
+    "far": lambda i: -1.2 - 0.0 * i,
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chained_rosenbrock_by_default(name):
+    fn = lambda z: (100 * (z[1:] - z[:-1] ** 2) ** 2 + (1 - z[:-1]) ** 2).sum()
+    start = CHAINS[name](torch.arange(100)).to(F64)
+    sol = ims.minimize(fn, start)
+    assert bool(sol.converged) and float(sol.error) < 1e-10
+    # there are two minima: SciPy's methods too end in one or the other
+    assert torch.linalg.eigvalsh(hessian(fn)(sol.value)).min() > 0 and float(fn(sol.value)) < 4
+    assert float(sol.residual) < 1e-10
