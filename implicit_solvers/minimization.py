@@ -24,8 +24,8 @@ from implicit_solvers.proximal_equation import ProximalEquation, ProximalTask
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.newton import Newton
-from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.solvers.proximal_gradient import FISTA
+from implicit_solvers.solvers.trust_region_newton import TrustRegion
 from implicit_solvers.structure import Structure
 
 __all__ = ["MinimumEquation", "minimize", "read_objective"]
@@ -127,8 +127,9 @@ def minimize(
         step is a 0-d tensor, or one of the lanes' shape. The condition is then ``z = prox(z -
         step grad f(z), step)``; ``degenerate`` tells where ``prox`` has a kink there.
     solver
-        `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`. With
-        ``prox``: `FISTA`, by default, or `ProximalGradient`.
+        `TrustRegion`, by default; `NewtonCG`, `Newton`, `BFGS`, `LBFGS`, `NonlinearCG`,
+        `GradientDescent`, `TorchOptimizer`. With ``prox``: `FISTA`, by default, or
+        `ProximalGradient`.
     jac_sparsity
         As in `root`, of the Hessian; `Newton` is the default then.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
@@ -162,7 +163,7 @@ def minimize(
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     if solver is None:
-        solver = NewtonCG() if jac_sparsity is None else Newton()
+        solver = TrustRegion() if jac_sparsity is None else Newton()
         solver = solver if prox is None else FISTA()
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
     if jac_sparsity is not None and (bounds is not None or prox is not None):
