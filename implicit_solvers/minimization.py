@@ -20,7 +20,7 @@ from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
-from implicit_solvers.solvers.newton_cg import NewtonCG
+from implicit_solvers.solvers.newton_cg import NewtonCG, ProjectedNewton
 from implicit_solvers.structure import Structure
 
 __all__ = ["MinimumEquation", "minimize", "read_objective"]
@@ -141,7 +141,8 @@ def minimize(
     tensor(0.5000)
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
-    solver = NewtonCG() if solver is None else solver
+    if solver is None:
+        solver = NewtonCG() if bounds is None else ProjectedNewton()
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
     if bounds is None:
         task = Task(MinimumEquation, fn, read_objective, solver, *how)

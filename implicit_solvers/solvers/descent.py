@@ -1,4 +1,4 @@
-"""Descent: what minimizers have in common that search along a line."""
+"""Descent: what minimizers have in common that search along a line, or an arc."""
 
 from __future__ import annotations
 
@@ -20,14 +20,22 @@ FARTHEST = 10.0
 
 
 class Descent(Damped):
-    """Steps down an objective: a solver gives the direction, its ``line_search`` the length."""
+    """Steps down an objective: a solver gives the direction, its ``line_search`` the length.
+
+    Between bounds the trials ``P(z - t p)`` lie on an arc, and a search that shortens steps judges
+    each by the slopes along the chord to it. Source: Bertsekas, "Projected Newton Methods for
+    Optimization Problems with Simple Constraints", SIAM J. Control Optim. 20 (1982).
+    """
 
     line_search: Any
 
     def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
         """Evaluate objective and gradient; an objective that is not finite is no place to be."""
         value, gradient = self.objective(problem, z)
-        error, value = problem.size(self.norm, gradient), problem.number(value)
+        error, value = (
+            problem.size(self.norm, problem.projected(z, gradient)),
+            problem.number(value),
+        )
         return Point(z, gradient, pick(abs(value) < math.inf, error, math.nan), value)
 
     def objective(self, problem: EquationProblem, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +48,8 @@ class Descent(Damped):
 
     def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
         """Begin a search with the slope of the objective along the direction."""
-        slope, eps = self._slope(problem, state), torch.finfo(state.z.dtype).eps
+        moves = problem.movable(state.z, state.direction)
+        slope, eps = -dot(problem, moves, state.residual), torch.finfo(state.z.dtype).eps
         lenient = self.lenient(state, length)
         return length, self.line_search.begin(state.value, slope, eps, lenient)
 
@@ -50,16 +59,20 @@ class Descent(Damped):
 
     def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Let the search judge."""
-        line, length = state.search, state.length
-        trial = line.trial._replace(
-            length=length, value=state.value, slope=self._slope(problem, state)
-        )
+        line, length, chord = state.search, state.length, -state.direction
+        finite = state.error < math.inf
+        if problem.bounds is not None:
+            chord = times(1 / length, state.z - state.kept.z)
+            before = dot(problem, chord, state.kept.residual)
+            line, finite = (
+                line._replace(start=line.start._replace(slope=before)),
+                both(finite, before <= 0),
+            )
+        slope = dot(problem, chord, state.residual)
+        trial = line.trial._replace(length=length, value=state.value, slope=slope)
         line = line._replace(trial=trial, tried=line.tried + 1)
-        accepted, low = self.line_search.judge(line, state.error < math.inf)
+        accepted, low = self.line_search.judge(line, finite)
         return state._replace(accepted=accepted, search=line._replace(low=low))
-
-    def _slope(self, problem: EquationProblem, state: DampedState) -> Any:
-        return -dot(problem, state.direction, state.residual)
 
     def stopped(self, state: DampedState, stuck: Mask) -> Any:
         """Return the flags, with STALLED where lanes are stuck; a budget judges nothing."""
@@ -86,7 +99,8 @@ def first_length(problem: EquationProblem, solver: Any, z: Tensor, gradient: Ten
     size, scale = problem.size(solver.norm, gradient), problem.scale(solver, z)
     size = pick(size > 0, size, 1.0)
     unit = times(1.0 / size, gradient)
-    bend = divide(abs(dot(problem, unit, problem.linearize(z).mv(unit))), dot(problem, unit, unit))
+    image = problem.linearize_slope(z).mv(unit)
+    bend = divide(abs(dot(problem, unit, image)), dot(problem, unit, unit))
     most = FARTHEST * scale / size
     length = pick(bend > 0, divide(1.0, bend), pick(scale > 0, most, 1.0 / size))
     return pick(both(scale > 0, no(length < most)), most, length)
