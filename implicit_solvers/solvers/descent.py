@@ -59,20 +59,20 @@ class Descent(Damped):
 
     def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Let the search judge."""
-        line, length, chord = state.search, state.length, -state.direction
-        finite = state.error < math.inf
-        if problem.bounds is not None:
-            chord = times(1 / length, state.z - state.kept.z)
-            before = dot(problem, chord, state.kept.residual)
-            line, finite = (
-                line._replace(start=line.start._replace(slope=before)),
-                both(finite, before <= 0),
-            )
-        slope = dot(problem, chord, state.residual)
+        line, length, finite = state.search, state.length, state.error < math.inf
+        if isinstance(length, Tensor):
+            length = length.to(state.z.dtype)
+        if problem.bounds is None:
+            slope = -dot(problem, state.direction, state.residual)
+        else:
+            chord, ends = state.z - state.kept.z, (state.kept.residual, state.residual)
+            before, slope = (dot(problem, chord, end) / length for end in ends)
+            line = line._replace(start=line.start._replace(slope=before))
+            finite = both(finite, before <= 0)
         trial = line.trial._replace(length=length, value=state.value, slope=slope)
         line = line._replace(trial=trial, tried=line.tried + 1)
         accepted, low = self.line_search.judge(line, finite)
-        return state._replace(accepted=accepted, search=line._replace(low=low))
+        return state._replace(accepted=accepted, search=line._replace(low=low), length=length)
 
     def stopped(self, state: DampedState, stuck: Mask) -> Any:
         """Return the flags, with STALLED where lanes are stuck; a budget judges nothing."""

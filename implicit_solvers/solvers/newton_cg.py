@@ -74,6 +74,11 @@ class NewtonSteps(Descent):
             step = problem.size(self.norm, state.z - state.kept.z)
         rate = larger(divide(state.error, state.kept.error), state.memory.forcing)
         estimate = pick(rate < 1, divide(step * rate, 1 - rate), math.inf)
+        if problem.bounds is not None:
+            # what so short a whole step leaves is rounding, which may grow
+            least = torch.finfo(state.z.dtype).eps ** 0.5 * problem.scale(self, state.z)
+            little = both(step <= least, both(state.length == 1, state.accepted))
+            estimate = pick(both(little, no(rate < 1)), 0.0, estimate)
         return state._replace(estimate=pick(state.error == 0, 0.0, estimate))
 
     def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
