@@ -12,6 +12,7 @@ from implicit_solvers.agreement import Mask, both, divide, no, nowhere, pick
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Damped, DampedState, Point
+from implicit_solvers.solvers.line_search import Backtracking
 
 __all__ = ["FARTHEST", "Descent", "dot", "first_length", "times"]
 
@@ -48,6 +49,12 @@ class Descent(Damped):
 
     def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
         """Begin a search with the slope of the objective along the direction."""
+        if problem.bounds is not None and not isinstance(self.line_search, Backtracking):
+            name = type(self.line_search).__name__
+            raise ValueError(
+                f"line_search={name}() of {type(self).__name__} is for lines, and bounds bend "
+                "them: use Backtracking()"
+            )
         moves = problem.movable(state.z, state.direction)
         slope, eps = -dot(problem, moves, state.residual), torch.finfo(state.z.dtype).eps
         lenient = self.lenient(state, length)
@@ -66,7 +73,7 @@ class Descent(Damped):
             slope = -dot(problem, state.direction, state.residual)
         else:
             chord, ends = state.z - state.kept.z, (state.kept.residual, state.residual)
-            before, slope = (dot(problem, chord, end) / length for end in ends)
+            before, slope = (divide(dot(problem, chord, end), length) for end in ends)
             line = line._replace(start=line.start._replace(slope=before))
             finite = both(finite, before <= 0)
         trial = line.trial._replace(length=length, value=state.value, slope=slope)
@@ -91,15 +98,18 @@ def times(factor: Any, v: Tensor) -> Tensor:
     return v * (factor.reshape(-1, *(1,) * (v.dim() - 1)) if isinstance(factor, Tensor) else factor)
 
 
-def first_length(problem: EquationProblem, solver: Any, z: Tensor, gradient: Tensor) -> Any:
+def first_length(
+    problem: EquationProblem, solver: Any, z: Tensor, gradient: Tensor, hessian: Any = None
+) -> Any:
     """Return how much of the gradient leads to the least on a line, if that is a parabola.
 
     It is at most ten times the size of ``z``.
     """
+    hessian = problem.linearize_slope(z) if hessian is None else hessian
     size, scale = problem.size(solver.norm, gradient), problem.scale(solver, z)
     size = pick(size > 0, size, 1.0)
     unit = times(1.0 / size, gradient)
-    image = problem.linearize_slope(z).mv(unit)
+    image = hessian.mv(unit)
     bend = divide(abs(dot(problem, unit, image)), dot(problem, unit, unit))
     most = FARTHEST * scale / size
     length = pick(bend > 0, divide(1.0, bend), pick(scale > 0, most, 1.0 / size))

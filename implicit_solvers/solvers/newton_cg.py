@@ -18,7 +18,7 @@ from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DENSE_LIMIT
 from implicit_solvers.solvers.damped import Aim, DampedState
-from implicit_solvers.solvers.descent import FARTHEST, Descent, dot, times
+from implicit_solvers.solvers.descent import FARTHEST, Descent, dot, first_length, times
 from implicit_solvers.solvers.line_search import Backtracking, LineSearch, StrongWolfe
 
 __all__ = ["NewtonCG", "ProjectedNewton"]
@@ -109,8 +109,7 @@ class NewtonSteps(Descent):
         plain, b = gradient, gradient
         if problem.bounds is not None:
             down = problem.projected(state.z, gradient)
-            bend = divide(abs(dot(problem, down, A.mv(down))), dot(problem, down, down))
-            plain = times(pick(bend > 0, divide(1.0, bend), 0.0), gradient)
+            plain = times(first_length(problem, self, state.z, down, A), gradient)
             free = problem.apart(state.z, plain, 1.0)
             A, b = AmongFree(A, free), torch.where(free, gradient, 0.0)
         forced = ForcedProblem(LinearProblem(A, b), forcing)
@@ -119,8 +118,8 @@ class NewtonSteps(Descent):
         slope = dot(problem, out.z, b)
         descent = both(slope > 0, slope < math.inf)
         bent = either(problem.number(out.status == int(Status.INDEFINITE)), no(descent))
-        step = pick(descent, out.z, b)
-        return step if b is gradient else torch.where(free, step, plain), bent, forcing
+        step = pick(descent, out.z, plain)
+        return step if plain is gradient else torch.where(free, step, plain), bent, forcing
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ class ProjectedNewton(NewtonSteps):
         H = problem.linearize_slope(z).dense()
         scale = torch.as_tensor(problem.scale(self, z), dtype=z.dtype, device=z.device)
         most = torch.where(scale > 0, FARTHEST * scale, 1.0).unsqueeze(-1)
-        # next to no curvature says little about the length
+        # no curvature says nothing about the length
         plain = (gradient / H.diagonal(dim1=-2, dim2=-1).abs()).nan_to_num(0.0).clamp(-most, most)
         free = problem.apart(z, plain, 1.0)
         H, direct = among(free, H), Convex()
@@ -223,4 +222,5 @@ class ProjectedNewton(NewtonSteps):
         step = direct.solve(direct.factor_dense(H), b.unsqueeze(-1), False).squeeze(-1)
         bend = dot(problem, step, torch.bmm(H, step.unsqueeze(-1)).squeeze(-1))
         bent = no(bend > 0.5 * dot(problem, step, b))
-        return torch.where(free, step, plain), bent, 0.0 * forcing
+        step = torch.where(free & (H != 0).flatten(1).any(-1, keepdim=True), step, plain)
+        return step, bent, 0.0 * forcing
