@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, divide, no, nowhere, pick
+from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, pick
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Damped, DampedState, Point
@@ -76,6 +76,10 @@ class Descent(Damped):
             before, slope = (divide(dot(problem, chord, end), length) for end in ends)
             line = line._replace(start=line.start._replace(slope=before))
             finite = both(finite, before <= 0)
+            far = torch.finfo(state.z.dtype).max ** 0.4  # squares of more than its square overflow
+            runs = either(state.value == -math.inf, problem.scale(self, state.z) > far)
+            runs = both(runs, both(state.flag == 0, self.rtol is not None))
+            state = state._replace(flag=pick(runs, int(Status.UNBOUNDED), state.flag))
         trial = line.trial._replace(length=length, value=state.value, slope=slope)
         line = line._replace(trial=trial, tried=line.tried + 1)
         accepted, low = self.line_search.judge(line, finite)

@@ -18,7 +18,7 @@ from implicit_solvers.solvers.line_search import Backtracking, LineSearch, Stron
 
 __all__ = ["LBFGS", "LBFGSB"]
 
-_DOUBT = 2.0
+_DOUBT, _LONGER = 2.0, 4.0
 
 
 class LBFGSMemory(NamedTuple):
@@ -100,7 +100,11 @@ class LimitedMemory(Descent):
         sy = pick(keep, state.length * memory.unit * bend, 1.0)
         newest = times(pick(keep, sy**-0.5, 0.0), torch.stack([s, y], 1)).unsqueeze(2)
         pairs = torch.cat([newest, memory.pairs[:, :, :-1]], 2)
-        scale = pick(keep, divide(sy, dot(problem, y, y)), memory.scale)
+        longer = memory.scale
+        if problem.bounds is not None:
+            # no search looks beyond a step that does not curve upwards
+            longer = pick(state.length == 1, _LONGER * longer, longer)
+        scale = pick(keep, divide(sy, dot(problem, y, y)), longer)
         direction = _directed(problem, state.z, state.residual, memory.unit, pairs, scale)
         learned = LBFGSMemory(memory.unit, pairs, scale, direction, both(memory.fresh, no(keep)))
         return pick(accepted, learned, memory)
