@@ -267,11 +267,14 @@ class EquationProblem:
     @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """The bounds of the unknowns ``(N, n)``, infinite where there is none, if there are any."""
-        if self._bounds is None and self.equation.bounded:
+        bounds = self._bounds
+        if bounds is None and self.equation.bounded:
             like = self.operands[0].new_empty((*self.shape, 0))
             lo, hi = self.lanes.over(bounds_of)(like, *self.operands)
-            self._bounds = self._flat(lo), self._flat(hi)
-        return self._bounds
+            bounds = self._flat(lo), self._flat(hi)
+            if self.branches:
+                self._bounds = bounds
+        return bounds
 
     def within(self, z: Tensor) -> Tensor:
         """Return the nearest point between the bounds."""
@@ -298,9 +301,12 @@ class EquationProblem:
         """Tell which unknowns ``(N, n)`` are not held to a bound at ``z``; None if none can be."""
         if self.bounds is None:
             return None
-        if self._free is None or self._free[0] is not z:
-            self._free = z, self.apart(z, self.slope(z), 0.0)
-        return self._free[1]
+        known = self._free
+        if known is None or known[0] is not z:
+            known = z, self.apart(z, self.slope(z), 0.0)
+            if self.branches:
+                self._free = known
+        return known[1]
 
     def apart(self, z: Tensor, slope: Tensor, reach: Any) -> Tensor:
         """Tell which unknowns ``(N, n)`` a step ``reach`` times their slope leaves off bounds."""

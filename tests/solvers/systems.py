@@ -49,37 +49,57 @@ class System:
     """``fn(z, theta)`` is zero, or ``z``, or least, or has the least squares, from a start.
 
     ``loose`` is the tolerance in float32 where the residual rounds at more than the default one.
+    Of one between bounds the ``kind`` says so too.
     """
 
     name: str
-    kind: str
+    entry: str
     fn: Callable
     start: Any
     theta: Any
     loose: float | None = None
     known: torch.Tensor | None = None
+    bounds: tuple | None = None
 
     def __str__(self):
         return self.name
 
+    @property
+    def kind(self):
+        return self.entry if self.bounds is None else f"{self.entry} with bounds"
+
+    def tight(self, dtype=F64):
+        """Return the bounds as tensors like the start."""
+        return tuple(tensor(side, dtype) for side in self.bounds)
+
     def condition(self, z, theta):
-        """Return what vanishes at the solution."""
-        if self.kind == "minimize":
-            return grad(self.fn)(z, theta)
-        if self.kind == "least_squares":
-            return grad(lambda z: 0.5 * (self.fn(z, theta) ** 2).sum())(z)
-        return self.fn(z, theta) if self.kind == "root" else z - self.fn(z, theta)
+        """Return what vanishes at the solution; of an unknown that a bound holds, the distance."""
+        if self.entry == "minimize":
+            slope = grad(self.fn)(z, theta)
+        elif self.entry == "least_squares":
+            slope = grad(lambda z: 0.5 * (self.fn(z, theta) ** 2).sum())(z)
+        else:
+            return self.fn(z, theta) if self.entry == "root" else z - self.fn(z, theta)
+        if self.bounds is None:
+            return slope
+        lo, hi = self.tight()
+        low, high = (z <= lo) & (slope > 0), (z >= hi) & (slope < 0)
+        return torch.where(low, z - lo, torch.where(high, z - hi, slope))
 
     def solve(self, solver, dtype=F64, z0=None, theta=None, **options):
         z0 = tensor(self.start, dtype) if z0 is None else z0
         theta = tensor(self.theta, dtype) if theta is None else theta
-        return getattr(ims, self.kind)(self.fn, z0, (theta,), solver=solver, **options)
+        if self.bounds is not None:
+            options["bounds"] = self.tight(dtype)
+        return getattr(ims, self.entry)(self.fn, z0, (theta,), solver=solver, **options)
 
     def by_scipy(self, theta=None, method="lm"):
         """Return SciPy's solution; minima and fits get their last digits from their gradients."""
         theta = tensor(self.theta) if theta is None else theta
         x, shape = tensor(self.start).numpy(), tensor(self.start).shape
         fn = lambda z: self.fn(z.reshape(shape), theta)
+        if self.bounds is not None:
+            return self.between_bounds(fn, x)
         if self.kind == "minimize":
             x = by_scipy(fn, x, "trust-exact", gtol=1e-9).x
         elif self.kind == "least_squares":
@@ -92,6 +112,20 @@ class System:
             numpy_function(zero), x.reshape(-1), jac=numpy_function(jacfwd(zero)), tol=1e-15
         ).x
         return torch.from_numpy(x).reshape(shape)
+
+    def between_bounds(self, fn, x):
+        """Return SciPy's solution between bounds; of what is free, Newton's method from there."""
+        value = fn if self.entry == "minimize" else lambda z: 0.5 * (fn(z) ** 2).sum()
+        lo, hi = self.tight()
+        found = scipy.optimize.minimize(
+            numpy_function(value), x, jac=numpy_function(grad(value)), method="L-BFGS-B",
+            bounds=list(zip(lo.tolist(), hi.tolist(), strict=True)), tol=1e-15,
+        )  # fmt: skip
+        z, theta = torch.from_numpy(found.x), tensor(self.theta)
+        for _ in range(5):
+            step = torch.linalg.solve(jacfwd(self.condition)(z, theta), self.condition(z, theta))
+            z = z - step
+        return z
 
     @cached_property
     def solution(self):
@@ -319,6 +353,40 @@ REGRESSIONS = [
         problems.OSBORNE_2,
     )
 ]
+
+# -- between bounds: all of them idle, some active, both sides -----------------------------------
+
+INF = float("inf")
+BOX_VALLEY = System(
+    "valley-in-a-box", MIN, rosenbrock, [-1.2, 1.0, 0.3], [1.0, 100.0], 1e-3,
+    bounds=([-2.0, -2.0, 0.1], [0.8, INF, INF]),
+)  # fmt: skip
+BOX_BOWL = System(
+    "bowl-in-a-box", MIN, bowl, [0.0, -0.1, 0.5], [0.3, -0.4, 1.0],
+    bounds=([-INF, -0.2, -INF], [0.1, INF, 3.0]),
+)  # fmt: skip
+BOX_LOGISTIC = System(
+    "signed-logistic", MIN, logistic, [0.0] * 4, [0.3, 0.1],
+    bounds=([0.0, -INF, 0.0, -INF], [INF, INF, INF, 0.0]),
+)  # fmt: skip
+WIDE_HILL = System(
+    "double-well-in-a-wide-box", MIN, double_well, [0.05, 0.1], [1.0, 1.0],
+    bounds=([-5.0, -5.0], [5.0, 5.0]),
+)  # fmt: skip
+BOX_DECAY = System(
+    "exponential-fit-in-a-box", FIT, exponential_fit, [1.0, 0.5], DATA, loose=1e-4,
+    bounds=([0.0, 0.0], [1.9, 5.0]),
+)  # fmt: skip
+BOX_CIRCLE = System(
+    "circle-fit-in-a-box", FIT, circle_fit, [0.1, 0.2, 0.8], CIRCLE, loose=1e-4,
+    bounds=([0.06, -1.0, 0.0], [1.0, INF, 0.98]),
+)  # fmt: skip
+WIDE_DECAY = System(
+    "exponential-fit-in-a-wide-box", FIT, exponential_fit, [1.0, 0.5], DATA, loose=1e-4,
+    bounds=([-INF, -9.0], [9.0, INF]),
+)  # fmt: skip
+BOXES = [BOX_BOWL, BOX_VALLEY, BOX_LOGISTIC, WIDE_HILL]
+FITTED_BOXES = [BOX_DECAY, BOX_CIRCLE, WIDE_DECAY]
 
 HELICAL_VALLEY = from_library(problems.HELICAL_VALLEY)
 

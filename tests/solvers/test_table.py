@@ -1,5 +1,6 @@
 """What every solver must do, on every system of its row in SOLVERS."""
 
+import functools
 import itertools
 import math
 import pickle
@@ -17,7 +18,18 @@ from tests.solvers.table import SOLVERS
 
 ONE = (ims.Bisection, ims.Chandrupatla, ims.Steffensen)  # they solve for one unknown
 FAILED = [s for s in Status if s not in (Status.CONVERGED, Status.BUDGET)]
-EQUATIONS = ("root", "fixed_point", "minimize", "least_squares")
+BOUNDED = "minimize with bounds", "least_squares with bounds"
+EQUATIONS = ("root", "fixed_point", "minimize", "least_squares", *BOUNDED)
+
+
+def entry(kind):
+    """Return a function of the library by the kind of its equation, with a bound if it says so."""
+    name, bounded, _ = kind.partition(" with bounds")
+    return functools.partial(getattr(ims, name), **({"bounds": (-5.0, None)} if bounded else {}))
+
+
+def base(kind):
+    return kind.removesuffix(" with bounds")
 
 
 def over(pick, check=""):
@@ -76,7 +88,9 @@ def test_lanes_equal_each_alone(row, case):
 
     def native(fn, thetas, in_dims):
         options = {"solver": row.solver, "on_failure": "mask", "batch_dims": 1, "in_dims": in_dims}
-        return getattr(ims, case.kind)(fn, z0, (thetas,), **options)
+        if case.bounds is not None:
+            options["bounds"] = case.tight()
+        return getattr(ims, case.entry)(fn, z0, (thetas,), **options)
 
     static = replace(row.solver, compact=False)
     batches = [vmap(solve)(z0, thetas), vmap(lambda z, t: solve(z, t, static))(z0, thetas)]
@@ -114,14 +128,14 @@ GROWING = {
 @over(lambda row: row.kinds if row.main else row.kinds[:1], "bad")
 def test_bad_lanes_leave_no_trace(row, case):
     """Lanes with NaN, and without a solution, fail, and leave nothing in a shared gradient."""
-    slopes = tensor([0.3, math.nan, 0.0 if case == "least_squares" else 1.0, 0.5])
+    slopes = tensor([0.3, math.nan, 0.0 if base(case) == "least_squares" else 1.0, 0.5])
     most = 100 if case in ("root", "fixed_point") else 400
     solver, w = replace(row.solver, max_steps=most), tensor(0.7).requires_grad_()
 
     def solve(slope, w, on_failure="raise"):
         z0 = torch.full((1 if type(solver) in ONE else 2,), 0.5, dtype=F64)
         options = {"solver": solver, "on_failure": on_failure}
-        return getattr(ims, case)(GROWING[case], z0, (slope, w), **options)
+        return entry(case)(GROWING[base(case)], z0, (slope, w), **options)
 
     batch = vmap(lambda s: solve(s, w, "mask"))(slopes)
     assert batch.converged.tolist() == [True, False, False, True]
@@ -187,8 +201,8 @@ NOT_FINITE = {
 @kinds
 def test_start_where_the_function_is_not_finite(row, case):
     z0 = tensor([[2.0], [-1.0], [math.nan], [math.inf]])
-    solve = getattr(ims, case)
-    sol = vmap(lambda z: solve(NOT_FINITE[case], z, solver=row.solver, on_failure="mask"))(z0)
+    solve = entry(case)
+    sol = vmap(lambda z: solve(NOT_FINITE[base(case)], z, solver=row.solver, on_failure="mask"))(z0)
     assert sol.status.tolist() == [Status.CONVERGED, *[Status.NONFINITE] * 3]
     assert sol.iterations[1:].tolist() == [0, 0, 0]
     # the gradient of the objective falls below the tolerance, the value is as near
@@ -202,11 +216,11 @@ NO_SOLUTION = {
 }
 
 
-@over(lambda row: [kind for kind in row.kinds if kind in NO_SOLUTION])
+@over(lambda row: [kind for kind in row.kinds if base(kind) in NO_SOLUTION])
 def test_equation_without_a_solution_fails_honestly(row, case):
     z0 = tensor([1.3] if type(row.solver) in ONE else [1.3, 0.7])
     solver = replace(row.solver, max_steps=60)
-    sol = getattr(ims, case)(NO_SOLUTION[case], z0, solver=solver, on_failure="mask")
+    sol = entry(case)(NO_SOLUTION[base(case)], z0, solver=solver, on_failure="mask")
     assert int(sol.status) in FAILED and not bool(sol.converged)
     assert float(sol.residual) >= 0.9 - 1e-12 or int(sol.status) == Status.BRACKET
 
@@ -220,7 +234,11 @@ def test_unknown_may_be_a_tree(row, case):
         return {"a": out[:1], "b": out[1:].reshape(1, -1)} if out.shape == z0.shape else out
 
     start = {"a": z0[:1], "b": z0[1:].reshape(1, -1)}
-    sol = getattr(ims, case.kind)(fn, start, (tensor(case.theta),), solver=row.solver)
+    bounds = {}
+    if case.bounds is not None:
+        sides = case.tight()
+        bounds = {"bounds": [{"a": t[:1], "b": t[1:].reshape(1, -1)} for t in sides]}
+    sol = getattr(ims, case.entry)(fn, start, (tensor(case.theta),), solver=row.solver, **bounds)
     plain = case.solve(row.solver)
     assert int(sol.iterations) == int(plain.iterations) and sol.value["b"].shape[0] == 1
     assert error(torch.cat([sol.value["a"], sol.value["b"][0]]), plain.value) < 1e-10
@@ -340,7 +358,7 @@ def thoroughly(row):
     """Return kinds to check every derivative of; variants differ in the factors they hand over."""
     if not row.main:
         return row.kinds[:1] if row.name.startswith("Newton-") and row.costly > 1 else []
-    return row.kinds[:1] if row.kinds[0] == "minimize" else row.kinds[:2]
+    return row.kinds[:1] if base(row.kinds[0]) == "minimize" else row.kinds[:2]
 
 
 @over(thoroughly)
@@ -348,7 +366,10 @@ def test_gradients(row, case):
     """Every derivative, of second order and in batches too, by the library's own check."""
     one = type(row.solver) in ONE
     fn, z0 = (SCALAR, tensor(0.1)) if one else (SMALL, tensor([0.1, -0.2]))
-    assert_implicit_gradients(fn[case], z0, (A,), kind=case, solver=row.solver)
+    how = {"kind": base(case), "solver": row.solver}
+    if case in BOUNDED:
+        how["bounds"] = tensor([-1.0, 0.1]), None  # the second is active
+    assert_implicit_gradients(fn[base(case)], z0, (A,), **how)
 
 
 ADJOINTS = [
