@@ -452,13 +452,16 @@ class EquationProblem:
         else:
             out, pull = vjp(lambda u: self._fn(u, *self.operands), grid)
             gradient = pull(out)[0]
-        return out.reshape(self.count, out.shape[-1]), gradient.reshape(z.shape)
+        gradient = gradient.reshape(z.shape)
+        if self.bounds is not None and self.branches:
+            self._free = z, self.apart(z, gradient, 0.0)
+        return out.reshape(self.count, out.shape[-1]), gradient
 
     def linearize_residuals(self, z: Tensor) -> ResidualMap:
-        """Return the Jacobian of the residuals at ``z``, ``m x n``."""
+        """Return the Jacobian of the residuals at ``z``, ``m x n``; zero where bounds hold."""
         template = JacobianTemplate(self.equation.fn if self.fits else self.equation.condition)
         of = "residuals" if self.fits else "condition"
-        return ResidualMap(self._linearized(template, z, of))
+        return ResidualMap(self._linearized(template, z, of), self.free(z))
 
     def to_second_order(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the residuals of a fit, their Jacobian, its gradient, and the rest of its Hessian.
@@ -519,10 +522,13 @@ class _Evaluated(NamedTuple):
 
 
 class ResidualMap:
-    """The Jacobian ``J``, ``m x n``, of the residuals of each of N lanes."""
+    """The Jacobian ``J``, ``m x n``, of the residuals of each of N lanes.
 
-    def __init__(self, jacobian: LaneMap) -> None:
-        self.jacobian = jacobian
+    Its columns are zero for unknowns that are not ``free``, ``(N, n)``; all are if that is None.
+    """
+
+    def __init__(self, jacobian: LaneMap, free: Tensor | None = None) -> None:
+        self.jacobian, self.free = jacobian, free
 
     @property
     def separable(self) -> bool:
@@ -535,20 +541,23 @@ class ResidualMap:
 
     def mv(self, v: Tensor) -> Tensor:
         """Return ``J v`` for ``v (N, n)``, ``(N, m)``."""
-        return self._here().mv(v)
+        return self._here().mv(v if self.free is None else v * self.free)
 
     def rmv(self, w: Tensor) -> Tensor:
         """Return ``J^T w`` for ``w (N, m)``, ``(N, n)``."""
-        return self._here().rmv(w)
+        out = self._here().rmv(w)
+        return out if self.free is None else out * self.free
 
     def dense(self) -> Tensor:
         """Return the matrices ``(N, m, n)``."""
-        return self.jacobian.dense()
+        matrix = self.jacobian.dense()
+        return matrix if self.free is None else matrix * self.free.unsqueeze(-2)
 
     def aliased(self) -> ResidualMap:
         """Return the map as the body of a loop in a graph has to see it."""
-        return ResidualMap(self.jacobian.aliased())
+        return ResidualMap(self.jacobian.aliased(), self.free)
 
     def take(self, index: Tensor) -> ResidualMap:
         """Return the map of some of the lanes."""
-        return ResidualMap(self.jacobian.take(index))
+        free = None if self.free is None else self.free[index]
+        return ResidualMap(self.jacobian.take(index), free)

@@ -116,15 +116,16 @@ class System:
     def between_bounds(self, fn, x):
         """Return SciPy's solution between bounds; of what is free, Newton's method from there."""
         value = fn if self.entry == "minimize" else lambda z: 0.5 * (fn(z) ** 2).sum()
-        lo, hi = self.tight()
+        sides = zip(*(side.reshape(-1).tolist() for side in self.tight()), strict=True)
         found = scipy.optimize.minimize(
-            numpy_function(value), x, jac=numpy_function(grad(value)), method="L-BFGS-B",
-            bounds=list(zip(lo.tolist(), hi.tolist(), strict=True)), tol=1e-15,
+            numpy_function(value), x.reshape(-1), jac=numpy_function(grad(value)),
+            method="L-BFGS-B", bounds=list(sides), tol=1e-15,
         )  # fmt: skip
-        z, theta = torch.from_numpy(found.x), tensor(self.theta)
+        z, theta, n = torch.from_numpy(found.x).reshape(x.shape), tensor(self.theta), x.size
         for _ in range(5):
-            step = torch.linalg.solve(jacfwd(self.condition)(z, theta), self.condition(z, theta))
-            z = z - step
+            slope = jacfwd(self.condition)(z, theta).reshape(n, n)
+            step = torch.linalg.solve(slope, self.condition(z, theta).reshape(n))
+            z = z - step.reshape(z.shape)
         return z
 
     @cached_property
@@ -370,7 +371,7 @@ BOX_LOGISTIC = System(
     bounds=([0.0, -INF, 0.0, -INF], [INF, INF, INF, 0.0]),
 )  # fmt: skip
 WIDE_HILL = System(
-    "double-well-in-a-wide-box", MIN, double_well, [0.05, 0.1], [1.0, 1.0],
+    "double-well-in-a-wide-box", MIN, double_well, [-0.6, -0.7], [1.0, 1.0],
     bounds=([-5.0, -5.0], [5.0, 5.0]),
 )  # fmt: skip
 BOX_DECAY = System(
@@ -385,6 +386,9 @@ WIDE_DECAY = System(
     "exponential-fit-in-a-wide-box", FIT, exponential_fit, [1.0, 0.5], DATA, loose=1e-4,
     bounds=([-INF, -9.0], [9.0, INF]),
 )  # fmt: skip
+BOX_GROWTH = System(
+    "growth-fit-in-a-box", FIT, growth_fit, 0.0, [1.0, 1.2, 1.5, 1.7, 2.2, 2.7], bounds=(-1.0, 0.9)
+)
 BOXES = [BOX_BOWL, BOX_VALLEY, BOX_LOGISTIC, WIDE_HILL]
 FITTED_BOXES = [BOX_DECAY, BOX_CIRCLE, WIDE_DECAY]
 

@@ -393,7 +393,8 @@ def test_adjoints(kind, adjoint):
 
 # -- solvers as values ---------------------------------------------------------------------------
 
-VALUES = [row.solver for row in SOLVERS if row.name != "own"] + [
+VALUES = [
+    *dict.fromkeys(row.solver for row in SOLVERS if row.name != "own"),
     *(ims.LU(), ims.Cholesky(), ims.Diagonal(), ims.CG(), ims.CG(rtol=None), ims.GMRES()),
     *(ims.Neumann(), ims.Jacobi(), ims.ImplicitAdjoint(), ims.ImplicitAdjoint(ims.CG(rtol=1e-3))),
 ]
