@@ -50,8 +50,8 @@ class LimitedMemory(Descent):
         check_count(self, "memory")
         if self.memory == 0:
             raise ValueError(
-                f"{type(self).__name__} has memory=0: pass at least 1, or use "
-                "GradientDescent(1.0, line_search=Backtracking()), which remembers nothing"
+                f"{type(self).__name__} has memory=0: pass at least 1, or use GradientDescent("
+                f"line_search={type(self.line_search).__name__}()), which remembers nothing"
             )
 
     def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> LBFGSMemory:
