@@ -30,6 +30,16 @@ class Descent(Damped):
 
     line_search: Any
 
+    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
+        """Evaluate at the start."""
+        if problem.bounds is not None and not isinstance(self.line_search, Backtracking):
+            name = type(self.line_search).__name__
+            raise ValueError(
+                f"line_search={name}() of {type(self).__name__} is for lines, and bounds bend "
+                "them: use Backtracking()"
+            )
+        return super().init(problem, z)
+
     def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
         """Evaluate objective and gradient; an objective that is not finite is no place to be."""
         value, gradient = self.objective(problem, z)
@@ -49,12 +59,6 @@ class Descent(Damped):
 
     def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
         """Begin a search with the slope of the objective along the direction."""
-        if problem.bounds is not None and not isinstance(self.line_search, Backtracking):
-            name = type(self.line_search).__name__
-            raise ValueError(
-                f"line_search={name}() of {type(self).__name__} is for lines, and bounds bend "
-                "them: use Backtracking()"
-            )
         moves = problem.movable(state.z, state.direction)
         slope, eps = -dot(problem, moves, state.residual), torch.finfo(state.z.dtype).eps
         lenient = self.lenient(state, length)
