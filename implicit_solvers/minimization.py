@@ -108,16 +108,18 @@ def minimize(
     bounds
         A pair ``(lo, hi)`` with ``lo <= z <= hi``: each a number, None, or a pytree like ``z0`` of
         tensors, numbers and None; infinite where there is none. They are differentiable. A start
-        outside of them is moved to the nearest point between them.
+        outside of them is moved to the nearest point between them. Where one is active without
+        holding an unknown there are two derivatives: `Solution.degenerate`.
     solver
-        `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`.
+        `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`. With bounds
+        `ProjectedNewton`, by default; `LBFGSB`, `GradientDescent`.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
     Returns
     -------
     Solution
-        The minimum; ``residual`` is the norm of the gradient.
+        The minimum; ``residual`` is the norm of the gradient, of unknowns that no bound holds.
 
     Raises
     ------
@@ -139,6 +141,13 @@ def minimize(
     tensor(1., grad_fn=<...>)
     >>> torch.autograd.grad(sol.value, a)[0]
     tensor(0.5000)
+
+    Between bounds:
+
+    >>> hi = torch.tensor(0.8, requires_grad=True)
+    >>> sol = ims.minimize(lambda z, a: (z - a) ** 2, torch.tensor(0.0), (a,), bounds=(0.0, hi))
+    >>> sol.value, torch.autograd.grad(sol.value, hi)[0]
+    (tensor(0.8000, grad_fn=<...>), tensor(1.))
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     if solver is None:

@@ -40,8 +40,11 @@ def solved_by(fn, *arguments, **options):
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("n", [1, 3, LIMIT + 1])
+@pytest.mark.parametrize("bounds", [None, (0.05, 9.0)], ids=["", "bounds"])
 @pytest.mark.parametrize("kind", ["root", "fixed_point", "minimize", "least_squares"])
-def test_equations(kind, n, dtype):
+def test_equations(kind, bounds, n, dtype):
+    if bounds and kind in ("root", "fixed_point"):
+        return
     fn = {
         "root": squares,
         "fixed_point": lambda z, a: 0.3 * torch.cos(z) + a,
@@ -49,10 +52,14 @@ def test_equations(kind, n, dtype):
         "least_squares": lambda z, a: torch.cat([squares(z, a), 0.1 * z]),
     }[kind]
     a = torch.linspace(0.1, 1, n, dtype=dtype)
-    solver, linear, adjoint = promised(f"`{kind}`")
+    solver, linear, adjoint = promised(f"`{kind}`" + (" with `bounds=`" if bounds else ""))
+    options = {"bounds": bounds} if bounds else {}
     adjoint = linear if adjoint == "the same" else adjoint
     used = solved_by(
-        lambda fn, args, z0: getattr(ims, kind)(fn, z0, args), fn, (a,), torch.zeros_like(a)
+        lambda fn, args, z0: getattr(ims, kind)(fn, z0, args, **options),
+        fn,
+        (a,),
+        torch.zeros_like(a),
     )
     assert used == [named(solver, n), named(adjoint, n)]
 

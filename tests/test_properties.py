@@ -508,7 +508,7 @@ def between(case, z, lo, hi, args):
 def by_scipy(lane, lo, hi):
     """Return SciPy's minimum of a convex objective."""
     args = [a.double() for a in lane.args]
-    value = lambda z: lane.fn(torch.from_numpy(z), *args)
+    value = lambda z: lane.fn(torch.tensor(z), *args)
     slope = lambda z: CONDITIONS["minimize"](z, *map(numpy, args))
     sides = list(zip(lo, hi, strict=True))
     options = {"ftol": 0.0, "gtol": 1e-12, "maxiter": 10_000}
@@ -526,6 +526,7 @@ def test_minima_between_bounds_are_found_and_differentiated_or_flagged(case, dat
     # some bounds cut the root without them off, and some are idle
     known = torch.stack([lane.root for lane in lanes]).to(dtype)
     size = known.abs().amax(-1, keepdim=True)
+    size = torch.where(size > 0, size, 1.0)
     first, second = normal(seed + 50, 2, *known.shape).to(dtype)
     lo = known + size * (first - 1)
     sides = lo, lo + size * (0.1 + second.abs())
