@@ -53,9 +53,11 @@ class Problems:
         return solve(self.entry, self.fn, self.z0, self.data, solver)
 
 
-def solve(entry, fn, z0, data, solver):
-    in_dims = (0,) * len(data)
+def solve(entry, fn, z0, data, solver, bounds=None):
+    in_dims, entry = (0,) * len(data), entry.removesuffix(" with bounds")
     how = {"solver": solver, "batch_dims": 1, "in_dims": in_dims, "on_failure": "mask"}
+    if bounds is not None:
+        how["bounds"] = bounds
     return getattr(ims, entry)(fn, z0, tuple(data), **how)
 
 
