@@ -44,7 +44,8 @@ def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
     else:
         # what is held makes no step: pivots among the others do not depend on units
         across = free.unsqueeze(-1) & free.unsqueeze(-2)
-        factors = direct.factor_dense(torch.where(across, A.dense(), problem.identity(z)))
+        held = torch.diag_embed((~free).to(z.dtype))
+        factors = direct.factor_dense(torch.where(across, A.dense(), held))
     A.matrices = A.formed
     w = direct.sizes(A, factors, z) + F.abs()
     columns = torch.stack([F, *roundings(problem, z, F, A, w)], -1)

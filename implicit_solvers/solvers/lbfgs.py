@@ -188,7 +188,7 @@ class LBFGSB(LimitedMemory):
     ...     return ((1 - z[:-1]) ** 2 + 100 * (z[1:] - z[:-1] ** 2) ** 2).sum()
     >>> start = torch.zeros(3, dtype=torch.float64)
     >>> ims.minimize(rosenbrock, start, bounds=(None, 0.8), solver=LBFGSB()).value
-    tensor([0.8000, 0.6412, 0.4112], dtype=torch.float64)
+    tensor([0.8000, 0.6436, 0.4142], dtype=torch.float64)
     """
 
     line_search: Backtracking = field(default_factory=lambda: Backtracking())
