@@ -70,11 +70,11 @@ from implicit_solvers.solvers.dogleg import Dogleg
 from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
 from implicit_solvers.solvers.gauss_newton import GaussNewton
 from implicit_solvers.solvers.gradient_descent import GradientDescent
-from implicit_solvers.solvers.lbfgs import LBFGS
+from implicit_solvers.solvers.lbfgs import LBFGS, LBFGSB
 from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
 from implicit_solvers.solvers.line_search import Backtracking, StrongWolfe
 from implicit_solvers.solvers.newton import Newton
-from implicit_solvers.solvers.newton_cg import NewtonCG
+from implicit_solvers.solvers.newton_cg import NewtonCG, ProjectedNewton
 from implicit_solvers.solvers.newton_dogleg import NewtonDogleg
 from implicit_solvers.solvers.nonlinear_cg import NonlinearCG
 from implicit_solvers.solvers.proximal_gradient import FISTA, ProximalGradient
@@ -157,6 +157,8 @@ __all__ = [
     "NonlinearCG",
     "NewtonCG",
     "TrustRegion",
+    "LBFGSB",
+    "ProjectedNewton",
     "NewtonDogleg",
     "ProximalGradient",
     "FISTA",

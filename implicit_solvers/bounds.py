@@ -36,6 +36,8 @@ def read_bounds(bounds: Any, z0: Any, batch_dims: int) -> tuple[Tensor, Tensor]:
             f"bounds is a {type(bounds).__name__}: pass a pair (lo, hi), each a number, None, or "
             "a pytree like z0 of tensors, numbers and None"
         )
+    if any(isinstance(side, (int, float)) and side != side for side in bounds):
+        raise ValueError(f"bounds is {tuple(bounds)}: pass numbers, or None where there is none")
     structure = Structure.of(z0, "z0", batch_dims)
     if structure.dtype.is_complex:
         raise ValueError("bounds is given, and z0 is complex: complex numbers have no order")

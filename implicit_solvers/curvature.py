@@ -24,10 +24,12 @@ from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import rms
 
 __all__ = [
+    "AmongFree",
     "Convex",
     "CurvedCG",
     "SparseConvex",
     "WithinCG",
+    "among",
     "by_cholesky",
     "by_conjugate_gradients",
     "by_tangents",
@@ -47,7 +49,7 @@ def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
     formed, n = seen.jacobian.formed, z.shape[-1]
     if formed is None or (formed.dim() == 2 and n > DENSE_LIMIT):
         return seen._replace(kick=by_conjugate_gradients(problem, z).kick)
-    H, _ = _unscaled(_among(problem.free(z), seen.jacobian.dense()))
+    H, _ = _unscaled(among(problem.free(z), seen.jacobian.dense()))
     bends = torch.linalg.cholesky_ex(H).info != 0
     down = _inflected(problem, z, seen)
     (down,) = renew(None, bends, (down,), _most_negative, H, seen.residual)
@@ -88,13 +90,42 @@ def _inflected(problem: Any, z: Tensor, seen: Examination) -> Tensor:
     return pick(goes_on, -seen.step, torch.zeros_like(z))
 
 
-def _among(free: Tensor | None, H: Tensor) -> Tensor:
+def among(free: Tensor | None, H: Tensor) -> Tensor:
     """Return the Hessian among unknowns that are free; the others stand apart, like the largest."""
     if free is None:
         return H
     across = free.unsqueeze(-1) & free.unsqueeze(-2)
     H = torch.where(across, H, 0.0)
     return H + torch.diag_embed((~free).to(H.dtype)) * H.abs().amax((-2, -1), keepdim=True)
+
+
+class AmongFree:
+    """The Hessian among unknowns that are free, of vectors that are zero elsewhere."""
+
+    symmetric: ClassVar[bool] = True
+
+    def __init__(self, hessian: LaneMap, free: Tensor) -> None:
+        self.hessian, self.free = hessian, free
+
+    @property
+    def separable(self) -> bool:
+        """Whether lanes can be selected."""
+        return self.hessian.separable
+
+    def mv(self, v: Tensor) -> Tensor:
+        """Return the product."""
+        return torch.where(self.free, self.hessian.mv(v), 0.0)
+
+    def to_compile(self) -> None:
+        """Return None: steps on it are compiled with those of the outer solver only."""
+
+    def aliased(self) -> AmongFree:
+        """Return the map as the body of a loop in a graph has to see it."""
+        return AmongFree(self.hessian.aliased(), self.free)
+
+    def take(self, index: Tensor) -> AmongFree:
+        """Return the map of some of the lanes."""
+        return AmongFree(self.hessian.take(index), self.free[index])
 
 
 def _unscaled(H: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,16 +242,17 @@ def _by_absolute_values(H: Tensor) -> tuple[Tensor]:
 def by_conjugate_gradients(problem: Any, z: Tensor) -> Examination:
     """Examine points by a few products with the Hessian: from the gradient, and from noise."""
     n, eps = z.shape[-1], torch.finfo(z.dtype).eps
-    F, A = problem.residual(z), problem.linearize(z)
-    noise, _, probe = roundings(problem, z, F, A, A.sizes(z) + F.abs())
-    size = rms(F).unsqueeze(-1)
-    free, pattern = problem.free(z), patterns(z)[0].expand_as(z)
-    b = torch.cat([F / torch.where(size > 0, size, 1.0), pattern])
+    F, A, free = problem.residual(z), problem.linearize_slope(z), problem.free(z)
+    w, pattern = A.sizes(z) + F.abs(), patterns(z)[0].expand_as(z)
+    twice: Any = replace(A, columns=2)
     if free is not None:
-        b = torch.where(free.repeat(2, 1), b, 0.0)
+        w, pattern = w * free, pattern * free
+        A, twice = AmongFree(A, free), AmongFree(twice, free.repeat(2, 1))
+    noise, _, probe = roundings(problem, z, F, A, w)
+    size = rms(F).unsqueeze(-1)
+    b = torch.cat([F / torch.where(size > 0, size, 1.0), pattern])
     # a direction may be little of what is random
     forcing = torch.cat([torch.full_like(F[:, 0], _FORCING), torch.full_like(F[:, 0], eps**0.5)])
-    twice = replace(A, columns=2)
     forced = ForcedProblem(LinearProblem(twice, b), forcing)
     out = iterate(_Bend(max_steps=min(_PRODUCTS, 2 * n)), forced, torch.zeros_like(b))
     image = twice.mv(out.z)

@@ -11,11 +11,18 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
+from implicit_solvers.bounds import read_bounds
 from implicit_solvers.driver import Task, name_of, solve_equation
 from implicit_solvers.fixed_points import FixedPointEquation, fixed_point
 from implicit_solvers.linear.lu import LU
-from implicit_solvers.minimization import MinimumEquation, minimize, read_objective
+from implicit_solvers.minimization import (
+    BoundedMinimumEquation,
+    MinimumEquation,
+    minimize,
+    read_objective,
+)
 from implicit_solvers.nonlinear_least_squares import (
+    BoundedLeastSquaresEquation,
     LeastSquaresEquation,
     least_squares,
     read_residuals,
@@ -40,6 +47,10 @@ _STATEMENTS: dict[Any, Any] = {
     fixed_point: (FixedPointEquation, like_unknown),
     minimize: (MinimumEquation, read_objective),
     least_squares: (LeastSquaresEquation, read_residuals),
+}
+_BOUNDED: dict[Any, Any] = {
+    minimize: BoundedMinimumEquation,
+    least_squares: BoundedLeastSquaresEquation,
 }
 
 
@@ -87,6 +98,7 @@ def attach(
     args: tuple[Any, ...] = (),
     *,
     equation: Callable[..., Solution] = root,
+    bounds: Any = None,
     adjoint: Adjoint | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -113,6 +125,9 @@ def attach(
     equation
         What ``z`` solves, by the function that solves it: `root` (default), `fixed_point`,
         `minimize`, `least_squares`.
+    bounds
+        Of a minimum or fit, those that it lies between, as in `minimize`; an unknown that one of
+        them holds is exactly there.
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     rtol, atol
@@ -151,14 +166,16 @@ def attach(
     >>> torch.autograd.grad(z, a)[0]
     tensor(0.5000)
     """
-    task = stated(equation, fn, adjoint, batch_dims, in_dims, on_failure)
+    task = stated(equation, fn, adjoint, batch_dims, in_dims, on_failure, bounds is not None)
+    value = z.value if isinstance(z, Solution) else z
+    own = () if bounds is None else read_bounds(bounds, value, batch_dims)
     if not isinstance(z, Solution):
-        found: Any = solve_equation(task, z, args, _Judge(rtol, atol)).value
+        found: Any = solve_equation(task, z, args, _Judge(rtol, atol), own=own).value
         return found
     if rtol is not None or atol is not None:
         raise ValueError("rtol or atol is given with a Solution, which was judged: pass its value")
     pairs = (z.value, tree_map(functools.partial(_spread, z.status), z.value))
-    found = solve_equation(task, z.value, args, _AsFound(), pairs)
+    found = solve_equation(task, z.value, args, _AsFound(), pairs, own)
     return replace(found, iterations=z.iterations, aux=z.aux)
 
 
@@ -282,6 +299,7 @@ def stated(
     batch_dims: int = 0,
     in_dims: Any = None,
     on_failure: OnFailure = "raise",
+    bounded: bool = False,
 ) -> Task:
     """Return what a function for equations is asked for, without a solver."""
     if equation not in _STATEMENTS:
@@ -289,6 +307,10 @@ def stated(
             f"equation is {name_of(equation)}: pass root, fixed_point, minimize or least_squares"
         )
     kind, read = _STATEMENTS[equation]
+    if bounded:
+        if equation not in _BOUNDED:
+            raise ValueError(f"bounds is given with equation={name_of(equation)}: leave it out")
+        kind = _BOUNDED[equation]
     chosen = ImplicitAdjoint() if adjoint is None else adjoint
     return Task(kind, fn, read, None, chosen, batch_dims, in_dims, False, on_failure)
 

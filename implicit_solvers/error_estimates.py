@@ -10,6 +10,7 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint
 from implicit_solvers.autodiff import differentiable, vjp
+from implicit_solvers.bounds import read_bounds
 from implicit_solvers.capture import Substitution, capture
 from implicit_solvers.custom_solvers import stated
 from implicit_solvers.driver import name_of, solve_equation
@@ -47,6 +48,8 @@ def _moved(problem: EquationProblem, pairs: Tensor) -> Outcome:
         step = z - iterate(_CORRECTION, problem, z).z
     longer = error / rms(step).unsqueeze(-1)
     known = (longer > 1) & (longer < torch.inf)
+    free = problem.free(z)
+    step = step if free is None else step * free
     return _as_given(problem, z - step * torch.where(known, longer, 1.0))
 
 
@@ -56,6 +59,7 @@ def gradient_error(
     args: tuple[Any, ...] = (),
     *,
     equation: Callable[..., Solution] = root,
+    bounds: Any = None,
     cotangent: Any = None,
     adjoint: Adjoint | None = None,
 ) -> Tensor:
@@ -79,6 +83,8 @@ def gradient_error(
         What was solved.
     equation
         By which function: `root` (default), `fixed_point`, `minimize`, `least_squares`.
+    bounds
+        Those that it was given, if any; which of them hold an unknown is taken for known.
     cotangent
         The derivative of the loss with respect to ``solution.value``, of its structure, shapes and
         dtype; ones if left out.
@@ -94,7 +100,8 @@ def gradient_error(
     Raises
     ------
     ValueError
-        If ``equation`` is none of the four, or ``cotangent`` not like the solution's value.
+        If ``equation`` is none of the four, ``bounds`` are missing, or ``cotangent`` is not like
+        the solution's value.
 
     Examples
     --------
@@ -106,6 +113,9 @@ def gradient_error(
     0.0017
     """
     stated(equation, fn, adjoint)
+    if bounds is None and solution.degenerate is not None:
+        raise ValueError("the solution lies between bounds, and bounds is None: pass them")
+    own = () if bounds is None else read_bounds(bounds, solution.value, 0)
     structure = Structure.of(solution.value, "solution.value").as_real()
     tensors, join = split_tensors(args)
     leaves, tree = tree_flatten(solution.value)
@@ -130,11 +140,11 @@ def gradient_error(
         weight = structure.check_like(cotangent, (), "cotangent", "solution.value")
 
     def gradient(run: Callable[..., Outcome], adjoint: Adjoint | None, pair: Any = None) -> Tensor:
-        task = stated(equation, explicit, adjoint, on_failure="mask")
+        task = stated(equation, explicit, adjoint, on_failure="mask", bounded=bounds is not None)
 
         def value(*free: Tensor) -> Tensor:
             filled = tuple(replaced(operands, places, free))
-            return structure.ravel(solve_equation(task, point, filled, run, pair).value)
+            return structure.ravel(solve_equation(task, point, filled, run, pair, own).value)
 
         slopes = vjp(value, *(operands[i] for i in places))[1](weight)
         return torch.cat([slope.reshape(-1) for slope in slopes])

@@ -38,13 +38,21 @@ class Examination(NamedTuple):
 def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
     """Examine points by the factors of the Jacobian of the condition."""
     F, A = problem.residual_to_factor(z), problem.linearize(z)
-    factors = direct.factor(A)
+    free, kept = problem.free(z), ()
+    if free is None:
+        factors = kept = direct.factor(A)
+    else:
+        # what is held makes no step: pivots among the others do not depend on units
+        across = free.unsqueeze(-1) & free.unsqueeze(-2)
+        held = torch.diag_embed((~free).to(z.dtype))
+        factors = direct.factor_dense(torch.where(across, A.dense(), held))
     A.matrices = A.formed
     w = direct.sizes(A, factors, z) + F.abs()
     columns = torch.stack([F, *roundings(problem, z, F, A, w)], -1)
     step, *noise = direct.solve_with(A.memory, factors, columns, False).unbind(-1)
-    matrix = z.new_empty(len(z), 0) if A.formed is None else A.formed
-    return Examination(F, step, noise, (*factors, matrix), jacobian=A)
+    if kept:
+        kept = (*kept, z.new_empty(len(z), 0) if A.formed is None else A.formed)
+    return Examination(F, step, noise, kept, jacobian=A)
 
 
 def roundings(

@@ -34,7 +34,6 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
     if free is not None:
         J, gradient = J * free.unsqueeze(-2), problem.projected(z, gradient)
         B = torch.where(free.unsqueeze(-1) & free.unsqueeze(-2), B, 0.0)
-        B = B + torch.diag_embed((~free).to(B.dtype))
     c = vector_norm(J, dim=-2, keepdim=True)
     # one lane that is not finite would fail them all
     ruined = ~(c.sum((-2, -1), keepdim=True) + B.sum((-2, -1), keepdim=True) < torch.inf)
@@ -56,6 +55,9 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
         ~_bends(images[..., :1], s, left, rounding, size), torch.inf
     )
     B = B * (B.abs() > least.reshape(-1, 1, 1))
+    if free is not None:
+        apart = vh * ~free.unsqueeze(-2)
+        B = B + torch.bmm(apart, apart.mT)
     diagonal = B.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
     t = (diagonal.abs() + squares).sqrt()
     t = t.masked_fill(t == 0, 1.0)
@@ -70,6 +72,7 @@ def by_singular_values(problem: Any, z: Tensor) -> Examination:
     turned = eps * left.reshape(-1, 1, 1) * (vh * first).sum(-1, keepdim=True)
     loads[..., 1:3] += turned
     answers = torch.bmm(back.mT, torch.bmm(q, inverse * torch.bmm(q.mT, loads)))
+    answers = answers if free is None else answers * free.unsqueeze(-1)
     step, *noise = answers.unbind(-1)
     # what steps take from r, beside what roundings would
     taken, drowned, *_ = vector_norm((loads / s).masked_fill(s == 0, 0.0), dim=-2).unbind(-1)

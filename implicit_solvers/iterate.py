@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -72,8 +72,18 @@ Ask = Callable[..., tuple[list[int], list[Mask]]]
 def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome:
     """Step from ``z (N, n)`` until every lane has converged, failed, or used its steps up.
 
-    Where a lane ends is judged (`judged`); if it is no solution after all, the lane goes on.
+    Where a lane ends is judged (`judged`); if it is no solution after all, the lane goes on. One
+    whose bounds leave nothing has none, wherever it ends.
     """
+    found, equation = _until_judged(solver, problem, z), cast(Any, problem)
+    if getattr(problem, "bounds", None) is None:
+        return found
+    flags = torch.as_tensor(equation.flags(), device=z.device)
+    error = torch.where(flags == 0, found.error, torch.inf)
+    return found._replace(status=torch.where(flags == 0, found.status, flags), error=error)
+
+
+def _until_judged(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome:
     linear = getattr(problem, "linear", False)
     direct = None if linear else examiner(solver, z.shape[-1])
     by_products = solver.rtol is not None and getattr(problem, "by_products", False)

@@ -24,6 +24,7 @@ from implicit_solvers.proximal_equation import ProximalEquation, ProximalTask
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.newton import Newton
+from implicit_solvers.solvers.newton_cg import ProjectedNewton
 from implicit_solvers.solvers.proximal_gradient import FISTA
 from implicit_solvers.solvers.trust_region_newton import TrustRegion
 from implicit_solvers.structure import Structure
@@ -120,7 +121,8 @@ def minimize(
     bounds
         A pair ``(lo, hi)`` with ``lo <= z <= hi``: each a number, None, or a pytree like ``z0`` of
         tensors, numbers and None; infinite where there is none. They are differentiable. A start
-        outside of them is moved to the nearest point between them.
+        outside of them is moved to the nearest point between them. Where one is active without
+        holding an unknown there are two derivatives: `Solution.degenerate`.
     prox
         ``prox(v, step, *args)``, the proximal operator of ``step * h``, for a minimum of ``f + h``:
         ``argmin_x h(x) + |x - v|^2 / (2 step)``, a pytree like ``v``, which is one like ``z``. The
@@ -128,8 +130,8 @@ def minimize(
         step grad f(z), step)``; ``degenerate`` tells where ``prox`` has a kink there.
     solver
         `TrustRegion`, by default; `NewtonCG`, `Newton`, `BFGS`, `LBFGS`, `NonlinearCG`,
-        `GradientDescent`, `TorchOptimizer`. With ``prox``: `FISTA`, by default, or
-        `ProximalGradient`.
+        `GradientDescent`, `TorchOptimizer`. With bounds `ProjectedNewton`, by default; `LBFGSB`,
+        `GradientDescent`. With ``prox`` `FISTA`, by default, or `ProximalGradient`.
     jac_sparsity
         As in `root`, of the Hessian; `Newton` is the default then.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
@@ -138,7 +140,7 @@ def minimize(
     Returns
     -------
     Solution
-        The minimum; ``residual`` is the norm of the gradient.
+        The minimum; ``residual`` is the norm of the gradient, of unknowns that no bound holds.
 
     Raises
     ------
@@ -160,10 +162,18 @@ def minimize(
     tensor(1., grad_fn=<...>)
     >>> torch.autograd.grad(sol.value, a)[0]
     tensor(0.5000)
+
+    Between bounds:
+
+    >>> hi = torch.tensor(0.8, requires_grad=True)
+    >>> sol = ims.minimize(lambda z, a: (z - a) ** 2, torch.tensor(0.0), (a,), bounds=(0.0, hi))
+    >>> sol.value, torch.autograd.grad(sol.value, hi)[0]
+    (tensor(0.8000, grad_fn=<...>), tensor(1.))
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     if solver is None:
         solver = TrustRegion() if jac_sparsity is None else Newton()
+        solver = solver if bounds is None else ProjectedNewton()
         solver = solver if prox is None else FISTA()
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
     if jac_sparsity is not None and (bounds is not None or prox is not None):

@@ -140,7 +140,8 @@ def least_squares(
         outside of them is moved to the nearest point between them.
     solver
         `LevenbergMarquardt`, by default; `Dogleg`, `GaussNewton` (cheaper steps, from nearby, for
-        Jacobians of full rank), `LBFGS`, `Newton`, `GradientDescent`.
+        Jacobians of full rank), `LBFGS`, `Newton`, `GradientDescent`. With bounds
+        `LevenbergMarquardt`, by default; `LBFGSB`, `GradientDescent`.
     gauss_newton
         Whether the derivative uses ``J^T J`` in place of the full Hessian. It is biased unless
         the residuals vanish, hence of first order only: an error when it is differentiated again.

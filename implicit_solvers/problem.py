@@ -301,11 +301,14 @@ class EquationProblem:
     @property
     def own(self) -> tuple[Tensor, ...]:
         """The equation's own operands ``(N, k)``."""
-        if self._own is None:
+        known = self._own
+        if known is None:
             like, count = self.operands[0].new_empty((*self.shape, 0)), self.equation.own
             own = self.lanes.over(lambda z, *operands: operands[:count])(like, *self.operands)
-            self._own = tuple(self._flat(t) for t in own)
-        return self._own
+            known = tuple(self._flat(t) for t in own)
+            if self.branches:
+                self._own = known
+        return known
 
     def within(self, z: Tensor) -> Tensor:
         """Return the nearest point between the bounds."""
@@ -320,6 +323,10 @@ class EquationProblem:
         unknown = ((lo != lo) | (hi != hi)).any(-1)
         return self.number(torch.where(unknown, int(Status.NONFINITE), crossed))
 
+    def step(self, z: Tensor, direction: Tensor) -> Tensor:
+        """Return what bounds leave of a step ``-direction``, with that sign."""
+        return direction if self.bounds is None else z - self.within(z - direction)
+
     def projected(self, z: Tensor, slope: Tensor) -> Tensor:
         """Return the condition at ``z`` of a known slope."""
         return slope if self.bounds is None else projected(z, slope, *self.bounds)
@@ -328,10 +335,26 @@ class EquationProblem:
         """Tell which unknowns ``(N, n)`` are not held to a bound at ``z``; None if none can be."""
         if self.bounds is None:
             return None
-        if self._free is None or self._free[0] is not z:
-            low, high = held(z, self.slope(z), *self.bounds)
-            self._free = z, ~(low | high)
-        return self._free[1]
+        known = self._free
+        if known is None or known[0] is not z:
+            known = z, self.apart(z, self.slope(z), 0.0)
+            if self.branches:
+                self._free = known
+        return known[1]
+
+    def apart(self, z: Tensor, slope: Tensor, reach: Any) -> Tensor:
+        """Tell which unknowns ``(N, n)`` a step ``reach`` times their slope leaves off bounds."""
+        assert self.bounds is not None
+        low, high = held(z - reach * slope, slope, *self.bounds)
+        return ~(low | high)
+
+    def movable(self, z: Tensor, direction: Tensor) -> Tensor:
+        """Return the part of a step ``-direction`` that does not lead out of bounds at once."""
+        if self.bounds is None:
+            return direction
+        lo, hi = self.bounds
+        stuck = ((z <= lo) & (direction > 0)) | ((z >= hi) & (direction < 0))
+        return torch.where(stuck, 0.0, direction)
 
     def reach(self, z: Tensor) -> Tensor:
         """Return the size of each entry of ``z``, and no less than that of the lane.
@@ -362,15 +385,17 @@ class EquationProblem:
 
     def linearize_slope(self, z: Tensor) -> LaneMap:
         """Return the Jacobian of `slope` at ``z``."""
+        if type(self.equation).slope is Equation.slope:
+            return self.linearize(z)
         template = JacobianTemplate(self.equation.slope, symmetric=True)
-        return self._linearized(template, z, residuals=False)
+        return self._linearized(template, z, "slope")
 
     def residual_to_factor(self, z: Tensor) -> Tensor:
         """Return `residual`, and keep what `linearize` at this very ``z`` needs to form ``F'``."""
         kept, self._evaluated = self._evaluated, None
         if not (self.branches and unwatched()):
             return self.residual(z)
-        if kept is not None and kept.z is z and not kept.residuals:
+        if kept is not None and kept.z is z and kept.of == "condition":
             self._evaluated, out = kept, kept.value.detach()
             return out if out.shape == z.shape else out.reshape(z.shape)
         grid, matrices = self._grid(z), None
@@ -425,21 +450,22 @@ class EquationProblem:
             grid = self._grid(z).detach().requires_grad_()
             value = self._fn(grid, *self.operands)
             gradient = pullback_on_graph(grid, value, True)(torch.ones_like(value))
-        self._evaluated = _Evaluated(z, grid, gradient, None)
+        of = "slope" if self.equation.bounded else "condition"
+        self._evaluated = _Evaluated(z, grid, gradient, None, of)
         return value.detach().reshape(-1), gradient.detach().reshape(z.shape)
 
     def linearize(self, z: Tensor) -> LaneMap:
         """Return the Jacobian of the condition at ``z``."""
-        return self._linearized(self.equation.jacobian(), z, residuals=False)
+        return self._linearized(self.equation.jacobian(), z, "condition")
 
-    def _linearized(self, template: JacobianTemplate, z: Tensor, residuals: bool) -> LaneMap:
+    def _linearized(self, template: JacobianTemplate, z: Tensor, of: str) -> LaneMap:
         kept, self._evaluated = self._evaluated, None
-        if kept is None or kept.z is not z or kept.residuals != residuals:
+        if kept is None or kept.z is not z or kept.of != of:
             kept = None
         grid = self._grid(z) if kept is None else kept.point
-        of = template, self.lanes.prepend(), self.shape, (grid, *self.operands)
+        how = template, self.lanes.prepend(), self.shape, (grid, *self.operands)
         jacobian = LaneMap(
-            *of,
+            *how,
             like=grid,
             basis=self.basis,
             memory=self.memory,
@@ -472,18 +498,22 @@ class EquationProblem:
                 grid = grid.detach().requires_grad_()
                 out = self._fn(grid, *self.operands)
             pull: Callable[..., Any] = pullback_on_graph(grid, out)
-            self._evaluated = _Evaluated(z, grid, out, None, True)
+            self._evaluated = _Evaluated(z, grid, out, None, "residuals")
             out = out.detach()
             gradient = pull(out)
         else:
             out, pull = vjp(lambda u: self._fn(u, *self.operands), grid)
             gradient = pull(out)[0]
-        return out.reshape(self.count, out.shape[-1]), gradient.reshape(z.shape)
+        gradient = gradient.reshape(z.shape)
+        if self.bounds is not None and self.branches:
+            self._free = z, self.apart(z, gradient, 0.0)
+        return out.reshape(self.count, out.shape[-1]), gradient
 
     def linearize_residuals(self, z: Tensor) -> ResidualMap:
-        """Return the Jacobian of the residuals at ``z``, ``m x n``."""
+        """Return the Jacobian of the residuals at ``z``, ``m x n``; zero where bounds hold."""
         template = JacobianTemplate(self.equation.fn if self.fits else self.equation.condition)
-        return ResidualMap(self._linearized(template, z, residuals=self.fits))
+        of = "residuals" if self.fits else "condition"
+        return ResidualMap(self._linearized(template, z, of), self.free(z))
 
     def to_second_order(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the residuals of a fit, their Jacobian, its gradient, and the rest of its Hessian.
@@ -543,21 +573,24 @@ class EquationProblem:
 class _Evaluated(NamedTuple):
     """An evaluation at ``z``: the point and the value with its graph, or the Jacobians.
 
-    The value is the condition, or a fit's ``residuals``.
+    The value is ``of`` the "condition", its "slope" between bounds, or the "residuals" of a fit.
     """
 
     z: Tensor
     point: Tensor
     value: Tensor
     matrices: Tensor | None
-    residuals: bool = False
+    of: str = "condition"
 
 
 class ResidualMap:
-    """The Jacobian ``J``, ``m x n``, of the residuals of each of N lanes."""
+    """The Jacobian ``J``, ``m x n``, of the residuals of each of N lanes.
 
-    def __init__(self, jacobian: LaneMap) -> None:
-        self.jacobian = jacobian
+    Its columns are zero for unknowns that are not ``free``, ``(N, n)``; all are if that is None.
+    """
+
+    def __init__(self, jacobian: LaneMap, free: Tensor | None = None) -> None:
+        self.jacobian, self.free = jacobian, free
 
     @property
     def separable(self) -> bool:
@@ -570,20 +603,23 @@ class ResidualMap:
 
     def mv(self, v: Tensor) -> Tensor:
         """Return ``J v`` for ``v (N, n)``, ``(N, m)``."""
-        return self._here().mv(v)
+        return self._here().mv(v if self.free is None else v * self.free)
 
     def rmv(self, w: Tensor) -> Tensor:
         """Return ``J^T w`` for ``w (N, m)``, ``(N, n)``."""
-        return self._here().rmv(w)
+        out = self._here().rmv(w)
+        return out if self.free is None else out * self.free
 
     def dense(self) -> Tensor:
         """Return the matrices ``(N, m, n)``."""
-        return self.jacobian.dense()
+        matrix = self.jacobian.dense()
+        return matrix if self.free is None else matrix * self.free.unsqueeze(-2)
 
     def aliased(self) -> ResidualMap:
         """Return the map as the body of a loop in a graph has to see it."""
-        return ResidualMap(self.jacobian.aliased())
+        return ResidualMap(self.jacobian.aliased(), self.free)
 
     def take(self, index: Tensor) -> ResidualMap:
         """Return the map of some of the lanes."""
-        return ResidualMap(self.jacobian.take(index))
+        free = None if self.free is None else self.free[index]
+        return ResidualMap(self.jacobian.take(index), free)

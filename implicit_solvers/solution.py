@@ -98,8 +98,7 @@ _HELP = {
         "Newton()"
     ),
     Status.INFEASIBLE: (
-        "the constraints contradict each other, as multipliers found on the way prove: no point "
-        "meets them all; relax a constraint"
+        "the bounds or constraints contradict each other: no point meets them all; relax one"
     ),
     Status.UNBOUNDED: (
         "the objective falls without end along a direction that the constraints allow: add the "

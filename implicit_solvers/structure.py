@@ -178,7 +178,10 @@ def filled(value: Any, name: str, like: Any, missing: float | None = None) -> An
     if value is None or isinstance(value, (int, float)):
         given, given_tree = [value] * len(leaves), tree
     if given_tree != tree:
-        raise ValueError(f"{name} has the structure {given_tree} where z0 has {tree}")
+        raise ValueError(
+            f"{name} has the structure {given_tree} where z0 has {tree}: give it the same, or one "
+            "number"
+        )
     full = []
     for leaf, entry in zip(leaves, given, strict=True):
         if isinstance(entry, Tensor) and (entry.dtype, entry.device) != (leaf.dtype, leaf.device):
@@ -190,6 +193,8 @@ def filled(value: Any, name: str, like: Any, missing: float | None = None) -> An
             if missing is None:
                 raise TypeError(f"{name} is None: pass a number or a tensor")
             entry = missing
+        if not isinstance(entry, (Tensor, int, float)):
+            raise TypeError(f"{name} has a {type(entry).__name__}: pass numbers or tensors")
         entry = torch.as_tensor(entry, dtype=leaf.dtype, device=leaf.device)
         try:
             full.append(entry.expand(leaf.shape))

@@ -48,13 +48,17 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("n", [1, 3, LIMIT + 1])
+@pytest.mark.parametrize("bounds", [None, (0.05, 9.0)], ids=["", "bounds"])
 @pytest.mark.parametrize("kind", FUNCTIONS)
-def test_equations(kind, n, dtype):
+def test_equations(kind, bounds, n, dtype):
+    if bounds and kind in ("root", "fixed_point"):
+        return
     a = torch.linspace(0.1, 1, n, dtype=dtype)
-    solver, linear, adjoint = promised(f"`{kind}`")
+    solver, linear, adjoint = promised(f"`{kind}`" + (" with `bounds=`" if bounds else ""))
+    options = {"bounds": bounds} if bounds else {}
     adjoint = linear if adjoint == "the same" else adjoint
     used = solved_by(
-        lambda fn, args, z0: getattr(ims, kind)(fn, z0, args),
+        lambda fn, args, z0: getattr(ims, kind)(fn, z0, args, **options),
         FUNCTIONS[kind],
         (a,),
         torch.zeros_like(a),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,6 +111,15 @@ CASES = [
     Case("least_squares", "Newton", ims.Newton()),
     Case("least_squares", "GradientDescent", DESCENT, reach=3.0),
     Case("least_squares", "GMRES adjoint", ims.GaussNewton(), ims.ImplicitAdjoint(ims.GMRES())),
+]
+
+
+BOUNDED = [
+    Case("minimize", "ProjectedNewton", ims.ProjectedNewton()),
+    Case("minimize", "LBFGSB", ims.LBFGSB(), reach=10.0),
+    Case("minimize", "GradientDescent", DESCENT, reach=3.0),
+    Case("least_squares", "LevenbergMarquardt", ims.LevenbergMarquardt()),
+    Case("least_squares", "LBFGSB", ims.LBFGSB(), reach=3.0),
 ]
 
 
@@ -290,18 +300,23 @@ def pattern(case, n):
     return {"jac_sparsity": torch.ones(n, n)} if sparse else {}
 
 
-def solve(case, fn, way, start, args, on_failure="mask"):
-    """Solve all lanes, batched in one of three ways; return the `Solution` of the batch."""
+def solve(case, fn, way, start, args, on_failure="mask", sides=0):
+    """Solve all lanes, batched in one of three ways; return the `Solution` of the batch.
+
+    The first ``sides`` arguments, two if any, are bounds.
+    """
     options = {"solver": case.solver, "adjoint": case.adjoint, "on_failure": on_failure}
     options.update(case.options)
     options |= pattern(case, sum(math.prod(leaf.shape[1:]) for leaf in tree_leaves(start)))
     entry = getattr(ims, case.kind)
+
+    def one(start, *args, **more):
+        if sides:
+            more["bounds"] = args[:sides]
+        return entry(fn, start, args[sides:], **options, **more)
+
     if way == "batch_dims":
-        return entry(fn, start, args, batch_dims=1, in_dims=0, **options)
-
-    def one(start, *args):
-        return entry(fn, start, args, **options)
-
+        return one(start, *args, batch_dims=1, in_dims=0)
     if way == "vmap":
         return vmap(one)(start, *args)
     lanes = [one(*lane) for lane in zip(start, *args, strict=True)]
@@ -495,6 +510,125 @@ def test_a_bad_lane_leaves_the_others_alone(case, data):
         assert not g.dim() or not bool(g[bad].any())
     TALLY["right"] += len(lanes) - 1
     TALLY["flagged"] += 1
+
+
+# -- between bounds ---------------------------------------------------------------------------
+
+
+def between(case, z, lo, hi, args):
+    """Return what vanishes at a minimum between bounds, and its slopes in all that is given."""
+    slope = CONDITIONS[case.kind](z, *args)
+    low, high = (z <= lo) & (slope > 0), (z >= hi) & (slope < 0)
+    held = low | high
+    J, *P = slopes(CONDITIONS[case.kind], [z, *args])
+    J[held] = np.eye(len(z))[held]
+    for block in P:
+        block[held] = 0.0
+    return np.where(held, 0.0, slope), J, [-np.diag(1.0 * low), -np.diag(1.0 * high), *P]
+
+
+def by_scipy(lane, lo, hi):
+    """Return SciPy's minimum of a convex objective."""
+    args = [a.double() for a in lane.args]
+    value = lambda z: lane.fn(torch.tensor(z), *args)
+    slope = lambda z: CONDITIONS["minimize"](z, *map(numpy, args))
+    sides = list(zip(lo, hi, strict=True))
+    options = {"ftol": 0.0, "gtol": 1e-12, "maxiter": 10_000}
+    return scipy.optimize.minimize(
+        lambda z: float(value(z)), numpy(lane.start), jac=slope, bounds=sides,
+        method="L-BFGS-B", options=options,
+    ).x  # fmt: skip
+
+
+@each(BOUNDED)
+@given(data=st.data())
+def test_minima_between_bounds_are_found_and_differentiated_or_flagged(case, data):
+    lanes, way, dtype, promised, seed = data.draw(rooted(case))
+    start, args = stacked(lanes)
+    # some bounds cut the root without them off, and some are idle
+    known = torch.stack([lane.root for lane in lanes]).to(dtype)
+    size = known.abs().amax(-1, keepdim=True)
+    size = torch.where(size > 0, size, 1.0)
+    first, second = normal(seed + 50, 2, *known.shape).to(dtype)
+    lo = known + size * (first - 1)
+    sides = lo, lo + size * (0.1 + second.abs())
+    args = (*sides, *args)
+    weights = normal(seed, *start.shape).to(dtype)
+    tangents = tuple(normal(seed + 1 + k, *a.shape).to(dtype) for k, a in enumerate(args))
+
+    def run(*args):
+        return solve(case, lanes[0].fn, way, start, args, sides=2)
+
+    solution, backward, forward, adjoint_failed = differentiate(run, args, weights, tangents)
+    eps = torch.finfo(dtype).eps
+    for i, lane in enumerate(lanes):
+        if not bool(solution.converged[i]):
+            assert not promised, Status(int(solution.status[i]))
+            flagged(solution, i, (*backward, forward))
+            continue
+        z, (lo, hi, *own) = numpy(solution.value[i]), [numpy(a[i]) for a in args]
+        assert bool(((lo <= z) & (z <= hi)).all())
+        left, J, P = between(case, z, lo, hi, own)
+        inverse = 1 / np.linalg.svd(J, compute_uv=False)[-1]
+        # the tolerance, and what rounding the data and evaluating the slope does
+        n, shift = len(z), np.linalg.norm(own[SHIFT[case.kind]])
+        size = 1 + 2 * np.linalg.norm(z) + shift
+        off = n**0.5 * eps**0.75 * (1 + np.sqrt(np.mean(z**2))) + 20 * n * eps * size
+        assert np.linalg.norm(np.linalg.solve(J, left)) <= lane.stability * off
+        if case.kind == "minimize" and promised:
+            # (SciPy stops where differences of its objective drown: half of the digits)
+            apart = np.linalg.norm(z - by_scipy(lane, lo, hi))
+            assert apart <= 1e-6 * size * max(1, inverse) + lane.stability * off
+        if bool(solution.degenerate[i]):
+            continue
+        D = [-np.linalg.solve(J, block) for block in P]
+        size = sum(np.linalg.norm(block) ** 2 for block in P) ** 0.5
+        spread = inverse * size * (2 * eps ** (2 / 3) + 20 * n * eps * (1 + np.linalg.cond(J)))
+        w, v = numpy(weights[i]), flat(numpy(t[i]) for t in tangents)
+        reverse = flat(numpy(g[i]) for g in backward)
+        pairs = [
+            (reverse, np.concatenate([w @ block for block in D]), spread * np.linalg.norm(w)),
+            (numpy(forward[i]), np.concatenate(D, 1) @ v, spread * np.linalg.norm(v)),
+        ]
+        right_or_flagged(pairs, adjoint_failed, promised)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
+@given(data=st.data())
+@settings(max_examples=5 * SHARE)
+def test_weak_bounds_are_flagged_and_strict_ones_are_not(dtype, data):
+    """In any unit: the multiplier of a weak one is zero, or a rounding of the terms of the slope.
+
+    The minimum of ``c (y.H.y / 2 - b.y)`` with ``y = z / s`` is known: each unknown is free, held,
+    or on its bound without being held to it.
+    """
+    n, seed = data.draw(st.integers(1, 6)), data.draw(st.integers(0, 2**20))
+    c, s = (2.0 ** data.draw(st.integers(-30, 30)) for _ in range(2))
+    most = data.draw(st.sampled_from((2, 3)))  # without weak ones, or with some
+    way = torch.from_numpy(np.random.default_rng(seed).integers(0, most, n))
+    draw, noise, y = normal(seed, 3, n, n)[:, :, 0], normal(seed + 1, n, n), normal(seed + 2, n)
+    H = (noise @ noise.mT + n * torch.eye(n, dtype=F64)).to(dtype)
+    y, held, weak = y.to(dtype), way == 1, way == 2
+    # of what is held the slope points out of the bounds, by at least a tenth
+    pull = torch.where(held, 0.1 + draw[0].abs(), 0.0).to(dtype)
+    rounding = torch.finfo(dtype).eps * data.draw(st.sampled_from((0.0, 1.0, -1.0)))
+    pull = pull + rounding * weak * (H.abs() @ y.abs())
+    upper = draw[1] > 0
+    b = H @ y + torch.where(upper, pull, -pull)
+    room = (0.1 + draw[2].abs()).to(dtype)
+    on = held | weak
+    lo = torch.where(on & ~upper, y, y - room)
+    hi = torch.where(on & upper, y, y + room)
+
+    def fn(z):
+        u = z / s
+        return c * (u @ (H @ u) / 2 - b @ u)
+
+    sol = ims.minimize(fn, torch.zeros(n, dtype=dtype), bounds=(s * lo, s * hi), on_failure="mask")
+    assert bool(sol.converged) and bool(sol.degenerate) == bool(weak.any())
+    # the condition is below 10, and rounding is that of H y
+    bound = 100 * n * torch.finfo(dtype).eps * float(1 + y.abs().max())
+    assert float((sol.value / s - y).abs().max()) <= bound + torch.finfo(dtype).eps ** 0.75
 
 
 # -- linear systems ---------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class BFGS(SecantDescent):
         self, problem: EquationProblem, memory: SecantMemory, pair: Pair, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Change ``B`` by two symmetric products."""
-        s, y, sy, kept = pair
+        s, y, sy, kept, _ = pair
         B = pick(both(memory.fresh, kept), times(memory.scale, memory.learned), memory.learned)
         By = torch.bmm(B, y.unsqueeze(-1)).squeeze(-1)
         w = times(0.5 * (1 + divide(dot(problem, y, By), sy)), s) - By

@@ -1,4 +1,4 @@
-"""Descent: what minimizers have in common, and those that search along a line."""
+"""Descent: what minimizers have in common, and those that search along a line, or an arc."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, both, divide, no, nowhere, pick
+from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, pick
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Damped, DampedState, Point
@@ -25,7 +25,8 @@ class Minimizer(Damped):
     def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
         """Evaluate objective and gradient; an objective that is not finite is no place to be."""
         value, gradient = self.objective(problem, z)
-        error, value = problem.size(self.norm, gradient), problem.number(value)
+        error = problem.size(self.norm, problem.projected(z, gradient))
+        value = problem.number(value)
         return Point(z, gradient, pick(abs(value) < math.inf, error, math.nan), value)
 
     def objective(self, problem: EquationProblem, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,9 +35,24 @@ class Minimizer(Damped):
 
 
 class Descent(Minimizer):
-    """Steps down a line: a solver gives the direction, its ``line_search`` the length."""
+    """Steps down a line: a solver gives the direction, its ``line_search`` the length.
+
+    Between bounds the trials ``P(z - t p)`` lie on an arc, and a search that shortens steps judges
+    each by the slopes along the chord to it. Source: Bertsekas, "Projected Newton Methods for
+    Optimization Problems with Simple Constraints", SIAM J. Control Optim. 20 (1982).
+    """
 
     line_search: Any
+
+    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
+        """Evaluate at the start."""
+        if problem.bounds is not None and not self.line_search.bends:
+            name = type(self.line_search).__name__
+            raise ValueError(
+                f"line_search={name}() of {type(self).__name__} is for lines, and bounds bend "
+                "them: use Backtracking()"
+            )
+        return super().init(problem, z)
 
     def lenient(self, state: DampedState, length: Any) -> Mask:
         """Tell where any fall will do, whatever the slope."""
@@ -44,7 +60,8 @@ class Descent(Minimizer):
 
     def start(self, problem: EquationProblem, state: DampedState, length: Any) -> tuple[Any, Any]:
         """Begin a search with the slope of the objective along the direction."""
-        slope, eps = self._slope(problem, state), torch.finfo(state.z.dtype).eps
+        moves = problem.movable(state.z, state.direction)
+        slope, eps = -dot(problem, moves, state.residual), torch.finfo(state.z.dtype).eps
         lenient = self.lenient(state, length)
         return length, self.line_search.begin(state.value, slope, eps, lenient)
 
@@ -54,16 +71,24 @@ class Descent(Minimizer):
 
     def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
         """Let the search judge."""
-        line, length = state.search, state.length
-        trial = line.trial._replace(
-            length=length, value=state.value, slope=self._slope(problem, state)
-        )
+        line, length, finite = state.search, state.length, state.error < math.inf
+        if isinstance(length, Tensor):
+            length = length.to(state.z.dtype)
+        if problem.bounds is None:
+            slope = -dot(problem, state.direction, state.residual)
+        else:
+            chord, ends = state.z - state.kept.z, (state.kept.residual, state.residual)
+            before, slope = (divide(dot(problem, chord, end), length) for end in ends)
+            line = line._replace(start=line.start._replace(slope=before))
+            finite = both(finite, before <= 0)
+            far = torch.finfo(state.z.dtype).max ** 0.4  # squares of more than its square overflow
+            runs = either(state.value == -math.inf, problem.scale(self, state.z) > far)
+            runs = both(runs, both(state.flag == 0, self.rtol is not None))
+            state = state._replace(flag=pick(runs, int(Status.UNBOUNDED), state.flag))
+        trial = line.trial._replace(length=length, value=state.value, slope=slope)
         line = line._replace(trial=trial, tried=line.tried + 1)
-        accepted, low = self.line_search.judge(line, state.error < math.inf)
-        return state._replace(accepted=accepted, search=line._replace(low=low))
-
-    def _slope(self, problem: EquationProblem, state: DampedState) -> Any:
-        return -dot(problem, state.direction, state.residual)
+        accepted, low = self.line_search.judge(line, finite)
+        return state._replace(accepted=accepted, search=line._replace(low=low), length=length)
 
     def stopped(self, state: DampedState, stuck: Mask) -> Any:
         """Return the flags, with STALLED where lanes are stuck; a budget judges nothing."""
@@ -82,15 +107,19 @@ def times(factor: Any, v: Tensor) -> Tensor:
     return v * (factor.reshape(-1, *(1,) * (v.dim() - 1)) if isinstance(factor, Tensor) else factor)
 
 
-def first_length(problem: EquationProblem, solver: Any, z: Tensor, gradient: Tensor) -> Any:
+def first_length(
+    problem: EquationProblem, solver: Any, z: Tensor, gradient: Tensor, hessian: Any = None
+) -> Any:
     """Return how much of the gradient leads to the least on a line, if that is a parabola.
 
     It is at most ten times the size of ``z``.
     """
+    hessian = problem.linearize_slope(z) if hessian is None else hessian
     size, scale = problem.size(solver.norm, gradient), problem.scale(solver, z)
     size = pick(size > 0, size, 1.0)
     unit = times(1.0 / size, gradient)
-    bend = divide(abs(dot(problem, unit, problem.linearize(z).mv(unit))), dot(problem, unit, unit))
+    image = hessian.mv(unit)
+    bend = divide(abs(dot(problem, unit, image)), dot(problem, unit, unit))
     most = FARTHEST * scale / size
     length = pick(bend > 0, divide(1.0, bend), pick(scale > 0, most, 1.0 / size))
     return pick(both(scale > 0, no(length < most)), most, length)

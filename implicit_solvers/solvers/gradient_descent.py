@@ -37,9 +37,9 @@ class GradientDescent(Descent):
     otherwise it works to a tolerance. A ``line_search`` finds the length of each step instead; a
     lane in which it fails (where `StrongWolfe` finds the function unbounded below along the line)
     ends as STALLED. A step and what it left of the gradient estimate the error and propose the end,
-    where the Hessian decides. For least squares the objective is
-    ``|r|^2 / 2``. Source: Nocedal and Wright, "Numerical Optimization", chapter 3; momentum:
-    Polyak (1964).
+    where the Hessian decides. For least squares the objective is ``|r|^2 / 2``. Between bounds each
+    iterate is projected; a line search is `Backtracking` there. Source: Nocedal and Wright,
+    "Numerical Optimization", chapter 3; momentum: Polyak (1964).
 
     Parameters
     ----------
@@ -71,7 +71,12 @@ class GradientDescent(Descent):
     max_steps: int = field(default=10_000, kw_only=True)
     momentum: float = 0.0
     line_search: LineSearch | None = None
-    solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
+    solves: ClassVar[tuple[str, ...]] = (
+        "minimize",
+        "least_squares",
+        "minimize with bounds",
+        "least_squares with bounds",
+    )
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
@@ -106,8 +111,9 @@ class GradientDescent(Descent):
         """Evaluate the gradient at the start."""
         if self.line_search is not None:
             return super().init(problem, z)
+        z = problem.within(z)
         gradient = problem.residual(z)
-        flag = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        flag = problem.flags() + torch.zeros(len(z), dtype=torch.int64, device=z.device)
         return GradientDescentState(z, gradient, torch.zeros_like(z), self.norm(gradient), flag)
 
     def step(self, problem: EquationProblem, state: Any) -> Any:
@@ -117,6 +123,6 @@ class GradientDescent(Descent):
         velocity = -self.lr * state.gradient
         if self.momentum:
             velocity = velocity + self.momentum * state.velocity
-        z = state.z + velocity
+        z = problem.within(state.z + velocity)
         gradient = problem.residual(z)
         return GradientDescentState(z, gradient, velocity, self.norm(gradient), state.flag)

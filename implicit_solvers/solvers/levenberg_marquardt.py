@@ -103,9 +103,7 @@ class LevenbergMarquardt(ScaledRegion):
         """Form the Jacobian, if it is to be, and find the step without damping."""
         if self.by_products(state.z, _PRODUCTS) is not None:
             return Unscaled(), 0
-        matrix, free = problem.linearize_residuals(state.z).dense(), problem.free(state.z)
-        if free is not None:
-            matrix = matrix * free.unsqueeze(-2)
+        matrix = problem.linearize_residuals(state.z).dense()
         scale = scales(matrix, None if state.memory is None else state.memory.scale)
         matrix = matrix / scale.unsqueeze(-2)
         return Damping(scale, matrix, *full_step(problem, matrix, state.residual)), 0

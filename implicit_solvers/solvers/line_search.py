@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from implicit_solvers.agreement import Mask, both, divide, either, no, pick
 from implicit_solvers.hyperparameters import check_count, check_number
@@ -62,7 +62,12 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class LineSearch:
-    """What line searches have in common: `begin`, then `judge` and `again` until a trial pays."""
+    """What line searches have in common: `begin`, then `judge` and `again` until a trial pays.
+
+    One that ``bends`` judges trials on an arc too.
+    """
+
+    bends: ClassVar[bool] = False
 
     def begin(self, value: Any, slope: Any, eps: float, lenient: Mask = False) -> Line:
         """Return what is known of a line from its start."""
@@ -122,6 +127,7 @@ class Backtracking(LineSearch):
     decrease: float = 1e-4
     shrink: float = 0.5
     max_steps: int = 30
+    bends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""

@@ -71,7 +71,7 @@ class NonlinearCG(SecantDescent):
         self, problem: EquationProblem, memory: SecantMemory, pair: Pair, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Add as much of the last step as makes the direction conjugate to it."""
-        s, y, sy, kept = pair
+        s, y, sy, kept, _ = pair
         ss, slope = dot(problem, s, s), dot(problem, s, gradient)
         bend = divide(dot(problem, y, y), sy)
         share = divide(dot(problem, y, gradient) - 2 * bend * slope, sy)

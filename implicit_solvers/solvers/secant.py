@@ -16,16 +16,17 @@ from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
 
 __all__ = ["Pair", "SecantDescent", "SecantMemory"]
 
-_DOUBT = 2.0
+_DOUBT, _LONGER = 2.0, 4.0
 
 
 class Pair(NamedTuple):
-    """A step ``s``, the change ``y`` of the gradient, and ``s.y``: one where it is not ``kept``."""
+    """A step ``s`` to ``z``, the change ``y`` of the gradient, and ``s.y``: 1 if not ``kept``."""
 
     s: Tensor
     y: Tensor
     sy: Any
     kept: Mask
+    z: Tensor
 
 
 class SecantMemory(NamedTuple):
@@ -68,7 +69,7 @@ class SecantDescent(Descent):
 
     def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> SecantMemory:
         """Remember no pairs, and the curvature along the gradient."""
-        unit = first_length(problem, self, z, residual)
+        unit = first_length(problem, self, z, problem.projected(z, residual))
         one: Any = 1.0
         fresh: Mask = True
         if not problem.branches:
@@ -96,7 +97,7 @@ class SecantDescent(Descent):
         return self._estimated(problem, state._replace(memory=self._learned(problem, state)))
 
     def _estimated(self, problem: EquationProblem, state: DampedState) -> DampedState:
-        size = problem.size(self.norm, state.memory.direction)
+        size = problem.size(self.norm, problem.step(state.z, state.memory.direction))
         return state._replace(estimate=_DOUBT * size)
 
     def _learned(self, problem: EquationProblem, state: DampedState) -> SecantMemory:
@@ -107,9 +108,13 @@ class SecantDescent(Descent):
         bend = line.trial.slope - line.start.slope
         keep = bend > -torch.finfo(s.dtype).eps * line.start.slope
         sy = pick(keep, state.length * memory.unit * bend, 1.0)
-        scale = pick(keep, divide(sy, dot(problem, y, y)), memory.scale)
+        longer = memory.scale
+        if problem.bounds is not None:
+            # no search looks beyond a step that does not curve upwards
+            longer = pick(state.length == 1, _LONGER * longer, longer)
+        scale = pick(keep, divide(sy, dot(problem, y, y)), longer)
         new = memory._replace(scale=scale)
         gradient = times(memory.unit, state.residual)
-        learned, direction = self.learn(problem, new, Pair(s, y, sy, keep), gradient)
+        learned, direction = self.learn(problem, new, Pair(s, y, sy, keep, state.z), gradient)
         new = new._replace(learned=learned, direction=direction, fresh=both(memory.fresh, no(keep)))
         return pick(accepted, new, memory)

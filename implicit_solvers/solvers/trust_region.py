@@ -21,7 +21,7 @@ from implicit_solvers.agreement import (
 )
 from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.linear.choice import DENSE_LIMIT
-from implicit_solvers.outcome import DIGIT, contracted
+from implicit_solvers.outcome import DIGIT, ROUNDINGS, contracted
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.rounding import patterns
 from implicit_solvers.solution import Status
@@ -203,6 +203,10 @@ class ModelSteps(Damped):
             else:
                 # nothing will tell what an inexact step has left
                 estimate = larger(estimate, step)
+                # a step of a few roundings, that no trial has shortened, is the end of them
+                least = ROUNDINGS * torch.finfo(state.z.dtype).eps * scale
+                tiny = both(step <= least, region.rejected == 0)
+                pays, estimate = either(pays, tiny), pick(tiny, step, estimate)
             state = state._replace(estimate=estimate)
         elif not everywhere(pays):
             stuck = either(stuck, problem.size(length, state.z - state.kept.z) == 0)

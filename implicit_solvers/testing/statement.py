@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicit_solvers.bounds import projected
 from implicit_solvers.structure import Structure
 from implicit_solvers.torch_internals import tree_flatten
 
@@ -35,7 +36,8 @@ class Linearization:
 class Statement:
     """``fn(z, *args)`` and the condition that ``kind`` makes of it, for a raveled ``z (m,)``.
 
-    ``z`` is raveled with all of its lanes. ``join`` makes the arguments of their floating tensors.
+    ``z`` is raveled with all of its lanes, and so are ``bounds``, where there are any. ``join``
+    makes the arguments of their floating tensors.
     """
 
     fn: Callable[..., Any]
@@ -43,6 +45,7 @@ class Statement:
     structure: Structure
     join: Callable[[Sequence[Tensor]], tuple[Any, ...]]
     has_aux: bool = False
+    bounds: tuple[Tensor, Tensor] | None = None
 
     def evaluate(self, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Return what the function returns, raveled."""
@@ -53,7 +56,10 @@ class Statement:
         return leaves[0] if len(leaves) == 1 else torch.cat(leaves)
 
     def condition(self, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """Return ``F(z)``: ``f``, ``z - g``, ``grad f``, or ``J^T r``; needs ``enable_grad``."""
+        """Return ``F(z)``: ``f``, ``z - g``, ``grad f``, or ``J^T r``; needs ``enable_grad``.
+
+        Between bounds, of an unknown that one holds it is the distance from there.
+        """
         if self.kind == "root":
             return self.evaluate(z, tensors)
         if self.kind == "fixed_point":
@@ -62,7 +68,8 @@ class Statement:
             z = z.detach().requires_grad_()
         out = self.evaluate(z, tensors)
         total = out.sum() if self.kind == "minimize" else 0.5 * (out**2).sum()
-        return slopes(total, [z], create_graph=True)[0]
+        slope = slopes(total, [z], create_graph=True)[0]
+        return slope if self.bounds is None else projected(z, slope, *self.bounds)
 
     @property
     def size(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from implicit_solvers.bounds import read_bounds
 from implicit_solvers.driver import name_of
 from implicit_solvers.fixed_points import fixed_point
 from implicit_solvers.minimization import minimize
@@ -194,11 +195,12 @@ def subject_of(
     if isinstance(equation, nn.Module) and equation is not fn:
         equation = _copied(equation, dtype)
     if dtype is not None:
-        z0, args, bracket = (
+        sides = {name: options[name] for name in ("bracket", "bounds") if name in options}
+        z0, args, sides = (
             tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, tree)
-            for tree in (z0, args, bracket)
+            for tree in (z0, args, sides)
         )
-        options = options if bracket is None else {**options, "bracket": bracket}
+        options = {**options, **sides}
     found = captured_tensors(fn)
     if equation is not None:
         found = {**captured_tensors(equation), **found}
@@ -215,7 +217,11 @@ def subject_of(
     if given.equation is not None:
         structure = Structure.of(given.start, "z0")
         has_aux = bool(options.get("has_aux", False))
-        statement = Statement(given.equation, given.kind, structure, join, has_aux)
+        bounds = options.get("bounds")
+        if bounds is not None:
+            lo, hi = read_bounds(bounds, given.start, 0)
+            bounds = lo.detach(), hi.detach()
+        statement = Statement(given.equation, given.kind, structure, join, has_aux, bounds)
     return Subject(
         name=name_of(fn),
         kind="layer" if statement is None else given.kind,

@@ -1,6 +1,7 @@
 """The rows: every solver that can be compiled, and a system of which some lanes are hard."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,10 @@ from .comparison import drawn
 LANES = {"batch_dims": 1, "in_dims": (0, None), "on_failure": "mask"}
 ROOTLESS, SINGULAR = -50.0, -60.0
 TIMES = torch.linspace(0, 2, 6, dtype=torch.float64)
+
+
+def tensor_of(values):
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def steep(z, x, W):
@@ -132,6 +137,10 @@ def ones(y):
 SPARSE = functools.partial(ims.minimize, prox=shrunk)
 BY_PRODUCTS = functools.partial(ims.least_squares, gauss_newton=True)
 ROBUST = functools.partial(ims.least_squares, loss="cauchy", f_scale=0.5)
+# of the bounds some are active in some lanes, and others are none
+BOX = tensor_of((-0.3, -math.inf, 0.2)), None
+IN_A_BOX = functools.partial(ims.minimize, bounds=BOX)
+FIT_IN_A_BOX = functools.partial(ims.least_squares, bounds=(None, tensor_of((2.0, 1.2))))
 SYSTEMS = {
     "root": System(ims.root, steep, torch.zeros_like, near),
     "path": System(ims.continuation, path, torch.zeros_like, near),
@@ -143,6 +152,9 @@ SYSTEMS = {
     "fit": System(ims.least_squares, decay, ones, curves, bad=(2,)),
     "fit, Gauss-Newton": System(BY_PRODUCTS, decay, ones, curves, bad=(2,)),
     "robust fit": System(ROBUST, decay, ones, curves, bad=(2,)),
+    "valley in a box": System(IN_A_BOX, with_hard_lanes(valley), torch.zeros_like, points),
+    "bowl in a box": System(IN_A_BOX, with_hard_lanes(bowl), torch.zeros_like, points),
+    "fit in a box": System(FIT_IN_A_BOX, decay, ones, curves, bad=(2,)),
     "one unknown": System(ims.root, hill, torch.ones_like, levels),
 }
 
@@ -213,6 +225,15 @@ ROWS = {
     "fit, LBFGS": row("fit", ims.LBFGS),
     "fit, LBFGS, Gauss-Newton": row("fit, Gauss-Newton", ims.LBFGS),
     "fit, Backtracking": row("fit", descent, max_steps=700, line_search=ims.Backtracking()),
+    "GradientDescent, bounds": Row(
+        "bowl in a box", functools.partial(ims.GradientDescent, 0.1, max_steps=100)
+    ),
+    "Backtracking, bounds": row("bowl in a box", descent, line_search=ims.Backtracking()),
+    "LBFGSB": row("valley in a box", ims.LBFGSB),
+    "ProjectedNewton": row("valley in a box", ims.ProjectedNewton),
+    "fit, LBFGSB": row("fit in a box", ims.LBFGSB),
+    "fit, LevenbergMarquardt, bounds": row("fit in a box", ims.LevenbergMarquardt),
+    "fit, LevenbergMarquardt, CG, bounds": row("fit in a box", ims.LevenbergMarquardt, **LOOSE),
     "Steffensen": row("one unknown", ims.Steffensen, max_steps=60),
     "Bisection": row("one unknown", ims.Bisection),
     "Chandrupatla": row("one unknown", ims.Chandrupatla),

@@ -177,6 +177,30 @@ TABLE += [
     (["ims.Newton(preconditioner={})"], "ims.ILU()", WRONG, "name an iterative one, as GMRES(), "),
     (["ims.Newton(None, preconditioner={})"], "z0", KIND, "pass Jacobi(), ILU() or a Sparse"),
 ]
+BETWEEN = ["ims.minimize(energy, z0, {})", "ims.least_squares(f, z0, {})"]
+BETWEEN += [f"ims.attach(energy, z0, equation=ims.{name}, {{}})" for name in ("minimize",)]
+CROSSED = "bounds=(torch.tensor([0.0, 2.0]).double(), torch.tensor([1.0, 1.0]).double())"
+UNKNOWN = "bounds=(torch.tensor([0.0, math.nan]).double(), None)"
+TABLE += [
+    (BETWEEN, "bounds=3.0", KIND, "bounds is a float: pass a pair (lo, hi), each a number, None"),
+    (BETWEEN, "bounds=(0.0,)", KIND, "bounds is a tuple: pass a pair (lo, hi)"),
+    (BETWEEN, "bounds=(1.0, 0.0)", WRONG, "bounds is (1.0, 0.0): the lower must be at most the"),
+    (BETWEEN, "bounds=(math.nan, 0.0)", WRONG, "bounds is (nan, 0.0): pass numbers, or None"),
+    (BETWEEN, "bounds=('0', None)", KIND, "bounds[0] has a str: pass numbers or tensors"),
+    (BETWEEN, "bounds=(z0.float(), None)", KIND, "bounds[0] is torch.float32 on cpu where z0 is"),
+    (BETWEEN, "bounds=(None, meta)", KIND, "float64 on meta where z0 is torch.float64 on cpu"),
+    (BETWEEN, "bounds=(None, torch.ones(3).double())", WRONG, "bounds[1] has the shape (3,) where"),
+    (BETWEEN, "bounds=([0.0, 0.0], None)", WRONG, "give it the same, or one number"),
+    (BETWEEN[:2], CROSSED, ims.ConvergenceError, "INFEASIBLE: the bounds or constraints contra"),
+    (BETWEEN[:2], UNKNOWN, ims.ConvergenceError, "NONFINITE after 0 steps"),
+    (BETWEEN[:1], "bounds=(0.0, 2.0), solver=ims.NewtonCG()", WRONG, "choose a solver for minimize "
+     "with bounds, or leave it out"),
+    (BETWEEN[:1], "bounds=(0.0, 2.0), solver=ims.GradientDescent(line_search=ims.StrongWolfe())",
+     WRONG, "is for lines, and bounds bend them: use Backtracking()"),
+    (BETWEEN[:1], "solver=ims.ProjectedNewton()", WRONG, "solves minimize with bounds and was"),
+    (BETWEEN[1:2], "bounds=(0.0, 2.0), solver=ims.Dogleg()", WRONG, "for least_squares with"),
+    (BETWEEN[:1], "bounds=(0.0, 2.0), adjoint=ims.ImplicitAdjoint(ims.CG())", WRONG, "GMRES()"),
+]  # fmt: skip
 MOMENTUM = "ims.GradientDescent(0.1, momentum=0.5)"
 SINGLE = [
     ("ims.minimize(lambda z: z**2, z0)", WRONG, "an objective is one number for each lane"),
@@ -203,6 +227,10 @@ SINGLE = [
      "torch.func.grad(lambda x: ims.root(lambda z: z - inner(x), z0).value.sum())(z0)",
      RuntimeError, "where it cannot be told apart: pass it in args instead"),
     ("ims.gradient_error(ims.root(f, z0), f, equation=ims.linear_solve)", WRONG, "pass root,"),
+    ("ims.minimize(lambda z: (z.abs() ** 2).sum(), z0 + 0j, bounds=(0.0, 1.0))", WRONG, "no order"),
+    ("ims.attach(f, z0, bounds=(0.0, 2.0))", WRONG, "bounds is given with equation=root: leave it"),
+    ("ims.gradient_error(ims.minimize(energy, z0, bounds=(0.0, 2.0)), energy, "
+     "equation=ims.minimize)", WRONG, "lies between bounds, and bounds is None: pass them"),
     ("ims.nn.FixedPoint(g, batch_dims=1)(z0, torch.tensor(0.5))", WRONG, "args[1] carries lanes, "
      "and its shape is () where z0 has lanes (2,): put None for it"),
     ("torch.func.vmap(lambda z: ims.jacobian_sparsity(f, z))(z0)", WRONG, "call it before"),

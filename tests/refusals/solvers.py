@@ -51,6 +51,7 @@ TABLE = [
     (KIND, "f_atol='1', of type str: pass a number >= 0", "ims.Newton(f_atol='1')"),
     (WRONG, "growth=0.5: pass a number >= 1", "ims.Broyden(growth=0.5)"),
     (WRONG, "GradientDescent(line_search=StrongWolfe())", "ims.LBFGS(memory=0)"),
+    (WRONG, "GradientDescent(line_search=Backtracking())", "ims.LBFGSB(memory=0)"),
     (WRONG, "pass a number > 0.3", "ims.StrongWolfe(decrease=0.3, curvature=0.2)"),
     (WRONG, "first_radius=0.0: pass a number > 0", "ims.TrustRegion(first_radius=0.0)"),
     (WRONG, "max_products=0: pass a whole number >= 1", "ims.TrustRegion(max_products=0)"),

@@ -56,8 +56,11 @@ def near_one(v, step, *_):
 
 
 def entry(kind):
-    """Return the public function that solves equations of a kind."""
-    return partial(ims.minimize, prox=near_one) if kind == PROX else getattr(ims, kind)
+    """Return the public function that solves equations of a kind, with a bound if it says so."""
+    name, bounded, _ = kind.partition(" with bounds")
+    if kind == PROX:
+        return partial(ims.minimize, prox=near_one)
+    return partial(getattr(ims, name), bounds=(-5.0, None)) if bounded else getattr(ims, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,48 +68,71 @@ class System:
     """``fn(z, theta)`` is zero, or ``z``, or least, or has the least squares, from a start.
 
     ``loose`` is the tolerance in float32 where the residual rounds at more than the default one.
+    Of one between bounds the ``kind`` says so too.
     """
 
     name: str
-    kind: str
+    stated: str
     fn: Callable
     start: Any
     theta: Any
     loose: float | None = None
     known: torch.Tensor | None = None
     prox: Callable | None = None
+    bounds: tuple | None = None
 
     def __str__(self):
         return self.name
 
+    @property
+    def kind(self):
+        return self.stated if self.bounds is None else f"{self.stated} with bounds"
+
+    def tight(self, dtype=F64):
+        """Return the bounds as tensors like the start."""
+        return tuple(tensor(side, dtype) for side in self.bounds)
+
     def condition(self, z, theta):
-        """Return what vanishes at the solution."""
+        """Return what vanishes at the solution; of an unknown that a bound holds, the distance."""
         if self.prox is not None:
             ahead = z - LENGTH * grad(self.fn)(z, theta)
             return z - self.prox(ahead, torch.tensor(LENGTH, dtype=z.dtype), theta)
-        if self.kind == "minimize":
-            return grad(self.fn)(z, theta)
-        if self.kind == "least_squares":
-            return grad(lambda z: 0.5 * (self.fn(z, theta) ** 2).sum())(z)
-        if self.kind == "continuation":
+        if self.stated == "continuation":
             return self.fn(z, torch.ones_like(theta[0]), theta)
-        return self.fn(z, theta) if self.kind == "root" else z - self.fn(z, theta)
+        if self.stated == "minimize":
+            slope = grad(self.fn)(z, theta)
+        elif self.stated == "least_squares":
+            slope = grad(lambda z: 0.5 * (self.fn(z, theta) ** 2).sum())(z)
+        else:
+            return self.fn(z, theta) if self.stated == "root" else z - self.fn(z, theta)
+        if self.bounds is None:
+            return slope
+        lo, hi = self.tight()
+        low, high = (z <= lo) & (slope > 0), (z >= hi) & (slope < 0)
+        return torch.where(low, z - lo, torch.where(high, z - hi, slope))
 
     def solve(self, solver, dtype=F64, z0=None, theta=None, **options):
         z0 = tensor(self.start, dtype) if z0 is None else z0
         theta = tensor(self.theta, dtype) if theta is None else theta
+        if self.bounds is not None:
+            options["bounds"] = self.tight(dtype)
         return self.entry(self.fn, z0, (theta,), solver=solver, **options)
 
     @property
     def entry(self):
         """The public function that solves it."""
-        return entry(self.kind) if self.prox is None else partial(ims.minimize, prox=self.prox)
+        if self.prox is not None:
+            return partial(ims.minimize, prox=self.prox)
+        solve = getattr(ims, self.stated)
+        return solve if self.bounds is None else partial(solve, bounds=self.tight())
 
     def by_scipy(self, theta=None, method="lm"):
         """Return SciPy's solution; minima and fits get their last digits from their gradients."""
         theta = tensor(self.theta) if theta is None else theta
         x, shape = tensor(self.start).numpy(), tensor(self.start).shape
         fn = lambda z: self.fn(z.reshape(shape), theta)
+        if self.bounds is not None:
+            return self.between_bounds(fn, x)
         if self.kind == "minimize":
             x = by_scipy(fn, x, "trust-exact", gtol=1e-9).x
         elif self.kind == "least_squares":
@@ -122,6 +148,21 @@ class System:
             numpy_function(zero), x.reshape(-1), jac=numpy_function(jacfwd(zero)), tol=1e-15
         ).x
         return torch.from_numpy(x).reshape(shape)
+
+    def between_bounds(self, fn, x):
+        """Return SciPy's solution between bounds; of what is free, Newton's method from there."""
+        value = fn if self.stated == "minimize" else lambda z: 0.5 * (fn(z) ** 2).sum()
+        sides = zip(*(side.reshape(-1).tolist() for side in self.tight()), strict=True)
+        found = scipy.optimize.minimize(
+            numpy_function(value), x.reshape(-1), jac=numpy_function(grad(value)),
+            method="L-BFGS-B", bounds=list(sides), tol=1e-15,
+        )  # fmt: skip
+        z, theta, n = torch.from_numpy(found.x).reshape(x.shape), tensor(self.theta), x.size
+        for _ in range(5):
+            slope = jacfwd(self.condition)(z, theta).reshape(n, n)
+            step = torch.linalg.solve(slope, self.condition(z, theta).reshape(n))
+            z = z - step.reshape(z.shape)
+        return z
 
     @cached_property
     def solution(self):
@@ -388,6 +429,43 @@ REGRESSIONS = [
         problems.OSBORNE_2,
     )
 ]
+
+# -- between bounds: all of them idle, some active, both sides -----------------------------------
+
+INF = float("inf")
+BOX_VALLEY = System(
+    "valley-in-a-box", MIN, rosenbrock, [-1.2, 1.0, 0.3], [1.0, 100.0], 1e-3,
+    bounds=([-2.0, -2.0, 0.1], [0.8, INF, INF]),
+)  # fmt: skip
+BOX_BOWL = System(
+    "bowl-in-a-box", MIN, bowl, [0.0, -0.1, 0.5], [0.3, -0.4, 1.0],
+    bounds=([-INF, -0.2, -INF], [0.1, INF, 3.0]),
+)  # fmt: skip
+BOX_LOGISTIC = System(
+    "signed-logistic", MIN, logistic, [0.0] * 4, [0.3, 0.1],
+    bounds=([0.0, -INF, 0.0, -INF], [INF, INF, INF, 0.0]),
+)  # fmt: skip
+WIDE_HILL = System(
+    "double-well-in-a-wide-box", MIN, double_well, [-0.6, -0.7], [1.0, 1.0],
+    bounds=([-5.0, -5.0], [5.0, 5.0]),
+)  # fmt: skip
+BOX_DECAY = System(
+    "exponential-fit-in-a-box", FIT, exponential_fit, [1.0, 0.5], DATA, loose=1e-4,
+    bounds=([0.0, 0.0], [1.9, 5.0]),
+)  # fmt: skip
+BOX_CIRCLE = System(
+    "circle-fit-in-a-box", FIT, circle_fit, [0.1, 0.2, 0.8], CIRCLE, loose=1e-4,
+    bounds=([0.06, -1.0, 0.0], [1.0, INF, 0.98]),
+)  # fmt: skip
+WIDE_DECAY = System(
+    "exponential-fit-in-a-wide-box", FIT, exponential_fit, [1.0, 0.5], DATA, loose=1e-4,
+    bounds=([-INF, -9.0], [9.0, INF]),
+)  # fmt: skip
+BOX_GROWTH = System(
+    "growth-fit-in-a-box", FIT, growth_fit, 0.0, [1.0, 1.2, 1.5, 1.7, 2.2, 2.7], bounds=(-1.0, 0.9)
+)
+BOXES = [BOX_BOWL, BOX_VALLEY, BOX_LOGISTIC, WIDE_HILL]
+FITTED_BOXES = [BOX_DECAY, BOX_CIRCLE, WIDE_DECAY]
 
 HELICAL_VALLEY = from_library(problems.HELICAL_VALLEY)
 

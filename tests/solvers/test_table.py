@@ -17,7 +17,12 @@ from tests.solvers.table import SOLVERS
 
 ONE = (ims.Bisection, ims.Chandrupatla, ims.Steffensen)  # they solve for one unknown
 FAILED = [s for s in Status if s not in (Status.CONVERGED, Status.BUDGET)]
-EQUATIONS = ("root", "fixed_point", "minimize", "least_squares", PROX)
+BOUNDED = "minimize with bounds", "least_squares with bounds"
+EQUATIONS = ("root", "fixed_point", "minimize", "least_squares", PROX, *BOUNDED)
+
+
+def base(kind):
+    return kind.removesuffix(" with bounds")
 
 
 def over(pick, check=""):
@@ -117,14 +122,14 @@ GROWING[PROX] = GROWING["minimize"]
 @over(lambda row: row.kinds if row.main else row.kinds[:1], "bad")
 def test_bad_lanes_leave_no_trace(row, case):
     """Lanes with NaN, and without a solution, fail, and leave nothing in a shared gradient."""
-    slopes = tensor([0.3, math.nan, 0.0 if case == "least_squares" else 1.0, 0.5])
+    slopes = tensor([0.3, math.nan, 0.0 if base(case) == "least_squares" else 1.0, 0.5])
     most = 100 if case in ("root", "fixed_point") else 400
     solver, w = replace(row.solver, max_steps=most), tensor(0.7).requires_grad_()
 
     def solve(slope, w, on_failure="raise"):
         z0 = torch.full((1 if type(solver) in ONE else 2,), 0.5, dtype=F64)
         options = {"solver": solver, "on_failure": on_failure}
-        return entry(case)(GROWING[case], z0, (slope, w), **options)
+        return entry(case)(GROWING[base(case)], z0, (slope, w), **options)
 
     batch = vmap(lambda s: solve(s, w, "mask"))(slopes)
     assert batch.converged.tolist() == [True, False, False, True]
@@ -193,7 +198,7 @@ NOT_FINITE[PROX] = NOT_FINITE["minimize"]
 def test_start_where_the_function_is_not_finite(row, case):
     z0 = tensor([[2.0], [-1.0], [math.nan], [math.inf]])
     solve = entry(case)
-    sol = vmap(lambda z: solve(NOT_FINITE[case], z, solver=row.solver, on_failure="mask"))(z0)
+    sol = vmap(lambda z: solve(NOT_FINITE[base(case)], z, solver=row.solver, on_failure="mask"))(z0)
     assert sol.status.tolist() == [Status.CONVERGED, *[Status.NONFINITE] * 3]
     assert sol.iterations[1:].tolist() == [0, 0, 0]
     # the gradient of the objective falls below the tolerance, the value is as near
@@ -208,11 +213,11 @@ NO_SOLUTION = {
 NO_SOLUTION[PROX] = NO_SOLUTION["minimize"]
 
 
-@over(lambda row: [kind for kind in row.kinds if kind in NO_SOLUTION])
+@over(lambda row: [kind for kind in row.kinds if base(kind) in NO_SOLUTION])
 def test_equation_without_a_solution_fails_honestly(row, case):
     z0 = tensor([1.3] if type(row.solver) in ONE else [1.3, 0.7])
     solver = replace(row.solver, max_steps=60)
-    sol = entry(case)(NO_SOLUTION[case], z0, solver=solver, on_failure="mask")
+    sol = entry(case)(NO_SOLUTION[base(case)], z0, solver=solver, on_failure="mask")
     assert int(sol.status) in FAILED and not bool(sol.converged)
     assert float(sol.residual) >= 0.9 - 1e-12 or int(sol.status) == Status.BRACKET
 
@@ -228,10 +233,13 @@ def test_unknown_may_be_a_tree(row, case):
 
         return on_tree
 
-    start, options = {"a": z0[:1], "b": z0[1:].reshape(1, -1)}, {"solver": row.solver}
+    tree = lambda t: {"a": t[:1], "b": t[1:].reshape(1, -1)}
+    options = {"solver": row.solver}
     if case.prox is not None:
         options["prox"] = as_tree(case.prox)
-    sol = case.entry(as_tree(case.fn), start, (tensor(case.theta),), **options)
+    if case.bounds is not None:
+        options["bounds"] = [tree(side) for side in case.tight()]
+    sol = case.entry(as_tree(case.fn), tree(z0), (tensor(case.theta),), **options)
     plain = case.solve(row.solver)
     assert int(sol.iterations) == int(plain.iterations) and sol.value["b"].shape[0] == 1
     assert error(torch.cat([sol.value["a"], sol.value["b"][0]]), plain.value) < 1e-10
@@ -353,7 +361,7 @@ def thoroughly(row):
         return []
     if not row.main:
         return row.kinds[:1] if row.name.startswith("Newton-") and row.costly > 1 else []
-    return row.kinds[:1] if row.kinds[0] == "minimize" else row.kinds[:2]
+    return row.kinds[:1] if base(row.kinds[0]) == "minimize" else row.kinds[:2]
 
 
 @over(thoroughly)
@@ -365,7 +373,10 @@ def test_gradients(row, case):
         solve = lambda a: entry(case)(fn["minimize"], z0, (a,), solver=row.solver).value
         assert_implicit_gradients(solve, args=(A,))
         return
-    assert_implicit_gradients(fn[case], z0, (A,), kind=case, solver=row.solver)
+    how = {"kind": base(case), "solver": row.solver}
+    if case in BOUNDED:
+        how["bounds"] = tensor([-1.0, 0.1]), None  # the second is active
+    assert_implicit_gradients(fn[base(case)], z0, (A,), **how)
 
 
 ADJOINTS = [
@@ -389,7 +400,8 @@ def test_adjoints(kind, adjoint):
 
 # -- solvers as values ---------------------------------------------------------------------------
 
-VALUES = [row.solver for row in SOLVERS if row.name != "own"] + [
+VALUES = [
+    *dict.fromkeys(row.solver for row in SOLVERS if row.name != "own"),
     *(ims.LU(), ims.Cholesky(), ims.Diagonal(), ims.CG(), ims.CG(rtol=None), ims.GMRES()),
     *(ims.Neumann(), ims.Jacobi(), ims.ImplicitAdjoint(), ims.ImplicitAdjoint(ims.CG(rtol=1e-3))),
 ]

@@ -53,12 +53,14 @@ class Problems:
         return solve(self.entry, self.fn, self.z0, self.data, solver)
 
 
-def solve(entry, fn, z0, data, solver):
+def solve(entry, fn, z0, data, solver, bounds=None):
     in_dims = (0,) * len(data)
     how = {"solver": solver, "batch_dims": 1, "in_dims": in_dims, "on_failure": "mask"}
     if isinstance(getattr(solver, "linear_solver", None), ims.SuperLU):
         how["jac_sparsity"] = torch.ones(z0.shape[-1], z0.shape[-1])
-    solve = getattr(ims, entry) if isinstance(entry, str) else entry
+    if bounds is not None:
+        how["bounds"] = bounds
+    solve = getattr(ims, entry.removesuffix(" with bounds")) if isinstance(entry, str) else entry
     return solve(fn, z0, tuple(data), **how)
 
 

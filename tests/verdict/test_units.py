@@ -67,6 +67,10 @@ ROWS = [
     ("minimize", objective, ims.BFGS()),
     ("minimize", objective, ims.NonlinearCG()),
     ("minimize", objective, ims.TrustRegion()),
+    ("minimize with bounds", objective, ims.ProjectedNewton()),
+    ("minimize with bounds", objective, ims.LBFGSB()),
+    ("least_squares with bounds", misfit, ims.LevenbergMarquardt()),
+    ("least_squares with bounds", misfit, ims.LBFGSB()),
     ("fixed_point", iteration, ims.FixedPointIteration()),
     ("fixed_point", iteration, ims.Anderson()),
     ("fixed_point", iteration, ims.Aitken()),
@@ -100,7 +104,10 @@ def run(entry, fn, solver, drawn, c=1.0, s=1.0, r=1.0, order=None):
     c, s, r = c * one[:, 0], s * one[:, 0], r * one
     p = torch.arange(N).expand(LANES, N) if order is None else order
     q = p.argsort(-1)
-    sol = solve(entry, fn, s[:, None] * z0.gather(-1, q), (c, s, r, p, q, *data), solver)
+    start, bounds = s[:, None] * z0.gather(-1, q), None
+    if isinstance(entry, str) and entry.endswith("bounds"):
+        bounds = -0.25 * s[:, None] * torch.ones_like(z0), 0.5 * s[:, None] * torch.ones_like(z0)
+    sol = solve(entry, fn, start, (c, s, r, p, q, *data), solver, bounds)
     return sol, sol.value.gather(-1, p) / s[:, None]
 
 
