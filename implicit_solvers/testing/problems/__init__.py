@@ -4,7 +4,8 @@ Each `Problem` states its start, its solution, whether the Jacobian is regular t
 derivative of the solution with respect to its parameters. They are grouped by the function that
 solves them: ``ROOTS``, ``FIXED_POINTS``, ``MINIMA``, ``LEAST_SQUARES``; ``ALL`` has them all.
 Two collections have no derivatives: ``NIST``, 27 certified fits, each from both of its starts, and
-``CUTEST``, 25 square systems.
+``CUTEST``, 25 square systems. ``HOCK_SCHITTKOWSKI`` are minima with bounds and constraints, with
+multipliers.
 """
 
 from implicit_solvers.testing.problems.cutest import CUTEST as CUTEST
@@ -14,6 +15,9 @@ from implicit_solvers.testing.problems.discretized import (
     CHANDRASEKHAR_ITERATION,
     HEAT,
     ROBERTSON,
+)
+from implicit_solvers.testing.problems.hock_schittkowski import (
+    HOCK_SCHITTKOWSKI as HOCK_SCHITTKOWSKI,
 )
 from implicit_solvers.testing.problems.minima import BEALE, HIMMELBLAU, ROSENBROCK_VALLEY
 from implicit_solvers.testing.problems.more_garbow_hillstrom import (

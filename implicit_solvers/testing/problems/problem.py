@@ -18,9 +18,10 @@ from implicit_solvers.nonlinear_least_squares import least_squares
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import OnFailure, Solution
 
-__all__ = ["Kind", "Problem"]
+__all__ = ["Bound", "Kind", "Problem"]
 
 Kind = Literal["root", "fixed_point", "minimize", "least_squares"]
+Bound = Tensor | float | None
 
 _SOLVE: dict[Kind, Callable[..., Solution]] = {
     "root": root,
@@ -55,12 +56,19 @@ class Problem:
     source
         Where the problem comes from.
     regular
-        Whether the Jacobian of the optimality condition is regular at the solution. Where it is
-        not, the solution has no derivative.
+        Whether the Jacobian of the optimality condition is regular at the solution, and whether
+        each constraint that is active there has a multiplier other than zero. Where not, the
+        solution has no derivative.
     certified
         A solution given by the source, in the digits that it has there, or None.
     squares
         The least sum of squared residuals, in the same digits, or None.
+    equalities, inequalities
+        The constraints ``h(z, theta) = 0`` and ``g(z, theta) <= 0`` of a minimum, each a vector,
+        or None.
+    bounds
+        ``bounds(theta)`` returns the lower and the upper bounds of a minimum, each a vector, one
+        number, or None; None if there are none.
 
     Examples
     --------
@@ -81,6 +89,9 @@ class Problem:
     regular: bool = True
     certified: tuple[float, ...] | None = None
     squares: float | None = None
+    equalities: Callable[[Tensor, Tensor], Tensor] | None = None
+    inequalities: Callable[[Tensor, Tensor], Tensor] | None = None
+    bounds: Callable[[Tensor], tuple[Bound, Bound]] | None = None
 
     def __str__(self) -> str:
         """Return the name."""
@@ -112,6 +123,36 @@ class Problem:
         None if there is no solution, none that is differentiable, or if it is not stored.
         """
         return _reference(self.name, "derivative")
+
+    @property
+    def multipliers(self) -> Tensor | None:
+        """The multipliers of the equalities, then of the inequalities, of a minimum; float64.
+
+        With them, the gradient of ``fn + multipliers @ [equalities, inequalities]`` vanishes but
+        where a bound is active. None if there are no constraints or no such multipliers.
+        """
+        return _reference(self.name, "multipliers")
+
+    @property
+    def multipliers_derivative(self) -> Tensor | None:
+        """Their derivative with respect to ``theta``, float64, or None."""
+        return _reference(self.name, "multipliers_derivative")
+
+    def constraints(self, z: Tensor, theta: Tensor) -> Tensor:
+        """Return the equalities, then the inequalities, of a minimum, at ``z``: a vector."""
+        given = [c for c in (self.equalities, self.inequalities) if c is not None]
+        return torch.cat([z[:0], *(c(z, theta) for c in given)])
+
+    def box(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the lower and the upper bounds of a minimum, infinite where there are none."""
+        lower, upper = (None, None) if self.bounds is None else self.bounds(theta)
+
+        def full(bound: Bound, none: float) -> Tensor:
+            bound = none if bound is None else bound
+            tensor = bound if isinstance(bound, Tensor) else theta.new_tensor(bound)
+            return tensor.expand(self.start().shape)
+
+        return full(lower, -torch.inf), full(upper, torch.inf)
 
     def solve(
         self,
@@ -157,8 +198,20 @@ class Problem:
                     f"{what} has shape {tuple(given.shape)}, {self.name} needs "
                     f"{tuple(standard.shape)}: for many problems at once, use torch.func.vmap"
                 )
+        constraints: dict[str, Any] = {
+            "bounds": None if self.bounds is None else self.bounds(theta),
+            "equalities": self.equalities,
+            "inequalities": self.inequalities,
+        }
+        constraints = {name: c for name, c in constraints.items() if c is not None}
         return _SOLVE[self.kind](
-            self.fn, start, (theta,), solver=solver, adjoint=adjoint, on_failure=on_failure
+            self.fn,
+            start,
+            (theta,),
+            solver=solver,
+            adjoint=adjoint,
+            on_failure=on_failure,
+            **constraints,
         )
 
 
@@ -170,5 +223,5 @@ def _references() -> dict[str, dict[str, Any]]:
 
 
 def _reference(name: str, key: str) -> Tensor | None:
-    value = _references()[name][key]
+    value = _references()[name].get(key)
     return None if value is None else torch.tensor(value, dtype=torch.float64)
