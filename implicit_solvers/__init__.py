@@ -9,6 +9,7 @@ from implicit_solvers import nn as nn
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
 from implicit_solvers.allocation import retain_freed_memory
 from implicit_solvers.autodiff import transformed
+from implicit_solvers.constraints import Multipliers
 from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
 from implicit_solvers.elementwise import elementwise_function
 from implicit_solvers.error_estimates import gradient_error
@@ -58,6 +59,7 @@ from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.chord import Chord
 from implicit_solvers.solvers.dogleg import Dogleg
 from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
+from implicit_solvers.solvers.interior_point import FilterInteriorPoint
 from implicit_solvers.solvers.gauss_newton import GaussNewton
 from implicit_solvers.solvers.gradient_descent import GradientDescent
 from implicit_solvers.solvers.lbfgs import LBFGS
@@ -135,6 +137,7 @@ __all__ = [
     "LBFGS",
     "NewtonCG",
     "NewtonDogleg",
+    "FilterInteriorPoint",
     "TorchOptimizer",
     "Backtracking",
     "StrongWolfe",
@@ -147,6 +150,7 @@ __all__ = [
     "gradient_error",
     # results
     "Solution",
+    "Multipliers",
     "Status",
     "monitor",
     "Monitor",

@@ -23,7 +23,7 @@ class Examination(NamedTuple):
     in ``z``; the last of them was seen in ``F``, the others are what to expect of it. ``kick``
     leads down where the curvature is negative, and is zero elsewhere; ``jacobian`` is that of the
     condition. Where it is not ``drowned``, ``F`` is larger than its rounding, however small the
-    step is beside the noise.
+    step is beside the noise. A point that is ``wrong`` is none, however short the step is.
     """
 
     residual: Tensor
@@ -33,6 +33,7 @@ class Examination(NamedTuple):
     kick: Tensor | None = None
     drowned: Mask = True
     jacobian: Any = None
+    wrong: Mask = False
 
 
 def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:

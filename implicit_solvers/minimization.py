@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.bounded_equation import Bounded
 from implicit_solvers.bounds import read_bounds
+from implicit_solvers.constrained_equation import constrained
+from implicit_solvers.constraints import Constraints
 from implicit_solvers.curvature import by_cholesky, by_conjugate_gradients
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.examination import Examination
@@ -20,6 +23,7 @@ from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solvers.interior_point import FilterInteriorPoint
 from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.structure import Structure
 
@@ -76,6 +80,8 @@ def minimize(
     args: tuple[Any, ...] = (),
     *,
     bounds: Any = None,
+    equalities: Callable[..., Any] | None = None,
+    inequalities: Callable[..., Any] | None = None,
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
     batch_dims: int = 0,
@@ -109,15 +115,21 @@ def minimize(
         A pair ``(lo, hi)`` with ``lo <= z <= hi``: each a number, None, or a pytree like ``z0`` of
         tensors, numbers and None; infinite where there is none. They are differentiable. A start
         outside of them is moved to the nearest point between them.
+    equalities, inequalities
+        ``equalities(z, *args)`` returns what is to be zero, ``inequalities(z, *args)`` what is to
+        be at most zero: tensors or pytrees of any shapes, of the dtype of ``z0`` (with the lanes in
+        front).
     solver
-        `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`.
+        `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`. With
+        equalities or inequalities, `FilterInteriorPoint`.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
     Returns
     -------
     Solution
-        The minimum; ``residual`` is the norm of the gradient.
+        The minimum; ``residual`` is the norm of the gradient, with constraints that of the
+        Lagrangian, whose `Multipliers` are in ``multipliers``.
 
     Raises
     ------
@@ -141,6 +153,11 @@ def minimize(
     tensor(0.5000)
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
+    if equalities is not None or inequalities is not None:
+        solver = FilterInteriorPoint() if solver is None else solver
+        how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+        given = under_constraints(fn, z0, args, bounds, equalities, inequalities, solver, how)
+        return with_multipliers(given.constraints, solve_equation(*given[1:4], own=given.own))
     solver = NewtonCG() if solver is None else solver
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
     if bounds is None:
@@ -148,3 +165,39 @@ def minimize(
         return solve_equation(task, z0, args)
     task = Task(BoundedMinimumEquation, fn, read_objective, solver, *how)
     return solve_equation(task, z0, args, own=read_bounds(bounds, z0, batch_dims))
+
+
+class Constrained(NamedTuple):
+    """A minimum under constraints as a task with its start, arguments, and bounds."""
+
+    constraints: Constraints
+    task: Task
+    start: Any
+    args: tuple[Any, ...]
+    own: tuple[Tensor, Tensor]
+
+
+def under_constraints(
+    fn: Callable[..., Any],
+    z0: Any,
+    args: tuple[Any, ...],
+    bounds: Any,
+    equalities: Any,
+    inequalities: Any,
+    solver: EquationMethod | None,
+    how: tuple[Any, ...],
+) -> Constrained:
+    """State the minimum of ``fn`` under constraints; ``how`` are further fields of its `Task`."""
+    _, batch_dims, _, has_aux, *_ = how
+    structure = Structure.of(z0, "z0", batch_dims)
+    given = Constraints.of(fn, equalities, inequalities, structure, z0, args, has_aux)
+    lo, hi = read_bounds((None, None) if bounds is None else bounds, z0, batch_dims)
+    equation, read = constrained(sum(given.sizes)), given.read(read_objective)
+    task = Task(equation, given.function(), read, solver, *how)
+    return Constrained(given, task, given.start(z0, structure), args, given.bounds(lo, hi))
+
+
+def with_multipliers(constraints: Constraints, solution: Solution) -> Solution[Any]:
+    """Return the solution of the unknown alone, with its multipliers beside it."""
+    z, y = solution.value
+    return replace(solution, value=z, multipliers=constraints.multipliers(y))

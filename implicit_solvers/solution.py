@@ -146,6 +146,8 @@ class Solution(Generic[T]):
     degenerate
         Where an unknown is at a bound that does not hold it, or next to one: a derivative is then
         one of two, to either side. Bool; None where nothing is bounded.
+    multipliers
+        The `Multipliers` of constraints, differentiable as the value is; None without constraints.
     aux
         What the function returned beside its value (``has_aux=True``), at ``value``; else None.
 
@@ -168,6 +170,7 @@ class Solution(Generic[T]):
     error: Tensor
     status: Tensor
     degenerate: Tensor | None = None
+    multipliers: Any = None
     aux: Any = None
 
     def status_names(self) -> Any:

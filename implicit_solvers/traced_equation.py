@@ -84,7 +84,8 @@ def solve_in_graph(
             origin = torch.cat([structure.ravel(end).detach().reshape(-1, n) for end in ends], -1)
         # copies: what a loop reads may share no memory
         constants = [t.detach().clone() for t in tensors]
-        problem = EquationProblem(equation, lanes, shape, constants, largest(origin))
+        start = largest(equation.measured(origin))
+        problem = EquationProblem(equation, lanes, shape, constants, start)
         out = (run or partial(iterate, task.solver))(problem, origin)
         bad = failed(out.status)
         degenerate = equation.degenerate(problem, out.z, out.error)

@@ -1,0 +1,700 @@
+"""An interior-point method with a filter, for minima under constraints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.agreement import pick
+from implicit_solvers.constrained_equation import bordered
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.solution import Status
+from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solvers.renewal import renew
+
+__all__ = ["FilterInteriorPoint"]
+
+INSIDE, RESTORING, ACTIVE = 0, 1, 2
+"""Where a lane is: between the bounds, on its way back to what is feasible, on the active set."""
+
+_MU, _SHRINK, _POWER, _ENOUGH = 0.1, 0.2, 1.5, 10.0
+_PUSH, _TO_THE_BOUNDARY, _FAR, _KEPT = 1e-2, 0.99, 1e8, 10
+_FALL, _MARGIN, _HALVINGS, _FEWER = 1e-6, 1e-5, 25, 4
+
+
+class Units(NamedTuple):
+    """The sizes of the unknown, the objective and the constraints; and the bounds in these.
+
+    ``most`` is how large the violation may become.
+    """
+
+    z: Tensor
+    f: Tensor
+    c: Tensor
+    lo: Tensor
+    hi: Tensor
+    most: Tensor
+
+    @property
+    def fixed(self) -> Tensor:
+        """Which unknowns and rows have one value only."""
+        return self.lo == self.hi
+
+    @property
+    def low(self) -> Tensor:
+        """Which have a lower bound beside another, or none."""
+        return (self.lo > -torch.inf) & ~self.fixed
+
+    @property
+    def high(self) -> Tensor:
+        """Which have an upper bound beside another, or none."""
+        return (self.hi < torch.inf) & ~self.fixed
+
+
+class Inside(NamedTuple):
+    """An iterate between the bounds: unknowns and slacks ``w``, and multipliers.
+
+    ``y`` are those of the constraints, ``low`` and ``high`` those of bounds; ``f`` and ``c`` are
+    the values of objective and constraints.
+    """
+
+    w: Tensor
+    y: Tensor
+    low: Tensor
+    high: Tensor
+    f: Tensor
+    c: Tensor
+
+
+class Search(NamedTuple):
+    """How steps are tried: the barrier's ``mu``, and pairs of violation and objective to beat.
+
+    ``tries`` is how often a step was shortened, ``second`` where its second-order correction is
+    next, by the violation ``left``; ``damping`` is added to the Hessian; ``stuck`` counts searches
+    in vain. Restoration began at the violation ``entry``. The active set is tried when the error
+    is ``ready``.
+    """
+
+    mu: Tensor
+    filter: Tensor
+    tries: Tensor
+    second: Tensor
+    left: Tensor
+    damping: Tensor
+    stuck: Tensor
+    entry: Tensor
+    ready: Tensor
+
+
+class Active(NamedTuple):
+    """An iterate of Newton's method on a guess of the active set: ``side`` is -1, 0, 1, or 2.
+
+    That is for a lower, no, or an upper bound, or a fixed value. The last step had a ``size``.
+    """
+
+    z: Tensor
+    y: Tensor
+    c: Tensor
+    side: Tensor
+    size: Tensor
+    rounds: Tensor
+
+
+class InteriorPointState(NamedTuple):
+    """The state of `FilterInteriorPoint`."""
+
+    z: Tensor
+    error: Tensor
+    estimate: Tensor
+    flag: Tensor
+    accepted: Any
+    phase: Tensor
+    units: Units
+    inside: Inside
+    search: Search
+    active: Active
+
+    def settled(self, accepted: Any) -> InteriorPointState:
+        """Return the state; lanes whose trial was rejected have stayed."""
+        return self._replace(accepted=accepted)
+
+
+class Slopes(NamedTuple):
+    """The gradient of the objective, the Hessian of the Lagrangian, and the constraints' slopes."""
+
+    g: Tensor
+    H: Tensor
+    J: Tensor
+
+
+class Gaps(NamedTuple):
+    """How far ``w`` is from its bounds, 1 where there is none, and the barrier's curvature."""
+
+    low: Tensor
+    high: Tensor
+    sigma: Tensor
+
+
+class Step(NamedTuple):
+    """A step of unknowns and slacks, and of multipliers, and how far these may go."""
+
+    w: Tensor
+    y: Tensor
+    low: Tensor
+    high: Tensor
+    length: Tensor
+    dual_length: Tensor
+
+
+@dataclass(frozen=True)
+class FilterInteriorPoint(EquationMethod):
+    """A primal-dual interior-point method, with a filter line search and a finish by Newton.
+
+    Inequalities get slacks; slacks and bounds a logarithmic barrier, whose weight falls as the
+    barrier problem is solved. Each step solves the linearized conditions, with a Hessian whose
+    curvature is made positive along the constraints; a trial is accepted if it reduces the
+    violation or the barrier function and no pair that was met before beats it, after a
+    second-order correction or by half of its length. Where steps become tiny, the violation alone
+    is reduced. When the error has fallen to ``1e-4``, the constraints whose multiplier is larger
+    than their slack are taken to be active, and Newton's method goes on with these; if it does not
+    contract, the lane goes back inside.
+
+    Objective and constraints are scaled by their gradients at the start.
+
+    Parameters
+    ----------
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+        As in `EquationMethod`; errors are those of the unknown, not of its multipliers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a hyperparameter makes no sense; the message names it.
+
+    Notes
+    -----
+    A lane ends as INFEASIBLE at a point where the violation is least and not zero (a local proof,
+    where constraints are not convex), and as UNBOUNDED where feasible iterates run away while the
+    objective falls.
+
+    Source: Wächter and Biegler, "On the implementation of an interior-point filter line-search
+    algorithm for large-scale nonlinear programming", Math. Program. 106 (2006).
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> sol = ims.minimize(
+    ...     lambda z: (z[0] - 2) ** 2 + z[1] ** 2,
+    ...     torch.zeros(2),
+    ...     inequalities=lambda z: z.square().sum() - 1,
+    ...     solver=FilterInteriorPoint(max_steps=50),
+    ... )
+    >>> sol.value
+    tensor([1., 0.])
+    """
+
+    max_steps: int = field(default=300, kw_only=True)
+    solves: ClassVar[tuple[str, ...]] = ("minimize with constraints",)
+    monotone: ClassVar[bool] = True
+
+    def examined(self, n: int) -> bool:
+        """Tell that the Jacobian is factored where a solve ends, as in the steps."""
+        return True
+
+    def init(self, problem: EquationProblem, z: Tensor) -> InteriorPointState:
+        """Start a little inside of the bounds, with multipliers by least squares.
+
+        One step on the active set that ``z`` suggests is tried first, from ``z`` itself.
+        """
+        units = _units(problem, z)
+        n = z.shape[-1] - units.c.shape[-1]
+        x, y = z[:, :n] / units.z, z[:, n:] * units.c / units.f
+        x = torch.clamp(x, units.lo[:, :n], units.hi[:, :n])
+        _, rows = _evaluate(problem, units, x)
+        slope = _slopes(problem, units, x, y)
+        side = _sides(units, torch.cat([x, rows], -1), _lagrangian(slope, y), y)
+        zero = torch.zeros_like(x[:, 0])
+        none = torch.zeros_like(zero, dtype=torch.int64)
+        active = Active(x, y, rows, side, zero + torch.inf, none)
+        lo, hi = units.lo.split((n, y.shape[-1]), -1), units.hi.split((n, y.shape[-1]), -1)
+        x = _within(x, lo[0], hi[0])
+        f, rows = _evaluate(problem, units, x)
+        w = torch.cat([x, _within(rows, lo[1], hi[1])], -1)
+        low, high = units.low.to(z.dtype), units.high.to(z.dtype)
+        y = _multipliers(_slopes(problem, units, x, 0 * y), units, high - low)
+        y = torch.where(y.abs().amax(-1, keepdim=True) < 1e3, y, 0.0)
+        inside = Inside(w, y, low, high, f, rows)
+        violation = (rows - w[:, n:]).abs().sum(-1)
+        units = units._replace(most=1e4 * violation.clamp(min=1.0))
+        pairs = torch.full((len(z), _KEPT, 2), torch.inf, dtype=z.dtype, device=z.device)
+        ready = zero + 1e-4
+        no = zero > 1
+        left = torch.zeros_like(rows)
+        search = Search(zero + _MU, pairs, none, no, left, zero, none, zero + torch.inf, ready)
+        flag = torch.as_tensor(problem.flags(), device=z.device).expand(len(z))
+        unknown = ~(f.abs() + violation < torch.inf)
+        flag = torch.where(unknown & (flag == 0), int(Status.NONFINITE), flag)
+        error = torch.where(unknown, torch.nan, zero + 1)
+        far, phase = zero + torch.inf, none + ACTIVE
+        return InteriorPointState(
+            z, error, far, flag, ~no, phase, units, inside, search, active
+        )
+
+    def step(self, problem: EquationProblem, state: InteriorPointState) -> InteriorPointState:
+        """Make a trial in every lane: a step of the barrier, of restoration, or of Newton."""
+        units, inside, search, eps = state.units, state.inside, state.search, _eps(state.z)
+        n = inside.w.shape[-1] - units.c.shape[-1]
+        on_set, restoring = state.phase == ACTIVE, state.phase == RESTORING
+        x = pick(on_set, state.active.z, inside.w[:, :n])
+        y = pick(on_set, state.active.y, inside.y)
+        slopes = _slopes(problem, units, x, y)
+        gradient = _lagrangian(slopes, y)
+        # restoration has no objective, and the violation in the place of multipliers
+        violation = inside.c - inside.w[:, n:]
+        y = pick(restoring, violation, inside.y)
+        slopes = slopes._replace(g=pick(restoring, torch.zeros_like(slopes.g), slopes.g))
+        dual = torch.where(units.fixed, 0.0, torch.cat([_lagrangian(slopes, y), -y], -1))
+        gaps = _gaps(units, inside)
+        least, fresh = violation.abs().amax(-1), search.tries == 0
+        error = _error(inside, gaps, units, dual, y, 0.0)
+        error = torch.where(restoring, error, torch.maximum(error, least))
+        mu, pairs = search.mu, search.filter
+        for _ in range(2):
+            gap = _error(inside, gaps, units, dual, y, mu.unsqueeze(-1))
+            gap = torch.where(restoring, gap, torch.maximum(gap, least))
+            done = fresh & ~on_set & (gap <= _ENOUGH * mu)
+            lower = torch.minimum(_SHRINK * mu, mu**_POWER).clamp(min=1e-3 * eps**0.5)
+            mu = torch.where(done, lower, mu)
+            pairs = pick(done, torch.full_like(pairs, torch.inf), pairs)
+        search = search._replace(mu=mu, filter=pairs)
+        stationary = restoring & fresh & (error <= 1e-4 * least) & (least > eps**0.4)
+        flag = torch.where(stationary & (state.flag == 0), int(Status.INFEASIBLE), state.flag)
+        # onto the active set
+        enters = (state.phase == INSIDE) & fresh & (error <= search.ready)
+        phase = torch.where(enters, ACTIVE, state.phase)
+        on_set = phase == ACTIVE
+        side = _strong(units, inside, gaps)
+        far = torch.full_like(mu, torch.inf)
+        rounds = torch.zeros_like(state.active.rounds)
+        start = Active(inside.w[:, :n], inside.y, inside.c, side, far, rounds)
+        active = pick(enters, start, state.active)
+        side = _sides(units, torch.cat([active.z, active.c], -1), gradient, active.y)
+        side = pick(enters, start.side, side)
+        same = (side == active.side).all(-1) & ~enters
+        # one factorization for all: of the barrier's system, or of that on the active set
+        damping = torch.where(on_set, 0.0, search.damping)
+        fixed = pick(on_set, side != 0, units.fixed)
+        sigma = pick(on_set, torch.zeros_like(gaps.sigma), gaps.sigma)
+        W = pick(restoring, torch.zeros_like(slopes.H), slopes.H)
+        W = W + torch.diag_embed(sigma[:, :n] + torch.where(restoring, damping, 0.0).unsqueeze(-1))
+        soft = torch.where(units.fixed, 0.0, 1 / gaps.sigma.clamp(min=1e-20))[:, n:]
+        give = pick(on_set, torch.where(side[:, n:] != 0, 0.0, torch.inf), soft)
+        give = give + restoring.unsqueeze(-1)
+        damping = torch.where(restoring, 0.0, damping)
+        W, t, bent = _convex(W, slopes.J, give, ~fixed[:, :n], damping, ~on_set)
+        push = _push(gaps, units, mu)
+        off = torch.where(units.fixed, 0.0, dual + push)
+        tried = pick(search.second, search.left, violation)
+        tried = torch.where(restoring.unsqueeze(-1), tried - y, tried)
+        keep = (~fixed[:, :n]).to(t.dtype)
+        rhs = torch.cat([-off[:, :n] * t * keep, -tried - soft * off[:, n:]], -1)
+        K = _system(W, slopes.J * (t * keep).unsqueeze(-2), give)
+        bound = torch.where(side == 1, units.hi, torch.where(side == 0, 0.0, units.lo))
+        newton = _newton(slopes, active, side, bound, gradient, t)
+        K, rhs = pick(on_set, newton, (K, rhs))
+        sound = torch.isfinite(K).flatten(1).all(-1)
+        K = pick(sound, K, torch.diag_embed(torch.ones_like(rhs)))
+        factors, pivots, _ = torch.linalg.lu_factor_ex(K)
+        solution = torch.linalg.lu_solve(factors, pivots, rhs.unsqueeze(-1)).squeeze(-1)
+        solution = pick(sound, solution, torch.full_like(solution, torch.nan))
+        dx, dy = solution[:, :n] * t, solution[:, n:]
+        step = _inner_step(units, inside, gaps, mu, dx, dy, soft * (dy - off[:, n:]))
+        reach = 10 * inside.w[:, :n].abs().amax(-1).clamp(min=1.0)
+        cap = reach / step.w[:, :n].abs().amax(-1)
+        length = torch.where(bent & (cap < step.length), cap, step.length)
+        halves = torch.where(search.second | restoring, 0, search.tries).to(length.dtype)
+        length = length * torch.pow(torch.full_like(length, 0.5), halves)
+        # the trial
+        ahead = inside.w + length.unsqueeze(-1) * step.w
+        x = torch.where(side[:, :n] != 0, bound[:, :n], active.z + dx)
+        f, rows = _evaluate(problem, units, pick(on_set, x, ahead[:, :n]))
+        trial = inside._replace(w=ahead, f=f, c=rows)
+        good, f_type, pair = _pays(units, inside, trial, gaps, step, slopes, search, length)
+        restored = _restores(units, inside, trial, step, slopes, push, mu, length)
+        sound = (f.abs() + rows.sum(-1).abs() + step.y.sum(-1).abs()) < torch.inf
+        good = torch.where(restoring, restored, good) & sound & ~on_set
+        # where it is accepted
+        most = 3 * (1 + _multipliers(slopes, units, inside.high - inside.low).abs().amax(-1))
+        y = inside.y + length.unsqueeze(-1) * step.y
+        y = y * (most / y.abs().amax(-1)).clamp(max=1.0).unsqueeze(-1)
+        y = pick(restoring, violation, y)
+        trial = _with_bounds(trial._replace(y=y), units, step, mu)
+        moved = pick(good, trial, inside)
+        search, phase, moved, stuck = _onward(
+            units, inside, moved, trial, search, phase, good, sound, f_type, pair, step, length
+        )
+        flag = torch.where(stuck & (flag == 0), int(Status.STALLED), flag)
+        size = moved.w[:, :n].abs().amax(-1)
+        violation = (moved.c - moved.w[:, n:]).abs().amax(-1)
+        runs = good & (phase == INSIDE) & (size > _FAR) & (violation <= 1e-6 * size)
+        runs = runs & (moved.f < inside.f)
+        flag = torch.where(runs & (flag == 0), int(Status.UNBOUNDED), flag)
+        # Newton's step on the active set
+        y = torch.where(side[:, n:] != 0, active.y + dy, 0.0)
+        size = dy.abs().amax(-1) / active.y.abs().amax(-1).clamp(min=1.0)
+        size = torch.maximum(dx.abs().amax(-1), size)
+        rate, tiny = size / active.size, size <= eps**0.75
+        first = active.rounds == 0
+        holds = first | tiny | (rate <= 0.8) | (~same & (active.rounds < 6))
+        holds = holds & (active.rounds < 60) & (f.abs() + rows.sum(-1).abs() + size < torch.inf)
+        holds = holds & on_set & ~(first & ~enters & ((size > 1e-2) | bent))
+        gone = torch.where(rate < 1, rate / (1 - rate), torch.inf)
+        part = torch.where(tiny, 0.0, size * gone)
+        # (rounding keeps a step from contracting: what it is then is for the verdict to say)
+        ends = on_set & same & ~holds & (size < 1e-4) & (active.rounds > 1)
+        estimate = torch.where(holds & same & ~first, part, torch.where(ends, 0.0, torch.inf))
+        fell = on_set & ~holds & ~ends
+        late = fell & (state.active.rounds + enters > 0)
+        search = search._replace(ready=torch.where(late, 0.03 * search.ready, search.ready))
+        newer = Active(x, y, rows, side, size, active.rounds + 1)
+        active = pick(holds, newer, active)
+        phase = torch.where(fell, INSIDE, phase)
+        on_set = phase == ACTIVE
+        error = torch.where(on_set, torch.where(size < torch.inf, size, 1.0), error)
+        z = torch.cat([moved.w[:, :n] * units.z, moved.y * units.f / units.c], -1)
+        exact = _exact(problem, units, active)
+        new = InteriorPointState(
+            pick(on_set, exact, z),
+            error,
+            torch.where(on_set, estimate * units.z.squeeze(-1), torch.inf),
+            flag,
+            good | on_set,
+            phase,
+            units,
+            moved,
+            search,
+            active,
+        )
+        running = state.flag == 0
+        return pick(running, new, state._replace(accepted=good))
+
+
+def _eps(like: Tensor) -> float:
+    return float(torch.finfo(like.dtype).eps)
+
+
+def _units(problem: EquationProblem, z: Tensor) -> Units:
+    """Return the sizes of everything at the start."""
+    assert problem.bounds is not None
+    lo, hi = problem.bounds
+    m = problem.equation.multipliers
+    n = z.shape[-1] - m
+    x = torch.clamp(z[:, :n], lo[:, :n], hi[:, :n])
+    bounds = torch.stack([lo[:, :n], hi[:, :n]]).abs()
+    bounds = torch.where(bounds < torch.inf, bounds, 0.0).amax((0, -1))
+    size = x.abs().amax(-1)
+    size = torch.where(size > 0, size, torch.where(bounds > 0, bounds, 1.0))
+    point = torch.cat([x, torch.zeros_like(z[:, n:])], -1)
+    slope, K = problem.slope(point), problem.linearize_slope(point).dense()
+    row, c = size.unsqueeze(-1) * K[:, n:, :n].abs().amax(-1), slope[:, n:].abs()
+    row = torch.where(row > 0, row, torch.where(c > 0, c, 1.0))
+    f = torch.maximum(
+        size * slope[:, :n].abs().amax(-1), 1e-2 * size**2 * K[:, :n, :n].abs().amax((-2, -1))
+    )
+    f = torch.where((f > 0) & (f < torch.inf), f, 1.0).unsqueeze(-1)
+    size = size.unsqueeze(-1)
+    each = torch.cat([size.expand_as(x), row], -1)
+    return Units(size, f, row, lo / each, hi / each, f.squeeze(-1))
+
+
+def _evaluate(problem: EquationProblem, units: Units, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the objective and the constraints."""
+    out = problem.evaluate(torch.cat([x * units.z, torch.zeros_like(units.c)], -1))
+    return out[:, 0] / units.f.squeeze(-1), out[:, 1:] / units.c
+
+
+def _slopes(problem: EquationProblem, units: Units, x: Tensor, y: Tensor) -> Slopes:
+    """Return the derivatives of objective and constraints, and the Hessian of the Lagrangian."""
+    n = x.shape[-1]
+    u = torch.cat([x * units.z, y * units.f / units.c], -1)
+    slope, K = problem.slope(u)[:, :n], problem.linearize_slope(u).dense()
+    H = K[:, :n, :n] * (units.z**2 / units.f).unsqueeze(-1)
+    J = K[:, n:, :n] * (units.z / units.c).unsqueeze(-1)
+    g = slope * (units.z / units.f) - torch.bmm(J.mT, y.unsqueeze(-1)).squeeze(-1)
+    return Slopes(g, H, J)
+
+
+def _lagrangian(slopes: Slopes, y: Tensor) -> Tensor:
+    """Return the slope of the Lagrangian."""
+    return slopes.g + torch.bmm(slopes.J.mT, y.unsqueeze(-1)).squeeze(-1)
+
+
+def _within(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """Move ``v`` a little inside of its bounds."""
+    push = (_PUSH * (hi - lo)).clamp(max=_PUSH)
+    v = torch.where(lo > -torch.inf, torch.maximum(v, lo + push), v)
+    v = torch.where(hi < torch.inf, torch.minimum(v, hi - push), v)
+    return torch.where(lo == hi, lo, v)
+
+
+def _multipliers(slopes: Slopes, units: Units, bounds: Tensor) -> Tensor:
+    """Return multipliers of the constraints by least squares; those of ``bounds`` are known."""
+    n, J = slopes.g.shape[-1], slopes.J
+    squares = J.square().sum(-1)
+    squares = _eps(J) ** 0.5 * torch.where(squares > 0, squares, 1.0)
+    A = torch.bmm(J, J.mT) + torch.diag_embed((~units.fixed[:, n:]).to(J.dtype) + squares)
+    b = bounds[:, n:].unsqueeze(-1) - torch.bmm(J, (slopes.g + bounds[:, :n]).unsqueeze(-1))
+    return torch.cholesky_solve(b, torch.linalg.cholesky_ex(A).L).squeeze(-1)
+
+
+def _gaps(units: Units, inside: Inside) -> Gaps:
+    low = torch.where(units.low, inside.w - units.lo, 1.0)
+    high = torch.where(units.high, units.hi - inside.w, 1.0)
+    return Gaps(low, high, inside.low / low + inside.high / high)
+
+
+def _push(gaps: Gaps, units: Units, mu: Tensor) -> Tensor:
+    """Return the slope of the barrier, beside that of multipliers."""
+    mu = mu.unsqueeze(-1)
+    high = torch.where(units.high, mu / gaps.high, 0.0)
+    return high - torch.where(units.low, mu / gaps.low, 0.0)
+
+
+def _error(
+    inside: Inside, gaps: Gaps, units: Units, dual: Tensor, y: Tensor, mu: Tensor | float
+) -> Tensor:
+    """Return how far the conditions of the barrier are from being met, the violation aside."""
+    slope = (dual - inside.low + inside.high).abs().amax(-1)
+    low = torch.where(units.low, gaps.low * inside.low - mu, 0.0).abs()
+    high = torch.where(units.high, gaps.high * inside.high - mu, 0.0).abs()
+    size = torch.cat([y, inside.low, inside.high], -1).abs().mean(-1).clamp(min=1.0)
+    return torch.maximum(slope, torch.maximum(low, high).amax(-1)) / size
+
+
+def _strong(units: Units, inside: Inside, gaps: Gaps) -> Tensor:
+    """Return the active set of a point inside: where multipliers are larger than gaps."""
+    high = units.high & (inside.high > gaps.high)
+    return _set(units, units.low & (inside.low > gaps.low), high)
+
+
+def _sides(units: Units, w: Tensor, slope: Tensor, y: Tensor) -> Tensor:
+    """Return the active set by the signs of multipliers and gaps, the larger of them."""
+    y = torch.cat([-slope, y], -1)
+    high = units.high & (y + (w - units.hi) > 0)
+    return _set(units, units.low & (y + (w - units.lo) < 0), high)
+
+
+def _set(units: Units, low: Tensor, high: Tensor) -> Tensor:
+    side = high.to(torch.int64) - (low & ~high).to(torch.int64)
+    return torch.where(units.fixed, 2, side)
+
+
+def _convex(
+    W: Tensor, J: Tensor, give: Tensor, free: Tensor, damping: Tensor, inside: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the Hessian, scaled, with positive curvature along the constraints; its scales.
+
+    With it comes where the curvature was not positive. Constraints ``give`` way, some without end.
+    """
+    A, t, W = bordered(W, J, free, give, damping)
+    bent = torch.linalg.cholesky_ex(A).info != 0
+    (W,) = renew(None, bent & inside, (W,), _bent_up, W, A)
+    return W, t, bent
+
+
+def _bent_up(W: Tensor, A: Tensor) -> tuple[Tensor]:
+    """Return ``W`` with the curvature of ``A`` at least 1 where some is negative, or little."""
+    values, vectors = torch.linalg.eigh(A)
+    little = 100 * _eps(A) ** 0.5
+    least = values[:, :1].abs()
+    least = torch.where(values[:, :1] < -little, least.clamp(min=1.0), least.clamp(min=little))
+    more = (torch.maximum(values.abs(), least) - values).clamp(min=0.0)
+    return (W + (vectors * more.unsqueeze(-2)) @ vectors.mT,)
+
+
+def _system(W: Tensor, J: Tensor, give: Tensor) -> Tensor:
+    """Return the matrix of the barrier's system."""
+    squares = J.square().sum(-1)
+    give = give + _eps(J) ** 0.5 * torch.where(squares > 0, squares, 1.0)
+    give = torch.where(give < torch.inf, give, 1.0)
+    return torch.cat([torch.cat([W, J.mT], -1), torch.cat([J, -torch.diag_embed(give)], -1)], -2)
+
+
+def _newton(
+    slopes: Slopes, active: Active, side: Tensor, bound: Tensor, gradient: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the system of Newton's step on the active set."""
+    n = t.shape[-1]
+    on, one = side != 0, torch.ones_like(bound).diag_embed()
+    J = slopes.J * t.unsqueeze(-2)
+    top = torch.cat([slopes.H * t.unsqueeze(-1) * t.unsqueeze(-2), J.mT], -1)
+    bottom = torch.cat([J, torch.zeros_like(one[:, n:, n:])], -1)
+    plain = torch.cat([on[:, :n], ~on[:, n:]], -1).unsqueeze(-1)
+    K = torch.where(plain, one, torch.cat([top, bottom], -2))
+    z = torch.where(on[:, :n], (bound[:, :n] - active.z) / t, -gradient * t)
+    return K, torch.cat([z, torch.where(on[:, n:], bound[:, n:] - active.c, -active.y)], -1)
+
+
+def _inner_step(
+    units: Units, inside: Inside, gaps: Gaps, mu: Tensor, dx: Tensor, dy: Tensor, ds: Tensor
+) -> Step:
+    """Return the step of the barrier's iterate, and how far it may go to stay inside."""
+    mu = mu.unsqueeze(-1)
+    w = torch.where(units.fixed, 0.0, torch.cat([dx, ds], -1))
+    low = mu / gaps.low - inside.low - inside.low / gaps.low * w
+    high = mu / gaps.high - inside.high + inside.high / gaps.high * w
+    low, high = torch.where(units.low, low, 0.0), torch.where(units.high, high, 0.0)
+    near = torch.maximum(
+        torch.where(units.low, -w / gaps.low, 0.0), torch.where(units.high, w / gaps.high, 0.0)
+    )
+    dual = torch.maximum(
+        torch.where(units.low, -low / inside.low, 0.0),
+        torch.where(units.high, -high / inside.high, 0.0),
+    )
+    most = (1 - mu).clamp(min=_TO_THE_BOUNDARY)
+    length, dual_length = (1 / (v / most).amax(-1).clamp(min=1.0) for v in (near, dual))
+    return Step(w, dy, low, high, length, dual_length)
+
+
+def _barrier(units: Units, w: Tensor) -> Tensor:
+    """Return minus the logarithms of all gaps."""
+    low = torch.where(units.low, torch.log(torch.where(units.low, w - units.lo, 1.0)), 0.0)
+    high = torch.where(units.high, torch.log(torch.where(units.high, units.hi - w, 1.0)), 0.0)
+    return -(low + high).sum(-1)
+
+
+def _pays(
+    units: Units,
+    inside: Inside,
+    trial: Inside,
+    gaps: Gaps,
+    step: Step,
+    slopes: Slopes,
+    search: Search,
+    length: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tell where the filter accepts a trial, where for the objective's fall, and what to keep."""
+    eps, n, mu = _eps(inside.w), slopes.g.shape[-1], search.mu
+    before = (inside.c - inside.w[:, n:]).abs().sum(-1)
+    after = (trial.c - trial.w[:, n:]).abs().sum(-1)
+    phi = inside.f + mu * _barrier(units, inside.w)
+    new = trial.f + mu * _barrier(units, trial.w)
+    slope = torch.cat([slopes.g, torch.zeros_like(inside.c)], -1) + _push(gaps, units, mu)
+    slope = (torch.where(units.fixed, 0.0, slope) * step.w).sum(-1)
+    noise = 10 * eps * (phi.abs() + inside.f.abs())
+    little = 10 * eps * (inside.c.abs() + inside.w[:, n:].abs()).sum(-1)
+    falls = length * (-slope).clamp(min=0.0) ** 2.3 > before**1.1
+    f_type = (slope < 0) & falls & (before <= 1e-8 * units.most)
+    armijo = new - phi - noise <= _FALL * length * slope
+    either = (after <= (1 - _MARGIN) * before + little) | (new - phi - noise <= -_MARGIN * before)
+    pairs = search.filter
+    beaten = (after.unsqueeze(-1) >= pairs[..., 0]) & (
+        (new - noise).unsqueeze(-1) >= pairs[..., 1]
+    )
+    good = torch.where(f_type, armijo, either) & ~beaten.any(-1) & (after <= units.most)
+    return good, f_type, torch.stack([(1 - _MARGIN) * before, phi - _MARGIN * before], -1)
+
+
+def _restores(
+    units: Units,
+    inside: Inside,
+    trial: Inside,
+    step: Step,
+    slopes: Slopes,
+    push: Tensor,
+    mu: Tensor,
+    length: Tensor,
+) -> Tensor:
+    """Tell where a trial reduces the violation, with its barrier."""
+    eps, n = _eps(inside.w), slopes.g.shape[-1]
+    before, after = inside.c - inside.w[:, n:], trial.c - trial.w[:, n:]
+    merit = 0.5 * before.square().sum(-1) + mu * _barrier(units, inside.w)
+    new = 0.5 * after.square().sum(-1) + mu * _barrier(units, trial.w)
+    slope = torch.cat([torch.bmm(slopes.J.mT, before.unsqueeze(-1)).squeeze(-1), -before], -1)
+    slope = (torch.where(units.fixed, 0.0, slope + push) * step.w).sum(-1)
+    return new - merit <= 1e-4 * length * slope + 10 * eps * merit.abs()
+
+
+def _with_bounds(trial: Inside, units: Units, step: Step, mu: Tensor) -> Inside:
+    """Return a trial with its multipliers of bounds, kept near ``mu`` over the gap."""
+    gaps = _gaps(units, trial)
+    length, mu = step.dual_length.unsqueeze(-1), mu.unsqueeze(-1)
+
+    def moved(value: Tensor, change: Tensor, gap: Tensor, there: Tensor) -> Tensor:
+        value = torch.clamp(value + length * change, 1e-10 * mu / gap, 1e10 * mu / gap)
+        return torch.where(there, value, 0.0)
+
+    low = moved(trial.low, step.low, gaps.low, units.low)
+    return trial._replace(low=low, high=moved(trial.high, step.high, gaps.high, units.high))
+
+
+def _onward(
+    units: Units,
+    inside: Inside,
+    moved: Inside,
+    trial: Inside,
+    search: Search,
+    phase: Tensor,
+    good: Tensor,
+    sound: Tensor,
+    f_type: Tensor,
+    pair: Tensor,
+    step: Step,
+    length: Tensor,
+) -> tuple[Search, Tensor, Inside, Tensor]:
+    """Return how the search goes on after a trial, the phase, the iterate, and who is stuck."""
+    eps, m = _eps(inside.w), inside.y.shape[-1]
+    restoring, walking = phase == RESTORING, phase == INSIDE
+    mu, pairs, tries, _, left, damping, stuck, entry, ready = search
+    before = (inside.c - inside.w[:, -m:]).abs().sum(-1)
+    after = (trial.c - trial.w[:, -m:]).abs().sum(-1)
+    kept = torch.cat([pair.unsqueeze(1), pairs[:, :-1]], 1)
+    pairs = pick(good & walking & ~f_type, kept, pairs)
+    bad = ~good & (phase != ACTIVE)
+    second = bad & walking & (tries == 0) & (after >= before) & sound
+    ahead = (trial.c - trial.w[:, -m:]) + length.unsqueeze(-1) * (inside.c - inside.w[:, -m:])
+    left = pick(second, ahead, left)
+    tries = torch.where(bad, tries + 1, 0)
+    # short steps make the next ones careful
+    part = length / step.length
+    careful = torch.where(part < 0.3, (4 * damping).clamp(min=1e-2), damping)
+    easy = torch.where(damping > 1e-4, 0.25 * damping, 0.0)
+    walked = torch.where(part > 0.9, easy, careful)
+    damped = torch.where(good, (0.2 * damping).clamp(min=1e-10), 8 * damping)
+    damping = torch.where(restoring, damped, torch.where(good & walking, walked, damping))
+    tired = bad & walking & (tries > _HALVINGS)
+    lost = tired & (before > eps**0.5)
+    lost = lost | (good & walking & (length < 1e-4) & (before > 1e-4) & (after > 0.9 * before))
+    idle = tired & ~lost
+    stuck = torch.where(idle, stuck + 1, torch.where(good & (length > 1e-3), 0, stuck))
+    pairs = pick(idle | lost, torch.full_like(pairs, torch.inf), pairs)
+    mu = torch.where(idle, (0.1 * mu).clamp(min=1e-3 * eps**0.5), mu)
+    tries = torch.where(tired, 0, tries)
+    given_up = (stuck >= _FEWER) | (restoring & bad & (damping > 1e15))
+    # into restoration, and out of it
+    mu = torch.where(lost, torch.minimum(mu, 0.1 * before**2), mu)
+    out = restoring & good & (after <= 0.1 * entry)
+    mu = torch.where(out, mu.clamp(min=1e-4), mu)
+    gaps = _gaps(units, moved)
+    most = torch.where(out, 1e3, torch.inf).unsqueeze(-1)
+    low = torch.where(units.low, torch.minimum(mu.unsqueeze(-1) / gaps.low, most), 0.0)
+    high = torch.where(units.high, torch.minimum(mu.unsqueeze(-1) / gaps.high, most), 0.0)
+    y = pick(out, torch.zeros_like(moved.y), moved.y)
+    moved = pick(lost | out, moved._replace(y=y, low=low, high=high), moved)
+    damping = torch.where(lost, 1e-4, torch.where(out, 0.0, damping))
+    phase = torch.where(lost, RESTORING, torch.where(out, INSIDE, phase))
+    entry = torch.where(lost, before, entry)
+    search = Search(mu, pairs, tries, second, left, damping, stuck, entry, ready)
+    return search, phase, moved, given_up
+
+
+def _exact(problem: EquationProblem, units: Units, active: Active) -> Tensor:
+    """Return the iterate on the active set, where unknowns are exactly at their bounds."""
+    assert problem.bounds is not None
+    n = active.z.shape[-1]
+    (lo, hi), side = (b[:, :n] for b in problem.bounds), active.side[:, :n]
+    z = torch.where(side == 0, active.z * units.z, torch.where(side == 1, hi, lo))
+    return torch.cat([z, active.y * units.f / units.c], -1)
