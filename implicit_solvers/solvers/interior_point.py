@@ -22,7 +22,7 @@ INSIDE, RESTORING, ACTIVE = 0, 1, 2
 
 _MU, _SHRINK, _POWER, _ENOUGH = 0.1, 0.2, 1.5, 10.0
 _PUSH, _TO_THE_BOUNDARY, _FAR, _KEPT = 1e-2, 0.99, 1e8, 10
-_FALL, _MARGIN, _HALVINGS, _FEWER = 1e-6, 1e-5, 25, 4
+_FALL, _MARGIN, _HALVINGS, _FEWER, _BENT = 1e-6, 1e-5, 25, 4, 0.1
 
 
 class Units(NamedTuple):
@@ -230,7 +230,7 @@ class FilterInteriorPoint(EquationMethod):
         violation = (rows - w[:, n:]).abs().sum(-1)
         units = units._replace(most=1e4 * violation.clamp(min=1.0))
         pairs = torch.full((len(z), _KEPT, 2), torch.inf, dtype=z.dtype, device=z.device)
-        ready = zero + 1e-4
+        ready = zero + max(1e-4, _eps(z) ** 0.5)
         no = zero > 1
         left = torch.zeros_like(rows)
         search = Search(zero + _MU, pairs, none, no, left, zero, none, zero + torch.inf, ready)
@@ -359,17 +359,22 @@ class FilterInteriorPoint(EquationMethod):
         fell = on_set & ~holds & ~ends
         late = fell & (state.active.rounds + enters > 0)
         search = search._replace(ready=torch.where(late, 0.03 * search.ready, search.ready))
+        # (the barrier's problems are solved, and the active set has no regular system)
+        hopeless = late & (search.ready < 0.01 * eps**0.5)
+        flag = torch.where(hopeless & (flag == 0), int(Status.STALLED), flag)
         newer = Active(x, y, rows, side, size, active.rounds + 1)
         active = pick(holds, newer, active)
         phase = torch.where(fell, INSIDE, phase)
         on_set = phase == ACTIVE
         error = torch.where(on_set, torch.where(size < torch.inf, size, 1.0), error)
         z = torch.cat([moved.w[:, :n] * units.z, moved.y * units.f / units.c], -1)
+        active = pick(hopeless, start._replace(side=_strong(units, inside, gaps)), active)
+        on_set = on_set | hopeless
         exact = _exact(problem, units, active)
         new = InteriorPointState(
             pick(on_set, exact, z),
             error,
-            torch.where(on_set, estimate * units.z.squeeze(-1), torch.inf),
+            estimate * units.z.amax(-1),
             flag,
             good | on_set,
             phase,
@@ -393,20 +398,19 @@ def _units(problem: EquationProblem, z: Tensor) -> Units:
     m = problem.equation.multipliers
     n = z.shape[-1] - m
     x = torch.clamp(z[:, :n], lo[:, :n], hi[:, :n])
-    bounds = torch.stack([lo[:, :n], hi[:, :n]]).abs()
-    bounds = torch.where(bounds < torch.inf, bounds, 0.0).amax((0, -1))
-    size = x.abs().amax(-1)
-    size = torch.where(size > 0, size, torch.where(bounds > 0, bounds, 1.0))
+    bounds = torch.stack([lo[:, :n], hi[:, :n], x]).abs().amax(0)
+    size, widest = (t.amax(-1, True) for t in (x.abs(), torch.where(bounds < torch.inf, bounds, 0)))
+    size = torch.where(size > 0, size, torch.where(widest > 0, widest, 1.0))
+    size = torch.where(bounds > 0, torch.minimum(size, bounds), size)
     point = torch.cat([x, torch.zeros_like(z[:, n:])], -1)
     slope, K = problem.slope(point), problem.linearize_slope(point).dense()
-    row, c = size.unsqueeze(-1) * K[:, n:, :n].abs().amax(-1), slope[:, n:].abs()
+    J, c = K[:, n:, :n] * size.unsqueeze(-2), slope[:, n:].abs()
+    row = J.abs().amax(-1)
     row = torch.where(row > 0, row, torch.where(c > 0, c, 1.0))
-    f = torch.maximum(
-        size * slope[:, :n].abs().amax(-1), 1e-2 * size**2 * K[:, :n, :n].abs().amax((-2, -1))
-    )
+    H = K[:, :n, :n] * size.unsqueeze(-1) * size.unsqueeze(-2)
+    f = torch.maximum((size * slope[:, :n]).abs().amax(-1), 1e-2 * H.abs().amax((-2, -1)))
     f = torch.where((f > 0) & (f < torch.inf), f, 1.0).unsqueeze(-1)
-    size = size.unsqueeze(-1)
-    each = torch.cat([size.expand_as(x), row], -1)
+    each = torch.cat([size, row], -1)
     return Units(size, f, row, lo / each, hi / each, f.squeeze(-1))
 
 
@@ -421,8 +425,8 @@ def _slopes(problem: EquationProblem, units: Units, x: Tensor, y: Tensor) -> Slo
     n = x.shape[-1]
     u = torch.cat([x * units.z, y * units.f / units.c], -1)
     slope, K = problem.slope(u)[:, :n], problem.linearize_slope(u).dense()
-    H = K[:, :n, :n] * (units.z**2 / units.f).unsqueeze(-1)
-    J = K[:, n:, :n] * (units.z / units.c).unsqueeze(-1)
+    H = K[:, :n, :n] * (units.z / units.f).unsqueeze(-1) * units.z.unsqueeze(-2)
+    J = K[:, n:, :n] * units.z.unsqueeze(-2) / units.c.unsqueeze(-1)
     g = slope * (units.z / units.f) - torch.bmm(J.mT, y.unsqueeze(-1)).squeeze(-1)
     return Slopes(g, H, J)
 
@@ -506,12 +510,11 @@ def _convex(
 
 
 def _bent_up(W: Tensor, A: Tensor) -> tuple[Tensor]:
-    """Return ``W`` with the curvature of ``A`` at least 1 where some is negative, or little."""
+    """Return ``W`` with negative curvature of ``A`` turned around, and no less than a tenth."""
     values, vectors = torch.linalg.eigh(A)
     little = 100 * _eps(A) ** 0.5
-    least = values[:, :1].abs()
-    least = torch.where(values[:, :1] < -little, least.clamp(min=1.0), least.clamp(min=little))
-    more = (torch.maximum(values.abs(), least) - values).clamp(min=0.0)
+    turned = torch.where(values < -little, (-values).clamp(min=_BENT), little)
+    more = torch.where(values < little, turned - values, 0.0)
     return (W + (vectors * more.unsqueeze(-2)) @ vectors.mT,)
 
 
@@ -697,4 +700,5 @@ def _exact(problem: EquationProblem, units: Units, active: Active) -> Tensor:
     n = active.z.shape[-1]
     (lo, hi), side = (b[:, :n] for b in problem.bounds), active.side[:, :n]
     z = torch.where(side == 0, active.z * units.z, torch.where(side == 1, hi, lo))
-    return torch.cat([z, active.y * units.f / units.c], -1)
+    y = torch.where(active.side[:, n:] == 0, 0.0, active.y)
+    return torch.cat([z, y * units.f / units.c], -1)
