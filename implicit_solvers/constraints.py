@@ -20,7 +20,7 @@ Read = Callable[[Any, Structure, Sequence[int]], Tensor]
 
 
 class Multipliers(NamedTuple):
-    """The multipliers of constraints, each like what its function returns; None without one.
+    """The multipliers of constraints, each like what its function returns; ``()`` without one.
 
     With them the gradient of ``f + sum(y h) + sum(u g)`` vanishes, where no bound is active:
     ``y`` of the ``equalities`` ``h = 0`` have any sign, ``u`` of the ``inequalities`` ``g <= 0``
@@ -39,8 +39,8 @@ class Multipliers(NamedTuple):
     tensor(2.)
     """
 
-    equalities: Any = None
-    inequalities: Any = None
+    equalities: Any = ()
+    inequalities: Any = ()
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ class Constraints:
         first, second = y.split(self.sizes, -1)
         equal, less = self.parts
         return Multipliers(
-            None if equal is None else equal.unravel(first),
-            None if less is None else less.unravel(second),
+            () if equal is None else equal.unravel(first),
+            () if less is None else less.unravel(second),
         )
 
     def flat(self, given: Any, structure: Structure) -> Tensor:
@@ -196,7 +196,7 @@ class Constraints:
         if not isinstance(given, tuple) or len(given) != 2:
             raise TypeError(
                 f"multipliers is {_what(given)}: pass a pair (of equalities, of inequalities), "
-                "each like what the function returns, or None"
+                "each like what the function returns, or ()"
             )
         rows = []
         for part, value in zip(self.parts, given, strict=True):

@@ -98,7 +98,8 @@ _HELP = {
     ),
     Status.INFEASIBLE: (
         "the constraints contradict each other, as multipliers found on the way prove: no point "
-        "meets them all; relax a constraint"
+        "meets them all, or, if they are not convex, none near the start; relax a constraint, or "
+        "start elsewhere"
     ),
     Status.UNBOUNDED: (
         "the objective falls without end along a direction that the constraints allow: add the "
