@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -18,10 +17,9 @@ from implicit_solvers.curvature import downhill, kick
 from implicit_solvers.examination import Examination, by_newton
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.outcome import ROUNDINGS
-from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solvers.renewal import renew
 
-__all__ = ["ConstrainedEquation", "bordered", "constrained"]
+__all__ = ["ConstrainedEquation", "bordered"]
 
 
 class ConstrainedEquation(Bounded):
@@ -78,12 +76,12 @@ class ConstrainedEquation(Bounded):
         """
         eps, n = torch.finfo(z.dtype).eps, z.shape[-1] - self.multipliers
         seen = by_newton(problem, z, direct)
-        assert problem.bounds is not None
-        matrix, (lo, hi) = seen.jacobian.formed, (t[:, n:] for t in problem.bounds)
+        lo, hi = (t[:, n:] for t in problem.bounds)
+        matrix = seen.jacobian.formed
         free, on = problem.free(z)[:, :n], (z[:, n:] != 0) | (lo == hi)
         slope = problem.slope(z)
         H, J = matrix[:, :n, :n], problem.linearize_slope(z).dense()[:, n:, :n]
-        A, t, _ = bordered(H, J, free, torch.where(on, 0.0, torch.inf))
+        A, t, _ = bordered(H, J, free, torch.zeros_like(z[:, n:]).masked_fill(~on, torch.inf))
         bends = torch.linalg.cholesky_ex(A).info != 0
         (down,) = renew(None, bends, (torch.zeros_like(t),), _most_bent, A, t * slope[:, :n])
         step = torch.cat([kick(problem, z, t * down), torch.zeros_like(z[:, n:])], -1)
@@ -100,9 +98,8 @@ class ConstrainedEquation(Bounded):
         wrong = problem.number(broken | unknown.any(-1))
         return seen._replace(kick=step, wrong=wrong)
 
-    def degenerate(self, problem: EquationProblem, z: Tensor, error: Tensor) -> Tensor:
+    def degenerate(self, problem: Any, z: Tensor, error: Tensor) -> Tensor:
         """Tell in which lanes a bound or a constraint is active without a multiplier, or nearly."""
-        assert problem.bounds is not None
         eps, n, (lo, hi) = torch.finfo(z.dtype).eps, z.shape[-1] - self.multipliers, problem.bounds
         slope, K = problem.slope(z), problem.linearize_slope(z).dense().abs()
         size, known = problem.largest(z), error < torch.inf
@@ -117,13 +114,6 @@ class ConstrainedEquation(Bounded):
         near = torch.minimum(w - lo, hi - w) <= doubt * torch.cat([reach, terms[:, n:]], -1)
         idle = torch.cat([flat, weak], -1)
         return ((lo < hi) & ((at & idle) | (~at & near))).any(-1)
-
-
-@lru_cache(maxsize=256)
-def constrained(multipliers: int) -> type[ConstrainedEquation]:
-    """Return the equation of so many constraints."""
-    name = ConstrainedEquation.__name__
-    return type(name, (ConstrainedEquation,), {"multipliers": multipliers})
 
 
 def _most_bent(A: Tensor, gradient: Tensor) -> tuple[Tensor]:

@@ -185,7 +185,7 @@ def _solve(
         captured = capture(fn, (start, *statement.tensors), statement.name, task.fn)
         fn, solve = statement.explicit(captured), solve_lanes
     spec = SolveSpec(
-        task.equation(fn), run, task.solver, statement.lanes(captured), task.label, task.on_failure
+        task.solved(fn), run, task.solver, statement.lanes(captured), task.label, task.on_failure
     )
     operands = statement.operands(captured)
     with isolated():
@@ -198,7 +198,6 @@ def _solve(
 def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:
     """Return the solution with the derivatives of the equation."""
     task, fn, tensors = statement.task, statement.fn, statement.tensors
-    equation = task.differentiated or task.equation
     unrolled = isinstance(task.adjoint, UnrolledAdjoint)
     # Branches that were not taken at the start may read more tensors at the solution.
     condition: Tensor | None = None
@@ -208,19 +207,19 @@ def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:
     else:
         point = z.detach().requires_grad_()
         condition, at_solution = evaluate_connected(
-            equation(fn).condition, (point, *tensors), statement.name, task.fn
+            task.attached(fn).condition, (point, *tensors), statement.name, task.fn
         )
     captured = found.captured | at_solution
     check_reads(captured, task.label, task.check)
     if task.check and task.batch_dims and not found.lifted:
-        check_lanes_apart(equation(fn).condition, z, tensors, ~failed(found.status), task.label)
+        check_lanes_apart(task.attached(fn).condition, z, tensors, ~failed(found.status), task.label)
     operands = statement.operands(captured)
     if isinstance(task.adjoint, UnrolledAdjoint) and z.numel():
         return _unrolled(statement, task.adjoint, captured, operands, found, z0)
     reaches = condition is not None and captured.reach(condition, point)
     if not (_differentiable(operands) or reaches) or unrolled:
         return z
-    attached = equation(statement.explicit(captured, at_solution.tensors))
+    attached = task.attached(statement.explicit(captured, at_solution.tensors))
     spec, lead = _attach_spec(statement, attached, captured, found)
     with isolated():
         return attach_derivatives(spec, point, found.status, condition, (*lead, *operands))
@@ -271,7 +270,7 @@ def _unrolled(
     Under ``on_failure="mask"`` the lanes that failed keep what was found, without one.
     """
     task, z, bad = statement.task, statement.ravel(z0), failed(found.status)
-    shape, equation = z.shape[:-1], task.equation(statement.explicit(captured))
+    shape, equation = z.shape[:-1], task.solved(statement.explicit(captured))
     lanes, iterations = statement.lanes(captured), found.iterations
     masked = task.on_failure == "mask"
     if masked and is_batched(bad):

@@ -13,7 +13,7 @@ from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.bounded_equation import Bounded
 from implicit_solvers.bounds import read_bounds
-from implicit_solvers.constrained_equation import constrained
+from implicit_solvers.constrained_equation import ConstrainedEquation
 from implicit_solvers.constraints import Constraints
 from implicit_solvers.curvature import by_cholesky, by_conjugate_gradients
 from implicit_solvers.driver import Task, solve_equation
@@ -192,8 +192,9 @@ def under_constraints(
     structure = Structure.of(z0, "z0", batch_dims)
     given = Constraints.of(fn, equalities, inequalities, structure, z0, args, has_aux)
     lo, hi = read_bounds((None, None) if bounds is None else bounds, z0, batch_dims)
-    equation, read = constrained(sum(given.sizes)), given.read(read_objective)
-    task = Task(equation, given.function(), read, solver, *how)
+    read, count = given.read(read_objective), sum(given.sizes)
+    of = ConstrainedEquation, given.function(), read, solver
+    task = Task(*of, *how, multipliers=count)
     return Constrained(given, task, given.start(z0, structure), args, given.bounds(lo, hi))
 
 

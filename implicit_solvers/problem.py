@@ -48,6 +48,7 @@ class Equation:
     """
 
     fn: Callable[..., Tensor]
+    multipliers: int = 0
     kind: ClassVar[str]
     symmetric: ClassVar[bool]
     biased: ClassVar[str | None] = None
@@ -55,7 +56,6 @@ class Equation:
     fits: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     own: ClassVar[int] = 0
-    multipliers: ClassVar[int] = 0
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return ``F(z)``, zero at a solution."""
@@ -277,11 +277,13 @@ class EquationProblem:
     @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """The bounds of the unknowns ``(N, n)``, infinite where there is none, if there are any."""
-        if self._bounds is None and self.equation.bounded:
+        bounds = self._bounds  # Dynamo reads None of what it has just stored
+        if bounds is None and self.equation.bounded:
             like = self.operands[0].new_empty((*self.shape, 0))
             lo, hi = self.lanes.over(bounds_of)(like, *self.operands)
-            self._bounds = self._flat(lo), self._flat(hi)
-        return self._bounds
+            bounds = self._flat(lo), self._flat(hi)
+            self._bounds = bounds
+        return bounds
 
     def within(self, z: Tensor) -> Tensor:
         """Return the nearest point between the bounds."""
@@ -304,10 +306,12 @@ class EquationProblem:
         """Tell which unknowns ``(N, n)`` are not held to a bound at ``z``; None if none can be."""
         if self.bounds is None:
             return None
-        if self._free is None or self._free[0] is not z:
+        free = None if self._free is None or self._free[0] is not z else self._free[1]
+        if free is None:
             low, high = self.equation.held(z, self.slope(z), *self.bounds)
-            self._free = z, ~(low | high)
-        return self._free[1]
+            free = ~(low | high)
+            self._free = z, free
+        return free
 
     def reach(self, z: Tensor) -> Tensor:
         """Return the size of each entry of ``z``, and no less than that of the lane.

@@ -30,7 +30,7 @@ class Task:
     ``read`` ravels and checks what ``fn`` returns, given the structure of ``z`` and the shape of
     the lanes at hand. ``differentiated`` is the equation that derivatives come from, if it is not
     the one that is solved; ``check`` tells whether to look for what derivatives would silently
-    miss.
+    miss. So many of the unknowns are ``multipliers``.
     """
 
     equation: type[Equation]
@@ -45,11 +45,20 @@ class Task:
     adjoint_start: AdjointStart | None = None
     check: bool = False
     differentiated: type[Equation] | None = None
+    multipliers: int = 0
 
     @property
     def label(self) -> str:
         """The kind of the equation and the name of its function."""
         return f"{self.equation.kind} of {name_of(self.fn)}"
+
+    def solved(self, fn: Callable[..., Tensor]) -> Equation:
+        """Return the equation that is solved, of a raveled function."""
+        return self.equation(fn, self.multipliers)
+
+    def attached(self, fn: Callable[..., Tensor]) -> Equation:
+        """Return the equation that derivatives come from, of a raveled function."""
+        return (self.differentiated or self.equation)(fn, self.multipliers)
 
     def raveled(
         self, structure: Structure, join: Callable[[Sequence[Tensor]], Any]

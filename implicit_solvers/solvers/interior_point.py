@@ -291,7 +291,8 @@ class FilterInteriorPoint(EquationMethod):
         W = pick(restoring, torch.zeros_like(slopes.H), slopes.H)
         W = W + torch.diag_embed(sigma[:, :n] + torch.where(restoring, damping, 0.0).unsqueeze(-1))
         soft = torch.where(units.fixed, 0.0, 1 / gaps.sigma.clamp(min=1e-20))[:, n:]
-        give = pick(on_set, torch.where(side[:, n:] != 0, 0.0, torch.inf), soft)
+        hard = torch.zeros_like(soft).masked_fill(side[:, n:] == 0, torch.inf)
+        give = pick(on_set, hard, soft)
         give = give + restoring.unsqueeze(-1)
         damping = torch.where(restoring, 0.0, damping)
         W, t, bent = _convex(W, slopes.J, give, ~fixed[:, :n], damping, ~on_set)
@@ -355,7 +356,7 @@ class FilterInteriorPoint(EquationMethod):
         part = torch.where(tiny, 0.0, size * gone)
         # (rounding keeps a step from contracting: what it is then is for the verdict to say)
         ends = on_set & same & ~holds & (size < 1e-4) & (active.rounds > 1)
-        estimate = torch.where(holds & same & ~first, part, torch.where(ends, 0.0, torch.inf))
+        estimate = torch.where(holds & same & ~first, part, far.masked_fill(ends, 0.0))
         fell = on_set & ~holds & ~ends
         late = fell & (state.active.rounds + enters > 0)
         search = search._replace(ready=torch.where(late, 0.03 * search.ready, search.ready))
@@ -393,9 +394,8 @@ def _eps(like: Tensor) -> float:
 
 def _units(problem: EquationProblem, z: Tensor) -> Units:
     """Return the sizes of everything at the start."""
-    assert problem.bounds is not None
-    lo, hi = problem.bounds
-    m = problem.equation.multipliers
+    bounds: Any = problem.bounds
+    (lo, hi), m = bounds, problem.equation.multipliers
     n = z.shape[-1] - m
     x = torch.clamp(z[:, :n], lo[:, :n], hi[:, :n])
     bounds = torch.stack([lo[:, :n], hi[:, :n], x]).abs().amax(0)
@@ -682,7 +682,7 @@ def _onward(
     out = restoring & good & (after <= 0.1 * entry)
     mu = torch.where(out, mu.clamp(min=1e-4), mu)
     gaps = _gaps(units, moved)
-    most = torch.where(out, 1e3, torch.inf).unsqueeze(-1)
+    most = torch.full_like(mu, torch.inf).masked_fill(out, 1e3).unsqueeze(-1)
     low = torch.where(units.low, torch.minimum(mu.unsqueeze(-1) / gaps.low, most), 0.0)
     high = torch.where(units.high, torch.minimum(mu.unsqueeze(-1) / gaps.high, most), 0.0)
     y = pick(out, torch.zeros_like(moved.y), moved.y)
@@ -696,9 +696,9 @@ def _onward(
 
 def _exact(problem: EquationProblem, units: Units, active: Active) -> Tensor:
     """Return the iterate on the active set, where unknowns are exactly at their bounds."""
-    assert problem.bounds is not None
     n = active.z.shape[-1]
-    (lo, hi), side = (b[:, :n] for b in problem.bounds), active.side[:, :n]
+    bounds: Any = problem.bounds
+    (lo, hi), side = (b[:, :n] for b in bounds), active.side[:, :n]
     z = torch.where(side == 0, active.z * units.z, torch.where(side == 1, hi, lo))
     y = torch.where(active.side[:, n:] == 0, 0.0, active.y)
     return torch.cat([z, y * units.f / units.c], -1)
