@@ -59,9 +59,9 @@ from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.chord import Chord
 from implicit_solvers.solvers.dogleg import Dogleg
 from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
-from implicit_solvers.solvers.interior_point import FilterInteriorPoint
 from implicit_solvers.solvers.gauss_newton import GaussNewton
 from implicit_solvers.solvers.gradient_descent import GradientDescent
+from implicit_solvers.solvers.interior_point import FilterInteriorPoint
 from implicit_solvers.solvers.lbfgs import LBFGS
 from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
 from implicit_solvers.solvers.line_search import Backtracking, StrongWolfe

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -130,7 +129,7 @@ def _most_bent(A: Tensor, gradient: Tensor) -> tuple[Tensor]:
 def bordered(
     H: Tensor, J: Tensor, free: Tensor, give: Tensor, damping: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``H + J^T D J`` among unknowns that are free, scaled; the scales ``(N, n)``; and ``H``.
+    """Return ``H + J^T D J`` among free unknowns, scaled; the scales ``(N, n)``; and ``H``, scaled.
 
     The weights ``D`` are so large that it is positive definite where ``H`` is so among steps that
     ``J`` maps to zero; rows ``give`` way by that much, and count for less. Source: Nocedal and

@@ -215,9 +215,7 @@ class Constraints:
         return torch.cat(rows, -1)
 
 
-def _check(
-    name: str, leaves: Sequence[Any], structure: Structure, lanes: Sequence[int]
-) -> None:
+def _check(name: str, leaves: Sequence[Any], structure: Structure, lanes: Sequence[int]) -> None:
     if not leaves:
         raise ValueError(f"{name} returned no tensor: return the constraints, or leave {name} out")
     for leaf in leaves:
@@ -233,7 +231,7 @@ def _check(
                 f"{name} returned constraints of shape {tuple(leaf.shape)}: they must begin with "
                 f"the lanes {tuple(lanes)}"
             )
-    if not sum(leaf.numel() for leaf in leaves) and math.prod(lanes):
+    if all(0 in leaf.shape[len(lanes) :] for leaf in leaves):
         raise ValueError(f"{name} returned no number: return constraints, or leave {name} out")
 
 

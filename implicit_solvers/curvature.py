@@ -91,6 +91,7 @@ def _most_negative(H: Tensor, gradient: Tensor) -> tuple[Tensor]:
 
 
 def downhill(direction: Tensor, gradient: Tensor) -> Tensor:
+    """Return the direction, or its opposite, that does not lead up."""
     return pick((direction * gradient).sum(-1) > 0, -direction, direction)
 
 

@@ -99,7 +99,9 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
         none = [lanes > 0] if spec.equation.bounded else []
         return z.clone(), lanes, lanes.clone(), z.new_zeros(shape), z.new_zeros(shape), *none
     flat = z.reshape(-1, n)
-    problem = EquationProblem(spec.equation, spec.lanes, shape, operands, largest(spec.equation.measured(flat)))
+    problem = EquationProblem(
+        spec.equation, spec.lanes, shape, operands, largest(spec.equation.measured(flat))
+    )
     out = spec.run(problem, flat)
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     residual, error = out.residual.reshape(shape), out.error.reshape(shape)

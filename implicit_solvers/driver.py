@@ -212,7 +212,9 @@ def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:
     captured = found.captured | at_solution
     check_reads(captured, task.label, task.check)
     if task.check and task.batch_dims and not found.lifted:
-        check_lanes_apart(task.attached(fn).condition, z, tensors, ~failed(found.status), task.label)
+        check_lanes_apart(
+            task.attached(fn).condition, z, tensors, ~failed(found.status), task.label
+        )
     operands = statement.operands(captured)
     if isinstance(task.adjoint, UnrolledAdjoint) and z.numel():
         return _unrolled(statement, task.adjoint, captured, operands, found, z0)

@@ -239,9 +239,7 @@ class FilterInteriorPoint(EquationMethod):
         flag = torch.where(unknown & (flag == 0), int(Status.NONFINITE), flag)
         error = torch.where(unknown, torch.nan, zero + 1)
         far, phase = zero + torch.inf, none + ACTIVE
-        return InteriorPointState(
-            z, error, far, flag, ~no, phase, units, inside, search, active
-        )
+        return InteriorPointState(z, error, far, flag, ~no, phase, units, inside, search, active)
 
     def step(self, problem: EquationProblem, state: InteriorPointState) -> InteriorPointState:
         """Make a trial in every lane: a step of the barrier, of restoration, or of Newton."""
@@ -398,12 +396,16 @@ def _units(problem: EquationProblem, z: Tensor) -> Units:
     (lo, hi), m = bounds, problem.equation.multipliers
     n = z.shape[-1] - m
     x = torch.clamp(z[:, :n], lo[:, :n], hi[:, :n])
-    bounds = torch.stack([lo[:, :n], hi[:, :n], x]).abs().amax(0)
-    size, widest = (t.amax(-1, True) for t in (x.abs(), torch.where(bounds < torch.inf, bounds, 0)))
-    size = torch.where(size > 0, size, torch.where(widest > 0, widest, 1.0))
-    size = torch.where(bounds > 0, torch.minimum(size, bounds), size)
     point = torch.cat([x, torch.zeros_like(z[:, n:])], -1)
     slope, K = problem.slope(point), problem.linearize_slope(point).dense()
+    bounds = torch.stack([lo[:, :n], hi[:, :n], x]).abs().amax(0)
+    # the sizes of a start of zeros: that of bounds, or of the way to where something is zero
+    ways = slope.abs() / K[:, :, :n].abs().amax(-1)
+    sizes = (t.masked_fill(~(t < torch.inf), 0.0).amax(-1, True) for t in (x.abs(), bounds, ways))
+    size = torch.ones_like(x[:, :1])
+    for known in reversed([*sizes]):
+        size = torch.where(known > 0, known, size)
+    size = torch.where(bounds > 0, torch.minimum(size, bounds), size)
     J, c = K[:, n:, :n] * size.unsqueeze(-2), slope[:, n:].abs()
     row = J.abs().amax(-1)
     row = torch.where(row > 0, row, torch.where(c > 0, c, 1.0))
@@ -594,9 +596,7 @@ def _pays(
     armijo = new - phi - noise <= _FALL * length * slope
     either = (after <= (1 - _MARGIN) * before + little) | (new - phi - noise <= -_MARGIN * before)
     pairs = search.filter
-    beaten = (after.unsqueeze(-1) >= pairs[..., 0]) & (
-        (new - noise).unsqueeze(-1) >= pairs[..., 1]
-    )
+    beaten = (after.unsqueeze(-1) >= pairs[..., 0]) & ((new - noise).unsqueeze(-1) >= pairs[..., 1])
     good = torch.where(f_type, armijo, either) & ~beaten.any(-1) & (after <= units.most)
     return good, f_type, torch.stack([(1 - _MARGIN) * before, phi - _MARGIN * before], -1)
 
