@@ -13,6 +13,7 @@ from implicit_solvers.constraints import Multipliers
 from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
 from implicit_solvers.elementwise import elementwise_function
 from implicit_solvers.error_estimates import gradient_error
+from implicit_solvers.evaluations import Evaluations
 from implicit_solvers.fixed_points import fixed_point
 from implicit_solvers.foreign_names import explains_names_of as _explains_names_of
 from implicit_solvers.linear.adjoint_start import AdjointStart
@@ -152,6 +153,7 @@ __all__ = [
     "Solution",
     "Multipliers",
     "Status",
+    "Evaluations",
     "monitor",
     "Monitor",
     "SolveRecord",

@@ -25,6 +25,7 @@ from implicit_solvers.autodiff import (
     some,
 )
 from implicit_solvers.capture import Captured
+from implicit_solvers.evaluations import Counter, as_tensor, counted
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes, lifted
 from implicit_solvers.linear.rule import solve_linear
@@ -50,13 +51,15 @@ class SolveSpec:
     lanes: Lanes
     label: str
     on_failure: OnFailure
+    counter: Counter
 
 
 class Solve(Function):
     """Run a solver; nothing that comes out is differentiable.
 
-    Outputs: ``z``; the status, iterations, residual and error of each lane, and whether it is
-    degenerate, if it can be; the factors of the last linear solve, if the solver keeps them.
+    Outputs: ``z``; the status, iterations, residual and error of each lane, what was evaluated
+    until it ended, of no numbers if that is not known, and whether it is degenerate, if it can be;
+    the factors of the last linear solve, if the solver keeps them.
     """
 
     @staticmethod
@@ -96,22 +99,26 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     shape, n = z.shape[:-1], z.shape[-1]
     if z.numel() == 0:
         lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
-        none = [lanes > 0] if spec.equation.bounded else []
-        return z.clone(), lanes, lanes.clone(), z.new_zeros(shape), z.new_zeros(shape), *none
+        none, counts = z.new_zeros(shape), lanes.new_zeros(*shape, 3)
+        idle = [lanes > 0] if spec.equation.bounded else []
+        return z.clone(), lanes, lanes.clone(), none, none.clone(), counts, *idle
     flat = z.reshape(-1, n)
-    problem = EquationProblem(
-        spec.equation, spec.lanes, shape, operands, largest(spec.equation.measured(flat))
-    )
+    start = largest(spec.equation.measured(flat))
+    of = spec.equation, spec.lanes, shape, operands, start
+    problem = EquationProblem(*of, counter=spec.counter)
     out = spec.run(problem, flat)
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     residual, error = out.residual.reshape(shape), out.error.reshape(shape)
-    watch.done(iterations, residual, error, status)
+    counts = as_tensor(out.evaluations, status)
+    counts = counts.expand((*shape, -1)) if counts.dim() == 1 else counts.reshape((*shape, -1))
+    watch.done(iterations, residual, error, status, counted(counts))
     cause = partial(_randomness, problem, out.z)
     enforce(spec.on_failure, spec.label, status, iterations, residual, cause=cause)
     degenerate = spec.equation.degenerate(problem, out.z, out.error)
     more = out.factors if degenerate is None else (degenerate, *out.factors)
     factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in more)
-    return out.z.reshape((*shape, -1)).clone(), status, iterations, residual, error, *factors
+    z = out.z.reshape((*shape, -1)).clone()
+    return z, status, iterations, residual, error, counts, *factors
 
 
 def _randomness(problem: EquationProblem, z: Tensor) -> str:

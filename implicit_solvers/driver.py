@@ -31,6 +31,7 @@ from implicit_solvers.differentiate import (
     solve_lanes,
     solve_plainly,
 )
+from implicit_solvers.evaluations import Counter, Evaluations, counted
 from implicit_solvers.explicit_function import ExplicitFunction
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
@@ -87,7 +88,7 @@ def solve_equation(
     value = statement.structure.unravel(z)
     solved = found.status == Status.CONVERGED
     how = found.iterations, found.residual, found.error, found.status, found.degenerate
-    solution = Solution(value, solved, *how)
+    solution = Solution(value, solved, *how, found.evaluations)
     note(solution)
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])
@@ -105,6 +106,7 @@ class _Statement:
     native_carried: tuple[bool, ...] | None
     adjoint_solver: LinearSolver | None
     fn: Callable[..., Tensor]
+    counter: Counter
 
     @property
     def name(self) -> str:
@@ -147,6 +149,7 @@ class _Found(NamedTuple):
     residual: Tensor
     error: Tensor
     degenerate: Tensor | None
+    evaluations: Evaluations | None
     factors: list[Tensor]
     captured: Captured
     lifted: bool
@@ -164,8 +167,10 @@ def _read(task: Task, z0: Any, args: tuple[Any, ...], own: tuple[Tensor, ...]) -
     else:
         adjoint_solver = task.adjoint.solver_for(task.equation, structure.size)
     check_adjoint_start(task.adjoint_start, adjoint_solver)
-    fn = task.raveled(structure, join)
-    return _Statement(task, structure, tensors, join, native_carried, adjoint_solver, fn)
+    counter = Counter()
+    fn = task.raveled(structure, join, counter)
+    known = tensors, join, native_carried
+    return _Statement(task, structure, *known, adjoint_solver, fn, counter)
 
 
 def _solve(
@@ -184,15 +189,15 @@ def _solve(
     if lift:
         captured = capture(fn, (start, *statement.tensors), statement.name, task.fn)
         fn, solve = statement.explicit(captured), solve_lanes
-    spec = SolveSpec(
-        task.solved(fn), run, task.solver, statement.lanes(captured), task.label, task.on_failure
-    )
+    how = run, task.solver, statement.lanes(captured), task.label, task.on_failure
+    spec = SolveSpec(task.solved(fn), *how, statement.counter)
     operands = statement.operands(captured)
     with isolated():
-        z, status, iterations, residual, error, *rest = solve(spec, origin, operands)
+        z, status, iterations, residual, error, counts, *rest = solve(spec, origin, operands)
     z = z[..., : statement.structure.size]  # an empty batch comes back as it was given
     degenerate = rest.pop(0) if task.equation.bounded else None
-    return _Found(z, status, iterations, residual, error, degenerate, rest, captured, lift)
+    how_far = status, iterations, residual, error, degenerate, counted(counts)
+    return _Found(z, *how_far, rest, captured, lift)
 
 
 def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:

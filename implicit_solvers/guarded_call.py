@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
+from implicit_solvers.evaluations import Counter
 from implicit_solvers.solution import ConvergenceError
 from implicit_solvers.structure import Structure
 from implicit_solvers.torch_internals import (
@@ -109,7 +110,7 @@ class ExplainedCall:
     """Call a raveled ``fn(z, *tensors)``; what it raises is explained, where that can be told.
 
     ``join`` puts the tensors back into the user's arguments, and ``in_dims`` is what the user said
-    of those.
+    of those. The ``counter`` counts calls.
     """
 
     def __init__(
@@ -118,14 +119,17 @@ class ExplainedCall:
         structure: Structure,
         join: Callable[[Sequence[Tensor]], Any],
         in_dims: Any,
+        counter: Counter,
     ) -> None:
         self.fn, self.structure, self.join, self.in_dims = fn, structure, join, in_dims
+        self.counter = counter
         self.__wrapped__ = fn
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         """Return what the function returns."""
         if compiling():
             return self.fn(z, *tensors)
+        self.counter.function += 1
         try:
             return self.fn(z, *tensors)
         except ConvergenceError:

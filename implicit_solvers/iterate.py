@@ -18,6 +18,7 @@ from implicit_solvers.compiled_step import (
     to_compile,
 )
 from implicit_solvers.compiling import compiling
+from implicit_solvers.evaluations import Counter, added, as_tensor
 from implicit_solvers.outcome import (
     ENDED,
     LEAVING,
@@ -49,7 +50,8 @@ class Progress(NamedTuple):
 
     ``trials`` counts all steps, ``iterations`` those of a lane that were accepted. ``estimate`` is
     that of the error of the iterate, in units of the unknown. ``best`` is an
-    iterate and its error, where these are remembered. ``before`` are the errors that the rate is
+    iterate and its error, where these are remembered. ``mark`` is that of the counter which a lane
+    ended before. ``before`` are the errors that the rate is
     measured from, after how many steps these were, and after how many more it is measured again.
     """
 
@@ -60,6 +62,7 @@ class Progress(NamedTuple):
     trials: Any
     estimate: Any
     best: tuple[Tensor, ...]
+    mark: Any = 0
     before: tuple[Any, int, int] = (math.inf, 0, 0)
 
 
@@ -79,7 +82,10 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     found, start = judged(solver, problem, _iterate(solver, problem, z), direct)
     if not isinstance(found.status, Tensor) and found.status >= 0:
         return found.spread()
-    found = found.spread()
+    counts = found.evaluations
+    if len(counts) > 0:
+        counts = as_tensor(counts, z).expand(len(z), 3)
+    found = found.spread()._replace(evaluations=counts)
     everyone: Any = slice(None)
 
     def again(carry: Any) -> Any:
@@ -91,7 +97,8 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
             keep = going.nonzero().squeeze(-1)
             here, going = problem.take(keep), True
         new = _iterate(solver, here, start[keep], found.iterations[keep], going).spread()
-        new, onward = judged(solver, here, new, direct)
+        counts = added(select(found.evaluations, keep), new.evaluations)
+        new, onward = judged(solver, here, new._replace(evaluations=counts), direct)
         new, onward = pick(going, (new.spread(), onward), select((found, start), keep))
         return _put((found, start), keep, (new, onward))
 
@@ -159,12 +166,14 @@ def _nobody(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
 
 
 def _begin(solver: Any, problem: Any, z: Tensor, made: Any, running: Mask) -> Progress:
+    if (counter := _counter(problem)) is not None:
+        counter.begin()
     state = solver.init(problem, z)
     best = () if solver.monotone or solver.rtol is None else (state.z, state.error)
     estimate = estimated(solver, problem, state, None)
     trials = int(made.max()) if isinstance(made, Tensor) and not compiling() else made
     before = (math.inf, trials, 0)
-    return Progress(state, running, RUNNING, made - 1, trials - 1, estimate, best, before)
+    return Progress(state, running, RUNNING, made - 1, trials - 1, estimate, best, 0, before)
 
 
 def _step(solver: Any, problem: Any, progress: Progress) -> Progress:
@@ -192,7 +201,7 @@ def _coast(solver: Any, problem: Any, progress: Progress) -> Progress:
 
     If a lane has ended nevertheless, or come no nearer, they are taken back and made one by one.
     """
-    state, running, _, iterations, trials, estimate, _, (error, since, pause) = progress
+    state, running, _, iterations, trials, estimate, _, _, (error, since, pause) = progress
     if trials < since + pause:
         return progress
     last, pause = min(solver.max_steps, _most(solver)) - 1, _PAUSE
@@ -235,7 +244,7 @@ def _look(
     solver: Any, problem: Any, progress: Progress, lanes: int, left: int, ask: Ask
 ) -> tuple[int, Progress]:
     """Judge what a step has left, by one question; return how many lanes run, and how."""
-    state, running, status, iterations, trials, estimate, best, before = progress
+    state, running, status, iterations, trials, estimate, best, mark, before = progress
     budget, trials = solver.rtol is None, trials + 1
     accepted = getattr(state, "accepted", True)
     if not everywhere(accepted):  # lanes that have ended stay, whatever is said of them
@@ -251,17 +260,23 @@ def _look(
     if hasattr(state, "accepted"):
         state = state.settled(accepted)
     iterations = iterations + both(budget or accepted, running)
-    if (now != left or now < 0) and not hasattr(state, "flag"):
+    if now != left or now < 0:
+        if (counter := _counter(problem)) is not None:
+            mark = pick(going, counter.mark(), mark)
+        if hasattr(state, "flag"):
+            ends, code = both(running, no(going)), proposed(solver, problem, state, estimate)
+            if late:
+                code = pick(code != RUNNING, code, _out_of_steps(solver))
+            status = pick(ends, code, status)
         running = going
-    elif now != left or now < 0:
-        ends = both(running, no(going))
-        code = proposed(solver, problem, state, estimate)
-        if late:
-            code = pick(code != RUNNING, code, _out_of_steps(solver))
-        status, running = pick(ends, code, status), going
     if best:
         best = pick(better, (state.z, state.error), best)
-    return now, Progress(state, running, status, iterations, trials, estimate, best, before)
+    return now, Progress(state, running, status, iterations, trials, estimate, best, mark, before)
+
+
+def _counter(problem: Any) -> Counter | None:
+    """Return what counts the evaluations of a problem, if they are counted."""
+    return getattr(problem, "counter", None) if getattr(problem, "branches", False) else None
 
 
 def _spread(progress: Progress) -> Progress:
@@ -281,7 +296,9 @@ def _end(solver: Any, problem: Any, progress: Progress) -> Outcome:
         # nothing but the state itself says how a lane ended
         status = proposed(solver, problem, state, progress.estimate)
         status = pick(status != RUNNING, status, _out_of_steps(solver))
-    return result(state, status, progress.iterations, progress.best)
+    counter = _counter(problem)
+    counts = () if counter is None else counter.until(progress.mark)
+    return result(state, status, progress.iterations, progress.best, counts)
 
 
 def _iterate_in_graph(solver: Any, problem: Any, z: Tensor, made: Any, running: Mask) -> Outcome:

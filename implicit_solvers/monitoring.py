@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
+from implicit_solvers.evaluations import Evaluations
 from implicit_solvers.solution import Status
 
 __all__ = ["Monitor", "SolveRecord", "monitor", "monitors", "observe"]
@@ -34,6 +35,8 @@ class SolveRecord:
         Tensors with one entry for each lane, as in `Solution`: int64, twice of the unknown's
         dtype, and int64. For a linear solve, and so for every adjoint, the residual is
         ``norm(b - A x) / norm(b)``.
+    evaluations
+        As in `Solution`; None where it is not counted, as in linear solves.
     seconds
         Wall-clock time.
 
@@ -55,6 +58,7 @@ class SolveRecord:
     error: Tensor
     status: Tensor
     seconds: float
+    evaluations: Evaluations | None = None
 
 
 @dataclass(eq=False)
@@ -88,8 +92,12 @@ class Monitor:
         return [record for record in self.records if record.equation.startswith("adjoint of ")]
 
     def table(self, console: Console | None = None) -> None:
-        """Print a line for each solve: lanes, steps, largest residual and error, statuses, time."""
-        table = Table("equation", "solver", "lanes", "steps", "residual", "error", "status", "ms")
+        """Print a line for each solve: the most of all lanes, their statuses, and the time.
+
+        ``f``, ``J`` and ``Jv`` are calls of the function, Jacobians, and products with one.
+        """
+        names = "equation", "solver", "lanes", "steps", "f/J/Jv", "residual", "error"
+        table = Table(*names, "status", "ms")
         for record in self.records:
             counts = {
                 Status(code).name: int((record.status == code).sum())
@@ -102,6 +110,9 @@ class Monitor:
                 record.solver,
                 str(record.lanes),
                 "-" if empty else str(int(record.iterations.max())),
+                "-"
+                if empty or record.evaluations is None
+                else "/".join(str(int(count.max())) for count in record.evaluations),
                 *(
                     "-" if empty else f"{float(v.max()):.2e}"
                     for v in (record.residual, record.error)
@@ -176,12 +187,19 @@ class observe:
         self.equation, self.solver = equation, type(solver).__name__
         self.start = time.perf_counter() if self.active else 0.0
 
-    def done(self, iterations: Tensor, residual: Tensor, error: Tensor, status: Tensor) -> None:
+    def done(
+        self,
+        iterations: Tensor,
+        residual: Tensor,
+        error: Tensor,
+        status: Tensor,
+        evaluations: Evaluations | None = None,
+    ) -> None:
         """Close the record with the statistics of the lanes."""
         if not self.active:
             return
         seconds = time.perf_counter() - self.start
         of = self.equation, self.solver, status.numel()
-        record = SolveRecord(*of, iterations, residual, error, status, seconds)
+        record = SolveRecord(*of, iterations, residual, error, status, seconds, evaluations)
         for log in self.active:
             log.records.append(record)

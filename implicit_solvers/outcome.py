@@ -51,8 +51,8 @@ ROUNDINGS, DIGIT = 20.0, 0.1
 class Outcome(NamedTuple):
     """How the lanes ended: tensors ``(N, ...)``, or what they share.
 
-    ``residual`` is its norm, ``error`` an estimate of that of ``z``, and ``factors`` are those of
-    the Jacobian at ``z``, if there are any.
+    ``residual`` is its norm, ``error`` an estimate of that of ``z``, ``factors`` are those of
+    the Jacobian at ``z``, if there are any, and ``evaluations (N, 3)`` are empty if nobody counts.
     """
 
     z: Tensor
@@ -61,12 +61,13 @@ class Outcome(NamedTuple):
     residual: Any
     error: Any
     factors: tuple[Tensor, ...] = ()
+    evaluations: Any = ()
 
     def spread(self) -> Outcome:
         """Return the same, all in tensors."""
         status, iterations = (spread(v, self.z, torch.int64) for v in self[1:3])
         residual, error = (spread(v, self.z) for v in self[3:5])
-        return Outcome(self.z, status, iterations, residual, error, self.factors)
+        return Outcome(self.z, status, iterations, residual, error, *self[5:])
 
 
 class Departed:
@@ -83,7 +84,8 @@ class Departed:
             now = now.spread()
             factors = tuple(t.clone() for t in now.factors)
             z, status, iterations, residual, error = (part.clone() for part in now[:5])
-            self.full = Outcome(z, status, iterations, residual, error, factors)
+            counts = tuple(t.clone() for t in _counts(now))
+            self.full = Outcome(z, status, iterations, residual, error, factors, *counts)
             self.places = keep
         else:
             assert self.places is not None
@@ -101,9 +103,14 @@ class Departed:
         assert self.full is not None and self.places is not None
         keep = self.places
         now = now.spread()
-        parts = zip([*self.full[:5], *self.full.factors], [*now[:5], *now.factors], strict=True)
-        for whole, part in parts:
+        parts = [[*out[:5], *out.factors, *_counts(out)] for out in (self.full, now)]
+        for whole, part in zip(*parts, strict=True):
             whole[keep] = part if len(part) == len(keep) else part[: len(keep)]
+
+
+def _counts(outcome: Outcome) -> tuple[Tensor, ...]:
+    """Return the evaluations, if they are counted."""
+    return (outcome.evaluations,) if len(outcome.evaluations) > 0 else ()
 
 
 def goes_on(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:
@@ -181,7 +188,9 @@ def contracted(step: Any, error: Any, before: Any) -> Any:
     return pick(either(step > 0, error == 0), gone, math.inf)
 
 
-def result(state: Any, status: Any, iterations: Any, best: tuple[Tensor, ...]) -> Outcome:
+def result(
+    state: Any, status: Any, iterations: Any, best: tuple[Tensor, ...], evaluations: Any = ()
+) -> Outcome:
     """Return what lanes ended with: those that failed, their ``best`` iterate, if it is kept."""
     z, residual = state.z, state.error
     if best:
@@ -196,7 +205,7 @@ def result(state: Any, status: Any, iterations: Any, best: tuple[Tensor, ...]) -
     if factors:
         # with the place of the matrix, which was not formed
         factors = (*factors, z.new_empty(len(z), 0))
-    return Outcome(z, status, iterations, residual, error, factors)
+    return Outcome(z, status, iterations, residual, error, factors, evaluations)
 
 
 def with_ended(running: Mask, new: Any, old: Any) -> Any:

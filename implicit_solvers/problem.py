@@ -22,6 +22,7 @@ from implicit_solvers.autodiff import (
 from implicit_solvers.bounds import bounds_of, held, projected
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
+from implicit_solvers.evaluations import Counter
 from implicit_solvers.examination import Examination, by_newton
 from implicit_solvers.explicit_function import reading_by_itself
 from implicit_solvers.lanes import Lanes
@@ -132,6 +133,8 @@ class EquationProblem:
         The identity, of which Jacobians are made; left out, it is made when it is needed.
     traced
         Whether steps are compiled: then no branch may depend on values.
+    counter
+        Counts what is evaluated.
 
     Examples
     --------
@@ -167,8 +170,9 @@ class EquationProblem:
         start: Tensor | None = None,
         basis: Tensor | None = None,
         traced: bool = False,
+        counter: Counter | None = None,
     ) -> None:
-        self.basis = basis
+        self.basis, self.counter = basis, counter
         self.equation, self.lanes = equation, lanes
         self.shape, self.operands = tuple(shape), tuple(operands)
         self.start = start
@@ -216,6 +220,11 @@ class EquationProblem:
     def branches(self) -> bool:
         """Whether a step may ask for values: not in what is compiled."""
         return not (self.traced or compiling())
+
+    def count_jacobian(self) -> None:
+        """Count a Jacobian that is formed."""
+        if self.counter is not None:
+            self.counter.jacobian += 1
 
     def size(self, norm: Norm, v: Tensor) -> Any:
         """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
@@ -367,6 +376,7 @@ class EquationProblem:
         else:
             one_lane: Callable[..., Any] = self.equation.jacobian().value_and_dense
             evaluate: Callable[..., Any] = self.lanes.shared(1).over(one_lane)
+            self.count_jacobian()
             out, matrices = evaluate(grid, self.identity(z), *self.operands)
             if len(self.shape) > 1:
                 matrices = matrices.reshape(self.count, *matrices.shape[-2:])
@@ -411,7 +421,7 @@ class EquationProblem:
             kept = None
         grid = self._grid(z) if kept is None else kept.point
         of = template, self.lanes.prepend(), self.shape, (grid, *self.operands)
-        jacobian = LaneMap(*of, like=grid, basis=self.basis)
+        jacobian = LaneMap(*of, like=grid, basis=self.basis, counter=self.counter)
         if kept is not None:
             jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
             jacobian.matrices = jacobian.formed = kept.matrices
@@ -461,6 +471,7 @@ class EquationProblem:
             pulled: Tensor = vjp(lambda v: self._fn(v, *self.operands), u)[1](w)[0]
             return pulled
 
+        self.count_jacobian()
         grid, n = self._grid(z), z.shape[-1]
         r = self._fn(grid, *self.operands)
         value, pull = vjp(gradient, grid, r)
@@ -484,14 +495,14 @@ class EquationProblem:
         operands = [alias(t) for t in self.operands]
         basis = None if self.basis is None else alias(self.basis)
         own = self.equation, self.lanes, self.shape, operands, self.start, basis, self.traced
-        return EquationProblem(*own)
+        return EquationProblem(*own, self.counter)
 
     def take(self, index: Tensor) -> EquationProblem:
         """Return the problem of some of the lanes."""
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
         start = None if self.start is None else self.start[index]
         own = self.equation, lanes, shape, operands, start, self.basis, self.traced
-        taken = EquationProblem(*own)
+        taken = EquationProblem(*own, self.counter)
         taken.taken = True
         return taken
 

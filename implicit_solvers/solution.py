@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
+from implicit_solvers.evaluations import Evaluations
 from implicit_solvers.torch_internals import is_batched, register_pytree_node
 
 __all__ = [
@@ -149,6 +150,9 @@ class Solution(Generic[T]):
         one of two, to either side. Bool; None where nothing is bounded.
     multipliers
         The `Multipliers` of constraints, differentiable as the value is; None without constraints.
+    evaluations
+        How often the function was called, its Jacobian formed, and multiplied with, until the lane
+        ended: `Evaluations`. None in compiled graphs, and where something else solved.
     aux
         What the function returned beside its value (``has_aux=True``), at ``value``; else None.
 
@@ -171,6 +175,7 @@ class Solution(Generic[T]):
     error: Tensor
     status: Tensor
     degenerate: Tensor | None = None
+    evaluations: Evaluations | None = None
     multipliers: Any = None
     aux: Any = None
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
-from implicit_solvers.compiling import compiling
+from implicit_solvers.evaluations import Counter
 from implicit_solvers.guarded_call import ExplainedCall, GuardedCall
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
@@ -61,9 +61,15 @@ class Task:
         return (self.differentiated or self.equation)(fn, self.multipliers)
 
     def raveled(
-        self, structure: Structure, join: Callable[[Sequence[Tensor]], Any]
+        self,
+        structure: Structure,
+        join: Callable[[Sequence[Tensor]], Any],
+        counter: Counter | None = None,
     ) -> Callable[..., Tensor]:
-        """Return ``fn`` as a function of a raveled ``z`` and the tensors of its arguments."""
+        """Return ``fn`` as a function of a raveled ``z`` and the tensors of its arguments.
+
+        Outside of graphs, the ``counter`` counts its calls.
+        """
         call = GuardedCall(self.fn, self.label)
 
         def fn(z: Tensor, *tensors: Tensor) -> Tensor:
@@ -78,9 +84,9 @@ class Task:
             return self.read(out, structure, z.shape[:-1])
 
         fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
-        if compiling():
+        if counter is None:
             return fn
-        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims)
+        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims, counter)
 
 
 def name_of(fn: Any) -> str:

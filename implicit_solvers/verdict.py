@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import Mask, both, either, larger, no, pick
+from implicit_solvers.evaluations import added
 from implicit_solvers.examination import Examination
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.outcome import DIGIT, LEAVING, ROUNDINGS, RUNNING, Outcome
@@ -44,8 +45,10 @@ def judged(
     solver: Any, problem: Any, found: Outcome, direct: DirectSolver | None
 ) -> tuple[Outcome, Tensor]:
     """Return how lanes ended, RUNNING where they go on, and from where those do."""
-    z, eps = found.z, torch.finfo(found.z.dtype).eps
+    z, eps, counter = found.z, torch.finfo(found.z.dtype).eps, problem.counter
+    before = None if counter is None else counter.read()
     seen: Examination = problem.equation.examine(problem, z, direct)
+    counts = () if counter is None else added(found.evaluations, counter.since(before))
     residual, size, e, *rounding, probe = problem.sizes(
         solver.norm, seen.residual, z, seen.step, *seen.noise
     )
@@ -77,7 +80,7 @@ def judged(
         # (of a saddle nothing says how far a minimum is)
         error = pick(either(bent, status == int(Status.SADDLE)), torch.inf, error)
     error = pick(both(error < torch.inf, direct is not None), error, torch.inf)
-    return Outcome(z, status, found.iterations, residual, error, seen.factors), start
+    return Outcome(z, status, found.iterations, residual, error, seen.factors, counts), start
 
 
 def _curved(found: Outcome, status: Any, close: Mask, bent: Mask) -> tuple[Any, Mask]:

@@ -98,10 +98,10 @@ Q = 0.95 * torch.linalg.qr(torch.randn(128, 128, dtype=F64))[0]
 DRIVE, FIELD = torch.randn(256, 128, dtype=F64), torch.rand(4096, dtype=F64) + 0.5
 RULES = {
     # forward; backward; both in operations and questions
-    "alone": (solve, X[0], W, (270, 10), (78, 1)),
-    "lanes": (vmap(solve, IN_LANES), X, W, (695, 9), (77, 1)),
-    "Picard, Neumann": (equilibrium(ims.Neumann(rtol=1e-10)), DRIVE, Q, (3515, 66), (1550, 67)),
-    "Picard, LU": (equilibrium(ims.LU()), DRIVE, Q, (3515, 66), (97, 1)),
+    "alone": (solve, X[0], W, (274, 10), (78, 1)),
+    "lanes": (vmap(solve, IN_LANES), X, W, (711, 9), (77, 1)),
+    "Picard, Neumann": (equilibrium(ims.Neumann(rtol=1e-10)), DRIVE, Q, (3607, 66), (1550, 67)),
+    "Picard, LU": (equilibrium(ims.LU()), DRIVE, Q, (3607, 66), (97, 1)),
     "CG": (laplacian, torch.randn(4096, dtype=F64), FIELD, (1101, 77), (1089, 75)),
 }
 DRAW = {"generator": torch.Generator().manual_seed(0), "dtype": F64}
@@ -124,15 +124,15 @@ def curve(z):
 TIMES = torch.linspace(0, 1, 30, dtype=F64)
 WEIGHTS = torch.linspace(1, 4, 64, dtype=F64)
 MORE = {
-    "grad": (lambda W: grad(loss, 1)(X[0], W), (358, 11)),
-    "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (770, 10)),
-    "jvp": (lambda W: jvp(lambda W: solve(X[0], W), (W,), (W,)), (363, 11)),
-    "default": (lambda W: ims.root(f, START, (X[0], W)), (268, 10)),
-    "default, lanes": (lambda W: vmap(lambda x: ims.root(f, START, (x, W)).value)(X), (755, 9)),
-    "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1315, 53)),
-    "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (2170, 214)),
-    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (8126, 36)),
-    "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1203, 126)),
+    "grad": (lambda W: grad(loss, 1)(X[0], W), (362, 11)),
+    "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (786, 10)),
+    "jvp": (lambda W: jvp(lambda W: solve(X[0], W), (W,), (W,)), (367, 11)),
+    "default": (lambda W: ims.root(f, START, (X[0], W)), (272, 10)),
+    "default, lanes": (lambda W: vmap(lambda x: ims.root(f, START, (x, W)).value)(X), (771, 9)),
+    "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1319, 53)),
+    "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (2174, 214)),
+    "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (8158, 36)),
+    "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1207, 126)),
     "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (6083, 52)),
 }
 

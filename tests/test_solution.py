@@ -53,6 +53,37 @@ def test_one_problem_reads_in_one_line():
     assert repr(square_roots(A[:0])) == "Solution(no lanes)"
 
 
+@pytest.mark.parametrize(
+    "solve, solver, by_products",
+    [
+        (ims.root, None, False),
+        (ims.root, ims.Broyden(), True),
+        (ims.root, ims.Newton(ims.GMRES()), True),
+        (ims.fixed_point, ims.Anderson(), False),
+        (ims.minimize, ims.NewtonCG(), True),
+        (ims.least_squares, None, False),
+    ],
+)
+@pytest.mark.parametrize("lanes", [1, 5])
+def test_calls_of_the_function_are_counted(solve, solver, by_products, lanes):
+    calls = []
+
+    def fn(z, a):
+        calls.append(z)
+        if solve is ims.minimize:
+            return (torch.cosh(z - a)).sum(-1)
+        return 0.5 * torch.cos(z) + a if solve is ims.fixed_point else torch.sinh(z - a)
+
+    # the last lane needs most steps, and none comes without: it was there at every call
+    a = torch.linspace(0.5, 2.5, lanes, dtype=torch.float64).unsqueeze(-1).expand(lanes, 3)
+    options = {"solver": solver, "batch_dims": 1, "in_dims": 0}
+    with ims.monitor() as log, torch.no_grad():
+        found = solve(fn, torch.zeros_like(a), (a,), **options).evaluations
+    assert found.function.shape == (lanes,) and int(found.function.max()) == len(calls)
+    assert bool((found.function > 0).all()) and log.records[0].evaluations.function is not None
+    assert bool((found.products > 0).all()) == by_products
+
+
 def test_other_statuses_are_counted_by_name():
     budget = square_roots(A[990:].expand(10), solver=ims.Newton(max_steps=2, rtol=None))
     assert repr(budget).startswith("Solution(0 of 10 converged, 10 BUDGET; at most 2 iterations")

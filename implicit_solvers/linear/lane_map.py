@@ -64,6 +64,8 @@ class LaneMap:
     local
         In a compiled graph: whether the map is used in the body that makes it only. A
         linearization cannot be carried into the body of a loop.
+    counter
+        Counts Jacobians that are formed, and products with what is not, if it is told.
     """
 
     template: Template
@@ -77,6 +79,7 @@ class LaneMap:
     graph: tuple[Tensor, Tensor] | None = None
     memory: Any = None
     local: bool = False
+    counter: Any = None
     matrices: Tensor | None = field(default=None, init=False)
     formed: Tensor | None = field(default=None, init=False)
     _products: Products | None = field(default=None, init=False)
@@ -121,6 +124,8 @@ class LaneMap:
     def _apply(self, which: int, v: Tensor) -> Tensor:
         if self.matrices is not None:
             return _times(self.matrices.mH if which else self.matrices, v)
+        if self.counter is not None:
+            self.counter.products += 1
         product = self._make_products()[which]
         if self.columns == 1:
             if len(self.shape) == 1:
@@ -149,6 +154,8 @@ class LaneMap:
         return formed
 
     def _dense(self) -> Tensor:
+        if self.counter is not None:
+            self.counter.jacobian += 1
         if self.graph is not None:
             point, value = self.graph
             if value.shape[-1] > 2 * self.n:
@@ -240,6 +247,7 @@ class LaneMap:
             return None
         template, count = found
         return self._like_this(
+            counter=None,
             tensors=apart(self.tensors[:count]),
             template=template,
             lanes=self.lanes.keep(range(count)),
