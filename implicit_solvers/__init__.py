@@ -10,7 +10,7 @@ from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, UnrolledAd
 from implicit_solvers.allocation import retain_freed_memory
 from implicit_solvers.autodiff import transformed
 from implicit_solvers.constraints import Multipliers
-from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
+from implicit_solvers.custom_solvers import attach, attach_kkt, custom_fixed_point, custom_root
 from implicit_solvers.elementwise import elementwise_function
 from implicit_solvers.error_estimates import gradient_error
 from implicit_solvers.evaluations import Evaluations
@@ -83,6 +83,7 @@ __all__ = [
     "least_squares",
     # solutions and solvers of your own
     "attach",
+    "attach_kkt",
     "custom_root",
     "custom_fixed_point",
     "elementwise_function",

@@ -17,6 +17,7 @@ from implicit_solvers.examination import Examination, by_newton
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.outcome import ROUNDINGS
 from implicit_solvers.solvers.renewal import renew
+from implicit_solvers.tolerance import largest
 
 __all__ = ["ConstrainedEquation", "bordered"]
 
@@ -93,9 +94,28 @@ class ConstrainedEquation(Bounded):
         row = J.abs().amax(-1)
         noise = torch.stack(list(seen.noise)).abs().amax(0)[:, n:]
         off = seen.step[:, n:].abs()
-        unknown = (off * row > eps**0.5 * size.amax(1)) & (off > ROUNDINGS * noise)
+        # they need not be known better than the unknowns, by much
+        part = largest(seen.step[:, :n]) / problem.largest(z)
+        part = part.nan_to_num(torch.inf).clamp(min=0.01 * eps**0.5).unsqueeze(-1)
+        unknown = (off * row > 100 * part * size.amax(1)) & (off > ROUNDINGS * noise)
         wrong = problem.number(broken | unknown.any(-1))
         return seen._replace(kick=step, wrong=wrong)
+
+    def snapped(self, problem: Any, u: Tensor, rtol: float) -> Tensor:
+        """Return points with unknowns and multipliers exactly on the active set that they are near.
+
+        Distances up to ``rtol`` of the terms that they are differences of count for none.
+        """
+        n, slope = u.shape[-1] - self.multipliers, problem.slope(u)
+        (lo, low), (hi, high) = (t.split((n, self.multipliers), -1) for t in problem.bounds)
+        z, y, c = u[:, :n], u[:, n:], slope[:, n:]
+        near = rtol * torch.maximum(z.abs(), problem.largest(u).unsqueeze(-1))
+        z = torch.where((z - lo <= near) & (slope[:, :n] > 0), lo, z)
+        z = torch.where((hi - z <= near) & (slope[:, :n] < 0), hi, z)
+        J = problem.linearize_slope(u).dense()[:, n:, :n].abs()
+        near = rtol * (torch.bmm(J, z.abs().unsqueeze(-1)).squeeze(-1) + c.abs())
+        active = ((high - c <= near) & (y > 0)) | ((c - low <= near) & (y < 0)) | (low == high)
+        return torch.cat([torch.clamp(z, lo, hi), torch.where(active, y, 0.0)], -1)
 
     def degenerate(self, problem: Any, z: Tensor, error: Tensor) -> Tensor:
         """Tell in which lanes a bound or a constraint is active without a multiplier, or nearly."""
