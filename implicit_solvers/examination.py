@@ -60,4 +60,8 @@ def roundings(
     first, second, third = patterns(z)
     w = eps * w
     there = problem.within(torch.addcmul(z, problem.reach(z), third, value=ULPS * eps))
-    return w * first, w * second, problem.residual(there) - F - A.mv(there - z)
+    seen, free = problem.residual(there), problem.free(z)
+    if free is not None:
+        # (rounding may release an unknown from its bound, in the units of a slope)
+        seen = torch.where(free, seen, F)
+    return w * first, w * second, seen - F - A.mv(there - z)
