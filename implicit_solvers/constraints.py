@@ -22,9 +22,14 @@ Read = Callable[[Any, Structure, Sequence[int]], Tensor]
 class Multipliers(NamedTuple):
     """The multipliers of constraints, each like what its function returns; ``()`` without one.
 
-    With them the gradient of ``f + sum(y h) + sum(u g)`` vanishes, where no bound is active:
-    ``y`` of the ``equalities`` ``h = 0`` have any sign, ``u`` of the ``inequalities`` ``g <= 0``
-    are not negative, and zero where ``g < 0``.
+    With them the gradient of ``f + sum(y h) + sum(u g)`` vanishes, where no bound is active.
+
+    Attributes
+    ----------
+    equalities
+        Those ``y`` of ``h = 0``, of any sign.
+    inequalities
+        Those ``u`` of ``g <= 0``: not negative, and zero where ``g < 0``.
 
     Examples
     --------
@@ -33,10 +38,10 @@ class Multipliers(NamedTuple):
     >>> sol = ims.minimize(
     ...     lambda z, a: z**2, torch.tensor(5.0), (a,), inequalities=lambda z, a: a - z
     ... )
-    >>> sol.value, sol.multipliers.inequalities
-    (tensor(3., grad_fn=<...>), tensor(6., grad_fn=<...>))
+    >>> sol.multipliers.inequalities
+    tensor(6.0000, grad_fn=<...>)
     >>> torch.autograd.grad(sol.multipliers.inequalities, a)[0]
-    tensor(2.)
+    tensor(2.0000)
     """
 
     equalities: Any = ()

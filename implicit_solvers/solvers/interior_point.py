@@ -13,6 +13,26 @@ from implicit_solvers.constrained_equation import bordered
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solvers.barrier import (
+    Gaps,
+    Inside,
+    Slopes,
+    Step,
+    Units,
+    barrier,
+    error_of,
+    evaluate,
+    gaps_of,
+    lagrangian,
+    least_squares_multipliers,
+    moved_inside,
+    push_of,
+    rounding,
+    slopes_of,
+    step_inside,
+    units_of,
+    with_bounds,
+)
 from implicit_solvers.solvers.renewal import renew
 
 __all__ = ["FilterInteriorPoint"]
@@ -21,52 +41,8 @@ INSIDE, RESTORING, ACTIVE = 0, 1, 2
 """Where a lane is: between the bounds, on its way back to what is feasible, on the active set."""
 
 _MU, _SHRINK, _POWER, _ENOUGH = 0.1, 0.2, 1.5, 10.0
-_PUSH, _TO_THE_BOUNDARY, _FAR, _KEPT = 1e-2, 0.99, 1e8, 10
+_FAR, _KEPT = 1e8, 10
 _FALL, _MARGIN, _HALVINGS, _FEWER, _BENT = 1e-6, 1e-5, 25, 4, 0.1
-
-
-class Units(NamedTuple):
-    """The sizes of the unknown, the objective and the constraints; and the bounds in these.
-
-    ``most`` is how large the violation may become.
-    """
-
-    z: Tensor
-    f: Tensor
-    c: Tensor
-    lo: Tensor
-    hi: Tensor
-    most: Tensor
-
-    @property
-    def fixed(self) -> Tensor:
-        """Which unknowns and rows have one value only."""
-        return self.lo == self.hi
-
-    @property
-    def low(self) -> Tensor:
-        """Which have a lower bound beside another, or none."""
-        return (self.lo > -torch.inf) & ~self.fixed
-
-    @property
-    def high(self) -> Tensor:
-        """Which have an upper bound beside another, or none."""
-        return (self.hi < torch.inf) & ~self.fixed
-
-
-class Inside(NamedTuple):
-    """An iterate between the bounds: unknowns and slacks ``w``, and multipliers.
-
-    ``y`` are those of the constraints, ``low`` and ``high`` those of bounds; ``f`` and ``c`` are
-    the values of objective and constraints.
-    """
-
-    w: Tensor
-    y: Tensor
-    low: Tensor
-    high: Tensor
-    f: Tensor
-    c: Tensor
 
 
 class Search(NamedTuple):
@@ -120,33 +96,6 @@ class InteriorPointState(NamedTuple):
     def settled(self, accepted: Any) -> InteriorPointState:
         """Return the state; lanes whose trial was rejected have stayed."""
         return self._replace(accepted=accepted)
-
-
-class Slopes(NamedTuple):
-    """The gradient of the objective, the Hessian of the Lagrangian, and the constraints' slopes."""
-
-    g: Tensor
-    H: Tensor
-    J: Tensor
-
-
-class Gaps(NamedTuple):
-    """How far ``w`` is from its bounds, 1 where there is none, and the barrier's curvature."""
-
-    low: Tensor
-    high: Tensor
-    sigma: Tensor
-
-
-class Step(NamedTuple):
-    """A step of unknowns and slacks, and of multipliers, and how far these may go."""
-
-    w: Tensor
-    y: Tensor
-    low: Tensor
-    high: Tensor
-    length: Tensor
-    dual_length: Tensor
 
 
 @dataclass(frozen=True)
@@ -209,28 +158,28 @@ class FilterInteriorPoint(EquationMethod):
 
         One step on the active set that ``z`` suggests is tried first, from ``z`` itself.
         """
-        units = _units(problem, z)
+        units = units_of(problem, z)
         n = z.shape[-1] - units.c.shape[-1]
         x, y = z[:, :n] / units.z, z[:, n:] * units.c / units.f
         x = torch.clamp(x, units.lo[:, :n], units.hi[:, :n])
-        _, rows = _evaluate(problem, units, x)
-        slope = _slopes(problem, units, x, y)
-        side = _sides(units, torch.cat([x, rows], -1), _lagrangian(slope, y), y)
+        _, rows = evaluate(problem, units, x)
+        slope = slopes_of(problem, units, x, y)
+        side = _sides(units, torch.cat([x, rows], -1), lagrangian(slope, y), y)
         zero = torch.zeros_like(x[:, 0])
         none = torch.zeros_like(zero, dtype=torch.int64)
         active = Active(x, y, rows, side, zero + torch.inf, none)
         lo, hi = units.lo.split((n, y.shape[-1]), -1), units.hi.split((n, y.shape[-1]), -1)
-        x = _within(x, lo[0], hi[0])
-        f, rows = _evaluate(problem, units, x)
-        w = torch.cat([x, _within(rows, lo[1], hi[1])], -1)
+        x = moved_inside(x, lo[0], hi[0])
+        f, rows = evaluate(problem, units, x)
+        w = torch.cat([x, moved_inside(rows, lo[1], hi[1])], -1)
         low, high = units.low.to(z.dtype), units.high.to(z.dtype)
-        y = _multipliers(_slopes(problem, units, x, 0 * y), units, high - low)
+        y = least_squares_multipliers(slopes_of(problem, units, x, 0 * y), units, high - low)
         y = torch.where(y.abs().amax(-1, keepdim=True) < 1e3, y, 0.0)
         inside = Inside(w, y, low, high, f, rows)
         violation = (rows - w[:, n:]).abs().sum(-1)
         units = units._replace(most=1e4 * violation.clamp(min=1.0))
         pairs = torch.full((len(z), _KEPT, 2), torch.inf, dtype=z.dtype, device=z.device)
-        ready = zero + max(1e-4, _eps(z) ** 0.5)
+        ready = zero + max(1e-4, rounding(z) ** 0.5)
         no = zero > 1
         left = torch.zeros_like(rows)
         search = Search(zero + _MU, pairs, none, no, left, zero, none, zero + torch.inf, ready)
@@ -243,25 +192,25 @@ class FilterInteriorPoint(EquationMethod):
 
     def step(self, problem: EquationProblem, state: InteriorPointState) -> InteriorPointState:
         """Make a trial in every lane: a step of the barrier, of restoration, or of Newton."""
-        units, inside, search, eps = state.units, state.inside, state.search, _eps(state.z)
+        units, inside, search, eps = state.units, state.inside, state.search, rounding(state.z)
         n = inside.w.shape[-1] - units.c.shape[-1]
         on_set, restoring = state.phase == ACTIVE, state.phase == RESTORING
         x = pick(on_set, state.active.z, inside.w[:, :n])
         y = pick(on_set, state.active.y, inside.y)
-        slopes = _slopes(problem, units, x, y)
-        gradient = _lagrangian(slopes, y)
+        slopes = slopes_of(problem, units, x, y)
+        gradient = lagrangian(slopes, y)
         # restoration has no objective, and the violation in the place of multipliers
         violation = inside.c - inside.w[:, n:]
         y = pick(restoring, violation, inside.y)
         slopes = slopes._replace(g=pick(restoring, torch.zeros_like(slopes.g), slopes.g))
-        dual = torch.where(units.fixed, 0.0, torch.cat([_lagrangian(slopes, y), -y], -1))
-        gaps = _gaps(units, inside)
+        dual = torch.where(units.fixed, 0.0, torch.cat([lagrangian(slopes, y), -y], -1))
+        gaps = gaps_of(units, inside)
         least, fresh = violation.abs().amax(-1), search.tries == 0
-        error = _error(inside, gaps, units, dual, y, 0.0)
+        error = error_of(inside, gaps, units, dual, y, 0.0)
         error = torch.where(restoring, error, torch.maximum(error, least))
         mu, pairs = search.mu, search.filter
         for _ in range(2):
-            gap = _error(inside, gaps, units, dual, y, mu.unsqueeze(-1))
+            gap = error_of(inside, gaps, units, dual, y, mu.unsqueeze(-1))
             gap = torch.where(restoring, gap, torch.maximum(gap, least))
             done = fresh & ~on_set & (gap <= _ENOUGH * mu)
             lower = torch.minimum(_SHRINK * mu, mu**_POWER).clamp(min=1e-3 * eps**0.5)
@@ -294,7 +243,7 @@ class FilterInteriorPoint(EquationMethod):
         give = give + restoring.unsqueeze(-1)
         damping = torch.where(restoring, 0.0, damping)
         W, t, bent = _convex(W, slopes.J, give, ~fixed[:, :n], damping, ~on_set)
-        push = _push(gaps, units, mu)
+        push = push_of(gaps, units, mu)
         off = torch.where(units.fixed, 0.0, dual + push)
         tried = pick(search.second, search.left, violation)
         tried = torch.where(restoring.unsqueeze(-1), tried - y, tried)
@@ -310,7 +259,7 @@ class FilterInteriorPoint(EquationMethod):
         solution = torch.linalg.lu_solve(factors, pivots, rhs.unsqueeze(-1)).squeeze(-1)
         solution = pick(sound, solution, torch.full_like(solution, torch.nan))
         dx, dy = solution[:, :n] * t, solution[:, n:]
-        step = _inner_step(units, inside, gaps, mu, dx, dy, soft * (dy - off[:, n:]))
+        step = step_inside(units, inside, gaps, mu, dx, dy, soft * (dy - off[:, n:]))
         reach = 10 * inside.w[:, :n].abs().amax(-1).clamp(min=1.0)
         cap = reach / step.w[:, :n].abs().amax(-1)
         length = torch.where(bent & (cap < step.length), cap, step.length)
@@ -319,18 +268,20 @@ class FilterInteriorPoint(EquationMethod):
         # the trial
         ahead = inside.w + length.unsqueeze(-1) * step.w
         x = torch.where(side[:, :n] != 0, bound[:, :n], active.z + dx)
-        f, rows = _evaluate(problem, units, pick(on_set, x, ahead[:, :n]))
+        f, rows = evaluate(problem, units, pick(on_set, x, ahead[:, :n]))
         trial = inside._replace(w=ahead, f=f, c=rows)
         good, f_type, pair = _pays(units, inside, trial, gaps, step, slopes, search, length)
         restored = _restores(units, inside, trial, step, slopes, push, mu, length)
         sound = (f.abs() + rows.sum(-1).abs() + step.y.sum(-1).abs()) < torch.inf
         good = torch.where(restoring, restored, good) & sound & ~on_set
         # where it is accepted
-        most = 3 * (1 + _multipliers(slopes, units, inside.high - inside.low).abs().amax(-1))
+        most = 3 * (
+            1 + least_squares_multipliers(slopes, units, inside.high - inside.low).abs().amax(-1)
+        )
         y = inside.y + length.unsqueeze(-1) * step.y
         y = y * (most / y.abs().amax(-1)).clamp(max=1.0).unsqueeze(-1)
         y = pick(restoring, violation, y)
-        trial = _with_bounds(trial._replace(y=y), units, step, mu)
+        trial = with_bounds(trial._replace(y=y), units, step, mu)
         moved = pick(good, trial, inside)
         search, phase, moved, stuck = _onward(
             units, inside, moved, trial, search, phase, good, sound, f_type, pair, step, length
@@ -386,100 +337,6 @@ class FilterInteriorPoint(EquationMethod):
         return pick(running, new, state._replace(accepted=good))
 
 
-def _eps(like: Tensor) -> float:
-    return float(torch.finfo(like.dtype).eps)
-
-
-def _units(problem: EquationProblem, z: Tensor) -> Units:
-    """Return the sizes of everything at the start."""
-    bounds: Any = problem.bounds
-    (lo, hi), m = bounds, problem.equation.multipliers
-    n = z.shape[-1] - m
-    x = torch.clamp(z[:, :n], lo[:, :n], hi[:, :n])
-    point = torch.cat([x, torch.zeros_like(z[:, n:])], -1)
-    slope, K = problem.slope(point), problem.linearize_slope(point).dense()
-    bounds = torch.stack([lo[:, :n], hi[:, :n], x]).abs().amax(0)
-    # the sizes of a start of zeros: that of bounds, or of the way to where something is zero
-    ways = slope.abs() / K[:, :, :n].abs().amax(-1)
-    sizes = (t.masked_fill(~(t < torch.inf), 0.0).amax(-1, True) for t in (x.abs(), bounds, ways))
-    size = torch.ones_like(x[:, :1])
-    for known in reversed([*sizes]):
-        size = torch.where(known > 0, known, size)
-    size = torch.where(bounds > 0, torch.minimum(size, bounds), size)
-    J, c = K[:, n:, :n] * size.unsqueeze(-2), slope[:, n:].abs()
-    row = J.abs().amax(-1)
-    row = torch.where(row > 0, row, torch.where(c > 0, c, 1.0))
-    H = K[:, :n, :n] * size.unsqueeze(-1) * size.unsqueeze(-2)
-    f = torch.maximum((size * slope[:, :n]).abs().amax(-1), 1e-2 * H.abs().amax((-2, -1)))
-    f = torch.where((f > 0) & (f < torch.inf), f, 1.0).unsqueeze(-1)
-    each = torch.cat([size, row], -1)
-    return Units(size, f, row, lo / each, hi / each, f.squeeze(-1))
-
-
-def _evaluate(problem: EquationProblem, units: Units, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the objective and the constraints."""
-    out = problem.evaluate(torch.cat([x * units.z, torch.zeros_like(units.c)], -1))
-    return out[:, 0] / units.f.squeeze(-1), out[:, 1:] / units.c
-
-
-def _slopes(problem: EquationProblem, units: Units, x: Tensor, y: Tensor) -> Slopes:
-    """Return the derivatives of objective and constraints, and the Hessian of the Lagrangian."""
-    n = x.shape[-1]
-    u = torch.cat([x * units.z, y * units.f / units.c], -1)
-    slope, K = problem.slope(u)[:, :n], problem.linearize_slope(u).dense()
-    H = K[:, :n, :n] * (units.z / units.f).unsqueeze(-1) * units.z.unsqueeze(-2)
-    J = K[:, n:, :n] * units.z.unsqueeze(-2) / units.c.unsqueeze(-1)
-    g = slope * (units.z / units.f) - torch.bmm(J.mT, y.unsqueeze(-1)).squeeze(-1)
-    return Slopes(g, H, J)
-
-
-def _lagrangian(slopes: Slopes, y: Tensor) -> Tensor:
-    """Return the slope of the Lagrangian."""
-    return slopes.g + torch.bmm(slopes.J.mT, y.unsqueeze(-1)).squeeze(-1)
-
-
-def _within(v: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """Move ``v`` a little inside of its bounds."""
-    push = (_PUSH * (hi - lo)).clamp(max=_PUSH)
-    v = torch.where(lo > -torch.inf, torch.maximum(v, lo + push), v)
-    v = torch.where(hi < torch.inf, torch.minimum(v, hi - push), v)
-    return torch.where(lo == hi, lo, v)
-
-
-def _multipliers(slopes: Slopes, units: Units, bounds: Tensor) -> Tensor:
-    """Return multipliers of the constraints by least squares; those of ``bounds`` are known."""
-    n, J = slopes.g.shape[-1], slopes.J
-    squares = J.square().sum(-1)
-    squares = _eps(J) ** 0.5 * torch.where(squares > 0, squares, 1.0)
-    A = torch.bmm(J, J.mT) + torch.diag_embed((~units.fixed[:, n:]).to(J.dtype) + squares)
-    b = bounds[:, n:].unsqueeze(-1) - torch.bmm(J, (slopes.g + bounds[:, :n]).unsqueeze(-1))
-    return torch.cholesky_solve(b, torch.linalg.cholesky_ex(A).L).squeeze(-1)
-
-
-def _gaps(units: Units, inside: Inside) -> Gaps:
-    low = torch.where(units.low, inside.w - units.lo, 1.0)
-    high = torch.where(units.high, units.hi - inside.w, 1.0)
-    return Gaps(low, high, inside.low / low + inside.high / high)
-
-
-def _push(gaps: Gaps, units: Units, mu: Tensor) -> Tensor:
-    """Return the slope of the barrier, beside that of multipliers."""
-    mu = mu.unsqueeze(-1)
-    high = torch.where(units.high, mu / gaps.high, 0.0)
-    return high - torch.where(units.low, mu / gaps.low, 0.0)
-
-
-def _error(
-    inside: Inside, gaps: Gaps, units: Units, dual: Tensor, y: Tensor, mu: Tensor | float
-) -> Tensor:
-    """Return how far the conditions of the barrier are from being met, the violation aside."""
-    slope = (dual - inside.low + inside.high).abs().amax(-1)
-    low = torch.where(units.low, gaps.low * inside.low - mu, 0.0).abs()
-    high = torch.where(units.high, gaps.high * inside.high - mu, 0.0).abs()
-    size = torch.cat([y, inside.low, inside.high], -1).abs().mean(-1).clamp(min=1.0)
-    return torch.maximum(slope, torch.maximum(low, high).amax(-1)) / size
-
-
 def _strong(units: Units, inside: Inside, gaps: Gaps) -> Tensor:
     """Return the active set of a point inside: where multipliers are larger than gaps."""
     high = units.high & (inside.high > gaps.high)
@@ -514,7 +371,7 @@ def _convex(
 def _bent_up(W: Tensor, A: Tensor) -> tuple[Tensor]:
     """Return ``W`` with negative curvature of ``A`` turned around, and no less than a tenth."""
     values, vectors = torch.linalg.eigh(A)
-    little = 100 * _eps(A) ** 0.5
+    little = 100 * rounding(A) ** 0.5
     turned = torch.where(values < -little, (-values).clamp(min=_BENT), little)
     more = torch.where(values < little, turned - values, 0.0)
     return (W + (vectors * more.unsqueeze(-2)) @ vectors.mT,)
@@ -523,7 +380,7 @@ def _bent_up(W: Tensor, A: Tensor) -> tuple[Tensor]:
 def _system(W: Tensor, J: Tensor, give: Tensor) -> Tensor:
     """Return the matrix of the barrier's system."""
     squares = J.square().sum(-1)
-    give = give + _eps(J) ** 0.5 * torch.where(squares > 0, squares, 1.0)
+    give = give + rounding(J) ** 0.5 * torch.where(squares > 0, squares, 1.0)
     give = torch.where(give < torch.inf, give, 1.0)
     return torch.cat([torch.cat([W, J.mT], -1), torch.cat([J, -torch.diag_embed(give)], -1)], -2)
 
@@ -543,34 +400,6 @@ def _newton(
     return K, torch.cat([z, torch.where(on[:, n:], bound[:, n:] - active.c, -active.y)], -1)
 
 
-def _inner_step(
-    units: Units, inside: Inside, gaps: Gaps, mu: Tensor, dx: Tensor, dy: Tensor, ds: Tensor
-) -> Step:
-    """Return the step of the barrier's iterate, and how far it may go to stay inside."""
-    mu = mu.unsqueeze(-1)
-    w = torch.where(units.fixed, 0.0, torch.cat([dx, ds], -1))
-    low = mu / gaps.low - inside.low - inside.low / gaps.low * w
-    high = mu / gaps.high - inside.high + inside.high / gaps.high * w
-    low, high = torch.where(units.low, low, 0.0), torch.where(units.high, high, 0.0)
-    near = torch.maximum(
-        torch.where(units.low, -w / gaps.low, 0.0), torch.where(units.high, w / gaps.high, 0.0)
-    )
-    dual = torch.maximum(
-        torch.where(units.low, -low / inside.low, 0.0),
-        torch.where(units.high, -high / inside.high, 0.0),
-    )
-    most = (1 - mu).clamp(min=_TO_THE_BOUNDARY)
-    length, dual_length = (1 / (v / most).amax(-1).clamp(min=1.0) for v in (near, dual))
-    return Step(w, dy, low, high, length, dual_length)
-
-
-def _barrier(units: Units, w: Tensor) -> Tensor:
-    """Return minus the logarithms of all gaps."""
-    low = torch.where(units.low, torch.log(torch.where(units.low, w - units.lo, 1.0)), 0.0)
-    high = torch.where(units.high, torch.log(torch.where(units.high, units.hi - w, 1.0)), 0.0)
-    return -(low + high).sum(-1)
-
-
 def _pays(
     units: Units,
     inside: Inside,
@@ -582,12 +411,12 @@ def _pays(
     length: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tell where the filter accepts a trial, where for the objective's fall, and what to keep."""
-    eps, n, mu = _eps(inside.w), slopes.g.shape[-1], search.mu
+    eps, n, mu = rounding(inside.w), slopes.g.shape[-1], search.mu
     before = (inside.c - inside.w[:, n:]).abs().sum(-1)
     after = (trial.c - trial.w[:, n:]).abs().sum(-1)
-    phi = inside.f + mu * _barrier(units, inside.w)
-    new = trial.f + mu * _barrier(units, trial.w)
-    slope = torch.cat([slopes.g, torch.zeros_like(inside.c)], -1) + _push(gaps, units, mu)
+    phi = inside.f + mu * barrier(units, inside.w)
+    new = trial.f + mu * barrier(units, trial.w)
+    slope = torch.cat([slopes.g, torch.zeros_like(inside.c)], -1) + push_of(gaps, units, mu)
     slope = (torch.where(units.fixed, 0.0, slope) * step.w).sum(-1)
     noise = 10 * eps * (phi.abs() + inside.f.abs())
     little = 10 * eps * (inside.c.abs() + inside.w[:, n:].abs()).sum(-1)
@@ -612,26 +441,13 @@ def _restores(
     length: Tensor,
 ) -> Tensor:
     """Tell where a trial reduces the violation, with its barrier."""
-    eps, n = _eps(inside.w), slopes.g.shape[-1]
+    eps, n = rounding(inside.w), slopes.g.shape[-1]
     before, after = inside.c - inside.w[:, n:], trial.c - trial.w[:, n:]
-    merit = 0.5 * before.square().sum(-1) + mu * _barrier(units, inside.w)
-    new = 0.5 * after.square().sum(-1) + mu * _barrier(units, trial.w)
+    merit = 0.5 * before.square().sum(-1) + mu * barrier(units, inside.w)
+    new = 0.5 * after.square().sum(-1) + mu * barrier(units, trial.w)
     slope = torch.cat([torch.bmm(slopes.J.mT, before.unsqueeze(-1)).squeeze(-1), -before], -1)
     slope = (torch.where(units.fixed, 0.0, slope + push) * step.w).sum(-1)
     return new - merit <= 1e-4 * length * slope + 10 * eps * merit.abs()
-
-
-def _with_bounds(trial: Inside, units: Units, step: Step, mu: Tensor) -> Inside:
-    """Return a trial with its multipliers of bounds, kept near ``mu`` over the gap."""
-    gaps = _gaps(units, trial)
-    length, mu = step.dual_length.unsqueeze(-1), mu.unsqueeze(-1)
-
-    def moved(value: Tensor, change: Tensor, gap: Tensor, there: Tensor) -> Tensor:
-        value = torch.clamp(value + length * change, 1e-10 * mu / gap, 1e10 * mu / gap)
-        return torch.where(there, value, 0.0)
-
-    low = moved(trial.low, step.low, gaps.low, units.low)
-    return trial._replace(low=low, high=moved(trial.high, step.high, gaps.high, units.high))
 
 
 def _onward(
@@ -649,7 +465,7 @@ def _onward(
     length: Tensor,
 ) -> tuple[Search, Tensor, Inside, Tensor]:
     """Return how the search goes on after a trial, the phase, the iterate, and who is stuck."""
-    eps, m = _eps(inside.w), inside.y.shape[-1]
+    eps, m = rounding(inside.w), inside.y.shape[-1]
     restoring, walking = phase == RESTORING, phase == INSIDE
     mu, pairs, tries, _, left, damping, stuck, entry, ready = search
     before = (inside.c - inside.w[:, -m:]).abs().sum(-1)
@@ -681,7 +497,7 @@ def _onward(
     mu = torch.where(lost, torch.minimum(mu, 0.1 * before**2), mu)
     out = restoring & good & (after <= 0.1 * entry)
     mu = torch.where(out, mu.clamp(min=1e-4), mu)
-    gaps = _gaps(units, moved)
+    gaps = gaps_of(units, moved)
     most = torch.full_like(mu, torch.inf).masked_fill(out, 1e3).unsqueeze(-1)
     low = torch.where(units.low, torch.minimum(mu.unsqueeze(-1) / gaps.low, most), 0.0)
     high = torch.where(units.high, torch.minimum(mu.unsqueeze(-1) / gaps.high, most), 0.0)
