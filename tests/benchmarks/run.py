@@ -91,6 +91,7 @@ BENCHMARKS = (
     script(
         "nist_and_cutest", "standard collections, beside SciPy", ("--only", "misra1a-1", "booth")
     ),
+    script("constrained", "minima with constraints, beside SciPy", ("--only", "hs71")),
 )
 NAMES = tuple(b.name for b in BENCHMARKS)
 
@@ -115,7 +116,7 @@ def command(benchmark: Benchmark, quick: bool, out: Path) -> list[str]:
             print(f"  {option[2:]}: missing (make bench-env)", file=sys.stderr)
     if benchmark.compares:
         words += ["--out", str(out)]
-    if benchmark.name in ("solver_table", "nist_and_cutest"):
+    if benchmark.name in ("solver_table", "nist_and_cutest", "constrained"):
         words += ["--out", str(out / f"{benchmark.name}_page.md")]
     if benchmark.name == "solver_table":
         words += ["--jobs", "1"]

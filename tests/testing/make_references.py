@@ -1,17 +1,21 @@
 """Solutions and derivatives of the test problems, with 100 digits: references.json.
 
-    python tests/testing/make_references.py
+    python tests/testing/make_references.py [NAME ...]
 
 Every equation but CUTEst's is written here a second time, for mpmath. A root is found by chord
 steps from SciPy's, its derivative by the implicit function theorem; central differences of
-solutions must agree with the first column of it.
+solutions must agree with the first column of it. Minima with constraints are SciPy's, polished by
+Newton's steps on their conditions, in float64, and their derivatives are differences of such
+minima; the implicit function theorem and SciPy's own differences must agree with them.
 """
 
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import scipy.linalg
 import scipy.optimize
 import torch
 from mpmath import mp, mpf
@@ -431,19 +435,180 @@ def rounded(v):
     return float(v) if abs(v) > mpf(10) ** -25 else 0.0
 
 
+# -- minima with constraints, in float64 ----------------------------------------------------------
+
+# 13 and 30 have no multipliers, or too many.
+CONSTRAINED_SINGULAR = {
+    "hs13": {"solution": [1.0, 0.0], "derivative": None},
+    "hs17": {"solution": [0.0, 0.0], "derivative": None, "multipliers": [2.0, 0.0]},
+    "hs26": {"solution": [1.0, 1.0, 1.0], "derivative": None, "multipliers": [0.0]},
+    "hs30": {"solution": [1.0, 0.0, 0.0], "derivative": None},
+}
+# where SciPy finds another minimum, or none, from the standard start
+CONSTRAINED_NEAR = {"hs2": (1.2, 1.5), "hs61": (5, -2, 3), "hs72": (190, 180, 185, 170)}
+
+
+def slsqp(problem, start, theta):
+    """Return SciPy's minimum, with tight tolerances."""
+
+    def of(fn, sign=1):
+        value = lambda x: sign * fn(torch.from_numpy(x.copy()), theta).numpy()
+        slope = torch.func.jacrev(fn)
+        return value, lambda x: sign * slope(torch.from_numpy(x.copy()), theta).numpy()
+
+    limits = (("eq", 1, problem.equalities), ("ineq", -1, problem.inequalities))
+    rows = [(kind, *of(fn, sign)) for kind, sign, fn in limits if fn is not None]
+    value, slope = of(problem.fn)
+    return scipy.optimize.minimize(
+        value,
+        np.asarray(start, dtype=float),
+        jac=slope,
+        bounds=scipy.optimize.Bounds(*(b.numpy() for b in problem.box(theta))),
+        constraints=[{"type": kind, "fun": fun, "jac": jac} for kind, fun, jac in rows],
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 1000},
+    ).x
+
+
+def active_set(problem, z, theta):
+    """Return which constraints are active, and which lower and upper bounds."""
+    c, size = problem.constraints(z, theta), z.abs() + 1
+    terms = torch.func.jacrev(problem.constraints)(z, theta).abs() @ size
+    lower, upper = problem.box(theta)
+    return c >= -1e-6 * (1 + terms), z - lower <= 1e-6 * size, upper - z <= 1e-6 * size
+
+
+def kkt(problem, active):
+    """Return the conditions on the minimum and the multipliers of all that is active."""
+    rows, low, high = active
+
+    def limits(z, theta):
+        lower, upper = problem.box(theta)
+        return torch.cat([problem.constraints(z, theta)[rows], (lower - z)[low], (z - upper)[high]])
+
+    def condition(u, theta):
+        z, y = u[: len(low)], u[len(low) :]
+        slope = torch.func.grad(lambda z: problem.fn(z, theta) + y @ limits(z, theta))(z)
+        return torch.cat([slope, limits(z, theta)])
+
+    return condition
+
+
+def newton(condition, u, theta):
+    """Return the root that Newton's steps lead to, until they are rounding."""
+    least = torch.inf
+    for _ in range(50):
+        jacobian = torch.func.jacfwd(condition)(u, theta)
+        units = jacobian.abs().amax(0)
+        step = torch.linalg.solve(jacobian / units, condition(u, theta))
+        u, size = u - step / units, float(step.norm())
+        if size == 0 or (size >= least / 2 and least <= 1e-9 * float((u * units).norm())):
+            return u
+        least = size
+    raise RuntimeError(f"Newton's steps did not settle: {u}")
+
+
+def is_strict(problem, active, u, theta):
+    """Tell whether the minimum is a regular one.
+
+    The gradients of all that is active are independent, the multipliers of what is active but no
+    equality are positive, and so is the curvature where all that is active stays so.
+    """
+    n = len(active[1])
+    equalities = 0 if problem.equalities is None else len(problem.equalities(u[:n], theta))
+    jacobian = torch.func.jacfwd(kkt(problem, active))(u, theta)
+    units = 1 / jacobian[:, :n].abs().amax(0)
+    gradients = jacobian[n:, :n] * units
+    scale = gradients.abs().amax(1)
+    tangent = scipy.linalg.null_space((gradients / scale.unsqueeze(1)).numpy())
+    curvature = np.linalg.eigvalsh(
+        tangent.T @ (units.unsqueeze(1) * jacobian[:n, :n] * units).numpy() @ tangent
+    )
+    slope = torch.func.grad(problem.fn)(u[:n], theta) * units
+    positive = (u[n:] * scale)[equalities:] > 1e-6 * slope.abs().max()
+    independent = tangent.shape[1] == n - len(gradients)
+    return independent and bool(positive.all()) and bool((curvature > 1e-9).all())
+
+
+def constrained_reference(problem):
+    """Return the entries of a minimum: SciPy's, polished, and differences of such minima."""
+    if problem.name in CONSTRAINED_SINGULAR:
+        return CONSTRAINED_SINGULAR[problem.name]
+    theta = problem.theta()
+    start = torch.from_numpy(slsqp(problem, CONSTRAINED_NEAR.get(problem.name, problem.z0), theta))
+    active = active_set(problem, start, theta)
+    condition, n = kkt(problem, active), len(start)
+    u = torch.cat([start, start.new_zeros(sum(int(a.sum()) for a in active))])
+    gradients = torch.func.jacfwd(condition)(u, theta)[n:, :n]
+    u[n:] = torch.linalg.lstsq(gradients.T, -condition(u, theta)[:n], driver="gelsd").solution
+    u = newton(condition, u, theta)
+    assert (u[:n] - start).abs().max() <= 1e-4 * (1 + start.abs().max()), problem.name
+    assert is_strict(problem, active, u, theta), problem.name
+
+    def difference(i, h):
+        move = h * torch.eye(len(theta), dtype=torch.float64)[i]
+        return (newton(condition, u, theta + move) - newton(condition, u, theta - move)) / (2 * h)
+
+    def column(i):
+        """Richardson's extrapolation: the errors of second and fourth order cancel."""
+        h = 1e-3 * (abs(float(theta[i])) or 1)
+        wide, middle, near = (difference(i, h / 2**k) for k in range(3))
+        noise = 1e-11 * (near[:n].abs().max() + 1e-3 * u[:n].abs().max() / h)
+        found = (64 * near - 20 * middle + wide) / 45
+        return torch.where(found.abs() <= noise, 0.0, found)
+
+    derivative = torch.stack([column(i) for i in range(len(theta))], 1)
+    implicit = -torch.linalg.solve(*(torch.func.jacfwd(condition, i)(u, theta) for i in (0, 1)))
+    off = (derivative - implicit).abs() / implicit.abs().amax(0).clamp(min=1e-9)
+    assert float(off.max()) <= 1e-8, (problem.name, off)
+
+    # SLSQP ends where its numbers are noise: so far that it tells two digits
+    move = 1e-2 * (abs(float(theta[0])) or 1) * torch.eye(len(theta), dtype=torch.float64)[0]
+    up, down = (torch.from_numpy(slsqp(problem, u[:n], theta + sign * move)) for sign in (1, -1))
+    found = derivative[:n, 0]
+    off = ((up - down) / (2 * move[0]) - found).abs().max()
+    assert off <= 1e-2 * found.abs().max() + 1e-9, (problem.name, off)
+
+    rows, count = active[0], int(active[0].sum())
+    y, dy = u.new_zeros(len(rows)), u.new_zeros(len(rows), len(theta))
+    y[rows], dy[rows] = u[n : n + count], derivative[n : n + count]
+    lower, upper = problem.box(theta)
+    z = torch.where(active[1], lower, torch.where(active[2], upper, u[:n]))
+    z = torch.where(z.abs() <= 1e-14 * z.abs().max(), 0.0, z)
+    return {
+        "solution": z.tolist(),
+        "derivative": digits(derivative[:n]),
+        "multipliers": y.tolist(),
+        "multipliers_derivative": digits(dy),
+    }
+
+
+def digits(derivative):
+    """Return the digits that differences have."""
+    return [[float(f"{v:.11g}") for v in row] for row in derivative.tolist()]
+
+
+def entry(problem):
+    """Return what is stored of a problem."""
+    if problem in problems.HOCK_SCHITTKOWSKI:
+        return constrained_reference(problem)
+    if problem in problems.CUTEST:
+        solution, derivative = cutest_root(problem), None
+    elif problem in WITHOUT_SOLUTION:
+        solution, derivative = None, None
+    elif problem in SINGULAR:
+        solution, derivative = SINGULAR[problem], None
+    else:
+        solution, derivative = reference(problem, equation_of(problem))
+    return {"solution": solution, "derivative": derivative}
+
+
 def main():
-    references = {}
-    for problem in (*problems.ALL, *problems.CUTEST):
-        if problem in problems.CUTEST:
-            solution, derivative = cutest_root(problem), None
-        elif problem in WITHOUT_SOLUTION:
-            solution, derivative = None, None
-        elif problem in SINGULAR:
-            solution, derivative = SINGULAR[problem], None
-        else:
-            solution, derivative = reference(problem, equation_of(problem))
-        references[problem.name] = {"solution": solution, "derivative": derivative}
-        print(problem.name, str(solution)[:100], flush=True)
+    names, references = sys.argv[1:], json.loads(FILE.read_text(encoding="utf-8"))
+    for problem in (*problems.ALL, *problems.CUTEST, *problems.HOCK_SCHITTKOWSKI):
+        if not names or problem.name in names:
+            references[problem.name] = entry(problem)
+            print(problem.name, str(references[problem.name]["solution"])[:100], flush=True)
     lines = [f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in references.items()]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 

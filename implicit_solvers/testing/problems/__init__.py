@@ -4,8 +4,8 @@ Each `Problem` states its start, its solution, whether the Jacobian is regular t
 derivative of the solution with respect to its parameters. They are grouped by the function that
 solves them: ``ROOTS``, ``FIXED_POINTS``, ``MINIMA``, ``LEAST_SQUARES``; ``ALL`` has them all.
 Two collections have no derivatives: ``NIST``, 27 certified fits, each from both of its starts, and
-``CUTEST``, 25 square systems. ``HOCK_SCHITTKOWSKI`` are minima with bounds and constraints, with
-multipliers.
+``CUTEST``, 25 square systems. ``HOCK_SCHITTKOWSKI`` are 58 minima with bounds and constraints, and
+their multipliers.
 """
 
 from implicit_solvers.testing.problems.cutest import CUTEST as CUTEST

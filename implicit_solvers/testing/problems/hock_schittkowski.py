@@ -60,9 +60,9 @@ def grid(z: Tensor, p: Tensor) -> Tensor:
     a, b, first, second = z
     return stack(
         [
-            1000 * (sin(-first - 0.25) + sin(-second - 0.25)) - p[0] - a,
-            1000 * (sin(first - 0.25) + sin(first - second - 0.25)) - p[0] - b,
-            1000 * (sin(second - 0.25) + sin(second - first - 0.25)) - p[1],
+            1000 * (sin(-first - 0.25) + sin(-second - 0.25)) + p[0] - a,
+            1000 * (sin(first - 0.25) + sin(first - second - 0.25)) + p[0] - b,
+            1000 * (sin(second - 0.25) + sin(second - first - 0.25)) + p[1],
         ]
     )
 

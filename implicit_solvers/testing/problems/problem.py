@@ -129,14 +129,15 @@ class Problem:
         """The multipliers of the equalities, then of the inequalities, of a minimum; float64.
 
         With them, the gradient of ``fn + multipliers @ [equalities, inequalities]`` vanishes but
-        where a bound is active. None if there are no constraints or no such multipliers.
+        where a bound is active. None where there are none, or several.
         """
         return _reference(self.name, "multipliers")
 
     @property
     def multipliers_derivative(self) -> Tensor | None:
-        """Their derivative with respect to ``theta``, float64, or None."""
-        return _reference(self.name, "multipliers_derivative")
+        """Their derivative with respect to ``theta``, float64, ``(m, p)``, or None."""
+        stored = _reference(self.name, "multipliers_derivative")
+        return None if stored is None else stored.reshape(-1, len(self.parameters))
 
     def constraints(self, z: Tensor, theta: Tensor) -> Tensor:
         """Return the equalities, then the inequalities, of a minimum, at ``z``: a vector."""
