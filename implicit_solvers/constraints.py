@@ -41,7 +41,7 @@ class Multipliers(NamedTuple):
     >>> sol.multipliers.inequalities
     tensor(6.0000, grad_fn=<...>)
     >>> torch.autograd.grad(sol.multipliers.inequalities, a)[0]
-    tensor(2.0000)
+    tensor(2.)
     """
 
     equalities: Any = ()

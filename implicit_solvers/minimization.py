@@ -193,7 +193,8 @@ def under_constraints(
     given = Constraints.of(fn, equalities, inequalities, structure, z0, args, has_aux)
     lo, hi = read_bounds((None, None) if bounds is None else bounds, z0, batch_dims)
     read, count = given.read(read_objective), sum(given.sizes)
-    task = Task(ConstrainedEquation, given.function(), read, solver, *how, None, count)
+    task = Task(ConstrainedEquation, given.function(), read, solver, *how)
+    task = replace(task, multipliers=count)
     return Constrained(given, task, given.start(z0, structure), args, given.bounds(lo, hi))
 
 

@@ -62,22 +62,24 @@ def plan(start, limit):
 # the fuel, which comes by backward() too.
 
 start = torch.tensor([1.0, 0.0], requires_grad=True)
-limit = torch.tensor(0.75, requires_grad=True)
+limit = torch.tensor(0.6, requires_grad=True)
 sol = plan(start, limit)
 cost = fuel(sol.value, start, limit)
 by_start, by_limit = torch.autograd.grad(cost, (start, limit), retain_graph=True)
 prices = sum(y.sum() for y in sol.multipliers.inequalities.values())
 print(sol)
-print(f"fuel {float(cost):.4f}, by position {float(by_start[0]):.4f}, by speed {float(by_start[1]):.4f}")
-print(f"by the speed limit {float(by_limit):.4f}; minus the prices {-float(prices):.4f}")
+print(
+    f"fuel {cost.item():.4f}, by position {by_start[0].item():.4f}, by speed {by_start[1].item():.4f}"
+)
+print(f"by the speed limit {by_limit.item():.4f}; minus the prices {-prices.item():.4f}")
 
 moved = [fuel(plan(start.detach(), limit.detach() + h).value, 0, 0) for h in (1e-4, -1e-4)]
-print(f"by differences {float(moved[0] - moved[1]) / 2e-4:.4f}")
+print(f"by differences {(moved[0] - moved[1]).item() / 2e-4:.4f}")
 
 # %%
 # Many limits at once, in lanes; those that are too low for two seconds say so.
 
-limits = torch.linspace(0.4, 1.6, 49)
+limits = torch.linspace(0.4, 1.6, 25)
 lanes = ims.minimize(
     fuel,
     torch.zeros(len(limits), steps),
@@ -103,15 +105,15 @@ figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="co
 left.step(time, sol.value.detach(), where="pre", label="thrust")
 left.plot(time, position.detach(), label="position")
 left.plot(time, speed.detach(), label="speed")
-left.axhline(-float(limit), color="gray", linestyle=":", label="speed limit")
+left.axhline(-limit.item(), color="gray", linestyle=":", label="speed limit")
 left.set(xlabel="time", title="The plan")
 left.legend(fontsize=8)
 middle.plot(time, torch.stack(rows))
 middle.set(xlabel="time", title="Speed, by the speed at the start")
 costs = fuel(lanes.value, 0, 0)
 right.plot(limits[lanes.converged], costs[lanes.converged])
-right.plot(float(limit), float(cost), "o")
-tangent = torch.tensor([0.65, 0.85])
-right.plot(tangent, float(cost) + float(by_limit) * (tangent - float(limit)), "--")
+right.plot(limit.item(), cost.item(), "o")
+tangent = torch.tensor([0.55, 0.68])
+right.plot(tangent, cost.item() + by_limit.item() * (tangent - limit.item()), "--")
 right.set(xlabel="speed limit", title="Fuel, and its slope at one limit")
 plt.show()

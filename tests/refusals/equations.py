@@ -115,7 +115,7 @@ SINGLE = [
     ("ims.minimize(energy, z0, solver=ims.FilterInteriorPoint())", WRONG,
      "solves minimize with constraints and was given to minimize"),
     ("ims.attach_kkt(energy, z0, ((), ()))", WRONG, "use attach(..., equation=minimize)"),
-    ("ims.attach_kkt(energy, z0, 1.0, equalities=lambda z: z)", KIND, "multipliers is a float: pass a"),
+    ("ims.attach_kkt(energy, z0, 1.0, equalities=lambda z: z)", KIND, "multipliers is a float"),
     ("ims.attach_kkt(energy, z0, (z0[:1].expand(9), ()), equalities=lambda z: z)", WRONG,
      "the multipliers of equalities have shapes (9,): pass tensors like what equalities returns"),
     ("ims.minimize(lambda z: z**2, z0)", WRONG, "an objective is one number for each lane"),
