@@ -45,9 +45,11 @@ from implicit_solvers.linear.structured import Structured
 from implicit_solvers.linear.superlu import SuperLU
 from implicit_solvers.linear.svd import SVD
 from implicit_solvers.linear.tridiagonal import TridiagonalOperator
+from implicit_solvers.many_starts import multistart
 from implicit_solvers.minimization import minimize
 from implicit_solvers.monitoring import Monitor, SolveRecord, monitor
 from implicit_solvers.nonlinear_least_squares import least_squares
+from implicit_solvers.path_following import continuation
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import ConvergenceError, ConvergenceWarning, Solution, Status
@@ -58,6 +60,7 @@ from implicit_solvers.solvers.bisection import Bisection
 from implicit_solvers.solvers.broyden import Broyden
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
 from implicit_solvers.solvers.chord import Chord
+from implicit_solvers.solvers.continuation import Continuation
 from implicit_solvers.solvers.dogleg import Dogleg
 from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
 from implicit_solvers.solvers.gauss_newton import GaussNewton
@@ -81,6 +84,8 @@ __all__ = [
     "fixed_point",
     "minimize",
     "least_squares",
+    "multistart",
+    "continuation",
     # solutions and solvers of your own
     "attach",
     "attach_kkt",
@@ -144,6 +149,7 @@ __all__ = [
     "Backtracking",
     "StrongWolfe",
     "GaussNewton",
+    "Continuation",
     # derivatives
     "ImplicitAdjoint",
     "OneStepAdjoint",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.many_starts import Starts
 from implicit_solvers.structure import Structure
 from implicit_solvers.torch_internals import TreeSpec, tree_flatten, tree_unflatten
 
@@ -175,8 +176,10 @@ class Constraints:
 
         return read
 
-    def start(self, z0: Any, structure: Structure) -> tuple[Any, Tensor]:
-        """Return the start of unknown and multipliers: these are zero."""
+    def start(self, z0: Any, structure: Structure) -> Any:
+        """Return the start, or starts, of unknown and multipliers: these are zero."""
+        if isinstance(z0, Starts):
+            return Starts(tuple(self.start(one, structure) for one in z0.each))
         like = tree_flatten(z0)[0][0]
         return z0, like.detach().new_zeros((*structure.native, sum(self.sizes)))
 

@@ -39,6 +39,7 @@ from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.solve import check_adjoint_start
 from implicit_solvers.linear.specification import LinearSolveSpec
+from implicit_solvers.many_starts import NO_USE, FromStarts, Starts
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
@@ -64,15 +65,19 @@ def solve_equation(
     z0: Any,
     args: tuple[Any, ...],
     run: Callable[[EquationProblem, Tensor], Outcome] | None = None,
-    ends: tuple[Any, Any] | None = None,
+    ends: tuple[Any, ...] | None = None,
     own: tuple[Tensor, ...] = (),
 ) -> Solution:
     """Solve from ``z0`` and attach the derivatives of the equation to the solution.
 
     ``run`` finds the solutions; left out, the task's solver iterates. It begins at ``z0``, or at
-    the two ``ends`` of a bracket, side by side. The equation's ``own`` tensors have an entry for
-    each lane.
+    the two ``ends`` of a bracket, or at many starts, side by side. The equation's ``own`` tensors
+    have an entry for each lane.
     """
+    if isinstance(z0, Starts):
+        if ends is not None or run is not None or isinstance(task.adjoint, UnrolledAdjoint):
+            raise ValueError(NO_USE)
+        z0, ends, run = z0.each[0], z0.each, FromStarts(task.solver, len(z0.each))
     given = task, z0, args, run, ends, own
     if compiling():
         why = obstacle(task, z0, args, run)
@@ -177,7 +182,7 @@ def _solve(
     statement: _Statement,
     z0: Any,
     run: Callable[[EquationProblem, Tensor], Outcome],
-    ends: tuple[Any, Any] | None,
+    ends: tuple[Any, ...] | None,
 ) -> _Found:
     """Find the solution, without derivatives."""
     task, fn = statement.task, statement.fn

@@ -20,6 +20,7 @@ from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.examination import Examination
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.many_starts import one_start
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
@@ -164,7 +165,7 @@ def minimize(
         task = Task(MinimumEquation, fn, read_objective, solver, *how)
         return solve_equation(task, z0, args)
     task = Task(BoundedMinimumEquation, fn, read_objective, solver, *how)
-    return solve_equation(task, z0, args, own=read_bounds(bounds, z0, batch_dims))
+    return solve_equation(task, z0, args, own=read_bounds(bounds, one_start(z0), batch_dims))
 
 
 class Constrained(NamedTuple):
@@ -189,9 +190,10 @@ def under_constraints(
 ) -> Constrained:
     """State the minimum of ``fn`` under constraints; ``how`` are further fields of its `Task`."""
     _, batch_dims, _, has_aux, *_ = how
-    structure = Structure.of(z0, "z0", batch_dims)
-    given = Constraints.of(fn, equalities, inequalities, structure, z0, args, has_aux)
-    lo, hi = read_bounds((None, None) if bounds is None else bounds, z0, batch_dims)
+    one = one_start(z0)
+    structure = Structure.of(one, "z0", batch_dims)
+    given = Constraints.of(fn, equalities, inequalities, structure, one, args, has_aux)
+    lo, hi = read_bounds((None, None) if bounds is None else bounds, one, batch_dims)
     read, count = given.read(read_objective), sum(given.sizes)
     task = Task(ConstrainedEquation, given.function(), read, solver, *how)
     task = replace(task, multipliers=count)

@@ -18,7 +18,9 @@ from implicit_solvers.examination import Examination
 from implicit_solvers.fit_examination import by_singular_values
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.many_starts import one_start
 from implicit_solvers.problem import Equation
+from implicit_solvers.robust_loss import check_loss, robust
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
@@ -104,6 +106,8 @@ def least_squares(
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
     gauss_newton: bool = False,
+    loss: str | Callable[[Tensor], Tensor] = "linear",
+    f_scale: float | Tensor = 1.0,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,
@@ -112,6 +116,9 @@ def least_squares(
     check: bool = False,
 ) -> Solution[T]:
     """Minimize ``|fn(z, *args)|^2 / 2``, differentiable in everything that ``fn`` uses.
+
+    With a ``loss`` it is ``f_scale^2 / 2 sum_i rho((r_i / f_scale)^2)``, in which outliers count
+    for less.
 
     The derivative uses the full Hessian ``H = J^T J + sum_i r_i Hess(r_i)``:
     ``dz = -H^-1 (d(J^T r)/dtheta) dtheta``. With its Gauss-Newton part ``J^T J`` alone it is wrong
@@ -137,13 +144,25 @@ def least_squares(
     gauss_newton
         Whether the derivative uses ``J^T J`` in place of the full Hessian. It is biased unless
         the residuals vanish, hence of first order only: an error when it is differentiated again.
+    loss
+        What the squares ``s`` of the residuals over ``f_scale`` count for, as SciPy names it:
+        ``"linear"``, ``s``; ``"soft_l1"``, ``2 (sqrt(1 + s) - 1)``; ``"huber"``, ``s`` up to 1 and
+        ``2 sqrt(s) - 1`` beyond; ``"cauchy"``, ``log(1 + s)``; ``"arctan"``, ``arctan(s)``. Or a
+        function ``rho(s)`` of tensors, entry by entry, smooth, with ``rho'(0) > 0`` and ``rho(s) >
+        rho(0)``; tensors that it captures get gradients. A complex residual is one observation:
+        its modulus counts.
+    f_scale
+        How large residuals may be before they count for less: a number, or a tensor, 0-d or one
+        for each lane of ``batch_dims``, which gets gradients. A lane whose scale is not positive
+        is NONFINITE.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
     Returns
     -------
     Solution
-        The minimum; ``residual`` is the norm of ``J^T r``.
+        The minimum; ``residual`` is the norm of ``J^T r``, the gradient of the objective, with a
+        loss too.
 
     Raises
     ------
@@ -160,6 +179,11 @@ def least_squares(
     unknown without influence, as on a plateau, makes a fit SINGULAR. Source: Nocedal and Wright,
     "Numerical Optimization", chapter 10.
 
+    With a loss, solvers and derivatives are those of the residuals ``r_i sqrt(rho(s_i) / s_i)``,
+    whose squares are the robust objective. So the derivative has its full Hessian, and
+    ``gauss_newton=True`` is right where all residuals vanish. Source: Hartley and Zisserman,
+    "Multiple View Geometry in Computer Vision" (2004), appendix 6.8.
+
     Examples
     --------
     >>> import torch, implicit_solvers as ims
@@ -173,6 +197,12 @@ def least_squares(
     tensor(0.6534, grad_fn=<...>)
     >>> torch.autograd.grad(fit["rate"], y)[0]
     tensor([-0.2639, -0.2070,  0.1791])
+
+    An outlier, which the mean follows and Cauchy's loss does not:
+
+    >>> y = torch.tensor([1.0, 1.1, 0.9, 50.0])
+    >>> ims.least_squares(lambda z: z - y, torch.tensor(1.0), loss="cauchy", f_scale=0.1).value
+    tensor(1.0002)
     """
     if not isinstance(gauss_newton, bool):
         raise TypeError(f"gauss_newton is a {type(gauss_newton).__name__}: pass True or False")
@@ -181,6 +211,15 @@ def least_squares(
             "gauss_newton=True with adjoint=UnrolledAdjoint(), which differentiates the steps and "
             "has no Hessian: leave one of them out"
         )
+    check_loss(loss, f_scale, one_start(z0), batch_dims)
+    if loss != "linear" and callable(fn) and isinstance(args, tuple):
+        fn = robust(fn, loss, has_aux)
+        if isinstance(in_dims, int):
+            in_dims = (in_dims,) * len(args)
+        if isinstance(in_dims, tuple):
+            own = isinstance(f_scale, Tensor) and f_scale.dim() > 0
+            in_dims = (*in_dims, 0 if own else None)
+        args = (*args, f_scale)
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     solver = LevenbergMarquardt() if solver is None else solver
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
@@ -190,4 +229,4 @@ def least_squares(
         return solve_equation(task, z0, args)
     estimate = BoundedGaussNewtonEquation if gauss_newton else None
     task = Task(BoundedLeastSquaresEquation, fn, read_residuals, solver, *how, estimate)
-    return solve_equation(task, z0, args, own=read_bounds(bounds, z0, batch_dims))
+    return solve_equation(task, z0, args, own=read_bounds(bounds, one_start(z0), batch_dims))

@@ -497,6 +497,14 @@ class EquationProblem:
         own = self.equation, self.lanes, self.shape, operands, self.start, basis, self.traced
         return EquationProblem(*own, self.counter)
 
+    def repeated(self, count: int, start: Tensor) -> EquationProblem:
+        """Return the problem with so many lanes in the place of each, all of one lane's tensors."""
+        nobody = (None,) * len(self.operands)
+        lanes, _ = self.lanes.lift(count, nobody, self.operands)
+        shape = (count, *self.shape)
+        own = self.equation, lanes, shape, self.operands, start, self.basis, self.traced
+        return EquationProblem(*own, self.counter)
+
     def take(self, index: Tensor) -> EquationProblem:
         """Return the problem of some of the lanes."""
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)

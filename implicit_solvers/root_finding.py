@@ -11,6 +11,7 @@ from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.many_starts import NO_USE, Starts
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
@@ -158,6 +159,8 @@ def _read_bracket(z0: Any, bracket: Any, solver: Any) -> tuple[Any, tuple[Any, A
             f"bracket is given, and solver={type(solver).__name__}() does not use one: leave it "
             "out, or choose Chandrupatla() or Bisection()"
         )
+    if isinstance(z0, Starts):
+        raise ValueError(NO_USE)
     if z0 is None:
         z0 = bracket[0]
     if not all(isinstance(leaf, Tensor) for leaf in tree_flatten(z0)[0]):

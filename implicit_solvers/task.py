@@ -120,8 +120,8 @@ def check_task(task: Task, args: Any) -> None:
         name = solver.__name__ if isinstance(solver, type) else type(solver).__name__
         what = "class" if isinstance(solver, type) else "object"
         raise TypeError(
-            f"solver is the {what} {name}: pass an instance of a solver for {kind}, as Newton() "
-            "(your own: of EquationMethod)"
+            f"solver is the {what} {name}: pass an instance of a solver for {kind}, with (), or "
+            "leave it out (your own is of EquationMethod)"
         )
     if kind not in solver.solves:
         raise ValueError(

@@ -63,12 +63,12 @@ def solve_in_graph(
     z0: Any,
     args: tuple[Any, ...],
     run: Any,
-    ends: tuple[Any, Any] | None,
+    ends: tuple[Any, ...] | None,
     own: tuple[Tensor, ...],
 ) -> Solution:
     """Solve from ``z0``, with ``on_failure="mask"``, and attach the first derivative.
 
-    ``run``, the ``ends`` of a bracket and ``own`` tensors are as in `solve_equation`.
+    ``run``, the ``ends`` and ``own`` tensors are as in `solve_equation`.
     """
     check_task(task, args)
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()

@@ -159,7 +159,7 @@ linear.lu LU.factor_dense: rows in small units are passed over as pivots
     scaled_rows(matrix) >>> (matrix, torch.ones_like(matrix[..., :1].abs()))
     trust/test_faults.py::test_units_of_rows_stay_out_of_a_linear_solve
 iterate _look: the status of a lane that ended is written again
-    pick(ends, code, status), going >>> code, going
+    status = pick(ends, code, status) >>> status = code
     trust/test_faults.py::test_a_lane_that_was_flagged_keeps_its_status
 iterate _begin: one iteration too many is counted
     RUNNING, made - 1, >>> RUNNING, made,

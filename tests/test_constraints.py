@@ -326,3 +326,20 @@ def test_compiled(whole):
         torch.testing.assert_close(one, other)
     slopes = [torch.autograd.grad(out[0].sum(), a)[0] for out in (compiled, eager)]
     torch.testing.assert_close(*slopes)
+
+
+def test_many_starts():
+    """The lowest of the minima under constraints, and its derivative, is the solution."""
+    a = tensor(0.2).requires_grad_()
+
+    def tilted(z, a):
+        return ((z**2 - 1) ** 2 + a * z).sum()
+
+    starts = tensor([[-1.5], [0.3], [1.5]])
+    limit = {"inequalities": lambda z, a: -0.9 - z}
+    z = ims.minimize(tilted, ims.multistart(starts), (a,), **limit).value
+    torch.testing.assert_close(z.detach(), tensor([-0.9]))
+    z = ims.minimize(tilted, ims.multistart(starts), (-a,), **limit).value
+    free = ims.minimize(tilted, tensor([1.5]), (-a,)).value
+    slopes = [torch.autograd.grad(v, a)[0] for v in (z, free)]
+    torch.testing.assert_close(*slopes)

@@ -25,6 +25,12 @@ def steep(z, x, W):
     return torch.where(inside, torch.tanh(z @ W.mT) + z - x, hard)
 
 
+def path(z, t, x, W):
+    """A path to the roots of ``steep``, where there are any."""
+    t = t.unsqueeze(-1)
+    return t * steep(z, x, W) + (1 - t) * (z - torch.tanh(x))
+
+
 def contraction(z, x, W):
     """Fixed points; two kinds of lanes have none, and grow slowly or fast."""
     kind = x[..., :1]
@@ -120,14 +126,17 @@ def ones(y):
 
 
 BY_PRODUCTS = functools.partial(ims.least_squares, gauss_newton=True)
+ROBUST = functools.partial(ims.least_squares, loss="cauchy", f_scale=0.5)
 SYSTEMS = {
     "root": System(ims.root, steep, torch.zeros_like, near),
+    "path": System(ims.continuation, path, torch.zeros_like, near),
     "far root": System(ims.root, steep, torch.zeros_like, far),
     "fixed point": System(ims.fixed_point, contraction, torch.zeros_like, near),
     "valley": System(ims.minimize, with_hard_lanes(valley), torch.zeros_like, points),
     "bowl": System(ims.minimize, with_hard_lanes(bowl), torch.zeros_like, points),
     "fit": System(ims.least_squares, decay, ones, curves, bad=(2,)),
     "fit, Gauss-Newton": System(BY_PRODUCTS, decay, ones, curves, bad=(2,)),
+    "robust fit": System(ROBUST, decay, ones, curves, bad=(2,)),
     "one unknown": System(ims.root, hill, torch.ones_like, levels),
 }
 
@@ -165,6 +174,7 @@ ROWS = {
     "Broyden": row("root", ims.Broyden, max_steps=60),
     "Broyden, bad": row("root", ims.Broyden, max_steps=60, good=False),
     "Broyden, LU": row("root", ims.Broyden, max_steps=60, linear_solver=ims.LU(), memory=3),
+    "Continuation": row("path", ims.Continuation, max_steps=60),
     "NewtonDogleg": row("far root", ims.NewtonDogleg),
     "Dogleg": row("far root", ims.Dogleg),
     "Dogleg, GMRES": row("far root", ims.Dogleg, linear_solver=ims.GMRES(rtol=1e-4)),
@@ -188,6 +198,7 @@ ROWS = {
     "fit, LevenbergMarquardt, CG": row("fit", ims.LevenbergMarquardt, **LOOSE),
     "fit, Dogleg": row("fit", ims.Dogleg),
     "fit, Dogleg, CG": row("fit", ims.Dogleg, **LOOSE),
+    "fit, robust": row("robust fit", ims.LevenbergMarquardt),
     "fit, LBFGS": row("fit", ims.LBFGS),
     "fit, LBFGS, Gauss-Newton": row("fit, Gauss-Newton", ims.LBFGS),
     "fit, Backtracking": row("fit", descent, max_steps=700, line_search=ims.Backtracking()),

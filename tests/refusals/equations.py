@@ -16,6 +16,7 @@ layer = ims.nn.FixedPoint(g, solver=ims.FixedPointIteration(), adjoint=steps)
 budget = ims.FixedPointIteration(max_steps=3, rtol=None)
 masked = ims.nn.FixedPoint(g, solver=budget, adjoint=steps, on_failure="mask")
 product = ims.elementwise_function(torch.mul, lambda v, x, y: [y, x], name="product")
+many = ims.multistart(torch.ones(3, 2, dtype=torch.float64))
 short = ims.elementwise_function(torch.mul, lambda v, x, y: [y], name="short")
 """
 KIND, WRONG = TypeError, ValueError
@@ -95,6 +96,46 @@ TABLE += [
 TABLE += [
     (["ims.retain_freed_memory({})"], limit, WRONG, "pass a number of bytes, from 1 to 2**31 - 1")
     for limit in ("0", "-1", "2**31")
+]
+FIT = ["ims.least_squares(f, z0, {})"]
+TABLE += [
+    (FIT, "loss='l1'", WRONG, 'loss is \'l1\': pass "linear", "soft_l1", "huber", "cauchy",'),
+    (FIT, "loss=1.0", KIND, "loss is a float: pass"),
+    (FIT, "loss=torch.nn.Softplus", KIND, "or a function rho(s) of the squares"),
+    (FIT, "loss=lambda s: s.sum()", WRONG, "shape (2,): return rho(s), a tensor like s, one entry"),
+    (FIT, "loss=lambda s: 1.0", WRONG, "loss returned a float for squares that are torch.float64"),
+    (FIT, "loss='huber', f_scale=0", WRONG, "f_scale is 0: pass a number > 0"),
+    (FIT, "loss='huber', f_scale=-1.0", WRONG, "f_scale is -1.0: pass a number > 0"),
+    (FIT, "loss='huber', f_scale=math.nan", WRONG, "f_scale is nan: pass a number > 0"),
+    (FIT, "loss='huber', f_scale='1'", KIND, "f_scale is a str: pass a number > 0, or a floating"),
+    (FIT, "loss='huber', f_scale=torch.tensor(1)", KIND, "f_scale is torch.int64: pass a number"),
+    (FIT, "loss='huber', f_scale=z0", WRONG, "pass one number, or one for each lane of batch_dims"),
+    (FIT, "loss='huber', f_scale=torch.ones(3), batch_dims=1", WRONG, "one for each lane (2,)"),
+]
+TABLE += [
+    (["ims.multistart({})"], "1.0", KIND, "starts has a leaf of type float: every leaf must be a"),
+    (["ims.multistart({})"], "()", WRONG, "starts is an empty pytree: pass at least one tensor"),
+    (["ims.multistart({})"], "torch.ones(())", WRONG, "of shape (): the first dimension of all"),
+    (["ims.multistart({})"], "z0[:0]", WRONG, "of shape (0,): the first dimension of all leaves"),
+    (["ims.multistart({})"], "[z0, z0[:1]]", WRONG, "is the number of starts, at least one"),
+    (["ims.fixed_point(g, many, {})"], "adjoint=steps", WRONG, "have no use: pass one start"),
+    (["ims.attach(f, {})"], "many", WRONG, "z0 is multistart(...), of which a bracket, attach, a"),
+    (["ims.root(f, {}, bracket=(0.0, 2.0))"], "many", WRONG, "have no use: pass one start"),
+]
+PATHS = ["ims.continuation(lambda z, t: z - t, {})"]
+TABLE += [
+    (PATHS, "1.0", KIND, "z0 has a leaf of type float: every leaf must be a tensor"),
+    (PATHS, "torch.tensor(1j)", KIND, "z0 is torch.complex64: pass its real and imaginary parts"),
+    (PATHS, "z0, z0", KIND, "args is a Tensor: pass a tuple, as args=(theta,)"),
+    (PATHS, "z0, solver=ims.Newton()", WRONG, "was given to continuation: choose a solver for"),
+    (PATHS, "z0, solver=ims.Continuation", KIND, "solver is the class Continuation: pass an"),
+    (PATHS, "z0, adjoint=steps", WRONG, "Continuation: its steps cannot be differentiated through"),
+    (PATHS, "many", KIND, "z0 has a leaf of type Starts: every leaf must be a tensor"),
+    (FOUR, "solver=ims.Continuation()", WRONG, "Continuation() solves continuation and was given"),
+    (["ims.continuation({}, z0)"], "3", KIND, "fn is a int: pass a function fn(z, *args)"),
+    (["ims.continuation({}, z0)"], "lambda z, t: z[:1]", WRONG, "of shape (1,) where z0 has (2,)"),
+    (["ims.Continuation({})"], "first_step=0", WRONG, "first_step=0: pass a number > 0"),
+    (["ims.Continuation({})"], "arclength='yes'", KIND, "of type str: pass True or False"),
 ]
 MOMENTUM = "ims.GradientDescent(0.1, momentum=0.5)"
 SINGLE = [

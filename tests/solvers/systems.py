@@ -68,6 +68,8 @@ class System:
             return grad(self.fn)(z, theta)
         if self.kind == "least_squares":
             return grad(lambda z: 0.5 * (self.fn(z, theta) ** 2).sum())(z)
+        if self.kind == "continuation":
+            return self.fn(z, torch.ones_like(theta[0]), theta)
         return self.fn(z, theta) if self.kind == "root" else z - self.fn(z, theta)
 
     def solve(self, solver, dtype=F64, z0=None, theta=None, **options):
@@ -171,6 +173,22 @@ LOGARITHMS = System("logarithms", "root", logarithm, [0.5, 3.0], [0.2, 0.9])
 LOGARITHM = System("logarithm", "root", logarithm, 3.0, [0.2, 0.9])
 EXPONENTIAL = System("exponential", "root", lambda z, t: t[0] - torch.exp(z), 2.0, [3.0])
 ARCTANGENT = System("arctangent", "root", lambda z, t: torch.atan(z - t[0]), 4.0, [0.5])
+# paths: one that turns back twice, and one that is steep where it begins
+FOLD = System(
+    "fold",
+    "continuation",
+    lambda z, t, a: z**3 - 3 * a[0] * z + 6 * t - a[1],
+    2.1,
+    [1.0, 3.0],
+    known=tensor(-2 * np.cosh(np.arccosh(1.5) / 3)),
+)
+STEEP = System(
+    "steep",
+    "continuation",
+    lambda z, t, a: z + t * (a[0] * torch.expm1(3 * z) + 0.3 * torch.roll(z, 1)) - a[1:],
+    [0.0] * 3,
+    [0.5, 1.5, 1.0, -1.0],
+)
 ROOTS = [COUPLED, CUBIC, TRIDIAGONAL, H_EQUATION, BRATU]
 MORE_ROOTS = [POWELL, TRIGONOMETRIC, LOGARITHMS]
 SCALARS = [CUBIC, LOGARITHM, EXPONENTIAL, ARCTANGENT]

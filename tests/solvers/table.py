@@ -130,5 +130,8 @@ SOLVERS = [
         without=("bad",)),
     Row("TorchOptimizer-Adam", ims.TorchOptimizer(torch.optim.Adam, lr=0.1), [s.LOGISTIC], 0,
         without=("budget", "bad", "start")),  # it does not stay at the solution, and is slow
+    Row("Continuation", ims.Continuation(), [s.FOLD, s.STEEP], without=("budget", "start")),
+    Row("Continuation-natural", ims.Continuation(arclength=False), [s.STEEP], 1,
+        without=("budget", "start")),  # a budget ends on the path
     Row("own", HeavyBall(), FIXED_POINTS),
 ]  # fmt: skip
