@@ -80,7 +80,11 @@ class _Part:
                 f"{self.name} returned {_shown(shapes)} where it returned {_shown(self.shapes)} at "
                 "z0: what it returns may not change its structure or shapes"
             )
-        return torch.cat([leaf.reshape((*lanes, -1)) for leaf in leaves], -1)
+        flat = [
+            leaf.reshape((*lanes, math.prod(shape)))
+            for leaf, shape in zip(leaves, shapes, strict=True)
+        ]
+        return torch.cat(flat, -1)
 
     def unravel(self, flat: Tensor) -> Any:
         """Return a pytree like what the function returns."""
@@ -219,7 +223,10 @@ class Constraints:
                     f"{part.name} returns, {_shown(wanted)}"
                 )
             _check(f"multipliers of {part.name}", leaves, structure, structure.native)
-            rows += [leaf.reshape((*structure.native, -1)) for leaf in leaves]
+            rows += [
+                leaf.reshape((*structure.native, math.prod(shape)))
+                for leaf, shape in zip(leaves, part.shapes, strict=True)
+            ]
         return torch.cat(rows, -1)
 
 
