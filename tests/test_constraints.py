@@ -343,3 +343,25 @@ def test_many_starts():
     free = ims.minimize(tilted, tensor([1.5]), (-a,)).value
     slopes = [torch.autograd.grad(v, a)[0] for v in (z, free)]
     torch.testing.assert_close(*slopes)
+
+
+# an objective, an inequality, a point and its multiplier; Newton's step from there is zero
+WRONG = {
+    "multiplier": (lambda z: z, lambda z: z**2 - 4, -2.0, 0.3),
+    "sign": (lambda z: -z, lambda z: z**2 - 4, -2.0, -0.25),
+    "violated": (lambda z: (z - 3) ** 2, lambda z: z - 1, 3.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_no_step_shows_is_rejected(name):
+    fn, row, z, y = WRONG[name]
+    with pytest.raises(ims.ConvergenceError, match="REJECTED|SINGULAR"):
+        ims.attach_kkt(fn, tensor(z), ((), tensor(y)), inequalities=row)
+
+
+def test_unknowns_are_exactly_at_their_bounds():
+    lo = 1 + torch.rand(20, generator=torch.Generator().manual_seed(0), dtype=F64)
+    options = {"bounds": (lo, None), "inequalities": lambda z: (z**2).sum() - 1e3}
+    sol = ims.minimize(lambda z: (z**2).sum(), lo + 7 / 3, **options)
+    assert torch.equal(sol.value, lo)
