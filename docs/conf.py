@@ -65,7 +65,7 @@ nitpick_ignore_regex = [
     # types of arguments that are no public names: what to pass is said in words
     (
         r"py:class",
-        r"implicit_solvers\..*\.(Auto|DirectSolver|LineSearch|LinearSolver|Structure|T)",
+        r"implicit_solvers\..*\.(Auto|DirectSolver|LineSearch|LinearSolver|Preconditioner|Structure|T)",
     ),
     (
         r"py:.*",

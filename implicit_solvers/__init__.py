@@ -36,11 +36,16 @@ from implicit_solvers.linear.operators import (
     JacobianOperator,
     MatrixOperator,
 )
-from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.preconditioners import (
+    ILU,
+    Jacobi,
+    SparsePreconditioner,
+)
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.qr import QR
 from implicit_solvers.linear.solve import linear_solve
 from implicit_solvers.linear.sparse import SparseOperator
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.linear.structured import Structured
 from implicit_solvers.linear.superlu import SuperLU
 from implicit_solvers.linear.svd import SVD
@@ -72,8 +77,10 @@ from implicit_solvers.solvers.line_search import Backtracking, StrongWolfe
 from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.solvers.newton_dogleg import NewtonDogleg
+from implicit_solvers.solvers.proximal_gradient import FISTA, ProximalGradient
 from implicit_solvers.solvers.steffensen import Steffensen
 from implicit_solvers.solvers.torch_optimizer import TorchOptimizer
+from implicit_solvers.sparsity_detection import jacobian_sparsity
 from implicit_solvers.tolerance import AUTO, Auto, rms
 
 __version__ = "0.1.0"
@@ -86,6 +93,8 @@ __all__ = [
     "least_squares",
     "multistart",
     "continuation",
+    "jacobian_sparsity",
+    "SparsityPattern",
     # solutions and solvers of your own
     "attach",
     "attach_kkt",
@@ -128,6 +137,8 @@ __all__ = [
     "LSMR",
     "Neumann",
     "Jacobi",
+    "ILU",
+    "SparsePreconditioner",
     # solvers for equations
     "Newton",
     "Chord",
@@ -145,6 +156,8 @@ __all__ = [
     "NewtonCG",
     "NewtonDogleg",
     "FilterInteriorPoint",
+    "ProximalGradient",
+    "FISTA",
     "TorchOptimizer",
     "Backtracking",
     "StrongWolfe",

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from implicit_solvers.hyperparameters import check_count
-from implicit_solvers.linear.choice import DENSE_LIMIT, default_linear_solver
+from implicit_solvers.linear.choice import (
+    DENSE_LIMIT,
+    default_linear_solver,
+    sparse_linear_solver,
+)
 from implicit_solvers.linear.linear_operator import LinearOperator
-from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.preconditioners import Preconditioner
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.problem import Equation
 from implicit_solvers.solver import LinearSolver, check_linear_solver
 
@@ -29,12 +34,14 @@ class ImplicitAdjoint:
     linear_solver
         How to solve with the Jacobian (or its transpose) of the optimality condition at the
         solution. Left out, ``LU()`` up to 512 unknowns; beyond, ``CG()`` for ``minimize`` and
-        ``GMRES()`` for the others. ``CG(max_steps=5, rtol=None)`` spends a budget;
-        ``Neumann(max_steps=k, rtol=None)`` sums the first ``k`` terms of the Neumann series, which
-        is biased: of first order only, an error when its derivative is differentiated again.
+        ``GMRES()`` for the others; with a ``jac_sparsity``, ``SuperLU()``. ``CG(max_steps=5,
+        rtol=None)`` spends a budget; ``Neumann(max_steps=k, rtol=None)`` sums the first ``k`` terms
+        of the Neumann series, which is biased: of first order only, an error when its derivative
+        is differentiated again.
     preconditioner
-        ``Jacobi()``, or a function of ``(z, *args)`` that returns an operator near the inverse of
-        the Jacobian, on vectors like ``z``; iterative solvers only.
+        ``Jacobi()``, with a ``jac_sparsity`` ``ILU()``, or a function of ``(z, *args)`` that
+        returns an operator near the inverse of the Jacobian, on vectors like ``z``; iterative
+        solvers only.
 
     Raises
     ------
@@ -59,16 +66,20 @@ class ImplicitAdjoint:
     """
 
     linear_solver: LinearSolver | None = None
-    preconditioner: Jacobi | Callable[..., LinearOperator] | None = None
+    preconditioner: Preconditioner | Callable[..., LinearOperator] | None = None
 
     @property
     def biased(self) -> bool:
         """Whether the derivative is an estimate by design: a truncated Neumann series."""
         return self.linear_solver is not None and self.linear_solver.biased
 
-    def solver_for(self, equation: type[Equation], n: int) -> LinearSolver:
+    def solver_for(
+        self, equation: type[Equation], n: int, sparsity: SparsityPattern | None = None
+    ) -> LinearSolver:
         """Return the linear solver for an equation of ``n`` unknowns, or refuse the one given."""
         solver: Any = self.linear_solver
+        if solver is None and sparsity is not None:
+            return sparse_linear_solver(sparsity)
         if solver is None:
             # a Hessian that is indefinite after all is reported by CG, and solved by LU
             large = equation.kind == "minimize" and n > DENSE_LIMIT
@@ -118,7 +129,7 @@ class OneStepAdjoint:
     biased: ClassVar[bool] = True
     preconditioner: ClassVar[None] = None
 
-    def solver_for(self, equation: type[Equation], n: int) -> None:
+    def solver_for(self, equation: type[Equation], n: int, sparsity: Any = None) -> None:
         """Refuse what is no fixed point; there is nothing to solve."""
         if equation.kind != "fixed_point":
             raise ValueError(

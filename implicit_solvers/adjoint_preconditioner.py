@@ -9,7 +9,7 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import UnrolledAdjoint
 from implicit_solvers.linear.lanewise import in_lanes
-from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.preconditioners import Preconditioner
 from implicit_solvers.linear.solve import operator_template
 from implicit_solvers.structure import Structure
 from implicit_solvers.task import Task
@@ -24,7 +24,7 @@ def adjoint_preconditioner(
     """Return the template of a preconditioner at ``z (*lanes, n)``, and its tensors."""
     assert not isinstance(task.adjoint, UnrolledAdjoint)
     given = task.adjoint.preconditioner
-    if given is None or isinstance(given, Jacobi):
+    if given is None or isinstance(given, Preconditioner):
         return given, []
     with torch.no_grad():
         point = structure.unravel(z.detach())

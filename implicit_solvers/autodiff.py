@@ -39,6 +39,7 @@ from implicit_solvers.torch_internals import (
 __all__ = [
     "Pushforward",
     "asked",
+    "batched",
     "differentiable",
     "leads_elsewhere",
     "leads_to",
@@ -320,11 +321,16 @@ def rows(
         basis = torch.eye(m, dtype=value.dtype, device=value.device)
     if compiling():
         return torch.func.vmap(row, out_dims=-2)(basis)
+    return batched(row, basis).movedim(0, -2)
+
+
+def batched(product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    """Return the products with each of the vectors, at once, or one after the other if need be."""
     with no_saved_tensor_hooks():
         try:
-            return torch.func.vmap(row)(basis).movedim(0, -2)
+            return torch.func.vmap(product)(vectors)
         except RuntimeError:
-            return torch.stack([row(e) for e in basis], -2)
+            return torch.stack([product(v) for v in vectors])
 
 
 def pushforward(

@@ -59,7 +59,8 @@ def common_obstacle(what: str, on_failure: str, tensors: Any) -> str | None:
 
 def solver_obstacle(where: str, solver: Any) -> str | None:
     """Say why a solver, or the linear solver in it, cannot be part of a graph; None if it can."""
-    for part in (solver, getattr(solver, "linear_solver", None)):
+    parts = (getattr(solver, name, None) for name in ("linear_solver", "preconditioner"))
+    for part in (solver, *parts):
         if part is not None and not getattr(part, "traceable", False):
             name = type(part).__name__
             return (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -12,23 +14,28 @@ from implicit_solvers.agreement import Mask, divide, pick
 from implicit_solvers.examination import Examination, by_newton, roundings
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.cg import CG, CGState
+from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
+from implicit_solvers.linear.superlu import factored, solved_lanes
 from implicit_solvers.rounding import patterns
 from implicit_solvers.solution import Status
-from implicit_solvers.solver import DirectSolver, Factors
+from implicit_solvers.solver import DENSE_LIMIT, DirectSolver, Factors
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import rms
 
 __all__ = [
     "Convex",
     "CurvedCG",
+    "SparseConvex",
     "by_cholesky",
     "by_conjugate_gradients",
+    "by_tangents",
     "downhill",
     "kick",
 ]
 
 _KICK, _FORCING, _PRODUCTS, _CLEAR = 0.1, 0.1, 60, 0.05
+_SHIFTS = 0.0, 1e-3, 1e-2, 1e-1, 1.001
 
 
 def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
@@ -37,13 +44,34 @@ def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
     Where that breaks down, an eigenvalue below ``-sqrt(eps)`` times the largest is negative.
     """
     seen = by_newton(problem, z, direct)
-    if seen.jacobian.formed is None:
+    formed, n = seen.jacobian.formed, z.shape[-1]
+    if formed is None or (formed.dim() == 2 and n > DENSE_LIMIT):
         return seen._replace(kick=by_conjugate_gradients(problem, z).kick)
-    H, _ = _unscaled(_among(problem.free(z), seen.jacobian.formed))
+    H, _ = _unscaled(_among(problem.free(z), seen.jacobian.dense()))
     bends = torch.linalg.cholesky_ex(H).info != 0
     down = _inflected(problem, z, seen)
     (down,) = renew(None, bends, (down,), _most_negative, H, seen.residual)
     return seen._replace(kick=kick(problem, z, down))
+
+
+def by_tangents(problem: Any, z: Tensor, direct: Any, P: Tensor, step: Tensor) -> Examination:
+    """Examine points by the factors of the Jacobian, and the curvature along what ``P`` lets move.
+
+    That is ``(I - P) + step P^(1/2) H P^(1/2)``, with the derivative ``P`` of a proximal operator.
+    Where it is negative, so is ``P (I - P) + step P H P``.
+    """
+    seen, H = by_newton(problem, z, direct), problem.linearize_slope(z).dense()
+    W, _ = _unscaled(P - P @ P + step.unsqueeze(-1) * (P @ H @ P))
+    little = torch.full_like(z, torch.finfo(z.dtype).eps ** 0.5)
+    bends = torch.linalg.cholesky_ex(W + torch.diag_embed(little)).info != 0
+    down = _inflected(problem, z, seen)
+    (down,) = renew(None, bends, (down,), _most_negative_along, P, W, seen.residual)
+    return seen._replace(kick=kick(problem, z, down))
+
+
+def _most_negative_along(P: Tensor, W: Tensor, residual: Tensor) -> tuple[Tensor]:
+    (down,) = _most_negative(W, residual)
+    return (torch.bmm(P, down.unsqueeze(-1)).squeeze(-1),)
 
 
 def _inflected(problem: Any, z: Tensor, seen: Examination) -> Tensor:
@@ -127,6 +155,51 @@ class Convex(DirectSolver):
         """Return NONFINITE where a matrix is not finite."""
         finite = torch.isfinite(factors[1]).flatten(1).all(-1)
         return torch.where(finite, 0, int(Status.NONFINITE))
+
+
+class SparseConvex(DirectSolver):
+    """Sparse factors of a symmetric matrix; where it is not positive definite, of ``A + t I``.
+
+    Of ``t = |A| (0, 1/1000, 1/100, 1/10, 1)``, with the largest sum of a row as ``|A|``, it is the
+    first for which all pivots on the diagonal are positive. Source: Nocedal and Wright, "Numerical
+    Optimization", section 3.4.
+    """
+
+    symmetric_only: ClassVar[bool] = True
+    traceable: ClassVar[bool] = False
+    keepable: ClassVar[bool] = False
+
+    def factor(self, A: LaneMap) -> Factors:
+        """Return the number of each factorization among those kept, and its status."""
+        return factored(A, _shifted)
+
+    def solve_with(self, memory: Any, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+        """Return ``(A + t I)^-1 b``."""
+        return solved_lanes(memory, factors, b, transposed)
+
+    def status(self, factors: Factors) -> Tensor:
+        """Return NONFINITE where a matrix is not finite."""
+        return factors[1]
+
+
+def _shifted(matrix: Any) -> tuple[Any, int]:
+    if not np.isfinite(matrix.data).all():
+        return None, int(Status.NONFINITE)
+    size = abs(matrix).sum(0).max()
+    eye = scipy.sparse.eye_array(matrix.shape[0], format="csc", dtype=matrix.dtype)
+    for shift in _SHIFTS:
+        try:
+            factors = scipy.sparse.linalg.splu(
+                matrix + shift * size * eye,
+                permc_spec="MMD_AT_PLUS_A",
+                diag_pivot_thresh=0.0,
+                options={"SymmetricMode": True},
+            )
+        except RuntimeError:
+            continue
+        if np.array_equal(factors.perm_r, factors.perm_c) and factors.U.diagonal().min() > 0:
+            return factors, 0
+    return None, int(Status.SINGULAR)
 
 
 def _by_absolute_values(H: Tensor) -> tuple[Tensor]:

@@ -29,6 +29,7 @@ from implicit_solvers.evaluations import Counter, as_tensor, counted
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes, lifted
 from implicit_solvers.linear.rule import solve_linear
+from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.masking import pull_back, push_forward
 from implicit_solvers.monitoring import observe
@@ -52,6 +53,7 @@ class SolveSpec:
     label: str
     on_failure: OnFailure
     counter: Counter
+    memory: SolveMemory | None = None
 
 
 class Solve(Function):
@@ -100,12 +102,13 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     if z.numel() == 0:
         lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
         none, counts = z.new_zeros(shape), lanes.new_zeros(*shape, 3)
-        idle = [lanes > 0] if spec.equation.bounded else []
+        idle = [lanes > 0] if spec.equation.own else []
         return z.clone(), lanes, lanes.clone(), none, none.clone(), counts, *idle
     flat = z.reshape(-1, n)
     start = largest(spec.equation.measured(flat))
+    places = None if spec.memory is None else torch.arange(len(flat), device=z.device)
     of = spec.equation, spec.lanes, shape, operands, start
-    problem = EquationProblem(*of, counter=spec.counter)
+    problem = EquationProblem(*of, counter=spec.counter, memory=spec.memory, places=places)
     out = spec.run(problem, flat)
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     residual, error = out.residual.reshape(shape), out.error.reshape(shape)
@@ -187,6 +190,7 @@ class AttachSpec:
             self.solve,
             lanes=self.lanes.prepend(self.lead),
             transposed=transposed and not self.equation.symmetric,
+            memory=self.solve.memory or SolveMemory(),
             adjoint_start=self.solve.adjoint_start if transposed else None,
         )
 

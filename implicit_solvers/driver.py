@@ -38,12 +38,14 @@ from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.solve import check_adjoint_start
+from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.many_starts import NO_USE, FromStarts, Starts
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.solution import Solution, Status, failed
 from implicit_solvers.solver import LinearSolver
+from implicit_solvers.sparse_jacobians import with_sparsity
 from implicit_solvers.structure import Structure
 from implicit_solvers.task import Task, arguments, check_size, check_task, name_of
 from implicit_solvers.torch_internals import (
@@ -88,6 +90,7 @@ def solve_equation(
         solution: Solution = torch.compiler.disable(solve_equation)(*given)
         return solution
     statement = _read(task, z0, args, own)
+    task = statement.task
     found = _solve(statement, z0, run or partial(iterate, task.solver), ends)
     z = _attach(statement, found, z0)
     value = statement.structure.unravel(z)
@@ -158,19 +161,21 @@ class _Found(NamedTuple):
     factors: list[Tensor]
     captured: Captured
     lifted: bool
+    memory: SolveMemory | None
 
 
 def _read(task: Task, z0: Any, args: tuple[Any, ...], own: tuple[Tensor, ...]) -> _Statement:
     """Check a task, and take its unknown and its arguments apart."""
     check_task(task, args)
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()
+    task = with_sparsity(task, structure)
     tensors, join, native_carried = arguments(task, args, own, structure)
     check_size(task, structure)
     adjoint_solver: LinearSolver | None = None
     if isinstance(task.adjoint, UnrolledAdjoint):
         task.adjoint.check(task.solver)
     else:
-        adjoint_solver = task.adjoint.solver_for(task.equation, structure.size)
+        adjoint_solver = task.adjoint.solver_for(task.equation, structure.size, task.sparsity)
     check_adjoint_start(task.adjoint_start, adjoint_solver)
     counter = Counter()
     fn = task.raveled(structure, join, counter)
@@ -194,15 +199,16 @@ def _solve(
     if lift:
         captured = capture(fn, (start, *statement.tensors), statement.name, task.fn)
         fn, solve = statement.explicit(captured), solve_lanes
+    memory = None if task.sparsity is None else SolveMemory()
     how = run, task.solver, statement.lanes(captured), task.label, task.on_failure
-    spec = SolveSpec(task.solved(fn), *how, statement.counter)
+    spec = SolveSpec(task.stated(fn), *how, statement.counter, memory)
     operands = statement.operands(captured)
     with isolated():
         z, status, iterations, residual, error, counts, *rest = solve(spec, origin, operands)
     z = z[..., : statement.structure.size]  # an empty batch comes back as it was given
-    degenerate = rest.pop(0) if task.equation.bounded else None
+    degenerate = rest.pop(0) if task.equation.own else None
     how_far = status, iterations, residual, error, degenerate, counted(counts)
-    return _Found(z, *how_far, rest, captured, lift)
+    return _Found(z, *how_far, rest, captured, lift, memory)
 
 
 def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:
@@ -261,6 +267,7 @@ def _attach_spec(
             preconditioner=M,
             preconditioner_tensors=len(M_tensors),
             adjoint_start=None if start is None else AdjointMemory(start, structure),
+            memory=found.memory if factors else None,
             monitors=monitors(),
         )
     biased = repr(task.adjoint) if task.adjoint.biased else equation.biased
@@ -282,7 +289,7 @@ def _unrolled(
     Under ``on_failure="mask"`` the lanes that failed keep what was found, without one.
     """
     task, z, bad = statement.task, statement.ravel(z0), failed(found.status)
-    shape, equation = z.shape[:-1], task.solved(statement.explicit(captured))
+    shape, equation = z.shape[:-1], task.stated(statement.explicit(captured))
     lanes, iterations = statement.lanes(captured), found.iterations
     masked = task.on_failure == "mask"
     if masked and is_batched(bad):

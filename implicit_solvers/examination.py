@@ -43,7 +43,7 @@ def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
     A.matrices = A.formed
     w = direct.sizes(A, factors, z) + F.abs()
     columns = torch.stack([F, *roundings(problem, z, F, A, w)], -1)
-    step, *noise = direct.solve(factors, columns, False).unbind(-1)
+    step, *noise = direct.solve_with(A.memory, factors, columns, False).unbind(-1)
     matrix = z.new_empty(len(z), 0) if A.formed is None else A.formed
     return Examination(F, step, noise, (*factors, matrix), jacobian=A)
 

@@ -11,11 +11,13 @@ from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.problem import Equation
 from implicit_solvers.root_finding import like_unknown
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.anderson import Anderson
+from implicit_solvers.solvers.newton import Newton
 
 __all__ = ["FixedPointEquation", "fixed_point"]
 
@@ -27,6 +29,11 @@ class FixedPointEquation(Equation):
 
     kind: ClassVar[str] = "fixed_point"
     symmetric: ClassVar[bool] = False
+
+    @staticmethod
+    def pattern_from(given: SparsityPattern) -> SparsityPattern:
+        """Return the pattern of ``I - dg/dz`` from that of ``dg/dz``."""
+        return given.with_diagonal()
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return ``z - g(z, theta)``."""
@@ -41,6 +48,7 @@ def fixed_point(
     *,
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
+    jac_sparsity: Any = None,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,
@@ -64,6 +72,8 @@ def fixed_point(
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     solver
         `Anderson`, by default; `FixedPointIteration`, `Aitken`, or any solver for roots.
+    jac_sparsity
+        As in `root`, of ``fn``; `Newton` is the default then.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
@@ -95,7 +105,8 @@ def fixed_point(
     tensor(0.7395)
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
-    solver = Anderson() if solver is None else solver
+    if solver is None:
+        solver = Anderson() if jac_sparsity is None else Newton()
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
-    task = Task(FixedPointEquation, fn, like_unknown, solver, *how)
+    task = Task(FixedPointEquation, fn, like_unknown, solver, *how, sparsity=jac_sparsity)
     return solve_equation(task, z0, args)

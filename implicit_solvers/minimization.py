@@ -20,12 +20,16 @@ from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.examination import Examination
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.many_starts import one_start
 from implicit_solvers.problem import Equation
+from implicit_solvers.proximal_equation import ProximalEquation, ProximalTask
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.interior_point import FilterInteriorPoint
+from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.solvers.newton_cg import NewtonCG
+from implicit_solvers.solvers.proximal_gradient import FISTA
 from implicit_solvers.structure import Structure
 
 __all__ = ["MinimumEquation", "minimize", "read_objective"]
@@ -39,6 +43,11 @@ class MinimumEquation(Equation):
     kind: ClassVar[str] = "minimize"
     symmetric: ClassVar[bool] = True
     by_products: ClassVar[bool] = True
+
+    @staticmethod
+    def pattern_from(given: SparsityPattern) -> SparsityPattern:
+        """Return the pattern of the Hessian, of which one half is enough."""
+        return given.symmetrized()
 
     def examine(self, problem: Any, z: Tensor, direct: Any) -> Examination:
         """Return Newton's step, and where the curvature is negative a step down along it."""
@@ -83,8 +92,10 @@ def minimize(
     bounds: Any = None,
     equalities: Callable[..., Any] | None = None,
     inequalities: Callable[..., Any] | None = None,
+    prox: Callable[..., Any] | None = None,
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
+    jac_sparsity: Any = None,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,
@@ -120,9 +131,17 @@ def minimize(
         ``equalities(z, *args)`` returns what is to be zero, ``inequalities(z, *args)`` what is to
         be at most zero: tensors or pytrees of any shapes, of the dtype of ``z0`` (with the lanes in
         front).
+    prox
+        ``prox(v, step, *args)``, the proximal operator of ``step * h``, for a minimum of ``f + h``:
+        ``argmin_x h(x) + |x - v|^2 / (2 step)``, a pytree like ``v``, which is one like ``z``. The
+        step is a 0-d tensor, or one of the lanes' shape. The condition is then ``z = prox(z -
+        step grad f(z), step)``; ``degenerate`` tells where ``prox`` has a kink there.
     solver
         `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`. With
-        equalities or inequalities, `FilterInteriorPoint`.
+        ``prox``: `FISTA`, by default, or `ProximalGradient`; with equalities or inequalities,
+        `FilterInteriorPoint`.
+    jac_sparsity
+        As in `root`, of the Hessian; `Newton` is the default then.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         As in `root`.
 
@@ -155,14 +174,31 @@ def minimize(
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     if equalities is not None or inequalities is not None:
+        if prox is not None or jac_sparsity is not None:
+            name = "jac_sparsity" if prox is None else "prox"
+            raise ValueError(f"{name} is given with constraints: leave one of them out")
         solver = FilterInteriorPoint() if solver is None else solver
         how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
         given = under_constraints(fn, z0, args, bounds, equalities, inequalities, solver, how)
         return with_multipliers(given.constraints, solve_equation(*given[1:4], own=given.own))
-    solver = NewtonCG() if solver is None else solver
+    if solver is None:
+        solver = NewtonCG() if jac_sparsity is None else Newton()
+        solver = solver if prox is None else FISTA()
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    if jac_sparsity is not None and (bounds is not None or prox is not None):
+        raise ValueError(
+            f"jac_sparsity is given with {'prox' if bounds is None else 'bounds'}, whose solvers "
+            "factor no sparse Jacobian: leave one of them out"
+        )
+    if prox is not None:
+        if bounds is not None:
+            raise ValueError(
+                "prox is given with bounds: leave bounds out, and let prox project to them too"
+            )
+        nearest = ProximalTask(ProximalEquation, fn, read_objective, solver, *how, prox=prox)
+        return solve_equation(nearest, z0, args, own=nearest.own(z0, args))
     if bounds is None:
-        task = Task(MinimumEquation, fn, read_objective, solver, *how)
+        task = Task(MinimumEquation, fn, read_objective, solver, *how, sparsity=jac_sparsity)
         return solve_equation(task, z0, args)
     task = Task(BoundedMinimumEquation, fn, read_objective, solver, *how)
     return solve_equation(task, z0, args, own=read_bounds(bounds, one_start(z0), batch_dims))

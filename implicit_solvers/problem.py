@@ -19,7 +19,7 @@ from implicit_solvers.autodiff import (
     unwatched,
     vjp,
 )
-from implicit_solvers.bounds import bounds_of, held, projected
+from implicit_solvers.bounds import held, projected
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.evaluations import Counter
@@ -28,6 +28,8 @@ from implicit_solvers.explicit_function import reading_by_itself
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
 from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.linear.solve_memory import SolveMemory
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import Norm, equation_tolerance, rms
 from implicit_solvers.traced_loop import alias
@@ -44,11 +46,14 @@ class Equation:
     what makes derivatives of the condition estimates, of first order only. ``by_products`` tells
     whether points are examined without factors too, and ``fits`` whether the squares of what ``fn``
     returns are to be least. The first operands are the equation's ``own``, if it has any, which
-    ``fn`` is given and does not look at: those of one that is ``bounded`` are the bounds. The last
-    unknowns may be ``multipliers``, which have units of their own: no error is measured by them.
+    ``fn`` is given and does not look at: those of one that is ``bounded`` are the bounds.
+    ``sparsity`` are the entries of the Jacobian that may be other than zero, if they are known. The
+    last unknowns may be ``multipliers``, which have units of their own: no error is measured by
+    them.
     """
 
     fn: Callable[..., Tensor]
+    sparsity: SparsityPattern | None = None
     multipliers: int = 0
     kind: ClassVar[str]
     symmetric: ClassVar[bool]
@@ -57,6 +62,11 @@ class Equation:
     fits: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     own: ClassVar[int] = 0
+
+    @staticmethod
+    def pattern_from(given: SparsityPattern) -> SparsityPattern:
+        """Return the pattern of the condition's Jacobian from that which a user gave."""
+        return given
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return ``F(z)``, zero at a solution."""
@@ -92,7 +102,8 @@ class Equation:
 
     def jacobian(self) -> JacobianTemplate:
         """Return the Jacobian of the condition."""
-        return JacobianTemplate(self.condition, symmetric=self.symmetric, equation=self)
+        known = {"symmetric": self.symmetric, "pattern": self.sparsity}
+        return JacobianTemplate(self.condition, **known, equation=self)  # type: ignore[arg-type]
 
     @property
     def source(self) -> Any:
@@ -135,6 +146,10 @@ class EquationProblem:
         Whether steps are compiled: then no branch may depend on values.
     counter
         Counts what is evaluated.
+    memory
+        What the solve keeps for its derivatives, where Jacobians are sparse.
+    places
+        The numbers of the lanes in it.
 
     Examples
     --------
@@ -171,8 +186,11 @@ class EquationProblem:
         basis: Tensor | None = None,
         traced: bool = False,
         counter: Counter | None = None,
+        memory: SolveMemory | None = None,
+        places: Tensor | None = None,
     ) -> None:
         self.basis, self.counter = basis, counter
+        self.memory, self.places = memory, places
         self.equation, self.lanes = equation, lanes
         self.shape, self.operands = tuple(shape), tuple(operands)
         self.start = start
@@ -181,7 +199,7 @@ class EquationProblem:
         self._scale: tuple[Norm, Tensor, Any] | None = None
         self._little: dict[float, tuple[Any, Any]] = {}
         self._evaluated: _Evaluated | None = None
-        self._bounds: tuple[Tensor, Tensor] | None = None
+        self._own: tuple[Tensor, ...] | None = None
         self._free: tuple[Tensor, Tensor] | None = None
         self.traced = traced
         self.taken = False
@@ -286,13 +304,21 @@ class EquationProblem:
     @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """The bounds of the unknowns ``(N, n)``, infinite where there is none, if there are any."""
-        bounds = self._bounds  # Dynamo reads None of what it has just stored
-        if bounds is None and self.equation.bounded:
-            like = self.operands[0].new_empty((*self.shape, 0))
-            lo, hi = self.lanes.over(bounds_of)(like, *self.operands)
-            bounds = self._flat(lo), self._flat(hi)
-            self._bounds = bounds
-        return bounds
+        if not self.equation.bounded:
+            return None
+        lo, hi = self.own
+        return lo, hi
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """The equation's own operands ``(N, k)``."""
+        own = self._own  # Dynamo reads None of what it has just stored
+        if own is None:
+            like, count = self.operands[0].new_empty((*self.shape, 0)), self.equation.own
+            mine = self.lanes.over(lambda z, *operands: operands[:count])(like, *self.operands)
+            own = tuple(self._flat(t) for t in mine)
+            self._own = own
+        return own
 
     def within(self, z: Tensor) -> Tensor:
         """Return the nearest point between the bounds."""
@@ -367,7 +393,8 @@ class EquationProblem:
             self._evaluated, out = kept, kept.value.detach()
             return out if out.shape == z.shape else out.reshape(z.shape)
         grid, matrices = self._grid(z), None
-        if self.lanes.native or z.numel() * z.shape[-1] <= MANY_ENTRIES:
+        few = self.lanes.native or z.numel() * z.shape[-1] <= MANY_ENTRIES
+        if few or self.equation.sparsity is not None:
             with torch.enable_grad(), no_saved_tensor_hooks():
                 grid = grid.detach().requires_grad_()
                 out = self._condition(grid, *self.operands)
@@ -384,9 +411,18 @@ class EquationProblem:
         out = out.detach() if out.requires_grad else out
         return out if out.shape == z.shape else out.reshape(z.shape)
 
-    def evaluate(self, z: Tensor) -> Tensor:
-        """Return the function itself: ``(N,)`` for an objective, ``(N, m)`` otherwise."""
-        out = self._fn(self._grid(z), *self.operands)
+    def evaluate(self, z: Tensor, *own: Tensor) -> Tensor:
+        """Return the function itself: ``(N,)`` for an objective, ``(N, m)`` otherwise.
+
+        Other ``own (N, k)`` operands may take the places of the equation's.
+        """
+        fn, operands = self._fn, self.operands
+        if own:
+            count, levels = len(own), (True,) * len(self.lanes.sizes)
+            lanes = self.lanes.keep(range(count, len(operands))).insert(0, count, levels, True)
+            fn = lanes.over(self.equation.fn)
+            operands = (*(self._grid(t) for t in own), *operands[count:])
+        out = fn(self._grid(z), *operands)
         return out.reshape(self.count, *out.shape[len(self.shape) :])
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -421,7 +457,14 @@ class EquationProblem:
             kept = None
         grid = self._grid(z) if kept is None else kept.point
         of = template, self.lanes.prepend(), self.shape, (grid, *self.operands)
-        jacobian = LaneMap(*of, like=grid, basis=self.basis, counter=self.counter)
+        jacobian = LaneMap(
+            *of,
+            like=grid,
+            basis=self.basis,
+            memory=self.memory,
+            counter=self.counter,
+            places=self.places,
+        )
         if kept is not None:
             jacobian.graph = (kept.point, kept.value) if kept.matrices is None else None
             jacobian.matrices = jacobian.formed = kept.matrices
@@ -509,8 +552,9 @@ class EquationProblem:
         """Return the problem of some of the lanes."""
         lanes, shape, operands = self.lanes.take(index, self.shape, self.operands)
         start = None if self.start is None else self.start[index]
+        places = None if self.places is None else self.places[index]
         own = self.equation, lanes, shape, operands, start, self.basis, self.traced
-        taken = EquationProblem(*own, self.counter)
+        taken = EquationProblem(*own, self.counter, self.memory, places)
         taken.taken = True
         return taken
 

@@ -16,6 +16,7 @@ from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
+from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.solvers.newton_dogleg import NewtonDogleg
 from implicit_solvers.structure import Structure, filled
 from implicit_solvers.torch_internals import tree_flatten
@@ -50,6 +51,7 @@ def root(
     bracket: tuple[T | float, T | float] | None = None,
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
+    jac_sparsity: Any = None,
     batch_dims: int = 0,
     in_dims: Any = None,
     has_aux: bool = False,
@@ -79,9 +81,16 @@ def root(
         For one unknown a lane: two ends ``(lo, hi)`` like ``z0`` (or numbers), where ``fn`` has
         different signs. They get no gradient.
     solver
-        `NewtonDogleg`, by default; with a bracket, `Chandrupatla`.
+        `NewtonDogleg`, by default; with a bracket, `Chandrupatla`; with a pattern, `Newton`.
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
+    jac_sparsity
+        Which entries of the Jacobian ``(n, n)``, over the raveled ``z`` of one lane, may be other
+        than zero: a `SparsityPattern`, or what one is made of (a sparse tensor, one of bools, a
+        SciPy matrix). `jacobian_sparsity` finds it. The Jacobian then takes a product for each
+        color, and `SuperLU` factors it, for steps of `Newton` (the default then), for the verdict
+        and for derivatives, at any ``n``. A product with a random vector tells, wherever a Jacobian
+        is made, whether the pattern misses an entry. All lanes share it.
     batch_dims
         How many leading dimensions of every leaf of ``z`` are lanes, independent problems, that
         ``fn`` handles already. (``torch.func.vmap`` makes lanes of its own accord.)
@@ -140,14 +149,16 @@ def root(
     >>> M.grad  # 1 / (1 - e cos E)
     tensor([1.0930, 1.0486])
     """
-    if solver is None:
-        solver = NewtonDogleg() if bracket is None else Chandrupatla()
+    if solver is None and bracket is not None:
+        solver = Chandrupatla()
+    elif solver is None:
+        solver = NewtonDogleg() if jac_sparsity is None else Newton()
     ends = None
     if bracket is not None:
         z0, ends = _read_bracket(z0, bracket, solver)
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
-    task = Task(RootEquation, fn, like_unknown, solver, *how)
+    task = Task(RootEquation, fn, like_unknown, solver, *how, sparsity=jac_sparsity)
     return solve_equation(task, z0, args, ends=ends)
 
 

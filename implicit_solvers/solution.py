@@ -146,8 +146,8 @@ class Solution(Generic[T]):
     status
         `Status` codes; int64.
     degenerate
-        Where an unknown is at a bound that does not hold it, or next to one: a derivative is then
-        one of two, to either side. Bool; None where nothing is bounded.
+        Where an unknown is at a bound that does not hold it, or next to one, or ``prox`` has a
+        kink: a derivative is then one of two, to either side. Bool; None without either.
     multipliers
         The `Multipliers` of constraints, differentiable as the value is; None without constraints.
     evaluations

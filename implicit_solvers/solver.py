@@ -291,15 +291,20 @@ class DirectSolver(LinearSolver):
         """Return ``A^-1 b`` or ``A^-T b``."""
         raise NotImplementedError
 
+    def solve_with(self, memory: Any, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+        """Return `solve`, with what the solve keeps in its ``memory`` beside the factors."""
+        return self.solve(factors, b, transposed)
+
     def solve_lanes(self, A: LaneMap, factors: Factors, b: Tensor) -> Tensor:
         """Return the solution in all lanes ``(N, n)`` of ``A``, by the factors of its operators.
 
         ``b`` may hold several right-hand sides for each lane, one after another.
         """
         if len(b) == A.grid:
-            return self.solve(factors, b.unsqueeze(-1), A.transposed).squeeze(-1)
+            one = b.unsqueeze(-1)
+            return self.solve_with(A.memory, factors, one, A.transposed).squeeze(-1)
         columns = b.reshape(-1, A.grid, b.shape[-1]).permute(1, 2, 0)
-        x = self.solve(factors, columns, A.transposed)
+        x = self.solve_with(A.memory, factors, columns, A.transposed)
         return x.permute(2, 0, 1).reshape(len(b), -1)
 
     def sizes(self, A: LaneMap, factors: Factors, x: Tensor) -> Tensor:

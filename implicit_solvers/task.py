@@ -30,7 +30,8 @@ class Task:
     ``read`` ravels and checks what ``fn`` returns, given the structure of ``z`` and the shape of
     the lanes at hand. ``differentiated`` is the equation that derivatives come from, if it is not
     the one that is solved; ``check`` tells whether to look for what derivatives would silently
-    miss. So many of the unknowns are ``multipliers``.
+    miss; ``sparsity`` is the pattern of the Jacobian, if it is given. So many of the unknowns are
+    ``multipliers``.
     """
 
     equation: type[Equation]
@@ -45,6 +46,7 @@ class Task:
     adjoint_start: AdjointStart | None = None
     check: bool = False
     differentiated: type[Equation] | None = None
+    sparsity: Any = None
     multipliers: int = 0
 
     @property
@@ -52,13 +54,13 @@ class Task:
         """The kind of the equation and the name of its function."""
         return f"{self.equation.kind} of {name_of(self.fn)}"
 
-    def solved(self, fn: Callable[..., Tensor]) -> Equation:
-        """Return the equation that is solved, of a raveled function."""
-        return self.equation(fn, self.multipliers)
+    def stated(self, fn: Callable[..., Tensor]) -> Equation:
+        """Return the equation of a raveled function."""
+        return self.equation(fn, self.sparsity, self.multipliers)
 
     def attached(self, fn: Callable[..., Tensor]) -> Equation:
         """Return the equation that derivatives come from, of a raveled function."""
-        return (self.differentiated or self.equation)(fn, self.multipliers)
+        return (self.differentiated or self.equation)(fn, self.sparsity, self.multipliers)
 
     def raveled(
         self,
@@ -70,6 +72,16 @@ class Task:
 
         Outside of graphs, the ``counter`` counts its calls.
         """
+        fn = self.flat(structure, join)
+        fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
+        if counter is None:
+            return fn
+        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims, counter)
+
+    def flat(
+        self, structure: Structure, join: Callable[[Sequence[Tensor]], Any]
+    ) -> Callable[..., Tensor]:
+        """Return what `raveled` does, as a plain function."""
         call = GuardedCall(self.fn, self.label)
 
         def fn(z: Tensor, *tensors: Tensor) -> Tensor:
@@ -83,10 +95,7 @@ class Task:
                 out = out[0]
             return self.read(out, structure, z.shape[:-1])
 
-        fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
-        if counter is None:
-            return fn
-        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims, counter)
+        return fn
 
 
 def name_of(fn: Any) -> str:

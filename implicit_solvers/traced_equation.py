@@ -50,6 +50,8 @@ def obstacle(task: Task, z0: Any, args: Any, run: Any) -> str | None:
         )
     if not isinstance(task.adjoint, (ImplicitAdjoint, OneStepAdjoint)):
         return f"{what} cannot use {type(task.adjoint).__name__}: use ImplicitAdjoint()"
+    if task.sparsity is not None:
+        return f"{what} cannot use jac_sparsity, as SciPy factors sparse Jacobians: leave it out"
     backward = getattr(task.adjoint, "linear_solver", None)
     if backward is not None and (why := solver_obstacle("the adjoint", backward)) is not None:
         return why
@@ -75,7 +77,7 @@ def solve_in_graph(
     tensors, join, carried = arguments(task, args, own, structure)
     check_size(task, structure)
     lanes = Lanes.of(len(tensors), task.batch_dims, carried)
-    equation = task.solved(task.raveled(structure, join))
+    equation = task.stated(task.raveled(structure, join))
     shape, n = structure.native, structure.size
     with torch.no_grad():
         start = structure.ravel(z0).detach().reshape(-1, n)

@@ -66,6 +66,12 @@ class Unknown:
     pack: Callable
     ravel: Callable
 
+    @property
+    def pattern(self):
+        """The pattern of the Jacobian."""
+        coupled = torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 1]])
+        return ims.SparsityPattern(coupled if self.name == "dict" else torch.ones(self.n, self.n))
+
 
 VECTOR = Unknown("vector", 3, f_vector, lambda z: z, lambda z: z)
 SCALAR = Unknown("scalar", 1, f_scalar, lambda z: z[0], lambda z: z.reshape(1))
@@ -134,6 +140,13 @@ def cases_of(u):
         "fixed_point": (lambda z0, p: ims.fixed_point(g, z0, (p,)), u.f),
         "minimize": (
             lambda z0, p: ims.minimize(lambda z, p: objective(u.ravel(z), p), z0, (p,)),
+            jacrev(objective),
+        ),
+        "sparse_root": (lambda z0, p: ims.root(f, z0, (p,), jac_sparsity=u.pattern), u.f),
+        "sparse_minimize": (
+            lambda z0, p: ims.minimize(
+                lambda z, p: objective(u.ravel(z), p), z0, (p,), jac_sparsity=torch.ones(u.n, u.n)
+            ),
             jacrev(objective),
         ),
         "linear_solve": (linear_solve, lambda z, p: matrix(p) @ z - p[: u.n] * p[2]),

@@ -221,6 +221,15 @@ unrolling unroll: a lane takes a step more than its solver did
 custom_solvers _Judge.__call__: what is no root is accepted
     status == RUNNING, int(Status.REJECTED), status >>> status == RUNNING, 0, status
     test_wrong_answers.py::test_11_a_stationary_point_that_is_no_root_is_a_failure
+linear.sparsity greedy_colors: rows that cross have one color
+    taken[place] |= free >>> taken[place] |= 0
+    test_sparse_jacobians.py::test_colors_show_all_entries
+linear.sparsity SparsityPattern.refuse_missing: what a pattern misses is left out
+    if bool(missing.any()): >>> if False:
+    test_sparse_jacobians.py::test_a_pattern_that_misses_an_entry_is_refused
+linear.superlu factored: the factorization of every step stays
+    first if A.places is None else A.places >>> first
+    test_sparse_jacobians.py::test_factors_live_as_long_as_the_graph
 """
 
 

@@ -38,21 +38,57 @@ def solved_by(fn, *arguments, **options):
     return [record.solver for record in log.records]
 
 
+FUNCTIONS = {
+    "root": squares,
+    "fixed_point": lambda z, a: 0.3 * torch.cos(z) + a,
+    "minimize": lambda z, a: (0.25 * z**4 + 0.5 * z**2 - a * z).sum(),
+    "least_squares": lambda z, a: torch.cat([squares(z, a), 0.1 * z]),
+}
+
+
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("n", [1, 3, LIMIT + 1])
-@pytest.mark.parametrize("kind", ["root", "fixed_point", "minimize", "least_squares"])
+@pytest.mark.parametrize("kind", FUNCTIONS)
 def test_equations(kind, n, dtype):
-    fn = {
-        "root": squares,
-        "fixed_point": lambda z, a: 0.3 * torch.cos(z) + a,
-        "minimize": lambda z, a: (0.25 * z**4 + 0.5 * z**2 - a * z).sum(),
-        "least_squares": lambda z, a: torch.cat([squares(z, a), 0.1 * z]),
-    }[kind]
     a = torch.linspace(0.1, 1, n, dtype=dtype)
     solver, linear, adjoint = promised(f"`{kind}`")
     adjoint = linear if adjoint == "the same" else adjoint
     used = solved_by(
-        lambda fn, args, z0: getattr(ims, kind)(fn, z0, args), fn, (a,), torch.zeros_like(a)
+        lambda fn, args, z0: getattr(ims, kind)(fn, z0, args),
+        FUNCTIONS[kind],
+        (a,),
+        torch.zeros_like(a),
+    )
+    assert used == [named(solver, n), named(adjoint, n)]
+
+
+@pytest.mark.parametrize("n", [3, LIMIT + 1])
+@pytest.mark.parametrize("kind", list(FUNCTIONS)[:3])
+def test_patterns(kind, n):
+    a = torch.linspace(0.1, 1, n)
+    solver, _, adjoint = promised("these with `jac_sparsity=`")
+    used = solved_by(
+        lambda fn, args, z0: getattr(ims, kind)(fn, z0, args, jac_sparsity=torch.eye(n)),
+        FUNCTIONS[kind],
+        (a,),
+        torch.zeros_like(a),
+    )
+    assert used == [named(solver, n), named(adjoint, n)]
+
+
+@pytest.mark.parametrize("n", [3, LIMIT + 1])
+def test_prox(n):
+    a = torch.linspace(0.1, 1, n, dtype=F64)
+    solver, _, adjoint = promised("`minimize` with `prox=`")
+    used = solved_by(
+        lambda z0, args: ims.minimize(
+            lambda z, a: ((z - a) ** 2).sum(),
+            z0,
+            args,
+            prox=lambda v, step, a: v.sign() * (v.abs() - 0.3 * step).clamp(min=0),
+        ),
+        torch.zeros_like(a),
+        (a,),
     )
     assert used == [named(solver, n), named(adjoint, n)]
 

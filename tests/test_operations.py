@@ -117,6 +117,11 @@ def fit(solver):
     return lambda weight: ims.minimize(logistic, START, (weight,), solver=solver).value
 
 
+def sparse_fit(weight):
+    prox = lambda v, step, weight: v - v.clamp(-step, step)
+    return ims.minimize(logistic, START, (weight,), prox=prox)
+
+
 def curve(z):
     return torch.exp(z[0] * TIMES) + z[1] - z[2] * TIMES - 2 * torch.exp(TIMES)
 
@@ -132,6 +137,8 @@ MORE = {
     "Levenberg-Marquardt": (lambda _: ims.least_squares(curve, START[:3]), (1319, 53)),
     "L-BFGS": (lambda _: fit(ims.LBFGS())(WEIGHTS[0]), (2174, 214)),
     "L-BFGS, lanes": (lambda _: vmap(fit(ims.LBFGS()))(WEIGHTS), (8158, 36)),
+    "FISTA": (lambda _: sparse_fit(WEIGHTS[0]), (3627, 208)),
+    "FISTA, lanes": (lambda _: vmap(sparse_fit)(WEIGHTS), (11399, 42)),
     "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1207, 126)),
     "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (6083, 52)),
 }

@@ -5,6 +5,7 @@ judges the results: the root of a drawn equation is known, and its derivative is
 formula, in NumPy, with slopes by complex steps, which round but do not truncate.
 """
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jvp, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 import implicit_solvers as ims
 from implicit_solvers import Status
@@ -44,6 +45,7 @@ class Case:
     reach: float = 100.0
     inverse: Callable = np.linalg.inv
     steps: float | None = None
+    options: tuple = ()
 
     def __str__(self):
         return f"{self.kind}-{self.name}"
@@ -62,7 +64,10 @@ def neumann(terms, **how):
 
 
 # a budget that well-conditioned problems keep: the others are flagged, and cost no more
+SPARSE = ims.SuperLU()  # with a pattern that is full
 PICARD, DESCENT = ims.FixedPointIteration(max_steps=150), ims.GradientDescent(1.0, max_steps=150)
+# nothing is held, so that the condition is the gradient's, in units of z
+FREE = (("prox", lambda v, *_: 1.0 * v),)
 CASES = [
     Case("root", "Newton", ims.Newton()),
     Case("root", "Newton, reuse", ims.Newton(reuse=0.5)),
@@ -72,6 +77,7 @@ CASES = [
     Case("root", "Dogleg", ims.Dogleg()),
     Case("root", "LevenbergMarquardt", ims.LevenbergMarquardt()),
     Case("root", "Newton-GMRES", ims.Newton(linear_solver=ims.GMRES())),
+    Case("root", "Newton-SuperLU", ims.Newton(linear_solver=SPARSE), ims.ImplicitAdjoint(SPARSE)),
     Case("root", "Newton, GMRES adjoint", ims.Newton(), ims.ImplicitAdjoint(ims.GMRES())),
     Case("fixed_point", "Anderson", ims.Anderson()),
     Case("fixed_point", "Newton", ims.Newton()),
@@ -86,11 +92,14 @@ CASES = [
     Case("fixed_point", "unrolled", PICARD, ims.UnrolledAdjoint(), reach=3.0, steps=1.0),
     Case("minimize", "NewtonCG", ims.NewtonCG()),
     Case("minimize", "Newton", ims.Newton()),
+    Case("minimize", "Newton-SuperLU", ims.Newton(linear_solver=SPARSE)),
     Case("minimize", "GradientDescent", DESCENT, reach=3.0),
     Case("minimize", "LBFGS", ims.LBFGS(), reach=10.0),
     Case("minimize", "line search", replace(DESCENT, line_search=ims.Backtracking()), reach=3.0),
     Case("minimize", "CG adjoint", ims.NewtonCG(), ims.ImplicitAdjoint(ims.CG())),
     Case("minimize", "Cholesky adjoint", ims.NewtonCG(), ims.ImplicitAdjoint(ims.Cholesky())),
+    Case("minimize", "FISTA", ims.FISTA(), reach=10.0, options=FREE),
+    Case("minimize", "ProximalGradient", ims.ProximalGradient(), reach=10.0, options=FREE),
     Case("minimize", "unrolled", DESCENT, ims.UnrolledAdjoint(), reach=3.0, steps=1.0),
     Case("least_squares", "GaussNewton", ims.GaussNewton()),
     Case("least_squares", "LevenbergMarquardt", ims.LevenbergMarquardt()),
@@ -272,9 +281,17 @@ def stacked(lanes):
     return torch.stack([lane.start for lane in lanes]), args
 
 
+def pattern(case, n):
+    """Return the pattern that a sparse solver needs, a full one."""
+    sparse = getattr(case.solver, "linear_solver", None) is SPARSE
+    return {"jac_sparsity": torch.ones(n, n)} if sparse else {}
+
+
 def solve(case, fn, way, start, args, on_failure="mask"):
     """Solve all lanes, batched in one of three ways; return the `Solution` of the batch."""
     options = {"solver": case.solver, "adjoint": case.adjoint, "on_failure": on_failure}
+    options.update(case.options)
+    options |= pattern(case, sum(math.prod(leaf.shape[1:]) for leaf in tree_leaves(start)))
     entry = getattr(ims, case.kind)
     if way == "batch_dims":
         return entry(fn, start, args, batch_dims=1, in_dims=0, **options)
@@ -417,6 +434,8 @@ def test_singular_jacobians_are_flagged(case, data, seed, at_solution):
         z = z + off
     A.requires_grad_()
     options = {"solver": replace(case.solver, max_steps=30), "adjoint": case.adjoint}
+    options.update(case.options)
+    options |= pattern(case, len(A))
     with pytest.raises(ims.ConvergenceError) as raised:
         value = getattr(ims, case.kind)(affine(case.kind), z, (A, b), **options).value
         # a value there may be, no derivative

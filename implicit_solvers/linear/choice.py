@@ -10,11 +10,12 @@ from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lsmr import LSMR
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.qr import QR
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.linear.structured import Structured
 from implicit_solvers.linear.superlu import SuperLU
 from implicit_solvers.solver import DENSE_LIMIT, LinearSolver
 
-__all__ = ["DENSE_LIMIT", "default_linear_solver"]
+__all__ = ["DENSE_LIMIT", "default_linear_solver", "sparse_linear_solver"]
 
 
 def default_linear_solver(
@@ -46,3 +47,11 @@ def default_linear_solver(
     if n <= DENSE_LIMIT:
         return Cholesky() if positive_definite else LU()
     return CG() if positive_definite else GMRES()
+
+
+def sparse_linear_solver(pattern: SparsityPattern) -> SuperLU:
+    """Choose how a Jacobian of that pattern is factored.
+
+    Minimum degree on ``A^T + A`` fills less where the pattern is symmetric.
+    """
+    return SuperLU("MMD_AT_PLUS_A" if pattern.symmetric else "COLAMD")

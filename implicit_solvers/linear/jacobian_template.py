@@ -13,6 +13,7 @@ from torch.func import vmap
 from implicit_solvers.autodiff import products_by, rows, unwatched, vjp
 from implicit_solvers.compiling import compiling
 from implicit_solvers.lanes import Lanes
+from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.linear.template import Products, Template
 
 __all__ = ["MANY_ENTRIES", "JacobianTemplate"]
@@ -25,7 +26,8 @@ MANY_ENTRIES = 1 << 16
 class JacobianTemplate:
     """The Jacobian of a raveled ``fn(z, *operands)``; its tensors are ``z`` and the operands.
 
-    The ``equation``, if there is one, is that whose condition ``fn`` is.
+    The ``equation``, if there is one, is that whose condition ``fn`` is. The ``pattern``, if it is
+    known, are the entries that may be other than zero.
     """
 
     fn: Callable[..., Tensor]
@@ -34,6 +36,7 @@ class JacobianTemplate:
     diagonal: bool = False
     bands: tuple[int, int] | None = None
     equation: Any = None
+    pattern: SparsityPattern | None = None
     shape: ClassVar[None] = None
 
     @property
@@ -47,6 +50,10 @@ class JacobianTemplate:
             return None
         found = self.equation.reading_by_itself(tensors[1:])
         return None if found is None else (found[0].jacobian(), 1 + found[1])
+
+    def pattern_of(self, tensors: Sequence[Tensor]) -> SparsityPattern | None:
+        """Return the pattern."""
+        return self.pattern
 
     def mv(self, v: Tensor, *tensors: Tensor) -> Tensor:
         """Return ``J v``, by two pullbacks."""

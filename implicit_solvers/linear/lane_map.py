@@ -13,6 +13,7 @@ from torch.func import vmap
 
 from implicit_solvers.autodiff import (
     Pushforward,
+    batched,
     no_saved_tensor_hooks,
     products_by,
     pullback_on_graph,
@@ -29,6 +30,9 @@ from implicit_solvers.rounding import patterns
 from implicit_solvers.traced_loop import alias
 
 __all__ = ["LaneMap"]
+
+MANY_PROBES = 1 << 24
+"""How many numbers the vectors may have that are multiplied at once."""
 
 
 @dataclass(eq=False, repr=False)
@@ -61,6 +65,8 @@ class LaneMap:
         are made then. `take` leaves it behind.
     memory
         What the solve keeps that the map is of; one of its own if left out.
+    places
+        What numbers the factorizations in the memory get, ``(grid,)``; new ones if left out.
     local
         In a compiled graph: whether the map is used in the body that makes it only. A
         linearization cannot be carried into the body of a loop.
@@ -80,6 +86,7 @@ class LaneMap:
     memory: Any = None
     local: bool = False
     counter: Any = None
+    places: Tensor | None = None
     matrices: Tensor | None = field(default=None, init=False)
     formed: Tensor | None = field(default=None, init=False)
     _products: Products | None = field(default=None, init=False)
@@ -123,7 +130,7 @@ class LaneMap:
 
     def _apply(self, which: int, v: Tensor) -> Tensor:
         if self.matrices is not None:
-            return _times(self.matrices.mH if which else self.matrices, v)
+            return self._times(self.matrices, v, bool(which))
         if self.counter is not None:
             self.counter.products += 1
         product = self._make_products()[which]
@@ -145,17 +152,61 @@ class LaneMap:
         """Return the product with the transpose."""
         return self._apply(1 - int(self.transposed), v)
 
+    def _times(self, matrices: Tensor, v: Tensor, transposed: bool) -> Tensor:
+        """Return the products with what was formed: matrices, or entries of sparse ones."""
+        if matrices.dim() == 3:
+            return _times(matrices.mH if transposed else matrices, v)
+        pattern: Any = self.template.pattern_of(self.tensors)
+        columns = v.reshape(-1, len(matrices), v.shape[-1])
+        products: Tensor = pattern.times(matrices, columns, transposed)
+        return products.reshape(len(v), -1)
+
+    def entries(self) -> Any:
+        """Return the entries ``(grid, nnz)``, never transposed, and their pattern, if it is known.
+
+        Those of a Jacobian come from one product for each color of its pattern, and one more, which
+        tells whether the pattern may miss anything. It multiplies by them from now on.
+
+        Raises
+        ------
+        ValueError
+            If the pattern of a Jacobian misses an entry.
+        """
+        template, pattern = self.template, self.template.pattern_of(self.tensors)
+        if pattern is None:
+            return None
+        if not isinstance(template, JacobianTemplate):
+            entries: Any = template.entries  # type: ignore[attr-defined]
+            return self.on_grid(entries).reshape(self.grid, -1), pattern
+        if self.formed is None or self.formed.dim() == 3:
+            self._count()
+            seeds = pattern.seeds(self.like)
+            products = self.probe(seeds, transposed=pattern.by_rows)
+            entries, suspects = pattern.picked(products, seeds[-1])
+            if len(suspects):
+                units = seeds.new_zeros(len(suspects), self.n)
+                units.scatter_(1, suspects.unsqueeze(-1), 1.0)
+                pattern.refuse_missing(suspects, self.probe(units, transposed=not pattern.by_rows))
+            self.formed = self.matrices = entries
+        return self.formed, pattern
+
+    def _count(self) -> None:
+        if self.counter is not None:
+            self.counter.jacobian += 1
+
     def dense(self) -> Tensor:
         """Return the matrices ``(grid, m, n)``, never transposed."""
         formed = self.formed
-        if formed is None:
+        if formed is None or formed.dim() == 2:
             formed = self._dense()
         self.formed = formed
         return formed
 
     def _dense(self) -> Tensor:
-        if self.counter is not None:
-            self.counter.jacobian += 1
+        if isinstance(self.template, JacobianTemplate) and (sparse := self.entries()) is not None:
+            entries, pattern = sparse
+            return pattern.filled(entries)
+        self._count()
         if self.graph is not None:
             point, value = self.graph
             if value.shape[-1] > 2 * self.n:
@@ -172,7 +223,7 @@ class LaneMap:
         Of an operator that has not been formed, it is estimated by two products.
         """
         if self.formed is not None:
-            return _times((self.formed.mT if self.transposed else self.formed).abs(), v.abs())
+            return self._times(self.formed.abs(), v.abs(), self.transposed)
         first, second, _ = patterns(v)
         return torch.maximum(self.mv(v * first).abs(), self.mv(v * second).abs())
 
@@ -185,23 +236,33 @@ class LaneMap:
     def form(self) -> None:
         """Form small Jacobians, and multiply with them from now on: that takes less Python."""
         few = self.like.numel() * self.n <= MANY_ENTRIES
-        if few and isinstance(self.template, JacobianTemplate) and unwatched():
+        dense = isinstance(self.template, JacobianTemplate) and self.template.pattern is None
+        if few and dense and unwatched():
             self.matrices = self.dense()
 
     def diagonal_entries(self) -> Tensor:
         """Return the diagonals ``(grid, n)``."""
+        if isinstance(self.template, JacobianTemplate) and (sparse := self.entries()) is not None:
+            entries, pattern = sparse
+            return pattern.diagonal_of(entries)
         return self.on_grid(self.template.diagonal_entries).reshape(self.grid, self.n)
 
-    def probe(self, probes: Tensor) -> Tensor:
+    def probe(self, probes: Tensor, transposed: bool = False) -> Tensor:
         """Return the products with vectors ``(k, n)`` that all operators share, ``(k, grid, m)``.
 
-        They are never those of the transpose.
+        They are those of the transpose if that is asked for here.
         """
-        product = self._make_products()[0]
+        product = self._make_products()[int(transposed)]
         if isinstance(product, Pushforward):
             product.ready()
-        with no_saved_tensor_hooks():
-            out = vmap(lambda v: product(v.expand(*self.shape, self.n).contiguous()))(probes)
+
+        def of(v: Tensor) -> Tensor:
+            return product(v.expand(*self.shape, v.shape[-1]).contiguous())
+
+        some = max(1, MANY_PROBES // (self.grid * self.n))
+        parts = [probes] if len(probes) <= some else probes.split(some)
+        products = [batched(of, part) for part in parts]
+        out = products[0] if len(products) == 1 else torch.cat(products)
         return out.reshape(len(probes), self.grid, out.shape[-1])
 
     def bands(self, below: int, above: int) -> Tensor:

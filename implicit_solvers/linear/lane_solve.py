@@ -15,7 +15,7 @@ from implicit_solvers.iterate import iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.direct_solve import solve_directly
 from implicit_solvers.linear.lane_map import LaneMap
-from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.preconditioners import Preconditioner
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.template import Template
@@ -138,7 +138,7 @@ def solve_in_lanes(
             *factors, matrix = [
                 _spread(t, kept.carried[i], grid.grid, kept) for i, t in enumerate(operands[:first])
             ]
-            A.formed = A.matrices = matrix if matrix.dim() == 3 else None
+            A.formed = A.matrices = matrix if matrix.numel() else None
         else:
             A.form()
             factors = [*solver.factor(A)]
@@ -154,7 +154,7 @@ def solve_in_lanes(
             made = tuple(t.reshape((*grid.grid, *t.shape[1:])) for t in (*factors, matrix))
     else:
         M: Any = None
-        if isinstance(spec.preconditioner, Jacobi):
+        if isinstance(spec.preconditioner, Preconditioner):
             M = spec.preconditioner.of(A)
         elif spec.preconditioner is not None:
             M = lane_map(spec.preconditioner, first, second)

@@ -41,7 +41,7 @@ class RoundedVectors:
     It takes vectors in the lower precision, and rounds its products.
     """
 
-    def __init__(self, A: LaneMap) -> None:
+    def __init__(self, A: Any) -> None:
         self.A = A
 
     @property
@@ -68,8 +68,10 @@ def rounded(problem: LinearProblem, dtype: torch.dtype) -> LinearProblem:
     M: Any = problem.M
     if isinstance(M, DiagonalMap):
         M = replace(M, entries=M.entries.to(low if M.entries.is_complex() else dtype))
-    elif M is not None:
+    elif isinstance(M, LaneMap):
         M = _rounded_map(M, low, dtype, "M")
+    elif M is not None:
+        M = RoundedVectors(M)
     return LinearProblem(_rounded_map(problem.A, low, dtype, "A"), b.to(low), M)
 
 

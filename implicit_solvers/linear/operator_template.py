@@ -13,6 +13,7 @@ from torch import Tensor
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.linear_operator import LinearOperator
+from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.linear.template import Products, Template
 from implicit_solvers.structure import Structure
 
@@ -61,6 +62,16 @@ class OperatorTemplate:
     def shape(self) -> tuple[int, int]:
         """The numbers of rows and columns."""
         return self.out.size, self.structure.size
+
+    def pattern_of(self, tensors: Sequence[Tensor]) -> SparseOperator | None:
+        """Return the operator, if it is sparse."""
+        operator = self.build(tensors)
+        return operator if isinstance(operator, SparseOperator) else None
+
+    def entries(self, like: Tensor, *tensors: Tensor) -> Tensor:
+        """Return the entries of a sparse operator."""
+        values: Tensor = self.build(tensors).values  # type: ignore[attr-defined]
+        return values.expand(*like.shape[:-1], values.shape[-1])
 
     def mv(self, v: Tensor, *tensors: Tensor) -> Tensor:
         """Return ``A v``."""

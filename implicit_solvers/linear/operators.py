@@ -65,6 +65,8 @@ class MatrixOperator(LinearOperator):
         if not isinstance(matrix, Tensor) or not differentiable(matrix):
             kind = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
             raise TypeError(f"matrix is {kind}: pass a floating tensor")
+        if matrix.layout != torch.strided:
+            raise TypeError(f"matrix is {matrix.layout}: use SparseOperator(matrix)")
         if matrix.dim() < 2:
             raise ValueError(f"matrix has shape {tuple(matrix.shape)}: pass one (*lanes, m, n)")
         _imply_symmetry(self)

@@ -26,7 +26,7 @@ from implicit_solvers.linear.mixed_precision import made_of_tensors
 from implicit_solvers.linear.operator_lanes import carried_lanes, read_operator_dims
 from implicit_solvers.linear.operator_template import OperatorTemplate
 from implicit_solvers.linear.operators import FunctionOperator, JacobianOperator, MatrixOperator
-from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.preconditioners import Preconditioner
 from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.sparse import SparseOperator
@@ -62,7 +62,7 @@ def linear_solve(
     *,
     solver: LinearSolver | None = None,
     x0: Any = None,
-    preconditioner: LinearOperator | Callable[[Any], Any] | Jacobi | None = None,
+    preconditioner: LinearOperator | Callable[[Any], Any] | Preconditioner | None = None,
     check: bool = False,
     batch_dims: int = 0,
     in_dims: Any = None,
@@ -83,7 +83,8 @@ def linear_solve(
     Parameters
     ----------
     A
-        A `LinearOperator`, or a matrix ``(*lanes, m, n)``: a tensor is a `MatrixOperator`.
+        A `LinearOperator`, or a matrix ``(*lanes, m, n)``: a tensor is a `MatrixOperator`, a sparse
+        one a `SparseOperator`.
     b
         The right-hand side: a tensor or pytree of tensors of one floating dtype, with the
         structure that ``A`` returns. With one dimension more at the end, ``(n, k)`` for a
@@ -98,7 +99,7 @@ def linear_solve(
         Where an iterative solver starts, like ``b``; zero if left out. It gets no gradient.
     preconditioner
         For iterative solvers: an operator or function that approximates ``A^-1``, or
-        ``Jacobi()``. The backward pass uses its transpose. It gets no gradient.
+        ``Jacobi()`` or ``ILU()``. The backward pass uses its transpose. It gets no gradient.
     check
         Whether to test the operator's flags with random vectors, at the cost of three products.
     batch_dims
@@ -143,11 +144,7 @@ def linear_solve(
             [-0.1250, -0.1250]])
     """
     if isinstance(A, Tensor):
-        if A.layout != torch.strided:
-            raise TypeError(
-                f"A is a tensor of layout {A.layout}: pass SparseOperator(A.to_sparse_csr())"
-            )
-        A = MatrixOperator(A)
+        A = MatrixOperator(A) if A.layout == torch.strided else SparseOperator(A)
     if not isinstance(A, LinearOperator):
         raise TypeError(
             f"A is a {type(A).__name__}: wrap it, as MatrixOperator(matrix) or "
@@ -203,7 +200,9 @@ def linear_solve(
         if not compiling():
             solution: Solution[T] = torch.compiler.disable(linear_solve)(A, b, **options)
             return solution
-        why = system_obstacle(A, b, solver, columns, check, adjoint_start, on_failure)
+        why = system_obstacle(
+            A, b, solver, preconditioner, columns, check, adjoint_start, on_failure
+        )
         if why is not None:
             return outside_of_graphs(why, linear_solve, A, b, **options)
 
@@ -236,7 +235,7 @@ def _explaining_devices(solve: Callable[..., Any], device: torch.device) -> Call
 
 
 def _lanes_known(preconditioner: Any, structure: Structure) -> bool:
-    if preconditioner is None or isinstance(preconditioner, Jacobi):
+    if preconditioner is None or isinstance(preconditioner, Preconditioner):
         return True
     operator = isinstance(preconditioner, LinearOperator)
     return operator and carried_lanes(in_lanes(preconditioner, structure)) is not None
@@ -247,7 +246,7 @@ def _check_solver(solver: Any, preconditioner: Any) -> None:
         refuse_other_solvers(solver)
     if isinstance(preconditioner, type) or not (
         preconditioner is None
-        or isinstance(preconditioner, (LinearOperator, Jacobi))
+        or isinstance(preconditioner, (LinearOperator, Preconditioner))
         or callable(preconditioner)
     ):
         name = getattr(preconditioner, "__name__", type(preconditioner).__name__)
@@ -364,7 +363,7 @@ def _solve(
     M: Any = preconditioner
     M_tensors: list[Tensor] = []
     M_carried: list[bool] | None = []
-    if preconditioner is not None and not isinstance(preconditioner, Jacobi):
+    if preconditioner is not None and not isinstance(preconditioner, Preconditioner):
         if not isinstance(preconditioner, LinearOperator):
             zeros = tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), b)
             M = FunctionOperator(preconditioner, like=zeros, symmetric=A.symmetric)

@@ -17,11 +17,11 @@ class SolveMemory:
     """What one linear solve keeps for its derivatives, beside the tensors that autograd saves.
 
     The solve makes it, and its maps (`LaneMap`) carry it to the solver: ``factorizations`` that are
-    no tensors, and the operators' tensors in a lower precision.
+    no tensors, by their numbers, and the operators' tensors in a lower precision.
     """
 
     def __init__(self) -> None:
-        self.factorizations: list[Any] = []
+        self.factorizations: dict[int, Any] = {}
         self._rounded: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = {}
 
     def rounded(self, tensors: Sequence[Tensor], name: str, dtype: torch.dtype) -> list[Tensor]:

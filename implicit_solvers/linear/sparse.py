@@ -10,6 +10,7 @@ from torch import Tensor
 
 from implicit_solvers.autodiff import differentiable
 from implicit_solvers.linear.linear_operator import LinearOperator, operator_pytree
+from implicit_solvers.linear.sparsity import scattered
 from implicit_solvers.structure import Structure
 from implicit_solvers.torch_internals import tree_structure
 
@@ -28,16 +29,17 @@ class SparseOperator(LinearOperator):
     Parameters
     ----------
     matrix
-        A ``torch.sparse_csr`` tensor ``(m, n)``, floating, real or complex. Torch does not let
-        ``torch.func`` transforms see sparse tensors: make the operator outside of them, and use
-        `with_values` inside.
+        A sparse tensor ``(m, n)``, COO, CSR, CSC, BSR or BSC, floating, real or complex. Torch does
+        not let ``torch.func`` transforms see sparse tensors: make the operator outside of them, and
+        use `with_values` inside. It does not accumulate ``grad`` in leaves that are CSC, BSR or
+        BSC: let ``requires_grad`` be of what they are made of.
     symmetric, positive_definite
         What is known of the matrix.
 
     Raises
     ------
     TypeError
-        If ``matrix`` is no floating sparse CSR tensor.
+        If ``matrix`` is no floating sparse tensor.
     ValueError
         If the matrix has lanes of its own, or is said to be symmetric and is not square.
 
@@ -66,7 +68,7 @@ class SparseOperator(LinearOperator):
         symmetric: bool = False,
         positive_definite: bool = False,
     ) -> None:
-        if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr:
+        if not isinstance(matrix, Tensor) or matrix.layout == torch.strided:
             what = str(matrix.layout) if isinstance(matrix, Tensor) else type(matrix).__name__
             raise TypeError(f"matrix is {what}: pass a sparse tensor, as matrix.to_sparse_csr()")
         if matrix.dim() != 2:
@@ -76,13 +78,12 @@ class SparseOperator(LinearOperator):
             )
         if not differentiable(matrix):
             raise TypeError(f"matrix is {matrix.dtype}: pass a floating tensor")
-        crow = matrix.crow_indices().long()
-        rows = torch.arange(matrix.shape[0], device=crow.device).repeat_interleave(crow.diff())
+        values, rows, columns = _entries(matrix)
         fields = {
             # a copy: torch refuses to conjugate a view of a sparse tensor
-            "values": matrix.values().clone(),
+            "values": values.clone(),
             "rows": rows,
-            "columns": matrix.col_indices().long(),
+            "columns": columns,
             "shape": tuple(matrix.shape),
             "symmetric": symmetric or positive_definite,
             "positive_definite": positive_definite,
@@ -114,7 +115,8 @@ class SparseOperator(LinearOperator):
     def with_values(self, values: Tensor) -> SparseOperator:
         """Return the operator with other entries on the same pattern, ``(*lanes, entries)``.
 
-        They are in the order of ``matrix.values()``.
+        They are sorted by rows, and in a row by columns, as ``matrix.values()`` of a CSR tensor
+        are; those of a tensor of blocks too.
         """
         if not isinstance(values, Tensor) or not differentiable(values):
             kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
@@ -148,11 +150,17 @@ class SparseOperator(LinearOperator):
 
     def mv(self, v: Tensor) -> Tensor:
         """Return ``A v``."""
-        return _product(self.values, self.rows, self.columns, self.shape[0], v)
+        return scattered(self.values, self.rows, self.columns, self.shape[0], v)
 
     def rmv(self, v: Tensor) -> Tensor:
         """Return ``A^T v``, of a complex matrix ``A^H v``."""
-        return _product(self.values.conj(), self.columns, self.rows, self.shape[1], v)
+        return scattered(self.values.conj(), self.columns, self.rows, self.shape[1], v)
+
+    def diagonal_entries(self, structure: Structure | None = None) -> Tensor:
+        """Return the diagonal of the matrix."""
+        on = torch.where(self.rows == self.columns, self.values, 0.0)
+        none = on.new_zeros(*on.shape[:-1], min(self.shape))
+        return none.index_add(-1, self.rows.clamp(max=none.shape[-1] - 1), on)
 
     def dense(self, structure: Structure | None = None) -> Tensor:
         """Return the matrix."""
@@ -162,6 +170,12 @@ class SparseOperator(LinearOperator):
         return flat.index_add(-1, places, self.values).unflatten(-1, (m, n))
 
 
-def _product(values: Tensor, rows: Tensor, columns: Tensor, size: int, v: Tensor) -> Tensor:
-    terms = values * v.index_select(-1, columns)
-    return terms.new_zeros(*terms.shape[:-1], size).index_add(-1, rows, terms)
+def _entries(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the entries of a sparse tensor, their rows and their columns."""
+    if matrix.layout == torch.sparse_csr and matrix.is_complex():
+        # torch does not differentiate what follows; the values have a first derivative
+        crow = matrix.crow_indices().long()
+        rows = torch.arange(matrix.shape[0], device=crow.device).repeat_interleave(crow.diff())
+        return matrix.values(), rows, matrix.col_indices().long()
+    coo = matrix.to_sparse_coo().coalesce()
+    return coo.values(), *coo.indices()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
-from implicit_solvers.linear.preconditioners import Jacobi
+from implicit_solvers.linear.preconditioners import Preconditioner
 from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.template import Template
 from implicit_solvers.masking import lane_gradient
@@ -39,7 +39,7 @@ class LinearSolveSpec:
     on_failure: OnFailure
     adjoint: bool = False
     hints: int = 0
-    preconditioner: Template | Jacobi | None = None
+    preconditioner: Template | Preconditioner | None = None
     preconditioner_tensors: int = 0
     transposed: bool = False
     adjoint_start: AdjointMemory | None = None

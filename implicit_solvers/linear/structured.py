@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -99,9 +99,9 @@ class Structured(DirectSolver):
         found = int(factors[0][0])
         return self.fallback if found == 0 else Diagonal() if found == 1 else Banded()
 
-    def solve(self, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+    def solve_with(self, memory: Any, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
         """Return ``A^-1 b`` or ``A^-T b``."""
-        return self._solver(factors).solve(factors[1:], b, transposed)
+        return self._solver(factors).solve_with(memory, factors[1:], b, transposed)
 
     def sizes(self, A: LaneMap, factors: Factors, x: Tensor) -> Tensor:
         """Return ``|A| |x|``."""

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
-import scipy.sparse
 import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
 from implicit_solvers.linear.lane_map import LaneMap
-from implicit_solvers.linear.sparse import SparseOperator
+from implicit_solvers.linear.sparsity import Ordering, check_ordering, csc_arrays, on_host
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver, Factors
 
-__all__ = ["SuperLU"]
+__all__ = ["SuperLU", "factored", "solved_lanes"]
 
 
 @dataclass(frozen=True)
 class SuperLU(DirectSolver):
-    """Sparse LU factorization with partial pivoting, for a `SparseOperator`, on the CPU.
+    """Sparse LU factorization with partial pivoting, on the CPU.
 
+    It is for a `SparseOperator`, and for Jacobians of equations whose ``jac_sparsity`` is given.
     SciPy's SuperLU factors ``n x n`` matrices in float32, float64 and their complex kin, each lane
     of entries, ``(*lanes, entries)``, once;
     the backward pass, and every further derivative, uses the factors again. Source: Demmel,
@@ -38,7 +39,7 @@ class SuperLU(DirectSolver):
     ------
     ValueError
         If ``ordering`` is none of them; when a solve begins with another operator than a square
-        `SparseOperator`, or under a ``vmap`` over the pattern of the matrix.
+        sparse one, or under a ``vmap`` over the pattern of the matrix.
 
     Examples
     --------
@@ -48,47 +49,17 @@ class SuperLU(DirectSolver):
     tensor([1., 1.])
     """
 
-    ordering: Literal["NATURAL", "MMD_ATA", "MMD_AT_PLUS_A", "COLAMD"] = "COLAMD"
+    ordering: Ordering = "COLAMD"
     traceable: ClassVar[bool] = False
+    keepable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse an ordering that SuperLU does not know."""
-        if self.ordering not in ("NATURAL", "MMD_ATA", "MMD_AT_PLUS_A", "COLAMD"):
-            raise ValueError(
-                f"SuperLU has ordering={self.ordering!r}: use NATURAL, MMD_ATA, MMD_AT_PLUS_A or "
-                "COLAMD"
-            )
+        check_ordering(self)
 
     def factor(self, A: LaneMap) -> Factors:
         """Return the number of each factorization among those kept, and its status."""
-        build: Any = getattr(A.template, "build", lambda tensors: None)
-        operator = build(A.tensors)
-        if not isinstance(operator, SparseOperator) or operator.shape[0] != operator.shape[1]:
-            raise ValueError(
-                "solver=SuperLU() solves with a square SparseOperator only: wrap a sparse CSR "
-                "tensor in one (scale its values, not the operator), or use GMRES() or LU()"
-            )
-        if operator.rows.dim() > 1 or operator.columns.dim() > 1:
-            raise ValueError(
-                "solver=SuperLU() under vmap over the pattern of a sparse matrix: lanes must share "
-                "the pattern; pass their entries as values"
-            )
-
-        def entries(like: Tensor, *tensors: Tensor) -> Tensor:
-            values: Tensor = build(tensors).values
-            return values.expand(*like.shape[:-1], values.shape[-1])
-
-        values = A.on_grid(entries)
-        places = (_array(operator.rows), _array(operator.columns))
-        kept = A.memory.factorizations
-        number, status = len(kept), []
-        for lane in _array(values.reshape(A.grid, -1)):
-            matrix = scipy.sparse.coo_array((lane, places), shape=operator.shape).tocsc()
-            factors, how = self._factor_lane(matrix)
-            kept.append(factors)
-            status.append(how)
-        numbers = torch.arange(number, len(kept), device=values.device)
-        return numbers, torch.tensor(status, dtype=torch.int64, device=values.device)
+        return factored(A, self._factor_lane)
 
     def _factor_lane(self, matrix: Any) -> tuple[Any, int]:
         if not np.isfinite(matrix.data).all():
@@ -99,21 +70,47 @@ class SuperLU(DirectSolver):
             return None, int(Status.SINGULAR)
         return factors, 0
 
-    def solve_lanes(self, A: LaneMap, factors: Factors, b: Tensor) -> Tensor:
-        """Return the solution in all lanes, by the factorizations that the solve keeps."""
-        x = np.full(b.shape, np.nan, dtype=_array(b.new_zeros(0)).dtype)
-        rhs, trans = _array(b), "H" if A.transposed else "N"
-        for i, (number, how) in enumerate(zip(*(t.tolist() for t in factors), strict=True)):
-            if how == 0:
-                lanes = slice(i, None, A.grid)
-                x[lanes] = A.memory.factorizations[number].solve(rhs[lanes].T, trans=trans).T
-        return torch.from_numpy(x).to(b.device)
+    def solve_with(self, memory: Any, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+        """Return ``A^-1 b`` or ``A^-T b``, by the factorizations that the solve keeps."""
+        return solved_lanes(memory, factors, b, transposed)
 
     def status(self, factors: Factors) -> Tensor:
         """Return SINGULAR where a pivot is zero, NONFINITE where an entry is not finite."""
         return factors[1]
 
 
-def _array(t: Tensor) -> np.ndarray:
-    array: np.ndarray = t.detach().resolve_conj().cpu().numpy()
-    return array
+def factored(A: LaneMap, factor: Callable[[Any], tuple[Any, int]]) -> Factors:
+    """Return the numbers that sparse factorizations get in the memory of a map, and a status each.
+
+    ``factor`` takes a SciPy matrix, and returns what has a ``solve`` and a status.
+    """
+    sparse = A.entries()
+    if sparse is None or sparse[1].shape[0] != sparse[1].shape[1]:
+        raise ValueError(
+            "solver=SuperLU() solves with a square SparseOperator, or the Jacobian of an "
+            "equation with jac_sparsity, only: wrap a sparse tensor in one (scale its values, "
+            "not the operator), give the pattern of a Jacobian, or use GMRES() or LU()"
+        )
+    entries, pattern = sparse
+    if pattern.rows.dim() > 1 or pattern.columns.dim() > 1:
+        raise ValueError(
+            "solver=SuperLU() under vmap over the pattern of a sparse matrix: lanes must share "
+            "the pattern; pass their entries as values"
+        )
+    kept, status = A.memory.factorizations, []
+    first = torch.arange(A.grid, device=entries.device) + len(kept)
+    numbers = first if A.places is None else A.places
+    for number, matrix in zip(numbers.tolist(), csc_arrays(entries, pattern), strict=True):
+        kept[number], how = factor(matrix)
+        status.append(how)
+    return numbers, torch.tensor(status, dtype=torch.int64, device=entries.device)
+
+
+def solved_lanes(memory: Any, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
+    """Return ``A^-1 b`` or ``A^-T b``, by what was factored."""
+    rhs, trans = on_host(b), "H" if transposed else "N"
+    x = np.full_like(rhs, np.nan)
+    for lane, (number, how) in enumerate(zip(*(t.tolist() for t in factors), strict=True)):
+        if how == 0:
+            x[lane] = memory.factorizations[number].solve(rhs[lane], trans=trans)
+    return torch.from_numpy(x).to(b.device)

@@ -37,6 +37,9 @@ class Template(Protocol):
     def shape(self) -> tuple[int, int] | None:
         """The numbers of rows and columns, or None for a square map of whatever it is given."""
 
+    def pattern_of(self, tensors: Sequence[Tensor]) -> Any:
+        """Return the ``rows``, ``columns`` and ``shape`` of a sparse matrix; None if it is none."""
+
     def mv(self, v: Tensor, *tensors: Tensor) -> Tensor:
         """Return ``A(*tensors) v`` for one lane."""
 

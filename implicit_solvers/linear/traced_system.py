@@ -12,6 +12,7 @@ from implicit_solvers.compiling import common_obstacle, solver_obstacle
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.linear.lane_solve import solve_in_lanes
 from implicit_solvers.linear.linear_operator import LinearOperator
+from implicit_solvers.linear.preconditioners import Preconditioner
 from implicit_solvers.linear.rule import with_factors
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.solution import OnFailure, failed
@@ -29,6 +30,7 @@ def system_obstacle(
     A: LinearOperator,
     b: Any,
     solver: LinearSolver,
+    preconditioner: Any,
     columns: bool,
     check: bool,
     adjoint_start: AdjointStart | None,
@@ -37,8 +39,10 @@ def system_obstacle(
     """Say why a linear solve cannot be part of a graph, and what to do; None if it can."""
     if (why := common_obstacle("linear_solve", on_failure, (A, b))) is not None:
         return why
-    if (why := solver_obstacle("linear_solve", solver)) is not None:
-        return why
+    parts = [solver, preconditioner] if isinstance(preconditioner, Preconditioner) else [solver]
+    for part in parts:
+        if (why := solver_obstacle("linear_solve", part)) is not None:
+            return why
     what = "implicit_solvers: linear_solve"
     iterative = not isinstance(solver, DirectSolver)
     if torch.compiler.is_exporting() and iterative and not torch.compiler.is_dynamo_compiling():

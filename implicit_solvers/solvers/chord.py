@@ -12,7 +12,7 @@ from implicit_solvers.linear.lu import LU
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solver import DirectSolver, Factors, check_linear_solver
 from implicit_solvers.solvers.damped import Aim, DampedState
-from implicit_solvers.solvers.newton import Factored, factor_jacobian
+from implicit_solvers.solvers.newton import Factored, factor_jacobian, solved
 
 __all__ = ["Chord"]
 
@@ -82,6 +82,4 @@ class Chord(Factored):
         if not memory.inverse:
             memory = memory._replace(inverse=factor_jacobian(direct, problem, state.z))
         flag = self.stopped(state, tired)
-        residual = state.residual.unsqueeze(-1)
-        direction = direct.solve(memory.inverse, residual, False).squeeze(-1)
-        return Aim(direction, memory, flag)
+        return Aim(solved(direct, problem, memory.inverse, state.residual), memory, flag)

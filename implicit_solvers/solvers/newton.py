@@ -21,9 +21,10 @@ from implicit_solvers.agreement import (
     pick,
     spread,
 )
-from implicit_solvers.curvature import Convex
+from implicit_solvers.curvature import Convex, SparseConvex
 from implicit_solvers.iterate import iterate
 from implicit_solvers.linear.choice import default_linear_solver
+from implicit_solvers.linear.preconditioners import Preconditioner
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
@@ -48,6 +49,7 @@ __all__ = [
     "first_length",
     "measured",
     "shortened",
+    "solved",
 ]
 
 _LINEAR = 0.32
@@ -91,14 +93,17 @@ class Factored(Halving):
 
     An objective must fall, by ``1e-4 t`` of what its slope promises; where differences of its
     values drown in their rounding, the steps are measured. Its Hessian is made positive definite
-    (`Convex`), so that steps lead down, and away from saddles.
+    (`Convex`, `SparseConvex`), so that steps lead down, and away from saddles.
     """
 
     def factoring(self, problem: EquationProblem, n: int) -> Any:
-        """Return what factors Jacobians for steps: `Convex`, of an objective."""
+        """Return what factors Jacobians for steps: `Convex` or `SparseConvex`, of an objective."""
         direct = self.direct_solver(n)
-        formed = direct is not None and n <= DENSE_LIMIT
-        return Convex() if formed and problem.kind == "minimize" else direct
+        if direct is None or problem.kind != "minimize":
+            return direct
+        if n <= DENSE_LIMIT:
+            return Convex()
+        return direct if problem.equation.sparsity is None else SparseConvex()
 
     def direct_solver(self, n: int) -> DirectSolver | None:
         """Return what factors Jacobians for ``n`` unknowns; None where products are used."""
@@ -205,7 +210,7 @@ class Newton(Factored):
     linear_solver
         How to solve for the step. A direct solver forms the Jacobian; an iterative one
         (``GMRES()``) needs its products only. Left out, ``LU()`` up to 512 unknowns, ``GMRES()``
-        beyond.
+        beyond; with a ``jac_sparsity``, ``SuperLU()``.
     halvings
         How short a step may become, in powers of a half; 0 takes full steps always.
     reuse
@@ -213,6 +218,9 @@ class Newton(Factored):
         ``reuse`` times what it was, in [0, 1); 0 never, so that every step factors. Each lane
         decides for itself. A step by old factors that reduces nothing is taken back, and counts.
         Only direct solvers can. See `Chord` for factors that serve always.
+    preconditioner
+        For an iterative ``linear_solver``: ``Jacobi()``, or with a ``jac_sparsity`` ``ILU()`` or a
+        `SparsePreconditioner` of your own, made at each step.
 
     Raises
     ------
@@ -230,6 +238,7 @@ class Newton(Factored):
     max_steps: int = field(default=100, kw_only=True)
     linear_solver: LinearSolver | None = None
     reuse: float = 0.0
+    preconditioner: Preconditioner | None = None
     solves: ClassVar[tuple[str, ...]] = ("root", "fixed_point", "minimize", "least_squares")
 
     def __post_init__(self) -> None:
@@ -239,6 +248,18 @@ class Newton(Factored):
         if not 0 <= self.reuse < 1:
             raise ValueError(
                 f"Newton has reuse={self.reuse!r}: pass a number in [0, 1), or use Chord()"
+            )
+        if self.preconditioner is None:
+            return
+        if not isinstance(self.preconditioner, Preconditioner):
+            raise TypeError(
+                f"Newton has preconditioner={self.preconditioner!r}: pass Jacobi(), ILU() or a "
+                "SparsePreconditioner of your own"
+            )
+        if not getattr(self.linear_solver, "starts", False):
+            raise ValueError(
+                f"Newton has preconditioner={self.preconditioner!r} and linear_solver="
+                f"{self.linear_solver!r}: name an iterative one, as GMRES(), or leave it out"
             )
 
     def _linear_solver(self, n: int) -> LinearSolver:
@@ -292,12 +313,14 @@ class Newton(Factored):
             fresh = pick(turns, no(pays), memory.fresh)
             # what has ended needs no factors
             factors = renew(problem, both(needed, flag == 0), memory.inverse, factor, state.z)
-        direction = direct.solve(factors, state.residual.unsqueeze(-1), False).squeeze(-1)
+        direction = solved(direct, problem, factors, state.residual)
         return Aim(direction, memory._replace(inverse=factors, fresh=fresh), flag)
 
     def _inexact(self, problem: EquationProblem, state: DampedState, flag: Any) -> Aim:
         solver: Any = self._linear_solver(state.z.shape[-1])
-        linear: Any = LinearProblem(problem.linearize(state.z), state.residual)
+        A = problem.linearize(state.z)
+        M = None if self.preconditioner is None else self.preconditioner.of(A)
+        linear: Any = LinearProblem(A, state.residual, M)
         forcing = self._forcing(problem, state)
         if isinstance(solver.rtol, Auto):
             linear = ForcedProblem(linear, spread(forcing, state.z))
@@ -324,8 +347,17 @@ class Newton(Factored):
 
 def factor_jacobian(solver: DirectSolver, problem: EquationProblem, z: Tensor) -> Factors:
     """Return the factors of the Jacobian of the condition at ``z (N, n)``."""
-    problem.identity(z)
+    if problem.equation.sparsity is None:
+        problem.identity(z)
     return solver.factor(problem.linearize(z))
+
+
+def solved(
+    solver: DirectSolver, problem: EquationProblem, factors: Factors, residual: Tensor
+) -> Tensor:
+    """Return the step that factors make of a residual ``(N, n)``."""
+    x = solver.solve_with(problem.memory, factors, residual.unsqueeze(-1), False)
+    return x.squeeze(-1)
 
 
 def first_length(
@@ -370,7 +402,7 @@ def measured(
     factors: Factors,
 ) -> tuple[DampedState, Trial]:
     """Return where a trial pays, by the step that would follow it, and what that shows."""
-    left = direct.solve(factors, state.residual.unsqueeze(-1), False).squeeze(-1)
+    left = solved(direct, problem, factors, state.residual)
     vectors = state.direction, left, state.residual
     size, rest, error = problem.sizes_and_scale(solver, state.z, *vectors)
     t, rate = state.length, divide(rest, size)

@@ -10,6 +10,11 @@ from implicit_solvers.problems.projections.psd_cone import project_psd_cone
 from implicit_solvers.problems.projections.second_order_cone import project_second_order_cone
 from implicit_solvers.problems.projections.simplex import project_simplex, sparsemax
 from implicit_solvers.problems.projections.sinkhorn import sinkhorn
+from implicit_solvers.problems.projections.thresholds import (
+    group_soft_threshold,
+    singular_value_threshold,
+    soft_threshold,
+)
 
 __all__ = [
     "project_simplex",
@@ -21,4 +26,7 @@ __all__ = [
     "sinkhorn",
     "sparsemax",
     "entmax",
+    "soft_threshold",
+    "group_soft_threshold",
+    "singular_value_threshold",
 ]

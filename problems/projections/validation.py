@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_array", "check_number", "read_radius"]
+__all__ = ["check_array", "check_number", "read_radius", "read_threshold"]
 
 
 def check_array(name: str, value: Any, dims: int = 1) -> Tensor:
@@ -37,19 +37,31 @@ def read_radius(radius: float | Tensor, like: Tensor) -> Tensor:
     """Return radii ``(..., 1)`` for rows ``(..., n)``, NaN where one is not positive."""
     if not isinstance(radius, Tensor):
         return like.new_full((1,), check_number("radius", radius, 0.0))
-    if radius.dtype != like.dtype or radius.device != like.device:
+    _check_lanes("radius", radius, like[..., 0])
+    return torch.where(radius > 0, radius, torch.nan).unsqueeze(-1)
+
+
+def read_threshold(threshold: float | Tensor, like: Tensor) -> Tensor:
+    """Return thresholds that broadcast to ``like``, NaN where one is negative."""
+    if not isinstance(threshold, Tensor):
+        return like.new_tensor(check_number("threshold", threshold, 0.0, strict=False))
+    _check_lanes("threshold", threshold, like)
+    return torch.where(threshold >= 0, threshold, torch.nan).expand(like.shape)
+
+
+def _check_lanes(name: str, value: Tensor, like: Tensor) -> None:
+    if value.dtype != like.dtype or value.device != like.device:
         raise TypeError(
-            f"radius is {radius.dtype} on {radius.device}, and v is {like.dtype} on "
+            f"{name} is {value.dtype} on {value.device}, and v is {like.dtype} on "
             f"{like.device}: use one dtype and device"
         )
-    lanes = tuple(like.shape[:-1])
+    lanes = tuple(like.shape)
     try:
-        fits = tuple(torch.broadcast_shapes(radius.shape, lanes)) == lanes
+        fits = tuple(torch.broadcast_shapes(value.shape, lanes)) == lanes
     except RuntimeError:
         fits = False
     if not fits:
         raise ValueError(
-            f"radius has the shape {tuple(radius.shape)}, and v has lanes {lanes}: pass a number, "
+            f"{name} has the shape {tuple(value.shape)}, and v has lanes {lanes}: pass a number, "
             "or a tensor that broadcasts to the lanes"
         )
-    return torch.where(radius > 0, radius, torch.nan).unsqueeze(-1)

@@ -61,6 +61,10 @@ def bowl(z, x, w):
     return (z - x) ** 2 * (1 + torch.arange(3)) + w * z**4
 
 
+def shrunk(v, step, x, w):
+    return v.sign() * (v.abs() - 0.3 * step.unsqueeze(-1)).clamp(min=0)
+
+
 def decay(z, y, w):
     return z[..., :1] * torch.exp(-z[..., 1:] * TIMES.to(z)) + w * z[..., :1] - y
 
@@ -125,6 +129,7 @@ def ones(y):
     return torch.ones_like(y[..., :2])
 
 
+SPARSE = functools.partial(ims.minimize, prox=shrunk)
 BY_PRODUCTS = functools.partial(ims.least_squares, gauss_newton=True)
 ROBUST = functools.partial(ims.least_squares, loss="cauchy", f_scale=0.5)
 SYSTEMS = {
@@ -134,6 +139,7 @@ SYSTEMS = {
     "fixed point": System(ims.fixed_point, contraction, torch.zeros_like, near),
     "valley": System(ims.minimize, with_hard_lanes(valley), torch.zeros_like, points),
     "bowl": System(ims.minimize, with_hard_lanes(bowl), torch.zeros_like, points),
+    "sparse": System(SPARSE, with_hard_lanes(bowl), torch.zeros_like, points),
     "fit": System(ims.least_squares, decay, ones, curves, bad=(2,)),
     "fit, Gauss-Newton": System(BY_PRODUCTS, decay, ones, curves, bad=(2,)),
     "robust fit": System(ROBUST, decay, ones, curves, bad=(2,)),
@@ -192,6 +198,8 @@ ROWS = {
     "StrongWolfe": row("bowl", descent, line_search=ims.StrongWolfe(curvature=0.1)),
     "LBFGS": row("valley", ims.LBFGS),
     "NewtonCG": row("valley", ims.NewtonCG),
+    "FISTA": row("sparse", ims.FISTA, max_steps=100),
+    "ProximalGradient": row("sparse", ims.ProximalGradient, max_steps=100),
     "fit, GaussNewton": row("fit", ims.GaussNewton),
     "fit, GaussNewton, CG": row("fit", ims.GaussNewton, linear_solver=ims.CG(rtol=1e-6)),
     "fit, LevenbergMarquardt": row("fit", ims.LevenbergMarquardt),

@@ -24,7 +24,7 @@ def root(x, **options):
 
 # a graph is easier to make with solvers that are made outside of it
 sgd, structured = ims.TorchOptimizer(torch.optim.SGD, lr=0.1), ims.Structured()
-mixed = ims.GMRES(inner_dtype=torch.float32)
+ilu, mixed = ims.ILU(), ims.GMRES(inner_dtype=torch.float32)
 adjoint, newton = ims.ImplicitAdjoint(structured), ims.Newton(linear_solver=structured)
 steffensen, bisection, chandrupatla = ims.Steffensen(), ims.Bisection(), ims.Chandrupatla()
 
@@ -79,6 +79,8 @@ TRACED = [
      "cannot use Structured()"),
     ("lambda x: root(x, adjoint=adjoint)",
      "the adjoint in a compiled graph cannot use Structured()"),
+    ("lambda x: root(x, jac_sparsity=torch.eye(2))", "cannot use jac_sparsity, as SciPy factors"),
+    ("lambda x: system(x, solver=ims.GMRES(), preconditioner=ilu)", "cannot use ILU(), which is"),
     ("lambda x: system(x, on_failure='warn')", 'needs on_failure="mask", and it is "warn"'),
     ("lambda x: system(x, solver=structured)", "cannot use Structured()"),
     ("lambda x: system(x, solver=ims.Structured())", "cannot use Structured()"),

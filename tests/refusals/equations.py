@@ -15,7 +15,9 @@ one_step_layer = ims.nn.FixedPoint(lambda z, x: torch.cos(z + x) / 2, adjoint=on
 layer = ims.nn.FixedPoint(g, solver=ims.FixedPointIteration(), adjoint=steps)
 budget = ims.FixedPointIteration(max_steps=3, rtol=None)
 masked = ims.nn.FixedPoint(g, solver=budget, adjoint=steps, on_failure="mask")
+stencil, next = ims.SparsityPattern(torch.eye(2)), lambda z: z**2 + z.roll(1)
 product = ims.elementwise_function(torch.mul, lambda v, x, y: [y, x], name="product")
+proximal = lambda v, step, *args: v
 many = ims.multistart(torch.ones(3, 2, dtype=torch.float64))
 short = ims.elementwise_function(torch.mul, lambda v, x, y: [y], name="short")
 """
@@ -32,6 +34,7 @@ EQUATIONS = ["ims.root({}, z0)", "ims.fixed_point({}, z0)", "ims.attach({}, z0)"
 EQUATIONS += ["ims.custom_root({})(by_hand)(z0)"]
 FUNCTIONS = [*EQUATIONS, "ims.minimize({}, z0)", "ims.least_squares({}, z0)"]
 LANES = [call.format("{}, batch_dims=1, in_dims={}") for call in OPTIONS]
+PROXIMAL = ["ims.minimize(energy, z0, prox={})"]
 CELLS = ["ims.nn.FixedPoint({})", "ims.nn.Root({})", "ims.nn.Minimize({})"]
 CALLED = ["ims.nn.FixedPoint(lambda z, x: 0.5 * x, {})(z0)"]
 # calls, and what fills their gap
@@ -47,6 +50,22 @@ TABLE = [
     (EQUATIONS, "lambda z: (z, z)", WRONG, "return one tensor for each leaf of z0, in the same"),
     (EQUATIONS, "lambda z: z.float()", KIND, "float32 where z0 has torch.float64: convert z0 or"),
     (EQUATIONS, "lambda z: 1.0", KIND, "fn returned a float: return a tensor"),
+    (PROXIMAL, "3", KIND, "prox is a int: pass a function prox(v, step, *args) that returns one"),
+    (PROXIMAL, "list", KIND, "prox is the class list: pass a function prox(v, step, *args)"),
+    (PROXIMAL, "lambda v: v", KIND, "takes 1 positional argument but 2 were given"),
+    (PROXIMAL, "lambda v, step: v[:1]", WRONG, "prox returned a tensor of shape (1,) where z0 has"),
+    (PROXIMAL, "lambda v, step: [v]", WRONG, "prox returned the structure"),
+    (PROXIMAL, "lambda v, step: v.float()", KIND, "prox returned torch.float32 where z0 has"),
+    (PROXIMAL, "lambda v, step: None", KIND, "prox returned"),
+    (PROXIMAL, "proximal, bounds=(0, 1)", WRONG, "prox is given with bounds: leave bounds out"),
+    (["ims.minimize(energy, {}, prox=proximal)"], "many", WRONG, "ends cannot be compared: pass"),
+    (PROXIMAL, "proximal, solver=ims.NewtonCG()", WRONG, "was given to minimize with prox"),
+    (
+        ["ims.minimize(energy, z0, solver={})"],
+        "ims.FISTA()",
+        WRONG,
+        "was given to minimize: choose",
+    ),
     (OPTIONS, "args=z0", KIND, "args is a Tensor: pass a tuple, as args=(theta,)"),
     (OPTIONS, "on_failure='ignore'", WRONG, 'on_failure is \'ignore\': use "raise", "warn"'),
     (OPTIONS, "batch_dims=-1", WRONG, "batch_dims is -1: pass the number of lane dimensions"),
@@ -137,6 +156,27 @@ TABLE += [
     (["ims.Continuation({})"], "first_step=0", WRONG, "first_step=0: pass a number > 0"),
     (["ims.Continuation({})"], "arclength='yes'", KIND, "of type str: pass True or False"),
 ]
+SPARSE = [
+    "ims.root(next, z0, jac_sparsity={})",
+    "ims.fixed_point(next, z0, jac_sparsity={})",
+    "ims.minimize(lambda z: next(z) @ z, z0, jac_sparsity={})",
+]
+TABLE += [
+    (SPARSE, "stencil", WRONG, "jac_sparsity misses the entry (1, 0) of the Jacobian, which"),
+    (SPARSE[2:], "stencil, bounds=(0, 1)", WRONG, "jac_sparsity is given with bounds, whose"),
+    (SPARSE[2:], "stencil, prox=proximal", WRONG, "jac_sparsity is given with prox, whose"),
+    (SPARSE, "True", KIND, "jac_sparsity is a bool: pass a SparsityPattern, a tensor (sparse, or"),
+    (SPARSE, "torch.ones(2)", WRONG, "jac_sparsity has shape (2,): pass one matrix (m, n), which"),
+    (SPARSE, "np.eye(3)", WRONG, "jac_sparsity has shape (3, 3) and z0 has 2 unknowns (real"),
+    (
+        SPARSE[:1],
+        "torch.ones(2, 2), solver=ims.Newton(compile=True)",
+        WRONG,
+        "and Newton has compile=True: SciPy factors sparse Jacobians, which is not compiled; leave",
+    ),
+    (["ims.Newton(preconditioner={})"], "ims.ILU()", WRONG, "name an iterative one, as GMRES(), "),
+    (["ims.Newton(None, preconditioner={})"], "z0", KIND, "pass Jacobi(), ILU() or a Sparse"),
+]
 MOMENTUM = "ims.GradientDescent(0.1, momentum=0.5)"
 SINGLE = [
     ("ims.minimize(energy, z0, equalities=1.0)", KIND, "equalities is a float: pass a function"),
@@ -185,6 +225,10 @@ SINGLE = [
     ("ims.gradient_error(ims.root(f, z0), f, equation=ims.linear_solve)", WRONG, "pass root,"),
     ("ims.nn.FixedPoint(g, batch_dims=1)(z0, torch.tensor(0.5))", WRONG, "args[1] carries lanes, "
      "and its shape is () where z0 has lanes (2,): put None for it"),
+    ("torch.func.vmap(lambda z: ims.jacobian_sparsity(f, z))(z0)", WRONG, "call it before"),
+    ("ims.jacobian_sparsity(f, z0, equation=ims.linear_solve)", WRONG, "pass root, fixed_point,"),
+    ("ims.jacobian_sparsity(lambda z: z * z.sum(), torch.ones(3000))", WRONG, "is not sparse, more "
+     "than 1300000 entries were found: leave jac_sparsity out"),
     ("product(1.0, 2.0)", KIND, "product: at least one argument must be a tensor"),
     ("product(torch.ones(()), torch.tensor(3))", KIND, "int64; pass a real floating dtype"),
     ("product(torch.tensor(1j), torch.tensor(3.0))", KIND, "64; pass a real floating dtype"),

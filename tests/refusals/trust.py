@@ -55,8 +55,6 @@ TABLE = [
     (WRONG, "A tensor with an entry for each lane that it captures is not cut to those: pass it in "
      "args, with 0 in in_dims",
      "ims.root(lambda z, a: z**2 - a - 0 * many, many**0, (many,), batch_dims=1, in_dims=0)"),
-    (KIND, "pass SparseOperator(A.to_sparse_csr())",
-     "ims.linear_solve(matrix.to_sparse_csr(), z)"),
     (KIND, "pass an instance of it, as Linear(", "ims.nn.FixedPoint(torch.nn.Linear)"),
     (KIND, "fn is the class Linear: pass an instance of it", "ims.root(torch.nn.Linear, z)"),
     (KIND, "or pass a matrix that is a tensor", "ims.linear_solve(matrix.numpy(), z)"),

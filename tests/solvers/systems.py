@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from torch.func import grad, hessian, jacfwd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicit_solvers as ims
+from implicit_solvers.problems.projections import project_simplex, soft_threshold
 from implicit_solvers.testing import problems
 
 F32, F64 = torch.float32, torch.float64
+PROX, LENGTH = "minimize with prox", 0.1
 
 
 def tensor(values, dtype=F64):
@@ -44,6 +46,20 @@ def by_scipy(fn, start, method, **options):
     )  # fmt: skip
 
 
+def widened(t, like):
+    return t.reshape(*t.shape, *(1,) * (like.dim() - t.dim()))
+
+
+def near_one(v, step, *_):
+    """The proximal operator of ``sum_i |v_i - 1| / 20``."""
+    return 1 + soft_threshold(v - 1, 0.05 * widened(step, v))
+
+
+def entry(kind):
+    """Return the public function that solves equations of a kind."""
+    return partial(ims.minimize, prox=near_one) if kind == PROX else getattr(ims, kind)
+
+
 @dataclass(frozen=True, eq=False)
 class System:
     """``fn(z, theta)`` is zero, or ``z``, or least, or has the least squares, from a start.
@@ -58,12 +74,16 @@ class System:
     theta: Any
     loose: float | None = None
     known: torch.Tensor | None = None
+    prox: Callable | None = None
 
     def __str__(self):
         return self.name
 
     def condition(self, z, theta):
         """Return what vanishes at the solution."""
+        if self.prox is not None:
+            ahead = z - LENGTH * grad(self.fn)(z, theta)
+            return z - self.prox(ahead, torch.tensor(LENGTH, dtype=z.dtype), theta)
         if self.kind == "minimize":
             return grad(self.fn)(z, theta)
         if self.kind == "least_squares":
@@ -75,7 +95,12 @@ class System:
     def solve(self, solver, dtype=F64, z0=None, theta=None, **options):
         z0 = tensor(self.start, dtype) if z0 is None else z0
         theta = tensor(self.theta, dtype) if theta is None else theta
-        return getattr(ims, self.kind)(self.fn, z0, (theta,), solver=solver, **options)
+        return self.entry(self.fn, z0, (theta,), solver=solver, **options)
+
+    @property
+    def entry(self):
+        """The public function that solves it."""
+        return entry(self.kind) if self.prox is None else partial(ims.minimize, prox=self.prox)
 
     def by_scipy(self, theta=None, method="lm"):
         """Return SciPy's solution; minima and fits get their last digits from their gradients."""
@@ -89,6 +114,9 @@ class System:
                 numpy_function(fn), x, jac=numpy_function(jacfwd(fn)), method=method,
                 xtol=1e-15, ftol=1e-15, gtol=1e-15,
             ).x  # fmt: skip
+        elif self.kind == PROX:
+            for _ in range(3000):
+                x = x - self.condition(torch.from_numpy(x), theta).numpy()
         zero = lambda z: self.condition(z.reshape(shape), theta).reshape(-1)
         x = scipy.optimize.root(
             numpy_function(zero), x.reshape(-1), jac=numpy_function(jacfwd(zero)), tol=1e-15
@@ -267,6 +295,21 @@ def bowl(z, t):
     return 0.5 * (tensor([1.0, 3.0, 5.0]).to(z) * (z - t) ** 2).sum() + torch.cosh(z).sum()
 
 
+CURVED = torch.tensor([[6.0, 2, 1, 0], [2, 3, 0, 1], [1, 0, 2, 0.5], [0, 1, 0.5, 1]], dtype=F64)
+
+
+def curved(z, t):
+    return 0.5 * (z @ CURVED.to(z) @ z) - (t[-4:] * z).sum()
+
+
+def sparse(v, step, t):
+    return soft_threshold(v, widened(step * t[..., 0], v))
+
+
+def on_simplex(v, step, t):
+    return project_simplex(v)
+
+
 MIN = "minimize"
 ROSENBROCK = System("rosenbrock", MIN, rosenbrock, [-1.2, 1.0], [1.0, 100.0], loose=2e-5)
 ONES = {"known": torch.ones(10, dtype=F64)}
@@ -281,6 +324,14 @@ BARRIER = System("barrier", MIN, barrier, 5.0, [1.0, 0.1], known=tensor((1.8**0.
 HILL = System("double-well-from-its-hill", MIN, double_well, [0.05, 0.1], [1.0, 1.0])
 BOWL = System("bowl", MIN, bowl, [2.0, -1.0, 0.5], [0.3, -0.4, 1.0])
 MINIMA = [ROSENBROCK, BARRIER, LOGISTIC, BEALE, HIMMELBLAU, ROSENBROCK_10, ILL_CONDITIONED]
+
+LASSO = System("lasso", PROX, curved, [0.5] * 4, [0.4, 2.0, 0.6, 0.2, -0.8], prox=sparse)
+SPARSE_LOGISTIC = System(
+    "sparse logistic", PROX, lambda z, t: logistic(z, t[1:]), [0.0] * 4, [0.1, 0.3, 0.1],
+    prox=sparse,
+)  # fmt: skip
+PORTFOLIO = System("portfolio", PROX, curved, [0.25] * 4, [1.5, 1.0, 1.4, 0.2], prox=on_simplex)
+SPARSE = [LASSO, SPARSE_LOGISTIC, PORTFOLIO]
 
 
 def rosenbrock_residuals(z, t):

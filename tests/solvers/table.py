@@ -125,6 +125,8 @@ SOLVERS = [
     Row("GradientDescent-wolfe", ims.GradientDescent(1.0, line_search=WOLFE), SLOPES),
     Row("LBFGS", ims.LBFGS(), [*s.MINIMA[:3], s.EXPONENTIAL_FIT, *s.MINIMA[3:]], 4),
     Row("LBFGS-short", ims.LBFGS(memory=3), [s.MINIMA[2], s.MINIMA[5]], 1),
+    Row("FISTA", ims.FISTA(), s.SPARSE, 3),
+    Row("ProximalGradient", ims.ProximalGradient(), s.SPARSE),
     Row("NewtonCG", ims.NewtonCG(), [s.BEALE, *s.MINIMA, s.HILL, BOWL], 4, order=1.5, memory=False),
     Row("TorchOptimizer", ims.TorchOptimizer(SGD, lr=0.1, max_steps=4000), [BOWL, s.GROWTH_FIT],
         without=("bad",)),

@@ -12,12 +12,12 @@ from torch.func import jacfwd, jacrev, vmap
 import implicit_solvers as ims
 from implicit_solvers import Status
 from implicit_solvers.testing import assert_implicit_gradients
-from tests.solvers.systems import F32, F64, Watch, error, marked, tensor
+from tests.solvers.systems import F32, F64, PROX, Watch, entry, error, marked, tensor
 from tests.solvers.table import SOLVERS
 
 ONE = (ims.Bisection, ims.Chandrupatla, ims.Steffensen)  # they solve for one unknown
 FAILED = [s for s in Status if s not in (Status.CONVERGED, Status.BUDGET)]
-EQUATIONS = ("root", "fixed_point", "minimize", "least_squares")
+EQUATIONS = ("root", "fixed_point", "minimize", "least_squares", PROX)
 
 
 def over(pick, check=""):
@@ -76,7 +76,7 @@ def test_lanes_equal_each_alone(row, case):
 
     def native(fn, thetas, in_dims):
         options = {"solver": row.solver, "on_failure": "mask", "batch_dims": 1, "in_dims": in_dims}
-        return getattr(ims, case.kind)(fn, z0, (thetas,), **options)
+        return case.entry(fn, z0, (thetas,), **options)
 
     static = replace(row.solver, compact=False)
     batches = [vmap(solve)(z0, thetas), vmap(lambda z, t: solve(z, t, static))(z0, thetas)]
@@ -111,6 +111,8 @@ GROWING = {
     ),
 }
 
+GROWING[PROX] = GROWING["minimize"]
+
 
 @over(lambda row: row.kinds if row.main else row.kinds[:1], "bad")
 def test_bad_lanes_leave_no_trace(row, case):
@@ -122,7 +124,7 @@ def test_bad_lanes_leave_no_trace(row, case):
     def solve(slope, w, on_failure="raise"):
         z0 = torch.full((1 if type(solver) in ONE else 2,), 0.5, dtype=F64)
         options = {"solver": solver, "on_failure": on_failure}
-        return getattr(ims, case)(GROWING[case], z0, (slope, w), **options)
+        return entry(case)(GROWING[case], z0, (slope, w), **options)
 
     batch = vmap(lambda s: solve(s, w, "mask"))(slopes)
     assert batch.converged.tolist() == [True, False, False, True]
@@ -184,12 +186,13 @@ NOT_FINITE = {
     "minimize": lambda z: (torch.log(z) ** 2 + 0.1 * (z - 1) ** 2).sum(),
     "least_squares": lambda z: torch.cat([torch.log(z), 0.3 * (z - 1)]),
 }
+NOT_FINITE[PROX] = NOT_FINITE["minimize"]
 
 
 @kinds
 def test_start_where_the_function_is_not_finite(row, case):
     z0 = tensor([[2.0], [-1.0], [math.nan], [math.inf]])
-    solve = getattr(ims, case)
+    solve = entry(case)
     sol = vmap(lambda z: solve(NOT_FINITE[case], z, solver=row.solver, on_failure="mask"))(z0)
     assert sol.status.tolist() == [Status.CONVERGED, *[Status.NONFINITE] * 3]
     assert sol.iterations[1:].tolist() == [0, 0, 0]
@@ -202,13 +205,14 @@ NO_SOLUTION = {
     "fixed_point": lambda z: z + 1 + 0.5 * z.abs() + 0.1 * torch.cos(z),
     "minimize": lambda z: (0.1 * torch.sin(z) - z).sum(),
 }
+NO_SOLUTION[PROX] = NO_SOLUTION["minimize"]
 
 
 @over(lambda row: [kind for kind in row.kinds if kind in NO_SOLUTION])
 def test_equation_without_a_solution_fails_honestly(row, case):
     z0 = tensor([1.3] if type(row.solver) in ONE else [1.3, 0.7])
     solver = replace(row.solver, max_steps=60)
-    sol = getattr(ims, case)(NO_SOLUTION[case], z0, solver=solver, on_failure="mask")
+    sol = entry(case)(NO_SOLUTION[case], z0, solver=solver, on_failure="mask")
     assert int(sol.status) in FAILED and not bool(sol.converged)
     assert float(sol.residual) >= 0.9 - 1e-12 or int(sol.status) == Status.BRACKET
 
@@ -217,12 +221,17 @@ def test_equation_without_a_solution_fails_honestly(row, case):
 def test_unknown_may_be_a_tree(row, case):
     z0 = tensor(case.start)
 
-    def fn(z, *t):
-        out = case.fn(torch.cat([z["a"], z["b"].reshape(-1)]), *t)
-        return {"a": out[:1], "b": out[1:].reshape(1, -1)} if out.shape == z0.shape else out
+    def as_tree(fn):
+        def on_tree(z, *args):
+            out = fn(torch.cat([z["a"], z["b"].reshape(-1)]), *args)
+            return {"a": out[:1], "b": out[1:].reshape(1, -1)} if out.shape == z0.shape else out
 
-    start = {"a": z0[:1], "b": z0[1:].reshape(1, -1)}
-    sol = getattr(ims, case.kind)(fn, start, (tensor(case.theta),), solver=row.solver)
+        return on_tree
+
+    start, options = {"a": z0[:1], "b": z0[1:].reshape(1, -1)}, {"solver": row.solver}
+    if case.prox is not None:
+        options["prox"] = as_tree(case.prox)
+    sol = case.entry(as_tree(case.fn), start, (tensor(case.theta),), **options)
     plain = case.solve(row.solver)
     assert int(sol.iterations) == int(plain.iterations) and sol.value["b"].shape[0] == 1
     assert error(torch.cat([sol.value["a"], sol.value["b"][0]]), plain.value) < 1e-10
@@ -352,6 +361,10 @@ def test_gradients(row, case):
     """Every derivative, of second order and in batches too, by the library's own check."""
     one = type(row.solver) in ONE
     fn, z0 = (SCALAR, tensor(0.1)) if one else (SMALL, tensor([0.1, -0.2]))
+    if case == PROX:
+        solve = lambda a: entry(case)(fn["minimize"], z0, (a,), solver=row.solver).value
+        assert_implicit_gradients(solve, args=(A,))
+        return
     assert_implicit_gradients(fn[case], z0, (A,), kind=case, solver=row.solver)
 
 

@@ -56,7 +56,10 @@ class Problems:
 def solve(entry, fn, z0, data, solver):
     in_dims = (0,) * len(data)
     how = {"solver": solver, "batch_dims": 1, "in_dims": in_dims, "on_failure": "mask"}
-    return getattr(ims, entry)(fn, z0, tuple(data), **how)
+    if isinstance(getattr(solver, "linear_solver", None), ims.SuperLU):
+        how["jac_sparsity"] = torch.ones(z0.shape[-1], z0.shape[-1])
+    solve = getattr(ims, entry) if isinstance(entry, str) else entry
+    return solve(fn, z0, tuple(data), **how)
 
 
 def solution(F, z, data):

@@ -13,13 +13,16 @@ from torch.func import hessian, jacfwd, jacrev, vmap
 
 from implicit_solvers.problems.projections import (
     entmax,
+    group_soft_threshold,
     project_box,
     project_l1_ball,
     project_l2_ball,
     project_psd_cone,
     project_second_order_cone,
     project_simplex,
+    singular_value_threshold,
     sinkhorn,
+    soft_threshold,
     sparsemax,
 )
 from tests.cases import check_gradients
@@ -36,7 +39,14 @@ SETS = {
     ),
     "psd_cone": (lambda v, _: project_psd_cone(v), lambda x, _: [x >> 0]),
 }
+# proximal operators of what is to be small, too
+THRESHOLDS = {
+    "soft": (soft_threshold, cp.norm1),
+    "group": (group_soft_threshold, cp.norm2),
+    "singular": (singular_value_threshold, cp.normNuc),
+}
 MAPS = {
+    **{name: lambda v, map_=row[0]: map_(v, 0.8) for name, row in THRESHOLDS.items()},
     **{name: lambda v, project=row[0]: project(v, 1.5) for name, row in SETS.items()},
     "entmax": entmax,
     "sinkhorn": sinkhorn,
@@ -46,7 +56,7 @@ SUMS = torch.tensor([0.5, 1.0, 1.5, 1.0]).double()
 
 def drawn(name, lanes, seed=0, size=4):
     """Draw what to project: symmetric matrices for maps of matrices, vectors otherwise."""
-    matrices = name.startswith(("psd_cone", "sinkhorn"))
+    matrices = name.startswith(("psd_cone", "sinkhorn", "singular"))
     generator = torch.Generator().manual_seed(seed)
     shape = (*lanes, size, size) if matrices else (*lanes, size)
     v = 1.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -55,6 +65,11 @@ def drawn(name, lanes, seed=0, size=4):
 
 def nearest(name):
     return MAPS[name], lambda x, v: -cp.sum_squares(x - v), lambda x: SETS[name][1](x, 1.5)
+
+
+def threshold(name):
+    norm = THRESHOLDS[name][1]
+    return MAPS[name], lambda x, v: -0.5 * cp.sum_squares(x - v) - 0.8 * norm(x), lambda x: []
 
 
 def tsallis(alpha):
@@ -74,6 +89,7 @@ def transport(temperature):
 
 MAXIMA = {
     **{name: nearest(name) for name in SETS},
+    **{name: threshold(name) for name in THRESHOLDS},
     **{f"entmax {alpha}": tsallis(alpha) for alpha in (1.2, 1.5, 3.0)},
     **{f"sinkhorn {temperature}": transport(temperature) for temperature in (1.0, 0.3)},
 }
@@ -192,6 +208,10 @@ SMOOTH = {
         [[1.0, 2.0, -1.0], [3.0, 1.0, 1.0], [-3.0, 1.0, 1.0]],
     ),
     "psd_cone": (project_psd_cone, drawn("psd_cone", (2,), 1, 3)),
+    "soft": (soft_threshold, drawn("", (2,)), [0.5, 0.1, 2.0, 1.0]),
+    "group": (group_soft_threshold, [[1.0, 2.0, -1.0], [0.3, 0.1, -0.2]], [0.5, 0.6]),
+    "singular": (singular_value_threshold, [[2.0, 0.0, 0.3], [0.1, 2.0, -0.4]], 0.7),
+    "singular, equal": (singular_value_threshold, [[2.0, 0, 0], [0, 2, 0], [0, 0, 0.3]], 0.7),
     "entmax": (entmax, drawn("", (2,)), [1.3, 1.9]),
     "sinkhorn": (
         lambda S, a: sinkhorn(S, 2 * a.softmax(-1), torch.ones(2).double()),
@@ -293,7 +313,7 @@ class TestLanes:
         g = torch.autograd.grad((weights * x[others]).sum(), v)[0]
         k = torch.autograd.grad((weights * y[others]).sum(), bad)[0]
         torch.testing.assert_close(g[others], k[others], rtol=1e-8, atol=1e-9)
-        if name not in maps and name != "box":
+        if name not in maps and name not in ("box", "soft"):  # of entries, not of rows
             assert bool(y[1].isnan().all())
 
     def test_infeasible_and_inverted_sets(self):
