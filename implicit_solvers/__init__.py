@@ -61,6 +61,7 @@ from implicit_solvers.solution import ConvergenceError, ConvergenceWarning, Solu
 from implicit_solvers.solver import DirectSolver, EquationMethod, LinearMethod
 from implicit_solvers.solvers.aitken import Aitken
 from implicit_solvers.solvers.anderson import Anderson
+from implicit_solvers.solvers.bfgs import BFGS
 from implicit_solvers.solvers.bisection import Bisection
 from implicit_solvers.solvers.broyden import Broyden
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
@@ -77,9 +78,11 @@ from implicit_solvers.solvers.line_search import Backtracking, StrongWolfe
 from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.solvers.newton_dogleg import NewtonDogleg
+from implicit_solvers.solvers.nonlinear_cg import NonlinearCG
 from implicit_solvers.solvers.proximal_gradient import FISTA, ProximalGradient
 from implicit_solvers.solvers.steffensen import Steffensen
 from implicit_solvers.solvers.torch_optimizer import TorchOptimizer
+from implicit_solvers.solvers.trust_region_newton import TrustRegion
 from implicit_solvers.sparsity_detection import jacobian_sparsity
 from implicit_solvers.tolerance import AUTO, Auto, rms
 
@@ -153,7 +156,10 @@ __all__ = [
     "Aitken",
     "GradientDescent",
     "LBFGS",
+    "BFGS",
+    "NonlinearCG",
     "NewtonCG",
+    "TrustRegion",
     "NewtonDogleg",
     "FilterInteriorPoint",
     "ProximalGradient",

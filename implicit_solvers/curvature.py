@@ -10,10 +10,10 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import Mask, divide, pick
+from implicit_solvers.agreement import Mask, along, divide, either, larger, no, nowhere, pick
 from implicit_solvers.examination import Examination, by_newton, roundings
 from implicit_solvers.iterate import iterate
-from implicit_solvers.linear.cg import CG, CGState
+from implicit_solvers.linear.cg import CG, CGState, inner
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.problem import ForcedProblem, LinearProblem
 from implicit_solvers.linear.superlu import factored, solved_lanes
@@ -27,11 +27,13 @@ __all__ = [
     "Convex",
     "CurvedCG",
     "SparseConvex",
+    "WithinCG",
     "by_cholesky",
     "by_conjugate_gradients",
     "by_tangents",
     "downhill",
     "kick",
+    "eigenvalues",
 ]
 
 _KICK, _FORCING, _PRODUCTS, _CLEAR = 0.1, 0.1, 60, 0.05
@@ -104,7 +106,7 @@ def _unscaled(H: Tensor) -> tuple[Tensor, Tensor]:
     return H / size, size
 
 
-def _eigenvalues(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def eigenvalues(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return eigenvalues and vectors, and ``sqrt(eps)`` times the largest; of 0 if not finite."""
     finite = torch.isfinite(H).flatten(1).all(-1)
     values, vectors = torch.linalg.eigh(pick(finite, H, torch.zeros_like(H)))
@@ -113,7 +115,7 @@ def _eigenvalues(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _most_negative(H: Tensor, gradient: Tensor) -> tuple[Tensor]:
     """Return eigenvectors of negative curvature that lead down; zero where there is none."""
-    values, vectors, little = _eigenvalues(H)
+    values, vectors, little = eigenvalues(H)
     down = downhill(vectors[..., 0], gradient)
     return (pick(values[:, 0] < -little, down, torch.zeros_like(down)),)
 
@@ -203,7 +205,7 @@ def _shifted(matrix: Any) -> tuple[Any, int]:
 
 
 def _by_absolute_values(H: Tensor) -> tuple[Tensor]:
-    values, vectors, little = _eigenvalues(H)
+    values, vectors, little = eigenvalues(H)
     values = torch.maximum(values.abs(), little.unsqueeze(-1))
     values = torch.where(values > 0, values, 1.0).unsqueeze(-2)
     return (torch.linalg.cholesky_ex((vectors * values) @ vectors.mT).L,)
@@ -255,3 +257,26 @@ class _Bend(CurvedCG):
         """Return the last step where it ends so."""
         new = super().step(problem, state)
         return new._replace(z=pick(new.flag != 0, new.z - state.z, new.z))
+
+
+class WithinCG(CG):
+    """Conjugate gradients from zero in a ball of radius one: they end at its edge.
+
+    They go there along a direction of nonpositive curvature too. Source: Steihaug, "The conjugate
+    gradient method and trust regions in large scale optimization", SIAM J. Numer. Anal. 20 (1983).
+    """
+
+    monotone: ClassVar[bool] = True
+
+    def step(self, problem: LinearProblem, state: CGState) -> CGState:
+        """Return the last step where it would leave the ball."""
+        new = super().step(problem, state)
+        leaves = either(new.flag != 0, no(inner(problem, new.z, new.z) < 1))
+        if nowhere(leaves):
+            return new
+        z, d = state.z, state.direction
+        a, b, c = inner(problem, d, d), inner(problem, z, d), 1 - inner(problem, z, z)
+        root = larger(b * b + a * c, 0.0) ** 0.5
+        length = pick(b > 0, divide(c, b + root), divide(root - b, a))
+        flag = pick(leaves, int(Status.INDEFINITE), new.flag)
+        return new._replace(z=pick(leaves, along(z, length, d), new.z), flag=flag)

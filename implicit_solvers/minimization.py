@@ -28,8 +28,8 @@ from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.interior_point import FilterInteriorPoint
 from implicit_solvers.solvers.newton import Newton
-from implicit_solvers.solvers.newton_cg import NewtonCG
 from implicit_solvers.solvers.proximal_gradient import FISTA
+from implicit_solvers.solvers.trust_region_newton import TrustRegion
 from implicit_solvers.structure import Structure
 
 __all__ = ["MinimumEquation", "minimize", "read_objective"]
@@ -137,9 +137,9 @@ def minimize(
         step is a 0-d tensor, or one of the lanes' shape. The condition is then ``z = prox(z -
         step grad f(z), step)``; ``degenerate`` tells where ``prox`` has a kink there.
     solver
-        `NewtonCG`, by default; `LBFGS`, `GradientDescent`, `TorchOptimizer`, `Newton`. With
-        ``prox``: `FISTA`, by default, or `ProximalGradient`; with equalities or inequalities,
-        `FilterInteriorPoint`.
+        `TrustRegion`, by default; `NewtonCG`, `Newton`, `BFGS`, `LBFGS`, `NonlinearCG`,
+        `GradientDescent`, `TorchOptimizer`. With ``prox``: `FISTA`, by default, or
+        `ProximalGradient`; with equalities or inequalities, `FilterInteriorPoint`.
     jac_sparsity
         As in `root`, of the Hessian; `Newton` is the default then.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
@@ -182,7 +182,7 @@ def minimize(
         given = under_constraints(fn, z0, args, bounds, equalities, inequalities, solver, how)
         return with_multipliers(given.constraints, solve_equation(*given[1:4], own=given.own))
     if solver is None:
-        solver = NewtonCG() if jac_sparsity is None else Newton()
+        solver = TrustRegion() if jac_sparsity is None else Newton()
         solver = solver if prox is None else FISTA()
     how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
     if jac_sparsity is not None and (bounds is not None or prox is not None):

@@ -261,7 +261,7 @@ class Minimize(_Layer):
         ``batch_dims`` one number for each lane, in the dtype of ``z``. A module becomes a
         submodule, whose parameters are those of the layer.
     solver
-        `NewtonCG`, by default; `GradientDescent`, `Newton`.
+        `TrustRegion`, by default; `GradientDescent`, `Newton`.
     adjoint, init, batch_dims, in_dims, return_solution
         As in `FixedPoint`, its note on cells with dropout or batch normalization included.
     on_failure

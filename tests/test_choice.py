@@ -149,4 +149,4 @@ def test_the_measured_numbers_are_those_of_the_solver_table():
         known = title == "Roots" and solver in random
         assert share == (f"{random[solver]}%" if known else ""), (title, solver)
         found += 1
-    assert found == 20
+    assert found == 25

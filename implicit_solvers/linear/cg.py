@@ -15,7 +15,7 @@ from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import LinearMethod
 
-__all__ = ["CG"]
+__all__ = ["CG", "CGState", "inner"]
 
 
 class CGState(NamedTuple):
@@ -68,7 +68,7 @@ class CG(LinearMethod):
             )
         r = problem.first_residual(x)
         y = problem.precondition(r)
-        rho = _inner(problem, r, y)
+        rho = inner(problem, r, y)
         flag = 0 if problem.on_host else torch.zeros_like(r[:, 0], dtype=torch.int64)
         return CGState(x, r, y, rho, _size(problem, r, rho), flag)
 
@@ -79,13 +79,13 @@ class CG(LinearMethod):
     def step(self, problem: LinearProblem, state: CGState) -> CGState:
         """Make a step along the current direction and choose the next."""
         Ap = problem.A.mv(state.direction)
-        curvature = _inner(problem, state.direction, Ap)
+        curvature = inner(problem, state.direction, Ap)
         bad = both(curvature <= 0, state.rho != 0)
         alpha = pick(curvature > 0, divide(state.rho, curvature), 0.0)
         x = along(state.z, self.reach(alpha, bad, state.rho, curvature), state.direction)
         r = along(state.residual, -alpha, Ap)
         y = problem.precondition(r)
-        rho = _inner(problem, r, y)
+        rho = inner(problem, r, y)
         beta = pick(state.rho != 0, divide(rho, state.rho), 0.0)
         flag = pick(bad, int(Status.INDEFINITE), 0)
         # NaN where the curvature is not finite
@@ -93,7 +93,7 @@ class CG(LinearMethod):
         return CGState(x, r, along(y, beta, state.direction), rho, error, flag)
 
 
-def _inner(problem: LinearProblem, a: Tensor, b: Tensor) -> Any:
+def inner(problem: LinearProblem, a: Tensor, b: Tensor) -> Any:
     """Return the real part of ``a^H b`` of each lane ``(N,)``."""
     if problem.on_host and a is b:
         size = torch.linalg.vector_norm(a).item()

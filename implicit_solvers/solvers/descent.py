@@ -1,4 +1,4 @@
-"""Descent: what minimizers have in common that search along a line."""
+"""Descent: what minimizers have in common, and those that search along a line."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Damped, DampedState, Point
 
-__all__ = ["FARTHEST", "Descent", "dot", "first_length", "times"]
+__all__ = ["FARTHEST", "Descent", "Minimizer", "dot", "first_length", "times"]
 
 FARTHEST = 10.0
 """So many times the size of ``z`` is as far as a step goes that knows no better."""
 
 
-class Descent(Damped):
-    """Steps down an objective: a solver gives the direction, its ``line_search`` the length."""
-
-    line_search: Any
+class Minimizer(Damped):
+    """Steps down an objective."""
 
     def evaluate(self, problem: EquationProblem, z: Tensor) -> Point:
         """Evaluate objective and gradient; an objective that is not finite is no place to be."""
@@ -33,6 +31,12 @@ class Descent(Damped):
     def objective(self, problem: EquationProblem, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is to be least and its gradient."""
         return problem.value_and_gradient(z)
+
+
+class Descent(Minimizer):
+    """Steps down a line: a solver gives the direction, its ``line_search`` the length."""
+
+    line_search: Any
 
     def lenient(self, state: DampedState, length: Any) -> Mask:
         """Tell where any fall will do, whatever the slope."""

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, pick
+from implicit_solvers.agreement import pick
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
-from implicit_solvers.solvers.damped import Aim, DampedState
-from implicit_solvers.solvers.descent import Descent, dot, first_length, times
-from implicit_solvers.solvers.line_search import LineSearch, StrongWolfe
+from implicit_solvers.solvers.descent import times
+from implicit_solvers.solvers.secant import Pair, SecantDescent, SecantMemory
 
 __all__ = ["LBFGS"]
 
-_DOUBT = 2.0
-
-
-class LBFGSMemory(NamedTuple):
-    """What `LBFGS` remembers: the last steps and changes of the gradient, newest first.
-
-    Gradients are multiplied by ``unit``, so that they have the unit of ``z``. The ``pairs (N, 2,
-    memory, n)`` are divided by the root of their product ``s.y``; a place without one is zero.
-    ``scale`` is ``s.y / y.y`` of the newest, ``direction`` the next, and ``fresh`` tells where
-    there are no pairs.
-    """
-
-    unit: Any
-    pairs: Tensor
-    scale: Any
-    direction: Tensor
-    fresh: Mask
-
 
 @dataclass(frozen=True)
-class LBFGS(Descent):
+class LBFGS(SecantDescent):
     """Limited-memory BFGS: ``z <- z + t p`` with ``p = -B grad``.
 
     ``B`` approximates the inverse of the Hessian by the last ``memory`` pairs of a step ``s`` and
@@ -75,10 +56,7 @@ class LBFGS(Descent):
     tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64)
     """
 
-    max_steps: int = field(default=2000, kw_only=True)
     memory: int = 10
-    # (Dynamo cannot make an instance whose default is an object)
-    line_search: LineSearch = field(default_factory=lambda: StrongWolfe())
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
 
     def __post_init__(self) -> None:
@@ -91,55 +69,17 @@ class LBFGS(Descent):
                 "GradientDescent(line_search=StrongWolfe()), which remembers nothing"
             )
 
-    def begin(self, problem: EquationProblem, z: Tensor, residual: Tensor) -> LBFGSMemory:
-        """Remember no pairs, and the curvature along the gradient."""
-        pairs = z.new_zeros(len(z), 2, self.memory, z.shape[-1])
-        unit = first_length(problem, self, z, residual)
-        one: Any = 1.0
-        fresh: Mask = True
-        if not problem.branches:
-            one, fresh = torch.ones_like(unit), torch.ones_like(unit, dtype=torch.bool)
-        return LBFGSMemory(unit, pairs, one, times(unit, residual), fresh)
+    def nothing(self, z: Tensor) -> Tensor:
+        """Return no pairs: steps and changes over the root of ``s.y``, newest first, or zeros."""
+        return z.new_zeros(len(z), 2, self.memory, z.shape[-1])
 
-    def init(self, problem: EquationProblem, z: Tensor) -> DampedState:
-        """Evaluate at the start, and estimate the error by the first step."""
-        return self._estimated(problem, super().init(problem, z))
-
-    def aim(self, problem: EquationProblem, state: DampedState, tired: Mask) -> Aim:
-        """Go along the quasi-Newton direction; forget all pairs where that does not pay."""
-        memory = state.memory
-        flag = self.stopped(state, both(tired, memory.fresh))
-        if not nowhere(tired):
-            none, scale = torch.zeros_like(memory.pairs), memory.scale
-            down, fresh = times(scale * memory.unit, state.residual), either(tired, memory.fresh)
-            forgotten = LBFGSMemory(memory.unit, none, scale, down, fresh)
-            memory = pick(tired, forgotten, memory)
-        return Aim(memory.direction, memory, flag)
-
-    def pays(self, problem: EquationProblem, state: DampedState) -> DampedState:
-        """Let the search judge; the next step estimates the error."""
-        state = super().pays(problem, state)
-        return self._estimated(problem, state._replace(memory=self._learned(problem, state)))
-
-    def _estimated(self, problem: EquationProblem, state: DampedState) -> DampedState:
-        size = problem.size(self.norm, state.memory.direction)
-        return state._replace(estimate=_DOUBT * size)
-
-    def _learned(self, problem: EquationProblem, state: DampedState) -> LBFGSMemory:
-        """Return the memory with the last step; a pair that is not kept leaves its place empty."""
-        memory, accepted, line = state.memory, state.accepted, state.search
-        if nowhere(accepted):
-            return memory
-        s, y = state.z - state.kept.z, times(memory.unit, state.residual - state.kept.residual)
-        bend = line.trial.slope - line.start.slope
-        keep = bend > -torch.finfo(s.dtype).eps * line.start.slope
-        sy = pick(keep, state.length * memory.unit * bend, 1.0)
-        newest = times(pick(keep, sy**-0.5, 0.0), torch.stack([s, y], 1)).unsqueeze(2)
-        pairs = torch.cat([newest, memory.pairs[:, :, :-1]], 2)
-        scale = pick(keep, divide(sy, dot(problem, y, y)), memory.scale)
-        direction = _times_inverse_hessian(pairs, scale, times(memory.unit, state.residual))
-        learned = LBFGSMemory(memory.unit, pairs, scale, direction, both(memory.fresh, no(keep)))
-        return pick(accepted, learned, memory)
+    def learn(
+        self, problem: EquationProblem, memory: SecantMemory, pair: Pair, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Let the newest pair in, and the oldest out; one that is not kept leaves a place empty."""
+        newest = times(pick(pair.kept, pair.sy**-0.5, 0.0), torch.stack([pair.s, pair.y], 1))
+        pairs = torch.cat([newest.unsqueeze(2), memory.learned[:, :, :-1]], 2)
+        return pairs, _times_inverse_hessian(pairs, memory.scale, gradient)
 
 
 def _times_inverse_hessian(pairs: Tensor, scale: Any, gradient: Tensor) -> Tensor:

@@ -52,6 +52,8 @@ TABLE = [
     (WRONG, "growth=0.5: pass a number >= 1", "ims.Broyden(growth=0.5)"),
     (WRONG, "GradientDescent(line_search=StrongWolfe())", "ims.LBFGS(memory=0)"),
     (WRONG, "pass a number > 0.3", "ims.StrongWolfe(decrease=0.3, curvature=0.2)"),
+    (WRONG, "first_radius=0.0: pass a number > 0", "ims.TrustRegion(first_radius=0.0)"),
+    (WRONG, "max_products=0: pass a whole number >= 1", "ims.TrustRegion(max_products=0)"),
     (WRONG, "max_steps=0: pass a whole number >= 1",
      "ims.Backtracking(max_steps=0)", "ims.StrongWolfe(max_steps=0)"),
     (WRONG, "momentum=0.5 and a line_search",

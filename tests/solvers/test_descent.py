@@ -1,4 +1,4 @@
-"""Minimizers: descent, BFGS and Newton's method with conjugate gradients; and line searches."""
+"""Minimizers: descent, quasi-Newton, Newton's method by conjugate gradients and in a region."""
 
 import math
 from itertools import pairwise
@@ -211,18 +211,28 @@ def test_it_comes_back_into_the_domain(search):
     assert bool((fn(end) < fn(start)).all())
 
 
+LEARNING = [ims.LBFGS, ims.BFGS, ims.NonlinearCG]
+minimizers = pytest.mark.parametrize("solver", [*LEARNING, ims.TrustRegion])
+
+
 # -- without a minimum ---------------------------------------------------------------------------
 
 
 DESCENTS = [
     (ims.LBFGS(), 600),
+    (ims.BFGS(), 600),
+    (ims.NonlinearCG(), 600),
     (ims.NewtonCG(), 1500),
+    (ims.TrustRegion(), 1500),
     (ims.GradientDescent(0.1, line_search=ARMIJO, max_steps=200), math.inf),
     (ims.GradientDescent(0.1, line_search=WOLFE, max_steps=200), math.inf),
 ]
 
 
-@pytest.mark.parametrize("solver, most", DESCENTS, ids=["LBFGS", "NewtonCG", "armijo", "wolfe"])
+NAMES = ["LBFGS", "BFGS", "NonlinearCG", "NewtonCG", "TrustRegion", "armijo", "wolfe"]
+
+
+@pytest.mark.parametrize("solver, most", DESCENTS, ids=NAMES)
 @pytest.mark.parametrize("name", systems.UNBOUNDED)
 def test_unbounded_below_is_a_failure(solver, most, name):
     """Beside a lane with a minimum; in a bounded number of evaluations, with no gradient."""
@@ -239,7 +249,7 @@ def test_unbounded_below_is_a_failure(solver, most, name):
     assert torch.equal(t.grad, torch.zeros(3, 1, dtype=F64))
 
 
-@pytest.mark.parametrize("solver", [ims.LBFGS, ims.NewtonCG, ims.Newton])
+@pytest.mark.parametrize("solver", [*LEARNING, ims.NewtonCG, ims.TrustRegion, ims.Newton])
 @pytest.mark.parametrize("n", [2, 600])
 def test_a_saddle_is_left_unless_the_solve_begins_there(solver, n):
     """By factors and by products; a maximum is no minimum either, nor is a point of inflection."""
@@ -254,30 +264,46 @@ def test_a_saddle_is_left_unless_the_solve_begins_there(solver, n):
     assert not bool(sol.converged)
 
 
-# -- limited-memory BFGS -------------------------------------------------------------------------
+# -- BFGS, with a limited memory too, and conjugate gradients -------------------------------------
+
+
+SCIPY = {
+    ims.LBFGS: ("L-BFGS-B", 1.3, {"ftol": 0, "maxcor": 10}),
+    ims.BFGS: ("BFGS", 1.3, {}),
+    # (in a long valley a formula more or less is luck; on most problems it makes fewer)
+    ims.NonlinearCG: ("CG", 1.7, {}),
+    ims.TrustRegion: ("trust-exact", 1.3, {}),
+}
 
 
 @pytest.mark.parametrize("system", [ROSENBROCK, ROSENBROCK_10, BEALE, systems.LOGISTIC], ids=str)
-def test_it_takes_no_more_steps_than_scipy(system):
+@minimizers
+def test_it_takes_no_more_steps_than_scipy(system, solver):
+    method, most, options = SCIPY[solver]
     fn = lambda z: system.fn(z, tensor(system.theta))
-    theirs = systems.by_scipy(fn, system.start, "L-BFGS-B", gtol=1e-8, ftol=0, maxcor=10)
-    ours = system.solve(ims.LBFGS(atol=1e-8, rtol=0.0))
-    assert int(ours.iterations) <= 1.3 * theirs.nit + 3
+    theirs = systems.by_scipy(fn, system.start, method, gtol=1e-8, **options)
+    ours = system.solve(solver(atol=1e-8, rtol=0.0))
+    assert int(ours.iterations) <= most * theirs.nit + 3
 
 
-@pytest.mark.parametrize("memory", [1, 3, 5])
+@pytest.mark.parametrize("memory", [1, 3, 5, None])
 def test_directions_are_those_of_the_dense_update(memory):
-    """BFGS's inverse Hessian from the last pairs, and ``s.y / y.y`` times the identity."""
+    """The inverse Hessian from the last pairs, or from all, and ``s.y / y.y`` times the identity.
+
+    Of the newest pair where the memory is limited, and else of the first.
+    """
     fn = lambda z: ROSENBROCK_10.fn(z, tensor(ROSENBROCK_10.theta))
-    z = steps_of(fn, tensor(ROSENBROCK_10.start), 7, ims.LBFGS, memory=memory)
+    limited = {} if memory is None else {"memory": memory}
+    kind = ims.LBFGS if limited else ims.BFGS
+    z = steps_of(fn, tensor(ROSENBROCK_10.start), 7, kind, **limited)
     g = [grad(fn)(v) for v in z]
     for k in range(1, 7):
         B = None
-        for i in range(max(0, k - memory), k):
+        for i in range(max(0, k - memory) if memory else 0, k):
             s, y = z[i + 1] - z[i], g[i + 1] - g[i]
             if B is None:
-                newest = z[k] - z[k - 1], g[k] - g[k - 1]
-                B = (newest[0] @ newest[1]) / (newest[1] @ newest[1]) * torch.eye(10, dtype=F64)
+                pair = (z[k] - z[k - 1], g[k] - g[k - 1]) if memory else (s, y)
+                B = (pair[0] @ pair[1]) / (pair[1] @ pair[1]) * torch.eye(10, dtype=F64)
             V = torch.eye(10, dtype=F64) - torch.outer(y, s) / (s @ y)
             B = V.T @ B @ V + torch.outer(s, s) / (s @ y)
         step, expected = z[k + 1] - z[k], -B @ g[k]
@@ -285,12 +311,13 @@ def test_directions_are_those_of_the_dense_update(memory):
 
 
 def test_exact_searches_on_a_quadratic_are_conjugate_gradients():
-    """So that n steps end at the minimum, whatever the memory."""
+    """So that n steps end at the minimum, whatever is remembered."""
     d, b = tensor([1.0, 3.0, 7.0, 20.0]), tensor([1.0, -1.0, 2.0, 1.0])
     fn = lambda z: 0.5 * (d * z**2).sum() - (b * z).sum()
     exact = ims.StrongWolfe(decrease=1e-9, curvature=1e-7)
     start = torch.zeros(4, dtype=F64)
     ours = [steps_of(fn, start, 4, ims.LBFGS, memory=m, line_search=exact) for m in (1, 4)]
+    ours += [steps_of(fn, start, 4, kind, line_search=exact) for kind in LEARNING[1:]]
     x, r = np.zeros(4), b.numpy().copy()
     p = r.copy()
     for steps in range(1, 5):
@@ -321,17 +348,21 @@ def test_objective_is_less_after_more_steps():
     assert values[0] > values[1] > values[2]
 
 
-def test_a_small_gradient_is_reached_beside_a_large_value():
+@minimizers
+def test_a_small_gradient_is_reached_beside_a_large_value(solver):
     """Differences of the objective are noise near the minimum, and its slopes are not."""
     fn = lambda z: 1e4 + (torch.cosh(z - 1) * tensor([1.0, 7.0])).sum()
-    sol = ims.minimize(fn, torch.zeros(2, dtype=F64), solver=ims.LBFGS())
-    assert error(sol.value, torch.ones(2, dtype=F64)) < 1e-11
+    # (a budget has no verdict to help it)
+    for how in ({}, {"rtol": None, "max_steps": 40}):
+        sol = ims.minimize(fn, torch.zeros(2, dtype=F64), solver=solver(**how))
+        assert error(sol.value, torch.ones(2, dtype=F64)) < 1e-11
 
 
 @pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
-def test_a_kink_is_no_minimum_that_it_claims(dtype):
+@minimizers
+def test_a_kink_is_no_minimum_that_it_claims(dtype, solver):
     fn, start = lambda z: (z - 1).abs().sum() + 0.1 * z.sum() ** 2, tensor([0.3, -2.0], dtype)
-    sol = ims.minimize(fn, start, solver=ims.LBFGS(), on_failure="mask")
+    sol = ims.minimize(fn, start, solver=solver(), on_failure="mask")
     assert int(sol.status) in (Status.STALLED, Status.SINGULAR) and bool(sol.value.isfinite().all())
 
 
@@ -346,7 +377,8 @@ def test_rounding_above_the_tolerance_is_said():
     assert off < 1e-14 and 1e-17 < float(sol.error) < 1e-14
 
 
-def test_it_forgets_and_goes_on():
+@pytest.mark.parametrize("solver", LEARNING)
+def test_it_forgets_and_goes_on(solver):
     """A long first step ends before a wall, too near to it for the direction that it promises."""
 
     def fn(z):
@@ -354,17 +386,18 @@ def test_it_forgets_and_goes_on():
         valley = torch.where(beyond < 1e-7, 2.0**22 * beyond**2 - 0.5 * beyond - 1e4, math.nan)
         return torch.where(beyond < 0, -z, valley)
 
-    sol = ims.minimize(fn, tensor(0.0), solver=ims.LBFGS(f_atol=1e-4, rtol=0.0, max_steps=20))
+    sol = ims.minimize(fn, tensor(0.0), solver=solver(f_atol=1e-4, rtol=0.0, max_trials=200))
     assert abs(float(sol.value) - 1e4 - 2.0**-24) < 1e-11
 
 
-def test_it_leaves_a_saddle_that_it_does_not_start_in():
+@minimizers
+def test_it_leaves_a_saddle_that_it_does_not_start_in(solver):
     fn = lambda z: z[0] ** 4 - z[0] ** 2 + z[1] ** 2
-    sol = ims.minimize(fn, tensor([1e-5, 1.0]), solver=ims.LBFGS())
+    sol = ims.minimize(fn, tensor([1e-5, 1.0]), solver=solver())
     assert error(sol.value, tensor([0.5**0.5, 0.0])) < 1e-10
 
 
-# -- Newton with conjugate gradients -------------------------------------------------------------
+# -- Newton by conjugate gradients, and in a region -----------------------------------------------
 
 SADDLES = {
     "double-well": lambda z: z[0] ** 4 - z[0] ** 2 + z[1] ** 2,
@@ -377,9 +410,10 @@ SADDLES = {
 
 @pytest.mark.parametrize("name", SADDLES)
 @pytest.mark.parametrize("start", [[1e-2, 1.0], [1e-6, 1e-3], [-1e-5, 2e-5]], ids=str)
-def test_a_minimum_is_found_from_beside_a_saddle(name, start):
+@pytest.mark.parametrize("solver", [ims.NewtonCG, ims.TrustRegion])
+def test_a_minimum_is_found_from_beside_a_saddle(name, start, solver):
     fn = SADDLES[name]
-    sol = ims.minimize(fn, tensor(start), solver=ims.NewtonCG())
+    sol = ims.minimize(fn, tensor(start), solver=solver())
     assert torch.linalg.eigvalsh(hessian(fn)(sol.value)).min() > 0
     assert int(sol.iterations) < 60
     # SciPy finds its own minimum, the same or a mirrored one: the values agree
@@ -420,3 +454,95 @@ def test_a_quadratic_takes_no_more_products_than_unknowns():
     assert error(sol.value, 1 / d) < 1e-10
     # a product with the Hessian takes two with the diagonal; value and gradient there take three
     assert max(after - before for before, after in pairwise(calls)) <= 16 + 5
+
+
+def in_region(H, g, radius):
+    """Return the step of `TrustRegion` for ``g p + p H p / 2``, made from a start of that length.
+
+    One unknown more is as long as the region, and has nothing to say.
+    """
+    n = len(g)
+    fn = lambda z: (
+        g @ z[:n]
+        + 0.5 * z[:n] @ H @ z[:n]
+        + 0.5 * H.diagonal().abs().max() * (z[n:] - radius).square().sum()
+    )
+    start = torch.cat([torch.zeros(n, dtype=F64), tensor([radius])])
+    solver = ims.TrustRegion(rtol=None, max_steps=1)
+    return ims.minimize(fn, start, solver=solver).value[:n]
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1e-3, 0.1, 1.0, 30.0]), st.integers(0, 2))
+def test_a_step_is_the_least_of_the_model_in_the_region(seed, radius, hard):
+    """By the conditions of Moré and Sorensen; in the hard case too, where the gradient is
+    orthogonal to the lowest curvature."""
+    generator = torch.Generator().manual_seed(seed)
+    H, g = (torch.randn(*shape, generator=generator, dtype=F64) for shape in ((5, 5), (5,)))
+    # (a unit diagonal: the region is a ball)
+    H = H + H.mT
+    H = H - torch.diag(H.diagonal()) + torch.eye(5, dtype=F64)
+    if hard == 2:  # to the last bit
+        H, g[0] = torch.diag(tensor([-1.0, 1.0, 1.0, 1.0, 1.0])), 0.0
+    values, vectors = torch.linalg.eigh(H)
+    if hard == 1:
+        g = g - (g @ vectors[:, 0]) * vectors[:, 0]
+    p = in_region(H, g, radius)
+    size = float(p.norm())
+    multiplier = max(0.0, -float(p @ (g + H @ p)) / size**2)
+    # (each is solved to rounding, times the condition of what is nearly singular)
+    off = float((g + H @ p + multiplier * p).norm())
+    assert off < 1e-6 * float(g.norm() + values.abs().max() * size)
+    assert multiplier >= -float(values[0]) - 1e-6
+    assert size <= 1.11 * radius and (size >= 0.999 * radius or multiplier < 1e-8)
+
+
+@pytest.mark.parametrize(
+    "system", [ROSENBROCK, BEALE, systems.LOGISTIC, systems.HIMMELBLAU], ids=str
+)
+@given(st.lists(st.integers(-20, 20), min_size=4, max_size=4))
+def test_units_of_single_unknowns_change_no_step_of_a_region(system, powers):
+    start = tensor(system.start)
+    units = torch.exp2(tensor(powers[: len(start)]))
+    fn = lambda z: system.fn(z / units, tensor(system.theta))
+    plain = system.solve(ims.TrustRegion())
+    sol = ims.minimize(fn, start * units, solver=ims.TrustRegion())
+    # (the verdict is one on the norm of all unknowns, in which units count)
+    assert abs(int(sol.iterations) - int(plain.iterations)) <= 1
+    assert error(sol.value / units, plain.value) < 1e-6
+
+
+@pytest.mark.parametrize("curvature", [1.0, -1.0])
+def test_steps_by_products_end_at_the_edge_of_the_region(curvature):
+    """Beyond 512 unknowns; a step that stays within is that of Newton, but for the forcing term."""
+    d = curvature * torch.linspace(1, 2, 600, dtype=F64)
+    fn = lambda z: 0.5 * (d * z**2).sum() - z.sum()
+    start = torch.full((600,), 2.0, dtype=F64)
+    step = lambda radius: (
+        ims.minimize(fn, start, solver=ims.TrustRegion(radius, rtol=None, max_steps=1)).value
+        - start
+    )
+    reach = float(start.norm())
+    assert abs(float(step(0.1).norm()) - 0.1 * reach) < 1e-10 * reach
+    if curvature > 0:
+        assert error(step(10.0), 1 / d - start) < 0.3 * float((1 / d - start).norm())
+    else:
+        assert abs(float(step(10.0).norm()) - 10 * reach) < 1e-9 * reach
+
+
+CHAINS = {
+    "standard": lambda i: torch.where(i % 2 == 0, -1.2, 1.0),
+    "first": lambda i: torch.where(i == 0, -1.2, 1.0),
+    "zeros": lambda i: 0.0 * i,
+    "far": lambda i: -1.2 - 0.0 * i,
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chained_rosenbrock_by_default(name):
+    fn = lambda z: (100 * (z[1:] - z[:-1] ** 2) ** 2 + (1 - z[:-1]) ** 2).sum()
+    start = CHAINS[name](torch.arange(100)).to(F64)
+    sol = ims.minimize(fn, start)
+    assert bool(sol.converged) and float(sol.error) < 1e-10
+    # there are two minima: SciPy's methods too end in one or the other
+    assert torch.linalg.eigvalsh(hessian(fn)(sol.value)).min() > 0 and float(fn(sol.value)) < 4
+    assert float(sol.residual) < 1e-10

@@ -17,7 +17,8 @@ exp, sin, atan, tanh, softplus = (
 STARTS = torch.tensor([-3.0, -1.0, -0.25, 0.5, 1.0, 2.0, 7.0], dtype=F64)
 DOGLEG, LEVENBERG = ims.Dogleg(), ims.LevenbergMarquardt()
 ROOT = [None, ims.Newton(), DOGLEG, LEVENBERG, ims.Broyden(), ims.Chord()]
-MINIMIZE = [ims.Newton(), ims.NewtonCG(), ims.LBFGS()]
+MINIMIZE = [ims.Newton(), ims.NewtonCG(), ims.TrustRegion()]
+MINIMIZE += [ims.LBFGS(), ims.BFGS(), ims.NonlinearCG()]
 FIXED = [ims.FixedPointIteration(), ims.Anderson(), ims.Aitken()]
 FIT = [LEVENBERG, DOGLEG, ims.GaussNewton()]
 
