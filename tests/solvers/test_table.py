@@ -417,7 +417,6 @@ def test_every_solver_has_a_row():
     assert tested == {name for name, kinds in public.items() if kinds and kinds != alone}
 
 
-
 SMALLEST = {
     kind: next(s for r in SOLVERS for s in r.systems if s.kind == kind) for kind in EQUATIONS
 }
