@@ -9,7 +9,8 @@ from implicit_solvers import nn as nn
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
 from implicit_solvers.allocation import retain_freed_memory
 from implicit_solvers.autodiff import transformed
-from implicit_solvers.custom_solvers import attach, custom_fixed_point, custom_root
+from implicit_solvers.constraints import Multipliers
+from implicit_solvers.custom_solvers import attach, attach_kkt, custom_fixed_point, custom_root
 from implicit_solvers.elementwise import elementwise_function
 from implicit_solvers.error_estimates import gradient_error
 from implicit_solvers.evaluations import Evaluations
@@ -70,6 +71,7 @@ from implicit_solvers.solvers.dogleg import Dogleg
 from implicit_solvers.solvers.fixed_point_iteration import FixedPointIteration
 from implicit_solvers.solvers.gauss_newton import GaussNewton
 from implicit_solvers.solvers.gradient_descent import GradientDescent
+from implicit_solvers.solvers.interior_point import FilterInteriorPoint
 from implicit_solvers.solvers.lbfgs import LBFGS, LBFGSB
 from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
 from implicit_solvers.solvers.line_search import Backtracking, StrongWolfe
@@ -98,6 +100,7 @@ __all__ = [
     "SparsityPattern",
     # solutions and solvers of your own
     "attach",
+    "attach_kkt",
     "custom_root",
     "custom_fixed_point",
     "elementwise_function",
@@ -160,6 +163,7 @@ __all__ = [
     "LBFGSB",
     "ProjectedNewton",
     "NewtonDogleg",
+    "FilterInteriorPoint",
     "ProximalGradient",
     "FISTA",
     "TorchOptimizer",
@@ -175,6 +179,7 @@ __all__ = [
     "gradient_error",
     # results
     "Solution",
+    "Multipliers",
     "Status",
     "Evaluations",
     "monitor",

@@ -33,6 +33,8 @@ __all__ = [
     "by_cholesky",
     "by_conjugate_gradients",
     "by_tangents",
+    "downhill",
+    "kick",
     "eigenvalues",
 ]
 
@@ -53,7 +55,7 @@ def by_cholesky(problem: Any, z: Tensor, direct: Any) -> Examination:
     bends = torch.linalg.cholesky_ex(H).info != 0
     down = _inflected(problem, z, seen)
     (down,) = renew(None, bends, (down,), _most_negative, H, seen.residual)
-    return seen._replace(kick=_kick(problem, z, down))
+    return seen._replace(kick=kick(problem, z, down))
 
 
 def by_tangents(problem: Any, z: Tensor, direct: Any, P: Tensor, step: Tensor) -> Examination:
@@ -68,7 +70,7 @@ def by_tangents(problem: Any, z: Tensor, direct: Any, P: Tensor, step: Tensor) -
     bends = torch.linalg.cholesky_ex(W + torch.diag_embed(little)).info != 0
     down = _inflected(problem, z, seen)
     (down,) = renew(None, bends, (down,), _most_negative_along, P, W, seen.residual)
-    return seen._replace(kick=_kick(problem, z, down))
+    return seen._replace(kick=kick(problem, z, down))
 
 
 def _most_negative_along(P: Tensor, W: Tensor, residual: Tensor) -> tuple[Tensor]:
@@ -145,15 +147,16 @@ def eigenvalues(H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _most_negative(H: Tensor, gradient: Tensor) -> tuple[Tensor]:
     """Return eigenvectors of negative curvature that lead down; zero where there is none."""
     values, vectors, little = eigenvalues(H)
-    down = _downhill(vectors[..., 0], gradient)
+    down = downhill(vectors[..., 0], gradient)
     return (pick(values[:, 0] < -little, down, torch.zeros_like(down)),)
 
 
-def _downhill(direction: Tensor, gradient: Tensor) -> Tensor:
+def downhill(direction: Tensor, gradient: Tensor) -> Tensor:
+    """Return the direction, or its opposite, that does not lead up."""
     return pick((direction * gradient).sum(-1) > 0, -direction, direction)
 
 
-def _kick(problem: Any, z: Tensor, down: Tensor) -> Tensor:
+def kick(problem: Any, z: Tensor, down: Tensor) -> Tensor:
     """Return a tenth of the size of ``z`` along a direction, or zero."""
     size, full = rms(down), problem.largest(z)
     length = _KICK * torch.where(full > 0, full, 1.0) / torch.where(size > 0, size, 1.0)
@@ -259,9 +262,9 @@ def by_conjugate_gradients(problem: Any, z: Tensor) -> Examination:
     bent = (out.z * image).sum(-1) < -(eps**0.5) * n * rms(out.z) * rms(image)
     bent = (out.status == int(Status.INDEFINITE)) & bent
     (step, other), (first, second) = out.z.chunk(2), bent.chunk(2)
-    down = _downhill(pick(first, step, pick(second, other, torch.zeros_like(z))), F)
+    down = downhill(pick(first, step, pick(second, other, torch.zeros_like(z))), F)
     noises = rms(noise).unsqueeze(-1) * other, rms(other).unsqueeze(-1) * probe
-    return Examination(F, size * step, noises, (), _kick(problem, z, down))
+    return Examination(F, size * step, noises, (), kick(problem, z, down))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.bounds import read_bounds
+from implicit_solvers.constraints import Multipliers
 from implicit_solvers.driver import Task, name_of, solve_equation
 from implicit_solvers.fixed_points import FixedPointEquation, fixed_point
 from implicit_solvers.linear.lu import LU
@@ -20,6 +21,7 @@ from implicit_solvers.minimization import (
     MinimumEquation,
     minimize,
     read_objective,
+    under_constraints,
 )
 from implicit_solvers.nonlinear_least_squares import (
     BoundedLeastSquaresEquation,
@@ -37,7 +39,7 @@ from implicit_solvers.tolerance import largest, rms
 from implicit_solvers.torch_internals import tree_map
 from implicit_solvers.verdict import judged
 
-__all__ = ["attach", "custom_fixed_point", "custom_root", "stated"]
+__all__ = ["attach", "attach_kkt", "custom_fixed_point", "custom_root", "stated"]
 
 VmapMethod = Literal["loop", "batched"]
 T = TypeVar("T")
@@ -66,7 +68,7 @@ class _Judge:
         rtol = torch.finfo(z.dtype).eps ** 0.5 if self.rtol is None else self.rtol
         atol = 0.0 if self.atol is None else self.atol
         found = _outcome(z, rms(problem.residual(z)), torch.zeros_like(z[:, 0], dtype=torch.int64))
-        if z.shape[-1] <= DENSE_LIMIT:
+        if z.shape[-1] <= DENSE_LIMIT or problem.equation.multipliers:
             solver = EquationMethod(rtol=rtol, atol=atol)
             found = judged(solver, problem, found, LU())[0].spread()
             status = found.status
@@ -74,6 +76,15 @@ class _Judge:
             # no Jacobian is factored: is F small beside the terms that cancel in it?
             status = (found.residual > rtol * rms(problem.linearize(z).sizes(z))) * RUNNING
         return found._replace(status=torch.where(status == RUNNING, int(Status.REJECTED), status))
+
+
+class _JudgeOnActiveSet(_Judge):
+    """Tell it of points with multipliers, moved to the bounds that they are next to."""
+
+    def __call__(self, problem: EquationProblem, z: Tensor) -> Outcome:
+        rtol = torch.finfo(z.dtype).eps ** 0.5 if self.rtol is None else self.rtol
+        equation: Any = problem.equation
+        return super().__call__(problem, equation.snapped(problem, z, rtol))
 
 
 class _AsFound:
@@ -177,6 +188,93 @@ def attach(
     pairs = (z.value, tree_map(functools.partial(_spread, z.status), z.value))
     found = solve_equation(task, z.value, args, _AsFound(), pairs, own)
     return replace(found, iterations=z.iterations, aux=z.aux)
+
+
+def attach_kkt(
+    fn: Callable[..., Any],
+    z: T,
+    multipliers: Any,
+    args: tuple[Any, ...] = (),
+    *,
+    bounds: Any = None,
+    equalities: Callable[..., Any] | None = None,
+    inequalities: Callable[..., Any] | None = None,
+    adjoint: Adjoint | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    batch_dims: int = 0,
+    in_dims: Any = None,
+    on_failure: OnFailure = "raise",
+) -> tuple[T, Multipliers]:
+    """Return a minimum under constraints that you have already, with its derivatives.
+
+    They follow from the conditions of Karush, Kuhn and Tucker on the set of constraints that are
+    active there, as those of `minimize` do.
+
+    Parameters
+    ----------
+    fn, args, bounds, equalities, inequalities
+        The problem, as `minimize` takes it.
+    z
+        The minimum, found by whatever means: a tensor or pytree of tensors, of any shapes and one
+        floating dtype. Its own gradient, if it has one, is dropped.
+    multipliers
+        A pair, of the equalities and of the inequalities, each like what the function returns, or
+        ``()`` without one: those with which the gradient of ``fn + sum(y h) + sum(u g)`` vanishes
+        where no bound is active, so ``u >= 0``. ``trust-constr`` of SciPy has them in ``v``, where
+        the inequalities are ``NonlinearConstraint(g, -inf, 0)``; for the form ``0 <= -g``, ``-v``.
+        Those of bounds are not asked for.
+    adjoint, batch_dims, in_dims, on_failure
+        As in `attach`.
+    rtol, atol
+        ``z`` counts as a minimum as in `attach`, with an error of ``rtol``, by default
+        ``sqrt(eps)``. Unknowns as near to a bound that holds them are moved there, and multipliers
+        of inequalities that are farther from zero are taken for zero.
+
+    Returns
+    -------
+    tuple
+        What ``z`` is, and its `Multipliers`, differentiable in ``args``, in ``bounds`` and in what
+        the functions capture.
+
+    Raises
+    ------
+    ConvergenceError
+        If ``z`` is no such minimum (REJECTED), and ``on_failure="raise"``.
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Notes
+    -----
+    Source: Fiacco, "Introduction to Sensitivity and Stability Analysis in Nonlinear Programming"
+    (1983), section 3.2.
+
+    Examples
+    --------
+    >>> import torch, implicit_solvers as ims
+    >>> a = torch.tensor(4.0, requires_grad=True)
+    >>> z, y = ims.attach_kkt(
+    ...     lambda z, a: z,
+    ...     torch.tensor(-2.0),
+    ...     ((), torch.tensor(0.25)),
+    ...     (a,),
+    ...     inequalities=lambda z, a: z**2 - a,
+    ... )
+    >>> torch.autograd.grad(z, a)[0]
+    tensor(-0.2500)
+    """
+    chosen = ImplicitAdjoint() if adjoint is None else adjoint
+    how = chosen, batch_dims, in_dims, False, on_failure, None, False
+    if equalities is None and inequalities is None:
+        raise ValueError(
+            "neither equalities nor inequalities are given: use attach(..., equation=minimize)"
+        )
+    given = under_constraints(fn, z, args, bounds, equalities, inequalities, None, how)
+    structure = Structure.of(z, "z", batch_dims)
+    start = z, given.constraints.flat(multipliers, structure)
+    judge = _JudgeOnActiveSet(rtol, atol)
+    found, y = solve_equation(given.task, start, args, judge, own=given.own).value
+    return found, given.constraints.multipliers(y)
 
 
 def _spread(status: Tensor, like: Tensor) -> Tensor:

@@ -105,8 +105,9 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
         idle = [lanes > 0] if spec.equation.own else []
         return z.clone(), lanes, lanes.clone(), none, none.clone(), counts, *idle
     flat = z.reshape(-1, n)
+    start = largest(spec.equation.measured(flat))
     places = None if spec.memory is None else torch.arange(len(flat), device=z.device)
-    of = spec.equation, spec.lanes, shape, operands, largest(flat)
+    of = spec.equation, spec.lanes, shape, operands, start
     problem = EquationProblem(*of, counter=spec.counter, memory=spec.memory, places=places)
     out = spec.run(problem, flat)
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)

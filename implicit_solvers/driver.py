@@ -214,7 +214,6 @@ def _solve(
 def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:
     """Return the solution with the derivatives of the equation."""
     task, fn, tensors = statement.task, statement.fn, statement.tensors
-    equation = partial(task.differentiated or task.equation, sparsity=task.sparsity)
     unrolled = isinstance(task.adjoint, UnrolledAdjoint)
     # Branches that were not taken at the start may read more tensors at the solution.
     condition: Tensor | None = None
@@ -224,19 +223,21 @@ def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:
     else:
         point = z.detach().requires_grad_()
         condition, at_solution = evaluate_connected(
-            equation(fn).condition, (point, *tensors), statement.name, task.fn
+            task.attached(fn).condition, (point, *tensors), statement.name, task.fn
         )
     captured = found.captured | at_solution
     check_reads(captured, task.label, task.check)
     if task.check and task.batch_dims and not found.lifted:
-        check_lanes_apart(equation(fn).condition, z, tensors, ~failed(found.status), task.label)
+        check_lanes_apart(
+            task.attached(fn).condition, z, tensors, ~failed(found.status), task.label
+        )
     operands = statement.operands(captured)
     if isinstance(task.adjoint, UnrolledAdjoint) and z.numel():
         return _unrolled(statement, task.adjoint, captured, operands, found, z0)
     reaches = condition is not None and captured.reach(condition, point)
     if not (_differentiable(operands) or reaches) or unrolled:
         return z
-    attached = equation(statement.explicit(captured, at_solution.tensors))
+    attached = task.attached(statement.explicit(captured, at_solution.tensors))
     spec, lead = _attach_spec(statement, attached, captured, found)
     with isolated():
         return attach_derivatives(spec, point, found.status, condition, (*lead, *operands))

@@ -23,7 +23,7 @@ class Examination(NamedTuple):
     in ``z``; the last of them was seen in ``F``, the others are what to expect of it. ``kick``
     leads down where the curvature is negative, and is zero elsewhere; ``jacobian`` is that of the
     condition. Where it is not ``drowned``, ``F`` is larger than its rounding, however small the
-    step is beside the noise.
+    step is beside the noise. A point that is ``wrong`` is none, however short the step is.
     """
 
     residual: Tensor
@@ -33,6 +33,7 @@ class Examination(NamedTuple):
     kick: Tensor | None = None
     drowned: Mask = True
     jacobian: Any = None
+    wrong: Mask = False
 
 
 def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
@@ -67,4 +68,8 @@ def roundings(
     first, second, third = patterns(z)
     w = eps * w
     there = problem.within(torch.addcmul(z, problem.reach(z), third, value=ULPS * eps))
-    return w * first, w * second, problem.residual(there) - F - A.mv(there - z)
+    seen, free = problem.residual(there), problem.free(z)
+    if free is not None:
+        # (rounding may release an unknown from its bound, in the units of a slope)
+        seen = torch.where(free, seen, F)
+    return w * first, w * second, seen - F - A.mv(there - z)

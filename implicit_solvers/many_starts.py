@@ -123,7 +123,7 @@ class FromStarts:
         """Iterate from all starts at once."""
         lanes, n = len(sides), sides.shape[-1] // self.count
         z = sides.reshape(lanes, self.count, n).transpose(0, 1).reshape(-1, n)
-        every = problem.repeated(self.count, largest(z))
+        every = problem.repeated(self.count, largest(problem.equation.measured(z)))
         found = iterate(self.solver, every, z)
         best = _best(every, found, self.count) * lanes + torch.arange(lanes, device=z.device)
         chosen: Outcome = select(found, best)
@@ -138,6 +138,7 @@ def _best(problem: EquationProblem, found: Outcome, count: int) -> Tensor:
     status, residual, error = found.status, found.residual, found.error
     if problem.fits or problem.kind.startswith("minimize"):
         value = problem.evaluate(found.z)
+        value = value[:, 0] if problem.equation.multipliers else value
         value = value.square().sum(-1) / 2 if problem.fits else value
         left = found.z.shape[-1] * residual * error
         left = torch.where(left < torch.inf, left, 0.0)

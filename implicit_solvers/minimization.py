@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.bounded_equation import Bounded
 from implicit_solvers.bounds import read_bounds
+from implicit_solvers.constrained_equation import ConstrainedEquation
+from implicit_solvers.constraints import Constraints
 from implicit_solvers.curvature import by_cholesky, by_conjugate_gradients
 from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.examination import Examination
@@ -23,6 +26,7 @@ from implicit_solvers.problem import Equation
 from implicit_solvers.proximal_equation import ProximalEquation, ProximalTask
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
+from implicit_solvers.solvers.interior_point import FilterInteriorPoint
 from implicit_solvers.solvers.newton import Newton
 from implicit_solvers.solvers.newton_cg import ProjectedNewton
 from implicit_solvers.solvers.proximal_gradient import FISTA
@@ -87,6 +91,8 @@ def minimize(
     args: tuple[Any, ...] = (),
     *,
     bounds: Any = None,
+    equalities: Callable[..., Any] | None = None,
+    inequalities: Callable[..., Any] | None = None,
     prox: Callable[..., Any] | None = None,
     solver: EquationMethod | None = None,
     adjoint: Adjoint | None = None,
@@ -123,6 +129,10 @@ def minimize(
         tensors, numbers and None; infinite where there is none. They are differentiable. A start
         outside of them is moved to the nearest point between them. Where one is active without
         holding an unknown there are two derivatives: `Solution.degenerate`.
+    equalities, inequalities
+        ``equalities(z, *args)`` returns what is to be zero, ``inequalities(z, *args)`` what is to
+        be at most zero: tensors or pytrees of any shapes, of the dtype of ``z0`` (with the lanes in
+        front).
     prox
         ``prox(v, step, *args)``, the proximal operator of ``step * h``, for a minimum of ``f + h``:
         ``argmin_x h(x) + |x - v|^2 / (2 step)``, a pytree like ``v``, which is one like ``z``. The
@@ -131,7 +141,8 @@ def minimize(
     solver
         `TrustRegion`, by default; `NewtonCG`, `Newton`, `BFGS`, `LBFGS`, `NonlinearCG`,
         `GradientDescent`, `TorchOptimizer`. With bounds `ProjectedNewton`, by default; `LBFGSB`,
-        `GradientDescent`. With ``prox`` `FISTA`, by default, or `ProximalGradient`.
+        `GradientDescent`. With ``prox`` `FISTA`, by default, or `ProximalGradient`. With equalities
+        or inequalities `FilterInteriorPoint`.
     jac_sparsity
         As in `root`, of the Hessian; `Newton` is the default then.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
@@ -140,7 +151,8 @@ def minimize(
     Returns
     -------
     Solution
-        The minimum; ``residual`` is the norm of the gradient, of unknowns that no bound holds.
+        The minimum; ``residual`` is the norm of the gradient, of unknowns that no bound holds; with
+        constraints that of the Lagrangian, whose `Multipliers` are in ``multipliers``.
 
     Raises
     ------
@@ -171,6 +183,14 @@ def minimize(
     (tensor(0.8000, grad_fn=<...>), tensor(1.))
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
+    if equalities is not None or inequalities is not None:
+        if prox is not None or jac_sparsity is not None:
+            name = "jac_sparsity" if prox is None else "prox"
+            raise ValueError(f"{name} is given with constraints: leave one of them out")
+        solver = FilterInteriorPoint() if solver is None else solver
+        how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+        given = under_constraints(fn, z0, args, bounds, equalities, inequalities, solver, how)
+        return with_multipliers(given.constraints, solve_equation(*given[1:4], own=given.own))
     if solver is None:
         solver = TrustRegion() if jac_sparsity is None else Newton()
         solver = solver if bounds is None else ProjectedNewton()
@@ -193,3 +213,41 @@ def minimize(
         return solve_equation(task, z0, args)
     task = Task(BoundedMinimumEquation, fn, read_objective, solver, *how)
     return solve_equation(task, z0, args, own=read_bounds(bounds, one_start(z0), batch_dims))
+
+
+class Constrained(NamedTuple):
+    """A minimum under constraints as a task with its start, arguments, and bounds."""
+
+    constraints: Constraints
+    task: Task
+    start: Any
+    args: tuple[Any, ...]
+    own: tuple[Tensor, Tensor]
+
+
+def under_constraints(
+    fn: Callable[..., Any],
+    z0: Any,
+    args: tuple[Any, ...],
+    bounds: Any,
+    equalities: Any,
+    inequalities: Any,
+    solver: EquationMethod | None,
+    how: tuple[Any, ...],
+) -> Constrained:
+    """State the minimum of ``fn`` under constraints; ``how`` are further fields of its `Task`."""
+    _, batch_dims, _, has_aux, *_ = how
+    one = one_start(z0)
+    structure = Structure.of(one, "z0", batch_dims)
+    given = Constraints.of(fn, equalities, inequalities, structure, one, args, has_aux)
+    lo, hi = read_bounds((None, None) if bounds is None else bounds, one, batch_dims)
+    read, count = given.read(read_objective), sum(given.sizes)
+    task = Task(ConstrainedEquation, given.function(), read, solver, *how)
+    task = replace(task, multipliers=count)
+    return Constrained(given, task, given.start(z0, structure), args, given.bounds(lo, hi))
+
+
+def with_multipliers(constraints: Constraints, solution: Solution) -> Solution[Any]:
+    """Return the solution of the unknown alone, with its multipliers beside it."""
+    z, y = solution.value
+    return replace(solution, value=z, multipliers=constraints.multipliers(y))

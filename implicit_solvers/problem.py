@@ -47,11 +47,14 @@ class Equation:
     whether points are examined without factors too, and ``fits`` whether the squares of what ``fn``
     returns are to be least. The first operands are the equation's ``own``, if it has any, which
     ``fn`` is given and does not look at: those of one that is ``bounded`` are the bounds.
-    ``sparsity`` are the entries of the Jacobian that may be other than zero, if they are known.
+    ``sparsity`` are the entries of the Jacobian that may be other than zero, if they are known. The
+    last unknowns may be ``multipliers``, which have units of their own: no error is measured by
+    them.
     """
 
     fn: Callable[..., Tensor]
     sparsity: SparsityPattern | None = None
+    multipliers: int = 0
     kind: ClassVar[str]
     symmetric: ClassVar[bool]
     biased: ClassVar[str | None] = None
@@ -84,6 +87,14 @@ class Equation:
     def slope_over(self, lanes: Lanes) -> Callable[..., Tensor]:
         """Return `slope` as a function of all lanes."""
         return replace(self, fn=lanes.over(self.fn)).slope
+
+    def held(self, z: Tensor, slope: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell which unknowns are held to their lower and to their upper bound, by their slope."""
+        return held(z, slope, lo, hi)
+
+    def measured(self, z: Tensor) -> Tensor:
+        """Return the part of a vector like the unknown that its errors are measured by."""
+        return z[..., : z.shape[-1] - self.multipliers] if self.multipliers else z
 
     def degenerate(self, problem: Any, z: Tensor, error: Tensor) -> Tensor | None:
         """Tell in which lanes an inequality is neither strict nor idle; None if there is none."""
@@ -235,11 +246,11 @@ class EquationProblem:
 
     def size(self, norm: Norm, v: Tensor) -> Any:
         """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
-        return self.number(norm(v))
+        return self.number(norm(self.equation.measured(v)))
 
     def sizes(self, norm: Norm, *vectors: Tensor) -> Any:
         """Return the norm of several vectors of each lane, as `size` does."""
-        sizes = norm(torch.cat(vectors))
+        sizes = norm(self.equation.measured(torch.cat(vectors)))
         if self._on_host(sizes):
             return sizes.tolist()
         return sizes.reshape(len(vectors), -1).unbind()
@@ -345,7 +356,7 @@ class EquationProblem:
     def apart(self, z: Tensor, slope: Tensor, reach: Any) -> Tensor:
         """Tell which unknowns ``(N, n)`` a step ``reach`` times their slope leaves off bounds."""
         assert self.bounds is not None
-        low, high = held(z - reach * slope, slope, *self.bounds)
+        low, high = self.equation.held(z - reach * slope, slope, *self.bounds)
         return ~(low | high)
 
     def movable(self, z: Tensor, direction: Tensor) -> Tensor:
@@ -359,14 +370,18 @@ class EquationProblem:
     def reach(self, z: Tensor) -> Tensor:
         """Return the size of each entry of ``z``, and no less than that of the lane.
 
-        Of one that is held to a bound it is zero.
+        Of one that is held to a bound it is zero; a multiplier has its own.
         """
-        reach, free = torch.maximum(z.abs(), self.largest(z).unsqueeze(-1)), self.free(z)
+        most, free = self.largest(z).unsqueeze(-1), self.free(z)
+        if (m := self.equation.multipliers) > 0:
+            most = torch.cat([most.expand(-1, z.shape[-1] - m), torch.zeros_like(z[:, -m:])], -1)
+        reach = torch.maximum(z.abs(), most)
         return reach if free is None else reach * free
 
     def largest(self, z: Tensor) -> Tensor:
         """Return the size of ``z (N,)``, or that of the start, if it is larger."""
-        return rms(z) if self.start is None else torch.maximum(rms(z), self.start)
+        size = rms(self.equation.measured(z))
+        return size if self.start is None else torch.maximum(size, self.start)
 
     def _flat(self, t: Tensor) -> Tensor:
         return t if len(self.shape) == 1 else t.reshape(self.count, t.shape[-1])

@@ -98,7 +98,8 @@ _HELP = {
         "Newton()"
     ),
     Status.INFEASIBLE: (
-        "the bounds or constraints contradict each other: no point meets them all; relax one"
+        "the bounds or constraints contradict each other: no point meets them all, or, if they are "
+        "not convex, none near the start; relax one, or start elsewhere"
     ),
     Status.UNBOUNDED: (
         "the objective falls without end along a direction that the constraints allow: add the "
@@ -146,6 +147,8 @@ class Solution(Generic[T]):
     degenerate
         Where an unknown is at a bound that does not hold it, or next to one, or ``prox`` has a
         kink: a derivative is then one of two, to either side. Bool; None without either.
+    multipliers
+        The `Multipliers` of constraints, differentiable as the value is; None without constraints.
     evaluations
         How often the function was called, its Jacobian formed, and multiplied with, until the lane
         ended: `Evaluations`. None in compiled graphs, and where something else solved.
@@ -172,6 +175,7 @@ class Solution(Generic[T]):
     status: Tensor
     degenerate: Tensor | None = None
     evaluations: Evaluations | None = None
+    multipliers: Any = None
     aux: Any = None
 
     def status_names(self) -> Any:

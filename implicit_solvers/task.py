@@ -30,7 +30,8 @@ class Task:
     ``read`` ravels and checks what ``fn`` returns, given the structure of ``z`` and the shape of
     the lanes at hand. ``differentiated`` is the equation that derivatives come from, if it is not
     the one that is solved; ``check`` tells whether to look for what derivatives would silently
-    miss; ``sparsity`` is the pattern of the Jacobian, if it is given.
+    miss; ``sparsity`` is the pattern of the Jacobian, if it is given. So many of the unknowns are
+    ``multipliers``.
     """
 
     equation: type[Equation]
@@ -46,6 +47,7 @@ class Task:
     check: bool = False
     differentiated: type[Equation] | None = None
     sparsity: Any = None
+    multipliers: int = 0
 
     @property
     def label(self) -> str:
@@ -54,7 +56,11 @@ class Task:
 
     def stated(self, fn: Callable[..., Tensor]) -> Equation:
         """Return the equation of a raveled function."""
-        return self.equation(fn, self.sparsity)
+        return self.equation(fn, self.sparsity, self.multipliers)
+
+    def attached(self, fn: Callable[..., Tensor]) -> Equation:
+        """Return the equation that derivatives come from, of a raveled function."""
+        return (self.differentiated or self.equation)(fn, self.sparsity, self.multipliers)
 
     def raveled(
         self,

@@ -77,7 +77,7 @@ def solve_in_graph(
     tensors, join, carried = arguments(task, args, own, structure)
     check_size(task, structure)
     lanes = Lanes.of(len(tensors), task.batch_dims, carried)
-    equation = task.equation(task.raveled(structure, join))
+    equation = task.stated(task.raveled(structure, join))
     shape, n = structure.native, structure.size
     with torch.no_grad():
         start = structure.ravel(z0).detach().reshape(-1, n)
@@ -86,7 +86,8 @@ def solve_in_graph(
             origin = torch.cat([structure.ravel(end).detach().reshape(-1, n) for end in ends], -1)
         # copies: what a loop reads may share no memory
         constants = [t.detach().clone() for t in tensors]
-        problem = EquationProblem(equation, lanes, shape, constants, largest(origin))
+        start = largest(equation.measured(origin))
+        problem = EquationProblem(equation, lanes, shape, constants, start)
         out = (run or partial(iterate, task.solver))(problem, origin)
         bad = failed(out.status)
         degenerate = equation.degenerate(problem, out.z, out.error)
@@ -116,7 +117,7 @@ def _attached(
 
     ``M`` is the preconditioner of the linear solve, and its tensors.
     """
-    equation = (task.differentiated or task.equation)(problem.equation.fn)
+    equation = task.attached(problem.equation.fn)
     lanes, shape = problem.lanes, problem.shape
     # zero times NaN is NaN: lanes that failed get what belongs to one that did not, if there is one
     good = (~bad).to(torch.int64).argmax().reshape(1)

@@ -69,6 +69,7 @@ def judged(
     proposed = status == int(Status.CONVERGED)
     if solver.f_atol > 0:
         near = either(near, both(proposed, residual <= solver.f_atol))
+    near = both(near, no(seen.wrong))
     judges = both(status != int(Status.NONFINITE), status <= int(Status.SINGULAR))
     start = pick(e <= digit, z - seen.step, z)
     failed = pick(e0 <= digit, pick(proposed, RUNNING, status), int(Status.SINGULAR))

@@ -203,6 +203,28 @@ TABLE += [
 ]  # fmt: skip
 MOMENTUM = "ims.GradientDescent(0.1, momentum=0.5)"
 SINGLE = [
+    ("ims.minimize(energy, z0, equalities=1.0)", KIND, "equalities is a float: pass a function"),
+    ("ims.minimize(energy, z0, inequalities=lambda z: 1.0)", KIND,
+     "inequalities returned a float: return tensors"),
+    ("ims.minimize(energy, z0, inequalities=lambda z: z.float())", KIND,
+     "inequalities returned torch.float32 where z0 has torch.float64: convert z0"),
+    ("ims.minimize(energy, z0, equalities=lambda z: z[:0])", WRONG,
+     "equalities returned no number: return constraints, or leave equalities out"),
+    ("ims.minimize(lambda z: (z**2).sum(-1), z0.expand(3, *z0.shape), batch_dims=1,\n"
+     "             inequalities=lambda z: z.sum().reshape(1))", WRONG,
+     "they must begin with the lanes (3,)"),
+    ("ims.minimize(energy, z0.to(torch.complex128), equalities=lambda z: z)", WRONG,
+     "pass its real and imaginary parts"),
+    ("ims.minimize(energy, z0, equalities=lambda z: z, solver=ims.LBFGS())", WRONG,
+     "was given to minimize with constraints: choose a solver for minimize with constraints"),
+    ("ims.minimize(energy, z0, solver=ims.FilterInteriorPoint())", WRONG,
+     "solves minimize with constraints and was given to minimize"),
+    ("ims.minimize(energy, z0, prox=lambda v, t: v, equalities=lambda z: z)", WRONG,
+     "prox is given with constraints: leave one of them out"),
+    ("ims.attach_kkt(energy, z0, ((), ()))", WRONG, "use attach(..., equation=minimize)"),
+    ("ims.attach_kkt(energy, z0, 1.0, equalities=lambda z: z)", KIND, "multipliers is a float"),
+    ("ims.attach_kkt(energy, z0, (z0[:1].expand(9), ()), equalities=lambda z: z)", WRONG,
+     "the multipliers of equalities have shapes (9,): pass tensors like what equalities returns"),
     ("ims.minimize(lambda z: z**2, z0)", WRONG, "an objective is one number for each lane"),
     ("ims.minimize(lambda z: (z**2).sum().float(), z0)", KIND, "torch.float64: convert z0"),
     ("ims.least_squares(lambda z: z[:1], z0, solver=ims.GaussNewton())", WRONG, "1 residuals for 2 "
