@@ -12,7 +12,7 @@ import torch
 
 import implicit_solvers as ims
 
-torch.set_default_dtype(torch.float64)
+F64 = torch.float64
 
 # %%
 # The problem
@@ -47,7 +47,7 @@ def too_fast(thrust, start, limit):
 def plan(start, limit):
     return ims.minimize(
         fuel,
-        torch.zeros(steps),
+        torch.zeros(steps, dtype=F64),
         (start, limit),
         bounds=(-4.0, 4.0),
         equalities=at_rest,
@@ -61,8 +61,8 @@ def plan(start, limit):
 # The multiplier of a constraint is the price of its limit: summed over time they are the derivative of
 # the fuel, which comes by backward() too.
 
-start = torch.tensor([1.0, 0.0], requires_grad=True)
-limit = torch.tensor(0.6, requires_grad=True)
+start = torch.tensor([1.0, 0.0], dtype=F64, requires_grad=True)
+limit = torch.tensor(0.6, dtype=F64, requires_grad=True)
 sol = plan(start, limit)
 cost = fuel(sol.value, start, limit)
 by_start, by_limit = torch.autograd.grad(cost, (start, limit), retain_graph=True)
@@ -79,10 +79,10 @@ print(f"by differences {(moved[0] - moved[1]).item() / 2e-4:.4f}")
 # %%
 # Many limits at once, in lanes; those that are too low for two seconds say so.
 
-limits = torch.linspace(0.4, 1.6, 25)
+limits = torch.linspace(0.4, 1.6, 25, dtype=F64)
 lanes = ims.minimize(
     fuel,
-    torch.zeros(len(limits), steps),
+    torch.zeros(len(limits), steps, dtype=F64),
     (start.detach().expand(len(limits), 2), limits.unsqueeze(-1)),
     bounds=(-4.0, 4.0),
     equalities=at_rest,
