@@ -40,26 +40,27 @@ __all__ = ["FilterInteriorPoint"]
 INSIDE, RESTORING, ACTIVE = 0, 1, 2
 """Where a lane is: between the bounds, on its way back to what is feasible, on the active set."""
 
-# the barrier's problem is solved at an error of so many mu; then mu falls to the least of these
+# mu at the start; the error, in mu, at which its problem is solved; how it falls then, and the
+# least that it falls to, in sqrt(eps)
 _MU, _ENOUGH, _SHRINK, _POWER, _LEAST_MU = 0.1, 10.0, 0.2, 1.5, 1e-3
-# violations: the most at the start's, where the objective is to fall, and by what it has to
-_MOST, _SMALL, _FALL = 1e4, 1e-8, 1e-6
-_SLOPE_POWER, _VIOLATION_POWER = 2.3, 1.1
+# the most violation, in units of the start's; of this, what is small enough for the objective to
+# have to fall, if a power of its slope is larger than one of the violation; and the fall it needs
+_MOST, _SMALL, _SLOPE_POWER, _VIOLATION_POWER, _FALL = 1e4, 1e-8, 2.3, 1.1, 1e-6
 # a trial is better by this part of the violation; so many pairs are in the filter
 _MARGIN, _KEPT = 1e-5, 10
-# searches: how often steps are halved, and how many may be in vain
+# how often steps are halved, and how many searches may be in vain
 _HALVINGS, _IN_VAIN = 25, 4
-# restoration: how its merit falls, when it ends, its first damping, and that of lanes given up
+# restoration: the fall of its merit, the violation at its end, its first and its last damping
 _MERIT_FALL, _RESTORED, _FIRST_DAMPING, _MOST_DAMPING = 1e-4, 0.1, 1e-4, 1e15
 # the least curvature in the place of a negative one; how far a step goes there, in sizes
 _BENT, _REACH = 0.1, 10
-# multipliers: the most at the start, after restoration, and in units of those by least squares
+# multipliers: the largest at the start and after restoration, and beside those by least squares
 _MOST_MULTIPLIER, _MOST_TIMES = 1e3, 3
-# unknowns, in units of the start's, that have run away, and the part that may be violation
+# unknowns that have run away, and how much of them may be violation
 _FAR, _FEASIBLE = 1e8, 1e-6
-# the error for the active set, at first and after it failed; its rounds, and those of a new set
+# the error that leads to the active set, its fall after failures, and rounds: all, and of changes
 _READY, _LATER, _ROUNDS, _CHANGING = 1e-4, 0.03, 60, 6
-# Newton's steps: how they contract, the size of the first, and where rounding may be all there is
+# Newton's steps: their contraction, the size of the first, and that which rounding may explain
 _CONTRACTS, _FIRST, _NEAR = 0.8, 1e-2, 1e-4
 
 
@@ -97,7 +98,7 @@ class Active(NamedTuple):
     rounds: Tensor
 
 
-class InteriorPointState(NamedTuple):
+class FilterState(NamedTuple):
     """The state of `FilterInteriorPoint`."""
 
     z: Tensor
@@ -111,7 +112,7 @@ class InteriorPointState(NamedTuple):
     search: Search
     active: Active
 
-    def settled(self, accepted: Any) -> InteriorPointState:
+    def settled(self, accepted: Any) -> FilterState:
         """Return the state; lanes whose trial was rejected have stayed."""
         return self._replace(accepted=accepted)
 
@@ -167,23 +168,10 @@ class Guess(NamedTuple):
     enters: Tensor
 
 
-class Curvature(NamedTuple):
-    """The Hessian of a step, scaled, the scales ``t``, and which unknowns are ``free``.
-
-    Constraints ``give`` way; ``bent`` tells where the curvature was not positive.
-    """
-
-    W: Tensor
-    t: Tensor
-    give: Tensor
-    free: Tensor
-    bent: Tensor
-
-
 class Direction(NamedTuple):
     """A step from ``inside``, the barrier's slope ``push``, and the next iterate of ``newton``.
 
-    ``bent`` tells where the curvature was not positive.
+    The curvature was not positive where it is ``bent``.
     """
 
     inside: Step
@@ -268,7 +256,7 @@ class FilterInteriorPoint(EquationMethod):
         """Tell that the Jacobian is factored where a solve ends, as in the steps."""
         return True
 
-    def init(self, problem: EquationProblem, z: Tensor) -> InteriorPointState:
+    def init(self, problem: EquationProblem, z: Tensor) -> FilterState:
         """Start a little inside of the bounds, with multipliers by least squares.
 
         One step on the active set that ``z`` suggests is tried first, from ``z`` itself.
@@ -290,27 +278,28 @@ class FilterInteriorPoint(EquationMethod):
         unknown = ~(inside.f.abs() + violation < torch.inf)
         flag = torch.where(unknown & (flag == 0), int(Status.NONFINITE), flag)
         error = torch.where(unknown, torch.nan, zero + 1)
-        return InteriorPointState(
-            z, error, far, flag, ~no, none + ACTIVE, units, inside, search, active
-        )
+        return FilterState(z, error, far, flag, ~no, none + ACTIVE, units, inside, search, active)
 
-    def step(self, problem: EquationProblem, state: InteriorPointState) -> InteriorPointState:
-        """Make a trial in every lane: a step of the barrier, of restoration, or of Newton."""
+    def step(self, problem: EquationProblem, state: FilterState) -> FilterState:
+        """Make a trial in every lane: a step of the barrier, of restoration, or of Newton.
+
+        Marks are the steps of the source's algorithm A.
+        """
         here = _linearized(problem, state)
-        error = _error(state, here, 0.0)
-        now = state._replace(search=_eased(state, here))
+        error = _error(state, here, 0.0)  # A-2
+        now = state._replace(search=_eased(state, here))  # A-3
         guess = _guessed(now, here, error)
         now = now._replace(
             phase=torch.where(guess.enters, ACTIVE, now.phase),
             active=pick(guess.enters, guess.start, now.active),
         )
-        step = _direction(now, here, guess)
-        trial = _tried(problem, now, here, step)
+        step = _direction(now, here, guess)  # A-4
+        trial = _tried(problem, now, here, step)  # A-5
         verdict = _judged(now, here, step, trial)
-        moved = pick(verdict.good, _accepted(now, here, step, trial), now.inside)
-        search = _searched(now, here, step, trial, verdict)
-        search, lost, given_up = _in_vain(now, search, trial, verdict.good)
-        new = _restored(now, moved, search, trial, lost, verdict.good)
+        moved = pick(verdict.good, _accepted(now, here, step, trial), now.inside)  # A-6
+        now = now._replace(search=_searched(now, here, step, trial, verdict))  # A-7
+        now, lost, given_up = _in_vain(now, trial, verdict.good)
+        new = _restored(now, moved, trial, lost, verdict.good)  # A-9
         runs = _runs_away(now, new, verdict.good)
         new, estimate, hopeless = _on_active_set(new, guess, step, trial)
         flag = state.flag
@@ -354,7 +343,7 @@ def _first_inside(problem: EquationProblem, units: Units, x: Tensor) -> Inside:
     return Inside(w, y, low, high, f, rows)
 
 
-def _linearized(problem: EquationProblem, state: InteriorPointState) -> Here:
+def _linearized(problem: EquationProblem, state: FilterState) -> Here:
     """Return the conditions of each lane's phase, of one evaluation."""
     units, inside, active, restoring = state.units, state.inside, state.active, state.restoring
     x = pick(state.on_set, active.z, inside.w[:, : state.n])
@@ -370,13 +359,13 @@ def _linearized(problem: EquationProblem, state: InteriorPointState) -> Here:
     return Here(slopes, gaps, gradient, violation, worst, y, dual, soft)
 
 
-def _error(state: InteriorPointState, here: Here, mu: Tensor | float) -> Tensor:
+def _error(state: FilterState, here: Here, mu: Tensor | float) -> Tensor:
     """Return how far the conditions of the barrier's problem are from being met."""
     error = error_of(state.inside, here.gaps, state.units, here.dual, here.y, mu)
     return torch.where(state.restoring, error, torch.maximum(error, here.worst))
 
 
-def _eased(state: InteriorPointState, here: Here) -> Search:
+def _eased(state: FilterState, here: Here) -> Search:
     """Return the search; where the barrier's problem is solved, with less ``mu`` and no filter."""
     search, eps = state.search, rounding(state.z)
     mu, pairs = search.mu, search.filter
@@ -389,13 +378,13 @@ def _eased(state: InteriorPointState, here: Here) -> Search:
     return search._replace(mu=mu, filter=pairs)
 
 
-def _infeasible(state: InteriorPointState, here: Here, error: Tensor) -> Tensor:
+def _infeasible(state: FilterState, here: Here, error: Tensor) -> Tensor:
     """Tell where the violation is stationary, and is not zero."""
     stationary = state.restoring & (state.search.tries == 0) & (error <= 1e-4 * here.worst)
     return stationary & (here.worst > rounding(error) ** 0.4)
 
 
-def _guessed(state: InteriorPointState, here: Here, error: Tensor) -> Guess:
+def _guessed(state: FilterState, here: Here, error: Tensor) -> Guess:
     """Return the active set: the next one, or where the error is small enough, the first."""
     units, inside, active, search = state.units, state.inside, state.active, state.search
     enters = state.walking & (search.tries == 0) & (error <= search.ready)
@@ -426,33 +415,29 @@ def _set(units: Units, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(units.fixed, 2, side)
 
 
-def _direction(state: InteriorPointState, here: Here, guess: Guess) -> Direction:
+def _direction(state: FilterState, here: Here, guess: Guess) -> Direction:
     """Return the step of each lane's phase, by one factorization for all."""
-    units, inside, active, mu, n = (
-        state.units,
-        state.inside,
-        state.active,
-        state.search.mu,
-        state.n,
-    )
-    curvature, push = _convex(state, here, guess), push_of(here.gaps, units, mu)
+    units, active, mu, n = state.units, state.active, state.search.mu, state.n
+    push = push_of(here.gaps, units, mu)
     off = torch.where(units.fixed, 0.0, here.dual + push)
-    newton = _newton(here, active, guess, curvature.t)
-    solution = _solved(*pick(state.on_set, newton, _system(state, here, curvature, off)))
-    dx, dy = solution[:, :n] * curvature.t, solution[:, n:]
-    step = step_inside(units, inside, here.gaps, mu, dx, dy, here.soft * (dy - off[:, n:]))
+    W, t, give, free, bent = _convex(state, here, guess)
+    system = _system(state, here, W, t * free.to(t.dtype), give, off)
+    solution = _solved(*pick(state.on_set, _newton(here, active, guess, t), system))
+    dx, dy = solution[:, :n] * t, solution[:, n:]
+    ds = here.soft * (dy - off[:, n:])
+    step = step_inside(units, state.inside, here.gaps, mu, dx, dy, ds)
     x = torch.where(guess.side[:, :n] != 0, guess.bound[:, :n], active.z + dx)
     y = torch.where(guess.side[:, n:] != 0, active.y + dy, 0.0)
     size = dy.abs().amax(-1) / active.y.abs().amax(-1).clamp(min=1.0)
     size = torch.maximum(dx.abs().amax(-1), size)
     newer = Active(x, y, active.c, guess.side, size, active.rounds + 1)
-    return Direction(step, push, newer, curvature.bent)
+    return Direction(step, push, newer, bent)
 
 
-def _convex(state: InteriorPointState, here: Here, guess: Guess) -> Curvature:
-    """Return the Hessian with positive curvature along the constraints, but on the active set.
+def _convex(state: FilterState, here: Here, guess: Guess) -> tuple[Tensor, ...]:
+    """Return the Hessian, scaled; the scales; how rows give way; who is free; and who was bent.
 
-    Of these, there only the active ones count.
+    But on the active set its curvature along the constraints is made positive.
     """
     on_set, restoring, n = state.on_set, state.restoring, state.n
     free = ~pick(on_set, guess.side != 0, state.units.fixed)[:, :n]
@@ -465,7 +450,7 @@ def _convex(state: InteriorPointState, here: Here, guess: Guess) -> Curvature:
     A, t, W = bordered(W, here.slopes.J, free, give, torch.where(restoring, 0.0, damping))
     bent = torch.linalg.cholesky_ex(A).info != 0
     (W,) = renew(None, bent & ~on_set, (W,), _bent_up, W, A)
-    return Curvature(W, t, give, free, bent)
+    return W, t, give, free, bent
 
 
 def _bent_up(W: Tensor, A: Tensor) -> tuple[Tensor]:
@@ -478,13 +463,12 @@ def _bent_up(W: Tensor, A: Tensor) -> tuple[Tensor]:
 
 
 def _system(
-    state: InteriorPointState, here: Here, curvature: Curvature, off: Tensor
+    state: FilterState, here: Here, W: Tensor, t: Tensor, give: Tensor, off: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the system of a step of the barrier or of restoration."""
-    (W, t, give, free, _), search, n = curvature, state.search, state.n
-    tried = pick(search.second, search.left, here.violation)
+    n = state.n
+    tried = pick(state.search.second, state.search.left, here.violation)
     tried = torch.where(state.restoring.unsqueeze(-1), tried - here.y, tried)
-    t = t * free.to(t.dtype)
     rhs = torch.cat([-off[:, :n] * t, -tried - here.soft * off[:, n:]], -1)
     J = here.slopes.J * t.unsqueeze(-2)
     squares = J.square().sum(-1)
@@ -516,9 +500,7 @@ def _solved(K: Tensor, rhs: Tensor) -> Tensor:
     return pick(sound, solution, torch.full_like(solution, torch.nan))
 
 
-def _tried(
-    problem: EquationProblem, state: InteriorPointState, here: Here, step: Direction
-) -> Trial:
+def _tried(problem: EquationProblem, state: FilterState, here: Here, step: Direction) -> Trial:
     """Return the trial: as far as the bounds allow, and half of that for each that has failed."""
     inside, search, n = state.inside, state.search, state.n
     length = step.inside.length
@@ -533,18 +515,8 @@ def _tried(
     return Trial(inside._replace(w=w, f=f, c=c), length, before, after)
 
 
-def _judged(state: InteriorPointState, here: Here, step: Direction, trial: Trial) -> Verdict:
+def _judged(state: FilterState, here: Here, step: Direction, trial: Trial) -> Verdict:
     """Return whether a trial is accepted: by the filter, or in restoration by its merit."""
-    good, f_type, pair = _pays(state, here, step, trial)
-    good = torch.where(state.restoring, _restores(state, here, step, trial), good)
-    sound = trial.to.f.abs() + trial.to.c.sum(-1).abs() + step.inside.y.sum(-1).abs() < torch.inf
-    return Verdict(good & sound & ~state.on_set, sound, f_type, pair)
-
-
-def _pays(
-    state: InteriorPointState, here: Here, step: Direction, trial: Trial
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tell where the filter accepts a trial, where for the objective's fall, and what to keep."""
     units, inside, mu, eps = state.units, state.inside, state.search.mu, rounding(state.z)
     to, length, before, after = trial
     phi = inside.f + mu * barrier(units, inside.w)
@@ -560,10 +532,13 @@ def _pays(
     pairs = state.search.filter
     beaten = (after.unsqueeze(-1) >= pairs[..., 0]) & ((new - noise).unsqueeze(-1) >= pairs[..., 1])
     good = torch.where(f_type, armijo, either) & ~beaten.any(-1) & (after <= units.most)
-    return good, f_type, torch.stack([(1 - _MARGIN) * before, phi - _MARGIN * before], -1)
+    good = torch.where(state.restoring, _restores(state, here, step, trial), good)
+    sound = to.f.abs() + to.c.sum(-1).abs() + step.inside.y.sum(-1).abs() < torch.inf
+    pair = torch.stack([(1 - _MARGIN) * before, phi - _MARGIN * before], -1)
+    return Verdict(good & sound & ~state.on_set, sound, f_type, pair)
 
 
-def _restores(state: InteriorPointState, here: Here, step: Direction, trial: Trial) -> Tensor:
+def _restores(state: FilterState, here: Here, step: Direction, trial: Trial) -> Tensor:
     """Tell where a trial reduces the violation, with its barrier."""
     units, inside, to, mu = state.units, state.inside, trial.to, state.search.mu
     before, after = here.violation, to.c - to.w[:, state.n :]
@@ -575,7 +550,7 @@ def _restores(state: InteriorPointState, here: Here, step: Direction, trial: Tri
     return new - merit <= _MERIT_FALL * trial.length * slope + 10 * rounding(merit) * merit.abs()
 
 
-def _accepted(state: InteriorPointState, here: Here, step: Direction, trial: Trial) -> Inside:
+def _accepted(state: FilterState, here: Here, step: Direction, trial: Trial) -> Inside:
     """Return the trial with its multipliers, none much larger than those by least squares."""
     inside, units = state.inside, state.units
     fair = least_squares_multipliers(here.slopes, units, inside.high - inside.low)
@@ -587,7 +562,7 @@ def _accepted(state: InteriorPointState, here: Here, step: Direction, trial: Tri
 
 
 def _searched(
-    state: InteriorPointState, here: Here, step: Direction, trial: Trial, verdict: Verdict
+    state: FilterState, here: Here, step: Direction, trial: Trial, verdict: Verdict
 ) -> Search:
     """Return the search after a trial: its filter, how the next step is tried, and damped."""
     search, (good, sound, f_type, pair) = state.search, verdict
@@ -610,12 +585,10 @@ def _searched(
     )
 
 
-def _in_vain(
-    state: InteriorPointState, search: Search, trial: Trial, good: Tensor
-) -> tuple[Search, Tensor, Tensor]:
-    """Return the search, begun anew where it was in vain; who is to restore; and who gives up."""
+def _in_vain(state: FilterState, trial: Trial, good: Tensor) -> tuple[FilterState, Tensor, Tensor]:
+    """Return the state, searching anew where it was in vain; who is to restore; who gives up."""
+    (_, length, before, after), search = trial, state.search
     eps, mu, walking = rounding(state.z), search.mu, state.walking
-    _, length, before, after = trial
     tired = ~good & walking & (search.tries > _HALVINGS)
     slow = good & walking & (length < 1e-4) & (before > 1e-4) & (after > 0.9 * before)
     lost = (tired & (before > eps**0.5)) | slow
@@ -629,22 +602,17 @@ def _in_vain(
         tries=torch.where(tired, 0, search.tries),
         stuck=stuck,
     )
-    return search, lost, (stuck >= _IN_VAIN) | given_up
+    return state._replace(search=search), lost, (stuck >= _IN_VAIN) | given_up
 
 
 def _restored(
-    state: InteriorPointState,
-    moved: Inside,
-    search: Search,
-    trial: Trial,
-    lost: Tensor,
-    good: Tensor,
-) -> InteriorPointState:
-    """Return the state, of lanes that are ``lost`` in restoration, of others out of it again."""
+    state: FilterState, moved: Inside, trial: Trial, lost: Tensor, good: Tensor
+) -> FilterState:
+    """Return the state: in restoration where lanes are ``lost``, out of it where it has helped."""
+    units, search, gaps = state.units, state.search, gaps_of(state.units, moved)
     out = state.restoring & good & (trial.after <= _RESTORED * search.entry)
     mu = torch.where(lost, torch.minimum(search.mu, 0.1 * trial.before**2), search.mu)
     mu = torch.where(out, mu.clamp(min=1e-4), mu)
-    units, gaps = state.units, gaps_of(state.units, moved)
     most = torch.full_like(mu, torch.inf).masked_fill(out, _MOST_MULTIPLIER).unsqueeze(-1)
     low = torch.where(units.low, torch.minimum(mu.unsqueeze(-1) / gaps.low, most), 0.0)
     high = torch.where(units.high, torch.minimum(mu.unsqueeze(-1) / gaps.high, most), 0.0)
@@ -658,7 +626,7 @@ def _restored(
     )
 
 
-def _runs_away(state: InteriorPointState, new: InteriorPointState, good: Tensor) -> Tensor:
+def _runs_away(state: FilterState, new: FilterState, good: Tensor) -> Tensor:
     """Tell where a feasible iterate is far away and the objective still falls."""
     inside, n = new.inside, new.n
     size = inside.w[:, :n].abs().amax(-1)
@@ -668,8 +636,8 @@ def _runs_away(state: InteriorPointState, new: InteriorPointState, good: Tensor)
 
 
 def _on_active_set(
-    state: InteriorPointState, guess: Guess, step: Direction, trial: Trial
-) -> tuple[InteriorPointState, Tensor, Tensor]:
+    state: FilterState, guess: Guess, step: Direction, trial: Trial
+) -> tuple[FilterState, Tensor, Tensor]:
     """Return the state after Newton's step, its error's estimate, and where neither phase helps.
 
     A lane goes back inside if its steps do not contract.
@@ -701,18 +669,12 @@ def _on_active_set(
     return new, estimate, hopeless
 
 
-def _unknowns(problem: EquationProblem, state: InteriorPointState, at: Tensor) -> Tensor:
+def _unknowns(problem: EquationProblem, state: FilterState, at: Tensor) -> Tensor:
     """Return unknowns and multipliers, exactly on the active set where a lane is ``at`` it."""
-    units, inside = state.units, state.inside
-    z = torch.cat([inside.w[:, : state.n] * units.z, inside.y * units.f / units.c], -1)
-    return pick(at, _exact(problem, units, state.active), z)
-
-
-def _exact(problem: EquationProblem, units: Units, active: Active) -> Tensor:
-    """Return the iterate on the active set, where unknowns are exactly at their bounds."""
-    n = active.z.shape[-1]
+    units, inside, active, n = state.units, state.inside, state.active, state.n
     bounds: Any = problem.bounds
-    (lo, hi), side = (b[:, :n] for b in bounds), active.side[:, :n]
+    (lo, hi), (side, on) = (b[:, :n] for b in bounds), active.side.tensor_split((n,), -1)
     z = torch.where(side == 0, active.z * units.z, torch.where(side == 1, hi, lo))
-    y = torch.where(active.side[:, n:] == 0, 0.0, active.y)
+    z = pick(at, z, inside.w[:, :n] * units.z)
+    y = pick(at, torch.where(on == 0, 0.0, active.y), inside.y)
     return torch.cat([z, y * units.f / units.c], -1)
