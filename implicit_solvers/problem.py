@@ -405,6 +405,20 @@ class EquationProblem:
         template = JacobianTemplate(self.equation.slope, symmetric=True)
         return self._linearized(template, z, "slope")
 
+    def slope_and_jacobian(self, z: Tensor) -> tuple[Tensor, LaneMap]:
+        """Return `slope` and its Jacobian, of one evaluation if lanes and unknowns are few."""
+        self._evaluated = None
+        if not (self.branches and unwatched() and self._few(z)):
+            return self.slope(z), self.linearize_slope(z)
+        with torch.enable_grad(), no_saved_tensor_hooks():
+            grid = self._grid(z).detach().requires_grad_()
+            slope = self.equation.slope_over(self.lanes)(grid, *self.operands)
+        self._evaluated = _Evaluated(z, grid, slope, None, "slope")
+        return slope.detach().reshape(z.shape), self.linearize_slope(z)
+
+    def _few(self, z: Tensor) -> bool:
+        return bool(self.lanes.native) or z.numel() * z.shape[-1] <= MANY_ENTRIES
+
     def residual_to_factor(self, z: Tensor) -> Tensor:
         """Return `residual`, and keep what `linearize` at this very ``z`` needs to form ``F'``."""
         kept, self._evaluated = self._evaluated, None
@@ -414,8 +428,7 @@ class EquationProblem:
             self._evaluated, out = kept, kept.value.detach()
             return out if out.shape == z.shape else out.reshape(z.shape)
         grid, matrices = self._grid(z), None
-        few = self.lanes.native or z.numel() * z.shape[-1] <= MANY_ENTRIES
-        if few or self.equation.sparsity is not None:
+        if self._few(z) or self.equation.sparsity is not None:
             with torch.enable_grad(), no_saved_tensor_hooks():
                 grid = grid.detach().requires_grad_()
                 out = self._condition(grid, *self.operands)

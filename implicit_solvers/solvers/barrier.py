@@ -116,7 +116,8 @@ def units_of(problem: EquationProblem, z: Tensor) -> Units:
     n = z.shape[-1] - m
     x = torch.clamp(z[:, :n], lo[:, :n], hi[:, :n])
     point = torch.cat([x, torch.zeros_like(z[:, n:])], -1)
-    slope, K = problem.slope(point), problem.linearize_slope(point).dense()
+    slope, jacobian = problem.slope_and_jacobian(point)
+    K = jacobian.dense()
     bounds = torch.stack([lo[:, :n], hi[:, :n], x]).abs().amax(0)
     # the sizes of a start of zeros: that of bounds, or of the way to where something is zero
     ways = slope.abs() / K[:, :, :n].abs().amax(-1)
@@ -145,7 +146,8 @@ def slopes_of(problem: EquationProblem, units: Units, x: Tensor, y: Tensor) -> S
     """Return the derivatives of objective and constraints, and the Hessian of the Lagrangian."""
     n = x.shape[-1]
     u = torch.cat([x * units.z, y * units.f / units.c], -1)
-    slope, K = problem.slope(u)[:, :n], problem.linearize_slope(u).dense()
+    slope, jacobian = problem.slope_and_jacobian(u)
+    slope, K = slope[:, :n], jacobian.dense()
     H = K[:, :n, :n] * (units.z / units.f).unsqueeze(-1) * units.z.unsqueeze(-2)
     J = K[:, n:, :n] * units.z.unsqueeze(-2) / units.c.unsqueeze(-1)
     g = slope * (units.z / units.f) - torch.bmm(J.mT, y.unsqueeze(-1)).squeeze(-1)

@@ -40,9 +40,28 @@ __all__ = ["FilterInteriorPoint"]
 INSIDE, RESTORING, ACTIVE = 0, 1, 2
 """Where a lane is: between the bounds, on its way back to what is feasible, on the active set."""
 
-_MU, _SHRINK, _POWER, _ENOUGH = 0.1, 0.2, 1.5, 10.0
-_FAR, _KEPT = 1e8, 10
-_FALL, _MARGIN, _HALVINGS, _FEWER, _BENT = 1e-6, 1e-5, 25, 4, 0.1
+# mu at the start; the error, in mu, at which its problem is solved; how it falls then, and the
+# least that it falls to, in sqrt(eps)
+_MU, _ENOUGH, _SHRINK, _POWER, _LEAST_MU = 0.1, 10.0, 0.2, 1.5, 1e-3
+# the most violation, in units of the start's; of this, what is small enough for the objective to
+# have to fall, if a power of its slope is larger than one of the violation; and the fall it needs
+_MOST, _SMALL, _SLOPE_POWER, _VIOLATION_POWER, _FALL = 1e4, 1e-8, 2.3, 1.1, 1e-6
+# a trial is better by this part of the violation; so many pairs are in the filter
+_MARGIN, _KEPT = 1e-5, 10
+# how often steps are halved, and how many searches may be in vain
+_HALVINGS, _IN_VAIN = 25, 4
+# restoration: the fall of its merit, the violation at its end, its first and its last damping
+_MERIT_FALL, _RESTORED, _FIRST_DAMPING, _MOST_DAMPING = 1e-4, 0.1, 1e-4, 1e15
+# the least curvature in the place of a negative one; how far a step goes there, in sizes
+_BENT, _REACH = 0.1, 10
+# multipliers: the largest at the start and after restoration, and beside those by least squares
+_MOST_MULTIPLIER, _MOST_TIMES = 1e3, 3
+# unknowns that have run away, and how much of them may be violation
+_FAR, _FEASIBLE = 1e8, 1e-6
+# the error that leads to the active set, its fall after failures, and rounds: all, and of changes
+_READY, _LATER, _ROUNDS, _CHANGING = 1e-4, 0.03, 60, 6
+# Newton's steps: their contraction, the size of the first, and that which rounding may explain
+_CONTRACTS, _FIRST, _NEAR = 0.8, 1e-2, 1e-4
 
 
 class Search(NamedTuple):
@@ -79,7 +98,7 @@ class Active(NamedTuple):
     rounds: Tensor
 
 
-class InteriorPointState(NamedTuple):
+class FilterState(NamedTuple):
     """The state of `FilterInteriorPoint`."""
 
     z: Tensor
@@ -93,9 +112,93 @@ class InteriorPointState(NamedTuple):
     search: Search
     active: Active
 
-    def settled(self, accepted: Any) -> InteriorPointState:
+    def settled(self, accepted: Any) -> FilterState:
         """Return the state; lanes whose trial was rejected have stayed."""
         return self._replace(accepted=accepted)
+
+    @property
+    def n(self) -> int:
+        """The number of unknowns."""
+        return self.active.z.shape[-1]
+
+    @property
+    def walking(self) -> Tensor:
+        """Which lanes are between the bounds."""
+        return self.phase == INSIDE
+
+    @property
+    def restoring(self) -> Tensor:
+        """Which lanes are on their way back to what is feasible."""
+        return self.phase == RESTORING
+
+    @property
+    def on_set(self) -> Tensor:
+        """Which lanes are on the active set."""
+        return self.phase == ACTIVE
+
+
+class Here(NamedTuple):
+    """The conditions where a step begins, and their slopes.
+
+    ``gradient`` is that of the Lagrangian. Restoration has no objective, and the ``violation`` in
+    the place of multipliers ``y``: with these ``dual`` is the gradient, in unknowns and slacks.
+    ``worst`` is the largest violation, ``soft`` how far constraints give way to multipliers.
+    """
+
+    slopes: Slopes
+    gaps: Gaps
+    gradient: Tensor
+    violation: Tensor
+    worst: Tensor
+    y: Tensor
+    dual: Tensor
+    soft: Tensor
+
+
+class Guess(NamedTuple):
+    """A guess of the active set, by ``side``, the ``bound`` of what is in it, and who ``enters``.
+
+    ``same`` tells where it is that of the last step, and ``start`` is an iterate for who enters.
+    """
+
+    start: Active
+    side: Tensor
+    bound: Tensor
+    same: Tensor
+    enters: Tensor
+
+
+class Direction(NamedTuple):
+    """A step from ``inside``, the barrier's slope ``push``, and the next iterate of ``newton``.
+
+    The curvature was not positive where it is ``bent``.
+    """
+
+    inside: Step
+    push: Tensor
+    newton: Active
+    bent: Tensor
+
+
+class Trial(NamedTuple):
+    """A trial of some ``length``, and the sums of violations ``before`` and ``after``."""
+
+    to: Inside
+    length: Tensor
+    before: Tensor
+    after: Tensor
+
+
+class Verdict(NamedTuple):
+    """Whether a trial is ``good``, and its numbers ``sound``.
+
+    It is of ``f_type`` where the objective has to fall; elsewhere the filter keeps the ``pair``.
+    """
+
+    good: Tensor
+    sound: Tensor
+    f_type: Tensor
+    pair: Tensor
 
 
 @dataclass(frozen=True)
@@ -153,7 +256,7 @@ class FilterInteriorPoint(EquationMethod):
         """Tell that the Jacobian is factored where a solve ends, as in the steps."""
         return True
 
-    def init(self, problem: EquationProblem, z: Tensor) -> InteriorPointState:
+    def init(self, problem: EquationProblem, z: Tensor) -> FilterState:
         """Start a little inside of the bounds, with multipliers by least squares.
 
         One step on the active set that ``z`` suggests is tried first, from ``z`` itself.
@@ -162,179 +265,136 @@ class FilterInteriorPoint(EquationMethod):
         n = z.shape[-1] - units.c.shape[-1]
         x, y = z[:, :n] / units.z, z[:, n:] * units.c / units.f
         x = torch.clamp(x, units.lo[:, :n], units.hi[:, :n])
-        _, rows = evaluate(problem, units, x)
-        slope = slopes_of(problem, units, x, y)
-        side = _sides(units, torch.cat([x, rows], -1), lagrangian(slope, y), y)
-        zero = torch.zeros_like(x[:, 0])
-        none = torch.zeros_like(zero, dtype=torch.int64)
-        active = Active(x, y, rows, side, zero + torch.inf, none)
-        lo, hi = units.lo.split((n, y.shape[-1]), -1), units.hi.split((n, y.shape[-1]), -1)
-        x = moved_inside(x, lo[0], hi[0])
-        f, rows = evaluate(problem, units, x)
-        w = torch.cat([x, moved_inside(rows, lo[1], hi[1])], -1)
-        low, high = units.low.to(z.dtype), units.high.to(z.dtype)
-        y = least_squares_multipliers(slopes_of(problem, units, x, 0 * y), units, high - low)
-        y = torch.where(y.abs().amax(-1, keepdim=True) < 1e3, y, 0.0)
-        inside = Inside(w, y, low, high, f, rows)
-        violation = (rows - w[:, n:]).abs().sum(-1)
-        units = units._replace(most=1e4 * violation.clamp(min=1.0))
-        pairs = torch.full((len(z), _KEPT, 2), torch.inf, dtype=z.dtype, device=z.device)
-        ready = zero + max(1e-4, rounding(z) ** 0.5)
+        active = _suggested(problem, units, x, y)
+        inside = _first_inside(problem, units, x)
+        violation = (inside.c - inside.w[:, n:]).abs().sum(-1)
+        units = units._replace(most=_MOST * violation.clamp(min=1.0))
+        zero, none, far = torch.zeros_like(violation), active.rounds, active.size
         no = zero > 1
-        left = torch.zeros_like(rows)
-        search = Search(zero + _MU, pairs, none, no, left, zero, none, zero + torch.inf, ready)
+        pairs = torch.full((len(z), _KEPT, 2), torch.inf, dtype=z.dtype, device=z.device)
+        ready, left = zero + max(_READY, rounding(z) ** 0.5), torch.zeros_like(inside.c)
+        search = Search(zero + _MU, pairs, none, no, left, zero, none, far, ready)
         flag = torch.as_tensor(problem.flags(), device=z.device).expand(len(z))
-        unknown = ~(f.abs() + violation < torch.inf)
+        unknown = ~(inside.f.abs() + violation < torch.inf)
         flag = torch.where(unknown & (flag == 0), int(Status.NONFINITE), flag)
         error = torch.where(unknown, torch.nan, zero + 1)
-        far, phase = zero + torch.inf, none + ACTIVE
-        return InteriorPointState(z, error, far, flag, ~no, phase, units, inside, search, active)
+        return FilterState(z, error, far, flag, ~no, none + ACTIVE, units, inside, search, active)
 
-    def step(self, problem: EquationProblem, state: InteriorPointState) -> InteriorPointState:
-        """Make a trial in every lane: a step of the barrier, of restoration, or of Newton."""
-        units, inside, search, eps = state.units, state.inside, state.search, rounding(state.z)
-        n = inside.w.shape[-1] - units.c.shape[-1]
-        on_set, restoring = state.phase == ACTIVE, state.phase == RESTORING
-        x = pick(on_set, state.active.z, inside.w[:, :n])
-        y = pick(on_set, state.active.y, inside.y)
-        slopes = slopes_of(problem, units, x, y)
-        gradient = lagrangian(slopes, y)
-        # restoration has no objective, and the violation in the place of multipliers
-        violation = inside.c - inside.w[:, n:]
-        y = pick(restoring, violation, inside.y)
-        slopes = slopes._replace(g=pick(restoring, torch.zeros_like(slopes.g), slopes.g))
-        dual = torch.where(units.fixed, 0.0, torch.cat([lagrangian(slopes, y), -y], -1))
-        gaps = gaps_of(units, inside)
-        least, fresh = violation.abs().amax(-1), search.tries == 0
-        error = error_of(inside, gaps, units, dual, y, 0.0)
-        error = torch.where(restoring, error, torch.maximum(error, least))
-        mu, pairs = search.mu, search.filter
-        for _ in range(2):
-            gap = error_of(inside, gaps, units, dual, y, mu.unsqueeze(-1))
-            gap = torch.where(restoring, gap, torch.maximum(gap, least))
-            done = fresh & ~on_set & (gap <= _ENOUGH * mu)
-            lower = torch.minimum(_SHRINK * mu, mu**_POWER).clamp(min=1e-3 * eps**0.5)
-            mu = torch.where(done, lower, mu)
-            pairs = pick(done, torch.full_like(pairs, torch.inf), pairs)
-        search = search._replace(mu=mu, filter=pairs)
-        stationary = restoring & fresh & (error <= 1e-4 * least) & (least > eps**0.4)
-        flag = torch.where(stationary & (state.flag == 0), int(Status.INFEASIBLE), state.flag)
-        # onto the active set
-        enters = (state.phase == INSIDE) & fresh & (error <= search.ready)
-        phase = torch.where(enters, ACTIVE, state.phase)
-        on_set = phase == ACTIVE
-        side = _strong(units, inside, gaps)
-        far = torch.full_like(mu, torch.inf)
-        rounds = torch.zeros_like(state.active.rounds)
-        start = Active(inside.w[:, :n], inside.y, inside.c, side, far, rounds)
-        active = pick(enters, start, state.active)
-        side = _sides(units, torch.cat([active.z, active.c], -1), gradient, active.y)
-        side = pick(enters, start.side, side)
-        same = (side == active.side).all(-1) & ~enters
-        # one factorization for all: of the barrier's system, or of that on the active set
-        damping = torch.where(on_set, 0.0, search.damping)
-        fixed = pick(on_set, side != 0, units.fixed)
-        sigma = pick(on_set, torch.zeros_like(gaps.sigma), gaps.sigma)
-        W = pick(restoring, torch.zeros_like(slopes.H), slopes.H)
-        W = W + torch.diag_embed(sigma[:, :n] + torch.where(restoring, damping, 0.0).unsqueeze(-1))
-        soft = torch.where(units.fixed, 0.0, 1 / gaps.sigma.clamp(min=1e-20))[:, n:]
-        hard = torch.zeros_like(soft).masked_fill(side[:, n:] == 0, torch.inf)
-        give = pick(on_set, hard, soft)
-        give = give + restoring.unsqueeze(-1)
-        damping = torch.where(restoring, 0.0, damping)
-        W, t, bent = _convex(W, slopes.J, give, ~fixed[:, :n], damping, ~on_set)
-        push = push_of(gaps, units, mu)
-        off = torch.where(units.fixed, 0.0, dual + push)
-        tried = pick(search.second, search.left, violation)
-        tried = torch.where(restoring.unsqueeze(-1), tried - y, tried)
-        keep = (~fixed[:, :n]).to(t.dtype)
-        rhs = torch.cat([-off[:, :n] * t * keep, -tried - soft * off[:, n:]], -1)
-        K = _system(W, slopes.J * (t * keep).unsqueeze(-2), give)
-        bound = torch.where(side == 1, units.hi, torch.where(side == 0, 0.0, units.lo))
-        newton = _newton(slopes, active, side, bound, gradient, t)
-        K, rhs = pick(on_set, newton, (K, rhs))
-        sound = torch.isfinite(K).flatten(1).all(-1)
-        K = pick(sound, K, torch.diag_embed(torch.ones_like(rhs)))
-        factors, pivots, _ = torch.linalg.lu_factor_ex(K)
-        solution = torch.linalg.lu_solve(factors, pivots, rhs.unsqueeze(-1)).squeeze(-1)
-        solution = pick(sound, solution, torch.full_like(solution, torch.nan))
-        dx, dy = solution[:, :n] * t, solution[:, n:]
-        step = step_inside(units, inside, gaps, mu, dx, dy, soft * (dy - off[:, n:]))
-        reach = 10 * inside.w[:, :n].abs().amax(-1).clamp(min=1.0)
-        cap = reach / step.w[:, :n].abs().amax(-1)
-        length = torch.where(bent & (cap < step.length), cap, step.length)
-        halves = torch.where(search.second | restoring, 0, search.tries).to(length.dtype)
-        length = length * torch.pow(torch.full_like(length, 0.5), halves)
-        # the trial
-        ahead = inside.w + length.unsqueeze(-1) * step.w
-        x = torch.where(side[:, :n] != 0, bound[:, :n], active.z + dx)
-        f, rows = evaluate(problem, units, pick(on_set, x, ahead[:, :n]))
-        trial = inside._replace(w=ahead, f=f, c=rows)
-        good, f_type, pair = _pays(units, inside, trial, gaps, step, slopes, search, length)
-        restored = _restores(units, inside, trial, step, slopes, push, mu, length)
-        sound = (f.abs() + rows.sum(-1).abs() + step.y.sum(-1).abs()) < torch.inf
-        good = torch.where(restoring, restored, good) & sound & ~on_set
-        # where it is accepted
-        most = 3 * (
-            1 + least_squares_multipliers(slopes, units, inside.high - inside.low).abs().amax(-1)
+    def step(self, problem: EquationProblem, state: FilterState) -> FilterState:
+        """Make a trial in every lane: a step of the barrier, of restoration, or of Newton.
+
+        Marks are the steps of the source's algorithm A.
+        """
+        here = _linearized(problem, state)
+        error = _error(state, here, 0.0)  # A-2
+        now = state._replace(search=_eased(state, here))  # A-3
+        guess = _guessed(now, here, error)
+        now = now._replace(
+            phase=torch.where(guess.enters, ACTIVE, now.phase),
+            active=pick(guess.enters, guess.start, now.active),
         )
-        y = inside.y + length.unsqueeze(-1) * step.y
-        y = y * (most / y.abs().amax(-1)).clamp(max=1.0).unsqueeze(-1)
-        y = pick(restoring, violation, y)
-        trial = with_bounds(trial._replace(y=y), units, step, mu)
-        moved = pick(good, trial, inside)
-        search, phase, moved, stuck = _onward(
-            units, inside, moved, trial, search, phase, good, sound, f_type, pair, step, length
+        step = _direction(now, here, guess)  # A-4
+        trial = _tried(problem, now, here, step)  # A-5
+        verdict = _judged(now, here, step, trial)
+        moved = pick(verdict.good, _accepted(now, here, step, trial), now.inside)  # A-6
+        now = now._replace(search=_searched(now, here, step, trial, verdict))  # A-7
+        now, lost, given_up = _in_vain(now, trial, verdict.good)
+        new = _restored(now, moved, trial, lost, verdict.good)  # A-9
+        runs = _runs_away(now, new, verdict.good)
+        new, estimate, hopeless = _on_active_set(new, guess, step, trial)
+        flag = state.flag
+        for ends, status in (
+            (_infeasible(state, here, error), Status.INFEASIBLE),
+            (given_up | hopeless, Status.STALLED),
+            (runs, Status.UNBOUNDED),
+        ):
+            flag = torch.where(ends & (flag == 0), int(status), flag)
+        size, at = step.newton.size, new.on_set | hopeless
+        new = new._replace(
+            z=_unknowns(problem, new, at),
+            error=torch.where(new.on_set, torch.where(size < torch.inf, size, 1.0), error),
+            estimate=estimate * new.units.z.amax(-1),
+            flag=flag,
+            accepted=verdict.good | at,
         )
-        flag = torch.where(stuck & (flag == 0), int(Status.STALLED), flag)
-        size = moved.w[:, :n].abs().amax(-1)
-        violation = (moved.c - moved.w[:, n:]).abs().amax(-1)
-        runs = good & (phase == INSIDE) & (size > _FAR) & (violation <= 1e-6 * size)
-        runs = runs & (moved.f < inside.f)
-        flag = torch.where(runs & (flag == 0), int(Status.UNBOUNDED), flag)
-        # Newton's step on the active set
-        y = torch.where(side[:, n:] != 0, active.y + dy, 0.0)
-        size = dy.abs().amax(-1) / active.y.abs().amax(-1).clamp(min=1.0)
-        size = torch.maximum(dx.abs().amax(-1), size)
-        rate, tiny = size / active.size, size <= eps**0.75
-        first = active.rounds == 0
-        holds = first | tiny | (rate <= 0.8) | (~same & (active.rounds < 6))
-        holds = holds & (active.rounds < 60) & (f.abs() + rows.sum(-1).abs() + size < torch.inf)
-        holds = holds & on_set & ~(first & ~enters & ((size > 1e-2) | bent))
-        gone = torch.where(rate < 1, rate / (1 - rate), torch.inf)
-        part = torch.where(tiny, 0.0, size * gone)
-        # (rounding keeps a step from contracting: what it is then is for the verdict to say)
-        ends = on_set & same & ~holds & (size < 1e-4) & (active.rounds > 1)
-        estimate = torch.where(holds & same & ~first, part, far.masked_fill(ends, 0.0))
-        fell = on_set & ~holds & ~ends
-        late = fell & (state.active.rounds + enters > 0)
-        search = search._replace(ready=torch.where(late, 0.03 * search.ready, search.ready))
-        # (the barrier's problems are solved, and the active set has no regular system)
-        hopeless = late & (search.ready < 0.01 * eps**0.5)
-        flag = torch.where(hopeless & (flag == 0), int(Status.STALLED), flag)
-        newer = Active(x, y, rows, side, size, active.rounds + 1)
-        active = pick(holds, newer, active)
-        phase = torch.where(fell, INSIDE, phase)
-        on_set = phase == ACTIVE
-        error = torch.where(on_set, torch.where(size < torch.inf, size, 1.0), error)
-        z = torch.cat([moved.w[:, :n] * units.z, moved.y * units.f / units.c], -1)
-        active = pick(hopeless, start._replace(side=_strong(units, inside, gaps)), active)
-        on_set = on_set | hopeless
-        exact = _exact(problem, units, active)
-        new = InteriorPointState(
-            pick(on_set, exact, z),
-            error,
-            estimate * units.z.amax(-1),
-            flag,
-            good | on_set,
-            phase,
-            units,
-            moved,
-            search,
-            active,
-        )
-        running = state.flag == 0
-        return pick(running, new, state._replace(accepted=good))
+        return pick(state.flag == 0, new, state._replace(accepted=verdict.good))
+
+
+def _suggested(problem: EquationProblem, units: Units, x: Tensor, y: Tensor) -> Active:
+    """Return the start on the active set that a point and multipliers suggest."""
+    _, rows = evaluate(problem, units, x)
+    slope = slopes_of(problem, units, x, y)
+    side = _sides(units, torch.cat([x, rows], -1), lagrangian(slope, y), y)
+    zero = torch.zeros_like(x[:, 0])
+    return Active(x, y, rows, side, zero + torch.inf, torch.zeros_like(zero, dtype=torch.int64))
+
+
+def _first_inside(problem: EquationProblem, units: Units, x: Tensor) -> Inside:
+    """Return the start between the bounds, with multipliers by least squares if they are small."""
+    sizes = x.shape[-1], units.c.shape[-1]
+    lo, hi = units.lo.split(sizes, -1), units.hi.split(sizes, -1)
+    x = moved_inside(x, lo[0], hi[0])
+    f, rows = evaluate(problem, units, x)
+    w = torch.cat([x, moved_inside(rows, lo[1], hi[1])], -1)
+    low, high = units.low.to(x.dtype), units.high.to(x.dtype)
+    slopes = slopes_of(problem, units, x, torch.zeros_like(rows))
+    y = least_squares_multipliers(slopes, units, high - low)
+    y = torch.where(y.abs().amax(-1, keepdim=True) < _MOST_MULTIPLIER, y, 0.0)
+    return Inside(w, y, low, high, f, rows)
+
+
+def _linearized(problem: EquationProblem, state: FilterState) -> Here:
+    """Return the conditions of each lane's phase, of one evaluation."""
+    units, inside, active, restoring = state.units, state.inside, state.active, state.restoring
+    x = pick(state.on_set, active.z, inside.w[:, : state.n])
+    y = pick(state.on_set, active.y, inside.y)
+    slopes, gaps = slopes_of(problem, units, x, y), gaps_of(units, inside)
+    gradient = lagrangian(slopes, y)
+    violation = inside.c - inside.w[:, state.n :]
+    y = pick(restoring, violation, inside.y)
+    slopes = slopes._replace(g=pick(restoring, torch.zeros_like(slopes.g), slopes.g))
+    dual = torch.where(units.fixed, 0.0, torch.cat([lagrangian(slopes, y), -y], -1))
+    worst = violation.abs().amax(-1)
+    soft = torch.where(units.fixed, 0.0, 1 / gaps.sigma.clamp(min=1e-20))[:, state.n :]
+    return Here(slopes, gaps, gradient, violation, worst, y, dual, soft)
+
+
+def _error(state: FilterState, here: Here, mu: Tensor | float) -> Tensor:
+    """Return how far the conditions of the barrier's problem are from being met."""
+    error = error_of(state.inside, here.gaps, state.units, here.dual, here.y, mu)
+    return torch.where(state.restoring, error, torch.maximum(error, here.worst))
+
+
+def _eased(state: FilterState, here: Here) -> Search:
+    """Return the search; where the barrier's problem is solved, with less ``mu`` and no filter."""
+    search, eps = state.search, rounding(state.z)
+    mu, pairs = search.mu, search.filter
+    for _ in range(2):
+        solved = _error(state, here, mu.unsqueeze(-1)) <= _ENOUGH * mu
+        solved = solved & (search.tries == 0) & ~state.on_set
+        lower = torch.minimum(_SHRINK * mu, mu**_POWER).clamp(min=_LEAST_MU * eps**0.5)
+        mu = torch.where(solved, lower, mu)
+        pairs = pick(solved, torch.full_like(pairs, torch.inf), pairs)
+    return search._replace(mu=mu, filter=pairs)
+
+
+def _infeasible(state: FilterState, here: Here, error: Tensor) -> Tensor:
+    """Tell where the violation is stationary, and is not zero."""
+    stationary = state.restoring & (state.search.tries == 0) & (error <= 1e-4 * here.worst)
+    return stationary & (here.worst > rounding(error) ** 0.4)
+
+
+def _guessed(state: FilterState, here: Here, error: Tensor) -> Guess:
+    """Return the active set: the next one, or where the error is small enough, the first."""
+    units, inside, active, search = state.units, state.inside, state.active, state.search
+    enters = state.walking & (search.tries == 0) & (error <= search.ready)
+    strong, far = _strong(units, inside, here.gaps), torch.full_like(error, torch.inf)
+    none = torch.zeros_like(active.rounds)
+    start = Active(inside.w[:, : state.n], inside.y, inside.c, strong, far, none)
+    side = _sides(units, torch.cat([active.z, active.c], -1), here.gradient, active.y)
+    side = pick(enters, strong, side)
+    bound = torch.where(side == 1, units.hi, torch.where(side == 0, 0.0, units.lo))
+    return Guess(start, side, bound, (side == active.side).all(-1) & ~enters, enters)
 
 
 def _strong(units: Units, inside: Inside, gaps: Gaps) -> Tensor:
@@ -355,17 +415,42 @@ def _set(units: Units, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(units.fixed, 2, side)
 
 
-def _convex(
-    W: Tensor, J: Tensor, give: Tensor, free: Tensor, damping: Tensor, inside: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the Hessian, scaled, with positive curvature along the constraints; its scales.
+def _direction(state: FilterState, here: Here, guess: Guess) -> Direction:
+    """Return the step of each lane's phase, by one factorization for all."""
+    units, active, mu, n = state.units, state.active, state.search.mu, state.n
+    push = push_of(here.gaps, units, mu)
+    off = torch.where(units.fixed, 0.0, here.dual + push)
+    W, t, give, free, bent = _convex(state, here, guess)
+    system = _system(state, here, W, t * free.to(t.dtype), give, off)
+    solution = _solved(*pick(state.on_set, _newton(here, active, guess, t), system))
+    dx, dy = solution[:, :n] * t, solution[:, n:]
+    ds = here.soft * (dy - off[:, n:])
+    step = step_inside(units, state.inside, here.gaps, mu, dx, dy, ds)
+    x = torch.where(guess.side[:, :n] != 0, guess.bound[:, :n], active.z + dx)
+    y = torch.where(guess.side[:, n:] != 0, active.y + dy, 0.0)
+    size = dy.abs().amax(-1) / active.y.abs().amax(-1).clamp(min=1.0)
+    size = torch.maximum(dx.abs().amax(-1), size)
+    newer = Active(x, y, active.c, guess.side, size, active.rounds + 1)
+    return Direction(step, push, newer, bent)
 
-    With it comes where the curvature was not positive. Constraints ``give`` way, some without end.
+
+def _convex(state: FilterState, here: Here, guess: Guess) -> tuple[Tensor, ...]:
+    """Return the Hessian, scaled; the scales; how rows give way; who is free; and who was bent.
+
+    But on the active set its curvature along the constraints is made positive.
     """
-    A, t, W = bordered(W, J, free, give, damping)
+    on_set, restoring, n = state.on_set, state.restoring, state.n
+    free = ~pick(on_set, guess.side != 0, state.units.fixed)[:, :n]
+    sigma = pick(on_set, torch.zeros_like(here.gaps.sigma), here.gaps.sigma)
+    damping = torch.where(on_set, 0.0, state.search.damping)
+    W = pick(restoring, torch.zeros_like(here.slopes.H), here.slopes.H)
+    W = W + torch.diag_embed(sigma[:, :n] + torch.where(restoring, damping, 0.0).unsqueeze(-1))
+    hard = torch.zeros_like(here.soft).masked_fill(guess.side[:, n:] == 0, torch.inf)
+    give = pick(on_set, hard, here.soft) + restoring.unsqueeze(-1)
+    A, t, W = bordered(W, here.slopes.J, free, give, torch.where(restoring, 0.0, damping))
     bent = torch.linalg.cholesky_ex(A).info != 0
-    (W,) = renew(None, bent & inside, (W,), _bent_up, W, A)
-    return W, t, bent
+    (W,) = renew(None, bent & ~on_set, (W,), _bent_up, W, A)
+    return W, t, give, free, bent
 
 
 def _bent_up(W: Tensor, A: Tensor) -> tuple[Tensor]:
@@ -377,144 +462,219 @@ def _bent_up(W: Tensor, A: Tensor) -> tuple[Tensor]:
     return (W + (vectors * more.unsqueeze(-2)) @ vectors.mT,)
 
 
-def _system(W: Tensor, J: Tensor, give: Tensor) -> Tensor:
-    """Return the matrix of the barrier's system."""
+def _system(
+    state: FilterState, here: Here, W: Tensor, t: Tensor, give: Tensor, off: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the system of a step of the barrier or of restoration."""
+    n = state.n
+    tried = pick(state.search.second, state.search.left, here.violation)
+    tried = torch.where(state.restoring.unsqueeze(-1), tried - here.y, tried)
+    rhs = torch.cat([-off[:, :n] * t, -tried - here.soft * off[:, n:]], -1)
+    J = here.slopes.J * t.unsqueeze(-2)
     squares = J.square().sum(-1)
     give = give + rounding(J) ** 0.5 * torch.where(squares > 0, squares, 1.0)
     give = torch.where(give < torch.inf, give, 1.0)
-    return torch.cat([torch.cat([W, J.mT], -1), torch.cat([J, -torch.diag_embed(give)], -1)], -2)
+    bottom = torch.cat([J, -torch.diag_embed(give)], -1)
+    return torch.cat([torch.cat([W, J.mT], -1), bottom], -2), rhs
 
 
-def _newton(
-    slopes: Slopes, active: Active, side: Tensor, bound: Tensor, gradient: Tensor, t: Tensor
-) -> tuple[Tensor, Tensor]:
+def _newton(here: Here, active: Active, guess: Guess, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return the system of Newton's step on the active set."""
-    n = t.shape[-1]
-    on, one = side != 0, torch.ones_like(bound).diag_embed()
+    n, slopes, bound = t.shape[-1], here.slopes, guess.bound
+    on, one = guess.side != 0, torch.ones_like(bound).diag_embed()
     J = slopes.J * t.unsqueeze(-2)
     top = torch.cat([slopes.H * t.unsqueeze(-1) * t.unsqueeze(-2), J.mT], -1)
     bottom = torch.cat([J, torch.zeros_like(one[:, n:, n:])], -1)
     plain = torch.cat([on[:, :n], ~on[:, n:]], -1).unsqueeze(-1)
     K = torch.where(plain, one, torch.cat([top, bottom], -2))
-    z = torch.where(on[:, :n], (bound[:, :n] - active.z) / t, -gradient * t)
+    z = torch.where(on[:, :n], (bound[:, :n] - active.z) / t, -here.gradient * t)
     return K, torch.cat([z, torch.where(on[:, n:], bound[:, n:] - active.c, -active.y)], -1)
 
 
-def _pays(
-    units: Units,
-    inside: Inside,
-    trial: Inside,
-    gaps: Gaps,
-    step: Step,
-    slopes: Slopes,
-    search: Search,
-    length: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tell where the filter accepts a trial, where for the objective's fall, and what to keep."""
-    eps, n, mu = rounding(inside.w), slopes.g.shape[-1], search.mu
-    before = (inside.c - inside.w[:, n:]).abs().sum(-1)
-    after = (trial.c - trial.w[:, n:]).abs().sum(-1)
+def _solved(K: Tensor, rhs: Tensor) -> Tensor:
+    """Return the solution of a system, NaN where its numbers are not finite."""
+    sound = torch.isfinite(K).flatten(1).all(-1)
+    K = pick(sound, K, torch.diag_embed(torch.ones_like(rhs)))
+    factors, pivots, _ = torch.linalg.lu_factor_ex(K)
+    solution = torch.linalg.lu_solve(factors, pivots, rhs.unsqueeze(-1)).squeeze(-1)
+    return pick(sound, solution, torch.full_like(solution, torch.nan))
+
+
+def _tried(problem: EquationProblem, state: FilterState, here: Here, step: Direction) -> Trial:
+    """Return the trial: as far as the bounds allow, and half of that for each that has failed."""
+    inside, search, n = state.inside, state.search, state.n
+    length = step.inside.length
+    cap = _REACH * inside.w[:, :n].abs().amax(-1).clamp(min=1.0)
+    cap = cap / step.inside.w[:, :n].abs().amax(-1)
+    length = torch.where(step.bent & (cap < length), cap, length)
+    halves = torch.where(search.second | state.restoring, 0, search.tries).to(length.dtype)
+    length = length * torch.pow(torch.full_like(length, 0.5), halves)
+    w = inside.w + length.unsqueeze(-1) * step.inside.w
+    f, c = evaluate(problem, state.units, pick(state.on_set, step.newton.z, w[:, :n]))
+    before, after = here.violation.abs().sum(-1), (c - w[:, n:]).abs().sum(-1)
+    return Trial(inside._replace(w=w, f=f, c=c), length, before, after)
+
+
+def _judged(state: FilterState, here: Here, step: Direction, trial: Trial) -> Verdict:
+    """Return whether a trial is accepted: by the filter, or in restoration by its merit."""
+    units, inside, mu, eps = state.units, state.inside, state.search.mu, rounding(state.z)
+    to, length, before, after = trial
     phi = inside.f + mu * barrier(units, inside.w)
-    new = trial.f + mu * barrier(units, trial.w)
-    slope = torch.cat([slopes.g, torch.zeros_like(inside.c)], -1) + push_of(gaps, units, mu)
-    slope = (torch.where(units.fixed, 0.0, slope) * step.w).sum(-1)
+    new = to.f + mu * barrier(units, to.w)
+    slope = torch.cat([here.slopes.g, torch.zeros_like(inside.c)], -1) + step.push
+    slope = (torch.where(units.fixed, 0.0, slope) * step.inside.w).sum(-1)
     noise = 10 * eps * (phi.abs() + inside.f.abs())
-    little = 10 * eps * (inside.c.abs() + inside.w[:, n:].abs()).sum(-1)
-    falls = length * (-slope).clamp(min=0.0) ** 2.3 > before**1.1
-    f_type = (slope < 0) & falls & (before <= 1e-8 * units.most)
+    little = 10 * eps * (inside.c.abs() + inside.w[:, state.n :].abs()).sum(-1)
+    falls = length * (-slope).clamp(min=0.0) ** _SLOPE_POWER > before**_VIOLATION_POWER
+    f_type = (slope < 0) & falls & (before <= _SMALL * units.most)
     armijo = new - phi - noise <= _FALL * length * slope
     either = (after <= (1 - _MARGIN) * before + little) | (new - phi - noise <= -_MARGIN * before)
-    pairs = search.filter
+    pairs = state.search.filter
     beaten = (after.unsqueeze(-1) >= pairs[..., 0]) & ((new - noise).unsqueeze(-1) >= pairs[..., 1])
     good = torch.where(f_type, armijo, either) & ~beaten.any(-1) & (after <= units.most)
-    return good, f_type, torch.stack([(1 - _MARGIN) * before, phi - _MARGIN * before], -1)
+    good = torch.where(state.restoring, _restores(state, here, step, trial), good)
+    sound = to.f.abs() + to.c.sum(-1).abs() + step.inside.y.sum(-1).abs() < torch.inf
+    pair = torch.stack([(1 - _MARGIN) * before, phi - _MARGIN * before], -1)
+    return Verdict(good & sound & ~state.on_set, sound, f_type, pair)
 
 
-def _restores(
-    units: Units,
-    inside: Inside,
-    trial: Inside,
-    step: Step,
-    slopes: Slopes,
-    push: Tensor,
-    mu: Tensor,
-    length: Tensor,
-) -> Tensor:
+def _restores(state: FilterState, here: Here, step: Direction, trial: Trial) -> Tensor:
     """Tell where a trial reduces the violation, with its barrier."""
-    eps, n = rounding(inside.w), slopes.g.shape[-1]
-    before, after = inside.c - inside.w[:, n:], trial.c - trial.w[:, n:]
+    units, inside, to, mu = state.units, state.inside, trial.to, state.search.mu
+    before, after = here.violation, to.c - to.w[:, state.n :]
     merit = 0.5 * before.square().sum(-1) + mu * barrier(units, inside.w)
-    new = 0.5 * after.square().sum(-1) + mu * barrier(units, trial.w)
-    slope = torch.cat([torch.bmm(slopes.J.mT, before.unsqueeze(-1)).squeeze(-1), -before], -1)
-    slope = (torch.where(units.fixed, 0.0, slope + push) * step.w).sum(-1)
-    return new - merit <= 1e-4 * length * slope + 10 * eps * merit.abs()
+    new = 0.5 * after.square().sum(-1) + mu * barrier(units, to.w)
+    slope = torch.bmm(here.slopes.J.mT, before.unsqueeze(-1)).squeeze(-1)
+    slope = torch.where(units.fixed, 0.0, torch.cat([slope, -before], -1) + step.push)
+    slope = (slope * step.inside.w).sum(-1)
+    return new - merit <= _MERIT_FALL * trial.length * slope + 10 * rounding(merit) * merit.abs()
 
 
-def _onward(
-    units: Units,
-    inside: Inside,
-    moved: Inside,
-    trial: Inside,
-    search: Search,
-    phase: Tensor,
-    good: Tensor,
-    sound: Tensor,
-    f_type: Tensor,
-    pair: Tensor,
-    step: Step,
-    length: Tensor,
-) -> tuple[Search, Tensor, Inside, Tensor]:
-    """Return how the search goes on after a trial, the phase, the iterate, and who is stuck."""
-    eps, m = rounding(inside.w), inside.y.shape[-1]
-    restoring, walking = phase == RESTORING, phase == INSIDE
-    mu, pairs, tries, _, left, damping, stuck, entry, ready = search
-    before = (inside.c - inside.w[:, -m:]).abs().sum(-1)
-    after = (trial.c - trial.w[:, -m:]).abs().sum(-1)
-    kept = torch.cat([pair.unsqueeze(1), pairs[:, :-1]], 1)
-    pairs = pick(good & walking & ~f_type, kept, pairs)
-    bad = ~good & (phase != ACTIVE)
-    second = bad & walking & (tries == 0) & (after >= before) & sound
-    ahead = (trial.c - trial.w[:, -m:]) + length.unsqueeze(-1) * (inside.c - inside.w[:, -m:])
-    left = pick(second, ahead, left)
-    tries = torch.where(bad, tries + 1, 0)
+def _accepted(state: FilterState, here: Here, step: Direction, trial: Trial) -> Inside:
+    """Return the trial with its multipliers, none much larger than those by least squares."""
+    inside, units = state.inside, state.units
+    fair = least_squares_multipliers(here.slopes, units, inside.high - inside.low)
+    most = _MOST_TIMES * (1 + fair.abs().amax(-1))
+    y = inside.y + trial.length.unsqueeze(-1) * step.inside.y
+    y = y * (most / y.abs().amax(-1)).clamp(max=1.0).unsqueeze(-1)
+    y = pick(state.restoring, here.violation, y)
+    return with_bounds(trial.to._replace(y=y), units, step.inside, state.search.mu)
+
+
+def _searched(
+    state: FilterState, here: Here, step: Direction, trial: Trial, verdict: Verdict
+) -> Search:
+    """Return the search after a trial: its filter, how the next step is tried, and damped."""
+    search, (good, sound, f_type, pair) = state.search, verdict
+    walked, bad, damping = good & state.walking, ~good & ~state.on_set, search.damping
+    kept = torch.cat([pair.unsqueeze(1), search.filter[:, :-1]], 1)
+    second = bad & state.walking & (search.tries == 0) & (trial.after >= trial.before) & sound
+    ahead = trial.to.c - trial.to.w[:, state.n :] + trial.length.unsqueeze(-1) * here.violation
     # short steps make the next ones careful
-    part = length / step.length
+    part = trial.length / step.inside.length
     careful = torch.where(part < 0.3, (4 * damping).clamp(min=1e-2), damping)
     easy = torch.where(damping > 1e-4, 0.25 * damping, 0.0)
-    walked = torch.where(part > 0.9, easy, careful)
+    freer = torch.where(part > 0.9, easy, careful)
     damped = torch.where(good, (0.2 * damping).clamp(min=1e-10), 8 * damping)
-    damping = torch.where(restoring, damped, torch.where(good & walking, walked, damping))
-    tired = bad & walking & (tries > _HALVINGS)
-    lost = tired & (before > eps**0.5)
-    lost = lost | (good & walking & (length < 1e-4) & (before > 1e-4) & (after > 0.9 * before))
+    return search._replace(
+        filter=pick(walked & ~f_type, kept, search.filter),
+        tries=torch.where(bad, search.tries + 1, 0),
+        second=second,
+        left=pick(second, ahead, search.left),
+        damping=torch.where(state.restoring, damped, torch.where(walked, freer, damping)),
+    )
+
+
+def _in_vain(state: FilterState, trial: Trial, good: Tensor) -> tuple[FilterState, Tensor, Tensor]:
+    """Return the state, searching anew where it was in vain; who is to restore; who gives up."""
+    (_, length, before, after), search = trial, state.search
+    eps, mu, walking = rounding(state.z), search.mu, state.walking
+    tired = ~good & walking & (search.tries > _HALVINGS)
+    slow = good & walking & (length < 1e-4) & (before > 1e-4) & (after > 0.9 * before)
+    lost = (tired & (before > eps**0.5)) | slow
     idle = tired & ~lost
-    stuck = torch.where(idle, stuck + 1, torch.where(good & (length > 1e-3), 0, stuck))
-    pairs = pick(idle | lost, torch.full_like(pairs, torch.inf), pairs)
-    mu = torch.where(idle, (0.1 * mu).clamp(min=1e-3 * eps**0.5), mu)
-    tries = torch.where(tired, 0, tries)
-    given_up = (stuck >= _FEWER) | (restoring & bad & (damping > 1e15))
-    # into restoration, and out of it
-    mu = torch.where(lost, torch.minimum(mu, 0.1 * before**2), mu)
-    out = restoring & good & (after <= 0.1 * entry)
+    stuck = torch.where(good & (length > 1e-3), 0, search.stuck)
+    stuck = torch.where(idle, search.stuck + 1, stuck)
+    given_up = state.restoring & ~good & (search.damping > _MOST_DAMPING)
+    search = search._replace(
+        mu=torch.where(idle, (0.1 * mu).clamp(min=_LEAST_MU * eps**0.5), mu),
+        filter=pick(tired | lost, torch.full_like(search.filter, torch.inf), search.filter),
+        tries=torch.where(tired, 0, search.tries),
+        stuck=stuck,
+    )
+    return state._replace(search=search), lost, (stuck >= _IN_VAIN) | given_up
+
+
+def _restored(
+    state: FilterState, moved: Inside, trial: Trial, lost: Tensor, good: Tensor
+) -> FilterState:
+    """Return the state: in restoration where lanes are ``lost``, out of it where it has helped."""
+    units, search, gaps = state.units, state.search, gaps_of(state.units, moved)
+    out = state.restoring & good & (trial.after <= _RESTORED * search.entry)
+    mu = torch.where(lost, torch.minimum(search.mu, 0.1 * trial.before**2), search.mu)
     mu = torch.where(out, mu.clamp(min=1e-4), mu)
-    gaps = gaps_of(units, moved)
-    most = torch.full_like(mu, torch.inf).masked_fill(out, 1e3).unsqueeze(-1)
+    most = torch.full_like(mu, torch.inf).masked_fill(out, _MOST_MULTIPLIER).unsqueeze(-1)
     low = torch.where(units.low, torch.minimum(mu.unsqueeze(-1) / gaps.low, most), 0.0)
     high = torch.where(units.high, torch.minimum(mu.unsqueeze(-1) / gaps.high, most), 0.0)
     y = pick(out, torch.zeros_like(moved.y), moved.y)
-    moved = pick(lost | out, moved._replace(y=y, low=low, high=high), moved)
-    damping = torch.where(lost, 1e-4, torch.where(out, 0.0, damping))
-    phase = torch.where(lost, RESTORING, torch.where(out, INSIDE, phase))
-    entry = torch.where(lost, before, entry)
-    search = Search(mu, pairs, tries, second, left, damping, stuck, entry, ready)
-    return search, phase, moved, given_up
+    damping = torch.where(lost, _FIRST_DAMPING, torch.where(out, 0.0, search.damping))
+    entry = torch.where(lost, trial.before, search.entry)
+    return state._replace(
+        phase=torch.where(lost, RESTORING, torch.where(out, INSIDE, state.phase)),
+        inside=pick(lost | out, moved._replace(y=y, low=low, high=high), moved),
+        search=search._replace(mu=mu, damping=damping, entry=entry),
+    )
 
 
-def _exact(problem: EquationProblem, units: Units, active: Active) -> Tensor:
-    """Return the iterate on the active set, where unknowns are exactly at their bounds."""
-    n = active.z.shape[-1]
+def _runs_away(state: FilterState, new: FilterState, good: Tensor) -> Tensor:
+    """Tell where a feasible iterate is far away and the objective still falls."""
+    inside, n = new.inside, new.n
+    size = inside.w[:, :n].abs().amax(-1)
+    violation = (inside.c - inside.w[:, n:]).abs().amax(-1)
+    runs = good & new.walking & (size > _FAR) & (violation <= _FEASIBLE * size)
+    return runs & (inside.f < state.inside.f)
+
+
+def _on_active_set(
+    state: FilterState, guess: Guess, step: Direction, trial: Trial
+) -> tuple[FilterState, Tensor, Tensor]:
+    """Return the state after Newton's step, its error's estimate, and where neither phase helps.
+
+    A lane goes back inside if its steps do not contract.
+    """
+    active, on_set, search, eps = state.active, state.on_set, state.search, rounding(state.z)
+    size, rounds, same = step.newton.size, active.rounds, guess.same
+    rate, tiny, first = size / active.size, size <= eps**0.75, rounds == 0
+    holds = first | tiny | (rate <= _CONTRACTS) | (~same & (rounds < _CHANGING))
+    finite = trial.to.f.abs() + trial.to.c.sum(-1).abs() + size < torch.inf
+    holds = on_set & holds & (rounds < _ROUNDS) & finite
+    holds = holds & ~(first & ~guess.enters & ((size > _FIRST) | step.bent))
+    gone = torch.where(rate < 1, rate / (1 - rate), torch.inf)
+    part = torch.where(tiny, 0.0, size * gone)
+    # (rounding keeps a step from contracting: what it is then is for the verdict to say)
+    ends = on_set & same & ~holds & (size < _NEAR) & (rounds > 1)
+    far = torch.full_like(part, torch.inf)
+    estimate = torch.where(holds & same & ~first, part, far.masked_fill(ends, 0.0))
+    fell = on_set & ~holds & ~ends
+    late = fell & (~first | guess.enters)
+    ready = torch.where(late, _LATER * search.ready, search.ready)
+    # (the barrier's problems are solved, and the active set has no regular system)
+    hopeless = late & (ready < 0.01 * eps**0.5)
+    active = pick(holds, step.newton._replace(c=trial.to.c), active)
+    new = state._replace(
+        phase=torch.where(fell, INSIDE, state.phase),
+        search=search._replace(ready=ready),
+        active=pick(hopeless, guess.start, active),
+    )
+    return new, estimate, hopeless
+
+
+def _unknowns(problem: EquationProblem, state: FilterState, at: Tensor) -> Tensor:
+    """Return unknowns and multipliers, exactly on the active set where a lane is ``at`` it."""
+    units, inside, active, n = state.units, state.inside, state.active, state.n
     bounds: Any = problem.bounds
-    (lo, hi), side = (b[:, :n] for b in bounds), active.side[:, :n]
+    (lo, hi), (side, on) = (b[:, :n] for b in bounds), active.side.tensor_split((n,), -1)
     z = torch.where(side == 0, active.z * units.z, torch.where(side == 1, hi, lo))
-    y = torch.where(active.side[:, n:] == 0, 0.0, active.y)
+    z = pick(at, z, inside.w[:, :n] * units.z)
+    y = pick(at, torch.where(on == 0, 0.0, active.y), inside.y)
     return torch.cat([z, y * units.f / units.c], -1)
