@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -97,8 +98,14 @@ class SecantDescent(Descent):
         return self._estimated(problem, state._replace(memory=self._learned(problem, state)))
 
     def _estimated(self, problem: EquationProblem, state: DampedState) -> DampedState:
-        size = problem.size(self.norm, problem.step(state.z, state.memory.direction))
-        return state._replace(estimate=_DOUBT * size)
+        z, direction = state.z, state.memory.direction
+        estimate = _DOUBT * problem.size(self.norm, problem.step(z, direction))
+        if problem.bounds is not None:
+            # what a step brings to its bound, however near, is not held there yet
+            there = problem.within(z - direction)
+            stops = ((there != z - direction) & (there != z)).any(-1)
+            estimate = pick(problem.number(stops), math.inf, estimate)
+        return state._replace(estimate=estimate)
 
     def _learned(self, problem: EquationProblem, state: DampedState) -> SecantMemory:
         memory, accepted, line = state.memory, state.accepted, state.search

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -241,7 +242,8 @@ class TrustRegion(Minimizer):
             # what Newton's last steps gain drowns in rounding: they are made, and examined
             small = both(both(region.whole, step <= eps**0.5 * scale), finite)
             pays = either(pays, small)
-            estimate = pick(small, 0.0, contracted(step, left, before))
+            estimate = contracted(step, left, before)
+            estimate = pick(both(small, estimate == math.inf), 0.0, estimate)
             state = state._replace(estimate=estimate)
         known, stalled = region.promised == region.promised, int(Status.STALLED)
         stuck = either(either(region.rejected >= self.shrinks, step == 0), no(region.promised > 0))

@@ -397,6 +397,17 @@ def test_it_leaves_a_saddle_that_it_does_not_start_in(solver):
     assert error(sol.value, tensor([0.5**0.5, 0.0])) < 1e-10
 
 
+@pytest.mark.parametrize("off", [2e-16, 1e-13, 1e-10], ids=str)
+@pytest.mark.parametrize("power", [1, 2, -2], ids=["line", "bowl", "hill"])
+@pytest.mark.parametrize("solver", [ims.ProjectedNewton(), ims.LBFGSB()], ids=["Newton", "LBFGSB"])
+def test_a_start_next_to_bounds_is_brought_to_them(solver, power, off):
+    """However near, it is no minimum, though steps to one drown in rounding."""
+    fn = lambda z: math.copysign(1, power) * (z ** abs(power)).sum()
+    lo = tensor([0.9, 0.7]) if power > 0 else tensor([-0.9, -0.7])
+    sol = ims.minimize(fn, lo + off, solver=solver, bounds=(lo, 2.0 if power > 0 else 0.5))
+    assert torch.equal(sol.value, lo) and not bool(sol.degenerate)
+
+
 # -- Newton by conjugate gradients, and in a region -----------------------------------------------
 
 SADDLES = {

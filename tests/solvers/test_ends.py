@@ -191,6 +191,8 @@ both_domains = lambda z: torch.stack([torch.log(z), torch.sqrt(z) - 1])
 MINIMA_AND_FITS = [
     ("minimize", lambda z: z - torch.log(z) + 0.1 * z**2, 5.0, (math.sqrt(1.8) - 1) / 0.4, None),
     ("minimize", lambda z: torch.sqrt(1 + z**2), 3.0, 0.0, None),
+    # (steps to where the curvature vanishes shrink by a third: that is no point of inflection)
+    ("minimize", lambda z: ((z - 3) ** 4).sum(), [0.0, 0.5], [3.0, 3.0], None),
     ("least_squares", torch.atan, 3.0, 0.0, None),
     *(("least_squares", both_domains, 20.0, 1.0, solver) for solver in (None, *TRUST[1:])),
 ]
