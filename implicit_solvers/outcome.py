@@ -20,6 +20,7 @@ from implicit_solvers.agreement import (
     pick,
     spread,
 )
+from implicit_solvers.evaluations import as_tensor
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import equation_tolerance
 
@@ -109,8 +110,11 @@ class Departed:
 
 
 def _counts(outcome: Outcome) -> tuple[Tensor, ...]:
-    """Return the evaluations, if they are counted."""
-    return (outcome.evaluations,) if len(outcome.evaluations) > 0 else ()
+    """Return the evaluations of each lane, if they are counted."""
+    counts = outcome.evaluations
+    if len(counts) == 0:
+        return ()
+    return (as_tensor(counts, outcome.z).expand(len(outcome.z), 3),)
 
 
 def goes_on(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:

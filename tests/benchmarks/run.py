@@ -91,6 +91,7 @@ BENCHMARKS = (
     script(
         "nist_and_cutest", "standard collections, beside SciPy", ("--only", "misra1a-1", "booth")
     ),
+    script("sparse_jacobians", "Bratu's problem, by its sparse Jacobian", ("--side", "40")),
     script("constrained", "minima with constraints, beside SciPy", ("--only", "hs71")),
 )
 NAMES = tuple(b.name for b in BENCHMARKS)

@@ -1,5 +1,6 @@
 """Bratu's problem on a square with 99,856 unknowns, by its parts: rows of a table of the docs."""
 
+import argparse
 import resource
 import time
 
@@ -9,7 +10,7 @@ import torch
 
 import implicit_solvers as ims
 
-SIDE, ILU = 316, ims.ILU()
+ILU = ims.ILU()
 WAYS = {
     "`SuperLU()`": {},
     "`GMRES()` with `ILU()`": {
@@ -40,7 +41,10 @@ def timed(call):
 def main():
     """Print the rows."""
     torch.set_num_threads(1)
-    u0 = torch.zeros(SIDE, SIDE, dtype=torch.float64)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=316, help="points of a side")
+    side = parser.parse_args().side
+    u0 = torch.zeros(side, side, dtype=torch.float64)
     load = torch.full_like(u0, 6.0).requires_grad_()
     pattern, seconds = timed(lambda: ims.jacobian_sparsity(bratu, u0, (load,)))
     print(f"{pattern}: found in {seconds:.1f} s")
