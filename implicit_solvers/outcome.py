@@ -114,7 +114,9 @@ def _counts(outcome: Outcome) -> tuple[Tensor, ...]:
     counts = outcome.evaluations
     if len(counts) == 0:
         return ()
-    return (as_tensor(counts, outcome.z).expand(len(outcome.z), 3),)
+    if not isinstance(counts, Tensor):
+        counts = as_tensor(counts, outcome.z).expand(len(outcome.z), 3)
+    return (counts,)
 
 
 def goes_on(solver: Any, problem: Any, state: Any, estimate: Any) -> Mask:

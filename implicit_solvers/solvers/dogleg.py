@@ -15,7 +15,8 @@ from implicit_solvers.linear.choice import DENSE_LIMIT
 from implicit_solvers.linear.gmres import GMRES
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.problem import EquationProblem, ResidualMap
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.residual_map import ResidualMap
 from implicit_solvers.solvers.damped import DampedState
 from implicit_solvers.solvers.gauss_newton import full_step, normal_step
 from implicit_solvers.solvers.newton_first import Linear, NewtonFirst

@@ -13,7 +13,8 @@ from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.iterate import IterativeSolver, iterate
 from implicit_solvers.linear.cg import CG
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.problem import EquationProblem, ResidualMap
+from implicit_solvers.problem import EquationProblem
+from implicit_solvers.residual_map import ResidualMap
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import DampedState
 from implicit_solvers.solvers.trust_region import ModelSteps, Proposal

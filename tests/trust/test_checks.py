@@ -12,6 +12,9 @@ from implicit_solvers.testing import check_implicit_gradients
 
 D = torch.float64
 ONE = torch.ones((), dtype=D)
+with warnings.catch_warnings():  # torch warns of it once in a process
+    warnings.simplefilter("ignore")
+    float(ONE.clone().requires_grad_())
 
 READS = {
     "item()": lambda z, a: z - a.item(),
