@@ -58,7 +58,9 @@ class ConstrainedEquation(Bounded):
         n = u.shape[-1] - self.multipliers
         sides = [t.split((n, self.multipliers), -1) for t in (u, slope, lo, hi)]
         (z, y), (slope, c), (lo, low), (hi, high) = sides
-        at = torch.where((y > 0) | (low == high), c - high, torch.where(y < 0, c - low, y))
+        # (on its way, a multiplier may have the sign of a bound that is none)
+        above, below = (y > 0) & (high < torch.inf), (y < 0) & (low > -torch.inf)
+        at = torch.where(above | (low == high), c - high, torch.where(below, c - low, y))
         return torch.cat([projected(z, slope, lo, hi), at], -1)
 
     def held(self, z: Tensor, slope: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,6 +69,7 @@ SPARSE = ims.SuperLU()  # with a pattern that is full
 PICARD, DESCENT = ims.FixedPointIteration(max_steps=150), ims.GradientDescent(1.0, max_steps=150)
 # nothing is held, so that the condition is the gradient's, in units of z
 FREE = (("prox", lambda v, *_: 1.0 * v),)
+IDLE = (("inequalities", lambda z, *_: -1 - torch.stack([t.sum() for t in tree_leaves(z)]) ** 2),)
 CASES = [
     Case("root", "Newton", ims.Newton()),
     Case("root", "Newton, reuse", ims.Newton(reuse=0.5)),
@@ -104,6 +105,7 @@ CASES = [
     Case("minimize", "Cholesky adjoint", ims.NewtonCG(), ims.ImplicitAdjoint(ims.Cholesky())),
     Case("minimize", "FISTA", ims.FISTA(), reach=10.0, options=FREE),
     Case("minimize", "ProximalGradient", ims.ProximalGradient(), reach=10.0, options=FREE),
+    Case("minimize", "FilterInteriorPoint", ims.FilterInteriorPoint(), reach=10.0, options=IDLE),
     Case("minimize", "unrolled", DESCENT, ims.UnrolledAdjoint(), reach=3.0, steps=1.0),
     Case("least_squares", "GaussNewton", ims.GaussNewton()),
     Case("least_squares", "LevenbergMarquardt", ims.LevenbergMarquardt()),

@@ -17,7 +17,7 @@ from implicit_solvers.problems.projections import project_simplex, soft_threshol
 from implicit_solvers.testing import problems
 
 F32, F64 = torch.float32, torch.float64
-PROX, LENGTH = "minimize with prox", 0.1
+PROX, CONSTRAINED, LENGTH = "minimize with prox", "minimize with constraints", 0.1
 
 
 def tensor(values, dtype=F64):
@@ -56,10 +56,15 @@ def near_one(v, step, *_):
 
 
 def entry(kind):
-    """Return the public function that solves equations of a kind, with a bound if it says so."""
+    """Return the public function that solves equations of a kind, with a bound if it says so.
+
+    Its constraint is idle.
+    """
     name, bounded, _ = kind.partition(" with bounds")
     if kind == PROX:
         return partial(ims.minimize, prox=near_one)
+    if kind == CONSTRAINED:
+        return partial(ims.minimize, inequalities=lambda z, *_: -5 - z)
     return partial(getattr(ims, name), bounds=(-5.0, None)) if bounded else getattr(ims, name)
 
 
@@ -68,7 +73,8 @@ class System:
     """``fn(z, theta)`` is zero, or ``z``, or least, or has the least squares, from a start.
 
     ``loose`` is the tolerance in float32 where the residual rounds at more than the default one.
-    Of one between bounds the ``kind`` says so too.
+    Of one between bounds the ``kind`` says so too. Of one under constraints, functions by keyword,
+    ``active`` returns the rows that hold at the solution.
     """
 
     name: str
@@ -80,12 +86,16 @@ class System:
     known: torch.Tensor | None = None
     prox: Callable | None = None
     bounds: tuple | None = None
+    constraints: dict | None = None
+    active: Callable | None = None
 
     def __str__(self):
         return self.name
 
     @property
     def kind(self):
+        if self.constraints is not None:
+            return CONSTRAINED
         return self.stated if self.bounds is None else f"{self.stated} with bounds"
 
     def tight(self, dtype=F64):
@@ -105,6 +115,10 @@ class System:
             slope = grad(lambda z: 0.5 * (self.fn(z, theta) ** 2).sum())(z)
         else:
             return self.fn(z, theta) if self.stated == "root" else z - self.fn(z, theta)
+        if self.active is not None:
+            J = jacfwd(self.active)(z, theta)
+            pull = J.T @ torch.linalg.inv(J @ J.T)  # multipliers by least squares
+            return slope - pull @ (J @ slope) + J.T @ self.active(z, theta)
         if self.bounds is None:
             return slope
         lo, hi = self.tight()
@@ -123,6 +137,8 @@ class System:
         """The public function that solves it."""
         if self.prox is not None:
             return partial(ims.minimize, prox=self.prox)
+        if self.constraints is not None:
+            return partial(ims.minimize, **self.constraints)
         solve = getattr(ims, self.stated)
         return solve if self.bounds is None else partial(solve, bounds=self.tight())
 
@@ -132,7 +148,11 @@ class System:
         x, shape = tensor(self.start).numpy(), tensor(self.start).shape
         fn = lambda z: self.fn(z.reshape(shape), theta)
         if self.bounds is not None:
-            return self.between_bounds(fn, x)
+            sides = zip(*(side.reshape(-1).tolist() for side in self.tight()), strict=True)
+            return self.in_a_set(fn, x, method="L-BFGS-B", bounds=list(sides))
+        if self.constraints is not None:
+            held = {"type": "eq", "fun": numpy_function(lambda z: self.active(z, theta))}
+            return self.in_a_set(fn, x, method="SLSQP", constraints=held)
         if self.kind == "minimize":
             x = by_scipy(fn, x, "trust-exact", gtol=1e-9).x
         elif self.kind == "least_squares":
@@ -149,14 +169,13 @@ class System:
         ).x
         return torch.from_numpy(x).reshape(shape)
 
-    def between_bounds(self, fn, x):
-        """Return SciPy's solution between bounds; of what is free, Newton's method from there."""
+    def in_a_set(self, fn, x, **how):
+        """Return SciPy's solution; of what is free in it, Newton's method from there."""
         value = fn if self.stated == "minimize" else lambda z: 0.5 * (fn(z) ** 2).sum()
-        sides = zip(*(side.reshape(-1).tolist() for side in self.tight()), strict=True)
+        slope = numpy_function(grad(value))
         found = scipy.optimize.minimize(
-            numpy_function(value), x.reshape(-1), jac=numpy_function(grad(value)),
-            method="L-BFGS-B", bounds=list(sides), tol=1e-15,
-        )  # fmt: skip
+            numpy_function(value), x.reshape(-1), jac=slope, tol=1e-15, **how
+        )
         z, theta, n = torch.from_numpy(found.x).reshape(x.shape), tensor(self.theta), x.size
         for _ in range(5):
             slope = jacfwd(self.condition)(z, theta).reshape(n, n)
@@ -373,6 +392,35 @@ SPARSE_LOGISTIC = System(
 )  # fmt: skip
 PORTFOLIO = System("portfolio", PROX, curved, [0.25] * 4, [1.5, 1.0, 1.4, 0.2], prox=on_simplex)
 SPARSE = [LASSO, SPARSE_LOGISTIC, PORTFOLIO]
+
+
+def within(z, t):
+    """The unit disk, if ``t`` ends with 1, and a half plane that is idle."""
+    return torch.cat([(z**2).sum(-1, keepdim=True) - t[..., -1:], z[..., :1] - 5], -1)
+
+
+def on_plane(z, t):
+    return z.sum(-1, keepdim=True) - t[..., -1:]
+
+
+def below(z, t):
+    return torch.stack([z[..., 0] - 0.1 * t[..., 0], z[..., 1] - 5], -1)
+
+
+DISK = System(
+    "rosenbrock in a disk", MIN, rosenbrock, [0.2, 0.4], [1.0, 100.0, 1.5], loose=2e-5,
+    constraints={"inequalities": within}, active=lambda z, t: within(z, t)[:1],
+)  # fmt: skip
+PLANE = System(
+    "bowl on a plane", MIN, bowl, [2.0, -1.0, 0.5], [0.3, -0.4, 1.0],
+    constraints={"equalities": on_plane}, active=on_plane,
+)  # fmt: skip
+CORNER = System(
+    "logistic in a corner", MIN, logistic, [0.0] * 4, [0.3, 0.1],
+    constraints={"equalities": on_plane, "inequalities": below},
+    active=lambda z, t: torch.cat([on_plane(z, t), below(z, t)[:1]]),
+)  # fmt: skip
+HELD = [DISK, PLANE, CORNER]
 
 
 def rosenbrock_residuals(z, t):

@@ -142,6 +142,8 @@ SOLVERS = [
         [s.BOX_BOWL, s.BOX_GROWTH, s.BOX_LOGISTIC], memory=False),
     Row("GradientDescent-bounds-armijo", ims.GradientDescent(1.0, line_search=ARMIJO),
         [s.BOX_BOWL, s.BOX_GROWTH], 1),
+    # (a start says nothing of multipliers)
+    Row("FilterInteriorPoint", ims.FilterInteriorPoint(), s.HELD, 3, without=("start",)),
     Row("TorchOptimizer", ims.TorchOptimizer(SGD, lr=0.1, max_steps=4000), [BOWL, s.GROWTH_FIT],
         without=("bad",)),
     Row("TorchOptimizer-Adam", ims.TorchOptimizer(torch.optim.Adam, lr=0.1), [s.LOGISTIC], 0,

@@ -12,17 +12,17 @@ from torch.func import jacfwd, jacrev, vmap
 import implicit_solvers as ims
 from implicit_solvers import Status
 from implicit_solvers.testing import assert_implicit_gradients
-from tests.solvers.systems import F32, F64, PROX, Watch, entry, error, marked, tensor
+from tests.solvers.systems import CONSTRAINED, F32, F64, PROX, Watch, entry, error, marked, tensor
 from tests.solvers.table import SOLVERS
 
 ONE = (ims.Bisection, ims.Chandrupatla, ims.Steffensen)  # they solve for one unknown
 FAILED = [s for s in Status if s not in (Status.CONVERGED, Status.BUDGET)]
 BOUNDED = "minimize with bounds", "least_squares with bounds"
-EQUATIONS = ("root", "fixed_point", "minimize", "least_squares", PROX, *BOUNDED)
+EQUATIONS = ("root", "fixed_point", "minimize", "least_squares", PROX, CONSTRAINED, *BOUNDED)
 
 
 def base(kind):
-    return kind.removesuffix(" with bounds")
+    return kind.removesuffix(" with bounds").removesuffix(" with constraints")
 
 
 def over(pick, check=""):
@@ -239,6 +239,8 @@ def test_unknown_may_be_a_tree(row, case):
         options["prox"] = as_tree(case.prox)
     if case.bounds is not None:
         options["bounds"] = [tree(side) for side in case.tight()]
+    for name, fn in (case.constraints or {}).items():
+        options[name] = as_tree(fn)
     sol = case.entry(as_tree(case.fn), tree(z0), (tensor(case.theta),), **options)
     plain = case.solve(row.solver)
     assert int(sol.iterations) == int(plain.iterations) and sol.value["b"].shape[0] == 1
@@ -373,6 +375,11 @@ def test_gradients(row, case):
         solve = lambda a: entry(case)(fn["minimize"], z0, (a,), solver=row.solver).value
         assert_implicit_gradients(solve, args=(A,))
         return
+    if case == CONSTRAINED:
+        held = {"inequalities": lambda z, a: 0.1 * a[:1] - z[1:], "solver": row.solver}
+        solve = lambda a: ims.minimize(fn["minimize"], z0, (a,), **held).value
+        assert_implicit_gradients(solve, args=(A,))
+        return
     how = {"kind": base(case), "solver": row.solver}
     if case in BOUNDED:
         how["bounds"] = tensor([-1.0, 0.1]), None  # the second is active
@@ -423,10 +430,7 @@ def test_solver_is_a_value(solver):
 
 def test_every_solver_has_a_row():
     tested = {type(row.solver).__name__ for row in SOLVERS} - {"HeavyBall"}
-    # (tests/test_constraints.py tries what solves for constraints alone)
-    public = {name: getattr(getattr(ims, name), "solves", ()) for name in ims.__all__}
-    alone = ("minimize with constraints",)
-    assert tested == {name for name, kinds in public.items() if kinds and kinds != alone}
+    assert tested == {name for name in ims.__all__ if getattr(getattr(ims, name), "solves", ())}
 
 
 SMALLEST = {
