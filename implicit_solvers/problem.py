@@ -247,14 +247,21 @@ class EquationProblem:
 
     def size(self, norm: Norm, v: Tensor) -> Any:
         """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
-        return self.number(norm(self.equation.measured(v)))
+        return self.number(self._sizes(norm, v))
 
     def sizes(self, norm: Norm, *vectors: Tensor) -> Any:
         """Return the norm of several vectors of each lane, as `size` does."""
-        sizes = norm(self.equation.measured(torch.cat(vectors)))
+        sizes = self._sizes(norm, torch.cat(vectors))
         if self._on_host(sizes):
             return sizes.tolist()
         return sizes.reshape(len(vectors), -1).unbind()
+
+    def _sizes(self, norm: Norm, v: Tensor) -> Tensor:
+        v = self.equation.measured(v)
+        if v.dtype != torch.float32:
+            return norm(v)
+        # gradients of fits are squares already, whose squares would vanish
+        return norm(v.double()).to(v.dtype)
 
     def sizes_and_scale(self, solver: Any, z: Tensor, *vectors: Tensor) -> Any:
         """Return the `sizes` of vectors; the same norm tells the `scale` of ``z``."""

@@ -134,8 +134,11 @@ def shared(c, by_rows):
 
 
 @ALL
-@pytest.mark.parametrize("dtype, most", [(F64, 80), (F32, 12)], ids=["float64", "float32"])
+@pytest.mark.parametrize("dtype, most", [(F64, 80), (F32, 40)], ids=["float64", "float32"])
 def test_powers_of_two_change_no_bit(entry, fn, solver, dtype, most):
+    if dtype == F32 and isinstance(solver, ims.NewtonCG):
+        most = 12  # its products have the unit of f over the cube of z's
+
     @few
     @given(st.integers(0, 2**31), st.sampled_from([0.25, 3.0]), powers(2, most))
     def check(seed, bend, c):
