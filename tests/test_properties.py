@@ -69,7 +69,7 @@ SPARSE = ims.SuperLU()  # with a pattern that is full
 PICARD, DESCENT = ims.FixedPointIteration(max_steps=150), ims.GradientDescent(1.0, max_steps=150)
 # nothing is held, so that the condition is the gradient's, in units of z
 FREE = (("prox", lambda v, *_: 1.0 * v),)
-IDLE = (("inequalities", lambda z, *_: -1 - torch.stack([t.sum() for t in tree_leaves(z)]) ** 2),)
+IDLE = (("inequalities", lambda z, *_: tree_map(lambda t: -1 - t**2, z)),)
 CASES = [
     Case("root", "Newton", ims.Newton()),
     Case("root", "Newton, reuse", ims.Newton(reuse=0.5)),
