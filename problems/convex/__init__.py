@@ -6,6 +6,7 @@ from implicit_solvers.problems.convex.exponential_cone import project_exponentia
 from implicit_solvers.problems.convex.layer import ConvexLayer, ConvexProgramValue
 from implicit_solvers.problems.convex.normal_map import normal_map
 from implicit_solvers.problems.convex.normal_map_lu import NormalMapLU
+from implicit_solvers.problems.convex.power_cone import project_power_cone
 from implicit_solvers.problems.convex.scs import SCS
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "NormalMapLU",
     "project_dual_cone",
     "project_exponential_cone",
+    "project_power_cone",
 ]

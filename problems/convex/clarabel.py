@@ -134,4 +134,5 @@ def _cones(cones: Cones) -> list[Any]:
         *(clarabel.SecondOrderConeT(k) for k in cones.second_order),
         *(clarabel.PSDTriangleConeT(k) for k in cones.semidefinite),
         *(clarabel.ExponentialConeT() for _ in range(cones.exponential)),
+        *(clarabel.PowerConeT(alpha) for alpha in cones.power),
     ]

@@ -67,7 +67,7 @@ class ConeProgram:
         with warnings.catch_warnings():
             # CVXPY's own, of structured variables, in the name of its caller
             warnings.filterwarnings("ignore", "Reading from a sparse CVXPY expression")
-            data, chain, inverse = problem.get_problem_data("CLARABEL", solver_opts={})
+            data, chain, inverse = problem.get_problem_data(_interface(), solver_opts={})
         program = data["param_prob"]
         cones = _read_cones(program.cone_dims)
         n, m = program.x.size, cones.size
@@ -110,6 +110,27 @@ class ConeProgram:
         )
 
 
+def _interface() -> Any:
+    """Return CVXPY's interface of Clarabel, without power cones of more than three entries.
+
+    CVXPY reduces those to cones of three.
+    """
+    from cvxpy.constraints import PowConeND
+    from cvxpy.reductions.solvers.conic_solvers.clarabel_conif import CLARABEL
+
+    supported: list[Any] = CLARABEL.SUPPORTED_CONSTRAINTS
+    if PowConeND not in supported:  # older CVXPY
+        return "CLARABEL"
+
+    class ThreeEntries(CLARABEL):
+        def name(self) -> str:
+            return "CLARABEL, cones of three entries"
+
+    interface = ThreeEntries()
+    interface.SUPPORTED_CONSTRAINTS = [cone for cone in supported if cone is not PowConeND]
+    return interface
+
+
 def entries_of(parameter: cvxpy.Parameter) -> np.ndarray | None:
     """Return which entries of a structured parameter or variable count, by their place in it.
 
@@ -143,13 +164,8 @@ def _rows(data: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[
 
 
 def _read_cones(dims: Any) -> Cones:
-    if dims.p3d or getattr(dims, "pnd", None):
-        raise NotImplementedError(
-            "problem has power cones, which ConvexLayer does not project onto: leave "
-            "approx=False out of power, pnorm and geo_mean, and write PowCone3D with second-order "
-            "cones, as cvxpy.geo_mean"
-        )
-    return Cones(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp)
+    power = tuple(float(alpha) for alpha in dims.p3d)
+    return Cones(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, power)
 
 
 def _read_variable(variable: Any, program: Any, chain: Any, inverse: Any) -> Reading:

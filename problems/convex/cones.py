@@ -13,6 +13,10 @@ from implicit_solvers.problems.convex.exponential_cone import (
     linearize_exponential_projection,
     project_exponential_cone,
 )
+from implicit_solvers.problems.convex.power_cone import (
+    linearize_power_projection,
+    project_power_cone,
+)
 from implicit_solvers.problems.convex.symmetric_vectors import from_svec, svec, svec_basis
 from implicit_solvers.problems.projections import project_psd_cone, project_second_order_cone
 
@@ -35,11 +39,13 @@ class Cones:
         The sizes ``k`` of the matrices; their entries are ``svec``, ``k (k + 1) / 2`` of them.
     exponential
         The number of cones ``{(r, s, t) : s exp(r / s) <= t}``.
+    power
+        The exponents of the cones ``{(x, y, z) : x^alpha y^(1 - alpha) >= |z|}``.
 
     Examples
     --------
-    >>> Cones(zero=1, second_order=(3, 3), semidefinite=(2,), exponential=2).size
-    16
+    >>> Cones(zero=1, second_order=(3, 3), semidefinite=(2,), exponential=2, power=(0.3,)).size
+    19
     """
 
     zero: int = 0
@@ -47,12 +53,14 @@ class Cones:
     second_order: tuple[int, ...] = ()
     semidefinite: tuple[int, ...] = ()
     exponential: int = 0
+    power: tuple[float, ...] = ()
 
     @property
     def size(self) -> int:
         """The dimension."""
         triangles = sum(k * (k + 1) // 2 for k in self.semidefinite)
-        return self.linear + sum(self.second_order) + triangles + 3 * self.exponential
+        flat = self.linear + sum(self.second_order) + triangles
+        return flat + 3 * (self.exponential + len(self.power))
 
     @property
     def linear(self) -> int:
@@ -70,6 +78,7 @@ class Cones:
             *(("second order", k, k) for k in self.second_order),
             *(("semidefinite", k, k * (k + 1) // 2) for k in self.semidefinite),
             *(("exponential", 3, 3) for _ in range(self.exponential)),
+            *(("power", 3, 3) for _ in self.power),
         ]
         first = self.linear
         for (kind, k, size), run in groupby(runs):
@@ -98,7 +107,7 @@ def project_dual_cone(u: Tensor, cones: Cones) -> Tensor:
     Notes
     -----
     Source: Agrawal, Barratt, Boyd, Busseti and Moursi, "Differentiating through a cone program"
-    (2019); the dual of the exponential cone by Moreau's decomposition.
+    (2019); the duals of the exponential and the power cone by Moreau's decomposition.
 
     Examples
     --------
@@ -113,8 +122,10 @@ def project_dual_cone(u: Tensor, cones: Cones) -> Tensor:
             projected = project_second_order_cone(v)
         elif kind == "semidefinite":
             projected = svec(project_psd_cone(from_svec(v, k), on_failure="mask"))
-        else:
+        elif kind == "exponential":
             projected = v + project_exponential_cone(-v)
+        else:
+            projected = v + project_power_cone(-v, v.new_tensor(cones.power))
         parts.append(projected.flatten(-2))
     return torch.cat(parts, -1)
 
@@ -152,7 +163,10 @@ def linearize_dual_projection(u: Tensor, cones: Cones) -> tuple[Tensor, Tensor]:
         elif kind == "semidefinite":
             y, block = _linearize_semidefinite(v, k)
         else:
-            p, J = linearize_exponential_projection(-v)
+            if kind == "exponential":
+                p, J = linearize_exponential_projection(-v)
+            else:
+                p, J = linearize_power_projection(-v, v.new_tensor(cones.power))
             y, block = v + p, torch.eye(3, dtype=u.dtype, device=u.device) - J
         parts.append(y.flatten(-2))
         rows = torch.arange(place.start, place.stop, device=u.device).reshape(count, size)

@@ -47,7 +47,7 @@ class ConvexProgramValue(NamedTuple):
         The values of the variables asked for, in their order, ``(..., *shape)``.
     duals
         The dual variables of the constraints asked for, in their order and with CVXPY's signs: a
-        tensor, or a tuple of them where CVXPY has several (second-order and exponential cones).
+        tensor, or a tuple of them where CVXPY has several (all cones but the semidefinite one).
     point
         The solution ``(x, y - s)`` of the cone program, in the solver's units, ``(..., n + m)``:
         the ``start`` of the next solve, if it is to be warm.
@@ -76,8 +76,8 @@ class ConvexLayer(torch.nn.Module):
               \quad\text{such that}\quad A x + s = b, \; s \in K
 
     whose ``P``, ``c``, ``A``, ``b`` are affine in the parameters; ``K`` is a product of zero,
-    nonnegative, second-order, positive semidefinite and exponential cones. Each call applies that
-    map in torch, solves the lanes on the CPU in float64, and refines the solutions by Newton's
+    nonnegative, second-order, positive semidefinite, exponential and power cones. Each call applies
+    that map in torch, solves the lanes on the CPU in float64, and refines the solutions by Newton's
     method on the `normal_map`. The derivatives are those of that equation, in every mode of torch
     and, where the projections onto the cones have them, to any order.
 
@@ -116,7 +116,7 @@ class ConvexLayer(torch.nn.Module):
     TypeError, ValueError
         If the problem, or an input, is unfit; the message names it.
     NotImplementedError
-        If the problem has power cones.
+        If ``duals`` has a constraint whose dual variables are no selection of the cone program's.
 
     Notes
     -----

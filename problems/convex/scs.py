@@ -87,6 +87,7 @@ class SCS:
             "q": list(cones.second_order),
             "s": list(cones.semidefinite),
             "ep": cones.exponential,
+            "p": list(cones.power),
         }
         if start is not None and len(b):
             data |= {"x": start[0], "y": start[1][order], "s": start[2][order]}

@@ -5,11 +5,13 @@ from tests.refusals.row import Refusal
 
 SETUP = """
 import cvxpy as cp
-from implicit_solvers.problems.convex import SCS, Clarabel, ConvexLayer, project_exponential_cone
+from implicit_solvers.problems.convex import (
+    SCS, Clarabel, ConvexLayer, project_exponential_cone, project_power_cone
+)
 x, A, b = cp.Variable(2, name="x"), cp.Parameter((3, 2), name="A"), cp.Parameter(3, name="b")
 p, t, below = cp.Parameter(2, name="p"), cp.Parameter(nonneg=True), cp.Parameter(nonpos=True)
 whole, z = cp.Variable(2, integer=True), cp.Variable(2, complex=True, name="z")
-form, power = cp.quad_form(x, np.diag([1.0, -1.0])), cp.PowCone3D(x[0], x[1], x[0], 0.3)
+form = cp.quad_form(x, np.diag([1.0, -1.0]))
 def layer_of(objective, constraints, parameters, **options):
     problem = cp.Problem(cp.Minimize(objective), constraints)
     return ConvexLayer(problem, parameters, problem.variables(), **options)
@@ -28,7 +30,6 @@ ROWS = [
     Refusal("layer_of(p @ x, [cp.norm(x) >= 1], [p])", ValueError, "Constraint 1.0 <= "),
     Refusal("layer_of(cp.norm(whole - p), [], [p])", ValueError, "integer or boolean variables"),
     Refusal("layer_of(cp.norm(z - p), [], [p])", ValueError, "z is complex: write its real and"),
-    Refusal("layer_of(p @ x, [power, x <= 2], [p])", NotImplementedError, "power cones"),
     Refusal("ConvexLayer(problem, [A], [x])", ValueError, "lacks b: name every one"),
     Refusal("ConvexLayer(problem, [A, b, p], [x])", ValueError, "p, which is not in the problem"),
     Refusal("ConvexLayer(problem, [A, A, b], [x])", ValueError, "parameters has A twice"),
@@ -58,6 +59,8 @@ ROWS = [
     Refusal("layer_of(-below * length, [], [below])(bs[0])", ValueError, "nonpositive and holds 1"),
     Refusal("project_exponential_cone(torch.zeros(4))", ValueError, "pass rows (r, s, t)"),
     Refusal("project_exponential_cone(torch.zeros(3).long())", TypeError, "v is torch.int64"),
+    Refusal("project_power_cone(torch.zeros(4), 0.5)", ValueError, "pass rows (x, y, z)"),
+    Refusal("project_power_cone(torch.zeros(3), 1)", ValueError, "an exponent between 0 and 1"),
     *(Refusal(f"{method}({option})", error, f"{method} has {option.partition('=')[0]}=")
       for method in ("Clarabel", "SCS") for error, *options in [
           (ValueError, "rtol=-1e-9", "atol=math.nan", "max_steps=0", "polish=-1", "workers=0"),

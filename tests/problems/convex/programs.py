@@ -134,6 +134,32 @@ def nearest_in_box():
     return goal, constraints, [p, low, total], [x], {1: (-0.1, 0.1), 2: (0.7, 1.5)}, {2: 4.0}
 
 
+def power_norm():
+    x, A, b, weight = cp.Variable(4), cp.Parameter((7, 4)), cp.Parameter(7), cp.Parameter()
+    parts, norm = cp.Variable(7), cp.Variable()
+    # cvxpy.pnorm(A @ x - b, 2.5, approx=False), which older CVXPY does not have
+    cones = [cp.PowCone3D(parts, norm * np.ones(7), A @ x - b, 0.4), cp.sum(parts) == norm]
+    limit = cp.sum(x) <= weight
+    return cp.Minimize(norm), [*cones, limit], [A, b, weight], [x], {2: (-0.5, 0.5)}, {}, False
+
+
+def geometric_mean():
+    x, mean, price, budget = cp.Variable(3), cp.Variable(), cp.Parameter(3), cp.Parameter()
+    constraints = [
+        cp.constraints.PowConeND(x + 1, mean, np.array([0.2, 0.3, 0.5])),
+        *(price @ x <= budget, x <= 0.8, x >= -0.95),
+    ]
+    drawn, spoil = {0: (0.5, 2), 1: (0.5, 2)}, {1: -20.0}
+    return cp.Maximize(mean), constraints, [price, budget], [x], drawn, spoil
+
+
+def powers():
+    x, p, total = cp.Variable(4), cp.Parameter(4), cp.Parameter()
+    parts = cp.Variable(4)
+    constraints = [cp.PowCone3D(parts, np.ones(4), x - p, 0.6), cp.sum(x) == total, x <= 2]
+    return cp.Minimize(cp.sum(parts)), constraints, [p, total], [x], {1: (-3, -2)}, {1: 9.0}
+
+
 def every_cone():
     x, X, a = cp.Variable(3), cp.Variable((3, 3), symmetric=True), cp.Parameter(3)
     constraints = [
@@ -142,6 +168,7 @@ def every_cone():
         cp.SOC(a[2] + x[0], x[1:] - 1),
         X - np.eye(3) >> np.diag([0, 1, 2]),
         cp.ExpCone(x[0], 1 + 0 * x[0], X[0, 1] + x[1] + 1),
+        cp.PowCone3D(1 + x[2], 1 + 0 * x[0], X[0, 2] + 2, 0.3),
     ]
     target = np.array([[1.0, 2, -1], [2, 0, 3], [-1, 3, 4]])
     loss = cp.sum_squares(x - np.array([1, 2, 3])) + cp.sum_squares(X - a[0] * target)
@@ -154,7 +181,8 @@ PROGRAMS = {
     for make in (
         *(constrained_least_squares, lasso, elastic_net, logistic_regression),
         *(support_vector_machine, markowitz, minimum_cost_flow, robust_linear_program, max_cut),
-        *(entropy_maximization, linear_program, inactive_parameter, nearest_in_box, every_cone),
+        *(entropy_maximization, linear_program, inactive_parameter, nearest_in_box),
+        *(power_norm, geometric_mean, powers, every_cone),
     )
 }
 

@@ -7,14 +7,21 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import jacrev, jvp, vmap
+from torch.func import jacfwd, jacrev, jvp, vmap
 
 from implicit_solvers.problems import convex
-from implicit_solvers.problems.convex import Cones, project_dual_cone, project_exponential_cone
+from implicit_solvers.problems.convex import (
+    Cones,
+    project_dual_cone,
+    project_exponential_cone,
+    project_power_cone,
+)
 from implicit_solvers.problems.convex.cones import linearize_dual_projection
 
-EVERY = Cones(zero=2, nonnegative=3, second_order=(3, 3, 4), semidefinite=(2, 3, 3), exponential=2)
-CONES = Cones(zero=1, nonnegative=2, second_order=(3,), semidefinite=(3,), exponential=1)
+CURVED = {"second_order": (3, 3, 4), "semidefinite": (2, 3, 3), "exponential": 2}
+EVERY = Cones(zero=2, nonnegative=3, **CURVED, power=(0.3, 0.5, 0.9))
+CURVED = {"second_order": (3,), "semidefinite": (3,), "exponential": 1}
+CONES = Cones(zero=1, nonnegative=2, **CURVED, power=(0.4,))
 VARIABLES = CONES.size + 1  # more than constraints: the multipliers are unique
 numbers = st.floats(-10, 10).filter(lambda v: abs(v) > 1e-6)
 seeds = st.integers(0, 10_000)
@@ -37,6 +44,9 @@ def in_cones(slack, cones):
     for _ in range(cones.exponential):
         constraints.append(cp.ExpCone(*(slack[first + k] for k in range(3))))
         first += 3
+    for alpha in cones.power:
+        constraints.append(cp.PowCone3D(*(slack[first + k] for k in range(3)), alpha))
+        first += 3
     return constraints
 
 
@@ -52,6 +62,13 @@ def in_its_dual(v, far):
     r, s, t = v + far * np.array([-2, 2, 8])
     with np.errstate(over="ignore"):
         return r < 0 and -r * np.exp(s / r - 1) <= t
+
+
+def in_power_cone(v, far, alpha, scales=(1, 1)):
+    """Whether ``v`` is at most ``far`` from {x^alpha y^(1 - alpha) >= |z|} or a scaled one."""
+    x, y, z = v[0] + far, v[1] + far, abs(v[2]) - far
+    x, y = x / scales[0], y / scales[1]
+    return x >= 0 and y >= 0 and x**alpha * y ** (1 - alpha) >= z
 
 
 class TestExponentialCone:
@@ -84,6 +101,56 @@ class TestExponentialCone:
         modes = {"check_forward_ad": True, "check_batched_grad": True}
         assert gradcheck(project_exponential_cone, v, **modes)
         assert gradgradcheck(project_exponential_cone, v)
+
+
+EXPONENTS = [0.01, 0.3, 0.5, 0.8, 0.99]
+
+
+class TestPowerCone:
+    @given(
+        v=st.tuples(numbers, numbers, numbers),
+        scale=st.floats(0.1, 10),
+        alpha=st.sampled_from(EXPONENTS),
+    )
+    @example(v=(-1e-3, 10.0, 1.0), scale=1.0, alpha=0.01)  # the nearest x is 1e-99
+    @example(v=(-10.0, 10.0, 1e-3), scale=1.0, alpha=0.01)
+    @example(v=(0.0, 10.0, 1.0), scale=1.0, alpha=0.3)
+    def test_it_is_the_nearest_point(self, v, scale, alpha):
+        v = torch.tensor(v, dtype=torch.float64)
+        p, size = project_power_cone(v, alpha), float(v.abs().max())
+        # p in the cone, p - v in its dual and orthogonal to p, all up to rounding
+        assert in_power_cone(p.numpy(), 1e-13 * size, alpha)
+        assert in_power_cone((p - v).numpy(), 1e-13 * size, alpha, (alpha, 1 - alpha))
+        assert abs(float(p @ (v - p))) <= 1e-13 * size**2
+        scaled = project_power_cone(torch.stack([p, v - p, scale * v]), alpha)
+        expected = torch.stack([p, 0 * p, scale * p])
+        torch.testing.assert_close(scaled, expected, rtol=1e-9, atol=1e-9 * size)
+
+    def test_its_cases(self):
+        # inside, on two facets, in the polar cone, the tip, between them, and no number
+        v = [[1.0, 4, 2], [0, 3, 0], [3, 0, 0], [-1, -4, 3], [0, 0, 0], [2, -1, 0]]
+        truth = [[1.0, 4, 2], [0, 3, 0], [3, 0, 0], [0, 0, 0], [0, 0, 0], [2, 0, 0]]
+        found = project_power_cone(torch.tensor([*v, [1, 1, torch.nan]]), 0.5)
+        torch.testing.assert_close(found[:-1], torch.tensor(truth))
+        assert found[-1].isnan().all()
+
+    @pytest.mark.parametrize("alpha", [0.3, 0.5, 0.8])
+    @pytest.mark.parametrize("place", [[2.0, -1.0], [-1.0, 2.0]])
+    def test_its_slope_between_the_facets(self, place, alpha):
+        v = torch.tensor([*place, 0.0], dtype=torch.float64)
+        project = lambda v: project_power_cone(v, alpha)
+        for D in (jacrev(project)(v), jacfwd(project)(v)):
+            step = 1e-8 * torch.eye(3, dtype=torch.float64)
+            slope = (project(v + step) - project(v - step)) / 2e-8
+            # rounding, 1e-16 / 1e-8; what is curved is of a higher power of the step
+            torch.testing.assert_close(D, slope.mT, rtol=1e-7, atol=1e-7)
+
+    def test_derivatives(self):
+        v = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
+        alpha = torch.rand(12, dtype=torch.float64, requires_grad=True)
+        modes = {"check_forward_ad": True, "check_batched_grad": True}
+        assert gradcheck(project_power_cone, (v, alpha), **modes)
+        assert gradgradcheck(project_power_cone, (v, alpha))
 
 
 class TestProducts:
