@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -24,37 +25,63 @@ _SYMMETRIC = ("symmetric", "PSD", "NSD")
 
 
 @dataclass(frozen=True, eq=False)
+class ParameterReading:
+    """What the program reads of a parameter.
+
+    Attributes
+    ----------
+    parameter
+        Its place among the parameters.
+    entries
+        The places of the entries that CVXPY reads, row by row, if it is structured (symmetric,
+        diagonal, sparse); None for all of them, column by column.
+    logarithm
+        Whether it is their logarithms.
+    """
+
+    parameter: int
+    entries: np.ndarray | None
+    logarithm: bool
+
+
+@dataclass(frozen=True, eq=False)
 class ConeProgram:
-    """``min x^T P x / 2 + c^T x`` such that ``A x + s = b``, ``s`` in ``cones``.
+    """``min x^T P x / 2 + c^T x + d`` such that ``A x + s = b``, ``s`` in ``cones``.
 
     Attributes
     ----------
     n, cones
         The number of variables; the cones, of dimension ``m``.
-    entries
-        For each parameter the places of the entries that CVXPY reads, row by row, if it is
-        structured (symmetric, diagonal, sparse); None for all of them, column by column.
-    P, c, A, b
-        The data as functions of the parameters; the matrices row by row.
+    parameters
+        What is read of the parameters.
+    P, c, d, A, b
+        The data as functions of what was read; the matrices row by row.
     upper, rows
         Where the upper triangle of ``P``, and ``A``, may have entries.
     variables
         How the variables asked for are read off ``x``.
     duals
         How the dual variables asked for are read off ``y``, a tuple for each constraint.
+    sign
+        Minus one if the problem's objective is maximized.
+    logarithms
+        Whether ``x`` and the objective are logarithms of the problem's (a geometric program).
     """
 
     n: int
     cones: Cones
-    entries: tuple[np.ndarray | None, ...]
+    parameters: tuple[ParameterReading, ...]
     P: AffineMap
     c: AffineMap
+    d: AffineMap
     A: AffineMap
     b: AffineMap
     upper: SparsityPattern
     rows: SparsityPattern
     variables: tuple[Reading, ...]
     duals: tuple[tuple[Reading, ...], ...]
+    sign: int
+    logarithms: bool
 
     @staticmethod
     def of(
@@ -62,26 +89,18 @@ class ConeProgram:
         parameters: Sequence[cvxpy.Parameter],
         variables: Sequence[cvxpy.Variable],
         duals: Sequence[Any],
+        gp: bool,
     ) -> ConeProgram:
         """Have CVXPY reduce the problem, once."""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _some_values(parameters if gp else ()):
             # CVXPY's own, of structured variables, in the name of its caller
             warnings.filterwarnings("ignore", "Reading from a sparse CVXPY expression")
-            data, chain, inverse = problem.get_problem_data(_interface(), solver_opts={})
+            data, chain, inverse = problem.get_problem_data(_interface(), gp=gp, solver_opts={})
         program = data["param_prob"]
         cones = _read_cones(program.cone_dims)
         n, m = program.x.size, cones.size
-        reduced = {
-            old.id: new.id
-            for step in chain.reductions
-            for old, new in getattr(step, "_parameters", {}).items()
-        }
-        offsets = [program.param_id_to_col[reduced.get(p.id, p.id)] for p in parameters]
-        entries = tuple(entries_of(p) if p.id in reduced else None for p in parameters)
-        sizes = [
-            p.size if kept is None else kept.size
-            for p, kept in zip(parameters, entries, strict=True)
-        ]
+        logs = chain.reductions[0].canon_methods if gp else None
+        readings, offsets, sizes = _read_parameters(parameters, program, chain, logs)
 
         def read(matrix: Any) -> AffineMap:
             return AffineMap.of(matrix, offsets, sizes)
@@ -98,16 +117,32 @@ class ConeProgram:
         return ConeProgram(
             n,
             cones,
-            entries,
+            readings,
             read(P),
             read(linear[:-1]),
+            read(linear[-1:]),
             read(A_map),
             read(b_map),
             SparsityPattern.of(P.row[upper] // n, P.row[upper] % n, (n, n)),
             SparsityPattern.of(flat // n, flat % n, (m, n)),
-            tuple(_read_variable(v, program, chain, inverse) for v in variables),
+            tuple(_read_variable(v, program, chain, inverse, logs) for v in variables),
             _read_duals(duals, n, m, chain, inverse) if duals else (),
+            -1 if problem.objective.NAME == "maximize" else 1,
+            gp,
         )
+
+
+@contextmanager
+def _some_values(parameters: Sequence[cvxpy.Parameter]) -> Iterator[None]:
+    """Give values to parameters that have none; older CVXPY takes their logarithms at once."""
+    without = [p for p in parameters if p.value is None]
+    for parameter in without:
+        parameter.value = parameter.project(np.ones(parameter.shape))
+    try:
+        yield
+    finally:
+        for parameter in without:
+            parameter.value = None
 
 
 def _interface() -> Any:
@@ -146,6 +181,33 @@ def entries_of(parameter: cvxpy.Parameter) -> np.ndarray | None:
     return None
 
 
+def _read_parameters(
+    parameters: Sequence[cvxpy.Parameter], program: Any, chain: Any, logs: Any
+) -> tuple[tuple[ParameterReading, ...], list[int], list[int]]:
+    """Return what is read of the parameters, in which column each begins, and how many it has.
+
+    A geometric program may read a parameter and its logarithm, if it is an exponent too.
+    """
+    reduced = {
+        old.id: new.id
+        for step in chain.reductions
+        for old, new in getattr(step, "_parameters", {}).items()
+    }
+    readings, offsets, sizes = [], [], []
+    for i, parameter in enumerate(parameters):
+        leaves = [(parameter, False)]
+        if logs is not None and parameter in logs._parameters:
+            leaves.append((logs._parameters[parameter], True))
+        for leaf, logarithm in leaves:
+            offset = program.param_id_to_col.get(reduced.get(leaf.id, leaf.id))
+            if offset is not None:
+                entries = entries_of(leaf) if leaf.id in reduced else None
+                readings.append(ParameterReading(i, entries, logarithm))
+                offsets.append(offset)
+                sizes.append(leaf.size if entries is None else entries.size)
+    return tuple(readings), offsets, sizes
+
+
 def _by_rows(tensor: Any, rows: int, columns: int, width: int) -> Any:
     """Return a stack of matrices, flattened by columns, flattened by rows, without zeros."""
     if tensor is None:
@@ -168,8 +230,10 @@ def _read_cones(dims: Any) -> Cones:
     return Cones(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, power)
 
 
-def _read_variable(variable: Any, program: Any, chain: Any, inverse: Any) -> Reading:
-    """Find the variable among those that the reductions left."""
+def _read_variable(variable: Any, program: Any, chain: Any, inverse: Any, logs: Any) -> Reading:
+    """Find the variable, or its logarithm, among those that the reductions left."""
+    name = variable.name()
+    variable = variable if logs is None else logs._variables.get(variable, variable)
     ident = variable.id
     for step, record in zip(chain.reductions, inverse, strict=False):
         if type(step).__name__ == "CvxAttr2Constr" and record:
@@ -177,7 +241,7 @@ def _read_variable(variable: Any, program: Any, chain: Any, inverse: Any) -> Rea
             ident = ident if renamed is None else renamed.id
     first = program.var_id_to_col.get(ident)
     if first is None:
-        raise ValueError(f"variables has {variable.name()}, which the problem does not depend on")
+        raise ValueError(f"variables has {name}, which the problem does not depend on")
     kept, shape = entries_of(variable), variable.shape
     place = np.zeros(max(variable.size, 1), dtype=np.int64)
     coefficient = np.ones_like(place, dtype=np.float64)

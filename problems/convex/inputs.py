@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 import implicit_solvers as ims
+from implicit_solvers.problems.convex.cone_program import entries_of
 
 if TYPE_CHECKING:
     import cvxpy
 
-__all__ = ["check_problem", "check_values", "without_wrong_signs"]
+__all__ = ["as_declared", "check_problem", "check_values"]
 
 _DPP = "https://www.cvxpy.org/tutorial/dpp"
-_SIGN_TOLERANCE = 1e-8
+_TOLERANCE = 1e-8
 
 
 def check_problem(
@@ -24,6 +25,7 @@ def check_problem(
     parameters: Sequence[cvxpy.Parameter],
     variables: Sequence[cvxpy.Variable],
     duals: Sequence[Any],
+    gp: bool,
 ) -> None:
     """Refuse a problem that is no convex program, and parameters or variables that are not its."""
     import cvxpy
@@ -50,6 +52,9 @@ def check_problem(
         raise ValueError(
             "problem has integer or boolean variables: its solution has no derivatives; relax them"
         )
+    if gp:
+        _check_geometric(problem)
+        return
     if not problem.is_dcp():
         raise ValueError(
             "problem is not convex by CVXPY's rules (DCP): problem.is_dcp() must hold; "
@@ -62,9 +67,22 @@ def check_problem(
         )
 
 
-def _reason(problem: cvxpy.Problem) -> str:
-    parts = [f"Constraint {c} is not." for c in problem.constraints if not c.is_dcp()]
-    if not problem.objective.is_dcp():
+def _check_geometric(problem: cvxpy.Problem) -> None:
+    if not problem.is_dgp():
+        raise ValueError(
+            "problem is not log-log convex by CVXPY's rules (DGP): problem.is_dgp() must hold; "
+            f"variables and parameters need pos=True. {_reason(problem, 'is_dgp')}"
+        )
+    if not problem.is_dpp("dgp"):  # type: ignore[call-arg]
+        raise ValueError(
+            "problem is not DPP as a geometric program: the logarithms of its data are not affine "
+            f'in those of the parameters: problem.is_dpp("dgp") must hold; see {_DPP}'
+        )
+
+
+def _reason(problem: cvxpy.Problem, holds: str = "is_dcp") -> str:
+    parts = [f"Constraint {c} is not." for c in problem.constraints if not getattr(c, holds)()]
+    if not getattr(problem.objective, holds)():
         parts.insert(0, f"The objective {problem.objective} is not.")
     return " ".join(parts)
 
@@ -126,22 +144,48 @@ def check_values(
         raise ValueError(f"the lanes do not broadcast: {shown}") from None
 
 
-def without_wrong_signs(
-    value: Tensor, parameter: cvxpy.Parameter, dim: int, refuse: bool
+def as_declared(
+    value: Tensor, parameter: cvxpy.Parameter, dim: int, *, refuse: bool, positive: bool
 ) -> Tensor:
-    """Put NaN into lanes of a value ``(*lanes, ...)`` with a sign that was ruled out, or raise."""
-    attributes = parameter.attributes
-    positive = attributes["nonneg"] or attributes["pos"]
-    if not (positive or attributes["nonpos"] or attributes["neg"]):
-        return value
-    found = value.detach().reshape(*value.shape[:dim], parameter.size)
-    worst = found.amin(-1) if positive else found.amax(-1)
-    bad = worst < -_SIGN_TOLERANCE if positive else worst > _SIGN_TOLERANCE
-    if refuse and not ims.transformed() and bool(bad.any()):
-        sign = "nonnegative" if positive else "nonpositive"
-        shown = float(worst[bad].flatten()[0])
-        raise ValueError(
-            f"{parameter.name()} was declared {sign} and holds {shown:.3g}: with another sign the "
-            "problem need not be convex"
-        )
-    return torch.where(bad.reshape(bad.shape + (1,) * (value.dim() - dim)), torch.nan, value)
+    """Put NaN into lanes of a value ``(*lanes, ...)`` that its declaration rules out, or raise.
+
+    ``positive`` rules out zero too.
+    """
+    found = value.detach()
+    for bad, worst, said in _departures(found, parameter, dim, positive):
+        if refuse and not ims.transformed() and bool(bad.any()):
+            shown = float(worst[bad].flatten()[0])
+            raise ValueError(f"{parameter.name()} was declared {said.format(f'{shown:.3g}')}")
+        value = torch.where(bad.reshape(bad.shape + (1,) * (value.dim() - dim)), torch.nan, value)
+    return value
+
+
+def _departures(
+    value: Tensor, parameter: cvxpy.Parameter, dim: int, positive: bool
+) -> Iterator[tuple[Tensor, Tensor, str]]:
+    """Yield where a declaration does not hold, by how much, and what is wrong then."""
+    attributes, entries = parameter.attributes, value.reshape(*value.shape[:dim], parameter.size)
+    convex = "with another sign the problem need not be convex"
+    if positive:
+        least = entries.amin(-1)
+        yield least <= 0, least, "positive and holds {}: its logarithm is taken"
+    elif attributes["nonneg"] or attributes["pos"]:
+        least = entries.amin(-1)
+        yield least < -_TOLERANCE, least, f"nonnegative and holds {{}}: {convex}"
+    elif attributes["nonpos"] or attributes["neg"]:
+        most = entries.amax(-1)
+        yield most > _TOLERANCE, most, f"nonpositive and holds {{}}: {convex}"
+    if attributes["PSD"] or attributes["NSD"]:
+        name, sign = ("PSD", 1) if attributes["PSD"] else ("NSD", -1)
+        finite = entries.isfinite().all(-1)[..., None, None]
+        roots = torch.linalg.eigvalsh(torch.where(finite, (value + value.mT) / 2, 0.0).double())
+        rounding = max(_TOLERANCE, 10 * roots.shape[-1] * torch.finfo(value.dtype).eps)
+        worst = (sign * roots).amin(-1)
+        bad = worst < -rounding * roots.abs().amax(-1)
+        yield bad, sign * worst, f"{name} and has the eigenvalue {{}}: {convex}"
+    kept = entries_of(parameter) if attributes["diag"] or attributes.get("sparsity") else None
+    if kept is not None:
+        elsewhere = entries.abs().index_fill(-1, torch.from_numpy(kept).to(value.device), 0.0)
+        bad = elsewhere.amax(-1) > _TOLERANCE * entries.abs().amax(-1)
+        name = "diagonal" if attributes["diag"] else "sparse"
+        yield bad, elsewhere.amax(-1), f"{name} and holds {{}} elsewhere, which is not read: pass 0"

@@ -8,19 +8,18 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import implicit_solvers as ims
 from implicit_solvers.problems.convex.clarabel import Clarabel
-from implicit_solvers.problems.convex.cone_program import ConeProgram
+from implicit_solvers.problems.convex.cone_program import ConeProgram, ParameterReading
 from implicit_solvers.problems.convex.cone_solver import ConeMethod, ConeSolver
 from implicit_solvers.problems.convex.cones import project_dual_cone
 from implicit_solvers.problems.convex.inputs import (
+    as_declared,
     check_problem,
     check_values,
-    without_wrong_signs,
 )
 from implicit_solvers.problems.convex.normal_map import normal_map
 from implicit_solvers.problems.convex.normal_map_lu import NormalMapLU
@@ -48,9 +47,12 @@ class ConvexProgramValue(NamedTuple):
     duals
         The dual variables of the constraints asked for, in their order and with CVXPY's signs: a
         tensor, or a tuple of them where CVXPY has several (all cones but the semidefinite one).
+        In a geometric program, those of the constraints between logarithms.
     point
         The solution ``(x, y - s)`` of the cone program, in the solver's units, ``(..., n + m)``:
         the ``start`` of the next solve, if it is to be warm.
+    objective
+        The optimal value, ``(...,)``, differentiable as the others are.
 
     Examples
     --------
@@ -65,6 +67,7 @@ class ConvexProgramValue(NamedTuple):
     variables: tuple[Tensor, ...]
     duals: tuple[Any, ...]
     point: Tensor
+    objective: Tensor
 
 
 class ConvexLayer(torch.nn.Module):
@@ -88,25 +91,31 @@ class ConvexLayer(torch.nn.Module):
     solution, of a problem nearby: where Newton's method gets from there to a solution, the solver
     does not run; it starts there otherwise, if it can.
 
+    A geometric program is solved for the logarithms of its variables, given those of its parameters
+    (a parameter that is an exponent is taken as it is).
+
     Parameters
     ----------
     problem
-        A ``cvxpy.Problem``, convex (DCP) and affine in the parameters (DPP).
+        A ``cvxpy.Problem``, convex (DCP) and affine in the parameters (DPP); if ``gp``, log-log
+        convex (DGP), and DPP in this sense.
     parameters
         All parameters of the problem, in the order in which the layer takes their values.
     variables
         The variables whose values are asked for.
     duals
         The constraints whose dual variables are asked for, objects of ``problem.constraints``.
+    gp
+        Whether the problem is a geometric program, or another log-log convex one.
     solver
         `Clarabel`, by default, or `SCS`.
     adjoint
         How to differentiate; without a linear solver in it, by `NormalMapLU`.
     on_failure
         As in `implicit_solvers.root`. A lane fails as INFEASIBLE or UNBOUNDED (by the solver's
-        certificate), NONFINITE (its parameters are not finite, or have a sign that their
-        declaration rules out), MAX_STEPS or STALLED. In the first three cases it has no solution,
-        and holds NaN.
+        certificate), NONFINITE (its parameters are not finite, or what their declaration rules
+        out: of another sign, not semidefinite, not diagonal), MAX_STEPS or STALLED. In the first
+        three cases it has no solution, and holds NaN.
 
     Raises
     ------
@@ -158,18 +167,19 @@ class ConvexLayer(torch.nn.Module):
         variables: Sequence[cvxpy.Variable],
         *,
         duals: Sequence[Any] = (),
+        gp: bool = False,
         solver: ConeMethod | None = None,
         adjoint: ims.ImplicitAdjoint | None = None,
         on_failure: Literal["raise", "warn", "mask"] = "raise",
     ) -> None:
         super().__init__()
-        check_problem(problem, parameters, variables, duals)
+        check_problem(problem, parameters, variables, duals, gp)
         if solver is not None and not callable(getattr(solver, "solve", None)):
             raise TypeError(f"solver is {solver!r}: pass Clarabel() or SCS()")
         if on_failure not in ("raise", "warn", "mask"):
             raise ValueError(f'on_failure is {on_failure!r}: use "raise", "warn" or "mask"')
         self.declared = tuple(parameters)
-        self.program = ConeProgram.of(problem, parameters, variables, duals)
+        self.program = ConeProgram.of(problem, parameters, variables, duals, gp)
         self.solver: ConeMethod = Clarabel() if solver is None else solver
         self.adjoint = ims.ImplicitAdjoint() if adjoint is None else adjoint
         self.on_failure = on_failure
@@ -181,12 +191,11 @@ class ConvexLayer(torch.nn.Module):
         grid, dims = check_values(values, self.declared)
         like = values[0] if values else torch.zeros(())
         thetas = [
-            self._flatten(value, parameter, entries, dim)
-            for value, parameter, entries, dim in zip(
-                values, self.declared, program.entries, dims, strict=True
-            )
+            self._flatten(values[read.parameter], read, dims[read.parameter])
+            for read in program.parameters
         ]
         P, c = program.P(thetas).unflatten(-1, (n, n)), program.c(thetas)
+        costs = P, c, program.d(thetas)
         A, b = program.A(thetas).unflatten(-1, (m, n)), program.b(thetas)
         cost, rows = program_scales(P, c, A, cones)
         P, c = cost[..., None, None] * P, cost[..., None] * c
@@ -221,23 +230,25 @@ class ConvexLayer(torch.nn.Module):
             z = torch.where((status == int(code)).unsqueeze(-1), torch.nan, z)
         return replace(
             solution,
-            value=self._value(z, rows / cost[..., None], like),
+            value=self._value(z, rows / cost[..., None], costs, like),
             converged=solution.converged.reshape(grid),
             iterations=solution.iterations.reshape(grid),
             residual=_like(solution.residual.reshape(grid), like),
             status=status,
         )
 
-    def _flatten(
-        self, value: Tensor, parameter: cvxpy.Parameter, entries: np.ndarray | None, dim: int
-    ) -> Tensor:
-        """Return the entries that CVXPY reads, in float64 on the CPU."""
-        refuse = self.on_failure == "raise"
-        value = without_wrong_signs(value, parameter, dim, refuse).to("cpu", torch.float64)
+    def _flatten(self, value: Tensor, read: ParameterReading, dim: int) -> Tensor:
+        """Return the entries that CVXPY reads, or their logarithms, in float64 on the CPU."""
+        parameter, entries = self.declared[read.parameter], read.entries
+        value = as_declared(
+            value, parameter, dim, refuse=self.on_failure == "raise", positive=read.logarithm
+        ).to("cpu", torch.float64)
         if any(parameter.attributes[name] for name in ("symmetric", "PSD", "NSD")):
             value = (value + value.mT) / 2
         if parameter.attributes["diag"]:
             value = value.diagonal(dim1=-2, dim2=-1).diag_embed()
+        if read.logarithm:
+            value = torch.where(value > 0, torch.where(value > 0, value, 1.0).log(), torch.nan)
         if entries is not None:
             return value.flatten(dim)[..., torch.from_numpy(entries)]
         own = reversed(range(dim, value.dim()))
@@ -257,18 +268,31 @@ class ConvexLayer(torch.nn.Module):
             ) from None
         return torch.where(near.isfinite().all(-1, keepdim=True), near, 0.0)
 
-    def _value(self, z: Tensor, unit: Tensor, like: Tensor) -> ConvexProgramValue:
+    def _value(
+        self, z: Tensor, unit: Tensor, costs: tuple[Tensor, ...], like: Tensor
+    ) -> ConvexProgramValue:
         """Read what was asked for off the solution of the cone program."""
         program = self.program
         x, u = z[..., : program.n], z[..., program.n :]
-        variables = tuple(_like(read(x), like) for read in program.variables)
+        objective, found = self._objective(x, *costs), [read(x) for read in program.variables]
+        if program.logarithms:
+            objective, found = objective.exp(), [log.exp() for log in found]
+        variables = tuple(_like(value, like) for value in found)
         duals: tuple[Any, ...] = ()
         if program.duals:
             y = unit * project_dual_cone(u, program.cones)
             for reads in program.duals:
                 parts = tuple(_like(read(y), like) for read in reads)
                 duals = (*duals, parts[0] if len(parts) == 1 else parts)
-        return ConvexProgramValue(variables, duals, _like(z, like))
+        return ConvexProgramValue(variables, duals, _like(z, like), _like(objective, like))
+
+    def _objective(self, x: Tensor, P: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        """Return the value of the objective; NaN, with no part in gradients, where ``x`` is."""
+        missing = x.isnan().any(-1)
+        x = torch.where(missing.unsqueeze(-1), 0.0, x)
+        slope = (P @ x.unsqueeze(-1)).squeeze(-1) / 2 + c
+        value = (slope * x).sum(-1) + d.squeeze(-1)
+        return torch.where(missing, torch.nan, self.program.sign * value)
 
 
 def _like(value: Tensor, like: Tensor) -> Tensor:

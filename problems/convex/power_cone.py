@@ -154,7 +154,7 @@ def project_power_cone(v: Tensor, alpha: Tensor | float) -> Tensor:
     Examples
     --------
     >>> project_power_cone(torch.tensor([1.0, -1.0, 2.0]).double(), 0.5)
-    tensor([1.3066, 0.5412, 0.8409], dtype=torch.float64)
+    tensor([1.3333, 0.3333, 0.6667], dtype=torch.float64)
     """
     v = check_array("v", v)
     if v.shape[-1] != 3:

@@ -12,6 +12,9 @@ x, A, b = cp.Variable(2, name="x"), cp.Parameter((3, 2), name="A"), cp.Parameter
 p, t, below = cp.Parameter(2, name="p"), cp.Parameter(nonneg=True), cp.Parameter(nonpos=True)
 whole, z = cp.Variable(2, integer=True), cp.Variable(2, complex=True, name="z")
 form = cp.quad_form(x, np.diag([1.0, -1.0]))
+v, q = cp.Variable(pos=True), cp.Parameter(pos=True, name="q")
+wide = cp.Problem(cp.Minimize(v), [v >= (q + 1) ** q]), [q], [v]
+S, T = cp.Parameter((2, 2), PSD=True), cp.Parameter((2, 2), diag=True)
 def layer_of(objective, constraints, parameters, **options):
     problem = cp.Problem(cp.Minimize(objective), constraints)
     return ConvexLayer(problem, parameters, problem.variables(), **options)
@@ -30,6 +33,11 @@ ROWS = [
     Refusal("layer_of(p @ x, [cp.norm(x) >= 1], [p])", ValueError, "Constraint 1.0 <= "),
     Refusal("layer_of(cp.norm(whole - p), [], [p])", ValueError, "integer or boolean variables"),
     Refusal("layer_of(cp.norm(z - p), [], [p])", ValueError, "z is complex: write its real and"),
+    Refusal("ConvexLayer(*own, gp=True)", ValueError, "problem.is_dgp() must hold"),
+    Refusal("ConvexLayer(*wide, gp=True)", ValueError, 'problem.is_dpp("dgp") must hold'),
+    Refusal("layer_of(v, [v >= q], [q], gp=True)(bs[0] - 1)", ValueError, "positive and holds 0"),
+    Refusal("layer_of(cp.norm(S @ x - 1), [], [S])(-torch.eye(2))", ValueError, "eigenvalue -1"),
+    Refusal("layer_of(cp.norm(T @ x - 1), [], [T])(As[:2])", ValueError, "1 elsewhere, which is"),
     Refusal("ConvexLayer(problem, [A], [x])", ValueError, "lacks b: name every one"),
     Refusal("ConvexLayer(problem, [A, b, p], [x])", ValueError, "p, which is not in the problem"),
     Refusal("ConvexLayer(problem, [A, A, b], [x])", ValueError, "parameters has A twice"),

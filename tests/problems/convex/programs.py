@@ -22,6 +22,7 @@ class Program:
     # values that make the constraints contradictory
     spoil: dict = field(default_factory=dict)
     duals: bool = True  # whether they are unique
+    gp: bool = False
 
     def draw(self, rng):
         """Draw the parameters: normal numbers, where nothing else is said."""
@@ -160,6 +161,24 @@ def powers():
     return cp.Minimize(cp.sum(parts)), constraints, [p, total], [x], {1: (-3, -2)}, {1: 9.0}
 
 
+def box_design():
+    h, w, d = (cp.Variable(pos=True) for _ in range(3))
+    wall, floor, low, high = (cp.Parameter(pos=True) for _ in range(4))
+    room = [2 * (h * w + h * d) <= wall, w * d <= floor]
+    constraints = [*room, h / w >= low, h / w <= high, d / w <= high]
+    drawn = {0: (90, 110), 1: (10, 12), 2: (0.4, 0.5), 3: (1.8, 2.2)}
+    leaves = [wall, floor, low, high], [h, w, d]
+    return cp.Maximize(h * w * d), constraints, *leaves, drawn, {2: 9.0}, True, True
+
+
+def powers_of_powers():
+    x, costs, exponent = cp.Variable(3, pos=True), cp.Parameter(4, pos=True), cp.Parameter(pos=True)
+    terms = [x[0] ** exponent / x[1], exponent * x[1] * x[2] ** exponent, 1 / x[0], x[0] / x[2]]
+    goal = cp.Minimize(cp.sum(cp.multiply(costs, cp.hstack(terms))))
+    constraints, drawn = [cp.prod(x) <= costs[0]], {0: (0.5, 2), 1: (0.5, 1.5)}
+    return goal, constraints, [costs, exponent], [x], drawn, {}, True, True
+
+
 def every_cone():
     x, X, a = cp.Variable(3), cp.Variable((3, 3), symmetric=True), cp.Parameter(3)
     constraints = [
@@ -182,7 +201,7 @@ PROGRAMS = {
         *(constrained_least_squares, lasso, elastic_net, logistic_regression),
         *(support_vector_machine, markowitz, minimum_cost_flow, robust_linear_program, max_cut),
         *(entropy_maximization, linear_program, inactive_parameter, nearest_in_box),
-        *(power_norm, geometric_mean, powers, every_cone),
+        *(power_norm, geometric_mean, powers, box_design, powers_of_powers, every_cone),
     )
 }
 
@@ -194,16 +213,18 @@ def made(name, **options):
     problem = cp.Problem(program.objective, program.constraints)
     duals = program.constraints if program.duals else ()
     leaves = program.parameters, program.variables
-    layer = ConvexLayer(problem, *leaves, duals=duals, on_failure="mask", **options)
+    options |= {"duals": duals, "gp": program.gp, "on_failure": "mask"}
+    layer = ConvexLayer(problem, *leaves, **options)
     return program, problem, layer
 
 
 def parts(solution):
-    """All variables and dual variables."""
+    """All variables and dual variables, and the optimal value."""
     duals = [d if isinstance(d, tuple) else (d,) for d in solution.value.duals]
-    return [*solution.value.variables, *(part for dual in duals for part in dual)]
+    duals = [part for dual in duals for part in dual]
+    return [*solution.value.variables, *duals, solution.value.objective]
 
 
 def flat(solution):
-    """All variables and dual variables in one vector."""
+    """All of these in one vector."""
     return torch.cat([p.reshape(*solution.status.shape, -1) for p in parts(solution)], -1)

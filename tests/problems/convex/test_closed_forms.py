@@ -25,10 +25,12 @@ LINES = np.array([[1.0, 1.0], [2.0, 2.0], [1.0, 1.0]])
 
 def structured(kind):
     """A matrix of a kind, and the solution of its equations."""
+    value = {"NSD": [[-2.0, 0.5], [0.5, -3.0]], "diag": [[2.0, 0.0], [0.0, 3.0]]}
+    value = value.get(kind, [[2.0, 0.5], [0.5, 3.0]])
     matrix = cp.Parameter((2, 2), **{kind: True})
     part = (lambda A: A.diagonal().diag()) if kind == "diag" else (lambda A: (A + A.mT) / 2)
     solution = lambda A: torch.linalg.inv(part(A)).sum(1)
-    return Form(x, matrix @ x - 1, {matrix: [[2.0, 0.5], [0.5, 3.0]]}, solution)
+    return Form(x, matrix @ x - 1, {matrix: value}, solution)
 
 
 class Form(NamedTuple):
@@ -126,6 +128,9 @@ def test_what_depends_on_the_choice_of_a_minimizer_raises():
     (best,) = layer_of(*program)(value).value.variables
     (slope,) = torch.autograd.grad(best.sum(), value, retain_graph=True)
     torch.testing.assert_close(slope, torch.ones((), dtype=torch.float64))
+    optimum = layer_of(*program)(value).value.objective
+    (slope,) = torch.autograd.grad(optimum, value)
+    torch.testing.assert_close((optimum, slope), (value, torch.ones_like(value)))
     with pytest.raises(ims.ConvergenceError, match="SINGULAR"):
         torch.autograd.grad(best[0], value)
     (best,) = layer_of(*program, on_failure="mask")(value).value.variables

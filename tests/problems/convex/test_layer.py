@@ -133,6 +133,37 @@ class TestStatuses:
         mapped = vmap(lambda w: first(layer(w)))(weights.detach())
         assert mapped[0].isfinite().all() and mapped[1].isnan().all()
 
+    @pytest.mark.parametrize(
+        ("declared", "good", "bad", "said"),
+        [
+            ({"PSD": True}, [[1.0, 0.8], [0.8, 0.64]], [[1.0, 2.0], [2.0, 1.0]], "eigenvalue -1"),
+            ({"NSD": True}, [[-2.0, 0.0], [0.0, 0.0]], [[1.0, 2.0], [2.0, 1.0]], "eigenvalue 3"),
+            ({"diag": True}, [[2.0, 0.0], [0.0, 0.0]], [[1.0, 2.0], [0.0, 1.0]], "2 elsewhere"),
+            (
+                *({"sparsity": ([0, 1], [1, 1])}, [[0.0, 2.0], [0.0, 1.0]]),
+                *([[0.0, 2.0], [0.5, 1.0]], "0.5 elsewhere"),
+            ),
+        ],
+        ids=["PSD", "NSD", "diag", "sparsity"],
+    )
+    def test_a_matrix_that_its_declaration_rules_out(self, declared, good, bad, said):
+        x, matrix = cp.Variable(2), cp.Parameter((2, 2), **declared)
+        problem = cp.Problem(cp.Minimize(cp.sum_squares(x - 1) + cp.sum_squares(matrix @ x)))
+        values = torch.tensor([good, bad, good], dtype=DOUBLE, requires_grad=True)
+        layer = ConvexLayer(problem, [matrix], [x], on_failure="mask")
+        solution = layer(values)
+        assert solution.status.tolist() == [0, ims.Status.NONFINITE, 0]
+        first(solution).sum().backward()
+        assert (values.grad[1] == 0).all() and values.grad[0].abs().sum() > 0
+        # rounding of float32 is no reason
+        assert layer(values.detach().float()).status.tolist() == [0, ims.Status.NONFINITE, 0]
+        assert vmap(lambda v: first(layer(v)))(values.detach())[1].isnan().all()
+        strict = ConvexLayer(problem, [matrix], [x])
+        with pytest.raises(ValueError, match=said):
+            strict(values)
+        with pytest.warns(ims.ConvergenceWarning, match="lane 1: NONFINITE"):
+            ConvexLayer(problem, [matrix], [x], on_failure="warn")(values)
+
     def test_nan_and_infinity_fail_their_lanes(self):
         p, low, total = values(4)
         p[1, 0], p[2, 2] = torch.nan, torch.inf

@@ -43,12 +43,12 @@ class TestEveryProgram:
         for parameter, value in zip(program.parameters, values, strict=True):
             parameter.value = value.numpy()
         # another solver than the layer's, run to its limit
-        problem.solve(solver="SCS", eps=1e-11, max_iters=200_000)
+        problem.solve(solver="SCS", eps=1e-11, max_iters=200_000, gp=program.gp)
         assert problem.status == "optimal"
         truths = [v.value for v in program.variables]
         if program.duals:
             truths += [dual.value for c in program.constraints for dual in c.dual_variables]
-        for own, truth in zip(parts(solution), truths, strict=True):
+        for own, truth in zip(parts(solution), [*truths, problem.value], strict=True):
             assert tuple(own.shape) == np.shape(truth)
             np.testing.assert_allclose(own.numpy(), truth, rtol=1e-7, atol=1e-7)
         other = copy.copy(layer)
