@@ -9,7 +9,11 @@ from implicit_solvers.problems.projections.entmax import entmax
 from implicit_solvers.problems.projections.psd_cone import project_psd_cone
 from implicit_solvers.problems.projections.second_order_cone import project_second_order_cone
 from implicit_solvers.problems.projections.simplex import project_simplex, sparsemax
-from implicit_solvers.problems.projections.sinkhorn import sinkhorn
+from implicit_solvers.problems.projections.sinkhorn import (
+    TransportPlan,
+    entropic_transport,
+    sinkhorn,
+)
 from implicit_solvers.problems.projections.thresholds import (
     group_soft_threshold,
     singular_value_threshold,
@@ -24,6 +28,8 @@ __all__ = [
     "project_second_order_cone",
     "project_psd_cone",
     "sinkhorn",
+    "entropic_transport",
+    "TransportPlan",
     "sparsemax",
     "entmax",
     "soft_threshold",

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.projections.validation import check_array, check_number
+from implicit_solvers.problems.projections.balancing import Balancing, ShiftedLU, balance
+from implicit_solvers.problems.projections.validation import check_array, read_positive
 
-__all__ = ["sinkhorn"]
-
-
-def log_sums(
-    z: Tensor, scores: Tensor, log_rows: Tensor, log_columns: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return by how much the logarithms of row and column sums are off."""
-    f, g = z.split([scores.shape[-2], scores.shape[-1]], -1)
-    logs = scores + f.unsqueeze(-1) + g.unsqueeze(-2)
-    return logs.logsumexp(-1) - log_rows, logs.logsumexp(-2) - log_columns
+__all__ = ["TransportPlan", "entropic_transport", "sinkhorn"]
 
 
-def balance(z: Tensor, scores: Tensor, log_rows: Tensor, log_columns: Tensor) -> Tensor:
-    r"""Evaluate the equations of the potentials ``z = (f, g)``.
+class TransportPlan(NamedTuple):
+    """A matrix with given sums, and what makes it; each tensor has the lanes in front.
 
-    ``P = exp(S + f_i + g_j)`` does not change when a number is added to ``f`` and taken from
-    ``g``: the sums alone have a singular Jacobian. With ``t = mean(f) - mean(g)`` added to the
-    rows' equations and taken from the columns', a root has row sums ``r e^-t`` and column sums
-    ``c e^t``; as both add up to the same mass, ``t = 0``, and the root is unique and regular.
+    Attributes
+    ----------
+    plan
+        ``P = exp((S + f_i + g_j) / T)``, ``(..., n, m)``.
+    row_potentials, column_potentials
+        ``f (..., n)`` and ``g (..., m)``, of the scores' units: the dual variables of the sums. A
+        number may move from ``f`` to ``g``; their means are equal.
+
+    Examples
+    --------
+    >>> entropic_transport(torch.eye(2)).value.row_potentials
+    tensor([-0.6566, -0.6566])
     """
-    rows, columns = log_sums(z, scores, log_rows, log_columns)
-    f, g = z.split([scores.shape[-2], scores.shape[-1]], -1)
-    gauge = f.mean(-1, keepdim=True) - g.mean(-1, keepdim=True)
-    return torch.cat([rows + gauge, columns - gauge], -1)
+
+    plan: Tensor
+    row_potentials: Tensor
+    column_potentials: Tensor
 
 
 def sinkhorn(
@@ -42,21 +43,72 @@ def sinkhorn(
     row_sums: Tensor | None = None,
     column_sums: Tensor | None = None,
     *,
-    temperature: float = 1.0,
-    sweeps: int = 30,
-    solver: Any = None,
+    temperature: float | Tensor = 1.0,
+    max_steps: int = 200,
     on_failure: Literal["raise", "warn", "mask"] = "raise",
 ) -> Tensor:
-    r"""Find the matrix with given row and column sums that fits the scores best, less its entropy.
+    """Find the matrix with given row and column sums that fits the scores best, less its entropy.
+
+    It is the ``value.plan`` of `entropic_transport`, where all arguments are explained.
+
+    Parameters
+    ----------
+    scores, row_sums, column_sums, temperature, max_steps, on_failure
+        As there.
+
+    Returns
+    -------
+    Tensor
+        ``P``, like ``scores``.
+
+    Raises
+    ------
+    implicit_solvers.ConvergenceError
+        If a lane fails and ``on_failure="raise"``.
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Notes
+    -----
+    Source: Mena et al., "Learning Latent Permutations with Gumbel-Sinkhorn Networks" (2018).
+
+    Examples
+    --------
+    >>> P = sinkhorn(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+    >>> P.round(decimals=4)
+    tensor([[0.8808, 0.1192],
+            [0.1192, 0.8808]])
+    """
+    return entropic_transport(
+        scores,
+        row_sums,
+        column_sums,
+        temperature=temperature,
+        max_steps=max_steps,
+        on_failure=on_failure,
+    ).value.plan
+
+
+def entropic_transport(
+    scores: Tensor,
+    row_sums: Tensor | None = None,
+    column_sums: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 1.0,
+    max_steps: int = 200,
+    on_failure: Literal["raise", "warn", "mask"] = "raise",
+) -> ims.Solution:
+    r"""Find a matrix with given row and column sums, and its potentials: transport, with entropy.
 
     .. math:: \max_{P \ge 0} \langle P, S \rangle - T \sum_{ij} P_{ij} (\log P_{ij} - 1)
               \quad\text{such that}\quad P 1 = r, \; P^\top 1 = c .
 
     It is the projection, in the sense of Kullback and Leibler, of ``exp(S / T)`` onto the
     transport polytope; with sums of one, onto the Birkhoff polytope, whose corners are the
-    permutations. ``P_ij = exp(S_ij / T + f_i + g_j)``: some sweeps of Sinkhorn's iteration in the
-    log domain, then a root solver on the equations of ``f`` and ``g``, which also give the
-    derivatives.
+    permutations. ``P_ij = exp((S_ij + f_i + g_j) / T)``: Newton's method in the log domain finds
+    ``f``, with the columns always in balance, first at a temperature as large as the scores, and
+    then at lower and lower ones. The equations of ``f`` and ``g`` give the derivatives. All is
+    computed in float64.
 
     Parameters
     ----------
@@ -67,20 +119,20 @@ def sinkhorn(
         neither is given. A lane with an entry that is not positive, or with totals that differ by
         more than ``sqrt(eps)``, fails (as NONFINITE).
     temperature
-        ``T``; the smaller, the nearer to a corner, and the harder.
-    sweeps
-        The number of sweeps before the root solver begins.
-    solver
-        A solver for `implicit_solvers.root`; its default, if left out.
+        ``T``, a number or a tensor ``(...)``; the smaller, the nearer to a corner. A lane where it
+        is not positive fails (as NONFINITE).
+    max_steps
+        The number of Newton steps allowed.
     on_failure
         As in `implicit_solvers.root`.
 
     Returns
     -------
-    Tensor
-        ``P``, like ``scores``, differentiable in ``scores`` and in both sums to any order. The
-        derivatives are those of the sums as they are given: perturb rows and columns so that the
-        totals stay equal.
+    implicit_solvers.Solution
+        Its value is a `TransportPlan`, like ``scores``, differentiable in ``scores``, in both sums
+        and in the temperature to any order. The derivatives are those of the sums as they are
+        given: perturb rows and columns so that the totals stay equal. The ``residual`` is the
+        largest relative error of a row's sum.
 
     Raises
     ------
@@ -91,17 +143,21 @@ def sinkhorn(
 
     Notes
     -----
-    Source: Cuturi, "Sinkhorn Distances" (2013); Mena et al., "Learning Latent Permutations with
-    Gumbel-Sinkhorn Networks" (2018).
+    At low temperatures the matrix may fall into blocks that exchange less than rounding. The
+    matrix and its derivatives do not mind; the potentials are then determined up to a number for
+    each block, and have the derivatives of the smallest change.
+
+    Source: Cuturi, "Sinkhorn Distances" (2013); Schmitzer, "Stabilized sparse scaling algorithms
+    for entropy regularized transport problems" (2019), for the temperatures.
 
     Examples
     --------
-    >>> P = sinkhorn(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
-    >>> P.round(decimals=4)
-    tensor([[0.8808, 0.1192],
-            [0.1192, 0.8808]])
+    >>> solution = entropic_transport(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), temperature=1e-3)
+    >>> solution.value.plan
+    tensor([[1., 0.],
+            [0., 1.]])
     """
-    scores = check_array("scores", scores, 2) / check_number("temperature", temperature, 0.0)
+    scores = check_array("scores", scores, 2)
     lanes, (n, m) = scores.shape[:-2], scores.shape[-2:]
     count = math.prod(lanes)
     if row_sums is None:
@@ -114,32 +170,35 @@ def sinkhorn(
         column_sums = mass.to(scores) * scores.new_ones(m) / m
     rows = _sums("row_sums", row_sums, scores, n).reshape(count, n)
     columns = _sums("column_sums", column_sums, scores, m).reshape(count, m)
-    flat = scores.reshape(count, n, m)
+    T = read_positive("temperature", temperature, scores[..., 0, 0], "scores").double()
+    scaled = (scores.double() / T[..., None, None]).reshape(count, n, m)
     total, close = rows.sum(-1), torch.finfo(rows.dtype).eps ** 0.5
     same = (total - columns.sum(-1)).abs() <= close * total
     if on_failure == "raise" and not ims.transformed():
         _refuse_other_totals(total, columns.sum(-1), same)
-    log_rows = torch.where(same.unsqueeze(-1), rows.log(), torch.nan)
-    log_columns = columns.log()
-    with torch.no_grad():
-        g = torch.zeros_like(log_columns)
-        f = torch.zeros_like(log_rows)
-        for _ in range(sweeps):
-            f = log_rows - (flat + g.unsqueeze(-2)).logsumexp(-1)
-            g = log_columns - (flat + f.unsqueeze(-1)).logsumexp(-2)
-        shift = (f.mean(-1, keepdim=True) - g.mean(-1, keepdim=True)) / 2
-        start = torch.cat([f - shift, g + shift], -1)
-    z = ims.root(
+    log_rows = torch.where(same.unsqueeze(-1), rows.double().log(), torch.nan)
+    solution: ims.Solution = ims.root(
         balance,
-        start,
-        (flat, log_rows, log_columns),
-        solver=solver,
+        scaled.new_zeros(count, n + m),
+        (scaled, log_rows, columns.double().log()),
+        solver=Balancing(max_steps=max_steps),
+        adjoint=ims.ImplicitAdjoint(linear_solver=ShiftedLU()),
         batch_dims=1,
         in_dims=(0, 0, 0),
         on_failure=on_failure,
-    ).value
-    f, g = z.split([n, m], -1)
-    return (flat + f.unsqueeze(-1) + g.unsqueeze(-2)).exp().reshape(scores.shape)
+    )
+    f, g = solution.value.split([n, m], -1)
+    plan = (scaled + f.unsqueeze(-1) + g.unsqueeze(-2)).exp().reshape(scores.shape)
+    T = T.unsqueeze(-1)
+    value = TransportPlan(plan, T * f.reshape(*lanes, n), T * g.reshape(*lanes, m))
+    return replace(
+        solution,
+        value=TransportPlan(*(part.to(scores.dtype) for part in value)),
+        converged=solution.converged.reshape(lanes),
+        iterations=solution.iterations.reshape(lanes),
+        residual=solution.residual.reshape(lanes).to(scores.dtype),
+        status=solution.status.reshape(lanes),
+    )
 
 
 def _refuse_other_totals(rows: Tensor, columns: Tensor, same: Tensor) -> None:
@@ -149,8 +208,8 @@ def _refuse_other_totals(rows: Tensor, columns: Tensor, same: Tensor) -> None:
         lane = int(apart.nonzero()[0])
         count = f" ({int(apart.sum())} of {len(apart)} lanes differ)" if len(apart) > 1 else ""
         raise ims.ConvergenceError(
-            f"sinkhorn is INFEASIBLE: row_sums add up to {rows[lane].item():.6g} and column_sums "
-            f"to {columns[lane].item():.6g} in lane {lane}{count}, and no matrix has both; scale "
+            f"sinkhorn is INFEASIBLE: row_sums add up to {rows[lane].item():.9g} and column_sums "
+            f"to {columns[lane].item():.9g} in lane {lane}{count}, and no matrix has both; scale "
             "one of them"
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_array", "check_number", "read_radius", "read_threshold"]
+__all__ = ["check_array", "check_number", "read_positive", "read_radius", "read_threshold"]
 
 
 def check_array(name: str, value: Any, dims: int = 1) -> Tensor:
@@ -35,10 +35,15 @@ def check_number(name: str, value: float, least: float, strict: bool = True) -> 
 
 def read_radius(radius: float | Tensor, like: Tensor) -> Tensor:
     """Return radii ``(..., 1)`` for rows ``(..., n)``, NaN where one is not positive."""
-    if not isinstance(radius, Tensor):
-        return like.new_full((1,), check_number("radius", radius, 0.0))
-    _check_lanes("radius", radius, like[..., 0])
-    return torch.where(radius > 0, radius, torch.nan).unsqueeze(-1)
+    return read_positive("radius", radius, like[..., 0]).unsqueeze(-1)
+
+
+def read_positive(name: str, value: float | Tensor, like: Tensor, of: str = "v") -> Tensor:
+    """Return numbers that broadcast to ``like``, NaN where one is not positive."""
+    if not isinstance(value, Tensor):
+        return like.new_tensor(check_number(name, value, 0.0))
+    _check_lanes(name, value, like, of)
+    return torch.where(value > 0, value, torch.nan)
 
 
 def read_threshold(threshold: float | Tensor, like: Tensor) -> Tensor:
@@ -49,10 +54,10 @@ def read_threshold(threshold: float | Tensor, like: Tensor) -> Tensor:
     return torch.where(threshold >= 0, threshold, torch.nan).expand(like.shape)
 
 
-def _check_lanes(name: str, value: Tensor, like: Tensor) -> None:
+def _check_lanes(name: str, value: Tensor, like: Tensor, of: str = "v") -> None:
     if value.dtype != like.dtype or value.device != like.device:
         raise TypeError(
-            f"{name} is {value.dtype} on {value.device}, and v is {like.dtype} on "
+            f"{name} is {value.dtype} on {value.device}, and {of} is {like.dtype} on "
             f"{like.device}: use one dtype and device"
         )
     lanes = tuple(like.shape)
@@ -62,6 +67,6 @@ def _check_lanes(name: str, value: Tensor, like: Tensor) -> None:
         fits = False
     if not fits:
         raise ValueError(
-            f"{name} has the shape {tuple(value.shape)}, and v has lanes {lanes}: pass a number, "
-            "or a tensor that broadcasts to the lanes"
+            f"{name} has the shape {tuple(value.shape)}, and {of} has lanes {lanes}: pass a "
+            "number, or a tensor that broadcasts to the lanes"
         )

@@ -9,10 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 from torch.func import hessian, jacfwd, jacrev, vmap
 
+import implicit_solvers as ims
 from implicit_solvers.problems.projections import (
     entmax,
+    entropic_transport,
     group_soft_threshold,
     project_box,
     project_l1_ball,
@@ -196,6 +199,84 @@ class TestOtherForms:
         torch.testing.assert_close(w / size, double([3.0, 1.8, 2.4]))
 
 
+def transported(S, T):
+    r, c = torch.tensor([0.25, 0.75]).double(), torch.tensor([0.625, 0.375]).double()
+    return entropic_transport(S, r, c, temperature=T).value
+
+
+class TestTransport:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize(("n", "temperature"), [(6, 0.01), (12, 0.003), (30, 0.003)])
+    def test_a_low_temperature_is_an_assignment(self, n, temperature, dtype):
+        generator = torch.Generator().manual_seed(n)
+        costs = 10 * torch.rand(8, n, n, generator=generator, dtype=dtype)
+        temperatures = torch.full((8,), temperature, dtype=dtype).requires_grad_()
+        costs.requires_grad_()
+        solution = entropic_transport(-costs, temperature=temperatures)
+        plan, f, g = (part.detach().double() for part in solution.value)
+        assert solution.status.shape == (8,) and bool(solution.converged.all())
+        # in float64 within: rounding of scores / temperature, and of what is returned
+        atol = 1e-10 if dtype == torch.float64 else 1e-6
+        ones = torch.ones(8, n).double()
+        torch.testing.assert_close(plan.sum(-1), ones, rtol=0, atol=atol)
+        torch.testing.assert_close(plan.sum(-2), ones, rtol=0, atol=atol)
+        scores = -costs.detach().double()
+        for i in range(8):
+            rows, columns = linear_sum_assignment(-scores[i].numpy())
+            best, found = scores[i, rows, columns].sum(), (plan[i] * scores[i]).sum()
+            # what entropy may cost: at most T n log n
+            assert best - temperature * n * np.log(n) <= found <= best + 1e-4
+            # the potentials are feasible duals, and so as good
+            assert float((scores[i] + f[i][:, None] + g[i]).max()) <= 1e-4
+            assert best <= -(f[i] + g[i]).sum() + 1e-4
+        weights = torch.randn_like(solution.value.plan)
+        slopes = torch.autograd.grad((weights * solution.value.plan).sum(), [costs, temperatures])
+        assert all(bool(slope.isfinite().all()) for slope in slopes)
+
+    @pytest.mark.parametrize("temperature", [0.3, 0.01, 0.003])
+    def test_derivatives_at_low_temperatures(self, temperature):
+        generator = torch.Generator().manual_seed(0)
+        draw = partial(torch.randn, 7, 7, generator=generator, dtype=torch.float64)
+        S, weights, move = 10 * draw().sigmoid(), draw(), draw()
+        value = lambda S: (weights * sinkhorn(S, temperature=temperature)).sum()
+        step = 1e-3 * temperature
+        near, far = (value(S + k * step * move) - value(S - k * step * move) for k in (1, 2))
+        slope, own = (8 * near - far) / (12 * step), (jacrev(value)(S) * move).sum()
+        # sums are right to 20 eps S / T, 1e-11, which is divided by the step
+        torch.testing.assert_close(own, slope, rtol=1e-6, atol=1e-10 / step)
+
+    def test_the_potentials_are_the_slope_of_the_optimum(self):
+        S = drawn("sinkhorn", ())[:3]
+        r, c = torch.tensor([0.2, 0.3, 0.5]).double(), torch.tensor([0.4, 0.3, 0.2, 0.1]).double()
+
+        def optimum(r, c):
+            P = sinkhorn(S, r, c, temperature=0.7)
+            return (P * S).sum() - 0.7 * (P * (P.log() - 1)).sum()
+
+        plan, f, g = entropic_transport(S, r, c, temperature=0.7).value
+        torch.testing.assert_close(plan, ((S + f[:, None] + g) / 0.7).exp())
+        torch.testing.assert_close(f.mean(), g.mean())
+        # rows and columns change together, by as much
+        move, other = torch.tensor([1.0, -2, 1]).double(), torch.tensor([1.0, 0, -3, 2]).double()
+        slopes = jacrev(optimum, (0, 1))(r, c)
+        torch.testing.assert_close(slopes[0] @ move + slopes[1] @ other, -f @ move - g @ other)
+
+    def test_the_message_names_the_argument(self):
+        S = drawn("sinkhorn", ())
+        with pytest.raises(ims.ConvergenceError, match="raise max_steps"):
+            sinkhorn(S, temperature=1e-3, max_steps=2)
+        assert bool(entropic_transport(S, temperature=1e-3, max_steps=100).converged)
+
+    def test_a_temperature_that_is_none_fails_its_lane_silently(self):
+        S, T = drawn("sinkhorn", (3,)), torch.tensor([0.1, -1.0, 0.003]).double().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            solution = entropic_transport(S, temperature=T, on_failure="mask")
+            solution.value.plan.nansum().backward()
+        assert solution.status.tolist() == [0, ims.Status.NONFINITE, 0]
+        assert bool(T.grad.isfinite().all()) and T.grad[1] == 0
+
+
 # off the kinks, on every piece of every projection
 SMOOTH = {
     "simplex": (project_simplex, drawn("", (2,)), [1.5, 0.7]),
@@ -217,6 +298,11 @@ SMOOTH = {
         lambda S, a: sinkhorn(S, 2 * a.softmax(-1), torch.ones(2).double()),
         drawn("", (2,), 1, 2),
         [0.3, -0.2],
+    ),
+    "transport": (
+        lambda S, T: torch.cat([part.flatten(1) for part in transported(S, T)], 1),
+        drawn("sinkhorn", (2,), 1, 2),
+        [0.7, 1.5],
     ),
 }
 
