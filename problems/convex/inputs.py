@@ -60,11 +60,19 @@ def check_problem(
             "problem is not convex by CVXPY's rules (DCP): problem.is_dcp() must hold; "
             f"quadratic forms must be positive semidefinite, to be minimized. {_reason(problem)}"
         )
-    if not problem.is_dpp():
+    if not _is_affine(problem):
         raise ValueError(
             "problem is not DPP: its data are not affine in the parameters. Multiply parameters "
             f"with variables only, and not with one another; see {_DPP}"
         )
+
+
+def _is_affine(problem: cvxpy.Problem) -> bool:
+    """Tell whether the data are affine in the parameters: matrices of quadratic forms, too."""
+    try:
+        return bool(problem.is_dpp("dcp", quad_form_dpp="qp"))  # type: ignore[call-arg]
+    except TypeError:  # older CVXPY
+        return bool(problem.is_dpp())
 
 
 def _check_geometric(problem: cvxpy.Problem) -> None:

@@ -255,3 +255,18 @@ def test_a_matrix_of_unknowns():
     A_value, B_value = drawn((6, 3), (6, 4))
     expected = torch.linalg.inv(A_value.mT @ A_value + torch.eye(3)) @ A_value.mT @ B_value
     torch.testing.assert_close(first(layer, A_value, B_value), expected)
+
+
+@pytest.mark.skipif(not hasattr(cp.constraints, "SvecPSD"), reason="CVXPY is too old")
+def test_quadratic_forms_whose_matrices_are_parameters():
+    P, Q, q = cp.Parameter((3, 3), PSD=True), cp.Parameter((3, 3), PSD=True), cp.Parameter(3)
+    goal = cp.Minimize(0.5 * cp.quad_form(x, P + Q) + q @ x)
+    roots = drawn((2, 3, 3), (2, 3, 3))
+    values = [r.detach() @ r.detach().mT + torch.eye(3) for r in roots]
+    values = [v.requires_grad_() for v in (*values, *drawn((2, 3)))]
+    free = ConvexLayer(cp.Problem(goal), [P, Q, q], [x])
+    expected = torch.linalg.inv(values[0] + values[1]) @ -values[2].unsqueeze(-1)
+    torch.testing.assert_close(first(free, *values), expected.squeeze(-1))
+    near = ConvexLayer(cp.Problem(goal, [cp.abs(x) <= 0.2]), [P, Q, q], [x])
+    even = lambda P, Q, q: first(near, (P + P.mT) / 2, (Q + Q.mT) / 2, q)
+    assert gradcheck(even, values, **MODES)
