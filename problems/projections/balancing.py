@@ -69,7 +69,8 @@ class ShiftedLU(ims.DirectSolver):
 
 def _rounding(scores: Tensor) -> Tensor:
     """Return the relative error that rounding allows the sums of each lane."""
-    return 10 * torch.finfo(scores.dtype).eps * (1 + scores.abs().amax((-1, -2)))
+    sizes = torch.where(scores == -torch.inf, 0.0, scores).abs()
+    return 10 * torch.finfo(scores.dtype).eps * (1 + sizes.amax((-1, -2)))
 
 
 class BalancingState(NamedTuple):
@@ -118,8 +119,9 @@ class Balancing(ims.EquationMethod):
             t.reshape(-1, *t.shape[t.dim() - k :]).expand(lanes, *t.shape[t.dim() - k :])
             for t, k in zip(problem.operands, ranks, strict=True)
         )
-        range_ = scores.amax((-1, -2)) - scores.amin((-1, -2))
-        warmth = (range_ / 2).clamp(min=1)
+        most = scores.amax((-1, -2))
+        least = torch.where(scores == -torch.inf, most[:, None, None], scores).amin((-1, -2))
+        warmth = ((most - least) / 2).clamp(min=1)
         flag = torch.zeros_like(warmth, dtype=torch.int64)
         f = torch.zeros_like(log_rows)
         return _evaluated(f, warmth, flag, scores, log_rows, log_columns)

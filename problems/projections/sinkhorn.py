@@ -113,7 +113,8 @@ def entropic_transport(
     Parameters
     ----------
     scores
-        ``S (..., n, m)``, floating; minus a cost, in optimal transport.
+        ``S (..., n, m)``, floating; minus a cost, in optimal transport. ``-inf`` rules an entry
+        out.
     row_sums, column_sums
         ``r (..., n)`` and ``c (..., m)``, positive, of the same total; by default equal, ones where
         neither is given. A lane with an entry that is not positive, or with totals that differ by
@@ -171,7 +172,9 @@ def entropic_transport(
     rows = _sums("row_sums", row_sums, scores, n).reshape(count, n)
     columns = _sums("column_sums", column_sums, scores, m).reshape(count, m)
     T = read_positive("temperature", temperature, scores[..., 0, 0], "scores").double()
-    scaled = (scores.double() / T[..., None, None]).reshape(count, n, m)
+    ruled_out = scores == -torch.inf
+    scaled = torch.where(ruled_out, 0.0, scores).double() / T[..., None, None]
+    scaled = torch.where(ruled_out, -torch.inf, scaled).reshape(count, n, m)
     total, close = rows.sum(-1), torch.finfo(rows.dtype).eps ** 0.5
     same = (total - columns.sum(-1)).abs() <= close * total
     if on_failure == "raise" and not ims.transformed():

@@ -261,6 +261,23 @@ class TestTransport:
         slopes = jacrev(optimum, (0, 1))(r, c)
         torch.testing.assert_close(slopes[0] @ move + slopes[1] @ other, -f @ move - g @ other)
 
+    @pytest.mark.parametrize("temperature", [0.5, 0.003])
+    def test_minus_infinity_rules_an_entry_out(self, temperature):
+        S, rows = drawn("sinkhorn", ()), torch.arange(4)
+        T = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+        S[rows, rows] = -torch.inf
+        S.requires_grad_()
+        P = sinkhorn(S, temperature=T)
+        assert bool((P.diagonal() == 0).all())
+        torch.testing.assert_close(P.sum(0), torch.ones(4).double())
+        # as a score does that is far below the others
+        far = torch.where(S.isinf(), -30.0, S.detach()).requires_grad_()
+        weights = torch.arange(16.0).reshape(4, 4).sin().double()
+        slopes = torch.autograd.grad((weights * P).sum(), [S, T])
+        Q = sinkhorn(far, temperature=T)
+        expected = torch.autograd.grad((weights * Q).sum(), [far, T])
+        torch.testing.assert_close(slopes, expected, rtol=1e-6, atol=1e-8)
+
     def test_the_message_names_the_argument(self):
         S = drawn("sinkhorn", ())
         with pytest.raises(ims.ConvergenceError, match="raise max_steps"):
