@@ -94,8 +94,9 @@ class InteriorPoint(ims.EquationMethod):
     >>> from implicit_solvers.problems.qp import quadratic_program
     >>> Q, p = torch.eye(2), torch.tensor([-2.0, 1.0])
     >>> solver = InteriorPoint(max_steps=20)
-    >>> quadratic_program(Q, p, G=-torch.eye(2), h=torch.zeros(2), solver=solver).value.x
-    tensor([2., 0.])
+    >>> solution = quadratic_program(Q, p, G=-torch.eye(2), h=torch.zeros(2), solver=solver)
+    >>> solution.value.inequality_duals
+    tensor([0., 1.])
     """
 
     max_steps: int = field(default=60, kw_only=True)
