@@ -63,9 +63,9 @@ def depends(L: Tensor, R: Tensor, weights: Tensor, m: int) -> Tensor:
     """
     if m == 0:
         return torch.zeros_like(L[:, 0, 0], dtype=torch.bool)
-    place = torch.arange(1.0, R.shape[-2] + 1, dtype=R.dtype, device=R.device)
-    probes = 3 * torch.sin(torch.stack([(97 + 10 * i) * place * place for i in range(4)], -1))
-    probes = torch.where((weights > 0).unsqueeze(-1), probes, 0.0)
+    place = torch.arange(1.0, R.shape[-2] + 1, dtype=R.dtype, device=R.device).square()
+    probes = 3 * torch.outer(place, place.new_tensor((97, 107, 117, 127))).sin()
+    probes = probes * (weights > 0).unsqueeze(-1)
     half = R.mT @ (weights.sqrt().unsqueeze(-1) * probes)
     kept = torch.linalg.solve_triangular(L, half, upper=False).square().sum(-2)
     return (probes.square().sum(-2) - kept > _SHORTER).any(-1)

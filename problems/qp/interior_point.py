@@ -122,7 +122,10 @@ class InteriorPoint(ims.EquationMethod):
             inner = _interior_start(program, m)
             w = _pick(warm, w, inner[:, : w.shape[-1]])
         slope, excess, active, error = self._evaluate(program, w, m)
-        flag = torch.where(convex, 0, int(ims.Status.INDEFINITE))
+        flag, mu = (
+            torch.where(convex, 0, int(ims.Status.INDEFINITE)),
+            _complementarity(program, inner),
+        )
         never = ((program.c < 0) & (program.R == 0).all(-1))[:, :m].any(-1)
         return InteriorPointState(
             z=w / program.scale,
@@ -136,11 +139,12 @@ class InteriorPoint(ims.EquationMethod):
             excess=excess,
             active=active,
             inner=inner,
+            mu=mu,
             factors=(program.Q, program.weights, *program.factors),
             polished=warm,
             decided=torch.zeros_like(warm),
             rounds=torch.zeros_like(flag),
-            threshold=_POLISH_BELOW * _complementarity(program, inner),
+            threshold=_POLISH_BELOW * mu,
             stuck=torch.zeros_like(flag),
             steps=0,
         )
@@ -156,12 +160,12 @@ class InteriorPoint(ims.EquationMethod):
         if not every:
             inner, length = self._move(state, L, weights)
             inner = _pick(polished, state.inner, inner) if some else inner
-        w, move, chosen = inner[:, :size], None, torch.zeros_like(polished)
+        w, move, none = inner[:, :size], None, torch.zeros_like(polished)
         if some:
             # a set of rows that depend on one another is a choice to make, and nothing to solve on
             odd = polished & (state.rounds < _CHOICES) & depends(L, R, weights, m)
-            none = torch.zeros_like(state.active)
-            other, rows = choose(program, old, state.active, none, none, odd)
+            idle = torch.zeros_like(state.active)
+            other, rows = choose(program, old, state.active, idle, idle, odd)
             chosen, thin = (rows != state.active).any(-1), leaves_free(L, Q)
             given = old, state.slope, state.excess
             start, move = solve_on_active_set(program, *given, L, weights, thin)
@@ -169,9 +173,8 @@ class InteriorPoint(ims.EquationMethod):
         good = fit & torch.isfinite(w.sum(-1))
         moves = good if length is None else good & (length > 1e-6)
         stuck = torch.where(moves, 0, state.stuck + 1)
-        if not bool(good.all()):
+        if not bool(moves.all()):
             w, inner = _pick(good, w, old), _pick(good, inner, state.inner)
-        if m and bool((stuck > 0).any()):
             again = (stuck > 0) & (stuck % 2 == 0) & ~polished
             # multipliers are raised until no product is below the mean
             duals, s = _pairs(program, inner)
@@ -179,41 +182,42 @@ class InteriorPoint(ims.EquationMethod):
             centered = torch.cat([inner[:, :n], raised, inner[:, n + m :]], -1)
             inner = _pick(again, centered, inner)
             w = _pick(again, inner[:, :size], w)
+        mu = state.mu if every else _complementarity(program, inner)
+        flag, decided, rounds, threshold = state.flag, state.decided, state.rounds, state.threshold
         held = state.active & polished.unsqueeze(-1) if some and m else None
         slope, excess, active, error = self._evaluate(program, w, m, held)
-        settled = polished & (active == state.active).all(-1) & ~chosen
-        decided = state.decided
-        if m and some:
-            settled, active = settled & (error <= eps**0.5), _pick(chosen, rows, active)
-            if bool((new := settled & ~decided).any()):
+        settled = back = none
+        if some:
+            settled = polished & (active == state.active).all(-1) & ~chosen & (error <= eps**0.5)
+            active = _pick(chosen, rows, active)
+            if m and bool((new := settled & ~decided).any()):
                 w, slope, active = self._confirm(program, w, slope, excess, active, new, thin)
                 decided = decided | (active != state.active).any(-1) & new
-            active = _pick(state.flag < 0, state.active, active)  # of lanes that have ended
+            active = _pick(flag < 0, state.active, active)  # of lanes that have ended
             settled = settled & (active == state.active).all(-1)
             # what is active says so
             least = torch.where(active & settled.unsqueeze(-1), eps**2, -torch.inf)
-            x, duals, rest = w.split([n, m, size - n - m], -1)
-            w = torch.cat([x, duals.maximum(least), rest], -1)
-        estimate = torch.where(settled, error, torch.inf)
-        # (a choice of rows before the first round is none)
-        rounds = torch.where(polished, state.rounds + ~(chosen & (state.rounds == 0)), 0)
-        flag, threshold = state.flag, state.threshold
-        far = ((error > _FAR) & (error > 0.5 * state.error)) | (stuck >= _STUCK)
-        if state.steps + 1 == self.max_steps or (state.steps >= 4 and bool(far.any())):
-            flag = self._verdict(state, inner[:, :size], move, stuck)
-        if m:
+            w = torch.cat([w[:, :n], w[:, n : n + m].maximum(least), w[:, n + m :]], -1)
+            # (a choice of rows before the first round is none)
+            rounds = torch.where(polished, rounds + ~(chosen & (rounds == 0)), 0)
             slow = (rounds > 1) & (error > 0.5 * state.error) & (error > eps**0.75)
             back = polished & (slow | ~good | (~settled & (rounds >= _POLISH_ROUNDS)))
-            if bool(back.any()):
-                cold = back & (inner == 0).all(-1)
-                if bool(cold.any()):
-                    inner = _pick(cold, _interior_start(program, m), inner)
-                w = _pick(back, inner[:, :size], w)
-                less = torch.where(cold, _POLISH_BELOW, 1e-2) * _complementarity(program, inner)
-                threshold, stuck = torch.where(back, less, threshold), torch.where(back, 0, stuck)
-                polished = polished & ~back
-                slope, excess, active, error = self._evaluate(program, w, m)
-            polished = polished | ((_complementarity(program, inner) <= threshold) & ~back)
+        estimate = torch.where(settled, error, torch.inf)
+        late = state.steps + 1 == self.max_steps
+        if late or (state.steps >= 4 and bool(_fails(error, state.error, stuck).any())):
+            flag = self._verdict(state, inner[:, :size], move, stuck)
+        if some and m and bool(back.any()):
+            cold = back & (inner == 0).all(-1)
+            if bool(cold.any()):
+                inner = _pick(cold, _interior_start(program, m), inner)
+                mu = _complementarity(program, inner)
+            w = _pick(back, inner[:, :size], w)
+            less = torch.where(cold, _POLISH_BELOW, 1e-2) * mu
+            threshold, stuck = torch.where(back, less, threshold), torch.where(back, 0, stuck)
+            polished = polished & ~back
+            slope, excess, active, error = self._evaluate(program, w, m)
+        if m and not (every and polished is state.polished):
+            polished = polished | ((mu <= threshold) & ~back)
         return state._replace(
             z=w / program.scale,
             error=error,
@@ -224,6 +228,7 @@ class InteriorPoint(ims.EquationMethod):
             excess=excess,
             active=active,
             inner=inner,
+            mu=mu,
             factors=(L, weights, *program.factors),
             polished=polished,
             decided=decided,
@@ -290,7 +295,7 @@ class InteriorPoint(ims.EquationMethod):
             return torch.cat([dx, dy, ds], -1), ds * dy[:, :m], 1 / (-most).clamp(min=1)
 
         d, second, a = direction(s * duals)
-        mu = _complementarity(program, state.inner).unsqueeze(-1)
+        mu = state.mu.unsqueeze(-1)
         target = (_complementarity(program, state.inner + a * d).unsqueeze(-1) / mu).pow(3) * mu
         # after a short predictor step the whole correction can make the iteration cycle
         d, _, length = direction(s * duals + a * second - target)
@@ -376,6 +381,11 @@ def _inside(v: Tensor) -> Tensor:
     size = ims.rms(v).unsqueeze(-1)
     size = torch.where(size > 0, size, 1.0)
     return torch.where(low < -0.01 * size, v, v + low + size)
+
+
+def _fails(error: Tensor, before: Tensor, stuck: Tensor) -> Tensor:
+    """Tell which lanes make so little progress that there may be no solution."""
+    return ((error > _FAR) & (error > 0.5 * before)) | (stuck >= _STUCK)
 
 
 def _pairs(program: Program, inner: Tensor) -> tuple[Tensor, Tensor]:

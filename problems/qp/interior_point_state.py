@@ -17,7 +17,8 @@ class InteriorPointState(NamedTuple):
     ``z = (x, y)`` is the iterate that is judged, in the units of the input; ``w`` is the same in
     those of the program, with its ``slope`` ``Q x + p + R^T y`` and ``excess`` ``R x - c``, and the
     rows that are ``active`` there. While a lane is ``polished``, ``w`` is not the ``inner`` iterate
-    ``(x, y, s)``, which is kept to come back to, and zero before there is one. Lanes have
+    ``(x, y, s)`` of complementarity ``mu``, which is kept to come back to, and zero before there
+    is one. Lanes have
     ``decided`` once about rows without slack and multipliers. ``factors`` are what `CondensedKKT`
     solves with in the backward pass.
     """
@@ -33,6 +34,7 @@ class InteriorPointState(NamedTuple):
     excess: Tensor
     active: Tensor
     inner: Tensor
+    mu: Tensor
     factors: tuple[Tensor, ...]
     polished: Tensor
     decided: Tensor
