@@ -82,7 +82,7 @@ _HELP = {
     ),
     Status.INDEFINITE: (
         "the operator (of a quadratic program, Q) is not positive definite (semidefinite), which "
-        "this solver needs: use LU() or GMRES(), or add damping"
+        "this solver needs: check its signs, add damping, or take a solver that does not need it"
     ),
     Status.BREAKDOWN: (
         "the Krylov space stopped growing before the residual met the tolerance: the operator is "
@@ -145,8 +145,9 @@ class Solution(Generic[T]):
     status
         `Status` codes; int64.
     degenerate
-        Where an unknown is at a bound that does not hold it, or next to one, or ``prox`` has a
-        kink: a derivative is then one of two, to either side. Bool; None without either.
+        Where an unknown is at a bound that does not hold it, or next to one, where a multiplier and
+        its slack both vanish, or ``prox`` has a kink: a derivative is then one of two, to either
+        side. Bool; None without any.
     multipliers
         The `Multipliers` of constraints, differentiable as the value is; None without constraints.
     evaluations

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.tolerance import AUTO, Auto, Norm, rms
+from implicit_solvers.tolerance import AUTO, Auto, Norm, rms, safe_rms
 
 __all__ = [
     "DENSE_LIMIT",
@@ -310,6 +311,10 @@ class DirectSolver(LinearSolver):
     def sizes(self, A: LaneMap, factors: Factors, x: Tensor) -> Tensor:
         """Return ``|A| |x|`` in all lanes."""
         return A.sizes(x)
+
+    def solves(self, factors: Factors, r: Tensor, b: Tensor, transposed: bool) -> Tensor:
+        """Tell where ``r = b - A x`` is that of a solution, if the solver is not `exact`."""
+        return safe_rms(r) <= torch.finfo(b.dtype).eps ** 0.25 * safe_rms(b)
 
     def unfit(self, factors: Factors) -> Tensor:
         """Tell which factors are of no use, for little; `status` says why."""

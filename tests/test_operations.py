@@ -13,6 +13,7 @@ from torch.func import grad, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicit_solvers as ims
+from implicit_solvers.problems.qp import quadratic_program
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="counted on torch 2.13"
@@ -128,6 +129,15 @@ def curve(z):
 
 TIMES = torch.linspace(0, 1, 30, dtype=F64)
 WEIGHTS = torch.linspace(1, 4, 64, dtype=F64)
+ROOM = torch.rand(N, **DRAW)
+
+
+def program(weight):
+    """Solve eight quadratic programs."""
+    Q = torch.eye(N, dtype=F64)
+    return quadratic_program(Q, -weight * X[:8], W, ROOM).value.x
+
+
 MORE = {
     "grad": (lambda W: grad(loss, 1)(X[0], W), (362, 11)),
     "grad of vmap": (lambda W: grad(lambda W: vmap(loss, IN_LANES)(X, W).sum())(W), (786, 10)),
@@ -143,6 +153,7 @@ MORE = {
     "minimum, lanes": (lambda _: vmap(fit(None))(WEIGHTS), (2284, 12)),
     "FISTA": (lambda _: sparse_fit(WEIGHTS[0]), (3627, 208)),
     "FISTA, lanes": (lambda _: vmap(sparse_fit)(WEIGHTS), (11399, 42)),
+    "quadratic programs": (lambda _: program(WEIGHTS[0]), (1906, 42)),
     "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1207, 126)),
     "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (6083, 52)),
 }

@@ -65,10 +65,20 @@ def penalties(Q: Tensor, R: Tensor) -> Tensor:
 
     It is ``eps**-0.5`` times what makes the row's part of ``H`` as large as ``Q``.
     """
-    size = Q.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
-    size = torch.where(size > 0, size, 1.0)
     squares = R.square().sum(-1)
-    return size * torch.finfo(Q.dtype).eps ** -0.5 / torch.where(squares > 0, squares, 1.0)
+    return curvature(Q) * torch.finfo(Q.dtype).eps ** -0.5 / torch.where(squares > 0, squares, 1.0)
+
+
+def curvature(Q: Tensor) -> Tensor:
+    """Return the mean of the diagonal, ``(N, 1)``; one where there is none."""
+    size = Q.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    return torch.where(size > 0, size, 1.0)
+
+
+def leaves_free(L: Tensor, Q: Tensor) -> Tensor:
+    """Tell where rows and curvature seem to leave a direction free, ``(N,)``."""
+    least = L.diagonal(dim1=-2, dim2=-1).amin(-1).square()
+    return least <= 16 * torch.finfo(Q.dtype).eps ** 0.5 * curvature(Q).squeeze(-1)
 
 
 def solve_kkt(
@@ -90,7 +100,7 @@ def solve_kkt(
     Parameters
     ----------
     L, weights, Q, R
-        What `condense` took and returned.
+        What `condense` took and returned; ``weights`` with a place for the columns.
     r, c
         Right-hand sides ``(N, columns, n)`` and ``(N, columns, r)``.
     rounds
@@ -106,25 +116,25 @@ def solve_kkt(
     Source: Rockafellar, "Augmented Lagrangians and applications of the proximal point algorithm in
     convex programming" (1976); Golub and Van Loan, "Matrix Computations", section 3.5.
     """
-    w = weights.unsqueeze(-2)
+    w = weights
     c = torch.where(w > 0, c, 0.0)
     x, y = torch.zeros_like(r), torch.zeros_like(c)
     r_left, c_left = r, c
     left = _size(r, c)
     goal = _ENOUGH * torch.finfo(r.dtype).eps * left
-    for _ in range(rounds):
+    for place in range(rounds):
         dx = solve_condensed(L, r_left + (w * c_left) @ R)
         new_x, new_y = x + dx, y + w * (dx @ R.mT - c_left)
         r_left = r - new_x @ Q - new_y @ R
         c_left = torch.where(w > 0, c - new_x @ R.mT, 0.0)
         size = _size(r_left, c_left)
-        better = size < left
+        better = (size < left) | (place == 0)  # small weights take a second round to pay
         if not bool(better.any()):
             break
         keep = better.unsqueeze(-1)
         x, y = torch.where(keep, new_x, x), torch.where(keep, new_y, y)
         # where a round did not halve what is left, rounding is
-        again = (size < 0.5 * left) & (size > goal)
+        again = ((size < 0.5 * left) | (place == 0)) & (size > goal)
         left = torch.where(better, size, left)
         if not bool(again.any()):
             break
@@ -184,24 +194,34 @@ class CondensedKKT(ims.DirectSolver):
         weights = penalties(Q, R)
         weights[:, :m].masked_fill_(inactive, 0.0)
         L, fit = condense(Q, R, weights)
-        L = torch.where(fit[:, None, None], L, torch.nan)
-        return L, weights, Q, R
+        one = torch.ones_like(matrix[..., 0])
+        return torch.where(fit[:, None, None], L, torch.nan), weights, Q, R, one, one
 
     def solve(self, factors: tuple[Tensor, ...], b: Tensor, transposed: bool) -> Tensor:
         """Return ``J^-1 b`` or ``J^-T b`` for ``b (grid, n + m + k, columns)``."""
-        L, weights, Q, R = factors
-        n = self.variables
-        b = b.mT
+        L, weights, Q, R, scale, ends = (t.unsqueeze(1) if t.dim() == 2 else t for t in factors)
+        n, idle = Q.shape[-1], weights == 0
+        given, b = b.mT[..., n:], b.mT / ends
         r, c = b[..., :n], b[..., n:]
-        idle = weights.unsqueeze(-2) == 0
         if transposed:
             x, y = solve_kkt(L, weights, Q, R, r, c)
-            y = torch.where(idle, c - x @ R.mT, y)
+            free = (c - x @ R.mT) * ends[..., n:]
         else:
-            given = torch.where(idle, c, 0.0)
-            x, y = solve_kkt(L, weights, Q, R, r - given @ R, c)
-            y = torch.where(idle, c, y)
+            free = given
+            shift = torch.where(idle, given * scale[..., n:], 0.0)
+            x, y = solve_kkt(L, weights, Q, R, r - shift @ R, c)
+        x, y = x / scale[..., :n], torch.where(idle, free, y / scale[..., n:])
         return torch.cat([x, y], -1).mT
+
+    def solves(self, factors: tuple[Tensor, ...], r: Tensor, b: Tensor, transposed: bool) -> Tensor:
+        """Tell where ``r`` is small beside ``b``, in the units of the factors."""
+        _, weights, Q, _, scale, unit = factors
+        if not transposed:
+            n = Q.shape[-1]
+            own = torch.where(weights == 0, 1 / scale[:, n:], unit[:, n:])
+            unit = torch.cat([unit[:, :n], own], -1)
+        unit = unit if len(r) == len(unit) else unit.repeat(len(r) // len(unit), 1)
+        return super().solves(factors, r / unit, b / unit, transposed)
 
     def status(self, factors: tuple[Tensor, ...]) -> Tensor:
         """Return SINGULAR where the factorization broke down."""

@@ -9,23 +9,38 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.qp.active_set import solve_on_active_set
+from implicit_solvers.problems.qp.active_set import (
+    choose,
+    depends,
+    nothing,
+    solve_on_active_set,
+)
 from implicit_solvers.problems.qp.certificates import (
     least_violation,
     proves_infeasible,
     proves_unbounded,
 )
-from implicit_solvers.problems.qp.condensed import CondensedKKT, condense, solve_condensed
+from implicit_solvers.problems.qp.condensed import (
+    CondensedKKT,
+    condense,
+    leaves_free,
+    solve_condensed,
+)
 from implicit_solvers.problems.qp.interior_point_state import InteriorPointState
 from implicit_solvers.problems.qp.kkt import times
-from implicit_solvers.problems.qp.standard_form import Program, read_program, semidefinite
+from implicit_solvers.problems.qp.standard_form import (
+    Program,
+    largest,
+    read_program,
+    semidefinite,
+)
 
 __all__ = ["InteriorPoint"]
 
 _TO_THE_BOUNDARY = 0.995
 _POLISH_BELOW = 1e-3
-_POLISH_ROUNDS = 6
-_POLISH_ATTEMPTS = 3
+_POLISH_ROUNDS = 10
+_CHOICES = 3
 _STUCK = 7
 _FAR = 1e-3
 
@@ -40,22 +55,21 @@ class InteriorPoint(ims.EquationMethod):
     ``Q``; the equalities have that weight. When the complementarity ``mu = s^T lambda / m`` has
     fallen to a thousandth, the constraints with ``lambda_i > s_i`` are taken to be active and the
     equality-constrained program is solved, up to rounding; the new signs give the next guess
-    (semismooth Newton on the natural residual). If six such steps do not end in a solution, or one
-    of them does not halve the error, the lane goes back to where it was and on from there.
+    (semismooth Newton on the natural residual). If that does not end in a solution, or a step of it
+    does not halve the error, the lane goes back to where it was and on from there. A lane ends only
+    on an active set that its own solution confirms, of rows that are linearly independent.
 
-    Rows of ``G`` and ``A`` are scaled to length one. The error is the `kkt_residual` of the program
-    so scaled, its parts divided by one plus the sizes (``norm``) of the terms that they are
-    differences of.
+    It works in units in which rows, right-hand sides and costs are about one: powers of two, for
+    each lane. The error is the `kkt_residual` of the program so scaled, its parts divided by one
+    plus the sizes of the terms that they are differences of.
+
+    From a start other than zero (``start`` of `quadratic_program`), a lane begins with the active
+    set of the start.
 
     Parameters
     ----------
     rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`; ``max_steps`` counts factorizations. Steps cannot be compiled.
-    polish
-        Whether to solve on the active set, for a solution up to rounding. Without it, products
-        ``s_i lambda_i`` are judged in the place of ``min(lambda_i, s_i)``.
-    keep_factors
-        Whether the last factorization is handed to the backward pass, for `CondensedKKT`.
 
     Raises
     ------
@@ -79,14 +93,13 @@ class InteriorPoint(ims.EquationMethod):
     --------
     >>> from implicit_solvers.problems.qp import quadratic_program
     >>> Q, p = torch.eye(2), torch.tensor([-2.0, 1.0])
-    >>> solver = InteriorPoint(polish=False)
-    >>> quadratic_program(Q, p, G=-torch.eye(2), h=torch.zeros(2), solver=solver).value.x
-    tensor([2.0000e+00, ...])
+    >>> solver = InteriorPoint(max_steps=20)
+    >>> solution = quadratic_program(Q, p, G=-torch.eye(2), h=torch.zeros(2), solver=solver)
+    >>> solution.value.inequality_duals
+    tensor([0., 1.])
     """
 
     max_steps: int = field(default=60, kw_only=True)
-    polish: bool = True
-    keep_factors: bool = True
     solves: ClassVar[tuple[str, ...]] = ("root",)
     traceable: ClassVar[bool] = False
 
@@ -99,215 +112,229 @@ class InteriorPoint(ims.EquationMethod):
         return CondensedKKT()
 
     def init(self, problem: ims.EquationProblem, z: Tensor) -> InteriorPointState:
-        """Start from the regularized least-squares point, moved inside."""
+        """Start from the regularized least-squares point, moved inside, or on an active set."""
         program, m = read_program(problem, z)
-        Q, p, R, c, penalty, _ = program
-        convex = semidefinite(Q)
-        flag = torch.where(convex, 0, int(ims.Status.INDEFINITE))
-        if m:
-            weights = penalty.clone()
-            weights[:, :m] *= torch.finfo(z.dtype).eps ** 0.5
-            L, _ = condense(Q, R, weights)
-            x = solve_condensed(L, times(R.mT, weights * c) - p)
-            y = weights * (times(R, x) - c)
-            s = _inside((c - times(R, x))[:, :m])
-            y = torch.cat([_inside(y[:, :m]), y[:, m:]], -1)
-        else:
-            x, y, s = torch.zeros_like(p), torch.zeros_like(c), c[:, :0]
-            L, weights = torch.zeros_like(Q), penalty
-        z = torch.cat([x, y], -1)
-        slope, excess, error = self._evaluate(program, z, s)
-        zero = torch.zeros_like(flag)
+        w = z * program.scale
+        warm = (w != 0).any(-1) if m else torch.ones_like(z[:, 0], dtype=torch.bool)
+        convex = semidefinite(program.Q)
+        inner = torch.cat([w, program.c[:, :m]], -1) * 0
+        if not bool(warm.all()):
+            inner = _interior_start(program, m)
+            w = _pick(warm, w, inner[:, : w.shape[-1]])
+        slope, excess, active, error = self._evaluate(program, w, m)
+        flag, mu = (
+            torch.where(convex, 0, int(ims.Status.INDEFINITE)),
+            _complementarity(program, inner),
+        )
+        never = ((program.c < 0) & (program.R == 0).all(-1))[:, :m].any(-1)
         return InteriorPointState(
-            z / program.scale,
-            error,
-            error,
-            1.0,
-            flag,
-            program,
-            slope,
-            excess,
-            x,
-            y,
-            s,
-            L,
-            weights,
-            torch.full_like(convex, m == 0),
-            zero,
-            zero,
-            _POLISH_BELOW * _complementarity(s, y),
-            zero,
-            0,
-            self.keep_factors,
+            z=w / program.scale,
+            error=error,
+            estimate=torch.full_like(error, torch.inf),
+            unit=1.0,
+            flag=torch.where(never, int(ims.Status.INFEASIBLE), flag),
+            program=program,
+            w=w,
+            slope=slope,
+            excess=excess,
+            active=active,
+            inner=inner,
+            mu=mu,
+            factors=(program.Q, program.weights, *program.factors),
+            polished=warm,
+            decided=torch.zeros_like(warm),
+            rounds=torch.zeros_like(flag),
+            threshold=_POLISH_BELOW * mu,
+            stuck=torch.zeros_like(flag),
+            steps=0,
         )
 
     def step(self, problem: ims.EquationProblem, state: InteriorPointState) -> InteriorPointState:
         """Factor once; polish the lanes that are, and move the others in the interior."""
-        program = state.program
-        p, R, penalty = program.p, program.R, program.penalty
-        n, m, polished = p.shape[-1], state.s.shape[-1], state.polished
-        some, every = bool(polished.any()), bool(polished.all())
-        old_z = state.z * program.scale
-        weights = penalty
-        if m:
-            # never above the penalties: where a row is all but an equality it is treated as one
-            inner = 1 / (state.s / state.y[:, :m] + 1 / penalty[:, :m])
-            if some:
-                active = old_z[:, n : n + m] > -state.excess[:, :m]
-                on_set = torch.where(active, penalty[:, :m], 0.0)
-                inner = torch.where(polished.unsqueeze(-1), on_set, inner)
-            weights = torch.cat([inner, penalty[:, m:]], -1) if R.shape[-2] > m else inner
-        L, fit = condense(program.Q, R, weights)
-        x, y, s, length = state.x, state.y, state.s, torch.ones_like(state.error)
+        program, polished, old = state.program, state.polished, state.w
+        Q, R, size, m = program.Q, program.R, old.shape[-1], state.active.shape[-1]
+        n = program.p.shape[-1]
+        some, every, eps = bool(polished.any()), bool(polished.all()), torch.finfo(old.dtype).eps
+        weights, inner, length = self._weights(state, some, every), state.inner, None
+        L, fit = condense(Q, R, weights)
         if not every:
-            x, y, s, length = self._move(state, L, weights)
-        if some and not every:
-            x, y = _pick(polished, state.x, x), _pick(polished, state.y, y)
-            s = _pick(polished, state.s, s)
-        z, move = torch.cat([x, y], -1), None
+            inner, length = self._move(state, L, weights)
+            inner = _pick(polished, state.inner, inner) if some else inner
+        w, move, none = inner[:, :size], None, torch.zeros_like(polished)
         if some:
-            start, move = solve_on_active_set(program, old_z, state.slope, state.excess, L, weights)
-            z = _pick(polished, start + move, z)
-        good = fit & torch.isfinite(z.sum(-1))
-        stuck = torch.where(good & (length > 1e-6), 0, state.stuck + 1)
-        if not bool(good.all()):
-            z, x, y, s = (
-                _pick(good, a, b) for a, b in ((z, old_z), (x, state.x), (y, state.y), (s, state.s))
-            )
-        if m and bool((stuck > 0).any()):
+            # a set of rows that depend on one another is a choice to make, and nothing to solve on
+            odd = polished & (state.rounds < _CHOICES) & depends(L, R, weights, m)
+            idle = torch.zeros_like(state.active)
+            other, rows = choose(program, old, state.active, idle, idle, odd)
+            chosen, thin = (rows != state.active).any(-1), leaves_free(L, Q)
+            given = old, state.slope, state.excess
+            start, move = solve_on_active_set(program, *given, L, weights, thin)
+            w = _pick(polished, _pick(chosen, other, start + move), w)
+        good = fit & torch.isfinite(w.sum(-1))
+        moves = good if length is None else good & (length > 1e-6)
+        stuck = torch.where(moves, 0, state.stuck + 1)
+        if not bool(moves.all()):
+            w, inner = _pick(good, w, old), _pick(good, inner, state.inner)
             again = (stuck > 0) & (stuck % 2 == 0) & ~polished
-            y = _pick(again, _centered(s, y), y)
-            z = _pick(again, torch.cat([x, y], -1), z)
-        slope, excess, error = self._evaluate(program, z, s, polished, state.attempts)
-        rounds = torch.where(polished, state.rounds + 1, 0)
-        flag, threshold, attempts = state.flag, state.threshold, state.attempts
+            # multipliers are raised until no product is below the mean
+            duals, s = _pairs(program, inner)
+            raised = duals.maximum(_complementarity(program, inner).unsqueeze(-1) / s)
+            centered = torch.cat([inner[:, :n], raised, inner[:, n + m :]], -1)
+            inner = _pick(again, centered, inner)
+            w = _pick(again, inner[:, :size], w)
+        mu = state.mu if every else _complementarity(program, inner)
+        flag, decided, rounds, threshold = state.flag, state.decided, state.rounds, state.threshold
+        held = state.active & polished.unsqueeze(-1) if some and m else None
+        slope, excess, active, error = self._evaluate(program, w, m, held)
+        settled = back = none
+        if some:
+            settled = polished & (active == state.active).all(-1) & ~chosen & (error <= eps**0.5)
+            active = _pick(chosen, rows, active)
+            if m and bool((new := settled & ~decided).any()):
+                w, slope, active = self._confirm(program, w, slope, excess, active, new, thin)
+                decided = decided | (active != state.active).any(-1) & new
+            active = _pick(flag < 0, state.active, active)  # of lanes that have ended
+            settled = settled & (active == state.active).all(-1)
+            # what is active says so
+            least = torch.where(active & settled.unsqueeze(-1), eps**2, -torch.inf)
+            w = torch.cat([w[:, :n], w[:, n : n + m].maximum(least), w[:, n + m :]], -1)
+            # (a choice of rows before the first round is none)
+            rounds = torch.where(polished, rounds + ~(chosen & (rounds == 0)), 0)
+            slow = (rounds > 1) & (error > 0.5 * state.error) & (error > eps**0.75)
+            back = polished & (slow | ~good | (~settled & (rounds >= _POLISH_ROUNDS)))
+        estimate = torch.where(settled, error, torch.inf)
         late = state.steps + 1 == self.max_steps
-        far = ((error > _FAR) & (error > 0.5 * state.error)) | (stuck >= _STUCK)
-        if late or (state.steps >= 4 and bool(far.any())):
-            flag = self._verdict(state, (x, y), move, stuck)
-        mu = _complementarity(s, y)
-        eps = torch.finfo(p.dtype).eps
-        slow = (rounds > 1) & (error > 0.5 * state.error) & (error > eps**0.5)
-        slow = slow | ((rounds >= _POLISH_ROUNDS) & (error > eps**0.75))
-        back = polished & (slow | ~good)
-        if m and bool(back.any()):
-            z = _pick(back, torch.cat([x, y], -1), z)
-            attempts = attempts + back
-            threshold = torch.where(back, 1e-2 * mu, threshold)
-            stuck = torch.where(back, 0, stuck)
+        if late or (state.steps >= 4 and bool(_fails(error, state.error, stuck).any())):
+            flag = self._verdict(state, inner[:, :size], move, stuck)
+        if some and m and bool(back.any()):
+            cold = back & (inner == 0).all(-1)
+            if bool(cold.any()):
+                inner = _pick(cold, _interior_start(program, m), inner)
+                mu = _complementarity(program, inner)
+            w = _pick(back, inner[:, :size], w)
+            less = torch.where(cold, _POLISH_BELOW, 1e-2) * mu
+            threshold, stuck = torch.where(back, less, threshold), torch.where(back, 0, stuck)
             polished = polished & ~back
-            slope, excess, error = self._evaluate(program, z, s, polished, attempts)
-        estimate = error
-        if self.polish and m:
-            # which constraints are active, and so the derivative, is known on the active set alone
-            known = polished | (attempts >= _POLISH_ATTEMPTS)
-            estimate = torch.where(known, error, torch.inf)
+            slope, excess, active, error = self._evaluate(program, w, m)
+        if m and not (every and polished is state.polished):
             polished = polished | ((mu <= threshold) & ~back)
-        return InteriorPointState(
-            z / program.scale,
-            error,
-            estimate,
-            1.0,
-            flag,
-            program,
-            slope,
-            excess,
-            x,
-            y,
-            s,
-            L,
-            weights,
-            polished,
-            rounds,
-            attempts,
-            threshold,
-            stuck,
-            state.steps + 1,
-            self.keep_factors,
+        return state._replace(
+            z=w / program.scale,
+            error=error,
+            estimate=estimate,
+            flag=flag,
+            w=w,
+            slope=slope,
+            excess=excess,
+            active=active,
+            inner=inner,
+            mu=mu,
+            factors=(L, weights, *program.factors),
+            polished=polished,
+            decided=decided,
+            rounds=rounds,
+            threshold=threshold,
+            stuck=stuck,
+            steps=state.steps + 1,
         )
 
-    def _evaluate(
-        self,
-        program: Program,
-        z: Tensor,
-        s: Tensor,
-        polished: Tensor | None = None,
-        attempts: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``Q x + p + R^T y``, ``R x - c``, and the error that is judged."""
-        Q, p, R, c, *_ = program
-        n, m = p.shape[-1], s.shape[-1]
-        x, y = z[:, :n], z[:, n:]
-        parts = times(Q, x), times(R.mT, y), times(R, x)
-        slope, excess = parts[0] + p + parts[1], parts[2] - c
-        dual = 1 + ims.rms(torch.stack([parts[0], p, parts[1]], 1)).sum(-1, keepdim=True)
-        primal = 1 + ims.rms(torch.stack([parts[2], c], 1)).sum(-1, keepdim=True)
-        duals, over = y[:, :m], excess[:, :m]
-        natural = torch.where(duals > -over, over, duals)
-        rows = torch.cat([natural, excess[:, m:]], -1) / primal
-        error = self.norm(torch.cat([slope / dual, rows], -1))
-        given_up = not self.polish
-        by_products = None
-        if attempts is not None and not given_up:
-            by_products = attempts >= _POLISH_ATTEMPTS
-            if polished is not None:
-                by_products = by_products & ~polished
-            given_up = bool(by_products.any())
-        if m and given_up:
-            rows = torch.cat([excess[:, :m] + s, excess[:, m:]], -1) / primal
-            products = s * duals / (primal * dual)
-            other = self.norm(torch.cat([slope / dual, rows, products], -1))
-            error = other if by_products is None else torch.where(by_products, other, error)
-        return slope, excess, error
+    def _weights(self, state: InteriorPointState, some: bool, every: bool) -> Tensor:
+        """Return the rows' weights: those of the active set, or of the interior."""
+        program, m = state.program, state.active.shape[-1]
+        weights, penalty = program.weights, program.penalty
+        if some:
+            on_set = torch.where(state.active, weights[:, :m], 0.0)
+            weights = torch.cat([on_set, weights[:, m:]], -1)
+        if not every:
+            # never above the penalties: where a row is all but an equality it is treated as one
+            duals, s = _pairs(program, state.inner)
+            moving = 1 / (s / duals + 1 / penalty[:, :m])
+            moving = torch.cat([moving, penalty[:, m:]], -1)
+            weights = _pick(state.polished, weights, moving) if some else moving
+        return weights
 
-    def _move(
-        self, state: InteriorPointState, L: Tensor, weights: Tensor
+    def _evaluate(
+        self, program: Program, w: Tensor, m: int, held: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Make a predictor-corrector step."""
-        R, m = state.program.R, state.s.shape[-1]
-        s, duals = state.s, state.y[:, :m]
+        """Return ``Q x + p + R^T y``, ``R x - c``, the active rows, and the error that is judged.
+
+        Multipliers of rows that are ``held`` may be nothing, and slack of others.
+        """
+        _, p, R, c, *_ = program
+        x, y = w.split([p.shape[-1], c.shape[-1]], -1)
+        Qx, Rx = times(program.both, x).split([x.shape[-1], y.shape[-1]], -1)
+        Ry = times(R.mT, y)
+        slope, excess = Qx + p + Ry, Rx - c
+        dual = 1 + largest(Qx) + largest(Ry)
+        primal = program.reach_at(x)
+        duals, over = y[:, :m], excess[:, :m]
+        eps = torch.finfo(w.dtype).eps ** 0.75
+        active = duals > -torch.where(over.abs() <= eps * primal[:, :m], 0.0, over)
+        if held is not None:
+            active = active | (held & (duals.abs() <= nothing(y)))
+        rows = torch.cat([torch.where(active, over, duals), excess[:, m:]], -1) / primal
+        return slope, excess, active, self.norm(torch.cat([slope / dual, rows], -1))
+
+    def _move(self, state: InteriorPointState, L: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Make a predictor-corrector step; return also the longest that stays inside."""
+        program, R, m = state.program, state.program.R, state.active.shape[-1]
+        duals, s = _pairs(program, state.inner)
         excess = torch.cat([state.excess[:, :m] + s, state.excess[:, m:]], -1)
         restoring, by_duals = weights * excess, weights[:, :m] / duals
 
         def direction(products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Solve the conditions, linearized, for ``s dlambda + lambda ds = -products``."""
+            """Solve the conditions, linearized, for ``s dlambda + lambda ds = -products``.
+
+            The third is the step that keeps ``s`` and the duals nonnegative, up to one.
+            """
             lead = torch.cat([restoring[:, :m] - by_duals * products, restoring[:, m:]], -1)
             dx = -solve_condensed(L, times(R.mT, lead) + state.slope)
             dy = weights * times(R, dx) + lead
-            return dx, dy, -(products + s * dy[:, :m]) / duals
-
-        def reach(dy: Tensor, ds: Tensor) -> Tensor:
-            """Return the longest step, up to one, that keeps ``s`` and the duals nonnegative."""
+            ds = -(products + s * dy[:, :m]) / duals
             most = torch.cat([dy[:, :m] / duals, ds / s], -1).amin(-1, keepdim=True)
-            return 1 / (-most).clamp(min=1)
+            return torch.cat([dx, dy, ds], -1), ds * dy[:, :m], 1 / (-most).clamp(min=1)
 
-        _, dy, ds = direction(s * duals)
-        mu = _complementarity(s, state.y).unsqueeze(-1)
-        a = reach(dy, ds)
-        mu_predicted = _complementarity(s + a * ds, state.y + a * dy).unsqueeze(-1)
-        target = (mu_predicted / mu).pow(3) * mu
+        d, second, a = direction(s * duals)
+        mu = state.mu.unsqueeze(-1)
+        target = (_complementarity(program, state.inner + a * d).unsqueeze(-1) / mu).pow(3) * mu
         # after a short predictor step the whole correction can make the iteration cycle
-        dx, dy, ds = direction(s * duals + a * ds * dy[:, :m] - target)
-        length = reach(dy, ds)
-        a = _TO_THE_BOUNDARY * length
-        return state.x + a * dx, state.y + a * dy, s + a * ds, length.squeeze(-1)
+        d, _, length = direction(s * duals + a * second - target)
+        return state.inner + _TO_THE_BOUNDARY * length * d, length.squeeze(-1)
+
+    def _confirm(
+        self,
+        program: Program,
+        w: Tensor,
+        slope: Tensor,
+        excess: Tensor,
+        active: Tensor,
+        settled: Tensor,
+        thin: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decide about rows without slack whose multiplier is nothing, where lanes have settled.
+
+        They are active only where the minimizer would not be the only one without them.
+        """
+        n, m, eps = program.p.shape[-1], active.shape[-1], torch.finfo(w.dtype).eps
+        x, y = w[:, :n], w[:, n:]
+        near = excess[:, :m].abs() <= eps**0.75 * program.reach_at(x)[:, :m]
+        weak = near & (y[:, :m] <= nothing(y))
+        odd = settled & (weak & (active | thin.unsqueeze(-1))).any(-1)
+        w, active = choose(program, w, active, weak, near, odd)
+        return w, slope + times(program.R.mT, w[:, n:] - y), active
 
     def _verdict(
-        self,
-        state: InteriorPointState,
-        iterate: tuple[Tensor, Tensor],
-        move: Tensor | None,
-        stuck: Tensor,
+        self, state: InteriorPointState, iterate: Tensor, move: Tensor | None, stuck: Tensor
     ) -> Tensor:
         """Return the flags of lanes that have no solution or make no progress."""
         Q, p, R, c, *_ = state.program
-        n, m, eps = p.shape[-1], state.s.shape[-1], torch.finfo(p.dtype).eps
-        x, y = iterate
+        n, m, eps = p.shape[-1], state.active.shape[-1], torch.finfo(p.dtype).eps
         # an iterate that runs off does so along a proof, which its last move shows more clearly
-        dx, dy = x - state.x, y - state.y
+        d = iterate - state.inner[:, : iterate.shape[-1]]
         if move is not None:
             # so does that of the regularized system where the system itself has no solution
-            dx, dy = _pick(state.polished, move[:, :n], dx), _pick(state.polished, move[:, n:], dy)
+            d = _pick(state.polished, move, d)
+        x, y, dx, dy = iterate[:, :n], iterate[:, n:], d[:, :n], d[:, n:]
 
         def verdict(tol: float) -> Tensor:
             none = proves_infeasible(R, c, y, m, x, tol) | proves_infeasible(R, c, dy, m, x, tol)
@@ -331,6 +358,23 @@ class InteriorPoint(ims.EquationMethod):
         return torch.where(state.flag == 0, flag, state.flag)
 
 
+def _interior_start(program: Program, m: int) -> Tensor:
+    """Return the least-squares point whose constraints hold by penalties, moved inside.
+
+    Right-hand sides larger than one are left aside as if they were one.
+    """
+    Q, p, R, c, penalty, *_ = program
+    near = torch.cat([c[:, :m].clamp(max=1), c[:, m:]], -1)
+    weights = penalty.clone()
+    weights[:, :m] *= torch.finfo(c.dtype).eps ** 0.5
+    L, _ = condense(Q, R, weights)
+    x = solve_condensed(L, times(R.mT, weights * near) - p)
+    excess = times(R, x) - near
+    y, close = weights * excess, _inside(-excess[:, :m])
+    s = close + (c - near)[:, :m]
+    return torch.cat([x, _inside(y[:, :m]) * (close / s), y[:, m:], s], -1)
+
+
 def _inside(v: Tensor) -> Tensor:
     """Move ``v (N, m)`` until it is well positive."""
     low = -v.amin(-1, keepdim=True)
@@ -339,17 +383,22 @@ def _inside(v: Tensor) -> Tensor:
     return torch.where(low < -0.01 * size, v, v + low + size)
 
 
-def _complementarity(s: Tensor, y: Tensor) -> Tensor:
+def _fails(error: Tensor, before: Tensor, stuck: Tensor) -> Tensor:
+    """Tell which lanes make so little progress that there may be no solution."""
+    return ((error > _FAR) & (error > 0.5 * before)) | (stuck >= _STUCK)
+
+
+def _pairs(program: Program, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the multipliers of inequalities and their slack."""
+    n, rows = program.p.shape[-1], program.c.shape[-1]
+    m = inner.shape[-1] - n - rows
+    return inner[:, n : n + m], inner[:, n + rows :]
+
+
+def _complementarity(program: Program, inner: Tensor) -> Tensor:
     """Return ``mu = s^T lambda / m``."""
-    m = s.shape[-1]
-    return (s * y[:, :m]).sum(-1) / max(m, 1)
-
-
-def _centered(s: Tensor, y: Tensor) -> Tensor:
-    """Raise multipliers until no product ``s_i lambda_i`` is below their mean."""
-    m = s.shape[-1]
-    floor = _complementarity(s, y).unsqueeze(-1) / s
-    return torch.cat([y[:, :m].maximum(floor), y[:, m:]], -1)
+    duals, s = _pairs(program, inner)
+    return (s * duals).sum(-1) / max(s.shape[-1], 1)
 
 
 def _pick(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -14,10 +14,13 @@ __all__ = ["InteriorPointState"]
 class InteriorPointState(NamedTuple):
     """The state of `InteriorPoint`.
 
-    ``z = (x, y)`` is the iterate that is judged, in the units of the input, with its ``slope``
-    ``Q x + p + R^T y`` and ``excess`` ``R x - c``. While a lane is ``polished`` it is not the
-    interior iterate ``x``, ``y``, ``s``, which is kept to come back to. ``L`` and ``weights`` are
-    the last factorization.
+    ``z = (x, y)`` is the iterate that is judged, in the units of the input; ``w`` is the same in
+    those of the program, with its ``slope`` ``Q x + p + R^T y`` and ``excess`` ``R x - c``, and the
+    rows that are ``active`` there. While a lane is ``polished``, ``w`` is not the ``inner`` iterate
+    ``(x, y, s)`` of complementarity ``mu``, which is kept to come back to, and zero before there
+    is one. Lanes have
+    ``decided`` once about rows without slack and multipliers. ``factors`` are what `CondensedKKT`
+    solves with in the backward pass.
     """
 
     z: Tensor
@@ -26,27 +29,16 @@ class InteriorPointState(NamedTuple):
     unit: float
     flag: Tensor
     program: Program
+    w: Tensor
     slope: Tensor
     excess: Tensor
-    x: Tensor
-    y: Tensor
-    s: Tensor
-    L: Tensor
-    weights: Tensor
+    active: Tensor
+    inner: Tensor
+    mu: Tensor
+    factors: tuple[Tensor, ...]
     polished: Tensor
+    decided: Tensor
     rounds: Tensor
-    attempts: Tensor
     threshold: Tensor
     stuck: Tensor
     steps: int
-    keep_factors: bool
-
-    @property
-    def factors(self) -> tuple[Tensor, ...]:
-        """What `CondensedKKT` solves with in the backward pass."""
-        if not self.keep_factors:
-            return ()
-        program = self.program
-        lengths = program.scale[:, program.p.shape[-1] :]
-        rows = program.R * lengths.unsqueeze(-1)
-        return self.L, self.weights / lengths.square(), program.Q, rows

@@ -7,7 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["QuadraticProgramValue", "kkt_residual"]
+__all__ = ["SLIGHT", "QuadraticProgramValue", "kkt_residual", "slack_rounding", "times"]
+
+SLIGHT = 10.0
+"""So many tolerances, ``eps**0.75``, are nothing."""
 
 
 class QuadraticProgramValue(NamedTuple):
@@ -28,6 +31,8 @@ class QuadraticProgramValue(NamedTuple):
         fall with ``b``.
     slack
         ``h - G x``, ``(..., m)``; nonnegative up to rounding.
+    objective
+        The optimal value ``x^T Q x / 2 + p^T x``, ``(...)``.
 
     Examples
     --------
@@ -41,6 +46,7 @@ class QuadraticProgramValue(NamedTuple):
     inequality_duals: Tensor
     equality_duals: Tensor
     slack: Tensor
+    objective: Tensor
 
 
 def times(matrix: Tensor, v: Tensor) -> Tensor:
@@ -52,7 +58,14 @@ def times(matrix: Tensor, v: Tensor) -> Tensor:
 
 
 def kkt_residual(
-    z: Tensor, Q: Tensor, p: Tensor, G: Tensor, h: Tensor, A: Tensor, b: Tensor
+    z: Tensor,
+    Q: Tensor,
+    p: Tensor,
+    G: Tensor,
+    h: Tensor,
+    A: Tensor,
+    b: Tensor,
+    size: Tensor | None = None,
 ) -> Tensor:
     r"""Evaluate the Karush-Kuhn-Tucker conditions at ``z = (x, lambda, nu)``.
 
@@ -61,7 +74,8 @@ def kkt_residual(
 
     Complementarity is ``c(lambda, s) = -s`` where ``lambda > s`` (the constraint is active) and
     ``lambda`` elsewhere, in size ``min(lambda, s)``: it vanishes exactly if both are nonnegative
-    and one is zero.
+    and one is zero. A slack that is nothing beside its terms counts as zero: then the sign of the
+    multiplier says which constraints are active.
 
     Parameters
     ----------
@@ -69,7 +83,10 @@ def kkt_residual(
         Unknowns ``(..., n + m + k)``.
     Q, p, G, h, A, b
         The program: ``(..., n, n)``, symmetric, ``(..., n)``, ``(..., m, n)``, ``(..., m)``,
-        ``(..., k, n)``, ``(..., k)``, of one floating dtype.
+        ``(..., k, n)``, ``(..., k)``, of one floating dtype. Where ``h`` is infinite there is no
+        constraint.
+    size
+        About how large ``x`` is, ``(...)``, if it is not what it is in ``z``.
 
     Returns
     -------
@@ -96,5 +113,17 @@ def kkt_residual(
     x, duals, multipliers = z.split([p.shape[-1], h.shape[-1], b.shape[-1]], -1)
     over = times(G, x) - h
     stationarity = times(Q, x) + p + times(G.mT, duals) + times(A.mT, multipliers)
-    complementarity = torch.where(duals > -over, over, duals)
+    active = duals > -torch.where(over.abs() <= slack_rounding(x, G, h, size), 0.0, over)
+    complementarity = torch.where(active, over, duals)
     return torch.cat([stationarity, complementarity, times(A, x) - b], -1)
+
+
+def slack_rounding(x: Tensor, G: Tensor, h: Tensor, size: Tensor | None) -> Tensor:
+    """Return which slack ``(..., m)`` is nothing beside the terms that it is a difference of."""
+    with torch.no_grad():
+        reach = torch.linalg.vector_norm(x, dim=-1)
+        reach = reach if size is None else torch.maximum(reach, size)
+        terms = h.abs() + torch.linalg.vector_norm(G, dim=-1) * reach.unsqueeze(-1)
+        return torch.where(
+            terms < torch.inf, SLIGHT * torch.finfo(x.dtype).eps ** 0.75 * terms, 0.0
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,7 +14,14 @@ from torch import Tensor
 import implicit_solvers as ims
 from implicit_solvers.problems.qp.condensed import CondensedKKT
 from implicit_solvers.problems.qp.interior_point import InteriorPoint
-from implicit_solvers.problems.qp.kkt import QuadraticProgramValue, kkt_residual, times
+from implicit_solvers.problems.qp.kkt import (
+    SLIGHT,
+    QuadraticProgramValue,
+    kkt_residual,
+    slack_rounding,
+    times,
+)
+from implicit_solvers.problems.qp.standard_form import size_of
 
 __all__ = ["quadratic_program"]
 
@@ -29,6 +37,7 @@ def quadratic_program(
     A: Tensor | None = None,
     b: Tensor | None = None,
     *,
+    start: ims.Solution | QuadraticProgramValue | None = None,
     solver: Any = None,
     adjoint: ims.ImplicitAdjoint | None = None,
     on_failure: Literal["raise", "warn", "mask"] = "raise",
@@ -54,6 +63,10 @@ def quadratic_program(
     A, b
         The equalities, ``(..., k, n)`` and ``(..., k)``; both or neither. Rows may depend on one
         another.
+    start
+        What an earlier call returned, or its value: lanes begin with the constraints that are
+        active there. Where these still are, a solve takes one factorization; where not, it comes
+        to the same solution. It gets no gradient.
     solver
         `InteriorPoint`, by default; any solver for `implicit_solvers.root` is accepted.
     adjoint
@@ -65,7 +78,8 @@ def quadratic_program(
     Returns
     -------
     implicit_solvers.Solution
-        Its value is a `QuadraticProgramValue`: the minimizer, the multipliers, the slack.
+        Its value is a `QuadraticProgramValue`: the minimizer, the multipliers, the slack, the
+        optimal value. ``degenerate`` tells in which lanes a multiplier and its slack both vanish.
 
     Raises
     ------
@@ -77,10 +91,13 @@ def quadratic_program(
 
     Notes
     -----
-    Where an active constraint has the multiplier zero, the minimizer has a kink; the derivative
-    returned there is the one without that constraint. Where active rows depend on one another,
-    the minimizer has derivatives and the multipliers, not being unique, have none: those of the
-    nearest consistent system are used.
+    Where a constraint without slack has the multiplier zero, the minimizer has a kink, and a
+    derivative to each side. So it has where active rows depend on one another: then rows of a
+    linearly independent choice have multipliers, nonnegative ones, and the others zero. The
+    derivative returned is the one with the rows active that have multipliers; if the minimizer
+    would not be unique without some of the others, with these too. Such lanes are ``degenerate``,
+    which ``on_failure="warn"`` warns about. Equalities may depend on one another: the multipliers,
+    not being unique, have no derivatives then; those of the nearest consistent system are used.
 
     Source: Amos and Kolter, "OptNet: Differentiable Optimization as a Layer in Neural Networks"
     (2017); Nocedal and Wright, "Numerical Optimization", chapter 16.
@@ -106,20 +123,24 @@ def quadratic_program(
     adjoint = ims.ImplicitAdjoint() if adjoint is None else adjoint
     if adjoint.linear_solver is None or isinstance(adjoint.linear_solver, CondensedKKT):
         adjoint = replace(adjoint, linear_solver=CondensedKKT(n, m))
-    elif isinstance(solver, InteriorPoint):
-        solver = replace(solver, keep_factors=False)
+    operands = ((Q + Q.mT) / 2, *operands[1:])
+    with torch.no_grad():
+        size = size_of(*operands)
     lanes, batched = math.prod(grid), len(grid) > 0
     args, dims = [], []
-    for tensor, rank in zip(((Q + Q.mT) / 2, *operands[1:]), _RANKS, strict=True):
+    for tensor, rank in zip((*operands, size), (*_RANKS, 0), strict=True):
         shared = tensor.dim() == rank
         if not shared:
             own = tensor.shape[tensor.dim() - rank :]
             tensor = tensor.expand(*grid, *own).reshape(lanes, *own)
         args.append(tensor)
         dims.append(None if shared else 0)
+    z0 = p.new_zeros((lanes,) * batched + (n + m + k,))
+    if start is not None:
+        z0 = _read_start(start, p, grid, (n, m, k)).reshape(z0.shape)
     solution: ims.Solution[Any] = ims.root(
         kkt_residual,
-        p.new_zeros((lanes,) * batched + (n + m + k,)),
+        z0,
         tuple(args),
         solver=solver,
         adjoint=adjoint,
@@ -128,15 +149,77 @@ def quadratic_program(
         on_failure=on_failure,
     )
     z = solution.value.reshape(*grid, n + m + k)
+    status = solution.status.reshape(grid)
     x, duals, multipliers = z.split([n, m, k], -1)
+    slack = h - times(G, x)
+    objective = ((times(operands[0], x) / 2 + p) * x).sum(-1)
+    if on_failure == "mask":  # lanes that failed contribute to no gradient
+        failed = status > int(ims.Status.BUDGET)
+        slack = torch.where(failed.unsqueeze(-1), slack.detach(), slack)
+        objective = torch.where(failed, objective.detach(), objective)
+    degenerate = _degenerate(z.detach(), operands, size, slack.detach())
+    if on_failure == "warn":
+        _warn(degenerate)
     return replace(
         solution,
-        value=QuadraticProgramValue(x, duals, multipliers, h - times(G, x)),
+        value=QuadraticProgramValue(x, duals, multipliers, slack, objective),
         converged=solution.converged.reshape(grid),
         iterations=solution.iterations.reshape(grid),
         residual=solution.residual.reshape(grid),
-        status=solution.status.reshape(grid),
+        error=solution.error.reshape(grid),
+        status=status,
+        degenerate=degenerate,
     )
+
+
+def _read_start(start: Any, p: Tensor, grid: tuple[int, ...], sizes: Sequence[int]) -> Tensor:
+    """Return the unknowns of an earlier solution, or refuse it."""
+    value = start.value if isinstance(start, ims.Solution) else start
+    if not isinstance(value, QuadraticProgramValue):
+        raise TypeError(
+            f"start is a {type(start).__name__}: pass what quadratic_program returned, or its value"
+        )
+    parts = value[:3]
+    if [t.shape[-1] for t in parts] != list(sizes) or value.x.dtype != p.dtype:
+        raise ValueError(
+            f"start has the sizes {[t.shape[-1] for t in parts]} in {value.x.dtype}, and the "
+            f"program n = {sizes[0]}, m = {sizes[1]}, k = {sizes[2]} in {p.dtype}: pass the "
+            "solution of a program of the same sizes"
+        )
+    z = torch.cat(parts, -1).detach()
+    try:
+        z = z.expand(*grid, z.shape[-1])
+    except RuntimeError:
+        raise ValueError(
+            f"start has lanes {tuple(z.shape[:-1])}, and the program {grid}: pass as many, or one"
+        ) from None
+    return torch.where(z.isfinite().all(-1, keepdim=True), z, 0.0)
+
+
+def _degenerate(z: Tensor, operands: Sequence[Tensor], size: Tensor, slack: Tensor) -> Tensor:
+    """Tell in which lanes a multiplier and its slack are both nothing beside their terms."""
+    Q, p, G, h, A, b = (t.detach() for t in operands)
+    x, duals, multipliers = z.split([p.shape[-1], h.shape[-1], b.shape[-1]], -1)
+    parts = times(Q, x), p, times(G.mT, duals), times(A.mT, multipliers)
+    terms = sum(part.abs().amax(-1, keepdim=True) for part in parts)
+    least = SLIGHT * torch.finfo(z.dtype).eps ** 0.75 * terms
+    idle = duals * torch.linalg.vector_norm(G, dim=-1) <= least
+    return (idle & (slack.abs() <= slack_rounding(x, G, h, size))).any(-1)
+
+
+def _warn(degenerate: Tensor) -> None:
+    """Warn of degenerate lanes, outside of transforms, where there are values."""
+    try:
+        count = int(degenerate.sum())
+    except RuntimeError:
+        return
+    if count:
+        warnings.warn(
+            f"quadratic_program: {count} of {degenerate.numel()} lanes are degenerate, a "
+            "multiplier and its slack both vanish: their derivatives are those of one side",
+            ims.ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 def _pair(

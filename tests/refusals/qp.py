@@ -6,6 +6,7 @@ from tests.refusals.row import Refusal
 SETUP = """
 from implicit_solvers.problems.qp import InteriorPoint, quadratic_program
 eye, one, rows, hasty = torch.eye(3), torch.ones(3), torch.ones(2, 3), InteriorPoint(max_steps=0)
+free = quadratic_program(eye, one)
 """
 
 ROWS = [
@@ -23,6 +24,12 @@ ROWS = [
     Refusal("quadratic_program(eye, one, A=rows[:, :2], b=one)", ValueError, "shape (2, 2)"),
     Refusal("quadratic_program(torch.stack([eye, eye]), eye)", ValueError, "Q (2,), p (3,)"),
     Refusal("quadratic_program(eye[:0, :0], one[:0])", ValueError, "at least one variable"),
+    Refusal("quadratic_program(eye, one, start=one)", TypeError, "start is a Tensor: pass what"),
+    Refusal("quadratic_program(eye, one, rows, one[:2], start=free)", ValueError,
+            "start has the sizes [3, 0, 0]"),
+    Refusal("quadratic_program(eye, rows, start=quadratic_program(eye, eye))", ValueError,
+            "start has lanes (3,), and the program (2,)"),
+    Refusal("quadratic_program(-eye, one)", ims.ConvergenceError, "INDEFINITE"),
     Refusal("quadratic_program(eye, one, solver=hasty)", ims.ConvergenceError, "MAX_STEPS"),
     Refusal("ims.root(torch.sub, one, (one,), solver=hasty)", TypeError, "quadratic_program only"),
     *(Refusal(f"InteriorPoint({name}={value})", error, f"InteriorPoint has {name}={shown}{fix}")

@@ -4,6 +4,7 @@ from collections import namedtuple
 
 import clarabel
 import numpy as np
+import scipy.linalg
 import scipy.optimize
 import scipy.sparse
 import torch
@@ -88,3 +89,40 @@ def regular_programs(lanes, n, m, k, seed=0, dtype=torch.float64):
     h = (G @ x[..., None])[..., 0] + normal(m).abs()
     b = (A @ x[..., None])[..., 0]
     return tuple(t.to(dtype) for t in (Q, 2 * normal(n), G, h, A, b))
+
+
+def inequalities(kind, lanes, n, m, seed=0):
+    """Programs with a solution, of random data: linear ones, definite ones, and between."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(lanes, *shape, generator=generator, dtype=torch.float64)
+
+    G, x = normal(m, n), normal(n)
+    h = (G @ x[..., None])[..., 0] + normal(m).abs()
+    root, prices = normal(n, {"linear": 0, "half": n // 2, "definite": n}[kind]), normal(m).abs()
+    p = normal(n) if kind == "definite" else -(G.mT @ prices[..., None])[..., 0] / m
+    return root @ root.mT / n, p, G, h
+
+
+def on_active_set(program, active, weight):
+    """Solve on a set of active rows, by elimination, refined in extended precision.
+
+    Returns ``x``, multipliers, slack, and the gradients of ``weight @ x`` in ``p`` and ``h``.
+    """
+    Q, p, G, h = program
+    n, rows = len(p), G[active]
+    K = np.block([[Q, rows.T], [rows, np.zeros((len(rows), len(rows)))]])
+    factors, exact = scipy.linalg.lu_factor(K), K.astype(np.longdouble)
+
+    def solve(b):
+        z = scipy.linalg.lu_solve(factors, b)
+        for _ in range(3):
+            z = z + scipy.linalg.lu_solve(factors, (b - exact @ z).astype(float))
+        return z
+
+    x, y = np.split(solve(np.concatenate([-p, h[active]])), [n])
+    dx, dy = np.split(solve(np.concatenate([weight, 0 * y])), [n])
+    duals, slope = np.zeros(len(h)), np.zeros(len(h))
+    duals[active], slope[active] = y, dy
+    return x, duals, h - G @ x, -dx, slope

@@ -52,7 +52,7 @@ def slopes(loss, operands):
 def check_optimal(program, solution):
     """The optimality conditions in NumPy, in units of the terms that they are differences of."""
     Q, p, G, h, A, b = program
-    x, duals, multipliers, slack = (part.detach().double().numpy() for part in solution.value)
+    x, duals, multipliers, slack = (part.detach().double().numpy() for part in solution.value[:4])
     terms = [Q @ x, p, G.T @ duals, A.T @ multipliers]
     dual_size = 1 + sum(abs(term).max(initial=0) for term in terms)
     primal_size = 1 + max(abs(v).max(initial=0) for v in (x, h, b, G @ x))
@@ -110,7 +110,7 @@ class TestDrawnPrograms:
         assert bool(solution.converged.all())
         for lane in range(0, 128, 16):
             Q, p, G, h, A, b = (t[lane] for t in operands)
-            x, duals, multipliers, _ = (part[lane] for part in solution.value)
+            x, duals, multipliers, _ = (part[lane] for part in solution.value[:4])
             assert (Q @ x + p + G.T @ duals + A.T @ multipliers).abs().max() < 1e-11
             assert max((G @ x - h).max(), (A @ x - b).abs().max(), -duals.min()) < 1e-11
             assert (duals * (h - G @ x)).abs().max() < 1e-11
@@ -120,7 +120,7 @@ class TestDrawnPrograms:
     def test_scaling_a_row_scales_its_multiplier(self, seed):
         Q, p, G, h, A, b = regular_programs((), 4, 5, 1, seed)
         scale = torch.rand(5, dtype=torch.float64) + 0.5
-        x, duals, multipliers, _ = everything(Q, p, G, h, A, b)
+        x, duals, multipliers, *_ = everything(Q, p, G, h, A, b)
         scaled = everything(Q, p, scale[:, None] * G, scale * h, -2 * A, -2 * b)
         # two solves to rounding; active rows are drawn, and may be close to dependent
         expected = x, duals / scale, -multipliers / 2
@@ -130,7 +130,7 @@ class TestDrawnPrograms:
 class TestClosedForms:
     def test_without_some_constraints(self):
         Q, p, *_ = regular_programs((3,), 5, 1, 1)
-        value = quadratic_program(Q, p).value
+        value = quadratic_program(Q, p).value[:4]
         assert_close(value, (-torch.linalg.solve(Q, p), p[:, :0], p[:, :0], p[:, :0]))
         Q, p, _, _, A, b = regular_programs((), 5, 1, 2)
         kkt = torch.cat([torch.cat([Q, A.mT], 1), torch.cat([A, A.new_zeros(2, 2)], 1)])
@@ -165,7 +165,7 @@ class TestDerivatives:
     def test_all_six_inputs_against_differences(self, seed):
         modes = ("forward_ad", "batched_grad", "batched_forward_grad") if seed == 0 else ()
         operands = leaves(regular_programs((), 3, 4, 1, seed))
-        _, duals, _, slack = everything(*operands)
+        _, duals, _, slack, _ = everything(*operands)
         active = duals > 1e-3
         assert bool((active | (slack > 1e-3)).all()) and 0 < int(active.sum()) < 4
         assert gradcheck(everything, operands, **{f"check_{mode}": True for mode in modes})
@@ -195,7 +195,7 @@ class TestDerivatives:
 
     def test_multipliers_are_the_slopes_of_the_optimum(self):
         Q, p, G, h, A, b = leaves(regular_programs((3,), 6, 7, 2))
-        x, duals, multipliers, _ = everything(Q, p, G, h, A, b)
+        x, duals, multipliers, *_ = everything(Q, p, G, h, A, b)
         optimum = (0.5 * x * (Q @ x[..., None])[..., 0] + p * x).sum()
         assert_close(torch.autograd.grad(optimum, (h, b, p)), (-duals, -multipliers, x))
 
@@ -266,7 +266,7 @@ class TestLanes:
         assert_close(vmap(vmap(everything))(*operands), grid.value)
         assert_close(vmap(everything)(*operands), grid.value)
         empty = everything(*(t[:0, 0] for t in operands))
-        assert [t.shape[0] for t in empty] == [0] * 4 and empty[3].shape == (0, 5)
+        assert [t.shape[0] for t in empty] == [0] * 5 and empty[3].shape == (0, 5)
 
 
 def spoiled(what, operands):
@@ -370,11 +370,6 @@ class TestSolver:
         operands = regular_programs((8,), 6, 8, 1)
         exact = quadratic_program(*operands).value.x
         solve = lambda **setting: quadratic_program(*operands, solver=InteriorPoint(**setting))
-        plain = solve(polish=False)
-        assert bool(plain.converged.all())
-        # the default tolerance, 1.8e-12, times a condition of 1e3
-        assert (plain.value.x - exact).abs().max() < 1e-8
-        assert bool((plain.value.inequality_duals > 0).all())
         for compact in (True, False):
             assert_close([solve(compact=compact).value.x], [exact])
         short = solve(rtol=None, max_steps=3)
