@@ -43,7 +43,7 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.many_starts import NO_USE, FromStarts, Starts
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.problem import Equation, EquationProblem
-from implicit_solvers.solution import Solution, Status, failed
+from implicit_solvers.solution import Solution, Status, failed, warn_degenerate
 from implicit_solvers.solver import LinearSolver
 from implicit_solvers.sparse_jacobians import with_sparsity
 from implicit_solvers.structure import Structure
@@ -98,6 +98,8 @@ def solve_equation(
     how = found.iterations, found.residual, found.error, found.status, found.degenerate
     solution = Solution(value, solved, *how, found.evaluations)
     note(solution)
+    if task.on_failure == "warn" and found.degenerate is not None:
+        warn_degenerate(task.label, found.degenerate)
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])
     return solution
@@ -199,7 +201,8 @@ def _solve(
     if lift:
         captured = capture(fn, (start, *statement.tensors), statement.name, task.fn)
         fn, solve = statement.explicit(captured), solve_lanes
-    memory = None if task.sparsity is None else SolveMemory()
+    keeps = task.sparsity is not None or getattr(task.solver, "keeps", False)
+    memory = SolveMemory() if keeps else None
     how = run, task.solver, statement.lanes(captured), task.label, task.on_failure
     spec = SolveSpec(task.stated(fn), *how, statement.counter, memory)
     operands = statement.operands(captured)

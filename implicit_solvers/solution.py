@@ -23,6 +23,7 @@ __all__ = [
     "Status",
     "enforce",
     "failed",
+    "warn_degenerate",
 ]
 
 OnFailure = Literal["raise", "warn", "mask"]
@@ -313,6 +314,21 @@ def enforce(
     if policy == "raise":
         raise ConvergenceError(f"{text} {_GOING_ON}")
     warnings.warn(text, ConvergenceWarning, stacklevel=2)
+
+
+def warn_degenerate(what: str, degenerate: Tensor) -> None:
+    """Warn of lanes that are degenerate, where there are values to look at."""
+    if is_batched(degenerate) or not bool(degenerate.any()):
+        return
+    count = (
+        f"{int(degenerate.sum())} of {degenerate.numel()} lanes are" if degenerate.dim() else "is"
+    )
+    warnings.warn(
+        f"{what} {count} degenerate: an inequality holds without a multiplier, or next to one; the "
+        "derivatives are those of one side",
+        ConvergenceWarning,
+        stacklevel=2,
+    )
 
 
 def _describe(

@@ -106,7 +106,8 @@ class EquationMethod(IterativeSolver):
     is an `EquationProblem`. Its attributes: ``solves`` names the equations that it is for, and
     ``monotone`` tells whether the error never grows. Of itself it says whether it is ``traceable``
     (part of a graph) and ``exportable``; whether its steps are ``unrollable`` and ``remembers``
-    what they depend on; and whether it ``brackets`` roots of one unknown.
+    what they depend on; whether it ``brackets`` roots of one unknown; and whether it ``keeps``
+    factorizations that are no tensors, in the problem's ``memory``.
 
     Parameters
     ----------
@@ -156,6 +157,7 @@ class EquationMethod(IterativeSolver):
     exportable: ClassVar[bool] = False
     unrollable: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
@@ -250,7 +252,8 @@ class DirectSolver(LinearSolver):
     operators it could not factor, as a pivot is zero or not finite. How good a solution is, the
     library finds out. Factors that are ``keepable`` may be of an earlier step in some lanes and of
     a later one in others. What it returns need not solve the system if it is not ``exact``, as a
-    pseudo-inverse. A subclass says how to factor, to solve, and to judge; one that
+    pseudo-inverse. One that knows the Jacobian otherwise has no use for a dense one, which then
+    ``forms`` none. A subclass says how to factor, to solve, and to judge; one that
     asks for values of tensors says ``traceable = False``.
 
     Examples
@@ -274,6 +277,7 @@ class DirectSolver(LinearSolver):
 
     keepable: ClassVar[bool] = True
     exact: ClassVar[bool] = True
+    forms: ClassVar[bool] = True
 
     @property
     def backup(self) -> DirectSolver | None:

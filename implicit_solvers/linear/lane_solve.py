@@ -140,7 +140,8 @@ def solve_in_lanes(
             ]
             A.formed = A.matrices = matrix if matrix.numel() else None
         else:
-            A.form()
+            if solver.forms:
+                A.form()
             factors = [*solver.factor(A)]
         # what an adjoint came to is asked for by monitors, and where it failed
         say = bool(watch.active) or not spec.adjoint or compiling()

@@ -205,7 +205,7 @@ class SparsityPattern:
 
 def scattered(values: Tensor, rows: Tensor, columns: Tensor, size: int, v: Tensor) -> Tensor:
     """Return ``A v``, of ``size`` entries, by the entries of ``A``."""
-    terms = values * v.index_select(-1, columns)
+    terms = values * v[..., columns]  # (index_select takes ten times as long in a batch)
     return terms.new_zeros(*terms.shape[:-1], size).index_add(-1, rows, terms)
 
 

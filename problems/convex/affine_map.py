@@ -11,7 +11,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-__all__ = ["AffineMap", "SparsityPattern"]
+__all__ = ["AffineMap", "Reading"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,31 +73,9 @@ class AffineMap:
         chosen = [parameters[i] for i in self.parameters]
         lanes = torch.broadcast_shapes(*(t.shape[:-1] for t in chosen))
         theta = torch.cat([t.expand(*lanes, t.shape[-1]) for t in chosen], -1)
-        terms = self.coefficients * theta.index_select(-1, self.columns)
+        terms = self.coefficients * theta[..., self.columns]
         zero = terms.new_zeros(*terms.shape[:-1], len(self.constant))
         return self.constant + zero.index_add(-1, self.rows, terms)
-
-
-@dataclass(frozen=True, eq=False)
-class SparsityPattern:
-    """The entries of a matrix that may hold anything, in the order of compressed columns."""
-
-    shape: tuple[int, int]
-    indices: np.ndarray
-    indptr: np.ndarray
-    flat: np.ndarray
-
-    @staticmethod
-    def of(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> SparsityPattern:
-        """Sort places into compressed columns."""
-        keys = np.unique(columns.astype(np.int64) * shape[0] + rows)
-        rows, columns = keys % shape[0], keys // shape[0]
-        indptr = np.searchsorted(columns, np.arange(shape[1] + 1))
-        return SparsityPattern(shape, rows, indptr, rows * shape[1] + columns)
-
-    def matrix(self, values: np.ndarray) -> Any:
-        """Return the sparse matrix of these values."""
-        return scipy.sparse.csc_array((values, self.indices, self.indptr), shape=self.shape)
 
 
 @dataclass(frozen=True, eq=False)

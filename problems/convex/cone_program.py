@@ -13,8 +13,10 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from implicit_solvers.problems.convex.affine_map import AffineMap, Reading, SparsityPattern
+import implicit_solvers as ims
+from implicit_solvers.problems.convex.affine_map import AffineMap, Reading
 from implicit_solvers.problems.convex.cones import Cones
+from implicit_solvers.problems.convex.normal_map import ProgramPattern
 
 if TYPE_CHECKING:
     import cvxpy
@@ -50,14 +52,12 @@ class ConeProgram:
 
     Attributes
     ----------
-    n, cones
-        The number of variables; the cones, of dimension ``m``.
+    pattern
+        Where ``P`` and ``A`` may have entries; the cones, of dimension ``m``.
     parameters
         What is read of the parameters.
     P, c, d, A, b
-        The data as functions of what was read; the matrices row by row.
-    upper, rows
-        Where the upper triangle of ``P``, and ``A``, may have entries.
+        The data as functions of what was read, of the matrices their entries.
     variables
         How the variables asked for are read off ``x``.
     duals
@@ -68,16 +68,13 @@ class ConeProgram:
         Whether ``x`` and the objective are logarithms of the problem's (a geometric program).
     """
 
-    n: int
-    cones: Cones
+    pattern: ProgramPattern
     parameters: tuple[ParameterReading, ...]
     P: AffineMap
     c: AffineMap
     d: AffineMap
     A: AffineMap
     b: AffineMap
-    upper: SparsityPattern
-    rows: SparsityPattern
     variables: tuple[Reading, ...]
     duals: tuple[tuple[Reading, ...], ...]
     sign: int
@@ -105,26 +102,19 @@ class ConeProgram:
         def read(matrix: Any) -> AffineMap:
             return AffineMap.of(matrix, offsets, sizes)
 
-        P = _by_rows(program.P, n, n, width=program.A.shape[1])
-        A = _by_rows(program.A, m, n + 1, width=program.A.shape[1])
-        in_b = A.row % (n + 1) == n
-        places = A.row[~in_b]
-        flat = places // (n + 1) * n + places % (n + 1)
-        A_map = _rows(-A.data[~in_b], flat, A.col[~in_b], (m * n, A.shape[1]))
-        b_map = _rows(A.data[in_b], A.row[in_b] // (n + 1), A.col[in_b], (m, A.shape[1]))
-        upper = P.row // n <= P.row % n
+        width = program.A.shape[1]
+        P, in_P = _entries(program.P, n, n, range(n), width)
+        A, in_A = _entries(program.A, m, n + 1, range(n), width)
+        b, _ = _entries(program.A, m, n + 1, range(n, n + 1), width, full=True)
         linear = program.q if hasattr(program, "q") else program.c  # older CVXPY
         return ConeProgram(
-            n,
-            cones,
+            ProgramPattern(in_P, in_A, cones),
             readings,
             read(P),
             read(linear[:-1]),
             read(linear[-1:]),
-            read(A_map),
-            read(b_map),
-            SparsityPattern.of(P.row[upper] // n, P.row[upper] % n, (n, n)),
-            SparsityPattern.of(flat // n, flat % n, (m, n)),
+            read(-A),
+            read(b),
             tuple(_read_variable(v, program, chain, inverse, logs) for v in variables),
             _read_duals(duals, n, m, chain, inverse) if duals else (),
             -1 if problem.objective.NAME == "maximize" else 1,
@@ -208,21 +198,26 @@ def _read_parameters(
     return tuple(readings), offsets, sizes
 
 
-def _by_rows(tensor: Any, rows: int, columns: int, width: int) -> Any:
-    """Return a stack of matrices, flattened by columns, flattened by rows, without zeros."""
-    if tensor is None:
-        return scipy.sparse.coo_array((rows * columns, width))
-    entries = scipy.sparse.coo_array(tensor)
-    row = entries.row.astype(np.int64)
-    by_rows = row % rows * columns + row // rows
-    return _rows(entries.data, by_rows, entries.col, (rows * columns, width))
+def _entries(
+    tensor: Any, rows: int, columns: int, kept: range, width: int, full: bool = False
+) -> tuple[Any, ims.SparsityPattern]:
+    """Return the entries in some columns of a stack of matrices, and where they are.
 
-
-def _rows(data: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> Any:
-    found = scipy.sparse.coo_array((data, (rows, columns)), shape=shape)
+    The matrices are flattened by columns in the rows of ``tensor``; the entries are sorted by rows.
+    All count if ``full``, and otherwise those that are not zero for all parameters.
+    """
+    found = scipy.sparse.coo_array((rows * columns, width) if tensor is None else tensor)
     found.sum_duplicates()
     found.eliminate_zeros()
-    return found
+    places = found.row.astype(np.int64)
+    i, j = places % rows, places // rows - kept.start
+    own = (j >= 0) & (j < len(kept))
+    flat = i[own] * len(kept) + j[own]
+    every = np.arange(rows * len(kept)) if full else np.unique(flat)
+    entries = (found.data[own], (np.searchsorted(every, flat), found.col[own]))
+    where = every // len(kept), every % len(kept)
+    pattern = scipy.sparse.coo_array((np.ones(len(every)), where), (rows, len(kept)))
+    return scipy.sparse.coo_array(entries, (len(every), width)), ims.SparsityPattern(pattern)
 
 
 def _read_cones(dims: Any) -> Cones:

@@ -1,4 +1,4 @@
-"""A cone solver for all lanes: solved in threads, then refined together."""
+"""A cone solver for all lanes, each of them solved, refined and verified on its own."""
 
 from __future__ import annotations
 
@@ -12,21 +12,15 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.convex.affine_map import SparsityPattern
 from implicit_solvers.problems.convex.clarabel import ConeSolution
-from implicit_solvers.problems.convex.cones import (
-    Cones,
-    linearize_dual_projection,
-    project_dual_cone,
-)
+from implicit_solvers.problems.convex.cones import Cones
+from implicit_solvers.problems.convex.normal_map_jacobian import NormalMapJacobian
 from implicit_solvers.problems.convex.normal_map_lu import NormalMapLU
-from implicit_solvers.problems.convex.refinement import Programs, Refined, refine
+from implicit_solvers.problems.convex.one_program import ROUNDING, OneProgram, Point
 
 __all__ = ["ConeMethod", "ConeSolver", "ConeSolverState"]
 
-_RANKS = (2, 1, 2, 1)
-_SMALL_OBJECTIVE = 2.0**-10
-_LARGEST_FACTOR = 40.0
+_ZOOMS = (1.0, 1e3, 1e6, 1e8, 1e10, 1e-6)
 _UNSOLVABLE = (ims.Status.INFEASIBLE, ims.Status.UNBOUNDED)
 
 
@@ -56,20 +50,23 @@ class ConeSolverState(NamedTuple):
     unit: float
     flag: Tensor
     steps_before: Tensor
+    factors: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class ConeSolver(ims.EquationMethod):
     """Solve the `normal_map` of every lane by a cone solver, at the start, for good.
 
+    Newton's method follows. Where it does not come to an error of rounding, the choice of active
+    constraints was wrong: the solver runs again on what is left, in units ten thousand times
+    smaller, and so once more.
+
     Parameters
     ----------
     method
         The cone solver.
-    linear_solver
-        Solves with the Jacobian.
-    upper, rows
-        Where ``P``, its upper triangle, and ``A`` may have entries.
+    jacobian
+        Makes and factors Jacobians.
     warm
         Whether Newton's method is tried from the start first; lanes where it arrives are not
         given to the cone solver.
@@ -77,156 +74,92 @@ class ConeSolver(ims.EquationMethod):
         A lane has converged when its relative error is at most ``atol``.
     max_steps, max_trials, norm, compact, check_every, compile
         As in `EquationMethod`; no step is made.
+
+    Notes
+    -----
+    Source: Gleixner, Steffy and Wolter, "Iterative refinement for linear programming" (2016), for
+    the units of what is left.
     """
 
     method: ConeMethod
-    linear_solver: NormalMapLU
-    upper: SparsityPattern
-    rows: SparsityPattern
+    jacobian: NormalMapJacobian
     warm: bool = False
     rtol: float = field(default=0.0, kw_only=True)
-    atol: float = field(default=1e-6, kw_only=True)
+    atol: float = field(default=ROUNDING, kw_only=True)
     max_steps: int = field(default=1, kw_only=True)
     monotone: ClassVar[bool] = True
     traceable: ClassVar[bool] = False
+    keeps: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("root",)
 
     def examined(self, n: int) -> bool:
         """Tell that the solver judges for itself."""
         return False
 
+    def factorization(self, n: int) -> NormalMapLU:
+        """Return what solves with the factors of the last step."""
+        return NormalMapLU(self.jacobian)
+
     def init(self, problem: ims.EquationProblem, z: Tensor) -> ConeSolverState:
         """Solve; a lane that is not finite, or has no solution, fails."""
         lanes = len(z)
         if len(problem.shape) > 1:
             problem = problem.take(torch.arange(lanes, device=z.device))
-        data = Programs(*(_ranked(t, k) for t, k in zip(problem.operands, _RANKS, strict=True)))
-        finite = _finite(data, lanes)
-        flag = torch.where(finite, 0, int(ims.Status.NONFINITE))
-        points, todo, steps = torch.zeros_like(z), finite, torch.zeros_like(flag)
-        if self.warm:
-            points, todo, steps = self._continue(data, z, finite)
-        for lane, found in self._solve(data, todo.nonzero().squeeze(-1).tolist(), z):
-            flag[lane] = int(found.status)
-            steps[lane] += found.steps
-            if found.status not in _UNSOLVABLE:
-                points[lane] = torch.from_numpy(np.concatenate([found.x, found.y - found.s]))
-        solvable = finite & torch.isfinite(points).all(-1)
-        for status in _UNSOLVABLE:
-            solvable = solvable & (flag != int(status))
-        points = self._solve_small(data, points, solvable & todo, steps)
-        index = solvable.nonzero().squeeze(-1)
-        refined = self._refine(data, points, index)
-        points[index] = refined.z
-        steps[index] += refined.steps
-        error = torch.where(finite, torch.ones_like(points[:, 0]), torch.nan)
-        error[index] = refined.error
-        flag = torch.where(flag == 0, int(ims.Status.STALLED), flag)
-        return ConeSolverState(points, error, error, 1.0, flag, steps)
+        operands = (t.flatten(0, -2) if t.dim() > 1 else t for t in problem.operands)
+        data = [t.expand(lanes, t.shape[-1]).numpy() for t in operands]
+        starts = z.numpy()
+
+        def one(lane: int) -> tuple[Point, int]:
+            return self._solved([t[lane] for t in data], starts[lane])
+
+        workers = min(lanes, self.method.workers or os.cpu_count() or 1)
+        if workers <= 1:
+            found = [one(lane) for lane in range(lanes)]
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                found = list(pool.map(one, range(lanes)))
+        points = torch.from_numpy(np.stack([p.z for p, _ in found])) if lanes else z
+        error = torch.tensor([p.error for p, _ in found], dtype=z.dtype)
+        steps = torch.tensor([p.steps for p, _ in found], dtype=torch.int64)
+        flag = torch.tensor([status for _, status in found], dtype=torch.int64)
+        places = torch.arange(lanes) if problem.places is None else problem.places
+        known = [None if p.known is None else p.known[1] for p, _ in found]
+        assert problem.memory is not None
+        problem.memory.factorizations.update(zip(places.tolist(), known, strict=True))
+        factors = places, torch.zeros_like(places)
+        return ConeSolverState(points, error, error, 1.0, flag, steps, factors)
 
     def step(self, problem: ims.EquationProblem, state: ConeSolverState) -> ConeSolverState:
         """Stay."""
         return state
 
-    def _refine(self, data: Programs, z: Tensor, index: Tensor, least: int = 0) -> Refined:
-        some = data if len(index) == len(z) else data.take(index)
-        steps = max(self.method.polish, least)
-        return refine(some, z[index], self.linear_solver, steps, _goal(z))
-
-    def _continue(
-        self, data: Programs, start: Tensor, finite: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where Newton's method arrived, the lanes where it did not, and its steps."""
-        index = finite.nonzero().squeeze(-1)
-        tried = self._refine(data, start, index, least=1)
-        some = data if len(index) == len(start) else data.take(index)
-        arrived = (tried.error <= _goal(start)) & ~_tiny_objective(some, tried.z)
-        points = torch.zeros_like(start)
-        points[index] = torch.where(arrived.unsqueeze(-1), tried.z, 0.0)
-        steps = torch.zeros_like(finite, dtype=torch.int64).index_copy(0, index, tried.steps)
-        return points, finite.index_copy(0, index, ~arrived), steps
-
-    def _solve_small(
-        self, data: Programs, points: Tensor, candidates: Tensor, steps: Tensor
-    ) -> Tensor:
-        """Solve lanes again, in other units, whose objective is tiny beside the tolerances.
-
-        What that takes is added to their ``steps``.
-        """
-        n = data.c.shape[-1]
-        index = (candidates & _tiny_objective(data, points)).nonzero().squeeze(-1)
-        if len(index) == 0:
-            return points
-        size = _objective_size(data, points)[index]
-        factor = torch.exp2((-torch.log2(size)).round().clamp(max=_LARGEST_FACTOR))
-        P, c, A, b = data.take(index)
-        scaled = Programs(factor[:, None, None] * P, factor[:, None] * c, A, b)
-        again = torch.zeros_like(points[index])
-        for lane, found in self._solve(scaled, list(range(len(index))), again):
-            steps[index[lane]] += found.steps
-            if found.status not in _UNSOLVABLE:
-                again[lane] = torch.from_numpy(np.concatenate([found.x, found.y - found.s]))
-        refined = self._refine(scaled, again, torch.arange(len(index)))
-        steps[index] += refined.steps
-        u = refined.z[:, n:]
-        y, _ = linearize_dual_projection(u, self.linear_solver.cones)
-        better = torch.cat([refined.z[:, :n], y / factor[:, None] - (y - u)], -1)
-        arrived = (refined.error <= self.atol).unsqueeze(-1)
-        return points.index_copy(0, index, torch.where(arrived, better, points[index]))
-
-    def _solve(
-        self, data: Programs, lanes: list[int], start: Tensor
-    ) -> list[tuple[int, ConeSolution]]:
-        if not lanes:
-            return []
-        P, c, A, b = (t.numpy() for t in data)
-        P, A = P.reshape(*P.shape[:-2], -1), A.reshape(*A.shape[:-2], -1)
-        P, A = P[..., self.upper.flat], A[..., self.rows.flat]
-        cones, n = self.linear_solver.cones, c.shape[-1]
-        starts = None
+    def _solved(self, data: list[np.ndarray], start: np.ndarray) -> tuple[Point, int]:
+        """Return the solution of one lane, and the status that it has if that is none."""
+        stalled, method = int(ims.Status.STALLED), self.method
+        if not all(np.isfinite(t).all() for t in data):
+            return Point(start, np.nan, 0), int(ims.Status.NONFINITE)
+        P, c, A, b = data
+        program = OneProgram(P, c, A, b, self.jacobian)
         if self.warm:
-            y = project_dual_cone(start[:, n:], cones)
-            starts = [t.numpy() for t in (start[:, :n], y, y - start[:, n:])]
-
-        def one(lane: int) -> ConeSolution:
-            own = [t if t.ndim == 1 else t[lane] for t in (P, c, A, b)]
-            near = None if starts is None else tuple(t[lane] for t in starts)
-            return self.method.solve(
-                self.upper.matrix(own[0]), own[1], self.rows.matrix(own[2]), own[3], cones, near
-            )
-
-        workers = min(len(lanes), self.method.workers or os.cpu_count() or 1)
-        if workers == 1:
-            return [(lane, one(lane)) for lane in lanes]
-        with ThreadPoolExecutor(workers) as pool:
-            return list(zip(lanes, pool.map(one, lanes), strict=True))
-
-
-def _ranked(t: Tensor, rank: int) -> Tensor:
-    """Return ``(N, ...)`` where there are lanes, without the grid's ones."""
-    return t.reshape(-1, *t.shape[t.dim() - rank :]) if t.dim() > rank else t
-
-
-def _goal(z: Tensor) -> float:
-    """Return the relative error that refinement strives for."""
-    return torch.finfo(z.dtype).eps ** 0.75
-
-
-def _objective_size(data: Programs, z: Tensor) -> Tensor:
-    """Return the larger of the two terms of the objective, ``(N,)``."""
-    x = z[:, : data.c.shape[-1]]
-    curved = (x.unsqueeze(-2) @ data.P @ x.unsqueeze(-1)).flatten(1).sum(-1)
-    return curved.abs().maximum((data.c * x).sum(-1).abs())
-
-
-def _tiny_objective(data: Programs, z: Tensor) -> Tensor:
-    size = _objective_size(data, z)
-    return (size > 0) & (size < _SMALL_OBJECTIVE)
-
-
-def _finite(data: Programs, lanes: int) -> Tensor:
-    """Tell in which lanes all data are finite."""
-    finite = torch.ones(lanes, dtype=torch.bool)
-    for t, rank in zip(data, _RANKS, strict=True):
-        finite = finite & torch.isfinite(t).flatten(t.dim() - rank).all(-1)
-    return finite
+            tried = program.refined(start, max(method.polish, 1))
+            if tried.error <= self.atol:
+                return program.chosen(tried), stalled
+        best, steps, status = Point(0 * start, np.inf, 0), 0, stalled
+        for zoom in _ZOOMS if method.polish else _ZOOMS[:1]:
+            near = start if self.warm else None
+            found = program.zoomed(best.z[: len(program.c)], zoom, method, near)
+            steps += found.steps
+            status = int(found.status)
+            if found.status in _UNSOLVABLE:
+                if program.proves(found):
+                    return Point(0 * start, 1.0, steps), status
+                continue
+            tried = program.refined(found.point, method.polish)
+            steps += tried.steps
+            if tried.error < best.error:
+                best = tried
+            if best.error <= self.atol:
+                best = program.chosen(best)
+                break
+        status = status or stalled
+        return best._replace(steps=steps), status

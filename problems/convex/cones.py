@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,10 @@ from implicit_solvers.problems.convex.power_cone import (
 from implicit_solvers.problems.convex.symmetric_vectors import from_svec, svec, svec_basis
 from implicit_solvers.problems.projections import project_psd_cone, project_second_order_cone
 
-__all__ = ["Cones", "linearize_dual_projection", "project_dual_cone"]
+__all__ = ["Cones", "at_kink", "linearize_curved", "project_dual_cone"]
+
+# how far in roundings a kink is looked for, and what no smooth projection turns by over these
+_DOUBT, _TURN = 1e4, 1e-2
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,24 @@ class Cones:
             yield kind, k, slice(first, first + count * size), count, size
             first += count * size
 
+    def shared(self, sizes: np.ndarray) -> np.ndarray:
+        """Return sizes of rows ``(m,)`` with the largest of each curved cone for all of its."""
+        shared = sizes.copy()
+        for _, _, place, count, size in self.blocks():
+            block = shared[place].reshape(count, size)
+            block[:] = block.max(-1, keepdims=True)
+        return shared
+
+    def block_places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows and columns of the entries of curved blocks, one block after another."""
+        rows, columns = [], []
+        for _, _, place, count, size in self.blocks():
+            own = np.arange(place.start, place.stop).reshape(count, size, 1)
+            rows.append(np.broadcast_to(own, (count, size, size)).ravel())
+            columns.append(np.broadcast_to(own.swapaxes(1, 2), (count, size, size)).ravel())
+        none = [np.zeros(0, dtype=np.int64)]
+        return np.concatenate(none + rows), np.concatenate(none + columns)
+
 
 def project_dual_cone(u: Tensor, cones: Cones) -> Tensor:
     """Project ``u (..., m)`` onto the dual of a product of cones, ``argmin_(y in K*) |y - u|``.
@@ -130,8 +152,8 @@ def project_dual_cone(u: Tensor, cones: Cones) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def linearize_dual_projection(u: Tensor, cones: Cones) -> tuple[Tensor, Tensor]:
-    """Return `project_dual_cone` and its Jacobian ``D``, symmetric and block-diagonal.
+def linearize_curved(u: Tensor, cones: Cones) -> tuple[Tensor, Tensor]:
+    """Return the curved part of `project_dual_cone`, and the entries of its Jacobian, by blocks.
 
     Parameters
     ----------
@@ -141,21 +163,15 @@ def linearize_dual_projection(u: Tensor, cones: Cones) -> tuple[Tensor, Tensor]:
     Returns
     -------
     tuple of Tensor
-        ``(..., m)`` and ``(..., m, m)``, made of closed forms; not meant to be differentiated.
+        ``(..., m - linear)``, and the entries ``(..., nnz)`` at `Cones.block_places`, made of
+        closed forms; not meant to be differentiated.
 
     Examples
     --------
-    >>> linearize_dual_projection(torch.tensor([-1.0, 2.0]), Cones(nonnegative=2))[1]
-    tensor([[0., 0.],
-            [0., 1.]])
+    >>> linearize_curved(torch.tensor([-1.0, 3.0, 1.0]), Cones(nonnegative=1, second_order=(2,)))
+    (tensor([3., 1.]), tensor([1., 0., 0., 1.]))
     """
-    z, m = cones.zero, cones.size
-    bounded = u[..., z : cones.linear]
-    parts = [u[..., :z], torch.relu(bounded)]
-    free = torch.ones_like(u[..., :z])
-    diagonal = torch.cat([free, (bounded > 0).to(u), torch.zeros_like(u[..., cones.linear :])], -1)
-    D = torch.diag_embed(diagonal)
-    places, entries = [], []
+    parts, entries = [], []
     for kind, k, place, count, size in cones.blocks():
         v = u[..., place].unflatten(-1, (count, size))
         if kind == "second order":
@@ -169,13 +185,44 @@ def linearize_dual_projection(u: Tensor, cones: Cones) -> tuple[Tensor, Tensor]:
                 p, J = linearize_power_projection(-v, v.new_tensor(cones.power))
             y, block = v + p, torch.eye(3, dtype=u.dtype, device=u.device) - J
         parts.append(y.flatten(-2))
-        rows = torch.arange(place.start, place.stop, device=u.device).reshape(count, size)
-        places.append((rows.unsqueeze(-1) * m + rows.unsqueeze(-2)).flatten())
         entries.append(block.flatten(-3))
-    if places:
-        flat = D.flatten(-2).index_copy(-1, torch.cat(places), torch.cat(entries, -1))
-        D = flat.unflatten(-1, (m, m))
-    return torch.cat(parts, -1), D
+    return torch.cat(parts, -1), torch.cat(entries, -1)
+
+
+def at_kink(u: Tensor, cones: Cones) -> Tensor:
+    """Tell where `project_dual_cone` has two derivatives: where a multiplier and its slack vanish.
+
+    An inequality has not more than a few roundings there. Around another cone, rounding of ``u``
+    changes the Jacobian.
+
+    Parameters
+    ----------
+    u, cones
+        As there.
+
+    Returns
+    -------
+    Tensor
+        bool, ``(...,)``.
+
+    Examples
+    --------
+    >>> at_kink(torch.tensor([[-1.0, 0.0], [-1.0, 2.0]]), Cones(nonnegative=2))
+    tensor([ True, False])
+    """
+    if u.shape[-1] == 0:
+        return u.new_zeros(u.shape[:-1], dtype=torch.bool)
+    rounding = torch.finfo(u.dtype).eps * u.abs().amax(-1, keepdim=True)
+    kinks = (u[..., cones.zero : cones.linear].abs() <= 4 * rounding).any(-1)
+    if cones.curved:
+        reach = _DOUBT * rounding
+        sign = torch.where(torch.arange(u.shape[-1], device=u.device) % 3 == 0, 1.0, -1.0).to(u)
+        here, there, other = (
+            linearize_curved(u + step * sign * reach, cones)[1] for step in (0.0, 1.0, -1.0)
+        )
+        moved = torch.maximum((there - here).abs(), (other - here).abs())
+        kinks = kinks | (moved > _TURN).any(-1)
+    return kinks
 
 
 def _second_order_jacobian(v: Tensor) -> Tensor:

@@ -15,22 +15,23 @@ import implicit_solvers as ims
 from implicit_solvers.problems.convex.clarabel import Clarabel
 from implicit_solvers.problems.convex.cone_program import ConeProgram, ParameterReading
 from implicit_solvers.problems.convex.cone_solver import ConeMethod, ConeSolver
-from implicit_solvers.problems.convex.cones import project_dual_cone
+from implicit_solvers.problems.convex.cones import at_kink
 from implicit_solvers.problems.convex.inputs import (
     as_declared,
     check_problem,
     check_values,
 )
 from implicit_solvers.problems.convex.normal_map import normal_map
+from implicit_solvers.problems.convex.normal_map_jacobian import NormalMapJacobian
 from implicit_solvers.problems.convex.normal_map_lu import NormalMapLU
-from implicit_solvers.problems.convex.scaling import program_scales
+from implicit_solvers.problems.convex.scaling import Units, program_units
+from implicit_solvers.solution import warn_degenerate
 
 if TYPE_CHECKING:
     import cvxpy
 
 __all__ = ["ConvexLayer", "ConvexProgramValue"]
 
-_RANKS = (2, 1, 2, 1)
 _WITHOUT_SOLUTION = (ims.Status.INFEASIBLE, ims.Status.UNBOUNDED, ims.Status.NONFINITE)
 
 
@@ -49,8 +50,8 @@ class ConvexProgramValue(NamedTuple):
         tensor, or a tuple of them where CVXPY has several (all cones but the semidefinite one).
         In a geometric program, those of the constraints between logarithms.
     point
-        The solution ``(x, y - s)`` of the cone program, in the solver's units, ``(..., n + m)``:
-        the ``start`` of the next solve, if it is to be warm.
+        The solution ``(x, y - s)`` of the cone program, ``(..., n + m)``:
+        the ``start`` of the next solve, if it is to be warm. It has no derivatives.
     objective
         The optimal value, ``(...,)``, differentiable as the others are.
 
@@ -112,8 +113,8 @@ class ConvexLayer(torch.nn.Module):
     adjoint
         How to differentiate; without a linear solver in it, by `NormalMapLU`.
     on_failure
-        As in `implicit_solvers.root`. A lane fails as INFEASIBLE or UNBOUNDED (by the solver's
-        certificate), NONFINITE (its parameters are not finite, or what their declaration rules
+        As in `implicit_solvers.root`. A lane fails as INFEASIBLE or UNBOUNDED (by a certificate,
+        which is checked), NONFINITE (its parameters are not finite, or what their declaration rules
         out: of another sign, not semidefinite, not diagonal), MAX_STEPS or STALLED. In the first
         three cases it has no solution, and holds NaN.
 
@@ -130,12 +131,16 @@ class ConvexLayer(torch.nn.Module):
     Notes
     -----
     A call returns an `implicit_solvers.Solution` whose value is a `ConvexProgramValue` of the
-    values' dtype and device. A lane has converged when its relative error, the ``residual``, is at
-    most 1e-6; it is near rounding, unless the solution is degenerate. Its ``iterations`` are the
-    steps of the cone solver and those of Newton's method after it.
+    values' dtype and device. A lane has converged when its relative error, the ``residual``, is
+    that of rounding, at most 1e-12, and no error of this size could change which constraints are
+    active. Its ``iterations`` are the steps of the cone solver and those of Newton's method after
+    it. What the units of the data are does not matter.
 
-    Where a constraint holds with the multiplier zero, the solution has a kink, and the derivative
-    is one-sided. Everything is dense: a lane needs memory and time for a matrix of ``n + m`` rows.
+    Where a constraint holds with the multiplier zero, or active constraints depend on one another,
+    the solution has a derivative to each side: the lane is `degenerate
+    <implicit_solvers.Solution>`, which ``on_failure="warn"`` warns about. The derivative is that of
+    one side, for a linearly independent choice of inequalities. A lane takes the time and memory of
+    an LU factorization, a sparse one if few entries are other than zero.
 
     Source: Agrawal, Amos, Barratt, Boyd, Diamond and Kolter, "Differentiable Convex Optimization
     Layers" (2019); Agrawal, Barratt, Boyd, Busseti and Moursi, "Differentiating through a cone
@@ -156,7 +161,7 @@ class ConvexLayer(torch.nn.Module):
     tensor([[1.0000, 1.0000],
             [1.5000, 0.0000]])
     >>> best.sum().backward()
-    >>> b_values.grad[1]
+    >>> b_values.grad[1].round(decimals=4)
     tensor([0.5000, 0.0000, 0.5000])
     """
 
@@ -180,61 +185,60 @@ class ConvexLayer(torch.nn.Module):
             raise ValueError(f'on_failure is {on_failure!r}: use "raise", "warn" or "mask"')
         self.declared = tuple(parameters)
         self.program = ConeProgram.of(problem, parameters, variables, duals, gp)
+        self.jacobian = NormalMapJacobian.of(self.program.pattern)
         self.solver: ConeMethod = Clarabel() if solver is None else solver
         self.adjoint = ims.ImplicitAdjoint() if adjoint is None else adjoint
         self.on_failure = on_failure
 
     def forward(self, *values: Tensor, start: Tensor | None = None) -> ims.Solution:
         """Solve the problem at these values of its parameters."""
-        program, cones = self.program, self.program.cones
-        n, m = program.n, cones.size
+        program, pattern = self.program, self.program.pattern
+        cones, (m, n) = pattern.cones, pattern.A.shape
         grid, dims = check_values(values, self.declared)
         like = values[0] if values else torch.zeros(())
         thetas = [
             self._flatten(values[read.parameter], read, dims[read.parameter])
             for read in program.parameters
         ]
-        P, c = program.P(thetas).unflatten(-1, (n, n)), program.c(thetas)
-        costs = P, c, program.d(thetas)
-        A, b = program.A(thetas).unflatten(-1, (m, n)), program.b(thetas)
-        cost, rows = program_scales(P, c, A, cones)
-        P, c = cost[..., None, None] * P, cost[..., None] * c
-        A, b = rows[..., None] * A, rows * b
+        data = program.P(thetas), program.c(thetas), program.A(thetas), program.b(thetas)
+        units = program_units(*data, pattern)
         lanes, batched = math.prod(grid), len(grid) > 0
-        args, in_dims = [], []
-        for tensor, rank in zip((P, c, A, b), _RANKS, strict=True):
-            shared = tensor.dim() == rank
-            own = tensor.shape[tensor.dim() - rank :]
-            args.append(tensor if shared else tensor.expand(*grid, *own).reshape(lanes, *own))
-            in_dims.append(None if shared else 0)
-        z0 = torch.zeros((lanes,) * batched + (n + m,), dtype=torch.float64)
+        args = [
+            tensor.expand(*grid, size).reshape(lanes, size) if batched else tensor
+            for tensor in units.scaled(*data, pattern)
+            for size in tensor.shape[-1:]
+        ]
+        z0 = torch.zeros((*grid, n + m), dtype=torch.float64)
         if start is not None:
-            z0 = self._read_start(start, grid, n + m).reshape(z0.shape)
-        linear_solver, adjoint = NormalMapLU(cones), self.adjoint
+            z0 = units.inverse().point(self._read_start(start, grid, n + m), cones)
+        linear_solver, adjoint = NormalMapLU(self.jacobian), self.adjoint
         if adjoint.linear_solver is None or isinstance(adjoint.linear_solver, NormalMapLU):
             adjoint = replace(adjoint, linear_solver=linear_solver)
-        warm = start is not None
         solution: ims.Solution[Any] = ims.root(
-            partial(normal_map, cones=cones),
-            z0,
+            partial(normal_map, pattern=pattern),
+            z0.reshape(lanes, n + m) if batched else z0,
             tuple(args),
-            solver=ConeSolver(self.solver, linear_solver, program.upper, program.rows, warm),
+            solver=ConeSolver(self.solver, self.jacobian, start is not None),
             adjoint=adjoint,
             batch_dims=int(batched),
-            in_dims=tuple(in_dims) if batched else None,
+            in_dims=(0,) * len(args) if batched else None,
             on_failure=self.on_failure,
         )
         status = solution.status.reshape(grid)
-        z = solution.value.reshape(*grid, n + m)
+        z = found = solution.value.reshape(*grid, n + m)
         for code in _WITHOUT_SOLUTION:
             z = torch.where((status == int(code)).unsqueeze(-1), torch.nan, z)
+        degenerate = at_kink(found.detach()[..., n:], cones) & (status == 0)
+        if self.on_failure == "warn":
+            warn_degenerate("ConvexLayer", degenerate)
         return replace(
             solution,
-            value=self._value(z, rows / cost[..., None], costs, like),
+            value=self._value(z, units, (*data[:2], program.d(thetas)), like),
             converged=solution.converged.reshape(grid),
             iterations=solution.iterations.reshape(grid),
             residual=_like(solution.residual.reshape(grid), like),
             status=status,
+            degenerate=degenerate,
         )
 
     def _flatten(self, value: Tensor, read: ParameterReading, dim: int) -> Tensor:
@@ -269,28 +273,31 @@ class ConvexLayer(torch.nn.Module):
         return torch.where(near.isfinite().all(-1, keepdim=True), near, 0.0)
 
     def _value(
-        self, z: Tensor, unit: Tensor, costs: tuple[Tensor, ...], like: Tensor
+        self, z: Tensor, units: Units, costs: tuple[Tensor, ...], like: Tensor
     ) -> ConvexProgramValue:
         """Read what was asked for off the solution of the cone program."""
-        program = self.program
-        x, u = z[..., : program.n], z[..., program.n :]
+        program, cones = self.program, self.program.pattern.cones
+        n = program.pattern.A.shape[1]
+        x, u = units.variables * z[..., :n], z[..., n:]
         objective, found = self._objective(x, *costs), [read(x) for read in program.variables]
         if program.logarithms:
             objective, found = objective.exp(), [log.exp() for log in found]
         variables = tuple(_like(value, like) for value in found)
         duals: tuple[Any, ...] = ()
         if program.duals:
-            y = unit * project_dual_cone(u, program.cones)
+            y = units.multipliers(u, cones)
             for reads in program.duals:
                 parts = tuple(_like(read(y), like) for read in reads)
                 duals = (*duals, parts[0] if len(parts) == 1 else parts)
-        return ConvexProgramValue(variables, duals, _like(z, like), _like(objective, like))
+        return ConvexProgramValue(
+            variables, duals, _like(units.point(z, cones), like), _like(objective, like)
+        )
 
     def _objective(self, x: Tensor, P: Tensor, c: Tensor, d: Tensor) -> Tensor:
         """Return the value of the objective; NaN, with no part in gradients, where ``x`` is."""
         missing = x.isnan().any(-1)
         x = torch.where(missing.unsqueeze(-1), 0.0, x)
-        slope = (P @ x.unsqueeze(-1)).squeeze(-1) / 2 + c
+        slope = self.program.pattern.P.times(P, x) / 2 + c
         value = (slope * x).sum(-1) + d.squeeze(-1)
         return torch.where(missing, torch.nan, self.program.sign * value)
 

@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.convex.cones import (
-    Cones,
-    linearize_dual_projection,
-    project_dual_cone,
-)
+from implicit_solvers.linear.sparsity import scattered
+from implicit_solvers.problems.convex.cones import Cones, project_dual_cone
 
-__all__ = ["Linearization", "linearize", "normal_map"]
+__all__ = ["ProgramPattern", "normal_map"]
 
 
-def _times(matrix: Tensor, v: Tensor) -> Tensor:
-    """Return ``M v`` for ``M (..., m, n)`` and ``v (..., n)``."""
-    if matrix.dim() == 2:
-        return v @ matrix.mT
-    return (v.unsqueeze(-2) @ matrix.mT).squeeze(-2)
+@dataclass(frozen=True, eq=False)
+class ProgramPattern:
+    """Which entries the matrices of a cone program may have, and its cones.
+
+    Parameters
+    ----------
+    P, A
+        The patterns ``(n, n)``, of both triangles, and ``(m, n)``.
+    cones
+        The cones, of dimension ``m``.
+
+    Examples
+    --------
+    >>> ProgramPattern.dense(2, Cones(nonnegative=3)).A
+    SparsityPattern(3 x 2, 6 entries, 2 colors)
+    """
+
+    P: ims.SparsityPattern
+    A: ims.SparsityPattern
+    cones: Cones
+    _whole: tuple[Tensor, Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Note where the entries of ``[[P, A^T], [A, 0]]`` are."""
+        (P, A), n = (self.P, self.A), self.A.shape[1]
+        rows, columns = (P.rows, A.columns, n + A.rows), (P.columns, n + A.rows, A.columns)
+        object.__setattr__(self, "_whole", (torch.cat(rows), torch.cat(columns)))
+
+    def times(self, P: Tensor, A: Tensor, v: Tensor) -> Tensor:
+        """Return ``(P x + A^T y, A x)`` for ``v = (x, y)``."""
+        rows, columns = self._whole
+        entries = torch.cat([t.expand(*v.shape[:-1], t.shape[-1]) for t in (P, A, A)], -1)
+        return scattered(entries, rows, columns, v.shape[-1], v)
+
+    @staticmethod
+    def dense(n: int, cones: Cones) -> ProgramPattern:
+        """Return the pattern of programs of ``n`` variables with all entries, row by row."""
+        P, A = (ims.SparsityPattern(torch.ones(rows, n)) for rows in (n, cones.size))
+        return ProgramPattern(P, A, cones)
 
 
-def normal_map(z: Tensor, P: Tensor, c: Tensor, A: Tensor, b: Tensor, *, cones: Cones) -> Tensor:
+def normal_map(
+    z: Tensor, P: Tensor, c: Tensor, A: Tensor, b: Tensor, *, pattern: ProgramPattern
+) -> Tensor:
     r"""Evaluate the optimality conditions of a cone program at ``z = (x, u)``.
 
     .. math:: \min_x \tfrac12 x^\top P x + c^\top x
@@ -44,10 +76,10 @@ def normal_map(z: Tensor, P: Tensor, c: Tensor, A: Tensor, b: Tensor, *, cones: 
     z
         ``(..., n + m)``.
     P, c, A, b
-        The program: ``(..., n, n)``, symmetric and positive semidefinite, ``(..., n)``,
-        ``(..., m, n)``, ``(..., m)``, of the floating dtype of ``z``.
-    cones
-        ``K``, of dimension ``m``.
+        The program: the entries ``(..., nnz)`` of a symmetric, positive semidefinite matrix,
+        ``(..., n)``, the entries of the other matrix, ``(..., m)``, of the floating dtype of ``z``.
+    pattern
+        Where the entries are, and ``K``.
 
     Returns
     -------
@@ -68,61 +100,12 @@ def normal_map(z: Tensor, P: Tensor, c: Tensor, A: Tensor, b: Tensor, *, cones: 
     Examples
     --------
     >>> one = torch.ones(1)  # minimize x^2 / 2 - 3 x, where x <= 1: the multiplier is 2
-    >>> program = (one[:, None], -3 * one, one[:, None], one)
-    >>> normal_map(torch.tensor([1.0, 2.0]), *program, cones=Cones(nonnegative=1))
+    >>> pattern = ProgramPattern.dense(1, Cones(nonnegative=1))
+    >>> normal_map(torch.tensor([1.0, 2.0]), one, -3 * one, one, one, pattern=pattern)
     tensor([0., 0.])
     """
     n = c.shape[-1]
     x, u = z[..., :n], z[..., n:]
-    y = project_dual_cone(u, cones)
-    return torch.cat([_times(P, x) + c + _times(A.mT, y), _times(A, x) + y - u - b], -1)
-
-
-class Linearization(NamedTuple):
-    """The `normal_map` at a point: its value, how large it is, and its Jacobian."""
-
-    residual: Tensor
-    error: Tensor
-    jacobian: Callable[[], Tensor]
-
-
-def linearize(z: Tensor, P: Tensor, c: Tensor, A: Tensor, b: Tensor, cones: Cones) -> Linearization:
-    """Evaluate the `normal_map` and its Jacobian, ``[[P, A^T D], [A, D - I]]``.
-
-    Parameters
-    ----------
-    z, P, c, A, b, cones
-        As there; ``D`` is the Jacobian of the projection.
-
-    Returns
-    -------
-    Linearization
-        The residual ``(..., n + m)``; its relative error ``(...,)``: each part is divided by one
-        plus the sizes (root mean squares) of the terms that it is a sum of; a function that
-        returns the Jacobian ``(..., n + m, n + m)``.
-
-    Examples
-    --------
-    >>> one = torch.ones(1)
-    >>> program = (one[:, None], -3 * one, 3 * one[:, None], 3 * one)
-    >>> linearize(torch.tensor([1.0, 2.0]), *program, Cones(nonnegative=1)).jacobian()
-    tensor([[1., 3.],
-            [3., 0.]])
-    """
-    n, lanes = c.shape[-1], z.shape[:-1]
-    x, u = z[..., :n], z[..., n:]
-    y, D = linearize_dual_projection(u, cones)
-    curvature, prices, rows = _times(P, x), _times(A.mT, y), _times(A, x)
-    slope, excess = curvature + c + prices, rows + y - u - b
-    dual = 1 + ims.rms(curvature) + ims.rms(c) + ims.rms(prices)
-    primal = 1 + ims.rms(rows) + ims.rms(y - u) + ims.rms(b)
-    scaled = torch.cat([slope / dual.unsqueeze(-1), excess / primal.unsqueeze(-1)], -1)
-
-    def jacobian() -> Tensor:
-        J = z.new_empty(*lanes, z.shape[-1], z.shape[-1])
-        J[..., :n, :n], J[..., :n, n:] = P, A.mT @ D
-        J[..., n:, :n], J[..., n:, n:] = A, D
-        J.diagonal(dim1=-2, dim2=-1)[..., n:] -= 1
-        return J
-
-    return Linearization(torch.cat([slope, excess], -1), ims.rms(scaled), jacobian)
+    y = project_dual_cone(u, pattern.cones)
+    rest = torch.cat([c.expand(*z.shape[:-1], n), y - u - b], -1)
+    return pattern.times(P, A, torch.cat([x, y], -1)) + rest

@@ -2,94 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.convex.cones import Cones
-from implicit_solvers.problems.convex.normal_map import linearize
+from implicit_solvers.problems.convex.normal_map_jacobian import NormalMapJacobian
 
 __all__ = ["NormalMapLU"]
 
 
 @dataclass(frozen=True)
 class NormalMapLU(ims.DirectSolver):
-    """LU factorization of the Jacobian of `normal_map`; where it is singular, the pseudo-inverse.
+    """LU factorization of the Jacobian of `normal_map`, sparse or dense, lane by lane.
 
     Equations that depend on one another leave the multipliers undetermined, and the Jacobian
-    singular, while ``x`` has derivatives: the system for them has solutions, of which the one of
-    least norm is taken. Where a system has no solution, because what was asked for has no
-    derivative, the lane ends as SINGULAR. Singular is a matrix, rows scaled to equal size, with a
-    pivot of at most ``t`` times the largest entry of its column, and singular values up to ``t``
-    times the largest count as zero. With equations and inequalities alone the matrix is known up to
-    rounding, and ``t`` is ``10 n eps``; with other cones ``eps**(2/3)``.
+    singular, while ``x`` has derivatives: the system for them has solutions, of which one is found.
+    Where a system has none, because what was asked for has no derivative, the lane ends as
+    SINGULAR.
 
     Parameters
     ----------
-    cones
-        The cones of the program; `ConvexLayer` fills them in.
+    jacobian
+        What makes and factors the matrices; `ConvexLayer` fills it in.
 
     Notes
     -----
-    Source: Golub and Van Loan, "Matrix Computations", sections 3.4 and 5.5.
+    Source: Rockafellar, "Augmented Lagrangians and applications of the proximal point algorithm in
+    convex programming" (1976), for singular systems; Demmel, Eisenstat, Gilbert, Li and Liu, "A
+    supernodal approach to sparse partial pivoting" (1999).
 
     Examples
     --------
-    >>> twice = torch.tensor([[1.0, 2.0], [1.0, 2.0]]).double()
-    >>> solver = NormalMapLU()
-    >>> solver.solve(solver.factor_dense(twice[None]), twice[None, :, 1:], False)[0, :, 0]
-    tensor([0.4000, 0.8000], dtype=torch.float64)
+    >>> ims.ImplicitAdjoint(NormalMapLU()).linear_solver
+    NormalMapLU()
     """
 
-    cones: Cones = field(default_factory=Cones)
+    jacobian: NormalMapJacobian | None = None
     exact: ClassVar[bool] = False
     traceable: ClassVar[bool] = False
+    keepable: ClassVar[bool] = False
+    forms: ClassVar[bool] = False
 
-    def factor(self, A: ims.LinearOperator) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Factor the Jacobian, written out."""
+    def __repr__(self) -> str:
+        return "NormalMapLU()"
 
-        def jacobian(like: Tensor, z: Tensor, P: Tensor, c: Tensor, A: Tensor, b: Tensor) -> Tensor:
-            return linearize(z, P, c, A, b, self.cones).jacobian()
+    def factor(self, A: Any) -> tuple[Tensor, ...]:
+        """Return the number of each factorization among those kept, and its status."""
+        if self.jacobian is None:
+            raise ValueError(
+                "NormalMapLU() solves with the Jacobian of a ConvexLayer only: use LU()"
+            )
 
-        matrix = A.on_grid(jacobian)  # type: ignore[attr-defined]
-        return self.factor_dense(matrix.reshape(-1, *matrix.shape[-2:]))
+        def read(like: Tensor, z: Tensor, P: Tensor, c: Tensor, A: Tensor, b: Tensor) -> Tensor:
+            return torch.cat([z[..., c.shape[-1] :], P, A], -1)
 
-    def factor_dense(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        """Factor matrices ``(grid, n, n)``; pseudo-inverses stand in the place of factors.
+        pattern, kept = self.jacobian.pattern, A.memory.factorizations
+        m, entries = pattern.cones.size, len(pattern.P.rows)
+        lanes = A.on_grid(read)
+        lanes = lanes.reshape(A.grid, lanes.shape[-1]).numpy()
+        numbers = torch.arange(A.grid) + len(kept) if A.places is None else A.places
+        fine = np.isfinite(lanes).all(-1)
+        for number, lane, ok in zip(numbers.tolist(), lanes, fine, strict=True):
+            if ok:
+                u, P, values = np.split(lane, [m, m + entries])
+                kept[number] = self.jacobian.factor(P, values, self.jacobian.slope(u))
+        return numbers, torch.from_numpy(np.where(fine, 0, int(ims.Status.NONFINITE)))
 
-        Both are transposed.
-        """
-        packed, pivots, _, scale = ims.LU().factor_dense(matrix)
-        tol = self._tolerance(matrix)
-        pivot = packed.diagonal(dim1=-2, dim2=-1).abs()
-        # scaled entries are at most 1: where every pivot is large, no column needs to be looked at
-        regular = (pivot > tol).all(-1)
-        index = (~regular & (scale.abs() > 0).flatten(1).all(-1)).nonzero().squeeze(-1)
-        if len(index):
-            scaled = matrix[index] * scale[index]
-            fine = (pivot[index] > tol * scaled.abs().amax(-2)).all(-1)
-            regular = regular.index_copy(0, index, fine)
-            index, scaled = index[~fine], scaled[~fine]
-            packed = packed.index_copy(0, index, torch.linalg.pinv(scaled, rtol=tol).mT)
-        return scale, packed, pivots, regular
-
-    def _tolerance(self, matrix: Tensor) -> float:
-        eps = torch.finfo(matrix.dtype).eps
-        return eps ** (2 / 3) if self.cones.curved else 10 * matrix.shape[-1] * eps
-
-    def solve(self, factors: tuple[Tensor, ...], b: Tensor, transposed: bool) -> Tensor:
+    def solve_with(
+        self, memory: Any, factors: tuple[Tensor, ...], b: Tensor, transposed: bool
+    ) -> Tensor:
         """Return ``J^-1 b`` or ``J^-T b``, for ``b (grid, n, columns)``."""
-        scale, packed, pivots, regular = factors
-        x = ims.LU().solve((packed, pivots, regular, scale), b, transposed)
-        if bool(regular.all()):
-            return x
-        other = scale * (packed @ b) if transposed else packed.mT @ (scale * b)
-        return torch.where(regular[:, None, None], x, other)
+        rhs = b.numpy()
+        x = np.full_like(rhs, np.nan)
+        for lane, (number, how) in enumerate(zip(*(t.tolist() for t in factors), strict=True)):
+            J = memory.factorizations.get(number)
+            if J is None:  # of a lane that failed
+                x[lane] = 0.0
+            elif how == 0:
+                x[lane] = J.solve(rhs[lane], transposed)
+        return torch.from_numpy(x)
+
+    def solves(
+        self, factors: tuple[Tensor, ...], r: Tensor, b: Tensor, transposed: bool
+    ) -> Tensor:
+        """Tell where ``r = b - J x`` is that of a solution."""
+        return ims.rms(r) <= torch.finfo(b.dtype).eps ** 0.5 * ims.rms(b)
 
     def status(self, factors: tuple[Tensor, ...]) -> Tensor:
         """Return NONFINITE where the matrix is not finite."""
-        finite = (factors[0].abs() > 0).flatten(1).all(-1)
-        return torch.where(finite, 0, int(ims.Status.NONFINITE))
+        return factors[1]

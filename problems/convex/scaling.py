@@ -1,65 +1,140 @@
-"""Units in which the data of a cone program are neither tiny nor huge."""
+"""Units in which the data of a cone program are of order one."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.convex.cones import Cones
+from implicit_solvers.problems.convex.cones import Cones, linearize_curved, project_dual_cone
+from implicit_solvers.problems.convex.normal_map import ProgramPattern
 
-__all__ = ["program_scales"]
+__all__ = ["Units", "program_units"]
 
-_LEFT_ALONE = 6.0
+_PASSES = 8
+_TINY = 1e-300
 
 
-def program_scales(P: Tensor, c: Tensor, A: Tensor, cones: Cones) -> tuple[Tensor, Tensor]:
-    """Return what to multiply the objective and the constraints of a cone program with.
+class Units(NamedTuple):
+    """Powers of two: ``x`` is in units of ``variables (..., n)``, rows are multiplied by ``rows``.
 
-    The minimizer is the same in all units, but what a tolerance means is not. The factors are
-    powers of two, so that they make no rounding errors, and one where the largest entry is between
-    ``2**-6`` and ``2**6``. Equations and inequalities have their own, the rows of another cone one
-    in common.
+    Multipliers are in units of ``prices (..., m)`` then. Constants to every derivative.
+    """
+
+    variables: Tensor
+    rows: Tensor
+    length: Tensor
+    cost: Tensor
+
+    def scaled(
+        self, P: Tensor, c: Tensor, A: Tensor, b: Tensor, pattern: ProgramPattern
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the program in these units."""
+        D, E = self.variables, self.rows
+        square = D[..., pattern.P.rows] * D[..., pattern.P.columns]
+        across = E[..., pattern.A.rows] * (D / self.length)[..., pattern.A.columns]
+        return P * (square / self.cost), c * (D / self.cost), A * across, b * (E / self.length)
+
+    def multipliers(self, u: Tensor, cones: Cones) -> Tensor:
+        """Return ``y`` in the user's units."""
+        return self.cost / self.length * self.rows * project_dual_cone(u, cones)
+
+    def point(self, z: Tensor, cones: Cones) -> Tensor:
+        """Return a point ``(x, y - s)`` in the user's units, without derivatives."""
+        found = z.isfinite().all(-1, True)
+        z = torch.where(found, z, 0.0).detach()
+        x, u = z.split([self.variables.shape[-1], cones.size], -1)
+        y = torch.cat([u[..., : cones.zero], u[..., cones.zero : cones.linear].relu()], -1)
+        if cones.curved:
+            y = torch.cat([y, linearize_curved(u, cones)[0]], -1)
+        prices, lengths = self.cost / self.length * self.rows, self.length / self.rows
+        point = torch.cat([self.variables * x, prices * y - lengths * (y - u)], -1)
+        return torch.where(found, point, torch.nan)
+
+    def inverse(self) -> Units:
+        """Return the units that lead back."""
+        return Units(*(1 / t for t in self))
+
+
+def program_units(P: Tensor, c: Tensor, A: Tensor, b: Tensor, pattern: ProgramPattern) -> Units:
+    """Find units in which the entries of a program are of order one.
+
+    The rows and the columns of ``[[P, A^T, c], [A, 0, b]]`` are divided in turn by the typical
+    sizes of their entries, squares of means of square roots; rows of a curved cone have one in
+    common. So are the right-hand sides and the objective, each as a whole. After a few passes all
+    are near one. As the limit does not depend on the units of the data, neither does what is
+    solved. The minimizer is the same in all units, and what a tolerance means is not.
 
     Parameters
     ----------
-    P, c, A
-        ``(..., n, n)``, ``(..., n)``, ``(..., m, n)``; matrices that lanes share have factors that
-        they share.
-    cones
-        The cones, of dimension ``m``.
+    P, c, A, b, pattern
+        As in `normal_map`.
 
     Returns
     -------
-    tuple of Tensor
-        The factor of ``P`` and ``c``, with the lanes of ``P``, and those of the rows of ``A`` and
-        ``b``, ``(..., m)``, with the lanes of ``A``; constants to every derivative.
+    Units
+
+    Notes
+    -----
+    Source: Sinkhorn and Knopp, "Concerning nonnegative matrices and doubly stochastic matrices"
+    (1967), of the square roots of the entries.
 
     Examples
     --------
-    >>> tiny, rows = 1e-6 * torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1000.0]])
-    >>> program_scales(tiny, torch.zeros(2), rows, Cones(nonnegative=2))
-    (tensor(1048576.), tensor([1.0000e+00, 9.7656e-04]))
+    >>> pattern = ProgramPattern.dense(1, Cones(nonnegative=1))
+    >>> units = program_units(*(1024 * torch.ones(4, 1)), pattern)
+    >>> [t.item() for t in units.scaled(*(1024 * torch.ones(4, 1)), pattern)]
     """
-    largest = _largest(c, 1)
-    if P.dim() == 2 and largest.dim() > 0:
-        largest = torch.cat([largest.flatten(), largest.new_zeros(1)]).amax()
-    rows = _largest(A, 1)
+    P, c, A, b = (_root(t) for t in (P, c, A, b))
+    (m, n), cones = pattern.A.shape, pattern.cones
+    lanes = torch.broadcast_shapes(*(t.shape[:-1] for t in (P, c, A, b)))
+    D, E, length, cost = (P.new_ones(*lanes, size) for size in (n, m, 1, 1))
+
+    def across(A: Tensor, b: Tensor) -> Tensor:
+        return _shared(E * (pattern.A.times(A, D) + b), cones)
+
+    def slope(P: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        bend = pattern.P.times(P, D)
+        return D * bend, D * (bend + c)
+
+    def prices(A: Tensor) -> Tensor:
+        return D * pattern.A.times(A, E, transposed=True)
+
+    in_P, in_c, in_A, in_b = ((t != 0).to(t) for t in (P, c, A, b))
+    in_slope = slope(in_P, in_c)[1]
+    of_rows, of_columns = _mean(across(in_A, in_b)), _mean(in_slope + prices(in_A))
+    of_right, of_cost = _mean(in_b.sum(-1, True)), _mean(in_slope.sum(-1, True))
+    for _ in range(_PASSES):
+        right = of_right((E * b).sum(-1, True) / length)
+        D, length = D * right, length * right
+        cost = cost * of_cost(slope(P, c)[1].sum(-1, True) / cost)
+        E = E / of_rows(across(A, b) / length)
+        bend, lines = slope(P, c)
+        columns = lines / cost + prices(A) / length
+        # what P contributes is quadratic
+        share = bend / (cost * columns).clamp(min=_TINY)
+        D = D / of_columns(columns) ** (1 / (1 + share))
+    return Units(*(torch.exp2((2 * torch.log2(t)).round()) for t in (D, E, length, cost)))
+
+
+def _root(t: Tensor) -> Tensor:
+    t = t.detach()
+    return torch.where(t.isfinite(), t, 0.0).abs().sqrt()
+
+
+def _mean(count: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function that makes means of so many entries out of sums: one of no entries."""
+    none = (count == 0).to(count)
+    share = (1 - none) / (count + none)
+    return lambda total: torch.addcmul(none, total, share)
+
+
+def _shared(rows: Tensor, cones: Cones) -> Tensor:
+    """Return the sum over each curved cone in the place of each of its rows."""
     parts = [rows[..., : cones.linear]]
     for _, _, place, count, size in cones.blocks():
         block = rows[..., place].unflatten(-1, (count, size))
-        parts.append(block.amax(-1, keepdim=True).expand(block.shape).flatten(-2))
-    return _factor(torch.maximum(_largest(P, 2), largest)), _factor(torch.cat(parts, -1))
-
-
-def _largest(t: Tensor, rank: int) -> Tensor:
-    """Return the largest size of an entry, and zero where one is not finite."""
-    entries = t.detach().abs().flatten(t.dim() - rank)
-    none = entries.new_zeros(*entries.shape[:-1], 1)
-    largest = torch.cat([entries, none], -1).amax(-1)
-    return torch.where(largest.isfinite(), largest, 0.0)
-
-
-def _factor(size: Tensor) -> Tensor:
-    exponent = torch.log2(size).round()
-    scaled = exponent.isfinite() & (exponent.abs() > _LEFT_ALONE)
-    return torch.exp2(torch.where(scaled, -exponent, 0.0))
+        parts.append(block.sum(-1, keepdim=True).expand(block.shape).flatten(-2))
+    return torch.cat(parts, -1)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["from_svec", "svec", "svec_basis"]
 
 
-def _triangle(k: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows, columns and weights of the upper triangle, column by column."""
-    columns, rows = torch.tril_indices(k, k, device=like.device)
-    one = torch.ones(1, dtype=like.dtype, device=like.device)
-    return rows, columns, torch.where(rows == columns, one, 2.0**0.5 * one)
+@cache
+def _triangle(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return rows, columns and weights of the upper triangle, column by column, and its places."""
+    columns, rows = np.tril_indices(k)
+    place = np.zeros((k, k), dtype=np.int64)
+    place[rows, columns] = np.arange(len(rows))
+    return rows, columns, np.where(rows == columns, 1.0, 2.0**0.5), np.maximum(place, place.T)
+
+
+def _on(like: Tensor, k: int) -> tuple[Tensor, ...]:
+    rows, columns, weights, place = (torch.from_numpy(t).to(like.device) for t in _triangle(k))
+    return rows, columns, weights.to(like.dtype), place
 
 
 def svec(S: Tensor) -> Tensor:
@@ -33,7 +43,7 @@ def svec(S: Tensor) -> Tensor:
     >>> svec(torch.tensor([[1.0, 2.0], [2.0, 3.0]]))
     tensor([1.0000, 2.8284, 3.0000])
     """
-    rows, columns, weights = _triangle(S.shape[-1], S)
+    rows, columns, weights, _ = _on(S, S.shape[-1])
     return S[..., rows, columns] * weights
 
 
@@ -46,10 +56,7 @@ def from_svec(v: Tensor, k: int) -> Tensor:
     tensor([[1., 1.],
             [1., 3.]])
     """
-    rows, columns, weights = _triangle(k, v)
-    place = torch.zeros(k, k, dtype=torch.int64, device=v.device)
-    place[rows, columns] = torch.arange(len(rows), device=v.device)
-    place = torch.maximum(place, place.mT)
+    _, _, weights, place = _on(v, k)
     return (v / weights)[..., place]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from implicit_solvers.problems.qp.kkt import (
     times,
 )
 from implicit_solvers.problems.qp.standard_form import size_of
+from implicit_solvers.solution import warn_degenerate
 
 __all__ = ["quadratic_program"]
 
@@ -159,7 +159,7 @@ def quadratic_program(
         objective = torch.where(failed, objective.detach(), objective)
     degenerate = _degenerate(z.detach(), operands, size, slack.detach())
     if on_failure == "warn":
-        _warn(degenerate)
+        warn_degenerate("quadratic_program", degenerate)
     return replace(
         solution,
         value=QuadraticProgramValue(x, duals, multipliers, slack, objective),
@@ -205,21 +205,6 @@ def _degenerate(z: Tensor, operands: Sequence[Tensor], size: Tensor, slack: Tens
     least = SLIGHT * torch.finfo(z.dtype).eps ** 0.75 * terms
     idle = duals * torch.linalg.vector_norm(G, dim=-1) <= least
     return (idle & (slack.abs() <= slack_rounding(x, G, h, size))).any(-1)
-
-
-def _warn(degenerate: Tensor) -> None:
-    """Warn of degenerate lanes, outside of transforms, where there are values."""
-    try:
-        count = int(degenerate.sum())
-    except RuntimeError:
-        return
-    if count:
-        warnings.warn(
-            f"quadratic_program: {count} of {degenerate.numel()} lanes are degenerate, a "
-            "multiplier and its slack both vanish: their derivatives are those of one side",
-            ims.ConvergenceWarning,
-            stacklevel=3,
-        )
 
 
 def _pair(

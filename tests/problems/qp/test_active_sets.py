@@ -168,7 +168,7 @@ def test_at_a_kink_the_derivative_is_that_of_one_side_and_flagged(name):
     assert bool((J[:, ~active] == 0).all())
     mapped = vmap(lambda p: quadratic_program(Q, p, G, h).degenerate)(torch.stack([p, p]))
     assert mapped.tolist() == [True, True]
-    with pytest.warns(ims.ConvergenceWarning, match="1 of 1 lanes are degenerate"):
+    with pytest.warns(ims.ConvergenceWarning, match="is degenerate"):
         quadratic_program(Q, p, G, h, on_failure="warn")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
