@@ -81,7 +81,7 @@ def _to_less_than(support: Any) -> Transform:
     return ComposeTransform([ExpTransform(), AffineTransform(support.upper_bound, -1)])
 
 
-def between(low: Tensor, high: Tensor) -> Any:
+def between(low: Tensor | float, high: Tensor | float) -> Any:
     """Return the support of a distribution on a closed interval.
 
     Parameters
@@ -101,9 +101,10 @@ def between(low: Tensor, high: Tensor) -> Any:
     >>> between(torch.tensor(1.0), torch.tensor(torch.inf))
     GreaterThanEq(lower_bound=1.0)
     """
-    if is_batched(low) or is_batched(high):
-        return _LaneInterval(low, high)
-    from_low, from_high = low.isfinite(), high.isfinite()
+    ends: list[Tensor] = torch.broadcast_tensors(*map(torch.as_tensor, (low, high)))
+    if any(map(is_batched, ends)):
+        return _LaneInterval(*ends)
+    from_low, from_high = (end.isfinite() for end in ends)
     if bool(from_low.all()) and bool(from_high.all()):
         return constraints.interval(low, high)
     if not bool(from_high.any()):

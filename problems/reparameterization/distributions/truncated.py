@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, constraints
 
 from implicit_solvers.problems.reparameterization.inversion import place, quantile
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
 from implicit_solvers.problems.reparameterization.special.normal import legendre_nodes
 from implicit_solvers.problems.reparameterization.special.truncated_normal import (
     truncated_normal_quantile,
+    truncated_normal_slopes,
     truncated_normal_tails,
 )
 from implicit_solvers.problems.reparameterization.supports import between
@@ -31,6 +33,9 @@ from implicit_solvers.problems.reparameterization.validation import (
 __all__ = ["Truncated", "TruncatedNormal"]
 
 
+@halves_in_single(
+    "rsample", "log_prob", "log_tails", "cdf", "icdf", "entropy", "mean", "variance", "_check_mass"
+)
 class Truncated(Distribution):
     r"""A univariate distribution given that it lies between ``low`` and ``high``.
 
@@ -393,6 +398,13 @@ class TruncatedNormal(Truncated):
 
     def _log_density(self, z: Tensor) -> Tensor:
         return truncated_normal_tails(z, *self._parameters)[2]
+
+    def slopes(self, value: Tensor) -> list[Callable[[], Tensor]]:
+        """Return functions for the implicit derivatives of a sample by all parameters.
+
+        In float64, in the order of ``arg_constraints``; they share one evaluation.
+        """
+        return truncated_normal_slopes(value.to(self._precision), *self._parameters)
 
     def _quantile(self, u: Tensor) -> Tensor:
         return truncated_normal_quantile(u, *self._parameters, dtype=self.low.dtype)

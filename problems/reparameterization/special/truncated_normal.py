@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.special.derivatives import in_double
+from implicit_solvers.problems.reparameterization.special.derivatives import in_double, piecewise
 from implicit_solvers.problems.reparameterization.special.normal import LOG_ROOT, legendre_nodes
 
 __all__ = ["truncated_normal_quantile", "truncated_normal_slopes", "truncated_normal_tails"]
@@ -47,21 +47,23 @@ def _half_line(c: Tensor) -> Tensors:
 
     For large ``c`` by Laplace's continued fraction, ``J_k / J_(k-1) = k / (c + J_(k+1) / J_k)``.
     """
-    near = c.clamp(max=FRACTION_ABOVE)
-    first = ROOT_HALF_PI * (0.5 * near * near).exp_() * torch.special.erfc(near / 2**0.5)
-    second = 1 - near * first
-    third = first - near * second
-    far = (c > FRACTION_ABOVE).nonzero().squeeze(-1)
-    if len(far):
-        c = c[far]
-        ratio = 0.5 * ((c * c + 4 * (LEVELS + 1)).sqrt() - c)
-        for k in range(LEVELS, 1, -1):
-            ratio = ratio.add_(c).reciprocal_().mul_(k)
-        upper = (c + ratio).reciprocal_()
-        first[far] = mills = (c + upper).reciprocal_()
-        second[far] = upper = upper * mills
-        third[far] = ratio * upper
-    return first, second, third
+    return piecewise(3, [c], (c > FRACTION_ABOVE, _fraction), (c <= FRACTION_ABOVE, _differences))
+
+
+def _differences(c: Tensor) -> Tensors:
+    first = ROOT_HALF_PI * (0.5 * c * c).exp_() * torch.special.erfc(c / 2**0.5)
+    second = 1 - c * first
+    return first, second, first - c * second
+
+
+def _fraction(c: Tensor) -> Tensors:
+    ratio = 0.5 * ((c * c + 4 * (LEVELS + 1)).sqrt() - c)
+    for k in range(LEVELS, 1, -1):
+        ratio = ratio.add_(c).reciprocal_().mul_(k)
+    second = (c + ratio).reciprocal_()
+    first = (c + second).reciprocal_()
+    second *= first
+    return first, second, ratio * second
 
 
 def _fall(c: Tensor, w: Tensor) -> Tensor:
@@ -316,81 +318,94 @@ def _upper(x: Tensor) -> Tensor:
     return 0.5 * torch.special.erfc(x / 2**0.5)
 
 
-def _masses(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensors:
-    """Return the tails beyond both ends, what is between, and the smaller tail at ``a``."""
+def _mirrored(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return whether a solution is looked for from the upper end."""
+    return high - loc < torch.where(low.isinf(), 0.0, MIRRORED_BELOW * scale)
+
+
+@in_double(0)
+def _reach(
+    loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, mass: Tensor, *, nodes: int
+) -> Tensors:
+    """Return what is known of the solution from an end of the interval.
+
+    ``c``, which is ``a``, or ``-b`` for an interval far on the left, ``ln J_0(c, w)``, the
+    half-line's ``J_0`` and ``J_1``, and what of the former is beyond the interval.
+    """
+    a, b, w = (low - loc) / scale, (high - loc) / scale, (high - low) / scale
+    c = torch.where(_mirrored(loc, scale, low, high), -b, a)
+    narrow, right = w * (c.abs() + 0.5 * w) < NARROW, c.clamp(min=0)
+    inner = _quadrature(c, torch.where(narrow, w, 0.0), NODES)[0].log()
+    inner = torch.where(narrow, inner, mass.log() + 0.5 * c * c + LOG_ROOT)  # phi(c) J_0 = mass
+    whole = _half_line(right)
+    reach = torch.where(c < 0, inner, _integrals(right, w, whole)[0].log())
+    end = (-_fall(right, w)).exp()
+    rest = end * _half_line(torch.where(end > 0, right + w, right))[0]
+    return c, reach, *whole[:2], rest
+
+
+def _narrow_distance(c: Tensor, wanted: Tensor) -> Tensors:
+    """Solve ``J_0(c, d) = wanted``, of which ``c`` times is at most 0.05, by Halley's method."""
+    d = 2 * wanted / (1 + (1 - 2 * c * wanted).sqrt())
+    for _ in range(2):
+        step = (_quadrature(c, d, 6)[0] - wanted) * _fall(c, d).exp()
+        d = d - step / (1 + 0.5 * step * (c + d))
+    return (d,)
+
+
+def _distance(c: Tensor, wanted: Tensor, fall: Tensor, mills: Tensor, second: Tensor) -> Tensors:
+    """Solve ``P(t > c + d) = exp(-fall) P(t > c)``: the derivative of ``fall`` is the hazard."""
+    hazard = 1 / mills
+    d = 2 * fall / (hazard + (hazard * hazard * (1 + 2 * fall * second)).sqrt())
+    for _ in range(2):
+        one, two, _ = _half_line(c + d)
+        step = (_fall(c, d) + (mills / one).log() - fall) * one
+        d = d - step / (1 - 0.5 * step * two / one)
+    return (d,)
+
+
+def _from_an_end(u: Tensor, parameters: Tensors, reach: Tensors) -> Tensor:
+    _, scale, low, high = parameters
+    c, log_reach, mills, second, beyond = reach
+    mirrored = _mirrored(*parameters)
+    v = u.clamp(TINY, 1.0)
+    v, rest = _swapped(mirrored, v, 1 - v)
+    wanted = (v.log() + log_reach).exp()
+    near = (c < 0) | (wanted < 0.05 * mills)
+    share = (beyond + rest * log_reach.exp()) / mills
+    fall = -torch.where(share < 0.5, share.log(), (-(wanted / mills).clamp(max=0.75)).log1p())
+    args = [c, wanted, fall, mills, second]
+    (d,) = piecewise(1, args, (near, lambda *t: _narrow_distance(*t[:2])), (~near, _distance))
+    z = torch.where(mirrored, high - scale * d, low + scale * d)
+    ends = torch.where(u == 0, low, torch.where(u == 1, high, torch.nan))
+    return torch.where((u > 0) & (u < 1), z, ends).clamp(low, high)
+
+
+def _compact(t: Tensor) -> Tensor:
+    """Return a tensor as it was before it was expanded."""
+    for dim, stride in enumerate(t.stride()):
+        t = t.narrow(dim, 0, 1) if stride == 0 and t.shape[dim] > 1 else t
+    return t
+
+
+def _quantile_value(u: Tensor, *parameters: Tensor) -> Tensor:
+    loc, scale, low, high = compact = torch.broadcast_tensors(*map(_compact, parameters))
     a, b = (low - loc) / scale, (high - loc) / scale
     below, above, beyond = _upper(-a), _upper(a), _upper(b)
     mass = torch.where(a > 0, above, torch.where(b < 0, _upper(-b), 1 - beyond))
     mass = mass - torch.where(a > 0, beyond, below)
-    return below, beyond, mass, torch.minimum(below, above)
-
-
-_shared = ims.elementwise_function(_masses, None, name="masses of a truncated normal variable")
-
-
-def _reach(c: Tensor, w: Tensor, mass: Tensor) -> Tensor:
-    """Return ``ln J_0(c, w)``, where ``c < 0`` from ``mass = phi(c) J_0``."""
-    right = c.clamp(min=0)
-    reach = _integrals(right, w, _half_line(right))[0].log()
-    narrow = w * (c.abs() + 0.5 * w) < NARROW
-    within = _quadrature(c, torch.where(narrow, w, 0.0), NODES)[0]
-    from_mass = mass.log() + 0.5 * c * c + LOG_ROOT
-    return torch.where(c < 0, torch.where(narrow, within.log(), from_mass), reach)
-
-
-def _outwards(u: Tensor, v: Tensor, c: Tensor, w: Tensor, mass: Tensor) -> Tensor:
-    """Solve ``J_0(c, d) = u J_0(c, w)`` for ``d``, ``u + v = 1``, by Halley's method."""
-    reach = _reach(c, w, mass)
-    wanted = (u.log() + reach).exp()
-    mills, second, _ = _half_line(c.clamp(min=0))
-    near = (c < 0) | (wanted < 0.05 * mills)
-    d = 2 * wanted / (1 + (1 - 2 * c * wanted).clamp(min=0.5).sqrt())
-    for _ in range(2):
-        step = _quadrature(c, torch.where(near, d, 0.0), 6)[0] - wanted
-        step = step * _fall(c, d).exp()
-        d = torch.where(near, d - step / (1 + 0.5 * step * (c + d)), d)
-    if bool(near.all()):
-        return d
-    # in -ln P(t > x), whose derivative is the hazard
-    end = (-_fall(c, w)).exp()
-    beyond = end * _half_line(torch.where(end > 0, c + w, c))[0]
-    rest, share = (beyond + v * reach.exp()) / mills, (wanted / mills).clamp(max=0.75)
-    fall = -torch.where(rest < 0.5, rest.log(), (-share).log1p())
-    hazard = 1 / mills
-    far = 2 * fall / (hazard + (hazard * hazard * (1 + 2 * fall * second)).sqrt())
-    for _ in range(2):
-        one, two, _ = _half_line(c + far)
-        step = (_fall(c, far) + (mills / one).log() - fall) * one
-        far = far - step / (1 - 0.5 * step * two / one)
-    return torch.where(near, d, far)
-
-
-def _quantile_value(
-    u: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, *masses: Tensor
-) -> Tensor:
-    below, beyond, mass, least = masses
     part = u * mass
-    p, q = below + part, beyond + (1 - u) * mass
+    p, q = below + part, (1 - u).mul_(mass).add_(beyond)
     smaller = torch.minimum(p, q)
     x = torch.special.ndtri(smaller).copysign_(p.sub_(q))
     z = x.mul_(scale).add_(loc).clamp_(low, high)
     # where a difference of the tails would be rounded, and at the ends
-    rest = (part < 1e-3 * least) | (smaller < TINY) | (u >= 1)
+    least = torch.where(mass < 1e-3, TINY, 0.0)
+    rest = (part <= 1e-3 * torch.minimum(below, above)) | (smaller <= least) | (u >= 1)
     if bool(rest.any()):
-        z[rest] = _from_an_end(*(t[rest] for t in (u, loc, scale, low, high, mass)))
+        reach = (t.expand_as(u)[rest] for t in _reach(*compact, mass))
+        z[rest] = _from_an_end(u[rest], tuple(t[rest] for t in parameters), tuple(reach))
     return z
-
-
-def _from_an_end(
-    u: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, mass: Tensor
-) -> Tensor:
-    v = u.clamp(TINY, 1.0)
-    mirrored = high - loc < MIRRORED_BELOW * scale
-    c = torch.where(mirrored, loc - high, low - loc) / scale
-    d = scale * _outwards(*_swapped(mirrored, v, 1 - v), c, (high - low) / scale, mass)
-    z = torch.where(mirrored, high - d, low + d).clamp(low, high)
-    ends = torch.where(u == 0, low, torch.where(u == 1, high, torch.nan))
-    return torch.where((u > 0) & (u < 1), z, ends)
 
 
 _quantile = ims.elementwise_function(
@@ -496,7 +511,6 @@ def truncated_normal_quantile(
     >>> truncated_normal_quantile(u, zero, one, *ends) - 1e5
     tensor([0.0000e+00, 6.9315e-06], dtype=torch.float64)
     """
-    fixed = [p.detach() for p in parameters]
-    z = _quantile(u.detach(), *fixed, *_shared(*fixed)).to(dtype).to(torch.float64)
+    z = _quantile(*(t.detach() for t in (u, *parameters))).to(dtype).to(torch.float64)
     attached: Tensor = _attached(z, u, *parameters)
     return attached.to(dtype)
