@@ -42,7 +42,8 @@ class Truncated(Distribution):
     .. math:: F(z) = \frac{F_0(z) - F_0(l)}{F_0(h) - F_0(l)}, \qquad
               dz = -\frac{\nabla_\phi F \, d\phi}{q(z)}, \quad \phi = (\text{base}, l, h)
 
-    Samples are quantiles of uniform noise, solved for in the logarithms of both tails.
+    Samples are quantiles of uniform noise, solved for in the logarithms of both tails. That of a
+    ``Normal`` becomes a `TruncatedNormal`, which has closed forms.
 
     Parameters
     ----------
@@ -104,6 +105,8 @@ class Truncated(Distribution):
         self.base = base.expand(shape)
         self.low, self.high = low.expand(shape), high.expand(shape)
         super().__init__(shape, validate_args=validate_args)
+        if type(self) is Truncated and type(base) is Normal:
+            self.__class__ = TruncatedNormal
         if self._validate_args:
             self._check()
 

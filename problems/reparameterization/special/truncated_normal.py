@@ -38,7 +38,7 @@ Tensors = tuple[Tensor, ...]
 FRACTION_ABOVE, LEVELS = 4.5, 20
 NARROW, NODES = 1.0, 9
 LARGE, TINY = 1e300, 1e-305
-MIRRORED_BELOW = -30.0
+MIRRORED_BELOW, ROUNDED = -30.0, 1e-5
 ROOT_HALF_PI = math.sqrt(0.5 * math.pi)
 
 
@@ -401,10 +401,15 @@ def _quantile_value(u: Tensor, *parameters: Tensor) -> Tensor:
     z = x.mul_(scale).add_(loc).clamp_(low, high)
     # where a difference of the tails would be rounded, and at the ends
     least = torch.where(mass < 1e-3, TINY, 0.0)
-    rest = (part <= 1e-3 * torch.minimum(below, above)) | (smaller <= least) | (u >= 1)
+    rest = (part <= ROUNDED * torch.minimum(below, above)) | (smaller <= least) | (u >= 1)
     if bool(rest.any()):
-        reach = (t.expand_as(u)[rest] for t in _reach(*compact, mass))
-        z[rest] = _from_an_end(u[rest], tuple(t[rest] for t in parameters), tuple(reach))
+        few = u[rest]
+
+        def some(t: Tensor) -> Tensor:
+            return t.expand_as(few) if t.numel() == 1 else t.expand_as(u)[rest]
+
+        reach = map(some, _reach(*compact, mass))
+        z[rest] = _from_an_end(few, tuple(map(some, compact)), tuple(reach))
     return z
 
 

@@ -259,6 +259,14 @@ def test_quantiles_in_the_tail_are_exact(p):
     np.testing.assert_allclose(derivative.item(), float(slope), rtol=1e-10)
 
 
+def test_a_truncated_normal_distribution_has_its_closed_forms():
+    loc, scale, low = double(0.0, 1.0, 40.0)
+    q, expected = Truncated(td.Normal(loc, scale), low), TruncatedNormal(loc, scale, low)
+    assert type(q) is type(q.expand((2,))) is TruncatedNormal
+    z = double([40.0, 40.01, 43.0])[0]
+    assert torch.equal(q.log_prob(z), expected.log_prob(z))
+
+
 def test_an_exponential_has_no_memory():
     rate, low = double(2.0, 300.0, requires_grad=True)
     q = Truncated(td.Exponential(rate), low)
