@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from implicit_solvers.problems.reparameterization.inversion import quantile, uniform_noise
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.normal import legendre_nodes
 from implicit_solvers.problems.reparameterization.validation import check_probability
 
 __all__ = ["IntervalDensity"]
 
 
+@halves_in_single("rsample", "log_prob", "log_tails", "cdf", "icdf", "entropy", "mean", "variance")
 class IntervalDensity(Distribution):
     r"""The distribution on ``[low, high]`` with the density ``exp(log_density(z)) / Z``.
 

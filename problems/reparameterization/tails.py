@@ -173,8 +173,9 @@ def bounds(distribution: Distribution) -> tuple[Any, Any]:
         if isinstance(distribution.component_distribution, VonMises):
             return -math.pi, math.pi
         low, high = bounds(distribution.component_distribution)
-        low = low.amin(-1) if isinstance(low, Tensor) and low.dim() else low
-        return low, high.amax(-1) if isinstance(high, Tensor) and high.dim() else high
+        lane = -1 - len(distribution.event_shape)
+        low = low.amin(lane) if isinstance(low, Tensor) and low.dim() else low
+        return low, high.amax(lane) if isinstance(high, Tensor) and high.dim() else high
     support: Any = distribution.support
     support = getattr(support, "base_constraint", support)
     return (

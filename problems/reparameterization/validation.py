@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "check_probability",
     "check_sample",
     "rosenblatt_of",
+    "unchecked",
 ]
 
 
@@ -214,3 +216,29 @@ def check_probability(u: Tensor) -> None:
     """
     if not bool(((u >= 0) & (u <= 1)).all()):
         raise ValueError("value has entries outside [0, 1]: pass probabilities")
+
+
+def unchecked(distribution: Distribution) -> Distribution:
+    """Return a copy that does not check values.
+
+    Parameters
+    ----------
+    distribution
+        It, and distributions in it, check values or not.
+
+    Returns
+    -------
+    Distribution
+        The copy.
+
+    Examples
+    --------
+    >>> unchecked(torch.distributions.Uniform(0.0, 1.0)).log_prob(torch.tensor(2.0))
+    tensor(-inf)
+    """
+    new = copy.copy(distribution)
+    new._validate_args = False
+    for name, value in vars(distribution).items():
+        if isinstance(value, Distribution):
+            new.__dict__[name] = unchecked(value)
+    return new

@@ -30,10 +30,11 @@ CASES = {
     "dirichlet": "Dirichlet, 2·10⁵ × 5",
     "beta": "Beta, 10⁶",
     "von_mises": "VonMises, 10⁵",
+    "truncated_normal": "TruncatedNormal, 10⁵",
     "mixture": "mixture of three StudentT, 10⁵",
 }
 POINTS = {"gamma": 300, "student_t": 300, "dirichlet": 60, "beta": 200}
-POINTS |= {"von_mises": 200, "mixture": 50}
+POINTS |= {"von_mises": 200, "truncated_normal": 300, "mixture": 50}
 
 
 # ------------------------------------------------------------------------------------ parameters
@@ -54,6 +55,8 @@ def parameters(case, scale=1.0):
         "dirichlet": lambda: [between(0.1, 10, 2 * 10**5, 5)],
         "beta": lambda: [between(0.1, 100, 10**6), between(0.1, 100, 10**6)],
         "von_mises": lambda: [between(0.1, 100, 10**5)],
+        # scale, and the lower end of two
+        "truncated_normal": lambda: [between(0.5, 2, 10**5), between(0.01, 10, 10**5)],
         "mixture": lambda: [
             np.array(p) for p in ([0.0, 1.0, -1.0], [1.5, 5.0, 20.0], [0.0, 2.0, 4.0])
         ],
@@ -84,6 +87,8 @@ def ours(case, phi, shape=()):
         return d.Beta(*phi).rsample()
     if case == "von_mises":
         return d.VonMises(0 * one, phi[0]).rsample()
+    if case == "truncated_normal":
+        return d.TruncatedNormal(0 * one, phi[0], phi[1], phi[1] + 2).rsample()
     weights = torch.distributions.Categorical(logits=phi[0])
     return d.MixtureSameFamily(weights, d.StudentT(phi[1], phi[2], one)).rsample(shape)
 
@@ -109,7 +114,7 @@ def measure_torch(case, rounds, scale, compiled):
     torch.set_num_threads(1)
     phi = [torch.from_numpy(p).requires_grad_() for p in parameters(case, scale)]
     samplers = {"ours": ours}
-    if case not in ("von_mises", "mixture"):
+    if case in ("gamma", "student_t", "dirichlet", "beta"):
         samplers["torch"] = torchs
     if compiled:
         samplers["compiled"] = torch.compile(ours)
@@ -146,7 +151,7 @@ def points_of(case, name, sampler, phi):
 
 def comparable(case, name):
     """Return whether the gradient is a function of the sample (ours: or of known variables)."""
-    others = {"torch": ("gamma", "beta"), "tfp": ("gamma", "von_mises")}
+    others = {"torch": ("gamma", "beta"), "tfp": ("gamma", "von_mises", "truncated_normal")}
     others["compiled"] = tuple(c for c in CASES if c != "dirichlet")
     return name == "ours" or case in others[name]
 
@@ -184,6 +189,8 @@ def measure_tfp(case, rounds, scale, compiled):
             return d.Beta(*phi).sample(seed=key)
         if case == "von_mises":
             return d.VonMises(0.0, phi[0]).sample(seed=key)
+        if case == "truncated_normal":
+            return d.TruncatedNormal(0.0, phi[0], phi[1], phi[1] + 2).sample(seed=key)
         components = d.StudentT(phi[1], phi[2], 1.0)
         weights = d.Categorical(logits=phi[0])
         mixture = d.MixtureSameFamily(weights, components, reparameterize=True)
@@ -307,6 +314,24 @@ def von_mises_errors(k, z, slope):
     yield relative(slope, -moved)
 
 
+def truncated_normal_errors(s, low, z, *slopes):
+    import mpmath as mp
+
+    if not low < z < low + 2:
+        return  # rounded to an end
+
+    def cdf(z, s, low):
+        tails = [mp.erfc(t / s / mp.sqrt(2)) for t in (low, z, low + 2)]
+        return (tails[0] - tails[1]) / (tails[0] - tails[2])
+
+    def density(z, s, low):
+        return mp.diff(lambda t: cdf(t, s, low), z, h=mp.mpf(10) ** -20)
+
+    for index, slope in enumerate(slopes):
+        exact = by_parameter(cdf, density, mp.mpf(z), [mp.mpf(s), mp.mpf(low)], index)
+        yield relative(slope, exact)
+
+
 def mixture_errors(logits, df, means, z, by_logits, by_df, by_means):
     import mpmath as mp
 
@@ -334,6 +359,7 @@ REFERENCES = {
     "dirichlet": dirichlet_errors,
     "beta": beta_errors,
     "von_mises": von_mises_errors,
+    "truncated_normal": truncated_normal_errors,
     "mixture": mixture_errors,
 }
 

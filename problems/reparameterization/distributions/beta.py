@@ -18,6 +18,7 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     probability,
     quantile,
 )
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.beta import (
     beta_logit_sample,
     beta_logit_sample_derivatives,
@@ -138,6 +139,7 @@ def simplex_mode(concentration: Tensor) -> Tensor:
     return torch.where(everywhere, vertex, excess / total)
 
 
+@halves_in_single("mean", "mode", "variance")
 class Beta(torch.distributions.Beta):
     r"""The beta distribution with parameters ``a`` and ``b``, with implicit derivatives.
 

@@ -13,11 +13,13 @@ from implicit_solvers.problems.reparameterization.distributions.beta import (
 )
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_variable
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.beta import betainc
 
 __all__ = ["Dirichlet"]
 
 
+@halves_in_single("mean", "mode", "variance")
 class Dirichlet(torch.distributions.Dirichlet):
     r"""The Dirichlet distribution with parameters ``a_1, ..., a_K``, with implicit derivatives.
 

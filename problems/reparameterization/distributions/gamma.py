@@ -14,6 +14,7 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     probability,
     quantile,
 )
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.gamma import (
     gamma_log_sample,
     gamma_log_sample_derivative,
@@ -56,6 +57,7 @@ def log_gamma_variable(concentration: Tensor) -> Tensor:
     return gamma_log_sample(draw(log_gamma_draw, concentration), concentration)
 
 
+@halves_in_single("mean", "mode", "variance")
 class Gamma(torch.distributions.Gamma):
     r"""The gamma distribution with shape ``a`` and rate ``r``, with implicit derivatives.
 

@@ -13,6 +13,7 @@ from torch.distributions.utils import broadcast_all
 
 import implicit_solvers as ims
 from implicit_solvers.problems.reparameterization.inversion import quantile
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
 from implicit_solvers.problems.reparameterization.samples import implicit_sample
 from implicit_solvers.problems.reparameterization.special.normal import mills_ratio
@@ -67,6 +68,9 @@ _log_tails = ims.elementwise_function(
 )
 
 
+@halves_in_single(
+    "rsample", "log_prob", "log_tails", "cdf", "icdf", "entropy", "mean", "mode", "variance"
+)
 class InverseGaussian(Distribution):
     r"""The inverse Gaussian (Wald) distribution.
 

@@ -14,11 +14,13 @@ from implicit_solvers.problems.reparameterization.distributions.beta import (
     beta_logit_variable,
 )
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.beta import betainc
 
 __all__ = ["LKJCholesky"]
 
 
+@halves_in_single("mean", "variance")
 class LKJCholesky(torch.distributions.LKJCholesky):
     r"""The Cholesky factor ``L`` of a random correlation matrix ``C``, with implicit derivatives.
 

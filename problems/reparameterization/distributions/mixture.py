@@ -15,6 +15,7 @@ from torch.distributions import (
     Independent,
     MultivariateNormal,
     VonMises,
+    constraints,
 )
 
 import implicit_solvers as ims
@@ -29,8 +30,10 @@ from implicit_solvers.problems.reparameterization.inversion import (
     solve_tails,
     with_derivatives,
 )
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
 from implicit_solvers.problems.reparameterization.special.normal import log_ndtr
+from implicit_solvers.problems.reparameterization.supports import between
 from implicit_solvers.problems.reparameterization.tails import (
     bounds,
     log_odds,
@@ -39,11 +42,25 @@ from implicit_solvers.problems.reparameterization.tails import (
 from implicit_solvers.problems.reparameterization.validation import (
     check_continuous,
     check_probability,
+    unchecked,
 )
 
 __all__ = ["MixtureSameFamily"]
 
 
+@halves_in_single(
+    "sample",
+    "rsample",
+    "log_prob",
+    "log_tails",
+    "cdf",
+    "icdf",
+    "entropy",
+    "rosenblatt",
+    "inverse_rosenblatt",
+    "mean",
+    "variance",
+)
 class MixtureSameFamily(torch.distributions.MixtureSameFamily):
     r"""A mixture of ``K`` distributions of one family.
 
@@ -104,12 +121,25 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         validate_args: bool | None = None,
     ) -> None:
         check_continuous(component_distribution, "component_distribution")
+        # a value is in the support of some component, not of all
+        component_distribution = unchecked(component_distribution)
         super().__init__(mixture_distribution, component_distribution, validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MixtureSameFamily:
         """Return the distribution with a larger batch shape; see torch."""
         new = self._get_checked_instance(MixtureSameFamily, _instance)
         return super().expand(torch.Size(batch_shape), _instance=new)
+
+    @property
+    def support(self) -> Any:
+        """The components' support; of intervals the smallest one that holds all of them."""
+        support: Any = self.component_distribution.support
+        interval = getattr(support, "base_constraint", support)
+        ends = [getattr(interval, f"{side}_bound", None) for side in ("lower", "upper")]
+        if not any(isinstance(end, Tensor) and end.dim() for end in ends):
+            return support
+        whole = between(*bounds(self))
+        return constraints.independent(whole, support.event_dim) if self.event_shape else whole
 
     @property
     def _log_weights(self) -> Tensor:
@@ -283,7 +313,8 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
     def _conditional_log_tails(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logarithms of the tails of each coordinate given those before it."""
         log_cdf, log_survival, log_density = self._components(z)
-        before = log_density.cumsum(-1) - log_density
+        # not a difference, which is NaN outside of a component's support
+        before = torch.nn.functional.pad(log_density[..., :-1], (1, 0)).cumsum(-1)
         log_weights = (self._log_weights.unsqueeze(-1) + before).log_softmax(-2)
         below, above = (
             torch.logsumexp(log_weights + tail, -2).unflatten(-1, self.event_shape)
@@ -346,12 +377,12 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
 
     def _invert(self, u: Tensor) -> Tensor:
         """Solve for one coordinate after another."""
-        low, high = bounds(self)
         shape = u.shape
-        u = u.flatten(len(shape) - len(self.event_shape))
+        ends = (torch.as_tensor(end).to(u).expand(shape) for end in bounds(self))
+        u, low, high = (t.flatten(len(shape) - len(self.event_shape)) for t in (u, *ends))
         z = place(torch.zeros_like(u), low, high)
         for i in range(z.shape[-1]):
-            z[..., i] = self._coordinate(i, z, u[..., i], low, high)
+            z[..., i] = self._coordinate(i, z, u[..., i], low[..., i], high[..., i])
         return z.reshape(shape)
 
     def _coordinate(self, i: int, z: Tensor, u: Tensor, low: Any, high: Any) -> Tensor:

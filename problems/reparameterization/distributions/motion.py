@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from implicit_solvers.problems.reparameterization.distributions.beta import Beta
 from implicit_solvers.problems.reparameterization.distributions.gamma import Gamma
 from implicit_solvers.problems.reparameterization.distributions.student_t import StudentT
+from implicit_solvers.problems.reparameterization.distributions.truncated import TruncatedNormal
 from implicit_solvers.problems.reparameterization.special.beta import beta_sample_derivatives
 from implicit_solvers.problems.reparameterization.special.gamma import gamma_sample_derivative
 from implicit_solvers.problems.reparameterization.special.log_tails import student_t_motion
@@ -109,6 +110,12 @@ def _of_beta(distribution: Any, z: Tensor) -> Motion:
     a, b = distribution.concentration1, distribution.concentration0
     both = functools.cache(lambda: beta_sample_derivatives(a, b, z))
     return _with_log_tails(distribution, z, lambda: both()[0], lambda: both()[1])
+
+
+@motion.register
+def _of_truncated_normal(distribution: TruncatedNormal, z: Tensor) -> Motion:
+    slopes = [lambda s=s: s().to(z.dtype) for s in distribution.slopes(z)]
+    return _with_log_tails(distribution, z, *slopes)
 
 
 def rebuild(distribution: Distribution) -> tuple[Callable[..., Any], tuple[Tensor, ...]] | None:

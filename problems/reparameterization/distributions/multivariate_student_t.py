@@ -13,11 +13,13 @@ from torch.distributions import Distribution, constraints
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_variable
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
 from implicit_solvers.problems.reparameterization.distributions.student_t import student_t_quantile
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.student_t import student_t_cdf
 
 __all__ = ["MultivariateStudentT"]
 
 
+@halves_in_single("variance")
 class MultivariateStudentT(Distribution):
     r"""The multivariate t distribution with ``n`` degrees of freedom, with implicit derivatives.
 

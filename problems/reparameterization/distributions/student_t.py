@@ -17,6 +17,7 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     elementwise_root,
     probability,
 )
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.student_t import (
     student_t_cdf,
     student_t_log_sample,
@@ -89,6 +90,7 @@ def _log_quantile_partials(log_t: Tensor, tail: Tensor, df: Tensor) -> list[Any]
 _log_quantile = ims.elementwise_function(_solve, _log_quantile_partials, name="student_t quantile")
 
 
+@halves_in_single("mean", "mode", "variance")
 class StudentT(torch.distributions.StudentT):
     r"""Student's t distribution with ``n`` degrees of freedom, with implicit derivatives.
 

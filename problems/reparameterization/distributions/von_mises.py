@@ -14,6 +14,7 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     elementwise_root,
     probability,
 )
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.log_tails import von_mises_log_arcs
 from implicit_solvers.problems.reparameterization.special.von_mises import (
     von_mises_cdf,
@@ -101,6 +102,7 @@ def log_arc_tails(angle: Tensor, loc: Tensor, concentration: Tensor) -> tuple[Te
     return below.to(loc.dtype), above.to(loc.dtype)
 
 
+@halves_in_single("variance")
 class VonMises(torch.distributions.VonMises):
     r"""The von Mises distribution around ``m``, with implicit derivatives.
 

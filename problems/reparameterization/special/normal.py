@@ -11,7 +11,7 @@ from torch import Tensor
 
 import implicit_solvers as ims
 
-__all__ = ["legendre_nodes", "log_ndtr", "log_normal_mass", "mills_ratio"]
+__all__ = ["LOG_ROOT", "legendre_nodes", "log_ndtr", "mills_ratio"]
 
 LOG_ROOT = 0.5 * math.log(2 * math.pi)
 ASYMPTOTIC_ABOVE = 25.0
@@ -76,78 +76,6 @@ def log_ndtr(x: Tensor) -> Tensor:
     tensor([ -0.6931, -53.2313])
     """
     return _log_ndtr(x)
-
-
-def _log_density(x: Tensor) -> Tensor:
-    """Return ``ln phi(x)``; at infinity -inf, with derivatives zero."""
-    finite = torch.isfinite(x)
-    x = torch.where(finite, x, 0.0)
-    return torch.where(finite, -0.5 * x * x - LOG_ROOT, -torch.inf)
-
-
-def _end_density(end: Tensor, log_mass: Tensor) -> Tensor:
-    """Return ``phi(end) / mass``; 0 for an empty interval."""
-    some = log_mass > -torch.inf
-    ratio = (_log_density(end) - torch.where(some, log_mass, 0.0)).exp()
-    return torch.where(some, ratio, 0.0)
-
-
-def _log_narrow_mass(lo: Tensor, hi: Tensor) -> Tensor:
-    length = hi - lo
-    total = torch.zeros_like(lo)
-    for node, weight in legendre_nodes(16):
-        t = node * length
-        total += weight * (-t * (lo + 0.5 * t)).exp()
-    return -0.5 * lo * lo - LOG_ROOT + length.log() + total.log()
-
-
-def _log_mass_value(a: Tensor, b: Tensor) -> Tensor:
-    flip = a + b < 0
-    lo, hi = torch.where(flip, -b, a), torch.where(flip, -a, b)
-    above_lo, above_hi = torch.special.log_ndtr(-lo), torch.special.log_ndtr(-hi)
-    ratio = (above_hi - above_lo).exp()
-    mass = above_lo + (-ratio).log1p()
-    narrow = ratio > math.exp(-1)
-    if bool(narrow.any()):
-        mass[narrow] = _log_narrow_mass(lo[narrow], hi[narrow])
-    return torch.where(a < b, mass, torch.where(a >= b, -torch.inf, torch.nan))
-
-
-_log_normal_mass = ims.elementwise_function(
-    _log_mass_value,
-    lambda y, a, b: [
-        lambda: -_end_density(a, y),
-        lambda: _end_density(b, y),
-    ],
-    name="log_normal_mass",
-)
-
-
-def log_normal_mass(a: Tensor | float, b: Tensor | float) -> Tensor:
-    r"""Return ``ln(Phi(b) - Phi(a))``, far in a tail and for narrow intervals too.
-
-    .. math:: \ln \int_a^b \frac{e^{-t^2/2}}{\sqrt{2 \pi}} \, dt
-
-    By the difference of two tails, factored, or by Gauss-Legendre quadrature where that would
-    cancel.
-
-    Parameters
-    ----------
-    a, b
-        The ends, which may be infinite; tensors that broadcast.
-
-    Returns
-    -------
-    Tensor
-        The logarithm; -inf where ``a >= b``. The absolute error in float64 is about
-        ``eps a**2 / 2`` in a tail, else some units of eps.
-
-    Examples
-    --------
-    >>> log_normal_mass(torch.tensor([-1.0, 10.0]), torch.tensor([1.0, torch.inf]))
-    tensor([ -0.3817, -53.2313])
-    """
-    return _log_normal_mass(a, b)
 
 
 def _mills_value(x: Tensor) -> Tensor:

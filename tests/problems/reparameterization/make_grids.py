@@ -13,6 +13,8 @@ Gamma and beta: named columns, see ``columns``. Von Mises and Student's t: rows 
 The scores ``d ln f/dp`` and ``d ln f/dx`` are closed forms. ``log_t`` holds rows
 
     ln t, n, ln(1 - F), d ln t/dn, its derivatives by n and by ln t, and their sums of terms
+
+Truncated normal: named columns, see ``truncated_row``.
 """
 
 import functools
@@ -404,6 +406,99 @@ def t_seam(n):
         return float(mp.exp(mp.findroot(score, (low, high), solver="anderson")))
 
 
+# ------------------------------------------------------------------------- truncated normal
+
+TRUNCATED = ("z", "loc", "scale", "low", "high")
+
+
+def truncated_law(z, loc, scale, low, high):
+    """Return tails, density and slopes by the definition; an end may be None."""
+    x = (z - loc) / scale
+    a, b = ((end - loc) / scale if end is not None else None for end in (low, high))
+
+    def over(t):  # of the density at x
+        return mp.exp((x - t) * (x + t) / 2) if t is not None else mp.mpf(0)
+
+    def between(s, t):  # by the smaller tails
+        s, t = (-mp.inf if s is None else s), (mp.inf if t is None else t)
+        flip = s + t < 0 if mp.isfinite(s + t) else t < mp.inf
+        s, t = (-t, -s) if flip else (s, t)
+        mass = mp.erfc(s / mp.sqrt(2)) - (mp.erfc(t / mp.sqrt(2)) if t < mp.inf else 0)
+        return mp.sqrt(mp.pi / 2) * mp.exp(x * x / 2) * mass
+
+    below, above, total = between(a, x), between(x, b), between(a, b)
+    by_low, by_high = above / total * over(a), below / total * over(b)
+    at_a, at_b = (end * over(end) if end is not None else 0 for end in (a, b))
+    of_a, of_b = above / total * at_a, below / total * at_b
+    law = {"log_cdf": mp.log(below / total), "log_survival": mp.log(above / total)}
+    law["log_density"] = -mp.log(total) - mp.log(scale)
+    by_scale = x - of_a - of_b
+    slopes = {"loc": 1 - by_low - by_high, "scale": by_scale, "low": by_low, "high": by_high}
+    terms = abs(by_scale)
+    if (a is None or a < 0) and (b is None or b > 0):
+        squares = 2 + (x - at_b) / above + (at_a - x) / below  # E[t^2 | t > x] + E[t^2 | t < x]
+        terms = max(terms, min(abs(x) + abs(of_a) + abs(of_b), above * below / total * squares))
+    return law | {f"slope_{p}": v for p, v in slopes.items()}, terms
+
+
+def truncated_row(*point):
+    """Return a row: tails and density in logarithms, ``dz/dphi``, and derivatives by all.
+
+    ``terms`` are those of ``dz/dscale``, which has a zero; ``slope_p_q`` are differences.
+    """
+    with mp.workdps(160):
+        exact = [mp.mpf(t) if math.isfinite(t) else None for t in point]
+        row, terms = truncated_law(*exact)
+        row["terms"] = terms
+        for i, q in enumerate(TRUNCATED):
+            step = exact[2] * STEP
+            sides = [
+                truncated_law(*(t + s * step if j == i else t for j, t in enumerate(exact)))[0]
+                for s in (1, -1)
+                if exact[i] is not None
+            ]
+            for p in TRUNCATED[1:]:
+                ends = [side[f"slope_{p}"] for side in sides] or [mp.mpf(0)] * 2
+                row[f"slope_{p}_{q}"] = (ends[0] - ends[1]) / (2 * step)
+        return row
+
+
+def truncated_points():
+    """Yield ends from -1e5 to 1e5 deviations, widths from 1e-8, the seams, and their mirror images.
+
+    In units of the deviation; location and scale follow.
+    """
+    lows = [-1e5, -1e3, -40.0, -8.0, -1.0, -1e-3, 0.0, 1e-3, 0.5, 1.0, 3.0, 8.0, 30.0, 38.0, 1e3]
+    lows += [1e5, *around(4.5), *around(-30.0)]
+    widths = [1e-8, 1e-5, 1e-3, 0.03, 0.3, 1.0, 3.0, 10.0, 1e3, 2e5, math.inf]
+    rows = []
+    for a, width in itertools.product(lows, widths):
+        b = a + width
+        mode = min(max(a, 0.0), b)
+        reach = 1 / max(abs(mode), 1.0)
+        places = [
+            a + f * width for f in (1e-6, 0.01, 0.3, 0.5, 0.9, 1 - 1e-6) if width < 20 * reach
+        ]
+        places += [mode + s * f * reach for s in (-1, 1) for f in (1e-6, 1e-2, 0.3, 1.0, 5.0, 25.0)]
+        # seams: a fall of 1, a square of 1, and x = 4.5
+        places += [a + t for t in around(2 / (abs(a) + math.hypot(a, 2**0.5)))] + around(1.0)
+        places += [*around(4.5), b - reach if b < math.inf else a + reach]
+        rows += [(x, a, b) for x in places if a < x < b]
+    for i, (x, a, b) in enumerate(sorted(set(rows))):
+        loc, scale = ((0.0, 1.0), (0.3, 0.01), (-7.0, 20.0), (1e3, 1.5))[i % 4 if i % 8 else 0]
+        x, a, b = (x, a, b) if i % 3 else (-x, -b, -a)
+        z, low, high = (loc + scale * t for t in (x, a, b))
+        if low < z < high:
+            yield z, loc, scale, low, high
+
+
+def make_truncated():
+    rows = []
+    for point in truncated_points():
+        rows.append(dict(zip(TRUNCATED, point, strict=True)) | truncated_row(*point))
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
 # ------------------------------------------------------------------------------------- all
 
 
@@ -426,6 +521,7 @@ FAMILIES = {
     ),
     "von_mises": lambda: {"grid": [von_mises_row(*point) for point in von_mises_points()]},
     "student_t": make_student_t,
+    "truncated_normal": make_truncated,
 }
 
 
