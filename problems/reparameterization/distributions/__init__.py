@@ -6,6 +6,12 @@ place.
 
 from implicit_solvers.problems.reparameterization.distributions import kl as kl
 from implicit_solvers.problems.reparameterization.distributions.beta import Beta
+from implicit_solvers.problems.reparameterization.distributions.copulas import (
+    ClaytonCopula,
+    CopulaDistribution,
+    FrankCopula,
+    GaussianCopula,
+)
 from implicit_solvers.problems.reparameterization.distributions.dirichlet import Dirichlet
 from implicit_solvers.problems.reparameterization.distributions.gamma import Gamma
 from implicit_solvers.problems.reparameterization.distributions.inverse_gaussian import (
@@ -25,8 +31,12 @@ from implicit_solvers.problems.reparameterization.distributions.von_mises import
 
 __all__ = [
     "Beta",
+    "ClaytonCopula",
+    "CopulaDistribution",
     "Dirichlet",
+    "FrankCopula",
     "Gamma",
+    "GaussianCopula",
     "InverseGaussian",
     "LKJCholesky",
     "MixtureSameFamily",
