@@ -21,6 +21,7 @@ from implicit_solvers.problems.reparameterization.distributions import (
     Truncated,
     TruncatedNormal,
     VonMises,
+    VonMisesFisher,
 )
 from implicit_solvers.problems.reparameterization.interval_density import IntervalDensity
 
@@ -42,4 +43,5 @@ __all__ = [
     "Truncated",
     "TruncatedNormal",
     "VonMises",
+    "VonMisesFisher",
 ]

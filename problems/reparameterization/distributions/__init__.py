@@ -28,6 +28,9 @@ from implicit_solvers.problems.reparameterization.distributions.truncated import
     TruncatedNormal,
 )
 from implicit_solvers.problems.reparameterization.distributions.von_mises import VonMises
+from implicit_solvers.problems.reparameterization.distributions.von_mises_fisher import (
+    VonMisesFisher,
+)
 
 __all__ = [
     "Beta",
@@ -45,4 +48,5 @@ __all__ = [
     "Truncated",
     "TruncatedNormal",
     "VonMises",
+    "VonMisesFisher",
 ]

@@ -506,7 +506,7 @@ class CopulaDistribution(Distribution):
     >>> q.rsample((3,)).shape
     torch.Size([3, 2])
     >>> round(q.log_prob(torch.tensor([0.0, 0.35])).item(), 2)
-    -0.57
+    -0.53
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}

@@ -30,10 +30,14 @@ from implicit_solvers.problems.reparameterization.distributions.von_mises import
     log_scaled_normalizer,
     mean_deficit,
 )
+from implicit_solvers.problems.reparameterization.distributions.von_mises_fisher import (
+    VonMisesFisher,
+)
 from implicit_solvers.problems.reparameterization.special.log_gamma import (
     gamma_divergence,
     log1p_minus,
 )
+from implicit_solvers.problems.reparameterization.special.von_mises_fisher import angle
 
 __all__: list[str] = []
 
@@ -108,6 +112,20 @@ def _von_mises(p: Any, q: Any) -> Tensor:
     deficit = mean_deficit(k)
     expected = (rate - k) * deficit + rate * apart * (1 - deficit)
     kl = log_scaled_normalizer(rate) - log_scaled_normalizer(k) + expected
+    return kl.to(p.loc.dtype)
+
+
+@register_kl(VonMisesFisher, VonMisesFisher)
+def _von_mises_fisher(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
+    if p.event_shape != q.event_shape:
+        raise ValueError(
+            f"vectors have {p.event_shape[0]} and {q.event_shape[0]} components: pass "
+            "distributions of one dimension"
+        )
+    (loc, k), (other, rate) = (_doubles(d, "loc", "concentration") for d in (p, q))
+    functions = angle(p.event_shape[0])
+    apart = 0.5 * (loc - other).square().sum(-1)  # 1 - cos
+    kl = functions.divergence(rate, k) + rate * functions.mean(k) * apart
     return kl.to(p.loc.dtype)
 
 

@@ -100,16 +100,17 @@ def bregman(function: Function, slope: Function, curvature: Function, name: str)
     torch.float32
     """
 
-    def mean_curvature(y: Tensor, x: Tensor, weight: Callable[[float], float]) -> Tensor:
-        nodes = legendre_nodes(12)
-        return sum((w * weight(s) * curvature(x + s * (y - x)) for s, w in nodes), start=0 * x)
+    def mean_curvature(y: Tensor, x: Tensor, weight: Callable[[Tensor], Tensor]) -> Tensor:
+        pairs = torch.tensor(legendre_nodes(12), dtype=x.dtype, device=x.device)
+        s, w = (column.reshape(-1, *(1,) * x.dim()) for column in pairs.T)
+        return (w * weight(s) * curvature(x + s * (y - x))).sum(0)
 
     def near(y: Tensor, x: Tensor) -> Tensor:
         return (y - x).abs() < 0.5 * x
 
     rise = ims.elementwise_function(
         lambda y, x: torch.where(
-            near(y, x), (y - x) * mean_curvature(y, x, lambda s: 1.0), slope(y) - slope(x)
+            near(y, x), (y - x) * mean_curvature(y, x, torch.ones_like), slope(y) - slope(x)
         ),
         lambda _, y, x: [lambda: curvature(y), lambda: -curvature(x)],
         name=f"difference of the derivative of {name}",
