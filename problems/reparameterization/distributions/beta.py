@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 import implicit_solvers as ims
 from implicit_solvers.problems.reparameterization.distributions.draws import draw
@@ -24,7 +23,9 @@ from implicit_solvers.problems.reparameterization.special.beta import (
     betainc,
     log_betainc,
     log_betaincc,
+    point,
 )
+from implicit_solvers.problems.reparameterization.special.beta_partials import log_density
 from implicit_solvers.problems.reparameterization.special.log_gamma import (
     gamma_entropy,
     gamma_log_density,
@@ -99,9 +100,9 @@ def _bracket(log_p: Tensor, log_q: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor
 
 def _logit_quantile_partials(t: Tensor, p: Tensor, a: Tensor, b: Tensor) -> list[Any]:
     both = functools.cache(lambda: beta_logit_sample_derivatives(a, b, t))
-    log_beta = a.lgamma() + b.lgamma() - (a + b).lgamma()
-    log_density = a * logsigmoid(t) + b * logsigmoid(-t) - log_beta
-    return [(-log_density).exp(), lambda: both()[0], lambda: both()[1]]
+    at = point("beta quantile", a, b, None, t)
+    log_mass = log_density(at.a, at.b, at.x, at.t, at.w)
+    return [(-log_mass).exp(), lambda: both()[0], lambda: both()[1]]
 
 
 _logit_quantile = ims.elementwise_function(

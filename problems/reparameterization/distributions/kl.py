@@ -25,17 +25,17 @@ from implicit_solvers.problems.reparameterization.distributions.student_t import
     standard_log_density,
 )
 from implicit_solvers.problems.reparameterization.distributions.truncated import TruncatedNormal
-from implicit_solvers.problems.reparameterization.distributions.von_mises import (
-    VonMises,
-    log_scaled_normalizer,
-    mean_deficit,
-)
+from implicit_solvers.problems.reparameterization.distributions.von_mises import VonMises
 from implicit_solvers.problems.reparameterization.distributions.von_mises_fisher import (
     VonMisesFisher,
 )
 from implicit_solvers.problems.reparameterization.special.log_gamma import (
     gamma_divergence,
     log1p_minus,
+)
+from implicit_solvers.problems.reparameterization.special.von_mises import (
+    log_scaled_normalizer,
+    mean_deficit,
 )
 from implicit_solvers.problems.reparameterization.special.von_mises_fisher import angle
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import implicit_solvers as ims
 from implicit_solvers.problems.reparameterization.special import gamma, polygamma
+from implicit_solvers.problems.reparameterization.special.derivatives import in_double, piecewise
 from implicit_solvers.problems.reparameterization.special.normal import LOG_ROOT, legendre_nodes
 
 __all__ = [
@@ -34,17 +35,28 @@ __all__ = [
 Function = Callable[..., Tensor]
 
 
-def _shifted_stirling(order: int, step: Function) -> Function:
-    """Return a derivative of ``delta``; ``step(x)`` is its difference from ``x + 1`` to ``x``."""
-    series = tuple(
+def _stirling_series(x: Tensor, order: int) -> Tensor:
+    """Return a derivative of ``delta`` for ``x >= 10``."""
+    coefficients = tuple(
         (-1) ** order * b * math.factorial(2 * k + order - 2) / math.factorial(2 * k)
         for k, b in enumerate(polygamma.BERNOULLI, 1)
     )
+    q = 1 / x
+    return polygamma._in_powers(q * q, coefficients) * q ** (order + 1)
+
+
+def _stirling_slope_value(x: Tensor) -> Tensor:
+    small = x < polygamma.SHIFT
+    direct = x.digamma() - x.log() + 0.5 / x
+    return torch.where(small, direct, _stirling_series(x.clamp(min=polygamma.SHIFT), 1))
+
+
+def _shifted_stirling(order: int, step: Function) -> Function:
+    """Return a derivative of ``delta``; ``step(x)`` is its difference from ``x + 1`` to ``x``."""
 
     def value(x: Tensor) -> Tensor:
         small = x < polygamma.SHIFT
-        q = 1 / torch.where(small, x + polygamma.SHIFT, x)
-        total = polygamma._in_powers(q * q, series) * q ** (order + 1)
+        total = _stirling_series(torch.where(small, x + polygamma.SHIFT, x), order)
         steps = torch.zeros_like(total)
         for k in range(polygamma.SHIFT):
             steps += step(x + k)
@@ -67,7 +79,7 @@ _stirling_second = ims.elementwise_function(
     name="second derivative of stirling_error",
 )
 _stirling_slope = ims.elementwise_function(
-    _shifted_stirling(1, lambda x: polygamma.log1p_minus(1 / x) + 0.5 / (x * (x + 1))),
+    _stirling_slope_value,
     lambda _, x: [lambda: _stirling_second(x)],
     name="derivative of stirling_error",
 )
@@ -76,7 +88,9 @@ stirling_error = ims.elementwise_function(
 )
 
 
-def bregman(function: Function, slope: Function, curvature: Function, name: str) -> Function:
+def bregman(
+    function: Function, slope: Function, curvature: Function, radius: Function, name: str
+) -> Function:
     """Return ``D(y, x) = f(y) - f(x) - (y - x) f'(x)`` of a convex function of positive numbers.
 
     Near the diagonal it is the integral of the curvature, so that it has its digits there too.
@@ -85,6 +99,9 @@ def bregman(function: Function, slope: Function, curvature: Function, name: str)
     ----------
     function, slope, curvature : callable
         ``f``, ``f'`` and ``f''``, elementwise functions.
+    radius : callable
+        ``radius(x)`` is how far the integral is taken, an eighth of the distance from ``x`` to the
+        nearest singularity in the complex plane.
     name : str
         The name used in messages.
 
@@ -95,31 +112,39 @@ def bregman(function: Function, slope: Function, curvature: Function, name: str)
 
     Examples
     --------
-    >>> square = bregman(torch.square, lambda x: 2 * x, lambda x: 2 + 0 * x, "square")
-    >>> square(torch.tensor(3.0 + 1e-5), 3.0 - 1e-5).dtype
-    torch.float32
+    >>> one = torch.tensor(1.0)
+    >>> square = bregman(torch.square, lambda x: 2 * x, lambda x: 2 + 0 * x, torch.clone, "square")
+    >>> square(one + 0.25, one)
+    tensor(0.0625)
     """
 
     def mean_curvature(y: Tensor, x: Tensor, weight: Callable[[Tensor], Tensor]) -> Tensor:
-        pairs = torch.tensor(legendre_nodes(12), dtype=x.dtype, device=x.device)
-        s, w = (column.reshape(-1, *(1,) * x.dim()) for column in pairs.T)
+        pairs = torch.tensor(legendre_nodes(6), dtype=x.dtype, device=x.device)
+        s, w = pairs.T.unsqueeze(-1)
         return (w * weight(s) * curvature(x + s * (y - x))).sum(0)
 
-    def near(y: Tensor, x: Tensor) -> Tensor:
-        return (y - x).abs() < 0.5 * x
+    def joined(near: Function, far: Function) -> Function:
+        @in_double(0)
+        def value(y: Tensor, x: Tensor, *, nodes: int) -> tuple[Tensor, ...]:
+            close = (y - x).abs() < radius(x)
+            return piecewise(
+                1, (y, x), (close, lambda *a: (near(*a),)), (~close, lambda *a: (far(*a),))
+            )
+
+        return lambda y, x: value(y, x)[0]
 
     rise = ims.elementwise_function(
-        lambda y, x: torch.where(
-            near(y, x), (y - x) * mean_curvature(y, x, torch.ones_like), slope(y) - slope(x)
+        joined(
+            lambda y, x: (y - x) * mean_curvature(y, x, torch.ones_like),
+            lambda y, x: slope(y) - slope(x),
         ),
         lambda _, y, x: [lambda: curvature(y), lambda: -curvature(x)],
         name=f"difference of the derivative of {name}",
     )
     divergence: Function = ims.elementwise_function(
-        lambda y, x: torch.where(
-            near(y, x),
-            (y - x).square() * mean_curvature(y, x, lambda s: 1 - s),
-            function(y) - function(x) - (y - x) * slope(x),
+        joined(
+            lambda y, x: (y - x).square() * mean_curvature(y, x, lambda s: 1 - s),
+            lambda y, x: function(y) - function(x) - (y - x) * slope(x),
         ),
         lambda _, y, x: [lambda: rise(y, x), lambda: -(y - x) * curvature(x)],
         name=f"Bregman divergence of {name}",
@@ -127,7 +152,9 @@ def bregman(function: Function, slope: Function, curvature: Function, name: str)
     return divergence
 
 
-_stirling_divergence = bregman(stirling_error, _stirling_slope, _stirling_second, "stirling_error")
+_stirling_divergence = bregman(
+    stirling_error, _stirling_slope, _stirling_second, lambda x: x / 8, "stirling_error"
+)
 
 
 _trigamma_rise = ims.elementwise_function(

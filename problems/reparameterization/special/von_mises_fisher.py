@@ -184,7 +184,9 @@ def angle(dim: int) -> Angle:
     mean = function(integral(2), lambda _, k: [lambda: variance(k)])
     deficit = function(integral(1), lambda _, k: [lambda: -variance(k)])
     log_normalizer = function(integral(0), lambda _, k: [lambda: -deficit(k)])
-    divergence = bregman(log_normalizer, lambda k: -deficit(k), variance, name)
+    # the Bessel function has its zeros on the imaginary axis, from about d / 2 on
+    reach = lambda k: (k + 0.5 * dim) / 8  # noqa: E731
+    divergence = bregman(log_normalizer, lambda k: -deficit(k), variance, reach, name)
 
     def slope_value(t: Tensor, k: Tensor, lack: Tensor) -> Tensor:
         _, e, zeroth, first, _ = sides(t, k, lack)

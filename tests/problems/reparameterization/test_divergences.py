@@ -136,6 +136,12 @@ def lkj_kl(eta, other):
     return beta_kl(mp.mpf(1) / 2, eta, mp.mpf(1) / 2, other)
 
 
+def angle_kl(m, k, other, rate):
+    log_bessel = lambda k: mp.log(mp.besseli(0, k))
+    mean = mp.besseli(1, k) / mp.besseli(0, k)
+    return log_bessel(rate) - log_bessel(k) + mean * (k - rate * mp.cos(m - other))
+
+
 def t_kl(n, m, s, df, loc, scale):
     """By quadrature between decades around both locations, and in the logarithm beyond."""
     decades = [sign * mp.mpf(10) ** k for k in range(-8, 12) for sign in (-1, 1)]
@@ -173,6 +179,8 @@ KL = [
     (Beta, td.Beta, (A, 3e8), (A + 1e3, 3e8), beta_kl, 1e-13),
     (Beta, td.Beta, (0.3, 2.0), (5.0, 1e-3), beta_kl, 1e-13),
     (lkj(2), lambda *p: td.LKJCholesky(2, *p), (A,), (A + 100.0,), lkj_kl, 1e-13),
+    (VonMises, td.VonMises, (0.3, 1.7), (2.0, 1e-3), angle_kl, 1e-13),
+    (VonMises, td.VonMises, (0.3, 1e5), (0.301, 1.5e5), angle_kl, 1e-12),
     (StudentT, td.StudentT, (3.0, 0.0, 1.0), (5.0, 0.3, 2.0), t_kl, 1e-13),
     (StudentT, td.StudentT, (1.0, 0.0, 1.0), (0.5, 10.0, 0.1), t_kl, 1e-13),
     (StudentT, td.StudentT, (50.0, 1.0, 2.0), (4.0, 1e3, 0.5), t_kl, 1e-13),

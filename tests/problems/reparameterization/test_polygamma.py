@@ -114,13 +114,14 @@ ROWS = [
     (gamma_ratio.trigamma_excess, half_excess(1), (X,), 4e-15, itself),
     (log_gamma.stirling_error, stirling_error, (X,), 4e-15, one),
     # the series ends where its terms are smallest, beyond 10
-    (vmap(of_order[0]), slopes[0], (X,), 4e-15, itself),
+    (vmap(of_order[0]), slopes[0], (X,), 2e-15, one_or_itself),
+    (vmap(of_order[0]), slopes[0], (LARGE,), 4e-15, itself),
     (vmap(of_order[1]), slopes[1], (X,), 4e-14, itself),
     (vmap(of_order[2]), slopes[2], (X,), 4e-13, itself),
     (log_gamma.log_gamma_excess, excess_of_log_gamma, (LARGE, Y[2:]), 1e-15, one_or_itself),
     (log_gamma.digamma_rise, difference(mp.digamma), (X, Y[1:]), 4e-15, itself),
     (log_gamma.gamma_entropy, gamma_entropy, (X,), 4e-15, one_or_itself),
-    (of_equal_rates, gamma_kl, (WIDE, CLOSE), 4e-15, itself),
+    (of_equal_rates, gamma_kl, (WIDE, CLOSE), 2e-14, itself),
     (polygamma.log1p_minus, lambda x: mp.log1p(x) - x, (SMALL,), 2e-15, itself),
 ]
 
