@@ -34,7 +34,7 @@ from implicit_solvers.problems.reparameterization.special.normal import legendre
 __all__ = ["Angle", "angle"]
 
 CUTOFF = 40.0  # the integrals end where the integrand has fallen by exp(-40)
-NODES, TOGETHER = 64, 16  # evaluated at once: large against the cost of a call
+NODES, TOGETHER = 36, 12  # evaluated at once: large against the cost of a call
 HALVINGS = 12  # of the interval in which an end is looked for
 
 Function = Callable[..., Tensor]

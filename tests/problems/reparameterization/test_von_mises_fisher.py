@@ -64,7 +64,8 @@ def test_bessel_functions_and_their_quotients(dim):
     (wanted,) = double(wanted)
     size = wanted.abs()
     size[:, 0].clamp_(min=1)
-    assert float(((found - wanted).abs() / size).max()) < 2e-14
+    # 40 units in the last place and more: the logarithm of the density, where it ends, is -40
+    assert float(((found - wanted).abs() / size).max()) < 4e-14
 
 
 def slope_by_mpmath(dim, k, t):
@@ -127,7 +128,9 @@ def test_an_angle_keeps_its_cdf(dim):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("dim, k", [(2, 1.3), (3, 1e-8), (3, 40.0), (10, 5.0), (200, 1e3)])
+@pytest.mark.parametrize(
+    "dim, k", [(2, 1.3), (3, 1e-8), (3, 40.0), (10, 5.0), (200, 1e3), (5, 1e8)]
+)
 def test_samples_have_the_distribution(dim, k, dtype):
     torch.manual_seed(5)
     q = VonMisesFisher(pole(dim, dtype), torch.tensor(k, dtype=dtype))
@@ -139,7 +142,7 @@ def test_samples_have_the_distribution(dim, k, dtype):
     cases.assert_uniform(functions.cdf(t, concentration, functions.deficit(concentration)))
     if dim > 2:
         # the direction across is uniform: the share of one component is a beta variable
-        share = x[:, 1].square() / (1 - x[:, 0].square())
+        share = x[:, 1].square() / x[:, 1:].square().sum(-1)
         assert scipy.stats.kstest(share, scipy.stats.beta(0.5, dim / 2 - 1).cdf).pvalue > 1e-4
     for power, moment in ((1, q.mean), (2, q.variance)):
         sample = x if power == 1 else (x - q.mean.double()).square()
