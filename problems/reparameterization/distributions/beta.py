@@ -331,8 +331,8 @@ class Beta(torch.distributions.Beta):
 
         Examples
         --------
-        >>> Beta(1.0, 1.0).entropy()
-        tensor(0.)
+        >>> Beta(2.0, 1.0).entropy()  # 1/2 - ln 2
+        tensor(-0.1931)
         """
         exact = self.double()
         both = torch.stack([exact.concentration1, exact.concentration0], -1)

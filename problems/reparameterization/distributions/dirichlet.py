@@ -142,8 +142,8 @@ class Dirichlet(torch.distributions.Dirichlet):
 
         Examples
         --------
-        >>> Dirichlet(torch.ones(2)).entropy()
-        tensor(0.)
+        >>> Dirichlet(torch.ones(3)).entropy()  # -ln 2
+        tensor(-0.6931)
         """
         return simplex_entropy(self.concentration.to(torch.float64)).to(self.concentration.dtype)
 
