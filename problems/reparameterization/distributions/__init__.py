@@ -6,9 +6,11 @@ place.
 
 from implicit_solvers.problems.reparameterization.distributions import kl as kl
 from implicit_solvers.problems.reparameterization.distributions.beta import Beta
+from implicit_solvers.problems.reparameterization.distributions.copula_distribution import (
+    CopulaDistribution,
+)
 from implicit_solvers.problems.reparameterization.distributions.copulas import (
     ClaytonCopula,
-    CopulaDistribution,
     FrankCopula,
     GaussianCopula,
 )
