@@ -86,9 +86,7 @@ class NormalMapLU(ims.DirectSolver):
                 x[lane] = J.solve(rhs[lane], transposed)
         return torch.from_numpy(x)
 
-    def solves(
-        self, factors: tuple[Tensor, ...], r: Tensor, b: Tensor, transposed: bool
-    ) -> Tensor:
+    def solves(self, factors: tuple[Tensor, ...], r: Tensor, b: Tensor, transposed: bool) -> Tensor:
         """Tell where ``r = b - J x`` is that of a solution."""
         return ims.rms(r) <= torch.finfo(b.dtype).eps ** 0.5 * ims.rms(b)
 

@@ -7,8 +7,12 @@
 from implicit_solvers.problems.reparameterization.definition import ImplicitReparameterization
 from implicit_solvers.problems.reparameterization.distributions import (
     Beta,
+    ClaytonCopula,
+    CopulaDistribution,
     Dirichlet,
+    FrankCopula,
     Gamma,
+    GaussianCopula,
     InverseGaussian,
     LKJCholesky,
     MixtureSameFamily,
@@ -17,6 +21,7 @@ from implicit_solvers.problems.reparameterization.distributions import (
     Truncated,
     TruncatedNormal,
     VonMises,
+    VonMisesFisher,
 )
 from implicit_solvers.problems.reparameterization.interval_density import IntervalDensity
 
@@ -24,8 +29,12 @@ __all__ = [
     "ImplicitReparameterization",
     "IntervalDensity",
     "Beta",
+    "ClaytonCopula",
+    "CopulaDistribution",
     "Dirichlet",
+    "FrankCopula",
     "Gamma",
+    "GaussianCopula",
     "InverseGaussian",
     "LKJCholesky",
     "MixtureSameFamily",
@@ -34,4 +43,5 @@ __all__ = [
     "Truncated",
     "TruncatedNormal",
     "VonMises",
+    "VonMisesFisher",
 ]

@@ -6,6 +6,14 @@ place.
 
 from implicit_solvers.problems.reparameterization.distributions import kl as kl
 from implicit_solvers.problems.reparameterization.distributions.beta import Beta
+from implicit_solvers.problems.reparameterization.distributions.copula_distribution import (
+    CopulaDistribution,
+)
+from implicit_solvers.problems.reparameterization.distributions.copulas import (
+    ClaytonCopula,
+    FrankCopula,
+    GaussianCopula,
+)
 from implicit_solvers.problems.reparameterization.distributions.dirichlet import Dirichlet
 from implicit_solvers.problems.reparameterization.distributions.gamma import Gamma
 from implicit_solvers.problems.reparameterization.distributions.inverse_gaussian import (
@@ -22,11 +30,18 @@ from implicit_solvers.problems.reparameterization.distributions.truncated import
     TruncatedNormal,
 )
 from implicit_solvers.problems.reparameterization.distributions.von_mises import VonMises
+from implicit_solvers.problems.reparameterization.distributions.von_mises_fisher import (
+    VonMisesFisher,
+)
 
 __all__ = [
     "Beta",
+    "ClaytonCopula",
+    "CopulaDistribution",
     "Dirichlet",
+    "FrankCopula",
     "Gamma",
+    "GaussianCopula",
     "InverseGaussian",
     "LKJCholesky",
     "MixtureSameFamily",
@@ -35,4 +50,5 @@ __all__ = [
     "Truncated",
     "TruncatedNormal",
     "VonMises",
+    "VonMisesFisher",
 ]

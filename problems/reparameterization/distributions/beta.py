@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 import implicit_solvers as ims
 from implicit_solvers.problems.reparameterization.distributions.draws import draw
@@ -25,9 +24,23 @@ from implicit_solvers.problems.reparameterization.special.beta import (
     betainc,
     log_betainc,
     log_betaincc,
+    point,
 )
+from implicit_solvers.problems.reparameterization.special.beta_partials import log_density
+from implicit_solvers.problems.reparameterization.special.log_gamma import (
+    gamma_entropy,
+    gamma_log_density,
+)
+from implicit_solvers.problems.reparameterization.special.polygamma import digamma
 
-__all__ = ["Beta", "beta_logit_quantile", "beta_logit_variable", "simplex_mode"]
+__all__ = [
+    "Beta",
+    "beta_logit_quantile",
+    "beta_logit_variable",
+    "simplex_entropy",
+    "simplex_log_density",
+    "simplex_mode",
+]
 
 
 def beta_logit_variable(a: Tensor, b: Tensor) -> Tensor:
@@ -88,9 +101,9 @@ def _bracket(log_p: Tensor, log_q: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor
 
 def _logit_quantile_partials(t: Tensor, p: Tensor, a: Tensor, b: Tensor) -> list[Any]:
     both = functools.cache(lambda: beta_logit_sample_derivatives(a, b, t))
-    log_beta = a.lgamma() + b.lgamma() - (a + b).lgamma()
-    log_density = a * logsigmoid(t) + b * logsigmoid(-t) - log_beta
-    return [(-log_density).exp(), lambda: both()[0], lambda: both()[1]]
+    at = point("beta quantile", a, b, None, t)
+    log_mass = log_density(at.a, at.b, at.x, at.t, at.w)
+    return [(-log_mass).exp(), lambda: both()[0], lambda: both()[1]]
 
 
 _logit_quantile = ims.elementwise_function(
@@ -137,6 +150,61 @@ def simplex_mode(concentration: Tensor) -> Tensor:
     vertex = torch.zeros_like(concentration)
     vertex[..., 0] = 1
     return torch.where(everywhere, vertex, excess / total)
+
+
+def simplex_log_density(concentration: Tensor, value: Tensor) -> Tensor:
+    """Return the logarithm of the density of a Dirichlet distribution.
+
+    From gamma variables ``x_i`` with the sum ``S = sum(a)``, of which ``value`` are the shares:
+    log-densities near the means, that do not cancel.
+
+    Parameters
+    ----------
+    concentration : Tensor
+        ``a``, ``(..., K)``, float64.
+    value : Tensor
+        Shares, ``(..., K)``, float64.
+
+    Returns
+    -------
+    Tensor
+        ``(...)``.
+
+    Examples
+    --------
+    >>> simplex_log_density(torch.tensor([2.0, 1.0]), torch.tensor([0.75, 0.25]))  # ln 1.5
+    tensor(0.4055)
+    """
+    total = concentration.sum(-1)
+    each = gamma_log_density(concentration, total.unsqueeze(-1) * value).sum(-1)
+    # what the sum exceeds 1 by, exactly: heads are multiples of 2^-26
+    head = (value + 2.0**26) - 2.0**26
+    surplus = (head.sum(-1) - 1) + (value - head).sum(-1)
+    count = concentration.shape[-1]
+    return each - gamma_log_density(total, total) + (count - 1) * total.log() + total * surplus
+
+
+def simplex_entropy(concentration: Tensor) -> Tensor:
+    """Return the entropy of a Dirichlet distribution.
+
+    Parameters
+    ----------
+    concentration : Tensor
+        ``a``, ``(..., K)``, float64.
+
+    Returns
+    -------
+    Tensor
+        ``(...)``.
+
+    Examples
+    --------
+    >>> simplex_entropy(torch.ones(2)).abs() < 1e-6
+    tensor(True)
+    """
+    total, count = concentration.sum(-1), concentration.shape[-1]
+    each = gamma_entropy(concentration).sum(-1)
+    return each - gamma_entropy(total) - (count - 1) * digamma(total)
 
 
 @halves_in_single("mean", "mode", "variance")
@@ -250,23 +318,27 @@ class Beta(torch.distributions.Beta):
 
         Examples
         --------
-        >>> Beta(2.0, 1.0).log_prob(torch.tensor(0.5))
-        tensor(0.)
+        >>> Beta(2.0, 1.0).log_prob(torch.tensor(0.75))  # ln 1.5
+        tensor(0.4055)
         """
         if self._validate_args:
             self._validate_sample(value)
-        dtype = self.concentration1.dtype
-        return self.double().log_prob(value.to(torch.float64)).to(dtype)
+        x, exact = value.to(torch.float64), self.double()
+        both = torch.stack([exact.concentration1, exact.concentration0], -1)
+        log_density = simplex_log_density(both, torch.stack([x, 1 - x], -1))
+        return log_density.to(self.concentration1.dtype)
 
     def entropy(self) -> Tensor:
         """Return the differential entropy.
 
         Examples
         --------
-        >>> Beta(1.0, 1.0).entropy()
-        tensor(0.)
+        >>> Beta(2.0, 1.0).entropy()  # 1/2 - ln 2
+        tensor(-0.1931)
         """
-        return self.double().entropy().to(self.concentration1.dtype)
+        exact = self.double()
+        both = torch.stack([exact.concentration1, exact.concentration0], -1)
+        return simplex_entropy(both).to(self.concentration1.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return ``I_x(a, b)``, differentiable in the parameters too.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from implicit_solvers.problems.reparameterization.distributions.beta import (
     beta_logit_quantile,
+    simplex_entropy,
+    simplex_log_density,
     simplex_mode,
 )
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_variable
@@ -128,22 +130,24 @@ class Dirichlet(torch.distributions.Dirichlet):
 
         Examples
         --------
-        >>> Dirichlet(torch.ones(2)).log_prob(torch.tensor([0.5, 0.5]))
-        tensor(0.)
+        >>> Dirichlet(torch.tensor([2.0, 1.0])).log_prob(torch.tensor([0.75, 0.25]))  # ln 1.5
+        tensor(0.4055)
         """
         if self._validate_args:
             self._validate_sample(value)
-        return self.double().log_prob(value.to(torch.float64)).to(self.concentration.dtype)
+        concentration = self.concentration.to(torch.float64)
+        log_density = simplex_log_density(concentration, value.to(torch.float64))
+        return log_density.to(self.concentration.dtype)
 
     def entropy(self) -> Tensor:
         """Return the differential entropy.
 
         Examples
         --------
-        >>> Dirichlet(torch.ones(2)).entropy()
-        tensor(0.)
+        >>> Dirichlet(torch.ones(3)).entropy()  # -ln 2
+        tensor(-0.6931)
         """
-        return self.double().entropy().to(self.concentration.dtype)
+        return simplex_entropy(self.concentration.to(torch.float64)).to(self.concentration.dtype)
 
     def _rest(self) -> Tensor:
         """Return ``a_(i+1) + ... + a_K`` for all but the last ``i``."""

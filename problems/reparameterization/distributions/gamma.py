@@ -19,8 +19,13 @@ from implicit_solvers.problems.reparameterization.special.gamma import (
     gamma_log_sample,
     gamma_log_sample_derivative,
     gammainc,
+    log_density,
     log_gammainc,
     log_gammaincc,
+)
+from implicit_solvers.problems.reparameterization.special.log_gamma import (
+    gamma_entropy,
+    gamma_log_density,
 )
 
 __all__ = ["Gamma", "log_gamma_variable"]
@@ -165,7 +170,9 @@ class Gamma(torch.distributions.Gamma):
         """
         if self._validate_args:
             self._validate_sample(value)
-        return self.double().log_prob(value).to(self.rate.dtype)
+        exact = self.double()
+        log_density = gamma_log_density(exact.concentration, exact.rate * value.to(torch.float64))
+        return (exact.rate.log() + log_density).to(self.rate.dtype)
 
     def entropy(self) -> Tensor:
         """Return ``a - ln r + lgamma(a) + (1 - a) psi(a)``.
@@ -175,7 +182,8 @@ class Gamma(torch.distributions.Gamma):
         >>> Gamma(1.0, 1.0).entropy()
         tensor(1.)
         """
-        return self.double().entropy().to(self.rate.dtype)
+        exact = self.double()
+        return (gamma_entropy(exact.concentration) - exact.rate.log()).to(self.rate.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return ``P(a, r z)``, differentiable in the parameters too.
@@ -249,7 +257,7 @@ gamma_log_quantile = ims.elementwise_function(
         a,
     ),
     lambda u, p, a: [
-        lambda: (u.exp() + a.lgamma() - a * u).exp(),
+        lambda: (-log_density(a, u.exp(), u)).exp(),
         lambda: gamma_log_sample_derivative(a, u),
     ],
     name="gamma quantile",

@@ -24,7 +24,9 @@ __all__ = ["InverseGaussian"]
 
 def _log_density(x: Tensor, loc: Tensor, concentration: Tensor) -> Tensor:
     a = (x - loc) / loc
-    return 0.5 * (concentration / (2 * math.pi * x**3)).log() - 0.5 * concentration * a * a / x
+    # ``x^3`` would overflow
+    log_root = 0.5 * (concentration / (2 * math.pi)).log() - 1.5 * x.log()
+    return log_root - 0.5 * concentration * a * a / x
 
 
 def _sample_derivatives(x: Tensor, loc: Tensor, concentration: Tensor) -> list[Tensor]:

@@ -16,6 +16,10 @@ from implicit_solvers.problems.reparameterization.distributions.beta import (
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.beta import betainc
+from implicit_solvers.problems.reparameterization.special.log_gamma import (
+    digamma_rise,
+    log_gamma_excess,
+)
 
 __all__ = ["LKJCholesky"]
 
@@ -156,7 +160,10 @@ class LKJCholesky(torch.distributions.LKJCholesky):
         """
         if self._validate_args:
             self._validate_sample(value)
-        return self._double().log_prob(value.to(torch.float64)).to(self.concentration.dtype)
+        b = self._row_parameters()[1]
+        log_diagonal = value.to(torch.float64).diagonal(dim1=-2, dim2=-1)[..., 1:].log()
+        log_density = (2 * (b - 1) * log_diagonal).sum(-1) + self._log_normalizer()
+        return log_density.to(self.concentration.dtype)
 
     def entropy(self) -> Tensor:
         """Return ``-E[log_prob]``, with ``E[ln(1 - y)] = psi(b) - psi(a + b)``.
@@ -167,14 +174,13 @@ class LKJCholesky(torch.distributions.LKJCholesky):
         tensor(0.6931)
         """
         a, b = self._row_parameters()
-        identity = torch.eye(self.dim, dtype=torch.float64, device=a.device)
-        at_identity = self._double().log_prob(identity)
-        expected = at_identity + ((b - 1) * (b.digamma() - (a + b).digamma())).sum(-1)
-        return (-expected).to(self.concentration.dtype)
+        expected = ((b - 1) * digamma_rise(b, a)).sum(-1) - self._log_normalizer()
+        return expected.to(self.concentration.dtype)
 
-    def _double(self) -> torch.distributions.LKJCholesky:
-        concentration = self.concentration.to(torch.float64)
-        return torch.distributions.LKJCholesky(self.dim, concentration, validate_args=False)
+    def _log_normalizer(self) -> Tensor:
+        """Return the log-density at the identity: of each row, that of ``y`` and a direction."""
+        a, b = self._row_parameters()
+        return (log_gamma_excess(b, a) + a * (b / math.pi).log()).sum(-1)
 
     def _partial_parameter(self) -> Tensor:
         """Return ``b`` for the partial correlations, row by row."""

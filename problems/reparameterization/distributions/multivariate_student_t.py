@@ -12,8 +12,16 @@ from torch.distributions import Distribution, constraints
 
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_variable
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
-from implicit_solvers.problems.reparameterization.distributions.student_t import student_t_quantile
+from implicit_solvers.problems.reparameterization.distributions.student_t import (
+    student_t_quantile,
+    t_fall,
+)
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
+from implicit_solvers.problems.reparameterization.special.log_gamma import (
+    digamma_rise,
+    log_gamma_excess,
+)
+from implicit_solvers.problems.reparameterization.special.normal import LOG_ROOT
 from implicit_solvers.problems.reparameterization.special.student_t import student_t_cdf
 
 __all__ = ["MultivariateStudentT"]
@@ -183,12 +191,8 @@ class MultivariateStudentT(Distribution):
     def _log_normalizer(self) -> Tensor:
         df, _, scale = self._double()
         d = self.event_shape[0]
-        return (
-            scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            + 0.5 * d * (df.log() + math.log(math.pi))
-            + (0.5 * df).lgamma()
-            - (0.5 * (df + d)).lgamma()
-        )
+        log_determinant = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return log_determinant + d * LOG_ROOT - log_gamma_excess(0.5 * df, 0.5 * d)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the logarithm of the density.
@@ -211,10 +215,9 @@ class MultivariateStudentT(Distribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        df = self._double()[0]
-        growth = (self._standardized(value).square().sum(-1) / df).log1p()
-        log_p = -0.5 * (df + self.event_shape[0]) * growth - self._log_normalizer()
-        return log_p.to(self.loc.dtype)
+        square = self._standardized(value).square().sum(-1)
+        fall = t_fall(square, self._double()[0], self.event_shape[0])
+        return (-fall - self._log_normalizer()).to(self.loc.dtype)
 
     def entropy(self) -> Tensor:
         """Return the differential entropy.
@@ -224,9 +227,8 @@ class MultivariateStudentT(Distribution):
         >>> MultivariateStudentT(1.0, torch.zeros(1), torch.eye(1)).entropy()  # ln(4 pi)
         tensor(2.5310)
         """
-        df = self._double()[0]
-        half = 0.5 * (df + self.event_shape[0])
-        expected = half * (half.digamma() - (0.5 * df).digamma())
+        df, d = self._double()[0], self.event_shape[0]
+        expected = 0.5 * (df + d) * digamma_rise(0.5 * df, 0.5 * d)
         return (self._log_normalizer() + expected).to(self.loc.dtype)
 
     def rosenblatt(self, value: Tensor) -> Tensor:

@@ -18,6 +18,12 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     probability,
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
+from implicit_solvers.problems.reparameterization.special.log_gamma import (
+    digamma_rise,
+    log1p_minus,
+    log_gamma_excess,
+)
+from implicit_solvers.problems.reparameterization.special.normal import LOG_ROOT
 from implicit_solvers.problems.reparameterization.special.student_t import (
     student_t_cdf,
     student_t_log_sample,
@@ -25,7 +31,37 @@ from implicit_solvers.problems.reparameterization.special.student_t import (
     student_t_log_tail,
 )
 
-__all__ = ["StudentT", "student_t_quantile"]
+__all__ = ["StudentT", "student_t_quantile", "t_fall"]
+
+
+def t_fall(square: Tensor, df: Tensor, dim: int) -> Tensor:
+    """Return ``(n + d) ln(1 + y^2 / n) / 2``, by which a t density has fallen, for any large ``n``.
+
+    Parameters
+    ----------
+    square : Tensor
+        ``y^2``.
+    df : Tensor
+        ``n``.
+    dim : int
+        ``d``.
+
+    Returns
+    -------
+    Tensor
+        Tends to ``y^2 / 2``, with derivatives by ``n`` that have their digits.
+
+    Examples
+    --------
+    >>> t_fall(torch.tensor(2.0), torch.tensor([1.0, 1e30]), 1)
+    tensor([1.0986, 1.0000])
+    """
+    near = square < 0.25 * df
+    inner = torch.where(near, square, 0.0)
+    ratio = inner / df
+    of_near = inner + df * log1p_minus(ratio) + dim * ratio.log1p()
+    of_far = (df + dim) * (torch.where(near, df, square) / df).log1p()
+    return 0.5 * torch.where(near, of_near, of_far)
 
 
 def student_t_quantile(p: Tensor, df: Tensor) -> Tensor:
@@ -64,7 +100,31 @@ def _quantile(p: Tensor, df: Tensor) -> Tensor:
 
 def _log_peak(df: Tensor) -> Tensor:
     """Return ``ln f(0)``."""
-    return (0.5 * df + 0.5).lgamma() - (0.5 * df).lgamma() - 0.5 * (math.pi * df).log()
+    return log_gamma_excess(0.5 * df, 0.5) - LOG_ROOT
+
+
+def standard_log_density(t: Tensor, df: Tensor) -> Tensor:
+    """Return the logarithm of the density for the location 0 and the scale 1.
+
+    Parameters
+    ----------
+    t, df : Tensor
+        float64.
+
+    Returns
+    -------
+    Tensor
+        Also where the square of ``t`` overflows.
+
+    Examples
+    --------
+    >>> standard_log_density(torch.tensor(0.0), torch.tensor(1.0))  # -ln pi
+    tensor(-1.1447)
+    """
+    far = t.abs() > 1e100
+    inside, outside = torch.where(far, 0.0, t), torch.where(far, t, 1.0)
+    beyond = 0.5 * (df + 1) * (2 * outside.abs().log() - df.log())
+    return _log_peak(df) - torch.where(far, beyond, t_fall(inside.square(), df, 1))
 
 
 def _solve(tail: Tensor, df: Tensor) -> Tensor:
@@ -199,17 +259,9 @@ class StudentT(torch.distributions.StudentT):
         """
         if self._validate_args:
             self._validate_sample(value)
-        at_loc = self.double().log_prob(self.loc.to(torch.float64))
-        df = self.df.to(torch.float64)
-        r = self._standardized(value) / df.sqrt()
-        near = r.abs() < 1
-        growth = torch.where(  # ln(1 + r^2), the square never overflows
-            near,
-            torch.where(near, r, 0.0).square().log1p(),
-            2 * torch.where(near, 1.0, r).abs().log()
-            + torch.where(near, 1.0, r).reciprocal().square().log1p(),
-        )
-        return (at_loc - 0.5 * (df + 1) * growth).to(self.df.dtype)
+        exact, t = self.double(), self._standardized(value)
+        log_density = standard_log_density(t, exact.df) - exact.scale.log()
+        return log_density.to(self.df.dtype)
 
     def entropy(self) -> Tensor:
         """Return the differential entropy.
@@ -219,7 +271,9 @@ class StudentT(torch.distributions.StudentT):
         >>> StudentT(1.0).entropy()  # ln(4 pi)
         tensor(2.5310)
         """
-        return self.double().entropy().to(self.df.dtype)
+        exact = self.double()
+        expected = 0.5 * (exact.df + 1) * digamma_rise(0.5 * exact.df, 0.5)
+        return (exact.scale.log() - _log_peak(exact.df) + expected).to(self.df.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return the CDF, differentiable in the parameters too.

@@ -17,6 +17,8 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.log_tails import von_mises_log_arcs
 from implicit_solvers.problems.reparameterization.special.von_mises import (
+    log_scaled_normalizer,
+    mean_deficit,
     von_mises_cdf,
     von_mises_logsf,
     von_mises_sample,
@@ -327,13 +329,3 @@ _tail_quantile = ims.elementwise_function(
     ],
     name="von_mises quantile",
 )
-
-
-def mean_deficit(k: Tensor) -> Tensor:
-    """Return ``1 - I1(k) / I0(k)``."""
-    return 1 - torch.special.i1e(k) / torch.special.i0e(k)
-
-
-def log_scaled_normalizer(k: Tensor) -> Tensor:
-    """Return ``ln(2 pi I0(k)) - k``."""
-    return math.log(2 * math.pi) + torch.special.i0e(k).log()

@@ -23,6 +23,7 @@ __all__ = [
     "log1p_minus",
     "log_gamma_difference",
     "stirling_error",
+    "tetragamma",
     "trigamma",
     "trigamma_difference",
 ]
@@ -182,9 +183,9 @@ def _tetragamma(x: Tensor, *, nodes: int) -> tuple[Tensor]:
     return (torch.where(x > 0, -_shifted(x, 2, _series(2)), torch.nan),)
 
 
-_second = ims.elementwise_function(lambda x: _tetragamma(x)[0], None, name="tetragamma")
+tetragamma = ims.elementwise_function(lambda x: _tetragamma(x)[0], None, name="tetragamma")
 _first = ims.elementwise_function(
-    lambda x: _trigamma(x)[0], lambda _, x: [lambda: _second(x)], name="trigamma"
+    lambda x: _trigamma(x)[0], lambda _, x: [lambda: tetragamma(x)], name="trigamma"
 )
 _zeroth = ims.elementwise_function(
     lambda x: _digamma(x)[0], lambda _, x: [lambda: _first(x)], name="digamma"

@@ -80,6 +80,26 @@ def independent(loc, validate_args=None):
     return td.Independent(td.Laplace(loc, 0.7, validate_args), 1, validate_args)
 
 
+def gaussian_copula(factor, validate_args=None):
+    return dist.GaussianCopula(factor.tril(), validate_args)
+
+
+def archimedean(kind, dim):
+    return functools.partial(kind, dim=dim)
+
+
+def joined(theta, concentration, loc, scale, validate_args=None):
+    copula = dist.ClaytonCopula(theta, 3, validate_args)
+    of_torch = td.Gamma(concentration, 1.5, False), td.Normal(loc, scale, False)
+    marginals = [dist.Gamma(concentration, 2.0, False), *of_torch]
+    return dist.CopulaDistribution(copula, marginals, validate_args)
+
+
+def shared(theta, df, validate_args=None):
+    copula = dist.FrankCopula(theta, 2, validate_args)
+    return dist.CopulaDistribution(copula, StudentT(df, validate_args=False), validate_args)
+
+
 def inverse_gaussian(loc, concentration):
     oracle = stats.invgauss(loc / concentration, scale=concentration)
     return Case(dist.InverseGaussian, (loc, concentration), oracle, -1.0)
@@ -132,6 +152,12 @@ MULTIVARIATE = {
     "lkj_cholesky": Case(lkj(4), (0.8,), None, [[1.0, 0, 0, 0]] * 4, 6),
     "multivariate_t": Case(dist.MultivariateStudentT, (3.5, LOC, FACTOR), None, [NAN, 0.0, 0.0], 3),
     "correlated": Case(mixture(correlated), (LOGITS, LOCS, FACTORS), None, [NAN, 0.0], 2, True),
+    "gaussian_copula": Case(gaussian_copula, (FACTOR,), None, [1.1, 0.5, 0.5], 3),
+    "clayton": Case(archimedean(dist.ClaytonCopula, 3), (1.7,), None, [-0.1, 0.5, 0.5], 3, True),
+    "frank": Case(archimedean(dist.FrankCopula, 3), (4.0,), None, [0.5, 0.5, 1.1], 3, True),
+    "frank-negative": Case(archimedean(dist.FrankCopula, 2), (-4.0,), None, [0.5, NAN], 2, True),
+    "joined": Case(joined, (1.7, 2.3, 0.3, 1.5), None, [1.0, -1.0, 0.0], 3, True),
+    "shared": Case(shared, (-3.0, [3.0, 5.0]), None, [NAN, 0.0], 2, True),
     "independent": Case(mixture(independent), (LOGITS, LOCS), None, [NAN, 0.0], 2, True),
 }
 ALL = UNIVARIATE | MULTIVARIATE

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributions as td
 from torch.autograd import grad, gradcheck, gradgradcheck
-from torch.distributions import kl_divergence
 from torch.func import jacrev, vmap
 
 from implicit_solvers.problems import reparameterization as dist
@@ -349,7 +348,10 @@ def test_a_sample_keeps_its_cdf(case):
         cases.assert_constant(q.cdf(z), leaves, 1, rounding)
 
 
-@pytest.mark.parametrize("name", ["multivariate_t", "correlated", "independent"])
+KEPT = [n for n in MULTIVARIATE if n not in ("dirichlet", "lkj_cholesky")]
+
+
+@pytest.mark.parametrize("name", KEPT)
 def test_a_vector_keeps_its_transform(name):
     case = MULTIVARIATE[name]
     q = case(*(leaves := case.leaves))
@@ -787,43 +789,6 @@ def test_float32_has_its_precision_for_large_parameters(case):
     ]:
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, wanted.float(), rtol=1e-6, atol=1e-6)
-
-
-# -------------------------------------------------------------------------------------- divergences
-
-
-def test_divergences_are_expectations():
-    torch.manual_seed(18)
-    pairs = [
-        (Gamma(*double(2.3, 1.7)), Gamma(*double(1.3, 0.7))),
-        (Beta(*double(2.3, 0.7)), Beta(*double(1.3, 1.7))),
-        (Dirichlet(*double([2.3, 0.7, 1.0])), Dirichlet(*double([1.3, 1.7, 0.5]))),
-        (VonMises(*double(0.3, 2.0)), VonMises(*double(-0.5, 0.7))),
-        (Gamma(*double(2.3, 1.7)), torch.distributions.Exponential(*double(0.7))),
-        (Beta(*double(2.3, 0.7)), torch.distributions.Normal(*double(0.7, 1.0))),
-    ]
-    for p, q in pairs:
-        z = p.sample((40_000,))
-        ratio = p.log_prob(z) - q.log_prob(z)
-        kl = kl_divergence(p, q)
-        assert abs(ratio.mean() - kl) < 4 * ratio.std() / len(z) ** 0.5
-        assert abs(kl_divergence(p, p)) < 1e-12 if type(p) is type(q) else True
-
-
-def test_float32_divergences_of_large_parameters():
-    alpha = torch.tensor([1e5, 2e5, 3e5])
-    for make, p, q in (
-        (Gamma, (1e5, 2e5), (1.001e5, 2e5)),
-        (Beta, (1e5, 2e5), (1.001e5, 2e5)),
-        (Dirichlet, (alpha,), (alpha * 1.001,)),
-    ):
-        pairs = [[torch.as_tensor(x) for x in args] for args in (p, q)]
-        kl, exact = (
-            kl_divergence(*(make(*(x.to(dtype) for x in args)) for args in pairs))
-            for dtype in (torch.float32, torch.float64)
-        )
-        torch.testing.assert_close(kl, exact.float(), rtol=1e-5, atol=0)
-        assert float(kl) > 0
 
 
 # ---------------------------------------------------------------------------------------- bad input

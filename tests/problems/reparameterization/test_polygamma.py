@@ -8,7 +8,12 @@ import torch
 from torch.func import grad, vmap
 
 from implicit_solvers.problems.reparameterization import special
-from implicit_solvers.problems.reparameterization.special import derivatives, gamma_ratio, polygamma
+from implicit_solvers.problems.reparameterization.special import (
+    derivatives,
+    gamma_ratio,
+    log_gamma,
+    polygamma,
+)
 
 F64 = torch.float64
 X = torch.tensor(
@@ -60,6 +65,38 @@ def one(value, *_):
     return torch.ones_like(value)
 
 
+def one_or_itself(value, *_):
+    return value.abs().clamp(min=1)
+
+
+def gamma_entropy(a):
+    return a + mp.loggamma(a) + (1 - a) * mp.psi(0, a)
+
+
+def gamma_kl(a, b):
+    """Of equal rates."""
+    return mp.loggamma(b) - mp.loggamma(a) + (a - b) * mp.psi(0, a)
+
+
+def of_equal_rates(a, b):
+    return log_gamma.gamma_divergence(a, b, a / b, (a - b) / b)
+
+
+def excess_of_log_gamma(x, y):
+    return mp.loggamma(x + y) - mp.loggamma(x) - y * mp.log(x)
+
+
+# delta's derivatives
+slopes = [
+    lambda x: mp.psi(0, x) - mp.log(x) + 1 / (2 * x),
+    lambda x: mp.psi(1, x) - 1 / x - 1 / (2 * x * x),
+    lambda x: mp.psi(2, x) + 1 / x**2 + 1 / x**3,
+]
+of_order = [grad(log_gamma.stirling_error)]
+for _ in slopes[1:]:
+    of_order.append(grad(of_order[-1]))
+WIDE = torch.tensor([1e-8, 1e-3, 0.3, 4.0, 9.9, 10.1, 1e3, 1e8], dtype=F64)
+CLOSE = torch.cat([WIDE, WIDE * (1 + 1e-6), WIDE * 0.6])
 half_ratio = lambda x: mp.loggamma(x + 0.5) - mp.loggamma(x)
 # function, its values by mpmath, arguments, some units of rounding, relative to
 ROWS = [
@@ -75,6 +112,16 @@ ROWS = [
     (gamma_ratio.log_gamma_ratio, half_ratio, (X,), 4e-14, itself),
     (gamma_ratio.digamma_excess, half_excess(0), (X,), 4e-15, itself),
     (gamma_ratio.trigamma_excess, half_excess(1), (X,), 4e-15, itself),
+    (log_gamma.stirling_error, stirling_error, (X,), 4e-15, one),
+    # the series ends where its terms are smallest, beyond 10
+    (vmap(of_order[0]), slopes[0], (X,), 2e-15, one_or_itself),
+    (vmap(of_order[0]), slopes[0], (LARGE,), 4e-15, itself),
+    (vmap(of_order[1]), slopes[1], (X,), 4e-14, itself),
+    (vmap(of_order[2]), slopes[2], (X,), 4e-13, itself),
+    (log_gamma.log_gamma_excess, excess_of_log_gamma, (LARGE, Y[2:]), 1e-15, one_or_itself),
+    (log_gamma.digamma_rise, difference(mp.digamma), (X, Y[1:]), 4e-15, itself),
+    (log_gamma.gamma_entropy, gamma_entropy, (X,), 4e-15, one_or_itself),
+    (of_equal_rates, gamma_kl, (WIDE, CLOSE), 2e-14, itself),
     (polygamma.log1p_minus, lambda x: mp.log1p(x) - x, (SMALL,), 2e-15, itself),
 ]
 
