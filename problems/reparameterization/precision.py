@@ -43,12 +43,17 @@ def converted(distribution: Any, dtype: torch.dtype) -> Any:
     >>> converted(half, torch.float32).loc
     tensor(1.)
     """
-    new = copy.copy(distribution)
-    for name, value in vars(distribution).items():
+
+    def part(value: Any) -> Any:
+        if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+            return type(value)(part(v) for v in value)
         if isinstance(value, Distribution):
-            new.__dict__[name] = converted(value, dtype)
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            new.__dict__[name] = value.to(dtype)
+            return converted(value, dtype)
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if floating else value
+
+    new = copy.copy(distribution)
+    new.__dict__.update({name: part(value) for name, value in vars(distribution).items()})
     return new
 
 

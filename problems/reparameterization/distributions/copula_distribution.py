@@ -16,6 +16,7 @@ from implicit_solvers.problems.reparameterization.distributions.copulas import (
 )
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
 from implicit_solvers.problems.reparameterization.inversion import quantile
+from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.tails import log_tails
 from implicit_solvers.problems.reparameterization.validation import check_continuous
 
@@ -24,6 +25,7 @@ __all__ = ["CopulaDistribution"]
 Pair = tuple[Tensor, Tensor]
 
 
+@halves_in_single("mean", "variance", "rsample", "log_prob", "rosenblatt", "inverse_rosenblatt")
 class CopulaDistribution(Distribution):
     r"""The joint distribution of variables with given marginals and a given copula.
 
