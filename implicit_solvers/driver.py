@@ -99,7 +99,7 @@ def solve_equation(
     solution = Solution(value, solved, *how, found.evaluations)
     note(solution)
     if task.on_failure == "warn" and found.degenerate is not None:
-        warn_degenerate(task.label, found.degenerate)
+        warn_degenerate(task.label, found.degenerate & solved)
     if task.has_aux:
         solution = replace(solution, aux=task.fn(value, *args)[1])
     return solution
