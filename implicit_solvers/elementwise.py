@@ -7,6 +7,7 @@ by operation. What is known instead are its partial derivatives, as functions of
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from implicit_solvers.autodiff import live, nested_jvp
+from implicit_solvers.autodiff import live, nested_jvp, transformed
 
 __all__ = ["elementwise_function"]
 
@@ -90,7 +91,9 @@ def elementwise_function(
 
     @functools.wraps(value)
     def function(*args: Tensor | float) -> Any:
-        return Elementwise.apply(spec, *_broadcast(label, args))
+        tensors = _broadcast(label, args)
+        watched = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return Elementwise.apply(spec, *tensors) if watched or transformed() else value(*tensors)
 
     return function
 
@@ -173,6 +176,10 @@ class Elementwise(Function):
         ]
         out = Elementwise.apply(spec, *lanes)
         return out, (0,) * len(out) if isinstance(out, tuple) else 0
+
+
+# what torch would work out again at every call
+Elementwise.forward.__signature__ = inspect.signature(Elementwise.forward)  # type: ignore[attr-defined]
 
 
 def _paired(cotangents: Sequence[Tensor | None], column: tuple[Tensor, ...]) -> Tensor:

@@ -19,11 +19,17 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     quantile,
 )
 from implicit_solvers.problems.reparameterization.special.beta import (
-    beta_logit_sample,
     beta_logit_sample_derivatives,
     betainc,
     log_betainc,
     log_betaincc,
+)
+from implicit_solvers.problems.reparameterization.special.beta_partials import (
+    imbalance_of_logit,
+    slopes,
+)
+from implicit_solvers.problems.reparameterization.special.derivatives import (
+    differentiable_sample,
 )
 
 __all__ = ["Beta", "beta_logit_quantile", "beta_logit_variable", "simplex_mode"]
@@ -49,8 +55,16 @@ def beta_logit_variable(a: Tensor, b: Tensor) -> Tensor:
     >>> t.isfinite().all(), (t.sigmoid() == 0).any()
     (tensor(True), tensor(True))
     """
-    logit = draw(lambda a, b: log_gamma_draw(a) - log_gamma_draw(b), a, b)
-    return beta_logit_sample(logit, a, b)
+    a, b = (p.to(torch.float64) for p in (a, b))
+    return _logit(draw(lambda a, b: log_gamma_draw(a).sub_(log_gamma_draw(b)), a, b), a, b)
+
+
+def _logit_partials(t: Tensor, a: Tensor, b: Tensor) -> list[Any]:
+    both = functools.cache(lambda: slopes(a, b, t.sigmoid(), t, imbalance_of_logit(a, b, t)))
+    return [lambda: both()[0], lambda: both()[1]]
+
+
+_logit = differentiable_sample(_logit_partials, name="logit of a beta variable")
 
 
 def beta_logit_quantile(p: Tensor, a: Tensor, b: Tensor) -> Tensor:
