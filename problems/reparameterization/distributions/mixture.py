@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from implicit_solvers.problems.reparameterization.inversion import (
     with_derivatives,
 )
 from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
-from implicit_solvers.problems.reparameterization.special.normal import log_ndtr
+from implicit_solvers.problems.reparameterization.special.normal import log_normal_tails
 from implicit_solvers.problems.reparameterization.tails import (
     bounds,
     log_odds,
@@ -128,12 +129,23 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         Tensor
             The samples.
         """
-        with torch.no_grad():
-            z = self.sample(torch.Size(sample_shape)).detach()
+        z = self.sample(torch.Size(sample_shape)).detach()
         if not self.event_shape:
             return self._attach(z)
         lanes = z.dim() - len(self.event_shape)
         return with_derivatives(self._conditional_log_odds, z, (), lanes)
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draw a component first, then a sample of it alone, where the family is known."""
+        family = rebuild(self.component_distribution)
+        if family is None:
+            return super().sample(torch.Size(sample_shape))
+        make, parameters = family
+        with torch.no_grad():
+            which = self.mixture_distribution.sample(torch.Size(sample_shape)).unsqueeze(-1)
+            shape = (*which.shape[:-1], self._num_component)
+            drawn = (p.expand(shape).gather(-1, which).squeeze(-1) for p in parameters)
+            return make(*drawn).sample()
 
     def _attach(self, z: Tensor) -> Tensor:
         """Return samples of a univariate mixture with their derivatives."""
@@ -141,19 +153,14 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         if family is None:
             return with_derivatives(lambda z: log_odds(self, z), z, (), z.dim())
         make, parameters = family
+        shape = self.component_distribution.batch_shape
+        columns = [p.expand(shape).unbind(-1) for p in (self._log_weights, *parameters)]
         move = ims.elementwise_function(
-            lambda z, *_: torch.zeros_like(z),
-            functools.partial(_shares, make),
+            lambda z, *_: z.clone(),
+            functools.partial(_partials, make, shape[-1]),
             name="sample of a mixture",
         )
-        # The derivatives of the equation are those of F, divided by q; so F need not be known.
-        return ims.attach(
-            lambda z, start, *args: z - start - move(z.unsqueeze(-1), *args).sum(-1),
-            z,
-            (z, self._log_weights, *parameters),
-            batch_dims=z.dim(),
-            in_dims=(0, *(None,) * (1 + len(parameters))) if z.dim() else None,
-        )
+        return move(z, *itertools.chain(*columns))
 
     def log_cdf(self, value: Tensor) -> Tensor:
         """Return ``ln F(z)``, as exact in the lower tail as the components; see `cdf`."""
@@ -263,7 +270,7 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
             x = torch.linalg.solve_triangular(scale, gap, upper=False).squeeze(-1)
             spread = torch.diagonal(scale, dim1=-2, dim2=-1)
             log_density = -0.5 * (x * x + math.log(2 * math.pi)) - spread.log()
-            return log_ndtr(x), log_ndtr(-x), log_density
+            return *log_normal_tails(x), log_density
         if isinstance(component, Independent) and not component.base_dist.event_shape:
             marginal = component.base_dist
             shape = torch.broadcast_shapes(
@@ -376,30 +383,75 @@ def _component_quantile(component: Any, u: Tensor) -> Tensor:
     return quantile(component, u)
 
 
-def _shares(
-    make: Callable[..., Any], _: Tensor, z: Tensor, log_weights: Tensor, *parameters: Tensor
+SIZE = 1 << 16  # elements times components that are evaluated at once
+
+
+def _partials(
+    make: Callable[..., Any], count: int, y: Tensor, _: Tensor, *columns: Tensor
 ) -> list[Any]:
-    r"""Return how each component moves a sample, ``dz = sum_k (...)_k``; all are ``(..., K)``.
+    """Return ``dz`` by the logarithms of the weights, then by each parameter, of all components."""
+    groups = [columns[i : i + count] for i in range(0, len(columns), count)]
+    if torch.is_grad_enabled() or ims.transformed():
+        of_all = _shares(make, y, *(torch.stack(g) for g in groups))
+        shares = [functools.cache(share) for share in of_all]
+    else:
+        # nothing is recorded: what is wanted at once, in parts that stay in the cache
+        wanted = [any(t.requires_grad for t in g) for g in groups]
+        found = functools.cache(lambda: _in_parts(make, y, groups, wanted))
+        shares = [lambda i=i: found()[i] for i in range(len(groups))]  # type: ignore[misc]
+    return [None, *(lambda s=s, k=k: s()[k] for s in shares for k in range(count))]
+
+
+def _in_parts(
+    make: Callable[..., Any], y: Tensor, groups: Sequence[Sequence[Tensor]], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Evaluate the shares in parts; what all samples share is not repeated for each."""
+    place = y.reshape(-1)
+    shared = [all(not any(t.stride()) for t in g) for g in groups]
+    flat = [
+        torch.stack([t.as_strided((1,), (1,)) if one else t.reshape(-1) for t in g])
+        for g, one in zip(groups, shared, strict=True)
+    ]
+    found = [
+        place.new_empty((len(g), len(place))) if w else None
+        for g, w in zip(groups, wanted, strict=True)
+    ]
+    size = max(1, SIZE // len(groups[0]))
+    for start in range(0, len(place), size):
+        part = slice(start, start + size)
+        parameters = (t if one else t[:, part] for t, one in zip(flat, shared, strict=True))
+        for whole, share in zip(found, _shares(make, place[part], *parameters), strict=True):
+            if whole is not None:
+                whole[:, part] = share()
+    return [None if f is None else f.view(-1, *y.shape) for f in found]
+
+
+def _shares(
+    make: Callable[..., Any], z: Tensor, log_weights: Tensor, *parameters: Tensor
+) -> list[Callable[[], Tensor]]:
+    r"""Return how each component moves a sample, ``dz = sum_k (...)_k``; all are ``(K, ...)``.
 
     .. math:: r_k \frac{\partial z_k}{\partial \phi_k}, \qquad
               -\frac{w_k (F_k - F)}{q} = \frac{w_k ((1 - F_k) - (1 - F))}{q}
               \quad \text{by } \ln w_k
 
-    Not by ``z``, which is a sample itself. What overflows is cut off below the largest number: so
-    it is not NaN in the gradients of other samples.
+    What overflows is cut off below the largest number: so it is not NaN in the gradients of other
+    samples.
     """
-    most = math.log(torch.finfo(z.dtype).max) - math.log(8 * log_weights.shape[-1])
-    component = functools.cache(lambda: make(*parameters))
-    moved = functools.cache(lambda: motion(component(), z))
-    density = functools.cache(lambda: log_weights + component().log_prob(z))
-    responsibility = functools.cache(lambda: density().softmax(-1))
+    most = math.log(torch.finfo(z.dtype).max) - math.log(8 * len(log_weights))
+    component = make(*parameters)
+    moved = functools.cache(lambda: motion(component, z))
+    density = functools.cache(lambda: log_weights + component.log_prob(z))
+    log_q = functools.cache(lambda: density().logsumexp(0))
+    responsibility = functools.cache(lambda: (density() - log_q()).exp())
 
     def by_log_weight() -> Tensor:
-        log_q = density().logsumexp(-1, keepdim=True)
-        below, above = (log_weights + tail - log_q for tail in moved().tails())
-        lower = (below.logsumexp(-1, keepdim=True) < above.logsumexp(-1, keepdim=True)).detach()
-        of_each = torch.where(lower, below, above).clamp(max=most).exp()
-        excess = of_each - log_weights.exp() * of_each.sum(-1, keepdim=True)
+        below, above = moved().tails()
+        weights = log_weights.exp()
+        lower = ((weights * below.exp()).sum(0) < 0.5).detach()
+        of_each = torch.where(lower, below, above) + (log_weights - log_q())
+        of_each = of_each.clamp(max=most).exp()
+        excess = of_each - weights * of_each.sum(0)
         return torch.where(lower, -excess, excess)
 
     def by_parameter(place: int) -> Tensor:
@@ -407,4 +459,4 @@ def _shares(
         return responsibility() * (slope() if callable(slope) else slope)
 
     places = range(len(parameters))
-    return [None, by_log_weight, *(functools.partial(by_parameter, i) for i in places)]
+    return [by_log_weight, *(functools.partial(by_parameter, i) for i in places)]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import distributions as td
+from torch.autograd import grad
 
 from implicit_solvers.problems.reparameterization import MixtureSameFamily, StudentT, Truncated
 from tests.problems.reparameterization.cases import LINE, LOGITS, double, fixed, mixture
@@ -48,8 +49,11 @@ def test_weights_move_samples_in_both_tails(far):
     """Far out, one component remains: dz = -(1 - F_k) dw_k / q and its mirror image."""
     logits, loc, scale = double([0.0, 0.0], [0.0, 0.0], [1.0, 0.5], requires_grad=True)
     q = normals(logits, loc, scale)
-    z = fixed(q, torch.tensor(far, dtype=torch.float64))
-    (slope,) = torch.autograd.grad(z, logits)
+    place = torch.tensor(far, dtype=torch.float64)
+    slope, again = (
+        grad(z, logits, retain_graph=True)[0] for z in (fixed(q, place), q._attach(place))
+    )
+    torch.testing.assert_close(again, slope, rtol=1e-12, atol=0)
     # with w = 1/2 the tail is that of the first component; dw_1 = dlogit_1 / 4 - dlogit_2 / 4
     tail = np.sign(far) * stats.norm.sf(9.0) / (2 * stats.norm.pdf(9.0))
     np.testing.assert_allclose(slope.numpy(), [tail, -tail], rtol=1e-10)
