@@ -143,7 +143,7 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         make, parameters = family
         with torch.no_grad():
             which = self.mixture_distribution.sample(torch.Size(sample_shape)).unsqueeze(-1)
-            shape = (*which.shape[:-1], self._num_component)
+            shape = (*which.shape[:-1], self._log_weights.shape[-1])
             drawn = (p.expand(shape).gather(-1, which).squeeze(-1) for p in parameters)
             return make(*drawn).sample()
 
