@@ -16,6 +16,7 @@ from torch.distributions import (
     Independent,
     MultivariateNormal,
     VonMises,
+    constraints,
 )
 
 import implicit_solvers as ims
@@ -25,6 +26,7 @@ from implicit_solvers.problems.reparameterization.distributions.von_mises import
     von_mises_quantile,
 )
 from implicit_solvers.problems.reparameterization.inversion import (
+    draw_from,
     place,
     quantile,
     solve_tails,
@@ -38,7 +40,9 @@ from implicit_solvers.problems.reparameterization.tails import (
     log_tails,
 )
 from implicit_solvers.problems.reparameterization.validation import (
+    check_cdf,
     check_continuous,
+    check_method,
     check_probability,
 )
 
@@ -63,9 +67,10 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         ``torch.distributions.Categorical`` with ``logits`` or ``probs`` ``(..., K)``, which get
         gradients.
     component_distribution
-        Univariate with a CDF; or ``Independent`` of such; or ``MultivariateNormal``. The last
-        batch dimension, of length ``K``, counts the components. Without ``rsample`` it will do.
-        Samples are ``(..., *event_shape)``, of its floating dtype.
+        Univariate with a CDF; or ``Independent`` of such; or ``MultivariateNormal``; or any with a
+        method ``rosenblatt``, to first order. The last batch dimension, of length ``K``, counts
+        the components. Without ``rsample`` it will do; a univariate one needs no sampler. Samples
+        are ``(..., *event_shape)``, of its floating dtype.
     validate_args
         As in torch; False under ``torch.func.vmap``, for both distributions too.
 
@@ -105,10 +110,15 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         validate_args: bool | None = None,
     ) -> None:
         check_continuous(component_distribution, "component_distribution")
+        if not component_distribution.event_shape and not isinstance(
+            component_distribution, VonMises
+        ):
+            check_cdf(component_distribution, "component_distribution")
         super().__init__(mixture_distribution, component_distribution, validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MixtureSameFamily:
         """Return the distribution with a larger batch shape; see torch."""
+        check_method(self.component_distribution, "expand", "component_distribution")
         new = self._get_checked_instance(MixtureSameFamily, _instance)
         return super().expand(torch.Size(batch_shape), _instance=new)
 
@@ -133,16 +143,29 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         if not self.event_shape:
             return self._attach(z)
         lanes = z.dim() - len(self.event_shape)
-        return with_derivatives(self._conditional_log_odds, z, (), lanes)
+        if not self._on_simplex:
+            return with_derivatives(self._conditional_log_odds, z, (), lanes)
+        free = z[..., :-1]
+        moved = with_derivatives(lambda y: self._conditional_log_odds(_filled(y)), free, (), lanes)
+        return torch.cat([moved, z[..., -1:] + (free - moved).sum(-1, keepdim=True)], -1)
+
+    @property
+    def _on_simplex(self) -> bool:
+        """Whether the last coordinate is what the others leave of 1."""
+        return self.component_distribution.support is constraints.simplex
 
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Draw a component first, then a sample of it alone, where the family is known."""
-        family = rebuild(self.component_distribution)
-        if family is None:
-            return super().sample(torch.Size(sample_shape))
-        make, parameters = family
+        component, events = self.component_distribution, len(self.event_shape)
+        family = rebuild(component)
         with torch.no_grad():
             which = self.mixture_distribution.sample(torch.Size(sample_shape)).unsqueeze(-1)
+            if family is None:
+                z = draw_from(component, torch.Size(sample_shape))
+                which = which.reshape(*which.shape, *(1,) * events)
+                which = which.expand(*which.shape[: which.dim() - events], *self.event_shape)
+                return z.gather(-1 - events, which).squeeze(-1 - events)
+            make, parameters = family
             shape = (*which.shape[:-1], self._log_weights.shape[-1])
             drawn = (p.expand(shape).gather(-1, which).squeeze(-1) for p in parameters)
             return make(*drawn).sample()
@@ -161,6 +184,17 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
             name="sample of a mixture",
         )
         return move(z, *itertools.chain(*columns))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the logarithm of the density; see torch.
+
+        Raises
+        ------
+        NotImplementedError
+            If the components have none.
+        """
+        check_method(self.component_distribution, "log_prob", "component_distribution")
+        return super().log_prob(value)
 
     def log_cdf(self, value: Tensor) -> Tensor:
         """Return ``ln F(z)``, as exact in the lower tail as the components; see `cdf`."""
@@ -282,21 +316,41 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
                 t.flatten(t.dim() - len(self.event_shape)) for t in tensors
             )
             return below, above, log_density
-        raise NotImplementedError(
-            f"component_distribution is a {type(component).__name__}, of which no conditional CDFs "
-            "are known: use Independent(univariate, n) or MultivariateNormal"
-        )
+        if not hasattr(component, "rosenblatt"):
+            raise NotImplementedError(
+                f"component_distribution is a {type(component).__name__}, of which no conditional "
+                "CDFs are known: define its method rosenblatt, or use Independent(univariate, n) "
+                "or MultivariateNormal"
+            )
+        return self._by_transform(component, z)
+
+    def _by_transform(self, component: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same from a Rosenblatt transform, whose slopes are the densities."""
+        free = z[..., :-1] if self._on_simplex else z
+        free = free.expand(*free.shape[:-2], component.batch_shape[-1], -1)
+
+        def transform(y: Tensor) -> Tensor:
+            filled = _filled(y) if self._on_simplex else y
+            of_each: Tensor = component.rosenblatt(filled.unflatten(-1, component.event_shape))
+            return of_each.flatten(y.dim() - 1)
+
+        vjp: Any = torch.func.vjp(transform, free)
+        u, pull = vjp
+        units = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+        slopes = [pull(unit.expand(u.shape))[0][..., i] for i, unit in enumerate(units)]
+        least = torch.finfo(u.dtype).tiny
+        log_density = torch.stack(slopes, -1).clamp(min=least).log()
+        return u.clamp(min=least).log(), (1 - u).clamp(min=least).log(), log_density
 
     def _conditional_log_tails(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logarithms of the tails of each coordinate given those before it."""
         log_cdf, log_survival, log_density = self._components(z)
         before = log_density.cumsum(-1) - log_density
         log_weights = (self._log_weights.unsqueeze(-1) + before).log_softmax(-2)
-        below, above = (
-            torch.logsumexp(log_weights + tail, -2).unflatten(-1, self.event_shape)
-            for tail in (log_cdf, log_survival)
-        )
-        return below, above
+        below, above = (torch.logsumexp(log_weights + tail, -2) for tail in (log_cdf, log_survival))
+        if self._on_simplex:
+            return below, above
+        return below.unflatten(-1, self.event_shape), above.unflatten(-1, self.event_shape)
 
     def _conditional_log_odds(self, z: Tensor) -> Tensor:
         below, above = self._conditional_log_tails(z)
@@ -343,6 +397,10 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         NotImplementedError
             If no conditional CDFs of the components are known.
         """
+        if self._on_simplex:
+            raise NotImplementedError(
+                "inverse_rosenblatt of a mixture on the simplex: use sample or rsample"
+            )
         u = u.expand(torch.broadcast_shapes(u.shape, self.batch_shape + self.event_shape))
         with torch.no_grad():
             z = self._invert(u.detach())
@@ -369,6 +427,11 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
             return below.flatten(lanes)[..., i], above.flatten(lanes)[..., i]
 
         return solve_tails(tails, u, low, high)
+
+
+def _filled(y: Tensor) -> Tensor:
+    """Return the vectors of the simplex that begin with ``y``."""
+    return torch.cat([y, 1 - y.sum(-1, keepdim=True)], -1)
 
 
 def _component_tails(component: Any, z: Tensor) -> tuple[Tensor, Tensor]:
