@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.distributions.draws import draw
+from implicit_solvers.problems.reparameterization.distributions.draws import drawing
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_draw
 from implicit_solvers.problems.reparameterization.distributions.quantiles import (
     between_ends,
@@ -56,7 +56,10 @@ def beta_logit_variable(a: Tensor, b: Tensor) -> Tensor:
     (tensor(True), tensor(True))
     """
     a, b = (p.to(torch.float64) for p in (a, b))
-    return _logit(draw(lambda a, b: log_gamma_draw(a).sub_(log_gamma_draw(b)), a, b), a, b)
+    return _logit(_drawn(a, b), a, b)
+
+
+_drawn = drawing(lambda a, b: log_gamma_draw(a).sub_(log_gamma_draw(b)))
 
 
 def _logit_partials(t: Tensor, a: Tensor, b: Tensor) -> list[Any]:

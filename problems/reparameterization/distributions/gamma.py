@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.distributions.draws import draw
+from implicit_solvers.problems.reparameterization.distributions.draws import drawing
 from implicit_solvers.problems.reparameterization.distributions.quantiles import (
     between_ends,
     probability,
@@ -49,6 +49,9 @@ def _draw(a: Tensor, rate: Tensor) -> Tensor:
     return (log_gamma_draw(a) - rate.log()).exp_().clamp_(min=torch.finfo(a.dtype).tiny)
 
 
+_drawn, _drawn_log = drawing(_draw), drawing(log_gamma_draw)
+
+
 def _by_shape(z: Tensor, a: Tensor, rate: Tensor) -> Tensor:
     place = rate * z
     return z * slope(a, place, place.log())
@@ -79,7 +82,7 @@ def log_gamma_variable(concentration: Tensor) -> Tensor:
     >>> round(log_z.mean().item() / torch.special.digamma(torch.tensor(1e-3)).item(), 1)
     1.0
     """
-    return gamma_log_sample(draw(log_gamma_draw, concentration), concentration)
+    return gamma_log_sample(_drawn_log(concentration), concentration)
 
 
 class Gamma(torch.distributions.Gamma):
@@ -168,7 +171,7 @@ class Gamma(torch.distributions.Gamma):
         """
         shape, dtype = self._extended_shape(torch.Size(sample_shape)), self.rate.dtype
         a, rate = (p.to(torch.float64).expand(shape) for p in (self.concentration, self.rate))
-        z = _variable(draw(_draw, a, rate), a, rate)
+        z = _variable(_drawn(a, rate), a, rate)
         return z if dtype == z.dtype else z.to(dtype).clamp(min=torch.finfo(dtype).tiny)
 
     def log_prob(self, value: Tensor) -> Tensor:

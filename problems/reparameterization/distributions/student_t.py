@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.distributions.draws import draw
+from implicit_solvers.problems.reparameterization.distributions.draws import drawing
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_draw
 from implicit_solvers.problems.reparameterization.distributions.quantiles import (
     between_ends,
@@ -102,6 +102,9 @@ def _draw(df: Tensor) -> Tensor:
     return stretch.mul_(torch.randn_like(stretch)).clamp_(-MOST, MOST)
 
 
+_drawn = drawing(_draw)
+
+
 def _by_df(t: Tensor, df: Tensor) -> Tensor:
     return torch.where(t.abs() < MOST, t * relative_slope(t, df), 0.0)
 
@@ -187,7 +190,7 @@ class StudentT(torch.distributions.StudentT):
         """
         shape, dtype = self._extended_shape(torch.Size(sample_shape)), self.df.dtype
         df = self.df.to(torch.float64).expand(shape)
-        t = _variable(draw(_draw, df), df)
+        t = _variable(_drawn(df), df)
         if dtype != t.dtype:
             most = torch.finfo(dtype).max
             t = t.clamp(-most, most).to(dtype)
