@@ -9,10 +9,10 @@ A case draws samples and differentiates their sum, in float64 on one thread. Eac
 parameters of its own; all of a mixture share theirs. Each case has a fresh process, in which
 torch's implementation and this one take turns; TensorFlow Probability (compiled by JAX) has
 another. Beside mixtures of Gaussians stand the CDFs of their components at as many points, with
-gradients, for torch has no samples with gradients. Times are medians of CPU time, which other processes change less than the clock's. Errors
-are the largest of ``dz/dphi`` relative to central differences of the CDF in 60 digits (mpmath), at
-the samples drawn; where the gradient goes through other variables than the sample alone, there is
-nothing to compare.
+gradients, for torch has no such samples. Times are medians of CPU time, which other processes
+change less than the clock's. Errors are the largest of ``dz/dphi`` relative to central differences
+of the CDF in 60 digits (mpmath), at the samples drawn; where the gradient goes through other
+variables than the sample alone, there is nothing to compare.
 """
 
 import argparse
