@@ -22,7 +22,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-core test-nightly test-oldest test-newest faults bench bench-env bench-docs
+.PHONY: help demo test test-clients test-core test-nightly test-oldest test-newest faults bench bench-env bench-docs
 .PHONY: lint format docs docs-test docs-serve wheel-test clean distclean
 
 help: ## list the targets
@@ -30,7 +30,7 @@ help: ## list the targets
 
 # ---- Environments ------------------------------------------------------------------------------------------
 
-EXTRA_ENVS = .venv-docs .venv-dev
+EXTRA_ENVS = .venv-docs .venv-dev .venv-clients
 BENCH_ENVS = $(addprefix .venv-bench/,peers tfp qpth cvxpylayers)
 
 # pip is what venv writes last, so that an interrupted creation is repeated.
@@ -82,13 +82,16 @@ demo: $(VENV)/.installed-problems ## set up, then run the demonstration
 # ---- Tests -------------------------------------------------------------------------------------------------
 
 # One thread per process: two torch processes with default threads are 20 to 80 times slower.
-test test-core test-nightly test-oldest test-newest: export OMP_NUM_THREADS = 1
+test test-clients test-core test-nightly test-oldest test-newest: export OMP_NUM_THREADS = 1
 
 test: $(VENV)/.installed-test ## set up, then run the tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 test-core: $(VENV)/.installed-test ## what a change of the solvers' loop must run first (a minute)
 	$(BIN)/python -m pytest -n $(JOBS) -m "core and not nightly" $(PYTEST_ARGS)
+
+test-clients: .venv-clients/.installed ## our distributions in Pyro and GPyTorch
+	.venv-clients/bin/python -m pytest tests/problems/reparameterization/test_clients.py $(PYTEST_ARGS)
 
 test-nightly: export HYPOTHESIS_PROFILE = nightly
 test-nightly: $(VENV)/.installed-test ## everything: the tests marked nightly too, and many more drawn problems

@@ -7,6 +7,7 @@ by operation. What is known instead are its partial derivatives, as functions of
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from implicit_solvers.autodiff import live, nested_jvp
+from implicit_solvers.autodiff import live, nested_jvp, transformed
+from implicit_solvers.compiling import compiling
+from implicit_solvers.elementwise_in_graph import drawn_in_graph, evaluated_in_graph, in_graphs
 
 __all__ = ["elementwise_function"]
 
@@ -25,6 +28,7 @@ def elementwise_function(
     partials: Callable[..., Sequence[Any]] | None,
     *,
     name: str | None = None,
+    random: bool = False,
 ) -> Callable[..., Any]:
     r"""Build a differentiable function ``y = g(x_1, ..., x_n)`` from its partial derivatives.
 
@@ -48,6 +52,10 @@ def elementwise_function(
         derivative is available: then asking for one is an error.
     name : str, optional
         The name used in messages, by default that of ``value``.
+    random : bool, optional
+        Whether ``value`` draws random numbers, for which it sees the arguments of all lanes at
+        once. Under ``vmap(randomness="same")`` each lane draws from the same state of the
+        generator.
 
     Returns
     -------
@@ -86,11 +94,17 @@ def elementwise_function(
     True
     """
     label = name or str(getattr(value, "__name__", "elementwise function"))
-    spec = ElementwiseSpec(value, partials, label)
+    spec = ElementwiseSpec(value, partials, label, random)
+    place = None if compiling() else in_graphs(spec)  # what is made in a graph breaks it
+    operator = drawn_in_graph if random else evaluated_in_graph
 
     @functools.wraps(value)
     def function(*args: Tensor | float) -> Any:
-        return Elementwise.apply(spec, *_broadcast(label, args))
+        tensors = _broadcast(label, args)
+        if place is not None and compiling():
+            return operator(place, tensors)
+        watched = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return Elementwise.apply(spec, *tensors) if watched or transformed() else value(*tensors)
 
     return function
 
@@ -102,6 +116,7 @@ class ElementwiseSpec:
     value: Callable[..., Any]
     partials: Callable[..., Sequence[Any]] | None
     label: str
+    random: bool = False
 
     def columns(
         self, saved: Sequence[Tensor], wanted: Sequence[bool]
@@ -171,8 +186,24 @@ class Elementwise(Function):
             t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
             for t, dim in zip(args, in_dims[1:], strict=True)
         ]
+        if spec.random and info.randomness == "same":
+            return _drawn_alike(functools.partial(Elementwise.apply, spec), lanes), 0
         out = Elementwise.apply(spec, *lanes)
         return out, (0,) * len(out) if isinstance(out, tuple) else 0
+
+
+# what torch would work out again at every call
+Elementwise.forward.__signature__ = inspect.signature(Elementwise.forward)  # type: ignore[attr-defined]
+
+
+def _drawn_alike(draw: Callable[..., Tensor], lanes: Sequence[Tensor]) -> Tensor:
+    """Draw for one lane after the other, from one state of the generator."""
+    drawn = []
+    for i, lane in enumerate(zip(*lanes, strict=True), 1):
+        devices = [t.device for t in lane[:1] if t.device.type == "cuda"]
+        with torch.random.fork_rng(devices, enabled=i < len(lanes[0])):
+            drawn.append(draw(*lane))
+    return torch.stack(drawn)
 
 
 def _paired(cotangents: Sequence[Tensor | None], column: tuple[Tensor, ...]) -> Tensor:

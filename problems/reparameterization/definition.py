@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.inversion import quantile, uniform_noise
+from implicit_solvers.problems.reparameterization.inversion import draw_from
 from implicit_solvers.problems.reparameterization.tails import log_odds
 from implicit_solvers.problems.reparameterization.validation import (
     check_continuous,
@@ -51,7 +51,7 @@ class ImplicitReparameterization:
         If the distribution is discrete; on sampling, if ``F`` does not increase with ``z``, does
         not go from 0 to 1, or the sample is outside the support.
     NotImplementedError
-        If the distribution has no CDF, or neither a sampler nor a univariate CDF.
+        If the distribution has no CDF, or neither a sampler nor what inverts its transform.
 
     Notes
     -----
@@ -103,7 +103,7 @@ class ImplicitReparameterization:
             Of the shape ``sample_shape + batch_shape + event_shape``.
         """
         with torch.no_grad():
-            z = self._draw(torch.Size(sample_shape))
+            z = draw_from(self.distribution, torch.Size(sample_shape))
         return self.attach(z)
 
     def attach(self, z: Tensor) -> Tensor:
@@ -131,11 +131,3 @@ class ImplicitReparameterization:
             batch_dims=lanes,
             in_dims=(0,) if lanes else None,
         )
-
-    def _draw(self, sample_shape: torch.Size) -> Tensor:
-        try:
-            return self.distribution.sample(sample_shape)
-        except NotImplementedError:
-            if not self.univariate:
-                raise
-        return quantile(self.distribution, uniform_noise(self.distribution, sample_shape))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from implicit_solvers.problems.reparameterization.tails import (
     log_tails,
 )
 
-__all__ = ["place", "quantile", "solve_tails", "uniform_noise", "with_derivatives"]
+__all__ = ["draw_from", "place", "quantile", "solve_tails", "uniform_noise", "with_derivatives"]
 
 
 def place(y: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
@@ -57,8 +58,8 @@ def _strictly_inside(z: Tensor, low: Tensor | float, high: Tensor | float) -> Te
     return torch.minimum(torch.maximum(z, after), before)
 
 
-def uniform_noise(distribution: Distribution, sample_shape: torch.Size) -> Tensor:
-    """Draw uniform variables in (0, 1) for the samples of a univariate distribution.
+def uniform_noise(distribution: Distribution, sample_shape: Sequence[int]) -> Tensor:
+    """Draw uniform variables in (0, 1) for the samples of a distribution.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ def uniform_noise(distribution: Distribution, sample_shape: torch.Size) -> Tenso
     Returns
     -------
     Tensor
-        Of the shape ``sample_shape + batch_shape``.
+        Of the shape ``sample_shape + batch_shape + event_shape``.
 
     Examples
     --------
@@ -79,9 +80,51 @@ def uniform_noise(distribution: Distribution, sample_shape: torch.Size) -> Tenso
     torch.Size([2, 3])
     """
     like = like_parameters(distribution)
-    shape = torch.Size(sample_shape) + distribution.batch_shape
+    shape = torch.Size(sample_shape) + distribution.batch_shape + distribution.event_shape
     u = torch.rand(shape, dtype=like.dtype, device=like.device)
     return u.clamp(min=torch.finfo(u.dtype).tiny)
+
+
+def draw_from(distribution: Any, sample_shape: torch.Size) -> Tensor:
+    """Draw by the distribution's sampler, or, if it has none, by what inverts its transform.
+
+    Parameters
+    ----------
+    distribution
+        With ``sample`` or ``rsample``; or univariate with a CDF; or with ``inverse_rosenblatt``.
+    sample_shape
+        The shape in front of the batch shape.
+
+    Returns
+    -------
+    Tensor
+        The samples, without derivatives.
+
+    Raises
+    ------
+    NotImplementedError
+        If it has none of these.
+
+    Examples
+    --------
+    >>> from torch.distributions import Normal
+    >>> draw_from(Normal(torch.zeros(3), 1.0), torch.Size([2])).shape
+    torch.Size([2, 3])
+    """
+    kind = type(distribution)
+    own = kind.sample is not Distribution.sample or kind.rsample is not Distribution.rsample
+    with torch.no_grad():
+        if own:
+            return distribution.sample(sample_shape)
+        u = uniform_noise(distribution, sample_shape)
+        if not distribution.event_shape:
+            return quantile(distribution, u).detach()
+        if not hasattr(distribution, "inverse_rosenblatt"):
+            raise NotImplementedError(
+                f"distribution is a {kind.__name__} without the methods sample and "
+                "inverse_rosenblatt: define one of them"
+            )
+        return distribution.inverse_rosenblatt(u).detach()
 
 
 def quantile(distribution: Distribution, u: Tensor) -> Tensor:

@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from implicit_solvers.problems.reparameterization.tails import bounds, like_parameters
+from implicit_solvers.problems.reparameterization.tails import (
+    bounds,
+    has_accurate_tails,
+    like_parameters,
+)
 
 __all__ = [
+    "check_cdf",
     "check_continuous",
     "check_ends",
     "check_increasing",
+    "check_method",
     "check_probability",
     "check_sample",
     "rosenblatt_of",
@@ -52,6 +58,59 @@ def check_continuous(distribution: Distribution, name: str = "distribution") -> 
             f"{name} is a {kind}, which is discrete: its samples jump and do not move with the "
             "parameters; use a continuous relaxation or the score function"
         )
+
+
+def check_method(distribution: Distribution, method: str, name: str = "distribution") -> None:
+    """Refuse a distribution that does not define a method.
+
+    Parameters
+    ----------
+    distribution
+        To be looked at.
+    method
+        The method that it is to have.
+    name
+        What the message calls it.
+
+    Raises
+    ------
+    NotImplementedError
+        If it is torch's, which only raises.
+
+    Examples
+    --------
+    >>> check_method(torch.distributions.Dirichlet(torch.ones(2)), "cdf")
+    Traceback (most recent call last):
+        ...
+    NotImplementedError: distribution is a Dirichlet without the method cdf: define it
+    """
+    if getattr(type(distribution), method) is getattr(Distribution, method):
+        raise NotImplementedError(
+            f"{name} is a {type(distribution).__name__} without the method {method}: define it"
+        )
+
+
+def check_cdf(distribution: Distribution, name: str = "distribution") -> None:
+    """Refuse a univariate distribution of which no distribution function is known.
+
+    Parameters
+    ----------
+    distribution
+        To be looked at.
+    name
+        What the message calls it.
+
+    Raises
+    ------
+    NotImplementedError
+        If it has none of ``cdf``, ``log_tails``, and ``log_cdf`` with ``log_survival``.
+
+    Examples
+    --------
+    >>> check_cdf(torch.distributions.Normal(0.0, 1.0))
+    """
+    if not (has_accurate_tails(distribution) or hasattr(distribution, "log_tails")):
+        check_method(distribution, "cdf", name)
 
 
 def rosenblatt_of(distribution: Any) -> Callable[[Tensor], Tensor]:
@@ -107,6 +166,7 @@ def check_ends(distribution: Distribution) -> None:
     --------
     >>> check_ends(torch.distributions.Exponential(2.0))
     """
+    check_cdf(distribution)
     like = like_parameters(distribution)
     tolerance = torch.finfo(like.dtype).eps ** 0.5
     for end, expected in zip(bounds(distribution), (0.0, 1.0), strict=True):

@@ -8,10 +8,11 @@
 A case draws samples and differentiates their sum, in float64 on one thread. Each sample has
 parameters of its own; all of a mixture share theirs. Each case has a fresh process, in which
 torch's implementation and this one take turns; TensorFlow Probability (compiled by JAX) has
-another. Times are medians of CPU time, which other processes change less than the clock's. Errors
-are the largest of ``dz/dphi`` relative to central differences of the CDF in 60 digits (mpmath), at
-the samples drawn; where the gradient goes through other variables than the sample alone, there is
-nothing to compare.
+another. Beside mixtures of Gaussians stand the CDFs of their components at as many points, with
+gradients, for torch has no such samples. Times are medians of CPU time, which other processes
+change less than the clock's. Errors are the largest of ``dz/dphi`` relative to central differences
+of the CDF in 60 digits (mpmath), at the samples drawn; where the gradient goes through other
+variables than the sample alone, there is nothing to compare.
 """
 
 import argparse
@@ -32,6 +33,15 @@ CASES = {
     "von_mises": "VonMises, 10⁵",
     "truncated_normal": "TruncatedNormal, 10⁵",
     "mixture": "mixture of three StudentT, 10⁵",
+    "gamma-1e5": "Gamma, 10⁵",
+    "student_t-1e5": "StudentT, 10⁵",
+    "beta-1e5": "Beta, 10⁵",
+    "gamma-1": "Gamma, one",
+    "student_t-1": "StudentT, one",
+    "beta-1": "Beta, one",
+    "gaussians-3": "mixture of 3 Gaussians, 10⁵",
+    "gaussians-10": "mixture of 10 Gaussians, 10⁵",
+    "gaussians-50": "mixture of 50 Gaussians, 10⁵",
 }
 POINTS = {"gamma": 300, "student_t": 300, "dirichlet": 60, "beta": 200}
 POINTS |= {"von_mises": 200, "truncated_normal": 300, "mixture": 50}
@@ -45,15 +55,18 @@ def parameters(case, scale=1.0):
     import numpy as np
 
     rng = np.random.default_rng(0)
+    case, _, count = case.partition("-")
+    size = float(count or 1e6)
 
     def between(low, high, *shape):
-        return low * (high / low) ** rng.random((int(shape[0] * scale), *shape[1:]))
+        return low * (high / low) ** rng.random((max(1, int(shape[0] * scale)), *shape[1:]))
 
     return {
-        "gamma": lambda: [between(0.1, 100, 10**6)],
-        "student_t": lambda: [between(0.5, 100, 10**6)],
+        "gamma": lambda: [between(0.1, 100, size)],
+        "student_t": lambda: [between(0.5, 100, size)],
         "dirichlet": lambda: [between(0.1, 10, 2 * 10**5, 5)],
-        "beta": lambda: [between(0.1, 100, 10**6), between(0.1, 100, 10**6)],
+        "beta": lambda: [between(0.1, 100, size), between(0.1, 100, size)],
+        "gaussians": lambda: [rng.normal(size=int(count)) for _ in range(3)],
         "von_mises": lambda: [between(0.1, 100, 10**5)],
         # scale, and the lower end of two
         "truncated_normal": lambda: [between(0.5, 2, 10**5), between(0.01, 10, 10**5)],
@@ -64,7 +77,7 @@ def parameters(case, scale=1.0):
 
 
 def mixture_shape(case, scale):
-    return (int(1e5 * scale),) if case == "mixture" else ()
+    return (int(1e5 * scale),) if case.startswith(("mixture", "gaussians")) else ()
 
 
 # -------------------------------------------------------------------------- the implementations
@@ -77,6 +90,7 @@ def ours(case, phi, shape=()):
     from implicit_solvers.problems.reparameterization import distributions as d
 
     one = torch.ones((), dtype=torch.float64)
+    case = case.partition("-")[0]
     if case == "gamma":
         return d.Gamma(phi[0], one).rsample()
     if case == "student_t":
@@ -90,14 +104,21 @@ def ours(case, phi, shape=()):
     if case == "truncated_normal":
         return d.TruncatedNormal(0 * one, phi[0], phi[1], phi[1] + 2).rsample()
     weights = torch.distributions.Categorical(logits=phi[0])
+    if case == "gaussians":
+        normals = torch.distributions.Normal(phi[1], phi[2].exp())
+        return d.MixtureSameFamily(weights, normals).rsample(shape)
     return d.MixtureSameFamily(weights, d.StudentT(phi[1], phi[2], one)).rsample(shape)
 
 
 def torchs(case, phi, shape=()):
-    """Return a sample of torch itself."""
+    """Return a sample of torch itself, or the CDFs of a mixture's components."""
     import torch
 
     one = torch.ones((), dtype=torch.float64)
+    case = case.partition("-")[0]
+    if case == "gaussians":
+        z = torch.randn(shape, dtype=torch.float64).unsqueeze(-1)
+        return torch.distributions.Normal(phi[1], phi[2].exp()).cdf(z)
     if case == "gamma":
         return torch.distributions.Gamma(phi[0], one).rsample()
     if case == "student_t":
@@ -120,13 +141,15 @@ def measure_torch(case, rounds, scale, compiled):
         samplers["compiled"] = torch.compile(ours)
 
     def gradient(sampler):
-        z = sampler(case, phi, mixture_shape(case, scale))
-        return torch.autograd.grad(z.sum(), phi)
+        for _ in range(repeats):
+            z = sampler(case, phi, mixture_shape(case, scale))
+            torch.autograd.grad(z.sum(), phi, allow_unused=True)
 
+    repeats = 100 if case.endswith("-1") else 1
     calls = {name: functools.partial(gradient, sampler) for name, sampler in samplers.items()}
     seconds = medians(calls, rounds)
     return {
-        name: {"ms": 1e3 * seconds[name], "points": points_of(case, name, sampler, phi)}
+        name: {"ms": 1e3 * seconds[name] / repeats, "points": points_of(case, name, sampler, phi)}
         for name, sampler in samplers.items()
     }
 
@@ -151,6 +174,8 @@ def points_of(case, name, sampler, phi):
 
 def comparable(case, name):
     """Return whether the gradient is a function of the sample (ours: or of known variables)."""
+    if case not in POINTS:
+        return False
     others = {"torch": ("gamma", "beta"), "tfp": ("gamma", "von_mises", "truncated_normal")}
     others["compiled"] = tuple(c for c in CASES if c != "dirichlet")
     return name == "ours" or case in others[name]
@@ -384,12 +409,12 @@ def table(options):
     print("|---" * (1 + len(heads)) + "|", flush=True)
     for case in [options.case] if options.case else CASES:
         results = in_fresh_process(sys.executable, case, "torch", options)
-        if options.tfp:
+        if options.tfp and case in POINTS:
             results |= in_fresh_process(options.tfp, case, "tfp", options)
         cells = []
         for name in libraries:
             result = results.get(name, {"ms": math.nan, "points": None})
-            cells.append("–" if math.isnan(result["ms"]) else f"{result['ms']:.0f}")
+            cells.append("–" if math.isnan(result["ms"]) else f"{result['ms']:.3g}")
             points = result["points"]
             cells.append("–" if points is None else f"{error(case, points):.0e}")
         print(f"| {CASES[case]} | " + " | ".join(cells) + " |", flush=True)

@@ -13,6 +13,16 @@ class Half(td.Distribution):
     arg_constraints, support = {}, td.constraints.interval(0.0, 2.0)
     def cdf(self, z): return 0.5 * (z / 2) ** 2
 
+class Bare(td.Distribution):
+    arg_constraints, support = {}, td.constraints.real
+    def __init__(self, *event): super().__init__(torch.Size([2]), torch.Size(event))
+
+class Known(Bare):
+    def cdf(self, z): return torch.special.ndtr(z)
+
+class Chain(Bare):
+    def rosenblatt(self, z): return torch.special.ndtr(z)
+
 one, two, phi = torch.ones(()), torch.ones(2), torch.tensor([2.0])
 even = td.Categorical(two)
 vectors = ir.MixtureSameFamily(even, td.Dirichlet(torch.ones(2, 3)))
@@ -89,6 +99,14 @@ TABLE = [
     (WRONG, "that is too little", "ir.Truncated(td.Exponential(1.0), -2.0, -1.0)"),
     (WRONG, "component", "ir.MixtureSameFamily(even, td.Normal(phi, 1.0))"),
     (NotImplementedError, "use Independent(univariate, n)", "vectors.rsample()"),
+    (NotImplementedError, "is a {} without the method {}: define it",
+     ("tool(Bare())", "Bare", "cdf"), ("ir.MixtureSameFamily(even, Bare())", "Bare", "cdf"),
+     ("ir.MixtureSameFamily(even, Known()).log_prob(one)", "Known", "log_prob"),
+     ("ir.MixtureSameFamily(even, Known()).expand((3,))", "Known", "expand")),
+    (NotImplementedError, "without the methods sample and inverse_rosenblatt: define one",
+     "tool(Chain(3)).rsample()", "ir.MixtureSameFamily(even, Chain(3)).rsample()"),
+    (NotImplementedError, "use sample or rsample",
+     "ir.MixtureSameFamily(even, ir.Dirichlet(torch.ones(2, 3))).inverse_rosenblatt(two / 2)"),
     (NotImplementedError, "use rosenblatt", "vectors.cdf(torch.ones(3))"),
     (NotImplementedError, "use a Monte Carlo estimate", "vectors.entropy()"),
     (NotImplementedError, "has no closed form: use a Monte Carlo estimate",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.distributions.draws import draw
+from implicit_solvers.problems.reparameterization.distributions.draws import drawing
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_draw
 from implicit_solvers.problems.reparameterization.distributions.quantiles import (
     between_ends,
@@ -19,14 +19,20 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.special.beta import (
-    beta_logit_sample,
     beta_logit_sample_derivatives,
     betainc,
     log_betainc,
     log_betaincc,
     point,
 )
-from implicit_solvers.problems.reparameterization.special.beta_partials import log_density
+from implicit_solvers.problems.reparameterization.special.beta_partials import (
+    imbalance_of_logit,
+    log_density,
+    slopes,
+)
+from implicit_solvers.problems.reparameterization.special.derivatives import (
+    differentiable_sample,
+)
 from implicit_solvers.problems.reparameterization.special.log_gamma import (
     gamma_entropy,
     gamma_log_density,
@@ -63,8 +69,19 @@ def beta_logit_variable(a: Tensor, b: Tensor) -> Tensor:
     >>> t.isfinite().all(), (t.sigmoid() == 0).any()
     (tensor(True), tensor(True))
     """
-    logit = draw(lambda a, b: log_gamma_draw(a) - log_gamma_draw(b), a, b)
-    return beta_logit_sample(logit, a, b)
+    a, b = (p.to(torch.float64) for p in (a, b))
+    return _logit(_drawn(a, b), a, b)
+
+
+_drawn = drawing(lambda a, b: log_gamma_draw(a).sub_(log_gamma_draw(b)))
+
+
+def _logit_partials(t: Tensor, a: Tensor, b: Tensor) -> list[Any]:
+    both = functools.cache(lambda: slopes(a, b, t.sigmoid(), t, imbalance_of_logit(a, b, t)))
+    return [lambda: both()[0], lambda: both()[1]]
+
+
+_logit = differentiable_sample(_logit_partials, name="logit of a beta variable")
 
 
 def beta_logit_quantile(p: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.distributions.draws import draw
+from implicit_solvers.problems.reparameterization.distributions.draws import drawing
 from implicit_solvers.problems.reparameterization.distributions.quantiles import (
     between_ends,
     probability,
     quantile,
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
+from implicit_solvers.problems.reparameterization.special.derivatives import (
+    differentiable_sample,
+)
 from implicit_solvers.problems.reparameterization.special.gamma import (
     gamma_log_sample,
     gamma_log_sample_derivative,
@@ -22,6 +25,7 @@ from implicit_solvers.problems.reparameterization.special.gamma import (
     log_density,
     log_gammainc,
     log_gammaincc,
+    slope,
 )
 from implicit_solvers.problems.reparameterization.special.log_gamma import (
     gamma_entropy,
@@ -31,12 +35,37 @@ from implicit_solvers.problems.reparameterization.special.log_gamma import (
 __all__ = ["Gamma", "log_gamma_variable"]
 
 
+SMALL = 0.1  # smaller shapes have variables that underflow
+
+
 def log_gamma_draw(a: Tensor) -> Tensor:
     """Draw logarithms of gamma variables: ``G(a + 1) U**(1/a)`` has the shape ``a``."""
-    boosted = torch.where(a < 1, a + 1, a)
-    g = torch.distributions.Gamma(boosted, torch.ones_like(a), validate_args=False).sample()
-    exponential = torch.empty_like(a).exponential_()  # -ln U
-    return g.log() - torch.where(a < 1, exponential / a, 0.0)
+    small = a < SMALL
+    some = bool(small.any())
+    shape = a + small if some else a
+    one = torch.ones((), dtype=a.dtype, device=a.device)
+    log_z = torch.distributions.Gamma(shape, one, validate_args=False).sample().log_()
+    if some:
+        log_z[small] -= torch.empty_like(a[small]).exponential_() / a[small]  # -ln U
+    return log_z
+
+
+def _draw(a: Tensor, rate: Tensor) -> Tensor:
+    """Draw gamma variables; what underflows is the smallest normal number."""
+    return (log_gamma_draw(a) - rate.log()).exp_().clamp_(min=torch.finfo(a.dtype).tiny)
+
+
+_drawn, _drawn_log = drawing(_draw), drawing(log_gamma_draw)
+
+
+def _by_shape(z: Tensor, a: Tensor, rate: Tensor) -> Tensor:
+    place = rate * z
+    return z * slope(a, place, place.log())
+
+
+_variable = differentiable_sample(
+    lambda z, a, rate: [lambda: _by_shape(z, a, rate), lambda: -z / rate], name="gamma variable"
+)
 
 
 def log_gamma_variable(concentration: Tensor) -> Tensor:
@@ -59,7 +88,7 @@ def log_gamma_variable(concentration: Tensor) -> Tensor:
     >>> round(log_z.mean().item() / torch.special.digamma(torch.tensor(1e-3)).item(), 1)
     1.0
     """
-    return gamma_log_sample(draw(log_gamma_draw, concentration), concentration)
+    return gamma_log_sample(_drawn_log(concentration), concentration)
 
 
 @halves_in_single("mean", "mode", "variance")
@@ -147,8 +176,10 @@ class Gamma(torch.distributions.Gamma):
         >>> Gamma(torch.ones(3), 1.0).rsample((2,)).shape
         torch.Size([2, 3])
         """
-        dtype = self.rate.dtype
-        return self._rsample_log(sample_shape).exp().to(dtype).clamp(min=torch.finfo(dtype).tiny)
+        shape, dtype = self._extended_shape(torch.Size(sample_shape)), self.rate.dtype
+        a, rate = (p.to(torch.float64).expand(shape) for p in (self.concentration, self.rate))
+        z = _variable(_drawn(a, rate), a, rate)
+        return z if dtype == z.dtype else z.to(dtype).clamp(min=torch.finfo(dtype).tiny)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the logarithm of the density.

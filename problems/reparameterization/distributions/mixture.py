@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from implicit_solvers.problems.reparameterization.distributions.von_mises import
     von_mises_quantile,
 )
 from implicit_solvers.problems.reparameterization.inversion import (
+    draw_from,
     place,
     quantile,
     solve_tails,
@@ -32,7 +34,7 @@ from implicit_solvers.problems.reparameterization.inversion import (
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
-from implicit_solvers.problems.reparameterization.special.normal import log_ndtr
+from implicit_solvers.problems.reparameterization.special.normal import log_normal_tails
 from implicit_solvers.problems.reparameterization.supports import between
 from implicit_solvers.problems.reparameterization.tails import (
     bounds,
@@ -40,7 +42,9 @@ from implicit_solvers.problems.reparameterization.tails import (
     log_tails,
 )
 from implicit_solvers.problems.reparameterization.validation import (
+    check_cdf,
     check_continuous,
+    check_method,
     check_probability,
     unchecked,
 )
@@ -79,9 +83,10 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         ``torch.distributions.Categorical`` with ``logits`` or ``probs`` ``(..., K)``, which get
         gradients.
     component_distribution
-        Univariate with a CDF; or ``Independent`` of such; or ``MultivariateNormal``. The last
-        batch dimension, of length ``K``, counts the components. Without ``rsample`` it will do.
-        Samples are ``(..., *event_shape)``, of its floating dtype.
+        Univariate with a CDF; or ``Independent`` of such; or ``MultivariateNormal``; or any with a
+        method ``rosenblatt``, to first order. The last batch dimension, of length ``K``, counts
+        the components. Without ``rsample`` it will do; a univariate one needs no sampler. Samples
+        are ``(..., *event_shape)``, of its floating dtype.
     validate_args
         As in torch; False under ``torch.func.vmap``, for both distributions too.
 
@@ -121,12 +126,17 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         validate_args: bool | None = None,
     ) -> None:
         check_continuous(component_distribution, "component_distribution")
+        if not component_distribution.event_shape and not isinstance(
+            component_distribution, VonMises
+        ):
+            check_cdf(component_distribution, "component_distribution")
         # a value is in the support of some component, not of all
         component_distribution = unchecked(component_distribution)
         super().__init__(mixture_distribution, component_distribution, validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MixtureSameFamily:
         """Return the distribution with a larger batch shape; see torch."""
+        check_method(self.component_distribution, "expand", "component_distribution")
         new = self._get_checked_instance(MixtureSameFamily, _instance)
         return super().expand(torch.Size(batch_shape), _instance=new)
 
@@ -158,12 +168,36 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         Tensor
             The samples.
         """
-        with torch.no_grad():
-            z = self.sample(torch.Size(sample_shape)).detach()
+        z = self.sample(torch.Size(sample_shape)).detach()
         if not self.event_shape:
             return self._attach(z)
         lanes = z.dim() - len(self.event_shape)
-        return with_derivatives(self._conditional_log_odds, z, (), lanes)
+        if not self._on_simplex:
+            return with_derivatives(self._conditional_log_odds, z, (), lanes)
+        free = z[..., :-1]
+        moved = with_derivatives(lambda y: self._conditional_log_odds(_filled(y)), free, (), lanes)
+        return torch.cat([moved, z[..., -1:] + (free - moved).sum(-1, keepdim=True)], -1)
+
+    @property
+    def _on_simplex(self) -> bool:
+        """Whether the last coordinate is what the others leave of 1."""
+        return self.component_distribution.support is constraints.simplex
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draw a component first, then a sample of it alone, where the family is known."""
+        component, events = self.component_distribution, len(self.event_shape)
+        family = rebuild(component)
+        with torch.no_grad():
+            which = self.mixture_distribution.sample(torch.Size(sample_shape)).unsqueeze(-1)
+            if family is None:
+                z = draw_from(component, torch.Size(sample_shape))
+                which = which.reshape(*which.shape, *(1,) * events)
+                which = which.expand(*which.shape[: which.dim() - events], *self.event_shape)
+                return z.gather(-1 - events, which).squeeze(-1 - events)
+            make, parameters = family
+            shape = (*which.shape[:-1], self._log_weights.shape[-1])
+            drawn = (p.expand(shape).gather(-1, which).squeeze(-1) for p in parameters)
+            return make(*drawn).sample()
 
     def _attach(self, z: Tensor) -> Tensor:
         """Return samples of a univariate mixture with their derivatives."""
@@ -171,19 +205,25 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         if family is None:
             return with_derivatives(lambda z: log_odds(self, z), z, (), z.dim())
         make, parameters = family
+        shape = self.component_distribution.batch_shape
+        columns = [p.expand(shape).unbind(-1) for p in (self._log_weights, *parameters)]
         move = ims.elementwise_function(
-            lambda z, *_: torch.zeros_like(z),
-            functools.partial(_shares, make),
+            lambda z, *_: z.clone(),
+            functools.partial(_partials, make, shape[-1]),
             name="sample of a mixture",
         )
-        # The derivatives of the equation are those of F, divided by q; so F need not be known.
-        return ims.attach(
-            lambda z, start, *args: z - start - move(z.unsqueeze(-1), *args).sum(-1),
-            z,
-            (z, self._log_weights, *parameters),
-            batch_dims=z.dim(),
-            in_dims=(0, *(None,) * (1 + len(parameters))) if z.dim() else None,
-        )
+        return move(z, *itertools.chain(*columns))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the logarithm of the density; see torch.
+
+        Raises
+        ------
+        NotImplementedError
+            If the components have none.
+        """
+        check_method(self.component_distribution, "log_prob", "component_distribution")
+        return super().log_prob(value)
 
     def log_cdf(self, value: Tensor) -> Tensor:
         """Return ``ln F(z)``, as exact in the lower tail as the components; see `cdf`."""
@@ -293,7 +333,7 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
             x = torch.linalg.solve_triangular(scale, gap, upper=False).squeeze(-1)
             spread = torch.diagonal(scale, dim1=-2, dim2=-1)
             log_density = -0.5 * (x * x + math.log(2 * math.pi)) - spread.log()
-            return log_ndtr(x), log_ndtr(-x), log_density
+            return *log_normal_tails(x), log_density
         if isinstance(component, Independent) and not component.base_dist.event_shape:
             marginal = component.base_dist
             shape = torch.broadcast_shapes(
@@ -305,10 +345,31 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
                 t.flatten(t.dim() - len(self.event_shape)) for t in tensors
             )
             return below, above, log_density
-        raise NotImplementedError(
-            f"component_distribution is a {type(component).__name__}, of which no conditional CDFs "
-            "are known: use Independent(univariate, n) or MultivariateNormal"
-        )
+        if not hasattr(component, "rosenblatt"):
+            raise NotImplementedError(
+                f"component_distribution is a {type(component).__name__}, of which no conditional "
+                "CDFs are known: define its method rosenblatt, or use Independent(univariate, n) "
+                "or MultivariateNormal"
+            )
+        return self._by_transform(component, z)
+
+    def _by_transform(self, component: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same from a Rosenblatt transform, whose slopes are the densities."""
+        free = z[..., :-1] if self._on_simplex else z
+        free = free.expand(*free.shape[:-2], component.batch_shape[-1], -1)
+
+        def transform(y: Tensor) -> Tensor:
+            filled = _filled(y) if self._on_simplex else y
+            of_each: Tensor = component.rosenblatt(filled.unflatten(-1, component.event_shape))
+            return of_each.flatten(y.dim() - 1)
+
+        vjp: Any = torch.func.vjp(transform, free)
+        u, pull = vjp
+        units = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+        slopes = [pull(unit.expand(u.shape))[0][..., i] for i, unit in enumerate(units)]
+        least = torch.finfo(u.dtype).tiny
+        log_density = torch.stack(slopes, -1).clamp(min=least).log()
+        return u.clamp(min=least).log(), (1 - u).clamp(min=least).log(), log_density
 
     def _conditional_log_tails(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logarithms of the tails of each coordinate given those before it."""
@@ -316,11 +377,10 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         # not a difference, which is NaN outside of a component's support
         before = torch.nn.functional.pad(log_density[..., :-1], (1, 0)).cumsum(-1)
         log_weights = (self._log_weights.unsqueeze(-1) + before).log_softmax(-2)
-        below, above = (
-            torch.logsumexp(log_weights + tail, -2).unflatten(-1, self.event_shape)
-            for tail in (log_cdf, log_survival)
-        )
-        return below, above
+        below, above = (torch.logsumexp(log_weights + tail, -2) for tail in (log_cdf, log_survival))
+        if self._on_simplex:
+            return below, above
+        return below.unflatten(-1, self.event_shape), above.unflatten(-1, self.event_shape)
 
     def _conditional_log_odds(self, z: Tensor) -> Tensor:
         below, above = self._conditional_log_tails(z)
@@ -367,6 +427,10 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         NotImplementedError
             If no conditional CDFs of the components are known.
         """
+        if self._on_simplex:
+            raise NotImplementedError(
+                "inverse_rosenblatt of a mixture on the simplex: use sample or rsample"
+            )
         u = u.expand(torch.broadcast_shapes(u.shape, self.batch_shape + self.event_shape))
         with torch.no_grad():
             z = self._invert(u.detach())
@@ -395,6 +459,11 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         return solve_tails(tails, u, low, high)
 
 
+def _filled(y: Tensor) -> Tensor:
+    """Return the vectors of the simplex that begin with ``y``."""
+    return torch.cat([y, 1 - y.sum(-1, keepdim=True)], -1)
+
+
 def _component_tails(component: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(component, VonMises):
         return log_arc_tails(z, component.loc, component.concentration)
@@ -407,30 +476,75 @@ def _component_quantile(component: Any, u: Tensor) -> Tensor:
     return quantile(component, u)
 
 
-def _shares(
-    make: Callable[..., Any], _: Tensor, z: Tensor, log_weights: Tensor, *parameters: Tensor
+SIZE = 1 << 16  # elements times components that are evaluated at once
+
+
+def _partials(
+    make: Callable[..., Any], count: int, y: Tensor, _: Tensor, *columns: Tensor
 ) -> list[Any]:
-    r"""Return how each component moves a sample, ``dz = sum_k (...)_k``; all are ``(..., K)``.
+    """Return ``dz`` by the logarithms of the weights, then by each parameter, of all components."""
+    groups = [columns[i : i + count] for i in range(0, len(columns), count)]
+    if torch.is_grad_enabled() or ims.transformed():
+        of_all = _shares(make, y, *(torch.stack(g) for g in groups))
+        shares = [functools.cache(share) for share in of_all]
+    else:
+        # nothing is recorded: what is wanted at once, in parts that stay in the cache
+        wanted = [any(t.requires_grad for t in g) for g in groups]
+        found = functools.cache(lambda: _in_parts(make, y, groups, wanted))
+        shares = [lambda i=i: found()[i] for i in range(len(groups))]  # type: ignore[misc]
+    return [None, *(lambda s=s, k=k: s()[k] for s in shares for k in range(count))]
+
+
+def _in_parts(
+    make: Callable[..., Any], y: Tensor, groups: Sequence[Sequence[Tensor]], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Evaluate the shares in parts; what all samples share is not repeated for each."""
+    place = y.reshape(-1)
+    shared = [all(not any(t.stride()) for t in g) for g in groups]
+    flat = [
+        torch.stack([t.as_strided((1,), (1,)) if one else t.reshape(-1) for t in g])
+        for g, one in zip(groups, shared, strict=True)
+    ]
+    found = [
+        place.new_empty((len(g), len(place))) if w else None
+        for g, w in zip(groups, wanted, strict=True)
+    ]
+    size = max(1, SIZE // len(groups[0]))
+    for start in range(0, len(place), size):
+        part = slice(start, start + size)
+        parameters = (t if one else t[:, part] for t, one in zip(flat, shared, strict=True))
+        for whole, share in zip(found, _shares(make, place[part], *parameters), strict=True):
+            if whole is not None:
+                whole[:, part] = share()
+    return [None if f is None else f.view(-1, *y.shape) for f in found]
+
+
+def _shares(
+    make: Callable[..., Any], z: Tensor, log_weights: Tensor, *parameters: Tensor
+) -> list[Callable[[], Tensor]]:
+    r"""Return how each component moves a sample, ``dz = sum_k (...)_k``; all are ``(K, ...)``.
 
     .. math:: r_k \frac{\partial z_k}{\partial \phi_k}, \qquad
               -\frac{w_k (F_k - F)}{q} = \frac{w_k ((1 - F_k) - (1 - F))}{q}
               \quad \text{by } \ln w_k
 
-    Not by ``z``, which is a sample itself. What overflows is cut off below the largest number: so
-    it is not NaN in the gradients of other samples.
+    What overflows is cut off below the largest number: so it is not NaN in the gradients of other
+    samples.
     """
-    most = math.log(torch.finfo(z.dtype).max) - math.log(8 * log_weights.shape[-1])
-    component = functools.cache(lambda: make(*parameters))
-    moved = functools.cache(lambda: motion(component(), z))
-    density = functools.cache(lambda: log_weights + component().log_prob(z))
-    responsibility = functools.cache(lambda: density().softmax(-1))
+    most = math.log(torch.finfo(z.dtype).max) - math.log(8 * len(log_weights))
+    component = make(*parameters)
+    moved = functools.cache(lambda: motion(component, z))
+    density = functools.cache(lambda: log_weights + component.log_prob(z))
+    log_q = functools.cache(lambda: density().logsumexp(0))
+    responsibility = functools.cache(lambda: (density() - log_q()).exp())
 
     def by_log_weight() -> Tensor:
-        log_q = density().logsumexp(-1, keepdim=True)
-        below, above = (log_weights + tail - log_q for tail in moved().tails())
-        lower = (below.logsumexp(-1, keepdim=True) < above.logsumexp(-1, keepdim=True)).detach()
-        of_each = torch.where(lower, below, above).clamp(max=most).exp()
-        excess = of_each - log_weights.exp() * of_each.sum(-1, keepdim=True)
+        below, above = moved().tails()
+        weights = log_weights.exp()
+        lower = ((weights * below.exp()).sum(0) < 0.5).detach()
+        of_each = torch.where(lower, below, above) + (log_weights - log_q())
+        of_each = of_each.clamp(max=most).exp()
+        excess = of_each - weights * of_each.sum(0)
         return torch.where(lower, -excess, excess)
 
     def by_parameter(place: int) -> Tensor:
@@ -438,4 +552,4 @@ def _shares(
         return responsibility() * (slope() if callable(slope) else slope)
 
     places = range(len(parameters))
-    return [None, by_log_weight, *(functools.partial(by_parameter, i) for i in places)]
+    return [by_log_weight, *(functools.partial(by_parameter, i) for i in places)]

@@ -18,6 +18,7 @@ from implicit_solvers.problems.reparameterization.distributions.truncated import
 from implicit_solvers.problems.reparameterization.special.beta import beta_sample_derivatives
 from implicit_solvers.problems.reparameterization.special.gamma import gamma_sample_derivative
 from implicit_solvers.problems.reparameterization.special.log_tails import student_t_motion
+from implicit_solvers.problems.reparameterization.special.normal import log_normal_tails
 from implicit_solvers.problems.reparameterization.tails import log_tails
 
 __all__ = ["Motion", "Slope", "motion", "rebuild"]
@@ -76,10 +77,15 @@ def _with_log_tails(distribution: Any, z: Tensor, *slopes: Slope) -> Motion:
 
 @motion.register(distributions.Cauchy)
 @motion.register(distributions.Laplace)
-@motion.register(distributions.Normal)
 def _of_location_and_scale(distribution: Any, z: Tensor) -> Motion:
     by_scale = (z - distribution.loc) / distribution.scale
     return _with_log_tails(distribution, z, torch.ones_like(z), by_scale)
+
+
+@motion.register(distributions.Normal)
+def _of_normal(distribution: Any, z: Tensor) -> Motion:
+    x = (z - distribution.loc) / distribution.scale
+    return Motion(lambda: log_normal_tails(x), (torch.ones_like(z), x))
 
 
 @motion.register(distributions.Exponential)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.distributions.draws import draw
+from implicit_solvers.problems.reparameterization.distributions.draws import drawing
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_draw
 from implicit_solvers.problems.reparameterization.distributions.quantiles import (
     between_ends,
@@ -18,6 +17,9 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     probability,
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
+from implicit_solvers.problems.reparameterization.special.derivatives import (
+    differentiable_sample,
+)
 from implicit_solvers.problems.reparameterization.special.log_gamma import (
     digamma_rise,
     log1p_minus,
@@ -25,8 +27,8 @@ from implicit_solvers.problems.reparameterization.special.log_gamma import (
 )
 from implicit_solvers.problems.reparameterization.special.normal import LOG_ROOT
 from implicit_solvers.problems.reparameterization.special.student_t import (
+    relative_slope,
     student_t_cdf,
-    student_t_log_sample,
     student_t_log_sample_derivative,
     student_t_log_tail,
 )
@@ -150,6 +152,26 @@ def _log_quantile_partials(log_t: Tensor, tail: Tensor, df: Tensor) -> list[Any]
 _log_quantile = ims.elementwise_function(_solve, _log_quantile_partials, name="student_t quantile")
 
 
+MOST = torch.finfo(torch.float64).max
+
+
+def _draw(df: Tensor) -> Tensor:
+    """Draw standard t variables; what overflows is the largest number."""
+    half = 0.5 * df
+    stretch = half.log().sub_(log_gamma_draw(half)).mul_(0.5).exp_()
+    return stretch.mul_(torch.randn_like(stretch)).clamp_(-MOST, MOST)
+
+
+_drawn = drawing(_draw)
+
+
+def _by_df(t: Tensor, df: Tensor) -> Tensor:
+    return torch.where(t.abs() < MOST, t * relative_slope(t, df), 0.0)
+
+
+_variable = differentiable_sample(lambda t, df: [lambda: _by_df(t, df)], name="student_t variable")
+
+
 @halves_in_single("mean", "mode", "variance")
 class StudentT(torch.distributions.StudentT):
     r"""Student's t distribution with ``n`` degrees of freedom, with implicit derivatives.
@@ -227,14 +249,13 @@ class StudentT(torch.distributions.StudentT):
         >>> StudentT(torch.ones(3)).rsample((2,)).shape
         torch.Size([2, 3])
         """
-        shape = self._extended_shape(torch.Size(sample_shape))
-        df = self.df.expand(shape)
-        normal = torch.randn(shape, dtype=torch.float64, device=df.device)
-        half = 0.5 * df.detach().to(torch.float64)
-        log_t = normal.abs().log() - 0.5 * (draw(log_gamma_draw, half) - half.log())
-        log_t = student_t_log_sample(log_t, df)
-        t = normal.sign() * log_t.clamp(max=math.log(torch.finfo(df.dtype).max)).exp()
-        return self.loc + self.scale * t.to(df.dtype)
+        shape, dtype = self._extended_shape(torch.Size(sample_shape)), self.df.dtype
+        df = self.df.to(torch.float64).expand(shape)
+        t = _variable(_drawn(df), df)
+        if dtype != t.dtype:
+            most = torch.finfo(dtype).max
+            t = t.clamp(-most, most).to(dtype)
+        return self.loc + self.scale * t
 
     def _standardized(self, value: Tensor) -> Tensor:
         return (value.to(torch.float64) - self.loc.to(torch.float64)) / self.scale.to(torch.float64)

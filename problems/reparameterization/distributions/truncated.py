@@ -26,7 +26,9 @@ from implicit_solvers.problems.reparameterization.tails import (
     log_tails,
 )
 from implicit_solvers.problems.reparameterization.validation import (
+    check_cdf,
     check_continuous,
+    check_method,
     check_probability,
 )
 
@@ -99,6 +101,8 @@ class Truncated(Distribution):
                 f"base is a {type(base).__name__} with events of the shape "
                 f"{tuple(base.event_shape)}: pass a univariate distribution"
             )
+        check_method(base, "expand", "base")
+        check_cdf(base, "base")
         like = like_parameters(base)
         low, high = (_end(end, name, like) for end, name in ((low, "low"), (high, "high")))
         shape = torch.broadcast_shapes(base.batch_shape, low.shape, high.shape)

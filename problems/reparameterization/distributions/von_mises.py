@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.distributions.draws import draw
+from implicit_solvers.problems.reparameterization.distributions.draws import drawing
 from implicit_solvers.problems.reparameterization.distributions.quantiles import (
     elementwise_root,
     probability,
@@ -104,6 +104,9 @@ def log_arc_tails(angle: Tensor, loc: Tensor, concentration: Tensor) -> tuple[Te
     return below.to(loc.dtype), above.to(loc.dtype)
 
 
+_drawn = drawing(angle_draw)
+
+
 @halves_in_single("variance")
 class VonMises(torch.distributions.VonMises):
     r"""The von Mises distribution around ``m``, with implicit derivatives.
@@ -184,7 +187,7 @@ class VonMises(torch.distributions.VonMises):
         """
         loc, k = self._double()
         k = k.expand(self._extended_shape(torch.Size(sample_shape)))
-        return wrapped(loc + von_mises_sample(draw(angle_draw, k), k), self.loc.dtype)
+        return wrapped(loc + von_mises_sample(_drawn(k), k), self.loc.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the logarithm of the density.

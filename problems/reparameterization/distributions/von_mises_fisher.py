@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from implicit_solvers.problems.reparameterization.distributions.draws import draw
+from implicit_solvers.problems.reparameterization.distributions.draws import drawing
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_draw
 from implicit_solvers.problems.reparameterization.special.polygamma import log1p_minus
 from implicit_solvers.problems.reparameterization.special.von_mises_fisher import angle
@@ -185,7 +185,7 @@ class VonMisesFisher(Distribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         loc, k = self._double()
         wide = k.expand(shape[:-1])
-        drawn = draw(lambda k: _angle_draw(k, self._dim), wide)
+        drawn = drawing(lambda k: _angle_draw(k, self._dim))(wide)
         functions = angle(self._dim)
         t = functions.sample(drawn, wide, functions.deficit(k).expand(shape[:-1])).unsqueeze(-1)
         start = loc.detach()

@@ -37,7 +37,7 @@ from implicit_solvers.problems.reparameterization.special.polygamma import (
     trigamma,
     trigamma_difference,
 )
-from implicit_solvers.problems.reparameterization.special.quadrature import clustered_nodes
+from implicit_solvers.problems.reparameterization.special.quadrature import quadrature
 
 __all__ = [
     "curvatures",
@@ -73,12 +73,19 @@ def _regions(
     count: int,
     args: tuple[Tensor, ...],
     series: Callable[..., Values],
-    quadrature: Callable[..., Values],
+    integral: Callable[..., Values],
 ) -> Values:
     a, b, x, _, _ = args
     valid = (a > 0) & (a < torch.inf) & (b > 0) & (b < torch.inf)
     small = b * x < SERIES_BELOW
-    return piecewise(count, args, (valid & small, series), (valid & ~small & (x >= 0), quadrature))
+    return piecewise(
+        count,
+        args,
+        (lambda: valid & ~small & (x >= 0), integral),
+        # the number of terms grows with the largest x
+        (lambda: valid & small & (x < 0.2), series),
+        (lambda: valid & small & (x >= 0.2), series),
+    )
 
 
 def _logs(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,12 +105,13 @@ class _Series:
         largest = float(x.max()) if len(x) else 0.0
         terms = max(26, math.ceil(40 / -math.log(max(largest, 1e-300))))
         for k in range(1, terms + 1):
-            factor, shift = (k - b) * (x / k), x / k
+            shift = x / k
+            factor = (k - b).mul_(shift)
             if order >= 2:
-                c_bb = c_bb * factor - 2 * c_b * shift
+                c_bb.mul_(factor).addcmul_(c_b, shift, value=-2)
             if order >= 1:
-                c_b = c_b * factor - c * shift
-            c = c * factor
+                c_b.mul_(factor).addcmul_(c, shift, value=-1)
+            c.mul_(factor)
             r = (a + k).reciprocal_()
             self.rest.addcmul_(c, r)
             if order >= 1:
@@ -130,26 +138,24 @@ def _moments(
         h = n * growth.log1p() - sigma * a * end
         slope = sigma * (n * (x + growth) / (1 + growth) - a)
         end = end + h / slope * (CUTOFF / h).log_()
-    moments = [torch.zeros_like(a) for _ in range((1, 3, 6)[order])]
+
+    def integrands(
+        node: Tensor, signed: Tensor, a: Tensor, n: Tensor, x: Tensor
+    ) -> tuple[Tensor, ...]:
+        h = signed * node
+        log = h.expm1().mul_(x).log1p_()
+        alpha = h - log if order else h  # sigma alpha
+        density = h.mul_(a) if order else h * a
+        density = density.addcmul_(log, n, value=-1).exp_()
+        if not order:
+            return (density,)
+        of_alpha, of_beta = alpha * density, log.neg() * density
+        if order == 1:
+            return density, of_alpha, of_beta
+        return density, of_alpha, of_beta, of_alpha * alpha, of_beta * alpha, of_beta * -log
+
     signed = sigma * end
-    log, h, alpha, beta, product = (torch.empty_like(a) for _ in range(5))
-    for node, weight in clustered_nodes(nodes):
-        torch.mul(signed, node, out=h)
-        torch.expm1(h, out=log)
-        log.mul_(x).log1p_()
-        if order:
-            torch.sub(h, log, out=alpha)  # sigma alpha
-        h.mul_(a).addcmul_(log, n, value=-1).exp_()
-        moments[0].add_(h, alpha=weight)
-        if order:
-            torch.mul(h, log, out=beta)
-            torch.mul(h, alpha, out=product)
-            moments[1].add_(product, alpha=weight)
-            moments[2].add_(beta, alpha=-weight)
-        if order == 2:
-            moments[3].addcmul_(product, alpha, value=weight)
-            moments[4].addcmul_(product, log, value=-weight)
-            moments[5].addcmul_(beta, log, value=weight)
+    moments = quadrature(integrands, nodes, signed, a, n, x)
     for place, moment in enumerate(moments):
         moment.mul_(signed if place in (1, 2) else end)
     return moments
@@ -241,7 +247,7 @@ def tails(
         q = -lead.expm1() - lead.exp() * rest
         return p, q, log_p, torch.where(q < 0.5, q.log(), (-p).log1p())
 
-    def quadrature(a: Tensor, b: Tensor, x: Tensor, t: Tensor, w: Tensor) -> Values:
+    def integral(a: Tensor, b: Tensor, x: Tensor, t: Tensor, w: Tensor) -> Values:
         upper = _logs(x, t)[0] + digamma_difference(a, b) >= 0
         sigma = 2.0 * upper - 1.0
         (total,) = _moments(a, b, x, w, sigma, nodes, 0)
@@ -256,7 +262,7 @@ def tails(
         )
 
     mirrored, args = _oriented(a, b, x, t, w)
-    p, q, log_p, log_q = _regions(4, args, series, quadrature)
+    p, q, log_p, log_q = _regions(4, args, series, integral)
     return (
         torch.where(mirrored, q, p),
         torch.where(mirrored, p, q),
@@ -282,7 +288,7 @@ def slopes(
             scale * (by_b * (1 + S.rest) + S.b),
         )
 
-    def quadrature(a: Tensor, b: Tensor, x: Tensor, t: Tensor, w: Tensor) -> Values:
+    def integral(a: Tensor, b: Tensor, x: Tensor, t: Tensor, w: Tensor) -> Values:
         log_x, log_y = _logs(x, t)
         score_a, score_b = log_x + digamma_difference(a, b), log_y + digamma_difference(b, a)
         sigma = 2.0 * (score_a >= 0) - 1.0
@@ -290,15 +296,14 @@ def slopes(
         return score_a.mul_(sigma) * one + alpha, score_b.mul_(sigma) * one + beta
 
     mirrored, args = _oriented(a, b, x, t, w)
-    by_a, by_b = _regions(2, args, series, quadrature)
+    by_a, by_b = _regions(2, args, series, integral)
     return torch.where(mirrored, -by_b, by_a), torch.where(mirrored, -by_a, by_b)
 
 
 def _slope_of_lead(a: Tensor, b: Tensor) -> Tensor:
     """Return ``psi(a + b) - psi(a + 1)``."""
-    down = digamma_difference(a + b, (1 - b).clamp(min=0.0))
-    up = digamma_difference(a + 1, (b - 1).clamp(min=0.0))
-    return torch.where(b < 1, -down, up)
+    difference = digamma_difference(a + b.clamp(max=1.0), (b - 1).abs())
+    return torch.where(b < 1, -difference, difference)
 
 
 @in_double(26)
@@ -325,7 +330,7 @@ def curvatures(
             scale * (in_bb - log_y * in_b),
         )
 
-    def quadrature(a: Tensor, b: Tensor, x: Tensor, t: Tensor, w: Tensor) -> Values:
+    def integral(a: Tensor, b: Tensor, x: Tensor, t: Tensor, w: Tensor) -> Values:
         log_x, log_y = _logs(x, t)
         score_a, score_b = log_x + digamma_difference(a, b), log_y + digamma_difference(b, a)
         sigma = 2.0 * (score_a >= 0) - 1.0
@@ -340,7 +345,7 @@ def curvatures(
         )
 
     mirrored, args = _oriented(a, b, x, t, w)
-    aa, ab, ba, bb = _regions(4, args, series, quadrature)
+    aa, ab, ba, bb = _regions(4, args, series, integral)
     return (
         torch.where(mirrored, -bb, aa),
         torch.where(mirrored, -ba, ab),

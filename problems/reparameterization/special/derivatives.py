@@ -116,10 +116,11 @@ def in_double(
             shape, dtype = args[0].shape, args[0].dtype
             nodes = double if single is None or dtype == torch.float64 else single
             flat = [t.detach().to(torch.float64).reshape(-1) for t in args]
+            if len(flat[0]) <= BLOCK:
+                return tuple(t.to(dtype).reshape(shape) for t in function(*flat, nodes=nodes))
             blocks = zip(*(t.split(BLOCK) for t in flat), strict=True)
             parts = [function(*block, nodes=nodes) for block in blocks]
-            joined = [p[0] if len(p) == 1 else torch.cat(p) for p in zip(*parts, strict=True)]
-            return tuple(t.to(dtype).reshape(shape) for t in joined)
+            return tuple(torch.cat(p).to(dtype).reshape(shape) for p in zip(*parts, strict=True))
 
         return value
 
@@ -127,7 +128,9 @@ def in_double(
 
 
 def piecewise(
-    count: int, args: Sequence[Tensor], *pieces: tuple[Tensor, Callable[..., Values]]
+    count: int,
+    args: Sequence[Tensor],
+    *pieces: tuple[Tensor | Callable[[], Tensor], Callable[..., Values]],
 ) -> Values:
     """Evaluate each region of the arguments by its own formula.
 
@@ -138,8 +141,9 @@ def piecewise(
     args : sequence of Tensor
         Flat tensors of one length.
     *pieces : (Tensor, callable)
-        A mask, and a function of the arguments inside it that returns ``count`` tensors. Masks
-        are disjoint. Elements outside of all of them get NaN.
+        A mask, or a function that returns it, called where elements are left; and a function of the
+        arguments inside it that returns ``count`` tensors. Masks are disjoint. Elements outside of
+        all of them get NaN.
 
     Returns
     -------
@@ -153,16 +157,21 @@ def piecewise(
     (tensor([1., 8., nan]),)
     """
     out: Values | None = None
+    left = len(args[0])
     for mask, function in pieces:
+        if not left:
+            break
+        mask = mask() if callable(mask) else mask
         index = mask.nonzero().squeeze(-1)
         if len(index) == len(mask):
             return function(*args)
         if len(index):
+            left -= len(index)
             if out is None:
                 out = tuple(torch.full_like(args[0], torch.nan) for _ in range(count))
-            results = function(*(t[index] for t in args))
+            results = function(*(t.index_select(0, index) for t in args))
             for whole, part in zip(out, results, strict=True):
-                whole[index] = part
+                whole.index_copy_(0, index, part)
     return out or tuple(torch.full_like(args[0], torch.nan) for _ in range(count))
 
 

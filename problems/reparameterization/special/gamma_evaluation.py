@@ -15,12 +15,15 @@ underflows.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from implicit_solvers.problems.reparameterization.special.derivatives import in_double, piecewise
+from implicit_solvers.problems.reparameterization.special.interpolation import interpolant
 from implicit_solvers.problems.reparameterization.special.polygamma import (
     digamma_minus_log,
     log1p_minus,
@@ -28,7 +31,7 @@ from implicit_solvers.problems.reparameterization.special.polygamma import (
     stirling_error,
     trigamma,
 )
-from implicit_solvers.problems.reparameterization.special.quadrature import clustered_nodes
+from implicit_solvers.problems.reparameterization.special.quadrature import quadrature
 
 __all__ = ["curvature", "log_density", "score", "slope", "tails"]
 
@@ -80,14 +83,15 @@ def _moments(a: Tensor, z: Tensor, sigma: Tensor, nodes: int, order: int) -> lis
         growth = (sigma * end).expm1_()
         h = z * growth - sigma * a * end
         end = end + h / (sigma * z * growth + start) * (CUTOFF / h).log_()
-    moments = [torch.zeros_like(a) for _ in range(order + 1)]
-    signed, linear, minus_z = sigma * end, sigma * end * a, -z
-    h = torch.empty_like(a)
-    for x, weight in clustered_nodes(nodes):
-        torch.mul(signed, x, out=h)
-        h.expm1_().mul_(minus_z).add_(linear, alpha=x).exp_()  # exp(-h)
-        for j, moment in enumerate(moments):
-            moment.add_(h, alpha=weight * x**j)
+
+    def integrands(
+        x: Tensor, signed: Tensor, linear: Tensor, minus_z: Tensor
+    ) -> tuple[Tensor, ...]:
+        density = (signed * x).expm1_().mul_(minus_z).addcmul_(linear, x).exp_()  # exp(-h)
+        return density, *(density * x**j for j in range(1, order + 1))
+
+    signed = sigma * end
+    moments = quadrature(integrands, nodes, signed, signed * a, -z)
     scale = end
     for moment in moments:
         moment.mul_(scale)
@@ -134,7 +138,7 @@ def tails(a: Tensor, z: Tensor, u: Tensor, *, nodes: int) -> tuple[Tensor, ...]:
         q = -lead.expm1() - lead.exp() * rest
         return p, q, log_p, torch.where(q < 0.5, q.log(), (-p).log1p())
 
-    def quadrature(a: Tensor, z: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+    def integral(a: Tensor, z: Tensor, u: Tensor) -> tuple[Tensor, ...]:
         upper = u >= a.digamma()
         sigma = 2.0 * upper - 1.0
         (k0,) = _moments(a, z, sigma, nodes, 0)
@@ -148,24 +152,75 @@ def tails(a: Tensor, z: Tensor, u: Tensor, *, nodes: int) -> tuple[Tensor, ...]:
             torch.where(upper, log_small, log_large),
         )
 
-    return _regions(a, z, u, 4, series, quadrature, (1.0, 0.0, 0.0, -torch.inf))
+    return _regions(a, z, u, 4, series, integral, (1.0, 0.0, 0.0, -torch.inf))
 
 
-@in_double(20)
-def slope(a: Tensor, z: Tensor, u: Tensor, *, nodes: int) -> tuple[Tensor, ...]:
-    """Return ``g = du/da``."""
+def _slope(a: Tensor, z: Tensor, u: Tensor, nodes: int) -> tuple[Tensor, ...]:
+    """Return ``g`` by series and quadrature."""
 
     def series(a: Tensor, z: Tensor, u: Tensor) -> tuple[Tensor, ...]:
         rest, first = _series_sums(a, z, 1)
         return (-z.exp() * ((u - (1 + a).digamma()) * (1 + rest) + first) / a,)
 
-    def quadrature(a: Tensor, z: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+    def integral(a: Tensor, z: Tensor, u: Tensor) -> tuple[Tensor, ...]:
         offset = u - a.digamma()
         sigma = 2.0 * (offset >= 0) - 1.0
         k0, k1 = _moments(a, z, sigma, nodes, 1)
         return (offset.abs() * k0 + k1,)
 
-    return _regions(a, z, u, 1, series, quadrature, (0.0,))
+    return _regions(a, z, u, 1, series, integral, (0.0,))
+
+
+def _by_ratio(v: Tensor, reciprocal: Tensor) -> tuple[Tensor, ...]:
+    a = 1 / reciprocal
+    u = v + a.log()
+    return (a * _slope(a, u.exp(), u, 44)[0],)
+
+
+def _by_log(u: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+    a = 2 / s - 2
+    return (a * _slope(a, u.exp(), u, 44)[0],)
+
+
+def _by_place(z: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+    a = 2 / s - 2
+    rest, first = _series_sums(a, z, 1)
+    rest.add_(1)
+    return z.exp() * rest, z.exp() * ((1 + a).digamma() * rest - first)
+
+
+# a g, in the bulk of the distribution: for a >= 2 a function of ln(z / a) and 1 / a, for a < 2 of
+# u and s = 2 / (2 + a), for z < 2 of z and s and linear in u
+BULK = (-6.5, 2.6)
+FAR = (math.log(SERIES_BELOW), math.log(60.0))
+SMALL_SHAPE = (0.5, 1.0 - 1e-14)
+of_ratio = interpolant(_by_ratio, BULK, (1e-9, 0.5), 29, 14)
+of_log = interpolant(_by_log, FAR, SMALL_SHAPE, 20, 17)
+of_place = interpolant(_by_place, (0.0, SERIES_BELOW), SMALL_SHAPE, 15, 17)
+
+
+@in_double(20)
+def slope(a: Tensor, z: Tensor, u: Tensor, *, nodes: int) -> tuple[Tensor, ...]:
+    """Return ``g = du/da``."""
+    ratio, large = u - a.log(), a >= 2
+    bulk = large & (ratio > BULK[0]) & (ratio < BULK[1])
+    small = functools.cache(lambda: (a > 0) & ~large & (u < FAR[1]) & (z >= 0))
+
+    def near(a: Tensor, z: Tensor, u: Tensor, ratio: Tensor) -> tuple[Tensor, ...]:
+        factor, rest = of_place(z, 2 / (2 + a))
+        return (rest.sub_(factor.mul_(u)).div_(a),)
+
+    return piecewise(
+        1,
+        (a, z, u, ratio),
+        (bulk, lambda a, z, u, ratio: (of_ratio(ratio, 1 / a)[0].div_(a),)),
+        (lambda: small() & (z < SERIES_BELOW), near),
+        (
+            lambda: small() & (z >= SERIES_BELOW),
+            lambda a, z, u, ratio: (of_log(u, 2 / (2 + a))[0].div_(a),),
+        ),
+        (lambda: ~(bulk | small()), lambda a, z, u, ratio: _slope(a, z, u, nodes)),
+    )
 
 
 @in_double(24)
@@ -179,10 +234,10 @@ def curvature(a: Tensor, z: Tensor, u: Tensor, *, nodes: int) -> tuple[Tensor, .
         by_shape = -trigamma(1 + a) * (1 + rest) + offset * first + second
         return (z.exp() * (bracket / a - by_shape) / a,)
 
-    def quadrature(a: Tensor, z: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+    def integral(a: Tensor, z: Tensor, u: Tensor) -> tuple[Tensor, ...]:
         offset = u - a.digamma()
         sigma = 2.0 * (offset >= 0) - 1.0
         k0, k1, k2 = _moments(a, z, sigma, nodes, 2)
         return (sigma * (offset.abs() * k1 + k2 - trigamma(a) * k0),)
 
-    return _regions(a, z, u, 1, series, quadrature, (0.0,))
+    return _regions(a, z, u, 1, series, integral, (0.0,))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import implicit_solvers as ims
 
-__all__ = ["LOG_ROOT", "legendre_nodes", "log_ndtr", "mills_ratio"]
+__all__ = ["LOG_ROOT", "legendre_nodes", "log_ndtr", "log_normal_tails", "mills_ratio"]
 
 LOG_ROOT = 0.5 * math.log(2 * math.pi)
 ASYMPTOTIC_ABOVE = 25.0
@@ -76,6 +76,47 @@ def log_ndtr(x: Tensor) -> Tensor:
     tensor([ -0.6931, -53.2313])
     """
     return _log_ndtr(x)
+
+
+def _tails_value(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both from the smaller tail, which torch computes fast where it does not underflow."""
+    place = -x.abs()
+    small = 0.5 * torch.erfc(place.mul(-math.sqrt(0.5)))
+    log_small = small.log()
+    far = place < 0.97 * -math.sqrt(-2 * math.log(torch.finfo(x.dtype).tiny))
+    if bool(far.any()):
+        log_small[far] = torch.special.log_ndtr(place[far])
+    log_large, upper = small.neg().log1p_(), x >= 0
+    return torch.where(upper, log_large, log_small), torch.where(upper, log_small, log_large)
+
+
+_log_tails = ims.elementwise_function(
+    _tails_value,
+    lambda _, x: [lambda: (_hazard(x), -_hazard(-x))],
+    name="log_normal_tails",
+)
+
+
+def log_normal_tails(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``ln Phi(x)`` and ``ln Phi(-x)`` from one evaluation; see `log_ndtr`.
+
+    Parameters
+    ----------
+    x
+        Real tensor of any shape.
+
+    Returns
+    -------
+    tuple of Tensor
+        Of the same shape.
+
+    Examples
+    --------
+    >>> log_normal_tails(torch.tensor([0.0, -10.0]))
+    (tensor([ -0.6931, -53.2313]), tensor([-6.9315e-01, -7.6199e-24]))
+    """
+    below, above = _log_tails(x)
+    return below, above
 
 
 def _mills_value(x: Tensor) -> Tensor:

@@ -100,23 +100,33 @@ def log_gamma_difference(x: Tensor, y: Tensor) -> Tensor:
 def digamma_excess(x: Tensor, y: Tensor) -> Tensor:
     """Return ``digamma(x + y) - digamma(x) - ln((x + y) / x)`` for ``x >= 10, y >= 0``."""
     p, q = 1 / x, 1 / (x + y)
-    # digamma(x) = ln x - 1/(2x) - sum_k B_2k / (2k x^2k)
-    quotients = _power_quotients(p, q)
-    total = 0.5 * quotients[0]
-    for k, b in enumerate(BERNOULLI, 1):
-        total = total + b / (2 * k) * quotients[2 * k - 1]
-    return y * p * q * total
+    # digamma(x) = ln x - 1/(2x) - sum_k B_2k / (2k x^2k): Horner's rule for the polynomial in p^2,
+    # and for its divided difference
+    square_p, square_q = p * p, q * q
+    value, difference = torch.zeros_like(p), torch.zeros_like(p)
+    for k, c in reversed([*enumerate(BERNOULLI, 1)]):
+        value.add_(c / (2 * k))
+        difference.mul_(square_q).add_(value)
+        value.mul_(square_p)
+    return y * p * q * (0.5 + (p + q) * difference)
 
 
 def digamma_difference(x: Tensor, y: Tensor) -> Tensor:
     """Return ``digamma(x + y) - digamma(x)`` for ``x > 0, y >= 0``, accurate for small ``y``."""
     small = x < SHIFT
     base = torch.where(small, x + SHIFT, x)
-    total = (y / base).log1p() + digamma_excess(base, y)
+    total = (y / base).log1p().add_(digamma_excess(base, y))
+    if not small.any():
+        return total
+    # sum_k 1 / (x + k) - 1 / (x + y + k), the terms of k and 9 - k together
+    middle = 2 * x + (SHIFT - 1)
+    first = x * (x + (SHIFT - 1))
+    last, top = first + y * (middle + y), 2 * first + y * middle
     steps = torch.zeros_like(total)
-    for k in range(SHIFT):
-        steps += y / ((x + k) * (x + k + y))
-    return torch.where(small, total + steps, total)
+    for k in range(SHIFT // 2):
+        c = k * (SHIFT - 1 - k)
+        steps.addcdiv_(top + ((SHIFT - 1) ** 2 - 2 * c), (first + c).mul_(last + c))
+    return torch.where(small, total + steps.mul_(y), total)
 
 
 def trigamma_difference(x: Tensor, y: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from implicit_solvers.problems.reparameterization.special.gamma_ratio import (
     log_gamma_ratio,
     trigamma_excess,
 )
+from implicit_solvers.problems.reparameterization.special.interpolation import interpolant
 from implicit_solvers.problems.reparameterization.special.quadrature import clustered_nodes
 
 __all__ = [
@@ -60,6 +61,8 @@ FLAT_COEFFICIENTS = tuple((-1) ** j / math.factorial(j + 2) for j in range(8))
 def growth(t: Tensor, df: Tensor) -> Tensor:
     """Return ``y = ln(1 + t^2 / df)``."""
     ratio = t * t / df
+    if bool((ratio < 1e100).all()):
+        return ratio.log1p()
     far = 2 * t.abs().log() - df.log()
     return torch.where(ratio < 1e100, ratio.log1p(), far)
 
@@ -185,6 +188,15 @@ def _regions(
     )
 
 
+def _series_offset(a: Tensor) -> Tensor:
+    """Return ``digamma(a + 1/2) - digamma(a + 1)``."""
+    return digamma_excess(a + 1) + 0.5 / (a + 1) - 1 / (a + 0.5)
+
+
+def _series_offset_slope(a: Tensor) -> Tensor:
+    return trigamma_excess(a + 1) - 0.5 / (a + 1) ** 2 + 1 / (a + 0.5) ** 2
+
+
 def log_mass(y: Tensor, df: Tensor) -> Tensor:
     """Return ``ln(B exp(-n y / 2))``."""
     return log_gamma_ratio(0.5 * df) - 0.5 * math.log(math.pi) - 0.5 * df * y
@@ -229,8 +241,8 @@ def tails(y: Tensor, df: Tensor, nodes: int) -> Values:
     return log_small, torch.where(y == torch.inf, df, ratio)
 
 
-def relative_slope(y: Tensor, df: Tensor, nodes: int) -> Tensor:
-    """Return ``d = d ln t / dn``."""
+def _relative_slope(y: Tensor, df: Tensor, nodes: int) -> Tensor:
+    """Return ``d`` by series and quadrature."""
 
     def series(y: Tensor, df: Tensor) -> Values:
         total, by_a, _ = _series_sums(y, 0.5 * df, 1)
@@ -245,6 +257,47 @@ def relative_slope(y: Tensor, df: Tensor, nodes: int) -> Tensor:
         return (total * _relative_length(y, df, tail),)
 
     return _regions(y, df, (-torch.inf,), series, quadrature)[0]
+
+
+# In the bulk of the distribution: n^2 d as a function of ln(n y + 4) and 1 / n where n >= 8, and
+# n d / (1 + y) of y / (y + 5) and 2 / (n + 2) where it is smaller
+FEW, MANY = 0.1, 8.0
+of_many = interpolant(
+    lambda p, q: (_relative_slope((p.exp() - 4) * q, 1 / q, 64) / (q * q),),
+    (math.log(4.0), math.log(40.0)),
+    (1e-9, 1 / MANY),
+    *(30, 16),
+)
+
+
+def _by_few(p: Tensor, q: Tensor) -> Values:
+    y, df = 5 * p / (1 - p), 2 / q - 2
+    return (_relative_slope(y, df, 64) * df / (1 + y),)
+
+
+of_few = interpolant(_by_few, (0.0, 0.9), (2 / (MANY + 2), 2 / (FEW + 2)), 34, 16)
+
+
+def relative_slope(y: Tensor, df: Tensor, nodes: int) -> Tensor:
+    """Return ``d = d ln t / dn``."""
+
+    def by_many(y: Tensor, df: Tensor) -> Values:
+        q = df.reciprocal()
+        return (of_many((y * df).add_(4).log_(), q)[0].mul_(q).mul_(q),)
+
+    def by_few(y: Tensor, df: Tensor) -> Values:
+        return (of_few(y / (y + 5), 2 / (df + 2))[0].mul_(y + 1).div_(df),)
+
+    several = df >= MANY
+    many = several & (y * df < 36.0)
+    few = functools.cache(lambda: ~several & (df > FEW) & (y < 45.0))
+    return piecewise(
+        1,
+        (y, df),
+        (many, by_many),
+        (few, by_few),
+        (lambda: ~(many | few()), lambda y, df: (_relative_slope(y, df, nodes),)),
+    )[0]
 
 
 def tail_and_slope(y: Tensor, df: Tensor, nodes: int) -> Values:
@@ -309,12 +362,3 @@ def curvature(y: Tensor, df: Tensor, nodes: int) -> Tensor:
     tiny = (df > 0) & (df < 1e-150)
     inside = _regions(y, torch.where(tiny, 1.0, df), (torch.inf,), series, quadrature)[0]
     return torch.where(tiny, torch.inf, inside)
-
-
-def _series_offset(a: Tensor) -> Tensor:
-    """Return ``digamma(a + 1/2) - digamma(a + 1)``."""
-    return digamma_excess(a + 1) + 0.5 / (a + 1) - 1 / (a + 0.5)
-
-
-def _series_offset_slope(a: Tensor) -> Tensor:
-    return trigamma_excess(a + 1) - 0.5 / (a + 1) ** 2 + 1 / (a + 0.5) ** 2

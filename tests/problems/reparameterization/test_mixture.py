@@ -5,9 +5,25 @@ import pytest
 import torch
 from scipy import stats
 from torch import distributions as td
+from torch.autograd import grad
 
-from implicit_solvers.problems.reparameterization import MixtureSameFamily, StudentT, Truncated
-from tests.problems.reparameterization.cases import LINE, LOGITS, double, fixed, mixture
+from implicit_solvers.problems.reparameterization import (
+    Dirichlet,
+    MixtureSameFamily,
+    MultivariateStudentT,
+    StudentT,
+    Truncated,
+)
+from tests.problems.reparameterization.cases import (
+    LINE,
+    LOGITS,
+    assert_constant,
+    assert_uniform,
+    check_expectations,
+    double,
+    fixed,
+    mixture,
+)
 
 normals = mixture(td.Normal)
 
@@ -48,8 +64,11 @@ def test_weights_move_samples_in_both_tails(far):
     """Far out, one component remains: dz = -(1 - F_k) dw_k / q and its mirror image."""
     logits, loc, scale = double([0.0, 0.0], [0.0, 0.0], [1.0, 0.5], requires_grad=True)
     q = normals(logits, loc, scale)
-    z = fixed(q, torch.tensor(far, dtype=torch.float64))
-    (slope,) = torch.autograd.grad(z, logits)
+    place = torch.tensor(far, dtype=torch.float64)
+    slope, again = (
+        grad(z, logits, retain_graph=True)[0] for z in (fixed(q, place), q._attach(place))
+    )
+    torch.testing.assert_close(again, slope, rtol=1e-12, atol=0)
     # with w = 1/2 the tail is that of the first component; dw_1 = dlogit_1 / 4 - dlogit_2 / 4
     tail = np.sign(far) * stats.norm.sf(9.0) / (2 * stats.norm.pdf(9.0))
     np.testing.assert_allclose(slope.numpy(), [tail, -tail], rtol=1e-10)
@@ -72,3 +91,73 @@ def test_shapes_of_broadcast_and_of_matrix_components():
     matrix = td.Independent(td.Normal(torch.zeros(2, 3, 2), 1.0), 2)
     q = MixtureSameFamily(td.Categorical(torch.ones(2)), matrix)
     assert q.rsample((5,)).shape == (5, 3, 2) and q.rosenblatt(q.sample()).shape == (3, 2)
+
+
+WEIGHTS = [0.3, -0.2, 0.1]
+SHARES = [[1.0, 2.0, 3.0], [4.0, 1.0, 2.0]]
+PLACES = [[0.0, 1.0], [2.0, -1.0], [-1.0, 0.5]]
+
+
+def heavy(loc, validate_args=None):
+    df, factor = double([5.0, 8.0, 3.0], [[1.0, 0.0], [0.5, 0.8]])
+    df, factor = df.expand(loc.shape[:-1]), factor.expand(*loc.shape[:-1], 2, 2)
+    return MultivariateStudentT(df, loc, factor, validate_args=False)
+
+
+def mean_share(logits, a):
+    return (logits.softmax(-1) * a[..., 1] / a.sum(-1)).sum(-1)
+
+
+def mean_square(logits, a):
+    total = a.sum(-1)
+    return (logits.softmax(-1) * a[..., 0] * (a[..., 0] + 1) / total / (total + 1)).sum(-1)
+
+
+VECTORS = {
+    "dirichlet": (
+        mixture(Dirichlet),
+        (WEIGHTS[:2], SHARES),
+        [
+            (lambda z: z[..., 1], mean_share),
+            (lambda z: z[..., 0] ** 2, mean_square),
+        ],
+    ),
+    "student_t": (
+        mixture(heavy),
+        (WEIGHTS, PLACES),
+        [(lambda z: z[..., 1], lambda w, loc: (w.softmax(-1) * loc[..., 1]).sum(-1))],
+    ),
+}
+
+
+@pytest.mark.parametrize("make, parameters, rows", VECTORS.values(), ids=VECTORS)
+def test_components_with_a_rosenblatt_transform(make, parameters, rows):
+    logits, p = double(*parameters, requires_grad=True)
+    q = make(logits, p, validate_args=False)
+    torch.manual_seed(3)
+    z = q.rsample((5000,))
+    u = q.rosenblatt(z)
+    assert_uniform(u)
+    assert_constant(u[:200], (logits, p), orders=1, rounding=1e-6)
+    check_expectations(
+        lambda *p: make(*p, validate_args=False), double(*parameters), rows, count=4000
+    )
+
+
+def test_components_without_a_sampler():
+    class Square(td.Distribution):
+        arg_constraints, support = {}, td.constraints.unit_interval
+
+        def __init__(self, power):
+            self.power = power
+            super().__init__(power.shape, validate_args=False)
+
+        def cdf(self, z):
+            return z**self.power
+
+    logits, power = double([0.3, -0.2], [0.5, 3.0], requires_grad=True)
+    q = MixtureSameFamily(td.Categorical(logits=logits), Square(power))
+    torch.manual_seed(0)
+    z = q.rsample((2000,))
+    assert_uniform((logits.softmax(-1) * z.unsqueeze(-1) ** power).sum(-1))
+    assert_constant(q.cdf(z), (logits, power))

@@ -14,6 +14,8 @@ from torch.nn.functional import logsigmoid
 
 from implicit_solvers.problems.reparameterization.special import (
     beta,
+    gamma_evaluation,
+    quadrature,
     student_t_evaluation,
     von_mises,
 )
@@ -239,6 +241,7 @@ def log_density_of_t(n, u):
     return top + (n + 1) / 2 * logsigmoid(n.log() - 2 * u)
 
 
+NOWHERE = {"BULK": (1.0, 0.0), "FAR": (0.0, -math.inf), "FEW": math.inf, "MANY": math.inf}
 LOG_DENSITIES = {
     "gamma": lambda a, z: a * z.log() - a.lgamma(),
     "beta_logit": lambda a, b, t: (
@@ -258,8 +261,12 @@ def test_random_points_against_doubled_nodes(name, count, monkeypatch):
     logs = [family.functions[key] for key in CDFS[2:] if key in family.functions]
     slopes = [slope_of(family, i) for i in range(len(family.parameters))]
     found = [derivatives(f, *args, order=1) for f in (*logs, *slopes)]
-    nodes = family.module.clustered_nodes
-    monkeypatch.setattr(family.module, "clustered_nodes", lambda n: nodes(2 * n))
+    nodes = quadrature.clustered_nodes
+    for module in (quadrature, family.module):
+        monkeypatch.setattr(module, "clustered_nodes", lambda n: nodes(2 * n), raising=False)
+    for name_, nowhere in NOWHERE.items():  # nor by polynomials
+        if hasattr(family.module, name_):
+            monkeypatch.setattr(family.module, name_, nowhere)
     if hasattr(family.module, "SERIES_TERMS"):
         monkeypatch.setattr(family.module, "SERIES_TERMS", 2 * family.module.SERIES_TERMS)
     exact = [derivatives(f, *args, order=1) for f in (*logs, *slopes)]
@@ -277,6 +284,34 @@ def test_random_points_against_doubled_nodes(name, count, monkeypatch):
             ]
         for ours, theirs, scale in zip(first, wanted, scales, strict=False):
             assert worst(ours, theirs, scale) < family.slope
+
+
+def seams_of_gamma():
+    """Return pairs (a, z) on both sides of what is computed by polynomials."""
+    a, z = torch.logspace(0.31, 5, 50, dtype=F64), torch.logspace(-3, 1.5, 50, dtype=F64)
+    few = torch.logspace(-3, 0.3, 50, dtype=F64)
+    edges = [(a, a * math.exp(v)) for v in gamma_evaluation.BULK]
+    edges += [(few, torch.full_like(few, math.exp(u))) for u in gamma_evaluation.FAR]
+    return [(torch.cat([p, torch.full_like(z, 2.0)]), torch.cat([q, z])) for p, q in edges]
+
+
+def seams_of_student_t():
+    n, t = torch.logspace(1, 6, 50, dtype=F64), torch.logspace(-3, 1, 50, dtype=F64)
+    few = torch.logspace(-1, 0.9, 50, dtype=F64)
+    edges = [(n, 36 / n), (few, torch.full_like(few, 45.0))]
+    edges = [(m, (m * y.expm1()).sqrt()) for m, y in edges]
+    few, many = student_t_evaluation.FEW, student_t_evaluation.MANY
+    return edges + [(torch.full_like(t, m), t) for m in (few, many)]
+
+
+@pytest.mark.parametrize(
+    "name, seams", [("gamma", seams_of_gamma), ("student_t", seams_of_student_t)]
+)
+def test_polynomials_join_the_quadratures(name, seams):
+    for p, z in seams():
+        sides = [FAMILIES[name].slopes(p * (1 + s), z * (1 + s))[0] for s in (-1e-14, 0.0, 1e-14)]
+        for side in (sides[0], sides[2]):
+            assert worst(side, sides[1]) < 2e-12  # and the slope over 1e-14
 
 
 @each
