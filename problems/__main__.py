@@ -7,7 +7,9 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from implicit_solvers.problems.cli import check, demo, ernn, imaml, reparam
+from implicit_solvers.problems.experiments import ernn, imaml, reparameterization
+from implicit_solvers.problems.experiments.imaml import demo
+from implicit_solvers.testing import check_command
 
 __all__ = ["main"]
 
@@ -36,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser(
         "check", help="compare the derivatives of your own equation with central differences"
     )
-    check.add_arguments(command)
-    command.set_defaults(run=check.run, extra="", modules=())
+    check_command.add_arguments(command)
+    command.set_defaults(run=check_command.run, extra="", modules=())
     command = commands.add_parser(
         "reparam",
         help="experiments on implicit reparameterization: gradients, autoencoders, topics",
         description="Experiments on gradients of expectations by implicit reparameterization.",
     )
-    reparam.add_arguments(command)
+    reparameterization.add_arguments(command)
     command = commands.add_parser(
         "imaml",
         help="meta-learning by implicit gradients: one method, tables and figures",

@@ -97,14 +97,14 @@ def test_private_names_of_torch_stand_in_one_file():
             assert not private, (path, ast.unparse(node))
 
 
-def test_problems_use_public_names_only_and_not_their_command_line():
+def test_problems_use_public_names_only_and_not_their_experiments():
     own = ["problems", "testing", "torch_internals"]  # torch's names are not ours
     public = tuple(f"implicit_solvers.{name}" for name in own)
     for path, _, targets in imports("problems"):
         for target in targets:
             assert target == "implicit_solvers" or target.startswith(public), (path, target)
-            if "cli" not in path and path[-1] != "__main__.py":
-                assert not target.startswith("implicit_solvers.problems.cli"), (path, target)
+            if "experiments" not in path and path[-1] != "__main__.py":
+                assert ".problems.experiments" not in target, (path, target)
 
 
 def logic_lines(source):

@@ -1,0 +1,1 @@
+"""What the experiments share: options, the folder of a run, training, figures."""

@@ -1,0 +1,333 @@
+"""``implicit-solvers imaml table``: all methods in several settings, tuned alike."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from implicit_solvers.problems.experiments.harness.options import positive_integer, whole
+from implicit_solvers.problems.experiments.harness.run_folder import CheckpointError, write_json
+from implicit_solvers.problems.experiments.imaml.configuration import (
+    LABELS,
+    METHODS,
+    Configuration,
+    add_options,
+    configuration_from,
+    read_options,
+)
+from implicit_solvers.problems.experiments.imaml.evaluation import task_scores
+from implicit_solvers.problems.experiments.imaml.grid import Cell, run_with_bar
+from implicit_solvers.problems.experiments.imaml.problem import load_problem
+from implicit_solvers.problems.experiments.imaml.run import Machine
+from implicit_solvers.problems.experiments.imaml.table_figure import draw_table
+from implicit_solvers.problems.experiments.imaml.training import meta_train
+from implicit_solvers.problems.experiments.imaml.trials import TRIAL_TASKS, TRIALS, run_trials
+
+__all__ = ["Setting", "add_arguments", "markdown", "run", "summarize"]
+
+# What an idle core finishes in half an hour.
+SMALL = {"width": 16, "side": 14, "inner_steps": 8, "steps": 160, "meta_batch": 4}
+SMALL |= {"validations": 1, "validation_tasks": 40}
+OWN = ("method", "ways", "shots", "queries", "seed")
+TIMED_STEPS, TIMED_TASKS = 2, 25
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The size of a task.
+
+    Examples
+    --------
+    >>> Setting.parse("20x5")
+    Setting(ways=20, shots=5, queries=5)
+    >>> Setting.parse("5x1x15").name
+    '5-way 1-shot'
+    """
+
+    ways: int
+    shots: int
+    queries: int
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{self.ways}-way {self.shots}-shot"
+
+    @classmethod
+    def parse(cls, text: str) -> Setting:
+        """Read ``WAYSxSHOTS``, or ``WAYSxSHOTSxQUERIES``; else there are 10 queries of each class.
+
+        With more than five ways, 5 queries of each class are enough.
+        """
+        numbers = re.fullmatch(r"(\d+)x(\d+)(?:x(\d+))?", text)
+        if numbers is None or "0" in [str(int(n)) for n in numbers.groups() if n]:
+            raise argparse.ArgumentTypeError(f"{text!r} is no setting: pass 5x1, say")
+        ways, shots = int(numbers[1]), int(numbers[2])
+        return cls(ways, shots, int(numbers[3] or (10 if ways <= 5 else 5)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        type=Setting.parse,
+        default=[Setting.parse(text) for text in ("5x1", "5x5", "20x1", "20x5")],
+        metavar="WAYSxSHOTS",
+        help="5x1 5x5 20x1 20x5; a third number is the queries of each class",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        metavar="METHOD",
+        help=", ".join(METHODS),
+    )
+    parser.add_argument(
+        "--seeds", type=positive_integer, default=2, metavar="N", help="trainings of each (2)"
+    )
+    parser.add_argument(
+        "--trial-steps",
+        type=whole,
+        default=None,
+        metavar="N",
+        help="meta-steps of each trial of hyperparameters, on the first setting (half as many as "
+        "in the table; 0: no trials)",
+    )
+    parser.add_argument(
+        "--jobs", type=positive_integer, default=1, metavar="N", help="processes (%(default)s)"
+    )
+    parser.add_argument("--device", default=Machine.device, help="of the tensors (%(default)s)")
+    parser.add_argument(
+        "--estimate", action="store_true", help="time a few meta-steps, say how long it takes, end"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/imaml-table"),
+        help="folder of the results; what is there already is kept (%(default)s)",
+    )
+    add_options(parser, leave_out=OWN, defaults=SMALL)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    start = time.perf_counter()
+    torch.set_num_threads(1)
+    console = Console()
+    out: Path = arguments.out
+    machine = Machine(arguments.device)
+    try:
+        options = _options(arguments)
+        settings, methods = arguments.settings, arguments.methods
+        if arguments.estimate:
+            _print_estimate(console, settings, methods, arguments, options)
+            return 0
+        out.mkdir(parents=True, exist_ok=True)
+        tried = {}
+        if arguments.trial_steps != 0:
+
+            def of_trial(method: str, trial: Mapping[str, float]) -> Configuration:
+                configuration = _configuration(options, settings[0], method, 0, trial)
+                return replace(configuration, steps=_trial_steps(arguments, configuration))
+
+            trials = {method: TRIALS[method] for method in methods}
+            tried = run_trials(console, trials, of_trial, out, arguments.jobs, machine)
+        chosen = {method: entry["chosen"] for method, entry in tried.items()}
+        seeds = range(arguments.seeds)
+        cells = {
+            (setting, method, seed): Cell(
+                _configuration(options, setting, method, seed, chosen.get(method, {})),
+                out / f"{setting.ways}x{setting.shots}-{method}-seed{seed}",
+                machine,
+            )
+            for seed in seeds
+            for setting in settings
+            for method in methods
+        }
+        metrics = run_with_bar(console, "runs", list(cells.values()), arguments.jobs)
+    except (CheckpointError, ImportError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
+    results = [
+        {
+            **{"setting": setting.name, "method": method, "seed": seed, "score": entry["score"]},
+            **{"residuals": entry["residuals"], "left_out": len(entry["tasks_left_out"])},
+            **{"steps": len(entry["history"]["loss"]), "timing": entry["timing"]},
+        }
+        for (setting, method, seed), entry in zip(cells, metrics, strict=True)
+    ]
+    rows = summarize(results)
+    text = markdown(rows)
+    (out / "table.md").write_text(text)
+    draw_table(out / "table.png", rows, LABELS)
+    timing = {"total": time.perf_counter() - start}
+    content = {"options": options, "trials": tried, "runs": results, "summary": rows}
+    write_json(out / "metrics.json", {**content, "timing": timing})
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{timing['total']:.0f} s. The table, its figure and all runs are in {out}.", soft_wrap=True
+    )
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of all runs: the small size, the file, the command line."""
+    options: dict[str, Any] = {} if arguments.size == "paper" else dict(SMALL)
+    names = ["size", *(field.name for field in fields(Configuration) if field.name not in OWN)]
+    if arguments.config:
+        file = read_options(arguments.config)
+        unfit = sorted(file.keys() & set(OWN))
+        if unfit:
+            raise ValueError(f"{arguments.config} has {', '.join(unfit)}, which the table varies")
+        options |= file
+    given = {name: getattr(arguments, name) for name in names}
+    return options | {name: value for name, value in given.items() if value is not None}
+
+
+def _configuration(
+    options: Mapping[str, Any],
+    setting: Setting,
+    method: str,
+    seed: int,
+    hyperparameters: Mapping[str, Any],
+) -> Configuration:
+    own = {"method": method, "seed": seed, **asdict(setting)}
+    return configuration_from({**options, **hyperparameters, **own})
+
+
+def _trial_steps(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    return arguments.trial_steps or max(1, configuration.steps // 2)
+
+
+def _print_estimate(
+    console: Console,
+    settings: Sequence[Setting],
+    methods: Sequence[str],
+    arguments: argparse.Namespace,
+    options: Mapping[str, Any],
+) -> None:
+    """Time meta-steps and evaluations, and print how long the table takes on idle cores."""
+    total = 0.0
+    for setting in settings:
+        for method in methods:
+            configuration = _configuration(options, setting, method, 0, {})
+            problem = load_problem(configuration, arguments.device)
+            short = replace(
+                configuration, steps=TIMED_STEPS, validations=1, validation_tasks=TIMED_TASKS
+            )
+            meta_train(problem, short, None)  # what is only slow at first
+            start = time.process_time()
+            theta, _ = meta_train(problem, short, None)
+            middle = time.process_time()
+            task_scores(problem, theta, problem.validation, range(TIMED_TASKS))
+            task = (time.process_time() - middle) / TIMED_TASKS
+            step = (middle - start - TIMED_TASKS * task) / TIMED_STEPS
+            scored = configuration.evaluation_tasks
+            scored += configuration.validations * configuration.validation_tasks
+            seconds = arguments.seeds * (configuration.steps * step + scored * task)
+            if setting == settings[0] and arguments.trial_steps != 0:
+                steps = _trial_steps(arguments, configuration)
+                seconds += len(TRIALS[method]) * (steps * step + TRIAL_TASKS * task)
+            total += seconds
+            console.print(
+                f"{setting.name}, {LABELS[method]}: {step:.3f} s a meta-step, "
+                f"{1e3 * task:.0f} ms a task of the test, {seconds:.0f} s in all"
+            )
+    console.print(f"{total / arguments.jobs / 60:.0f} minutes of {arguments.jobs} idle cores")
+
+
+def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the mean over seeds of each setting and method, with its 95% interval.
+
+    Parameters
+    ----------
+    results
+        Each with ``setting``, ``method``, ``seed``, ``steps``, ``score`` (mean, low, high),
+        ``residuals``, ``left_out`` and ``timing``.
+
+    Returns
+    -------
+    list
+        For each setting and method, the mean, the half-width of the interval over the tasks of
+        all seeds (the seeds are given: it does not say how a third training would do), each
+        seed's score, the median adjoint residual, and seconds a meta-step.
+
+    Examples
+    --------
+    >>> run = {"setting": "5-way 1-shot", "method": "maml", "steps": 10, "left_out": 0}
+    >>> run |= {"residuals": {"adjoint": None}, "timing": {"meta_training": 20.0}}
+    >>> scores = [{"mean": m, "low": m - 0.03, "high": m + 0.03} for m in (0.8, 0.9)]
+    >>> (row,) = summarize([{**run, "seed": i, "score": s} for i, s in enumerate(scores)])
+    >>> round(row["mean"], 3), round(row["half"], 3), row["seconds"]
+    (0.85, 0.021, 2.0)
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["setting"], result["method"]), []).append(result)
+    rows = []
+    for (setting, method), own in groups.items():
+        scores = [entry["score"] for entry in own]
+        halves = [(score["high"] - score["low"]) / 2 for score in scores]
+        adjoint = [entry["residuals"]["adjoint"] for entry in own]
+        residuals = [entry["median"] for entry in adjoint if entry is not None]
+        seconds = [entry["timing"]["meta_training"] / entry["steps"] for entry in own]
+        rows.append(
+            {
+                **{"setting": setting, "method": method},
+                "mean": statistics.mean(score["mean"] for score in scores),
+                "half": math.sqrt(sum(half**2 for half in halves)) / len(halves),
+                "seeds": [score["mean"] for score in scores],
+                "adjoint_residual": statistics.mean(residuals) if residuals else None,
+                "left_out": sum(entry["left_out"] for entry in own),
+                "seconds": statistics.mean(seconds),
+            }
+        )
+    return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table: methods down, settings across; the best of each setting is bold.
+
+    Methods whose intervals overlap the best one's are bold too.
+
+    Examples
+    --------
+    >>> row = {"setting": "5-way 1-shot", "method": "maml", "mean": 0.85, "half": 0.01}
+    >>> print(markdown([row]))
+    | method | 5-way 1-shot |
+    |---|---|
+    | MAML | **85.0 ± 1.0** |
+    <BLANKLINE>
+    """
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    found = {(row["setting"], row["method"]): row for row in rows}
+    lines = ["| method | " + " | ".join(settings) + " |", "|---" * (len(settings) + 1) + "|"]
+    floors = {
+        setting: max(row["mean"] - row["half"] for row in rows if row["setting"] == setting)
+        for setting in settings
+    }
+    for method in methods:
+        cells = []
+        for setting in settings:
+            row = found[setting, method]
+            text = f"{100 * row['mean']:.1f} ± {100 * row['half']:.1f}"
+            cells.append(f"**{text}**" if row["mean"] + row["half"] >= floors[setting] else text)
+        lines.append(f"| {LABELS[method]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,242 @@
+"""``implicit-solvers imaml truth``: meta-gradients against the exact one, on quadratic tasks."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Generator, Tensor
+
+import implicit_solvers as ims
+from implicit_solvers.problems import imaml
+from implicit_solvers.problems.experiments.harness.options import positive_integer, whole
+from implicit_solvers.problems.experiments.harness.progress_bar import progress_bar
+from implicit_solvers.problems.experiments.harness.run_folder import write_json
+
+__all__ = ["SPECTRA", "Spectrum", "TruthRow", "add_arguments", "measure_truth", "run"]
+
+INNER_STEPS = tuple(2**k for k in range(11))
+CG_STEPS = (2, 5, 10, 20)
+TOLERANCE = "iMAML, CG to tolerance"
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Curvatures of the tasks' loss, and the strength of the regularization.
+
+    Attributes
+    ----------
+    lowest, highest
+        The ends of the spectrum.
+    strength
+        Above ``-lowest``, so that each task has one solution.
+    logarithmic
+        Whether the curvatures are spaced evenly in their logarithm.
+    """
+
+    lowest: float
+    highest: float
+    strength: float
+    logarithmic: bool = False
+
+    @property
+    def lr(self) -> float:
+        """The step length with which gradient descent converges fastest."""
+        return 2 / (self.lowest + self.highest + 2 * self.strength)
+
+    def curvatures(self, dimension: int) -> Tensor:
+        """Return the eigenvalues of a task's Hessian ``(dimension,)``, float64."""
+        if self.logarithmic:
+            low, high = math.log(self.lowest), math.log(self.highest)
+            return torch.linspace(low, high, dimension, dtype=torch.float64).exp()
+        return torch.linspace(self.lowest, self.highest, dimension, dtype=torch.float64)
+
+
+SPECTRA = {
+    "convex": Spectrum(0.1, 4.0, strength=2.0),
+    "ill-conditioned": Spectrum(0.01, 100.0, strength=1.0, logarithmic=True),
+    "indefinite": Spectrum(-1.0, 4.0, strength=2.0),
+}
+
+
+@dataclass(frozen=True)
+class TruthRow:
+    """One meta-gradient's relative error ``|g - exact| / |exact|``."""
+
+    spectrum: str
+    method: str
+    inner_steps: int
+    error: float
+
+
+@dataclass(frozen=True)
+class QuadraticTasks:
+    """Tasks with ``L(phi, support) = phi^T A phi / 2 - c^T phi`` and the query ``|phi - y|²/2``.
+
+    Attributes
+    ----------
+    theta
+        The meta-parameters ``(n,)``.
+    supports, queries
+        ``(A, c)`` and ``(I, y)`` of all tasks: `model` and `criterion` make the losses of them, the
+        query's up to a constant.
+    exact
+        The meta-gradient ``mean strength (A + strength)^-1 (phi - y)`` at the minima ``phi``.
+    """
+
+    theta: Tensor
+    supports: tuple[Tensor, Tensor]
+    queries: tuple[Tensor, Tensor]
+    exact: Tensor
+
+
+def model(phi: Tensor, A: Tensor) -> Tensor:
+    """Return ``(phi, A phi)``, of which `criterion` makes a quadratic function."""
+    return torch.stack([phi, A @ phi])
+
+
+def criterion(out: Tensor, c: Tensor) -> Tensor:
+    """Return ``phi^T A phi / 2 - c^T phi``."""
+    phi, product = out
+    return phi @ product / 2 - c @ phi
+
+
+def quadratic_tasks(
+    spectrum: Spectrum, tasks: int, dimension: int, generator: Generator
+) -> QuadraticTasks:
+    """Return random tasks, whose Hessians have that spectrum in random bases."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    basis = torch.linalg.qr(normal(tasks, dimension, dimension)).Q
+    A = (basis * spectrum.curvatures(dimension)) @ basis.mT
+    A = (A + A.mT) / 2
+    c, y, theta = normal(tasks, dimension), normal(tasks, dimension), normal(dimension)
+    eye = torch.eye(dimension, dtype=torch.float64)
+    factor = torch.linalg.cholesky(A + spectrum.strength * eye)
+    phi = torch.cholesky_solve((c + spectrum.strength * theta).unsqueeze(-1), factor)
+    slope = spectrum.strength * torch.cholesky_solve(phi - y.unsqueeze(-1), factor)
+    return QuadraticTasks(theta, (A, c), (eye.expand_as(A), y), slope.squeeze(-1).mean(0))
+
+
+def methods_of(
+    spectrum: Spectrum, inner_steps: int, cg_steps: Sequence[int]
+) -> dict[str, imaml.Method]:
+    """Return the methods compared, all with the same steps on the same objective."""
+    strength, lr = spectrum.strength, spectrum.lr
+    solver = ims.GradientDescent(lr, max_steps=inner_steps, rtol=None)
+    methods: dict[str, imaml.Method] = {}
+    for steps in cg_steps:
+        adjoint = ims.ImplicitAdjoint(ims.CG(max_steps=steps, rtol=None))
+        methods[f"iMAML, {steps} CG steps"] = imaml.Imaml(strength, solver, adjoint)
+    methods[TOLERANCE] = imaml.Imaml(strength, solver, ims.ImplicitAdjoint(ims.CG()))
+    methods["MAML"] = imaml.Maml(lr, inner_steps, proximal=strength)
+    methods["first-order MAML"] = imaml.FirstOrderMaml(lr, inner_steps, proximal=strength)
+    return methods
+
+
+def measure_truth(
+    spectra: dict[str, Spectrum] | None = None,
+    inner_steps: Sequence[int] = INNER_STEPS,
+    cg_steps: Sequence[int] = CG_STEPS,
+    *,
+    tasks: int = 8,
+    dimension: int = 50,
+    seed: int = 0,
+) -> Iterator[TruthRow]:
+    """Measure the error of each method's meta-gradient against the number of inner steps.
+
+    Parameters
+    ----------
+    spectra
+        By name; `SPECTRA`, if left out.
+    inner_steps
+        The numbers of gradient steps of a task.
+    cg_steps
+        The budgets of CG.
+    tasks, dimension
+        The size of the meta-batch, and that of ``phi``.
+    seed
+        Of the tasks.
+
+    Examples
+    --------
+    >>> rows = list(measure_truth(inner_steps=[64], cg_steps=[2], tasks=1, dimension=3))
+    >>> [row.method for row in rows if row.spectrum == "convex" and row.error < 1e-8]
+    ['iMAML, CG to tolerance', 'MAML']
+    """
+    for name, spectrum in (SPECTRA if spectra is None else spectra).items():
+        data = quadratic_tasks(spectrum, tasks, dimension, Generator().manual_seed(seed))
+        for steps in inner_steps:
+            for label, method in methods_of(spectrum, steps, cg_steps).items():
+                got = method.meta_gradient(
+                    model, criterion, data.theta, data.supports, data.queries
+                )
+                error = (got.gradient - data.exact).norm() / data.exact.norm()
+                yield TruthRow(name, label, steps, float(error))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/imaml-truth"), help="folder of the results"
+    )
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the tasks")
+    parser.add_argument(
+        "--tasks", type=positive_integer, default=8, metavar="N", help="in a meta-gradient"
+    )
+    parser.add_argument(
+        "--dimension", type=positive_integer, default=50, metavar="N", help="of a task"
+    )
+    parser.add_argument(
+        "--inner-steps",
+        type=positive_integer,
+        nargs="+",
+        default=list(INNER_STEPS),
+        metavar="N",
+        help="gradient steps of a task, one or more numbers",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    from implicit_solvers.problems.experiments.imaml.truth_figure import draw_truth_figure
+
+    start, console, out = time.perf_counter(), Console(), arguments.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows: list[TruthRow] = []
+    measurements = measure_truth(
+        inner_steps=arguments.inner_steps,
+        tasks=arguments.tasks,
+        dimension=arguments.dimension,
+        seed=arguments.seed,
+    )
+    total = len(SPECTRA) * len(arguments.inner_steps) * (len(CG_STEPS) + 3)
+    with progress_bar(console) as progress:
+        bar = progress.add_task("meta-gradients", total=total, note="")
+        for row in measurements:
+            rows.append(row)
+            progress.update(bar, advance=1, note=f"{row.spectrum}, {row.inner_steps} inner steps")
+    draw_truth_figure(out / "truth.png", rows)
+    metrics = {
+        "spectra": {name: asdict(spectrum) for name, spectrum in SPECTRA.items()},
+        "tasks": arguments.tasks,
+        "dimension": arguments.dimension,
+        "rows": [asdict(row) for row in rows],
+        "timing": {"total": time.perf_counter() - start},
+    }
+    write_json(out / "metrics.json", metrics)
+    console.print(f"wrote {out / 'truth.png'} and {out / 'metrics.json'}")
+    return 0

@@ -1,0 +1,86 @@
+"""Kill commands again and again, and resume them.
+
+``python killed_runs.py FOLDER SEED NAME KILLS LINE...``, with three arguments for each command,
+forks a process for each run, so that all share the seconds that torch takes to start. The first
+kill of a command comes as soon as there is a checkpoint, the others at random moments. It prints,
+as JSON, what each kill left behind: the number of meta-steps or trainings in the checkpoint (None:
+there was none). The runs are in ``FOLDER/NAME-0``, ``FOLDER/NAME-1``, ...
+"""
+
+import contextlib
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.figure  # noqa: F401
+import torch
+
+from implicit_solvers.problems.__main__ import main
+from implicit_solvers.problems.experiments.imaml import few_shot
+
+
+def start(arguments):
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+                status = main(arguments)
+        finally:
+            os._exit(status)
+    return child
+
+
+def killed(child, moment, checkpoint):
+    """Return whether the run was still there to be killed."""
+    end = time.perf_counter() + moment
+    while time.perf_counter() < end and not (checkpoint and checkpoint.exists()):
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def done_in(checkpoint):
+    if not checkpoint.exists():
+        return None
+    content = torch.load(checkpoint, weights_only=True)
+    return len(content["history"]["loss"] if "history" in content else content["results"])
+
+
+def kill_and_resume(name, kills, line, folder, moments):
+    command = [*line.split(), "--out"]
+    with contextlib.redirect_stdout(sys.stderr):
+        main([*command, str(folder / f"{name}-warm")])  # the first time in a process is slow
+    begin = time.perf_counter()
+    os.waitpid(start([*command, str(folder / f"{name}-whole")]), 0)
+    longest = time.perf_counter() - begin
+    left = []
+    while len(left) < kills:
+        out = folder / f"{name}-{len(left)}"
+        checkpoint = out / "checkpoint.pt"
+        moment = moments.uniform(0, longest) if left else 100.0
+        if not killed(start([*command, str(out)]), moment, None if left else checkpoint):
+            shutil.rmtree(out)  # it was faster than the first one
+            continue
+        left.append(done_in(checkpoint))
+        status = os.waitpid(start([*command, str(out), "--resume"]), 0)[1]
+        if status != 0:
+            sys.exit(f"a run ended with {status}")
+    return left
+
+
+if __name__ == "__main__":
+    few_shot.load_glyphs = functools.cache(few_shot.load_glyphs)
+    few_shot.load_glyphs()
+    folder, moments, rows = Path(sys.argv[1]), random.Random(int(sys.argv[2])), iter(sys.argv[3:])
+    left = {
+        name: kill_and_resume(name, int(kills), line, folder, moments)
+        for name, kills, line in zip(rows, rows, rows, strict=True)
+    }
+    print(json.dumps(left))

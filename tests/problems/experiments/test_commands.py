@@ -1,0 +1,315 @@
+"""A table of commands, each of which passes every check; and tables of wrong command lines."""
+
+import importlib.metadata
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from implicit_solvers.problems.__main__ import main
+from implicit_solvers.problems.experiments.reparameterization import (
+    gradient_variance,
+    variance_measurements,
+)
+from tests.problems.experiments.data.made_folders import make_har, make_mini_imagenet, make_omniglot
+from tests.problems.experiments.runs import COMMANDS, GLYPHS, RESUMABLE, metrics_of
+
+# other processes shall import this checkout, wherever they run
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+each_command = pytest.mark.parametrize("name", COMMANDS)
+each_resumable = pytest.mark.parametrize("name", RESUMABLE)
+
+
+def run(name, out, *options):
+    return main([*COMMANDS[name].arguments, *options, "--out", str(out)])
+
+
+@each_command
+def test_the_files_are_written(name, finished):
+    out, command = finished(name).out, COMMANDS[name]
+    files = {path.name for path in out.iterdir() if path.is_file()}
+    assert files == {*command.files.split(), *command.checkpoints.split()}
+    for figure in out.glob("*.png"):
+        assert figure.read_bytes().startswith(b"\x89PNG") and figure.stat().st_size > 10_000
+
+
+@each_resumable
+def test_a_finished_run_resumes_to_itself(name, finished):
+    before, state = metrics_of(finished(name).out), torch.get_rng_state()
+    assert run(name, finished(name).out, "--resume") == 0
+    assert metrics_of(finished(name).out) == before
+    # these two seed torch's own generator
+    assert (torch.get_rng_state() == state).all() or name in ("ernn gradients", "ernn trajectories")
+
+
+def interrupted_measurements(*arguments):
+    yield from itertools.islice(variance_measurements.measure_all(*arguments), 7)
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("imaml truth", "imaml costs")])
+def test_an_interrupted_run_goes_on_to_the_same_bits(name, finished, tmp_path, monkeypatch, capsys):
+    """Control-C in the middle of a training: the optimizer's state must come back too."""
+    step, calls = torch.optim.Adam.step, []
+
+    def interrupted(self, closure=None):
+        calls.append(1)
+        if len(calls) == COMMANDS[name].step:
+            raise KeyboardInterrupt
+        return step(self, closure)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", interrupted)
+        patch.setattr(gradient_variance, "measure_all", interrupted_measurements)
+        assert run(name, tmp_path) == 130
+    again = ["--resume"] if name in RESUMABLE else []
+    said = capsys.readouterr().err
+    assert "the same command" in said and " ".join(again) in said
+    assert not (tmp_path / "metrics.json").exists()
+    if again:
+        load = lambda: torch.load(tmp_path / checkpoint, weights_only=True).get("measurements", [])
+        checkpoint, *_ = COMMANDS[name].checkpoints.split()
+        measured = load()
+        assert run(name, tmp_path, *again) == 0
+        assert metrics_of(tmp_path) == metrics_of(finished(name).out)
+        # times included: they were not measured again
+        assert load()[: len(measured)] == measured
+        assert len(measured) == (7 if name == "reparam variance" else 0)
+
+
+KILLS = {"demo": 1, "ernn train": 1, "imaml": 4, "reparam lda": 1}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of runs that were killed and resumed, and what each kill left behind."""
+    folder = tmp_path_factory.mktemp("killed")
+    rows = [text for name, n in KILLS.items() for text in (name, str(n), COMMANDS[name].line)]
+    command = [sys.executable, Path(__file__).with_name("killed_runs.py"), folder, "0", *rows]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("name", KILLS)
+def test_killed_runs_end_as_if_nothing_had_happened(name, killed, finished):
+    folder, left = killed
+    whole = metrics_of(finished(name).out)
+    steps = len(whole["history"]["loss"] if "history" in whole else whole["trainings"])
+    # the first kill comes in the midst of training
+    assert len(left[name]) == KILLS[name] and left[name][0] is not None and left[name][0] < steps
+    for kill, moment in enumerate(left[name]):
+        assert metrics_of(folder / f"{name}-{kill}") == whole, moment
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if COMMANDS[n].other[0]])
+def test_the_files_of_another_configuration_are_left_alone(name, finished, capsys):
+    out, (options, words) = finished(name).out, COMMANDS[name].other
+    before = {path: path.read_bytes() for path in out.glob("*.json")}
+    resume = ["--resume"] if name in RESUMABLE else []
+    assert run(name, out, *options.split(), *resume) == 2
+    error = capsys.readouterr().err
+    assert f"was written with {words}" in error
+    assert "pass the same options, or leave --resume out" in error
+    assert {path: path.read_bytes() for path in before} == before
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.mkdir, ("made by a checkpoint",)
+
+
+@each_resumable
+def test_an_unreadable_checkpoint_is_refused(name, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = COMMANDS[name].checkpoints.split()[-1]
+    whole = (finished(name).out / checkpoint).read_bytes()
+    torch.save({"configuration": RunsCode()}, "code.pt")
+    (tmp_path / "out").mkdir()
+    for content in (b"", b"no checkpoint", whole[: len(whole) // 2], Path("code.pt").read_bytes()):
+        (tmp_path / "out" / checkpoint).write_bytes(content)
+        assert run(name, tmp_path / "out", "--resume") == 2
+        error = capsys.readouterr().err
+        assert f"{checkpoint} is no checkpoint of this command" in error
+        assert "delete it, or leave --resume out" in error
+    assert not Path("made by a checkpoint").exists()
+
+
+@each_command
+def test_a_folder_that_cannot_be_made_is_an_error(name, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run(name, tmp_path / "file") == 2
+    assert f"error: [Errno 17] File exists: '{tmp_path / 'file'}'" in capsys.readouterr().err
+
+
+# ---- Without the extras ----
+
+NAMES = ["HersheyFonts", "matplotlib", "sklearn", "seglearn", "aeon", "lda"]
+WITHOUT_EXTRAS = f"""
+import sys
+sys.modules.update(dict.fromkeys({NAMES}))
+from implicit_solvers.problems.__main__ import main
+for command in sys.argv[1:]:
+    try:
+        main([*command.split(), "--help"])
+    except SystemExit as exit:
+        assert exit.code == 0
+    assert main(command.split()) == 2
+assert not any(sys.modules[name] for name in {NAMES})
+"""
+
+
+def test_help_needs_no_extra(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, *COMMANDS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"usage: implicit-solvers {name} " in done.stdout
+    assert done.stdout.count("--resume") >= len(RESUMABLE) and "watch" in done.stdout
+    assert done.stderr.count("pip install 'implicit-solvers[problems]'") == len(COMMANDS)
+    for packages in ("HersheyFonts and matplotlib", "matplotlib and lda", "matplotlib and sklearn"):
+        assert f"{packages}: pip" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "extra"), [("train --task watch", "problems"), ("table --tasks vowels", "sequences")]
+)
+def test_packages_that_are_missing(line, extra, tmp_path, capsys, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    assert main(["ernn", *line.split(), "--out", str(tmp_path / "out")]) == 2
+    assert f"pip install 'implicit-solvers[{extra}]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# ---- Wrong command lines ----
+
+UNFIT = [
+    ("demo --width 0", "--width: 0 is not positive"),
+    ("demo --inner-lr -1", "--inner-lr: -1 is not positive and finite"),
+    ("demo --strength inf", "--strength: inf is not positive and finite"),
+    ("demo --seed -1", "--seed: -1 is negative"),
+    ("demo --lr x", "--lr: invalid"),
+    ("demo --threads 0.5", "--threads: invalid"),
+    ("ernn train --task cifar", "--task: invalid choice: 'cifar'"),
+    ("ernn train --models transformer", "--models: invalid choice: 'transformer'"),
+    ("ernn train --rates 0", "--rates: 0 is not positive"),
+    ("ernn train --hidden 0", "--hidden: 0 is not positive"),
+    ("ernn train --seeds 0", "--seeds: 0 is not positive"),
+    ("ernn train --first-seed -1", "--first-seed: -1 is negative"),
+    ("ernn train --clip nan", "--clip: nan is not positive and finite"),
+    ("ernn train --epochs 1.5", "--epochs: invalid"),
+    ("ernn table --tasks har", "--tasks: invalid choice: 'har'"),
+    ("ernn table --batch 0", "--batch: 0 is not positive"),
+    ("ernn table --rates x", "--rates: invalid"),
+    ("ernn table --checkpoint-every 0", "--checkpoint-every: 0 is not positive"),
+    ("imaml --strength 0", "--strength: 0 is not positive and finite"),
+    ("imaml --strength -2", "--strength: -2 is not positive and finite"),
+    ("imaml --strength nan", "--strength: nan is not positive and finite"),
+    ("imaml --damping -1", "--damping: -1 is not positive and finite"),
+    ("imaml --ways 0", "--ways: 0 is not positive"),
+    ("imaml --seed -1", "--seed: -1 is negative"),
+    ("imaml --data letters", "'letters' is no data"),
+    ("imaml --data omniglot:", "'omniglot:' is no data"),
+    ("imaml --method mamal", "invalid choice: 'mamal'"),
+    ("imaml table --settings 5", "'5' is no setting: pass 5x1, say"),
+    ("imaml table --settings 5x0", "'5x0' is no setting"),
+    ("imaml table --methods mamal", "invalid choice: 'mamal'"),
+    ("imaml table --seeds 0", "0 is not positive"),
+    *((line, f"argument {line.split()[2]}") for line in (
+        "reparam variance --samples 1", "reparam variance --points 0",
+        "reparam variance --augmentation 0", "reparam variance --seed -1",
+        "reparam variance --threads x", "reparam vae --latents cauchy", "reparam vae --seeds 0",
+        "reparam vae --dimensions 0", "reparam vae --lr nan", "reparam vae --start inf",
+        "reparam lda --topic-noise 0", "reparam lda --topics 0", "reparam lda --dropout 1",
+        "reparam lda --concentration -1", "reparam lda --first-seed -1", "ernn gradients --long 1",
+        "ernn gradients --models gru", "ernn gradients --hidden 0", "ernn trajectories --hidden 1",
+        "ernn trajectories --noise -1",
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "words"), UNFIT, ids=[line for line, _ in UNFIT])
+def test_unfit_options_are_refused(line, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(line.split())
+    assert words in capsys.readouterr().err
+
+
+# Command lines in a folder that holds files: with their content, or a function that makes them.
+HTML = "<html>not found</html>"
+PNG, JPG = "images_background/Latin/character02/0011_01.png", "images/n0500000002.jpg"
+CONFIG = "imaml --config run.json"
+SMALL = f"imaml {GLYPHS}"
+OMNIGLOT = {"data": make_omniglot}
+REFUSED = [
+    (CONFIG, {"run.json": "{"}, "run.json cannot be read"),
+    (CONFIG, {"run.json": "[1]"}, "must hold a table of options, not list"),
+    (CONFIG, {"run.json": '{"way": 3}'}, "has the unknown option way: --help lists the options"),
+    (CONFIG, {"run.json": '{"ways": 0}'}, "ways = 0 is unfit (0 is not positive)"),
+    (CONFIG, {"run.json": '{"ways": 2.5}'}, "ways = 2.5 is unfit"),
+    (CONFIG, {"run.json": '{"ways": true}'}, "ways = True must be no truth value"),
+    (CONFIG, {"run.json": '{"pooling": 1}'}, "pooling = 1 must be true or false"),
+    (CONFIG, {"run.json": '{"method": "mamal"}'}, "method = 'mamal' is none of imaml-gd, imaml-hf"),
+    (CONFIG, {"run.json": '{"strength": -1}'}, "strength = -1 is unfit (-1 is not positive and"),
+    (CONFIG, {"run.json": '{"data": "omniglot"}'}, "is no data: pass glyphs, sinusoid, omniglot:F"),
+    (CONFIG, {"run.json": '{"size": "huge"}'}, "has the unknown option size"),
+    ("imaml --config none.toml", {}, "none.toml"),
+    ("imaml table --config run.toml", {"run.toml": "ways = 3\nmethod = 'maml'\nwidth = 4"},
+     "has method, ways, which the table varies"),
+    (f"{SMALL} --ways 1", {}, "ways=1: a task needs two classes or more"),
+    (f"{SMALL} --data sinusoid --ways 5", {}, "ways=5: sine waves have no classes"),
+    (f"{SMALL} --side 15", {}, "side=15: glyphs have a side of 28, 14, 7 or 4 pixels"),
+    (f"{SMALL} --shots 2", {}, "images has 3 instances of each class, fewer than shots + queries"),
+    (f"{SMALL} --ways 2000", {}, "ways=2000 is more than the "),
+    (f"{SMALL} --width 6 --normalization group", {}, "width=6 is no multiple of 4"),
+    (f"{SMALL} --memory-limit 1e-6", {}, "memory_limit=1e+03 bytes, and one task needs"),
+    (f"{SMALL} --data omniglot:data", {}, "there is no folder {tmp}/data"),
+    (f"{SMALL} --data omniglot:data", {**OMNIGLOT, f"data/{PNG}": HTML},
+     f"{{tmp}}/data/{PNG} is no image, or a part of one"),
+    (f"{SMALL} --data mini-imagenet:data", {"data": make_mini_imagenet, f"data/{JPG}": HTML},
+     f"{{tmp}}/data/{JPG} is no image, or a part of one"),
+    (f"{SMALL} --data mini-imagenet:data", {"data": make_mini_imagenet, "data/val.csv": HTML},
+     "its first line must be filename,label"),
+    (f"{SMALL} --data omniglot:data --side 8 --shots 2", OMNIGLOT,
+     "has 3 instances, fewer than shots + queries = 2 + 2"),
+    *((f"ernn train --task {task} --folder .", {}, "{tmp}")
+      for task in ("har", "har-2", "speech", "mnist")),
+    *((f"ernn train --task {task}", {}, f"the task is {task}: pass the folder")
+      for task in ("har", "har-2", "speech", "mnist")),
+    ("reparam vae --data .", {}, "train-images-idx3-ubyte"),
+    ("ernn train --task digits --folder x", {}, "x', and the task is digits: leave --folder out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "files", "words"), REFUSED)
+def test_what_does_not_fit_is_refused(line, files, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, content in files.items():
+        if callable(content):
+            content(tmp_path / name)
+        else:
+            Path(name).write_text(content)
+    assert main([*line.split(), "--out", "out"]) == 2
+    assert words.replace("{tmp}", str(tmp_path)) in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*.p*"))  # neither a checkpoint nor a figure
+
+
+@pytest.mark.parametrize("given", ["har", "{tmp}/har"])
+def test_a_folder_is_the_same_however_it_is_named(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_har(tmp_path / "har")
+    line = "ernn train --task har-2 --models rnn --rates 0.01 --seeds 1 --epochs 1 --hidden 2"
+    assert main([*line.split(), "--folder", "har", "--out", "out"]) == 0
+    assert metrics_of(Path("out"))["models"][0]["parameters"] == 2 * 2 + 2 * 9 + 2 * 2 + 2 * 2 + 2
+    same = ["--folder", given.replace("{tmp}", str(tmp_path)), "--out", "out", "--resume"]
+    assert main([*line.split(), *same]) == 0
