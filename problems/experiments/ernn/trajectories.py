@@ -3,71 +3,65 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
-from rich.console import Console
 from torch import Generator, Tensor, nn
 
-from implicit_solvers.problems.experiments.ernn.figure_training import (
-    add_figure_arguments,
-    configuration_of,
-    train_networks,
-)
+from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask
+from implicit_solvers.problems.experiments.ernn.figures import draw_trajectories
 from implicit_solvers.problems.experiments.ernn.jacobians import step_of
 from implicit_solvers.problems.experiments.ernn.models import LABELS, MODELS, Build
-from implicit_solvers.problems.experiments.ernn.trajectories_figure import draw_trajectories
-from implicit_solvers.problems.experiments.harness.options import positive, positive_integer, whole
-from implicit_solvers.problems.experiments.harness.run_folder import write_json
-from implicit_solvers.problems.experiments.harness.training import Schedule, Training, fit
+from implicit_solvers.problems.experiments.ernn.sequence_training import (
+    evaluate,
+    fit_sequences,
+    sequence_model,
+)
+from implicit_solvers.problems.experiments.harness.command import Command
+from implicit_solvers.problems.experiments.harness.options import (
+    add_options,
+    add_run_options,
+    configuration_of,
+    number,
+    option,
+)
+from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
+from implicit_solvers.problems.experiments.harness.training import (
+    Schedule,
+    State,
+    Training,
+    restored,
+    taken,
+    train_all,
+)
 
-__all__ = ["NETWORKS", "Configuration", "add_arguments", "rings", "run", "trajectories"]
+__all__ = ["COMMAND", "NETWORKS", "Configuration", "rings", "trajectories"]
 
-State = dict[str, Any]
 NETWORKS: Mapping[str, Build] = {
     name: MODELS[name] for name in ("rnn", "exact", "exact-plus", "leaky", "k1", "k3", "k5")
 }
-CLASSES = 2
+CLASSES = ("clockwise", "counterclockwise")
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the results depend on.
+    """What the results depend on."""
 
-    Parameters
-    ----------
-    models
-        Names of `NETWORKS`.
-    epochs, batch, train
-        The length of a training, the sequences in a step, and all of them.
-    steps
-        The length of a sequence.
-    hidden
-        The size of the hidden states; the first two are drawn.
-    rate
-        Adam's rate.
-    noise
-        The standard deviation of what is added to a point.
-    drawn
-        How many sequences are drawn, of each class.
-    seed
-        Of networks and data.
-    """
-
-    models: list[str] = field(default_factory=lambda: ["rnn", "exact", "exact-plus", "leaky"])
-    epochs: int = 30
-    batch: int = 50
-    train: int = 500
-    steps: int = 12
-    hidden: int = 2
-    rate: float = 1e-2
-    noise: float = 0.2
-    drawn: int = 4
-    seed: int = 0
+    models: list[str] = option(
+        ["rnn", "exact", "exact-plus", "leaky"], "networks", choices=NETWORKS
+    )
+    epochs: int = option(30, "passes over the sequences")
+    batch: int = option(50, "sequences in a step of Adam")
+    train: int = option(500, "sequences")
+    steps: int = option(12, "length of a sequence")
+    hidden: int = option(
+        2, "size of the hidden states, of which two are drawn", read=number(int, 1)
+    )
+    rate: float = option(1e-2, "Adam's rate")
+    noise: float = option(0.2, "standard deviation of what is added to a point")
+    drawn: int = option(4, "sequences drawn of each class")
+    seed: int = option(0, "of networks and data", read=number(int, 0, closed=True))
 
 
 def rings(count: int, steps: int, noise: float, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -97,7 +91,7 @@ def rings(count: int, steps: int, noise: float, generator: Generator) -> tuple[T
     >>> x.shape, bool(torch.allclose(x.norm(dim=-1), torch.ones(3, 12)))
     (torch.Size([3, 12, 2]), True)
     """
-    y = torch.randint(CLASSES, (count,), generator=generator)
+    y = torch.randint(len(CLASSES), (count,), generator=generator)
     start = 2 * torch.pi * torch.rand(count, 1, generator=generator)
     angles = start + (2 * y.unsqueeze(-1) - 1) * torch.arange(steps) * 2 * torch.pi / steps
     x = torch.stack([angles.cos(), angles.sin()], -1)
@@ -130,116 +124,68 @@ def trajectories(rnn: nn.Module, x: Tensor, hidden: int) -> Tensor:
     return torch.stack([torch.stack(s) for s in states])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    numbers = (
-        ("epochs", positive_integer, "passes over the sequences"),
-        ("train", positive_integer, "sequences"),
-        ("batch", positive_integer, "sequences in a step of Adam"),
-        ("steps", positive_integer, "length of a sequence"),
-        ("hidden", _two, "size of the hidden states, of which two are drawn"),
-        ("rate", positive, "Adam's rate"),
-        ("noise", positive, "standard deviation of what is added to a point"),
-        ("drawn", positive_integer, "sequences drawn of each class"),
-        ("seed", whole, "of networks and data"),
-    )
-    add_figure_arguments(
-        parser,
-        Configuration(),
-        numbers,
-        NETWORKS,
-        Path("runs/ernn-trajectories"),
-        checkpoint_every=5,
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Configuration)
+    add_run_options(parser, "runs/ernn-trajectories", checkpoint_every=5)
 
 
-def _two(text: str) -> int:
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"{text} hidden units have no trajectory in a plane")
-    return value
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command and return its exit status."""
-    start = time.perf_counter()
-    torch.set_num_threads(1)
-    console = Console()
-    configuration = configuration_of(arguments, Configuration())
-    out: Path = arguments.out
-    content = train_networks(arguments, configuration, _begin(configuration), console)
-    if isinstance(content, int):
-        return content
-    each = configuration.drawn
-    x, y = _drawn(configuration)
-    paths = {}
-    for number, name in enumerate(configuration.models):
-        rnn = NETWORKS[name](2, configuration.hidden)
-        rnn.load_state_dict(content["kept"][number])
-        paths[name] = trajectories(rnn, x, configuration.hidden)
-    results = content["results"]
-    timing = {
-        "trainings": [result["seconds"] for result in results],
-        "total": time.perf_counter() - start,
-    }
-    metrics = {
-        "models": [{k: v for k, v in r.items() if k != "seconds"} for r in results],
-        "classes": y.tolist(),
-        "trajectories": {name: states[..., :2].tolist() for name, states in paths.items()},
-        "timing": timing,
-    }
-    write_json(out / "metrics.json", metrics)
-    scores = {result["model"]: result["test"][-1] for result in results}
-    draw_trajectories(out / "trajectories.png", x[:each], y, paths, scores, LABELS)
-    for name, score in scores.items():
-        console.print(f"{LABELS[name]}: {100 * score:.1f} % of new sequences told apart")
-    console.print(f"{timing['total']:.0f} s. Results and the figure are in {out}.")
+def _run(arguments: argparse.Namespace) -> int:
+    c = configuration_of(arguments, Configuration)
+    with RunFolder.of(arguments, asdict(c)) as folder:
+        common = (c.epochs, folder.checkpoint(), arguments.checkpoint_every, folder)
+        content = train_all(c.models, _begin(c), *common)
+        x, y = _drawn(c)
+        paths = {}
+        for place, name in enumerate(c.models):
+            rnn = restored(NETWORKS[name](2, c.hidden), content["kept"][place])
+            paths[name] = trajectories(rnn, x, c.hidden)
+        results = content["results"]
+        scores = {result["model"]: result["test"][-1] for result in results}
+        path = folder.path / "trajectories.png"
+        draw_trajectories(path, x[: c.drawn], y, paths, scores, LABELS)
+        for name, score in scores.items():
+            folder.console.print(f"{LABELS[name]}: {100 * score:.1f} % of new sequences told apart")
+        seconds = taken(results, "seconds")["seconds"]
+        drawn = {name: states[..., :2].tolist() for name, states in paths.items()}
+        metrics = {"models": results, "classes": y.tolist(), "trajectories": drawn}
+        folder.finish(metrics, trainings=seconds)
     return 0
 
 
-def _drawn(configuration: Configuration) -> tuple[Tensor, Tensor]:
+def _drawn(c: Configuration) -> tuple[Tensor, Tensor]:
     """Return sequences without noise: ``drawn`` starts, first clockwise, then the other way."""
-    each, steps = configuration.drawn, configuration.steps
+    each, steps = c.drawn, c.steps
     start = 2 * torch.pi * torch.arange(each) / each
     turn = torch.arange(steps) * 2 * torch.pi / steps
     angles = torch.cat([start.unsqueeze(-1) - turn, start.unsqueeze(-1) + turn])
-    y = torch.arange(CLASSES).repeat_interleave(each)
+    y = torch.arange(len(CLASSES)).repeat_interleave(each)
     return torch.stack([angles.cos(), angles.sin()], -1), y
 
 
-class _Classifier(nn.Module):
-    def __init__(self, rnn: nn.Module, hidden: int) -> None:
-        super().__init__()
-        self.rnn, self.readout = rnn, nn.Linear(hidden, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.readout(self.rnn(x)[1][0])
-
-
-def _begin(configuration: Configuration) -> Callable[[str, State | None], Training]:
+def _begin(c: Configuration) -> Callable[[str, State | None], Training]:
     """Return how `train_all` begins the training of a network."""
-    generator = Generator().manual_seed(configuration.seed)
-    sizes = (configuration.steps, configuration.noise, generator)
-    x, y = rings(configuration.train, *sizes)
-    new_x, new_y = rings(500, *sizes)
-    numbers = torch.arange(len(x))
-    schedule = Schedule(configuration.epochs, configuration.batch, warm_up=0.0)
+    generator = Generator().manual_seed(c.seed)
+
+    def sequences(count: int) -> Sequences:
+        x, y = rings(count, c.steps, c.noise, generator)
+        return Sequences(x, torch.full((count,), c.steps), y.unsqueeze(1))
+
+    train, new = sequences(c.train), sequences(500)
+    task = SequenceTask(train, new, new, CLASSES)
+    options: State = {"rate": c.rate, "schedule": Schedule(c.epochs, c.batch), "seed": c.seed}
 
     def begin(name: str, state: State | None) -> Training:
-        torch.manual_seed(configuration.seed)
-        rnn = NETWORKS[name](2, configuration.hidden)
-        model = _Classifier(rnn, configuration.hidden)
-        optimizer = torch.optim.Adam(model.parameters(), configuration.rate)
-
-        def loss(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
-            losses = nn.functional.cross_entropy(model(x[batch]), y[batch], reduction="none")
-            return losses.mean(), losses
-
-        @torch.no_grad()
-        def score() -> float:
-            return (model(new_x).argmax(-1) == new_y).float().mean().item()
-
-        curve = fit(model, optimizer, numbers, loss, score, schedule, configuration.seed, state)
-        return Training(name, curve, lambda: {"model": name}, kept=rnn)
+        model = sequence_model(NETWORKS[name], c.hidden, task, c.seed)
+        score = lambda: evaluate(model, new)[0]  # noqa: E731
+        epochs = fit_sequences(model, train, score, state=state, **options)
+        return Training(name, epochs, lambda: {"model": name}, kept=model.rnn)
 
     return begin
+
+
+COMMAND = Command(
+    help="paths of hidden states of two units (minutes)",
+    description="Train networks of two hidden units, and draw the paths of their states.",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -3,70 +3,59 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from implicit_solvers import ConvergenceError
-from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask
-from implicit_solvers.problems.experiments.ernn.models import MODELS, SequenceModel, parameter_count
+from implicit_solvers.problems.experiments.data.sequences import SequenceTask
+from implicit_solvers.problems.experiments.ernn.models import MODELS, parameter_count
+from implicit_solvers.problems.experiments.ernn.sequence_training import (
+    DivergedError,
+    evaluate,
+    fit_sequences,
+    sequence_model,
+)
 from implicit_solvers.problems.experiments.ernn.time_shuffle import shuffled
+from implicit_solvers.problems.experiments.harness.options import number, option
+from implicit_solvers.problems.experiments.harness.run_folder import Checkpoint, RunFolder
 from implicit_solvers.problems.experiments.harness.training import (
     Curve,
     Schedule,
+    State,
     Training,
-    fit,
+    spread,
     train_all,
 )
 
-__all__ = ["COMPARED", "Configuration", "better", "evaluate", "run_trials", "summary"]
+__all__ = ["COMPARED", "Configuration", "better", "run_trials", "summary"]
 
 COMPARED = ("exact", "leaky", "k1", "k3", "k5", "rnn", "gru", "lstm", "fastrnn")
-EVALUATED_TOGETHER = 512
-
-State = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Configuration:
     """What the results on one task depend on.
 
-    Parameters
-    ----------
-    task, folder
-        The data.
-    models
-        Names of `MODELS`.
-    rates
-        Adam's rates: each is tried with the first seed, and the best on the validation part kept.
-    seeds, first_seed
-        How many trainings of each model with its best rate, that of the trial among them.
-    hidden
-        The size of the hidden state of every model.
-    epochs, batch
-        The length of a training.
-    clip
-        The largest norm of a gradient; longer ones are scaled down.
+    Each rate is tried with the first seed; the best on the validation part is kept.
     """
 
     task: str
     folder: str
-    epochs: int
-    batch: int
-    models: list[str] = field(default_factory=lambda: list(COMPARED))
-    rates: list[float] = field(default_factory=lambda: [5e-3, 2e-2])
-    seeds: int = 3
-    first_seed: int = 0
-    hidden: int = 32
-    clip: float = 1.0
+    epochs: int = option(
+        None, "passes over the sequences (depends on the task)", read=number(int, 0)
+    )
+    batch: int = option(None, "sequences in a step (depends on the task)", read=number(int, 0))
+    models: list[str] = option(list(COMPARED), "networks", choices=MODELS, metavar="MODEL")
+    rates: list[float] = option([5e-3, 2e-2], "Adam's rates that are tried", metavar="RATE")
+    seeds: int = option(3, "trainings of each model with its best rate")
+    first_seed: int = option(0, "the first of their seeds", read=number(int, 0, closed=True))
+    hidden: int = option(32, "size of the hidden states")
+    clip: float = option(1.0, "largest norm of a gradient")
 
     def trials(self) -> list[tuple[str, float, int]]:
         """Return model, rate and seed of the trainings that try the rates."""
@@ -89,10 +78,9 @@ class _DivergedError(ArithmeticError):
 def run_trials(
     configuration: Configuration,
     task: SequenceTask,
-    path: Path,
-    checkpoint: State | None,
-    checkpoint_every: int,
-    console: Console,
+    checkpoint: Checkpoint,
+    every: int,
+    folder: RunFolder,
 ) -> list[State]:
     """Train all models, and return a result for each training.
 
@@ -100,8 +88,8 @@ def run_trials(
     ----------
     configuration, task
         What to do.
-    path, checkpoint, checkpoint_every, console
-        As in `cli.training.train_all`.
+    checkpoint, every, folder
+        As in `harness.training.train_all`.
 
     Returns
     -------
@@ -113,57 +101,39 @@ def run_trials(
         ``parity_shuffled``: the same with the test sequences' steps in another order, if one step
         is read. A training that failed has ``failed``, a text, and None for the scores.
     """
-    begin = _begin(configuration, task)
-    common = (begin, asdict(configuration), path)
-    runs = configuration.trials()
-    content = train_all(runs, *common, checkpoint, checkpoint_every, console)
-    runs += configuration.repetitions(content["results"])
-    return train_all(runs, *common, content, checkpoint_every, console)["results"]
+    begin, runs = _begin(configuration, task), configuration.trials()
+    common = (configuration.epochs, checkpoint, every, folder)
+    results = train_all(runs, begin, *common)["results"]
+    runs += configuration.repetitions(results)
+    return train_all(runs, begin, *common)["results"]
 
 
 def _begin(
     configuration: Configuration, task: SequenceTask
 ) -> Callable[[tuple[str, float, int], State | None], Training]:
     """Return how `train_all` begins a training."""
-    train, clock = task.train, time.process_time
-    # the loss reads the sequences by their numbers, which fit shuffles
-    numbers = torch.arange(len(train))
-    schedule = Schedule(configuration.epochs, configuration.batch, warm_up=0.0)
+    clock = time.process_time
+    schedule = Schedule(configuration.epochs, configuration.batch)
 
     def begin(run: tuple[str, float, int], state: State | None) -> Training:
         name, rate, seed = run
-        torch.manual_seed(seed)
-        rnn = MODELS[name](task.channels, configuration.hidden)
-        model = SequenceModel(rnn, configuration.hidden, task.outputs, task.readout_size)
-        optimizer = torch.optim.Adam(model.parameters(), rate)
+        model = sequence_model(MODELS[name], configuration.hidden, task, seed)
         failures: list[str] = []
         begun = clock() - (0.0 if state is None else state["processor"])
-
-        def clip(*_: Any) -> None:
-            nn.utils.clip_grad_norm_(model.parameters(), configuration.clip)
-
-        optimizer.register_step_pre_hook(clip)
-
-        def loss(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
-            losses = _losses(model, train.subset(batch))
-            if not losses.isfinite().all():
-                raise _DivergedError("the loss is not finite: lower the rate")
-            return losses.mean(), losses
 
         def left(current: Callable[[], State]) -> State:
             return {**current(), "processor": clock() - begun}
 
+        def validate() -> float:
+            return evaluate(model, task.validation)[0]
+
         def epochs() -> Iterator[tuple[Curve, Callable[[], State]]]:
-            validate = lambda: evaluate(model, task.validation)[0]  # noqa: E731
+            options: Any = {"rate": rate, "clip": configuration.clip, "schedule": schedule}
+            fitted = fit_sequences(model, task.train, validate, seed=seed, state=state, **options)
             try:
-                # the first step is the largest: Adam divides the rate by 1 - beta
-                if rate / (1 - optimizer.defaults["betas"][0]) > torch.finfo(torch.float32).max:
-                    raise _DivergedError(f"a step of the rate {rate:g} overflows: lower the rate")
-                for curve, current in fit(
-                    model, optimizer, numbers, loss, validate, schedule, seed, state
-                ):
+                for curve, current in fitted:
                     yield curve, partial(left, current)
-            except (_DivergedError, ConvergenceError) as error:
+            except (DivergedError, ConvergenceError) as error:
                 failures.append(str(error).splitlines()[0])
 
         def result() -> State:
@@ -191,42 +161,6 @@ def _scores(model: nn.Module, task: SequenceTask) -> State:
             other = shuffled(task.test, Generator().manual_seed(0), keep_parity=keep)
             scores[key] = evaluate(model, other)[0]
     return scores
-
-
-def _losses(model: nn.Module, sequences: Sequences) -> Tensor:
-    """Return the loss of each sequence."""
-    predicted = model(sequences.x, sequences.lengths)
-    if sequences.y.is_floating_point():
-        return (predicted[..., 0] - sequences.y).square().mean(1)
-    entropy = nn.functional.cross_entropy(predicted.mT, sequences.y, reduction="none")
-    return entropy.mean(1)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, sequences: Sequences) -> tuple[float, float]:
-    """Return the score and the loss.
-
-    Parameters
-    ----------
-    model
-        Like `SequenceModel`.
-    sequences
-        If their ``y`` holds classes, the score is the share of outputs for which the model's
-        largest number is that of the class, and the loss the cross-entropy; if values, both are
-        the mean squared error.
-    """
-    right = total = 0.0
-    for batch in torch.arange(len(sequences)).split(EVALUATED_TOGETHER):
-        part = sequences.subset(batch)
-        predicted = model(part.x, part.lengths)
-        if part.y.is_floating_point():
-            total += (predicted[..., 0] - part.y).square().mean(1).sum().item()
-        else:
-            right += (predicted.argmax(-1) == part.y).float().mean(1).sum().item()
-            entropy = nn.functional.cross_entropy(predicted.mT, part.y, reduction="none")
-            total += entropy.mean(1).sum().item()
-    loss = total / len(sequences)
-    return (loss if sequences.y.is_floating_point() else right / len(sequences)), loss
 
 
 def better(result: Mapping[str, Any]) -> tuple[float, float]:
@@ -278,12 +212,10 @@ def summary(results: Sequence[State], configuration: Configuration) -> list[Stat
         scores = [r["score"] for r in own if r["score"] is not None]
         row = {
             **{"model": model, "rate": rate, "parameters": own[0]["parameters"]},
-            "mean": statistics.mean(scores) if scores else None,
-            "deviation": statistics.stdev(scores) if len(scores) > 1 else None,
+            **spread(scores),
             **{"scores": scores, "failed": len(own) - len(scores)},
         }
         for key in ("shuffled", "parity_shuffled"):
-            values = [r[key] for r in own if r.get(key) is not None]
-            row[key] = statistics.mean(values) if values else None
+            row[key] = spread([r[key] for r in own if r.get(key) is not None])["mean"]
         rows.append(row)
     return rows

@@ -1,49 +1,233 @@
-"""Numbers on the command line, as argparse reads them."""
+"""The fields of a configuration as options of the command line."""
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
 
-__all__ = ["positive", "positive_integer", "whole"]
+import torch
 
+__all__ = ["add_options", "add_run_options", "configuration_of", "device", "number", "option"]
 
-def whole(text: str) -> int:
-    """Return an integer that is not negative.
-
-    Examples
-    --------
-    >>> whole("0")
-    0
-    """
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
+Configuration = TypeVar("Configuration")
 
 
-def positive_integer(text: str) -> int:
-    """Return an integer above zero.
-
-    Examples
-    --------
-    >>> positive_integer("3")
-    3
-    """
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
-
-
-def positive(text: str) -> float:
-    """Return a finite number above zero.
+def number(
+    kind: type[int] | type[float],
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    closed: bool = False,
+) -> Callable[[str], Any]:
+    """Return a reader of finite numbers above ``low``, or from it on, and below ``high``.
 
     Examples
     --------
-    >>> positive("1e-3")
-    0.001
+    >>> number(int, 0)("3"), number(float, 0, 1, closed=True)("0")
+    (3, 0.0)
     """
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
-    return value
+
+    def read(text: str) -> int | float:
+        value = kind(text)
+        if not (math.isfinite(value) and (value > low or (closed and value == low))):
+            if low == 0:
+                unfit = "negative" if closed and kind is int else "not positive"
+            else:
+                unfit = f"not {'at least' if closed else 'above'} {low:g}"
+            raise argparse.ArgumentTypeError(
+                f"{text} is {unfit}{' and finite' if kind is float else ''}"
+            )
+        if value >= high:
+            raise argparse.ArgumentTypeError(f"{text} is not below {high:g}")
+        return value
+
+    return read
+
+
+def device(text: str) -> str:
+    """Return the name of a device that this machine has.
+
+    Examples
+    --------
+    >>> device("cpu")
+    'cpu'
+    """
+    try:
+        torch.zeros(1, device=text).item()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise argparse.ArgumentTypeError(f"there is no device {text} here ({reason})") from error
+    return text
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    read: Callable[[str], Any] | None = None,
+    choices: Collection[str] | None = None,
+    names: tuple[str, ...] = (),
+    metavar: str | None = None,
+) -> Any:
+    """Return a field of a configuration that is an option of the command line.
+
+    Parameters
+    ----------
+    default
+        Its value; a list takes one or more.
+    text
+        What it is.
+    read
+        Returns the value of a text. By default, integers and other numbers are positive.
+    choices
+        The strings it may be.
+    names
+        Other names of the option.
+    metavar
+        What stands for the value in the help.
+    """
+    about = {"text": text, "read": read, "choices": choices, "names": names, "metavar": metavar}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=about)
+    return field(default=default, metadata=about)
+
+
+def reader_of(about: Field[Any]) -> Callable[[str], Any]:
+    """Return what reads the text of an option."""
+    default = _first(default_of(about))
+    usual = number(int, 0) if isinstance(default, int) else number(float, 0)
+    return about.metadata["read"] or (str if isinstance(default, str) else usual)
+
+
+def default_of(about: Field[Any]) -> Any:
+    """Return the default of a field."""
+    return about.default_factory() if callable(about.default_factory) else about.default
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) else value
+
+
+def add_options(
+    parser: Any,
+    configuration: type,
+    *,
+    only: Collection[str] | None = None,
+    leave_out: Collection[str] = (),
+    shown: Mapping[str, Any] = MappingProxyType({}),
+    names: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    unset: bool = False,
+) -> None:
+    """Declare an option for each field that `option` made.
+
+    Parameters
+    ----------
+    parser
+        Receives the options; a parser, or a group of one.
+    configuration
+        A dataclass.
+    only, leave_out
+        The fields that get an option; those that get none.
+    shown
+        What the help shows as a default instead of the field's.
+    names
+        Other names of options.
+    unset
+        Whether options that are not given are None.
+    """
+    for one in fields(configuration):
+        about = one.metadata
+        if not about or one.name in leave_out or (only is not None and one.name not in only):
+            continue
+        default = default_of(one)
+        seen = shown.get(one.name, default)
+        text = " ".join(map(_text, seen)) if isinstance(seen, list) else _text(seen)
+        given: dict[str, Any] = {"dest": one.name, "default": None if unset else default}
+        given["help"] = about["text"] + ("" if seen is None else f" ({text})")
+        if isinstance(default, bool):
+            given["action"] = argparse.BooleanOptionalAction
+        else:
+            given["choices"] = None if about["choices"] is None else list(about["choices"])
+            given["type"] = reader_of(one)
+            kind = {int: "N", float: "X", str: "NAME"}.get(type(_first(default)), "N")
+            given["metavar"] = about["metavar"] or kind
+            if isinstance(default, list):
+                given["nargs"] = "+"
+            if about["choices"] is not None:
+                given["help"] = f"{given['help']}, of {' '.join(about['choices'])}"
+        flags = [one.name.replace("_", "-"), *about["names"], *names.get(one.name, ())]
+        flags = [("-" if len(flag) == 1 else "--") + flag for flag in flags]
+        parser.add_argument(*flags, **given)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def add_run_options(
+    parser: argparse.ArgumentParser,
+    out: str,
+    *,
+    resume: bool = True,
+    checkpoint_every: int | None = None,
+    unit: str = "epochs",
+    threads: bool = False,
+) -> None:
+    """Declare the options of the folder of a run, and of torch's threads.
+
+    Parameters
+    ----------
+    parser
+        Receives them.
+    out
+        The folder, by default.
+    resume
+        Whether a run can go on from a checkpoint.
+    checkpoint_every, unit
+        The default of ``--checkpoint-every``, and what is counted; None for no option.
+    threads
+        Whether there is an option for torch's threads.
+    """
+    add = parser.add_argument
+    add("--out", type=Path, default=Path(out), help="folder of the results (%(default)s)")
+    if resume:
+        add("--resume", action="store_true", help="go on from the checkpoint in that folder")
+    add("--overwrite", action="store_true", help="replace the results in that folder")
+    positive_integer = number(int, 0)
+    if checkpoint_every is not None:
+        text = f"{unit} from one checkpoint to the next (%(default)s)"
+        given: dict[str, Any] = {"type": positive_integer, "default": checkpoint_every}
+        add("--checkpoint-every", metavar="N", help=text, **given)
+    if threads:
+        text = "of torch (%(default)s): two are faster on idle cores, much slower on busy ones"
+        add("--threads", type=positive_integer, default=1, metavar="N", help=text)
+
+
+def configuration_of(
+    arguments: argparse.Namespace, kind: type[Configuration], **changes: Any
+) -> Configuration:
+    """Return the configuration that options give; what a list has twice counts once.
+
+    Parameters
+    ----------
+    arguments
+        With a value for each option of ``kind``.
+    kind
+        A dataclass.
+    changes
+        Fields that are not as the options say, or have no option.
+    """
+    given: dict[str, Any] = {
+        one.name: getattr(arguments, one.name)
+        for one in fields(kind)  # type: ignore[arg-type]
+        if one.metadata and hasattr(arguments, one.name)
+    }
+    for name, value in given.items():
+        if isinstance(value, list):
+            given[name] = list(dict.fromkeys(value))
+    return kind(**{**given, **changes})

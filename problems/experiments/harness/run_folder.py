@@ -1,77 +1,405 @@
-"""The folder of a run: its checkpoint, which is whole whenever it is there, and JSON files."""
+"""The folder of a run: a lock, checkpoints with checksums, files that are whole or not there."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import hashlib
+import io
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
+import filelock
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint", "write_json"]
+__all__ = [
+    "Checkpoint",
+    "InterruptedRunError",
+    "RunError",
+    "RunFolder",
+    "read_checkpoint",
+    "read_json",
+    "record",
+    "restoring",
+    "write_checkpoint",
+    "write_json",
+    "write_whole",
+]
+
+Record = TypeVar("Record")
+
+# The first bytes of a checkpoint; behind them, the checksum of the rest and a line feed.
+MARK = b"implicit-solvers checkpoint sha256 "
+WAYS_OUT = "pass the same options, another --out, or --overwrite to start again"
 
 
-class CheckpointError(ValueError):
-    """A checkpoint does not belong to this run."""
+class RunError(ValueError):
+    """What a run cannot do; the message says why, and what helps."""
 
 
-def load_checkpoint(path: Path, configuration: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the checkpoint at ``path``, or None if there is none.
+class InterruptedRunError(Exception):
+    """A run was interrupted from the keyboard; the message says how to go on."""
 
-    Parameters
-    ----------
-    path
-        Where `save_checkpoint` wrote it.
-    configuration
-        What this run's results depend on. The checkpoint's entry ``"configuration"`` must equal it.
+
+# ---- Files ----
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is whole whenever it is there.
 
     Raises
     ------
-    CheckpointError
-        If it is unreadable, or another configuration wrote it.
+    RunError
+        If the disk is full, or the file cannot be written for another reason.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(
+            f"{path} cannot be written ({error.strerror or error}): make room for it, or pass "
+            "another --out"
+        ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON."""
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what `write_json` wrote; to read an entry that it has not is a `RunError`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    RunError
+        If it is no JSON, or no table.
     """
     try:
-        checkpoint = torch.load(path, weights_only=True)
-        written = dict(checkpoint["configuration"])
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # torch.load raises whatever the bytes make it raise
-        raise CheckpointError(
-            f"{path} is no checkpoint of this command ({error}): delete it, or leave --resume out"
-        ) from error
-    differences = [
-        f"{name} {written.get(name)} where this run has {configuration.get(name)}"
-        for name in sorted(configuration.keys() | written.keys())
-        if written.get(name) != configuration.get(name)
-    ]
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON ({error}): delete it") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds no table: delete it")
+    return _stored(content, path)
+
+
+class _Stored(dict[Any, Any]):
+    """A table that was read from a file, which it names where an entry is missing."""
+
+    path: Path
+
+    def __missing__(self, key: object) -> Any:
+        raise RunError(f"{self.path} has no entry {key!r}: delete it, and it is made again")
+
+
+def _stored(value: Any, path: Path) -> Any:
+    if isinstance(value, list):
+        return [_stored(entry, path) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    table = _Stored({key: _stored(entry, path) for key, entry in value.items()})
+    table.path = path
+    return table
+
+
+def _plain(value: Any) -> Any:
+    """Return builtin containers, as `torch.load` reads them safely, with tensors on the CPU."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
+def _differences(written: Mapping[str, Any], own: Mapping[str, Any], name: str = "") -> list[str]:
+    """Return what differs, in words."""
+    found = []
+    for key in sorted(written.keys() | own.keys()):
+        before, now = written.get(key), own.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            found += _differences(before, now, f"{name}{key}.")
+        elif before != now:
+            found.append(f"{name}{key} {before} where this run has {now}")
+    return found
+
+
+def _refuse_others(path: Path, written: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    differences = _differences(written, own)
     if differences:
-        raise CheckpointError(
-            f"{path} was written with {', '.join(differences)}: pass the same options, or leave "
-            "--resume out to start again"
-        )
-    return checkpoint
+        raise RunError(f"{path} was written with {', '.join(differences)}: {WAYS_OUT}")
 
 
-def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint that is whole whenever it is there.
+# ---- Checkpoints ----
+
+
+class Checkpoint:
+    """Where a run stands, in a file.
 
     Parameters
     ----------
     path
-        Where it goes.
+        The file.
+    configuration
+        What the run's results depend on: a file of another configuration is refused.
+    resume
+        Whether to read the file, if it is there.
+    writes
+        Whether this process is the one that writes it.
+
+    Attributes
+    ----------
     content
-        Tensors, numbers, strings, lists and dictionaries; ``"configuration"`` among them.
+        What was read; None if the run is a new one. To read an entry that the file has not is a
+        `RunError`.
+
+    Raises
+    ------
+    RunError
+        If the file is damaged, or no checkpoint, or one of another configuration.
     """
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+
+    def __init__(
+        self,
+        path: Path,
+        configuration: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        writes: bool = True,
+    ) -> None:
+        self.path, self.configuration = path, json.loads(json.dumps(configuration))
+        self.writes = writes
+        self.content: dict[str, Any] | None = None
+        if resume and path.exists():
+            self.content = read_checkpoint(path)
+            _refuse_others(path, self.content["configuration"], self.configuration)
+
+    def save(self, **content: Any) -> None:
+        """Write the file: tensors, numbers, strings, lists and dictionaries."""
+        if self.writes:
+            write_checkpoint(self.path, {**content, "configuration": self.configuration})
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` as indented JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of tensors, numbers, strings, lists and dictionaries, with a checksum."""
+    file = io.BytesIO()
+    torch.save(_plain(content), file)
+    payload = file.getvalue()
+    checksum = hashlib.sha256(payload).hexdigest().encode()
+    write_whole(path, MARK + checksum + b"\n" + payload)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what `write_checkpoint` wrote; to read an entry that it has not is a `RunError`.
+
+    Raises
+    ------
+    RunError
+        If a bit of the file has changed, or it is another file.
+    """
+    first, _, payload = path.read_bytes().partition(b"\n")
+    try:
+        if not first.startswith(MARK):
+            raise ValueError("it does not begin as one")
+        if first != MARK + hashlib.sha256(payload).hexdigest().encode():
+            raise ValueError("its checksum says that it is damaged")
+        content = torch.load(io.BytesIO(payload), weights_only=True)
+        return _stored(dict(content), path)
+    except Exception as error:  # torch.load raises whatever the bytes make it raise
+        raise RunError(
+            f"{path} is no checkpoint of this command ({error}): delete it, or pass --overwrite to "
+            "start again"
+        ) from error
+
+
+def record(kind: type[Record], table: Mapping[str, Any]) -> Record:
+    """Return a dataclass with all its fields from a table that was read from a file."""
+    return kind(**{one.name: table[one.name] for one in fields(kind)})  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def restoring(table: Mapping[str, Any]) -> Iterator[None]:
+    """Say that a file does not fit, where the table that was read from it cannot be loaded."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        first, *_ = f"{type(error).__name__}: {error}".splitlines()
+        raise RunError(
+            f"{getattr(table, 'path', 'a checkpoint')} does not fit this command ({first}): delete "
+            "it, or pass --overwrite to start again"
+        ) from error
+
+
+# ---- The folder ----
+
+
+class RunFolder:
+    """The folder of a run, locked from ``with`` on until the run has ended.
+
+    Parameters
+    ----------
+    path
+        The folder; it is made.
+    configuration
+        What the results depend on; it becomes ``config.json``.
+    resume
+        Whether to go on with what is there, which must be of the same configuration.
+    overwrite
+        Whether to replace what is there.
+    keeps
+        Whether the command always goes on: it has no option ``--resume``.
+    writes
+        Whether this process is the one that writes. The others neither lock nor look.
+    started
+        When the command began (`time.perf_counter`).
+    console
+        Where the run says what it does.
+
+    Raises
+    ------
+    RunError
+        If another run has the lock; if there are results, and neither ``resume`` nor
+        ``overwrite``; if what is there is of another configuration.
+    InterruptedRunError
+        For a `KeyboardInterrupt` inside.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        configuration: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        keeps: bool = False,
+        writes: bool = True,
+        started: float | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.path, self.configuration = path, json.loads(json.dumps(configuration))
+        self.resume, self.overwrite, self.keeps, self.writes = resume, overwrite, keeps, writes
+        self.started = time.perf_counter() if started is None else started
+        self.console = console if console is not None and writes else Console(quiet=True)
+        self._lock = filelock.FileLock(path / ".lock", timeout=0)
+
+    @classmethod
+    def of(
+        cls, arguments: argparse.Namespace, configuration: Mapping[str, Any], **options: Any
+    ) -> RunFolder:
+        """Return the folder that the options of a command name."""
+        given = {"resume": getattr(arguments, "resume", False), "overwrite": arguments.overwrite}
+        given |= {"started": arguments.started, "console": Console()}
+        return cls(arguments.out, configuration, **{**given, **options})
+
+    def __enter__(self) -> RunFolder:
+        if not self.writes:
+            return self
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise RunError(
+                f"another run is at work in {self.path}: wait until it has ended, or pass another "
+                "--out"
+            ) from error
+        try:
+            self._look()
+            write_json(self.path / "config.json", self.configuration)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+        if isinstance(error, (KeyboardInterrupt, InterruptedRunError)):
+            if self.keeps:
+                advice = "the same command goes on"
+            elif self._checkpoints():
+                advice = "the same command with --resume goes on"
+            else:
+                advice = "there is no checkpoint yet, the same command begins again"
+            raise InterruptedRunError(f"interrupted: {advice}") from error
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(self.path.glob("checkpoint*.pt"))
+
+    def _look(self) -> None:
+        """Refuse to mix with, or to replace, what is there unasked."""
+        config, metrics = self.path / "config.json", self.path / "metrics.json"
+        results = [path for path in [*self._checkpoints(), metrics] if path.exists()]
+        if self.overwrite:
+            if not self.keeps:
+                for path in results:
+                    path.unlink()
+        elif self.resume or self.keeps:
+            if config.exists():
+                written = read_json(config)
+                # another task of a table is no other run
+                common = written.keys() & self.configuration.keys()
+                own = {key: self.configuration[key] for key in common}
+                _refuse_others(config, {key: written[key] for key in common}, own)
+        elif results or (config.exists() and read_json(config) != self.configuration):
+            results = results or [config]
+            raise RunError(
+                f"{self.path} has results of an earlier run ({results[0].name}): pass --resume to "
+                "go on with it, --overwrite to replace them, or another --out"
+            )
+
+    def checkpoint(self, name: str = "checkpoint.pt", **configuration: Any) -> Checkpoint:
+        """Return a checkpoint in the folder.
+
+        Parameters
+        ----------
+        name
+            Of the file.
+        configuration
+            What it depends on; the configuration of the folder, if left out.
+        """
+        return Checkpoint(
+            self.path / name,
+            configuration or self.configuration,
+            resume=self.resume or self.keeps,
+            writes=self.writes,
+        )
+
+    def progress(self) -> Progress:
+        """Return bars with a description, counts, the time left, and the field ``note``."""
+        return Progress(
+            TextColumn("{task.description:<16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+
+    def finish(self, metrics: Mapping[str, Any], **timing: Any) -> None:
+        """Write ``metrics.json``, with the seconds that all took, and say where the results are."""
+        total = timing.pop("before", 0.0) + time.perf_counter() - self.started
+        content = {**metrics, "timing": {**timing, "total": total}}
+        write_json(self.path / "metrics.json", content)
+        self.console.print(f"{total:.0f} s. Results are in {self.path}.", soft_wrap=True)

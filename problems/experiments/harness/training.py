@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from implicit_solvers.problems.experiments.harness.progress_bar import progress_bar
-from implicit_solvers.problems.experiments.harness.run_folder import save_checkpoint
+from implicit_solvers.problems.experiments.harness.run_folder import (
+    Checkpoint,
+    RunFolder,
+    record,
+    restoring,
+)
 
-__all__ = ["Curve", "Schedule", "Training", "fit", "train_all"]
+__all__ = [
+    "Curve",
+    "Schedule",
+    "State",
+    "Training",
+    "fit",
+    "restored",
+    "spread",
+    "taken",
+    "train_all",
+]
 
 State = dict[str, Any]
 Run = TypeVar("Run")
@@ -23,7 +36,7 @@ Run = TypeVar("Run")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a variational model is trained.
+    """How long a model is trained, with which rates and weights.
 
     Parameters
     ----------
@@ -32,21 +45,21 @@ class Schedule:
     batch
         Examples in a step of Adam.
     warm_up
-        The share of the epochs in which the weight of the divergence grows from 0 to 1: otherwise
+        The share of the epochs in which the weight of a divergence grows from 0 to 1: otherwise
         posteriors that start close to the prior stay there. Source: Sønderby et al., "Ladder
         variational autoencoders" (2016), section 2.2.
     """
 
     epochs: int
     batch: int
-    warm_up: float
+    warm_up: float = 0.0
 
     def rate(self, epoch: int) -> float:
         """Return the factor of Adam's rates: 1, from the middle on a line that ends at 0.
 
         Examples
         --------
-        >>> schedule = Schedule(epochs=100, batch=128, warm_up=0.4)
+        >>> schedule = Schedule(epochs=100, batch=128)
         >>> schedule.rate(0), schedule.rate(75)
         (1.0, 0.5)
         """
@@ -66,18 +79,32 @@ class Schedule:
 
 @dataclass
 class Curve:
-    """What happened so far, epoch by epoch.
-
-    Attributes
-    ----------
-    train
-        The mean ELBO of an example, while it was trained on.
-    test
-        What is measured on held-out data after the epoch.
-    """
+    """What happened so far, epoch by epoch: the mean of ``loss``'s second value, and ``test``."""
 
     train: list[float] = field(default_factory=list)
     test: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model's training.
+
+    Parameters
+    ----------
+    name
+        What the progress bar says.
+    epochs
+        What `fit` returns.
+    result
+        Returns what is to be kept when it has ended: numbers and strings.
+    kept
+        A module whose state is to be kept too.
+    """
+
+    name: str
+    epochs: Iterator[tuple[Curve, Callable[[], State]]]
+    result: Callable[[], State]
+    kept: nn.Module | None = None
 
 
 def fit(
@@ -102,11 +129,12 @@ def fit(
     data
         ``(examples, ...)``.
     loss
-        Maps a batch and the divergence's weight to the loss and the ELBO of each example.
+        Maps a batch and the divergence's weight to the loss, and what the curve shows of each
+        example.
     test
         Returns a point of the curve of held-out data.
     schedule
-        Epochs and rates.
+        Epochs, batches, and rates.
     seed
         Of the order of examples and of samples: the global generator is seeded with it.
     state
@@ -120,9 +148,10 @@ def fit(
     rates = [group["lr"] for group in optimizer.param_groups]
     curve = Curve()
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        curve = Curve(**state["curve"])
+        with restoring(state):
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            curve = record(Curve, state["curve"])
 
     def current() -> State:
         parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -134,46 +163,23 @@ def fit(
             group["lr"] = rate * schedule.rate(epoch)
         total = 0.0
         for batch in data[torch.randperm(len(data))].split(schedule.batch):
-            value, elbo = loss(batch, schedule.weight(epoch))
+            value, shown = loss(batch, schedule.weight(epoch))
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-            total += elbo.detach().sum().item()
+            total += shown.detach().sum().item()
         curve.train.append(total / len(data))
         curve.test.append(test())
         yield curve, current
 
 
-@dataclass(frozen=True)
-class Training:
-    """One model's training.
-
-    Parameters
-    ----------
-    name
-        What the progress bar says.
-    epochs
-        What `fit` returns.
-    result
-        Returns what is to be kept when it has ended: numbers and strings.
-    kept
-        A module whose state is to be kept too.
-    """
-
-    name: str
-    epochs: Iterator[tuple[Curve, Callable[[], State]]]
-    result: Callable[[], dict[str, Any]]
-    kept: nn.Module | None = None
-
-
 def train_all(
     runs: Sequence[Run],
     begin: Callable[[Run, State | None], Training],
-    configuration: dict[str, Any],
-    path: Path,
-    checkpoint: State | None,
-    checkpoint_every: int,
-    console: Console,
+    epochs: int,
+    checkpoint: Checkpoint,
+    every: int,
+    folder: RunFolder,
 ) -> State:
     """Train what the checkpoint has not.
 
@@ -183,44 +189,75 @@ def train_all(
         What to train, one after the other.
     begin
         Maps one of them, and the state in which it was left, to its training.
-    configuration
-        Goes into the checkpoint; its ``"epochs"`` are those of each run.
-    path
-        Where checkpoints go, every ``checkpoint_every`` epochs and after each training.
+    epochs
+        Of each run.
     checkpoint
-        Where to go on, as `run_folder.load_checkpoint` returned it.
-    console
-        Of the progress bar.
+        Where the trainings stand; written every ``every`` epochs and after each training.
+    folder
+        Shows the progress.
 
     Returns
     -------
     dict
-        The last checkpoint: ``"results"``, one for each run, with its curve and seconds, and
-        ``"kept"``, the states of the modules to keep, by the number of the run.
+        ``"results"``, one for each run, with its curve and seconds, and ``"kept"``, the states of
+        the modules to keep, by the number of the run.
     """
-    start: State = {"configuration": configuration, "results": [], "kept": {}, "current": None}
-    content = start if checkpoint is None else checkpoint
-    results, epochs = content["results"], configuration["epochs"]
-    with progress_bar(console) as progress:
+    content: State = checkpoint.content or {"results": [], "kept": {}, "current": None}
+    results, kept, state = content["results"], content["kept"], content["current"]
+    with folder.progress() as progress:
         bar = progress.add_task("epochs", total=len(runs) * epochs, note="")
         for number in range(len(results), len(runs)):
-            state, clock = content["current"], time.perf_counter()
+            clock = time.perf_counter()
             before = state["seconds"] if state is not None else 0.0
-            training = begin(runs[number], state)
-            curve = Curve()
+            training, curve = begin(runs[number], state), Curve()
             for curve, current in training.epochs:
                 done = len(curve.test)
-                if done % checkpoint_every == 0 and done < epochs:
+                if done % every == 0 and done < epochs:
                     seconds = before + time.perf_counter() - clock
-                    content["current"] = {**current(), "seconds": seconds}
-                    save_checkpoint(path, content)
+                    left = {**current(), "seconds": seconds}
+                    checkpoint.save(results=results, kept=kept, current=left)
                 note = f"{training.name}: {curve.test[-1]:.2f}"
                 progress.update(bar, completed=number * epochs + done, note=note)
             result = {**training.result(), **asdict(curve)}
-            result["seconds"] = before + time.perf_counter() - clock
-            results.append(result)
+            results.append({**result, "seconds": before + time.perf_counter() - clock})
             if training.kept is not None:
-                content["kept"][number] = training.kept.state_dict()
-            content["current"] = None
-            save_checkpoint(path, content)
-    return content
+                kept[number] = training.kept.state_dict()
+            state = None
+            checkpoint.save(results=results, kept=kept, current=None)
+    checkpoint.content = {"results": results, "kept": kept, "current": None}
+    return checkpoint.content
+
+
+def taken(results: Sequence[State], *keys: str) -> dict[str, list[float]]:
+    """Remove the seconds from results, which then are the same in every run; return them.
+
+    Examples
+    --------
+    >>> results = [{"model": "rnn", "seconds": 4.5, "processor_seconds": 4.0}]
+    >>> taken(results, "seconds", "processor_seconds"), results
+    ({'seconds': [4.5], 'processor_seconds': [4.0]}, [{'model': 'rnn'}])
+    """
+    values = {key: [one[key] for one in results] for key in keys}
+    for one in results:
+        for key in keys:
+            del one[key]
+    return values
+
+
+def restored(model: nn.Module, state: State) -> nn.Module:
+    """Return the model with the parameters of a state that `train_all` kept."""
+    with restoring(state):
+        model.load_state_dict(state)
+    return model
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Return the mean and the standard deviation, None where there are too few values.
+
+    Examples
+    --------
+    >>> spread([1.0, 3.0]), spread([2.0])
+    ({'mean': 2.0, 'deviation': 1.4142135623730951}, {'mean': 2.0, 'deviation': None})
+    """
+    mean = statistics.mean(values) if values else None
+    return {"mean": mean, "deviation": statistics.stdev(values) if len(values) > 1 else None}

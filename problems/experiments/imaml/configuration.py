@@ -5,17 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from implicit_solvers.problems.experiments.harness.options import positive, positive_integer, whole
+from implicit_solvers.problems.experiments.harness.options import (
+    add_options,
+    default_of,
+    number,
+    option,
+    reader_of,
+)
 
-__all__ = ["Configuration", "add_options", "configuration_from", "read_options"]
+__all__ = [
+    "LABELS",
+    "METHODS",
+    "Configuration",
+    "add_configuration",
+    "configuration_from",
+    "given_options",
+]
 
-METHODS = ("imaml-gd", "imaml-hf", "maml", "fomaml", "reptile", "r2d2")
 LABELS = {
     "imaml-gd": "iMAML, gradient descent",
     "imaml-hf": "iMAML, Hessian-free",
@@ -24,12 +36,23 @@ LABELS = {
     "reptile": "Reptile",
     "r2d2": "R2D2",
 }
+METHODS = tuple(LABELS)
 FOLDERS = ("omniglot", "mini-imagenet")
+WHOLE = number(int, 0, closed=True)
+
+
+def _data(text: str) -> str:
+    kind, _, folder = text.partition(":")
+    if (kind in FOLDERS and folder) or text in ("glyphs", "sinusoid"):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no data: pass glyphs, sinusoid, omniglot:FOLDER or mini-imagenet:FOLDER"
+    )
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The numbers behind a run; `HELP` says what each is.
+    """The numbers behind a run.
 
     Examples
     --------
@@ -38,35 +61,60 @@ class Configuration:
     ('omniglot', 'omniglot')
     """
 
-    method: str = "imaml-gd"
-    data: str = "glyphs"
-    ways: int = 5
-    shots: int = 1
-    queries: int = 10
-    steps: int = 160
-    meta_batch: int = 8
-    seed: int = 0
-    class_seed: int = 0
-    inner_steps: int = 16
-    inner_lr: float = 0.1
-    strength: float = 2.0
-    damping: float = 0.0
-    newton_steps: int = 3
-    adjoint_steps: int = 5
-    ridge: float = 1.0
-    scale: float = 10.0
-    lr: float = 2e-3
-    convolution_lr: float = 2e-2
-    width: int = 32
-    side: int = 28
-    normalization: str = "batch"
-    pooling: bool = False
-    instances: int = 20
-    split: str = "characters"
-    batching: str = "vmap"
-    validations: int = 8
-    validation_tasks: int = 40
-    evaluation_tasks: int = 600
+    method: str = option("imaml-gd", "how it learns", choices=METHODS)
+    data: str = option(
+        "glyphs",
+        "glyphs, sinusoid, omniglot:FOLDER or mini-imagenet:FOLDER",
+        read=_data,
+        metavar="DATA",
+    )
+    ways: int = option(5, "classes in a task")
+    shots: int = option(1, "examples of each class (points of a sine wave) to learn from")
+    queries: int = option(10, "and to be judged by")
+    steps: int = option(160, "meta-steps of Adam")
+    meta_batch: int = option(8, "tasks in a meta-step")
+    seed: int = option(0, "of the weights, the tasks, and the glyphs' instances", read=WHOLE)
+    class_seed: int = option(
+        0, "of the split into classes to learn from, to validate and to test on", read=WHOLE
+    )
+    inner_steps: int = option(16, "gradient steps of a task")
+    inner_lr: float = option(0.1, "their length")
+    strength: float = option(2.0, "of iMAML's regularization towards the meta-parameters, lambda")
+    damping: float = option(
+        0.0,
+        "share of the strength that is added to iMAML's linear systems",
+        read=number(float, 0, closed=True),
+    )
+    newton_steps: int = option(3, "steps of imaml-hf in a task")
+    adjoint_steps: int = option(
+        5, "steps of CG in iMAML's meta-gradient, and in each step of imaml-hf"
+    )
+    ridge: float = option(1.0, "of R2D2, where its learning begins")
+    scale: float = option(10.0, "of R2D2's outputs, where its learning begins")
+    lr: float = option(2e-3, "highest rate of Adam")
+    convolution_lr: float = option(2e-2, "and that of convolutions")
+    width: int = option(32, "channels of the network; hidden units for sine waves")
+    side: int = option(28, "pixels along the side of an image")
+    normalization: str = option(
+        "batch",
+        "by the statistics of a batch, as in the paper, or of groups of channels",
+        choices=("batch", "group"),
+    )
+    pooling: bool = option(False, "halve images by the largest of 2 by 2 pixels, not by strides")
+    instances: int = option(20, "drawings of each glyph")
+    split: str = option(
+        "characters",
+        "of Omniglot: all characters at random, or the alphabets of the release",
+        choices=("characters", "alphabets"),
+    )
+    batching: str = option(
+        "vmap",
+        "tasks together, or one after the other; auto measures which is faster here",
+        choices=("vmap", "loop", "auto"),
+    )
+    validations: int = option(8, "points of the learning curve")
+    validation_tasks: int = option(40, "tasks of the learning curve")
+    evaluation_tasks: int = option(600, "tasks of the final score; 0 for none", read=WHOLE)
 
     @property
     def kind(self) -> str:
@@ -84,109 +132,50 @@ class Configuration:
         return Path(self.data.split(":", 1)[1])
 
 
-HELP = {
-    "method": "how it learns",
-    "data": "glyphs, sinusoid, omniglot:FOLDER or mini-imagenet:FOLDER",
-    "ways": "classes in a task",
-    "shots": "examples of each class (points of a sine wave) to learn from",
-    "queries": "and to be judged by",
-    "steps": "meta-steps of Adam",
-    "meta_batch": "tasks in a meta-step",
-    "seed": "of the weights, the tasks, and the glyphs' instances",
-    "class_seed": "of the split into classes to learn from, to validate and to test on",
-    "inner_steps": "gradient steps of a task",
-    "inner_lr": "their length",
-    "strength": "of iMAML's regularization towards the meta-parameters, lambda",
-    "damping": "share of the strength that is added to iMAML's linear systems",
-    "newton_steps": "steps of imaml-hf in a task",
-    "adjoint_steps": "steps of CG in iMAML's meta-gradient, and in each step of imaml-hf",
-    "ridge": "of R2D2, where its learning begins",
-    "scale": "of R2D2's outputs, where its learning begins",
-    "lr": "highest rate of Adam",
-    "convolution_lr": "and that of convolutions",
-    "width": "channels of the network; hidden units for sine waves",
-    "side": "pixels along the side of an image",
-    "normalization": "by the statistics of a batch, as in the paper, or of groups of channels",
-    "pooling": "halve images by the largest of 2 by 2 pixels, not by strides",
-    "instances": "drawings of each glyph",
-    "split": "of Omniglot: all characters at random, or the alphabets of the release",
-    "batching": "tasks together, or one after the other; auto measures which is faster here",
-    "validations": "points of the learning curve",
-    "validation_tasks": "tasks of the learning curve",
-    "evaluation_tasks": "tasks of the final score; 0 for none",
-}
-CHOICES = {
-    "method": METHODS,
-    "normalization": ("batch", "group"),
-    "split": ("characters", "alphabets"),
-    "batching": ("vmap", "loop", "auto"),
-}
-MAY_BE_ZERO = ("seed", "class_seed", "evaluation_tasks")
+FIELDS = {field.name: field for field in fields(Configuration)}
 
 
-def add_options(
+def add_configuration(
     parser: argparse.ArgumentParser,
     leave_out: Collection[str] = (),
-    defaults: Mapping[str, Any] = MappingProxyType({}),
+    shown: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Declare an option for each number; None where it is not given.
+    """Declare an option for each number, ``--size`` and ``--config``; None where not given.
 
     Parameters
     ----------
     parser
-        Receives the options, and ``--size`` and ``--config``.
+        Receives the options.
     leave_out
         Numbers that get no option.
-    defaults
+    shown
         What the help shows as a default instead of that of `Configuration`.
     """
-    for field in fields(Configuration):
-        if field.name in leave_out:
-            continue
-        option: dict[str, Any] = {"dest": field.name, "default": None}
-        option["help"] = f"{HELP[field.name]} ({defaults.get(field.name, field.default)})"
-        if isinstance(field.default, bool):
-            option["action"] = argparse.BooleanOptionalAction
-        elif field.name in CHOICES:
-            option["choices"] = CHOICES[field.name]
-        else:
-            option["type"] = _reader(field.name, field.default)
-            option["metavar"] = {int: "N", float: "X", str: "DATA"}[type(field.default)]
-        parser.add_argument("--" + field.name.replace("_", "-"), **option)
-    parser.add_argument(
-        "--size",
-        choices=("small", "paper"),
-        default=None,
-        help="paper: 64 channels, 60,000 meta-steps of 32 tasks (16 of more than five ways), 16 "
-        "inner steps (25): weeks on a CPU (small)",
+    add_options(parser, Configuration, leave_out=leave_out, shown=shown, unset=True)
+    text = (
+        "paper: 64 channels, 60,000 meta-steps of 32 tasks (16 of more than five ways), 16 inner "
+        "steps (25): weeks on a CPU (small)"
     )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="JSON or TOML with these options, which the command line overrides",
-    )
+    parser.add_argument("--size", choices=("small", "paper"), help=text)
+    text = "JSON or TOML with these options, which the command line overrides"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=text)
 
 
-def _reader(name: str, default: Any) -> Callable[[str], Any]:
-    if name == "data":
-        return _data
-    if isinstance(default, int):
-        return whole if name in MAY_BE_ZERO else positive_integer
-    return _not_negative if name == "damping" else positive
+def given_options(arguments: argparse.Namespace, leave_out: Collection[str] = ()) -> dict[str, Any]:
+    """Return the options of the file, overridden by those of the command line.
 
-
-def _data(text: str) -> str:
-    kind, _, folder = text.partition(":")
-    if (kind in FOLDERS and folder) or text in ("glyphs", "sinusoid"):
-        return text
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is no data: pass glyphs, sinusoid, omniglot:FOLDER or mini-imagenet:FOLDER"
-    )
-
-
-def _not_negative(text: str) -> float:
-    return 0.0 if float(text) == 0 else positive(text)
+    Raises
+    ------
+    OSError, ValueError
+        If the file cannot be read, has an unfit option, or one of ``leave_out``.
+    """
+    options = read_options(arguments.config) if arguments.config else {}
+    unfit = sorted(options.keys() & set(leave_out))
+    if unfit:
+        raise ValueError(f"{arguments.config} has {', '.join(unfit)}, which the table varies")
+    names = ["size", *(name for name in FIELDS if name not in leave_out)]
+    given = {name: getattr(arguments, name, None) for name in names}
+    return options | {name: value for name, value in given.items() if value is not None}
 
 
 def configuration_from(options: Mapping[str, Any]) -> Configuration:
@@ -200,7 +189,7 @@ def configuration_from(options: Mapping[str, Any]) -> Configuration:
     Raises
     ------
     ValueError
-        If ``imaml-gd``'s relatives do not fit the data: one way of classes, say.
+        If the options do not fit the data: one way of classes, say.
 
     Examples
     --------
@@ -262,41 +251,42 @@ def read_options(path: Path) -> dict[str, Any]:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "run.toml"
-    ...     _ = path.write_text('method = "maml"' + chr(10) + "meta-batch = 4")
+    ...     lines = 'method = "maml"' + chr(10) + "meta-batch = 4"
+    ...     _ = path.write_text(lines, encoding="utf-8")
     ...     read_options(path)
     {'method': 'maml', 'meta_batch': 4}
     """
-    text = path.read_text()
     try:
+        text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a table of options, not {type(content).__name__}")
-    defaults = {field.name: field.default for field in fields(Configuration)}
     options = {}
     for key, value in content.items():
         name = key.replace("-", "_")
         if name == "size" and value in ("small", "paper"):
             options[name] = value
-        elif name not in defaults:
+        elif name not in FIELDS:
             raise ValueError(f"{path} has the unknown option {key}: --help lists the options")
         else:
-            options[name] = _checked(path, name, value, defaults[name])
+            options[name] = _checked(path, name, value)
     return options
 
 
-def _checked(path: Path, name: str, value: Any, default: Any) -> Any:
-    if isinstance(default, bool) or isinstance(value, bool):
-        if isinstance(default, bool) and isinstance(value, bool):
+def _checked(path: Path, name: str, value: Any) -> Any:
+    choices, truth = FIELDS[name].metadata["choices"], isinstance(default_of(FIELDS[name]), bool)
+    if isinstance(value, bool) or truth:
+        if isinstance(value, bool) and truth:
             return value
-        kind = "true or false" if isinstance(default, bool) else "no truth value"
+        kind = "true or false" if truth else "no truth value"
         raise ValueError(f"{path}: {name} = {value!r} must be {kind}")
-    if name in CHOICES:
-        if value not in CHOICES[name]:
-            raise ValueError(f"{path}: {name} = {value!r} is none of {', '.join(CHOICES[name])}")
+    if choices is not None:
+        if value not in choices:
+            raise ValueError(f"{path}: {name} = {value!r} is none of {', '.join(choices)}")
         return value
     try:
-        return _reader(name, default)(str(value))
+        return reader_of(FIELDS[name])(str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise ValueError(f"{path}: {name} = {value!r} is unfit ({error})") from error

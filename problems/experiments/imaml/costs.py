@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Generator
 
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
 from implicit_solvers.problems.experiments.data.glyphs import IMAGE_SIDE
-from implicit_solvers.problems.experiments.harness.options import positive_integer, whole
-from implicit_solvers.problems.experiments.harness.progress_bar import progress_bar
-from implicit_solvers.problems.experiments.harness.run_folder import write_json
-from implicit_solvers.problems.experiments.imaml.few_shot import (
-    WAYS,
-    classifier,
-    initial_parameters,
+from implicit_solvers.problems.experiments.harness.command import Command
+from implicit_solvers.problems.experiments.harness.options import (
+    add_options,
+    add_run_options,
+    configuration_of,
+    option,
 )
+from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
+from implicit_solvers.problems.experiments.imaml.configuration import WHOLE
+from implicit_solvers.problems.experiments.imaml.figures import draw_costs
+from implicit_solvers.problems.experiments.imaml.networks import classifier, initial_parameters
 from implicit_solvers.problems.live_memory import LiveMemory
 
-__all__ = ["CostRow", "add_arguments", "measure_meta_gradients", "run"]
+__all__ = ["COMMAND", "METHODS", "CostRow", "measure_meta_gradients", "method_of", "noise_task"]
 
-INNER_STEPS = tuple(2**k for k in range(9))
 METHODS = ("iMAML", "MAML", "MAML, checkpointed", "first-order MAML")
-LR, STRENGTH, CG_STEPS = 0.1, 2.0, 5
+WAYS = 5
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is measured."""
+
+    seed: int = option(0, "of the network and the images", read=WHOLE)
+    width: int = option(32, "channels of the network")
+    inner_steps: list[int] = option([2**k for k in range(9)], "gradient steps of a task")
 
 
 @dataclass(frozen=True)
@@ -54,47 +64,26 @@ class CostRow:
     seconds: float
 
 
-def method_of(name: str, inner_steps: int) -> imaml.Method:
+def method_of(
+    name: str, inner_steps: int, *, lr: float = 0.1, strength: float = 2.0, cg_steps: int = 5
+) -> imaml.Method:
     """Return one of `METHODS`, all with the same steps on the same objective."""
     if name == "iMAML":
-        solver = ims.GradientDescent(LR, max_steps=inner_steps, rtol=None)
-        adjoint = ims.ImplicitAdjoint(ims.CG(max_steps=CG_STEPS, rtol=None))
-        return imaml.Imaml(STRENGTH, solver, adjoint)
+        solver = ims.GradientDescent(lr, max_steps=inner_steps, rtol=None)
+        adjoint = ims.ImplicitAdjoint(ims.CG(max_steps=cg_steps, rtol=None))
+        return imaml.Imaml(strength, solver, adjoint)
     if name == "first-order MAML":
-        return imaml.FirstOrderMaml(LR, inner_steps, proximal=STRENGTH)
-    return imaml.Maml(LR, inner_steps, checkpoint="check" in name, proximal=STRENGTH)
+        return imaml.FirstOrderMaml(lr, inner_steps, proximal=strength)
+    return imaml.Maml(lr, inner_steps, checkpoint="check" in name, proximal=strength)
 
 
-def measure_meta_gradients(
-    inner_steps: Sequence[int] = INNER_STEPS,
-    methods: Sequence[str] = METHODS,
-    *,
-    width: int = 32,
-    queries: int = 10,
-    rounds: int = 2,
-    seed: int = 0,
-) -> Iterator[CostRow]:
-    """Measure meta-gradients of one 5-way 1-shot task with the convolutional network of the demo.
+def noise_task(width: int, queries: int = 10, seed: int = 0) -> tuple[Any, Any, Any, Any]:
+    """Return a 5-way 1-shot task for the demo's network: model, loss, parameters, tensors.
 
     The images are noise: neither memory nor time depends on what is in them.
-
-    Parameters
-    ----------
-    inner_steps
-        The numbers of gradient steps of a task.
-    methods
-        Some of `METHODS`.
-    width
-        Channels of the network.
-    queries
-        Query images of each class.
-    rounds
-        Timed calls, of which the fastest counts; memory is measured in a call of its own.
-    seed
-        Of the images and the network.
     """
     generator = Generator().manual_seed(seed)
-    network = classifier(width)
+    network = classifier(IMAGE_SIDE, 1, width, WAYS)
     model, _ = imaml.functional_model(network)
     theta = initial_parameters(network, generator)
 
@@ -103,13 +92,41 @@ def measure_meta_gradients(
         labels = torch.arange(WAYS).repeat_interleave(count).unsqueeze(0)
         return torch.rand(shape, generator=generator), labels
 
-    data = (images_of_each(1), images_of_each(queries))
+    return model, F.cross_entropy, theta, (images_of_each(1), images_of_each(queries))
+
+
+def measure_meta_gradients(
+    model: imaml.Model,
+    criterion: imaml.Criterion,
+    theta: Any,
+    data: tuple[Any, Any],
+    inner_steps: Sequence[int],
+    methods: Sequence[str] = METHODS,
+    *,
+    rounds: int = 2,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[CostRow]:
+    """Measure meta-gradients of one task.
+
+    Parameters
+    ----------
+    model, criterion, theta, data
+        As `imaml.Method.meta_gradient` takes them; ``data`` are supports and queries.
+    inner_steps
+        The numbers of gradient steps of a task.
+    methods
+        Some of `METHODS`.
+    rounds
+        Timed calls, of which the fastest counts; memory is measured in a call of its own.
+    settings
+        Other settings of `method_of`.
+    """
     for steps in inner_steps:
         for name in methods:
-            method = method_of(name, steps)
+            method = method_of(name, steps, **settings)
 
             def call(method: imaml.Method = method) -> imaml.MetaGradient:
-                return method.meta_gradient(model, F.cross_entropy, theta, *data)
+                return method.meta_gradient(model, criterion, theta, *data)
 
             with LiveMemory() as memory:
                 call()
@@ -121,53 +138,31 @@ def measure_meta_gradients(
             yield CostRow(name, steps, memory.peak, min(seconds))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/imaml-costs"), help="folder of the results"
-    )
-    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the network")
-    parser.add_argument(
-        "--width", type=positive_integer, default=32, metavar="N", help="channels of the network"
-    )
-    parser.add_argument(
-        "--inner-steps",
-        type=positive_integer,
-        nargs="+",
-        default=list(INNER_STEPS),
-        metavar="N",
-        help="gradient steps of a task, one or more numbers",
-    )
-    parser.add_argument("--threads", type=positive_integer, default=1, metavar="N", help="of torch")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Configuration)
+    add_run_options(parser, "runs/imaml-costs", resume=False, threads=True)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command and return its exit status."""
-    from implicit_solvers.problems.experiments.imaml.costs_figure import draw_costs_figure
-
-    start, console, out = time.perf_counter(), Console(), arguments.out
-    torch.set_num_threads(arguments.threads)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    rows: list[CostRow] = []
-    with progress_bar(console) as progress:
-        total = len(arguments.inner_steps) * len(METHODS)
-        bar = progress.add_task("meta-gradients", total=total, note="")
-        for row in measure_meta_gradients(
-            arguments.inner_steps, width=arguments.width, seed=arguments.seed
-        ):
-            rows.append(row)
-            progress.update(bar, advance=1, note=f"{row.inner_steps} inner steps")
-    draw_costs_figure(out / "costs.png", rows)
-    metrics = {
-        "width": arguments.width,
-        "threads": arguments.threads,
-        "rows": [asdict(row) for row in rows],
-        "timing": {"total": time.perf_counter() - start},
-    }
-    write_json(out / "metrics.json", metrics)
-    console.print(f"wrote {out / 'costs.png'} and {out / 'metrics.json'}")
+def _run(arguments: argparse.Namespace) -> int:
+    c = configuration_of(arguments, Configuration)
+    with RunFolder.of(arguments, asdict(c)) as folder:
+        rows: list[CostRow] = []
+        with folder.progress() as progress:
+            total = len(c.inner_steps) * len(METHODS)
+            bar = progress.add_task("meta-gradients", total=total, note="")
+            for row in measure_meta_gradients(*noise_task(c.width, seed=c.seed), c.inner_steps):
+                rows.append(row)
+                progress.update(bar, advance=1, note=f"{row.inner_steps} inner steps")
+        draw_costs(folder.path / "costs.png", rows)
+        metrics = {"width": c.width, "threads": arguments.threads}
+        folder.finish({**metrics, "rows": [asdict(row) for row in rows]})
     return 0
+
+
+COMMAND = Command(
+    help="memory and time of a meta-gradient against inner steps (minutes)",
+    description="Measure the memory of live tensors and the time of one task's meta-gradient, of "
+    "iMAML and of MAML, against inner steps.",
+    add_arguments=_add_arguments,
+    run=_run,
+)

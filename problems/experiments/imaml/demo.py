@@ -1,295 +1,213 @@
-"""``implicit-solvers demo``: learn to tell characters apart after one example of each."""
+"""``implicit-solvers demo``: learn to tell characters apart after one example of each.
+
+It is `run` with its defaults, followed closely; compared with two baselines; with a figure.
+"""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
-from implicit_solvers.problems.experiments.data.glyphs import Tasks
-from implicit_solvers.problems.experiments.harness.options import positive, positive_integer, whole
-from implicit_solvers.problems.experiments.harness.progress_bar import progress_bar
-from implicit_solvers.problems.experiments.harness.run_folder import (
-    CheckpointError,
-    load_checkpoint,
-    write_json,
-)
-from implicit_solvers.problems.experiments.imaml.demo_figure import draw_figure
-from implicit_solvers.problems.experiments.imaml.few_shot import (
+from implicit_solvers.problems.experiments.data.episodes import Tasks
+from implicit_solvers.problems.experiments.harness.command import Command
+from implicit_solvers.problems.experiments.harness.options import add_options, add_run_options
+from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
+from implicit_solvers.problems.experiments.imaml.configuration import (
+    FIELDS,
     Configuration,
-    Parameters,
-    accuracy_of,
-    adapted_predictions,
-    classifier,
-    cross_entropy,
-    initial_parameters,
-    load_episodes,
-    nearest_neighbour_predictions,
+    configuration_from,
 )
-from implicit_solvers.problems.experiments.imaml.inner_steps import Cost, measure_costs
-from implicit_solvers.problems.experiments.imaml.meta_training import History, meta_train
+from implicit_solvers.problems.experiments.imaml.costs import CostRow, measure_meta_gradients
+from implicit_solvers.problems.experiments.imaml.demo_figure import draw_demo
+from implicit_solvers.problems.experiments.imaml.evaluation import interval, task_scores
+from implicit_solvers.problems.experiments.imaml.problem import Problem, load_problem, method_of
+from implicit_solvers.problems.experiments.imaml.run import Machine, trained
+from implicit_solvers.problems.experiments.imaml.training import History
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["COMMAND", "nearest_neighbour_predictions"]
+
+Scores = dict[str, dict[str, Any]]
 
 LABELS = {
     "nearest_neighbour": "1-nearest neighbour on pixels",
     "random_weights": "random weights, adapted",
     "meta_trained": "meta-trained (iMAML), adapted",
 }
+OPTIONS = (
+    *("seed", "steps", "meta_batch", "inner_steps", "inner_lr", "strength", "adjoint_steps"),
+    *("convolution_lr", "lr", "width", "instances", "queries"),
+    *("validation_tasks", "evaluation_tasks"),
+)
+NAMES = {
+    "steps": ("meta-steps",),
+    "meta_batch": ("tasks-per-step",),
+    "adjoint_steps": ("cg-steps",),
+}
 # What random weights may adapt with instead, if that is better on validation classes.
 RANDOM_SETTINGS = ({"inner_lr": 0.1, "strength": 0.1}, {"inner_lr": 0.5, "strength": 0.1})
-COST_STEPS = (4, 16, 64, 256)
-HELP = {
-    "seed": "of the classes, drawings, tasks and weights",
-    "meta_steps": "meta-steps of Adam",
-    "tasks_per_step": "tasks in a meta-step",
-    "inner_steps": "gradient steps of a task",
-    "inner_lr": "their length",
-    "strength": "of the regularization towards the meta-parameters, lambda",
-    "cg_steps": "steps of CG in a meta-gradient",
-    "convolution_lr": "highest meta-learning rate of convolutions",
-    "lr": "and of everything else",
-    "width": "channels of the network",
-    "instances": "drawings of each character",
-    "queries": "of each character in a task",
-    "validation_tasks": "tasks of the learning curve",
-    "evaluation_tasks": "tasks of the final accuracies",
-    "threads": "of torch: two are faster on idle cores, much slower on busy ones",
-}
+COST_STEPS, COST_METHODS = (4, 16, 64, 256), ("iMAML", "MAML")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder of the results (%(default)s)"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in that folder"
-    )
-    parser.add_argument(
-        "--no-memory", action="store_true", help="leave out memory and time against inner steps"
-    )
-    parser.add_argument(
-        "--checkpoint-every",
-        type=positive_integer,
-        default=10,
-        metavar="N",
-        help="meta-steps from one checkpoint to the next (%(default)s)",
-    )
-    for field in fields(Configuration):
-        names = ["--" + field.name.replace("_", "-")]
-        if field.name == "meta_steps":
-            names.append("--steps")
-        integer = isinstance(field.default, int)
-        parser.add_argument(
-            *names,
-            dest=field.name,
-            type=whole if field.name == "seed" else positive_integer if integer else positive,
-            default=field.default,
-            metavar="N" if integer else "X",
-            help=f"{HELP[field.name]} (%(default)s)",
-        )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Configuration, only=OPTIONS, names=NAMES, unset=True)
+    every = Machine.checkpoint_every
+    add_run_options(parser, "runs/demo", checkpoint_every=every, unit="meta-steps", threads=True)
+    text = "leave out memory and time against inner steps"
+    parser.add_argument("--no-memory", action="store_true", help=text)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command and return its exit status."""
-    start = time.perf_counter()
-    torch.set_num_threads(arguments.threads)
-    configuration = Configuration(
-        **{field.name: getattr(arguments, field.name) for field in fields(Configuration)}
-    )
-    out: Path = arguments.out
-    console = Console()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / "checkpoint.pt"
-        checkpoint = load_checkpoint(path, asdict(configuration)) if arguments.resume else None
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_json(out / "config.json", asdict(configuration))
-    try:
-        metrics = _demonstrate(arguments, configuration, checkpoint, console)
-    except KeyboardInterrupt:
-        print("interrupted: the same command with --resume goes on", file=sys.stderr)
-        return 130
-    # what was trained before an interruption took its time too
-    before = 0.0 if checkpoint is None else checkpoint["history"]["seconds"]
-    metrics["timing"]["total"] = before + time.perf_counter() - start
-    write_json(out / "metrics.json", metrics)
-    _print_results(console, metrics, configuration, out)
-    return 0
-
-
-def _demonstrate(
-    arguments: argparse.Namespace,
-    configuration: Configuration,
-    checkpoint: dict[str, Any] | None,
-    console: Console,
-) -> dict[str, Any]:
-    """Learn, evaluate, measure and draw; return the metrics."""
-    laps = [time.perf_counter()]
+def _run(arguments: argparse.Namespace) -> int:
+    given = {name: getattr(arguments, name, None) for name in FIELDS}
+    # another seed is another split of the characters too
+    c = configuration_from({**given, "class_seed": arguments.seed})
+    problem = load_problem(c)
+    laps = [arguments.started, time.perf_counter()]
 
     def lap() -> float:
         laps.append(time.perf_counter())
         return laps[-1] - laps[-2]
 
-    with console.status("drawing the characters"):
-        train, validation, test = load_episodes(configuration)
-    network = classifier(configuration.width)
-    first = initial_parameters(network, Generator().manual_seed(configuration.seed))
-    with progress_bar(console) as progress:
-        timing: dict[str, Any] = {"data": lap()}
-        training = progress.add_task("meta-training", total=configuration.meta_steps, note="")
-
-        def report(history: History) -> None:
-            note = f"{100 * history.validation[-1][1]:.1f}% on validation classes"
-            progress.update(training, completed=history.steps, note=note)
-
-        theta, history = meta_train(
-            network,
-            first,
-            train,
-            validation,
-            configuration,
-            arguments.out / "checkpoint.pt",
-            checkpoint=checkpoint,
-            checkpoint_every=arguments.checkpoint_every,
-            report=report,
-        )
-        lap()
-        timing["meta_training"] = history.seconds
-        tasks = test.batch(range(configuration.evaluation_tasks))
-        choices = validation.batch(range(configuration.validation_tasks))
-        accuracies, predictions, setting = _evaluate(
-            network, first, theta, tasks, choices, configuration, progress
-        )
-        timing["evaluation"] = lap()
-        costs: list[Cost] = []
-        if not arguments.no_memory:
-            costs = _measure(network, theta, tasks, configuration, progress)
-        timing["costs"] = lap()
-
-    with console.status("drawing the figure"):
-        draw_figure(
-            arguments.out / "figure.png",
-            example=_example(tasks, predictions),
+    with RunFolder.of(arguments, asdict(c)) as folder:
+        timing: dict[str, Any] = {"data": laps[1] - laps[0]}
+        with folder.progress() as progress:
+            machine = Machine(checkpoint_every=arguments.checkpoint_every)
+            theta, history = trained(problem, c, folder, machine, progress, closely=True)
+            # what was trained before an interruption took its time too
+            timing |= {"meta_training": history.seconds, "before": history.seconds - lap()}
+            accuracies, setting = _evaluate(problem, c, theta, progress)
+            timing["evaluation"] = lap()
+            costs = [] if arguments.no_memory else _measure(problem, c, theta, progress)
+            timing["costs"] = lap()
+        draw_demo(
+            folder.path / "figure.png",
+            example=_example(problem, theta),
             history=history,
             accuracies={LABELS[name]: accuracy for name, accuracy in accuracies.items()},
             costs=costs,
         )
-    timing["figure"] = lap()
-    names = [{"method": cost.method, "inner_steps": cost.inner_steps} for cost in costs]
-    pairs = list(zip(names, costs, strict=True))
-    timing["meta_gradients"] = [{**name, "seconds": cost.seconds} for name, cost in pairs]
-    return {
-        "accuracy": accuracies,
-        "random_weights_setting": setting,
-        "cg": _cg_summary(history, configuration),
-        "history": {
-            "loss": history.loss,
-            "residual": history.residual,
-            "validation": history.validation,
-        },
-        "memory": [{**name, "bytes": cost.memory} for name, cost in pairs],
-        "timing": timing,
-    }
+        timing["figure"] = lap()
+        names = [{"method": cost.method, "inner_steps": cost.inner_steps} for cost in costs]
+        pairs = list(zip(names, costs, strict=True))
+        timing["meta_gradients"] = [{**name, "seconds": cost.seconds} for name, cost in pairs]
+        metrics = {
+            "accuracy": accuracies,
+            "random_weights_setting": setting,
+            "cg": _cg_summary(history, c),
+            "history": {
+                "loss": history.loss,
+                "residual": history.task_residuals,
+                "validation": history.validation,
+            },
+            "memory": [{**name, "bytes": cost.memory} for name, cost in pairs],
+        }
+        _print_results(folder.console, metrics, timing, c)
+        folder.finish(metrics, **timing)
+    return 0
 
 
 def _evaluate(
-    network: nn.Module,
-    first: Parameters,
-    theta: Parameters,
-    tasks: Tasks,
-    choices: Tasks,
-    configuration: Configuration,
-    progress: Progress,
-) -> tuple[dict[str, dict[str, float]], Tensor, dict[str, float]]:
-    """Return each method's accuracy, the predictions, and the setting for random weights.
+    problem: Problem, c: Configuration, theta: dict[str, Tensor], progress: Progress
+) -> tuple[Scores, dict[str, float]]:
+    """Return each method's accuracy, and the setting with which random weights adapt.
 
-    That setting is the best on the tasks ``choices`` of validation classes.
+    That setting is the best on validation classes.
     """
     bar = progress.add_task("evaluation", total=3 + len(RANDOM_SETTINGS), note="")
 
-    def predict(parameters: Parameters, tasks: Tasks, setting: Mapping[str, float]) -> Tensor:
-        adaptation = configuration.adaptation(**setting)
-        predictions = adapted_predictions(network, parameters, tasks, adaptation)
+    def scores(test: bool, parameters: dict[str, Tensor], setting: Mapping[str, Any]) -> Tensor:
+        adapting = replace(problem, method=method_of(replace(c, **setting)))
+        source = problem.test if test else problem.validation
+        count = c.evaluation_tasks if test else c.validation_tasks
+        found = task_scores(adapting, parameters, source, range(count))
         progress.advance(bar)
-        return predictions
+        return found
 
-    own = {"inner_lr": configuration.inner_lr, "strength": configuration.strength}
+    own = {"inner_lr": c.inner_lr, "strength": c.strength}
     settings = (own, *RANDOM_SETTINGS)
-    scores = [accuracy_of(predict(first, choices, s), choices)["mean"] for s in settings]
-    setting = settings[scores.index(max(scores))]
-    predictions = predict(theta, tasks, own)
+    # scores are float32: equal ones shall be equal
+    means = [float(scores(False, problem.first, setting).mean()) for setting in settings]
+    tried = [round(mean, 6) for mean in means]
+    setting = settings[tried.index(max(tried))]
+    tasks = problem.test.batch(range(c.evaluation_tasks))
+    nearest = (nearest_neighbour_predictions(tasks) == tasks.query_y).double().mean(1)
     accuracies = {
-        "nearest_neighbour": accuracy_of(nearest_neighbour_predictions(tasks), tasks),
-        "random_weights": accuracy_of(predict(first, tasks, setting), tasks),
-        "meta_trained": accuracy_of(predictions, tasks),
+        "nearest_neighbour": interval(nearest),
+        "random_weights": interval(scores(True, problem.first, setting)),
+        "meta_trained": interval(scores(True, theta, own)),
     }
-    return accuracies, predictions, setting
+    return accuracies, setting
+
+
+def nearest_neighbour_predictions(tasks: Tasks) -> Tensor:
+    """Return the labels ``(tasks, queries)`` of the support images with the nearest pixels.
+
+    Examples
+    --------
+    >>> support_x, query_x = torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[0.2], [0.4]]])
+    >>> labels = torch.tensor([[0, 1]])
+    >>> nearest_neighbour_predictions(Tasks(support_x, labels, query_x, labels))
+    tensor([[0, 0]])
+    """
+    distances = torch.cdist(tasks.query_x.flatten(2), tasks.support_x.flatten(2))
+    return tasks.support_y.gather(1, distances.argmin(2))
 
 
 def _measure(
-    network: nn.Module,
-    theta: Parameters,
-    tasks: Tasks,
-    configuration: Configuration,
-    progress: Progress,
-) -> list[Cost]:
+    problem: Problem, c: Configuration, theta: dict[str, Tensor], progress: Progress
+) -> list[CostRow]:
     """Measure the costs of meta-gradients on the first task."""
-    costs = measure_costs(
-        cross_entropy(network),
-        theta,
-        (tasks.support_x[0], tasks.support_y[0]),
-        (tasks.query_x[0], tasks.query_y[0]),
-        inner_steps=COST_STEPS,
-        lr=configuration.inner_lr,
-        strength=configuration.strength,
-        cg_steps=configuration.cg_steps,
-    )
-    bar = progress.add_task("memory and time", total=2 * len(COST_STEPS), note="")
-    measured = []
-    for cost in costs:
-        measured.append(cost)
+    tasks = problem.test.batch([0])
+    total = len(COST_METHODS) * len(COST_STEPS)
+    bar = progress.add_task("memory and time", total=total, note="")
+    rows = []
+    for row in measure_meta_gradients(
+        *(problem.model, problem.criterion, theta, (tasks[:2], tasks[2:]), COST_STEPS),
+        methods=COST_METHODS,
+        rounds=1,
+        settings={"lr": c.inner_lr, "strength": c.strength, "cg_steps": c.adjoint_steps},
+    ):
+        rows.append(row)
         progress.advance(bar)
-    return measured
+    return rows
 
 
-def _example(tasks: Tasks, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the first task as `draw_figure` takes it."""
-    support, queries = tasks.support_x[0], tasks.query_x[0]
-    right = predictions[0] == tasks.query_y[0]
-    ways = len(support)
-    return support, queries.unflatten(0, (ways, -1)), right.unflatten(0, (ways, -1))
+def _example(problem: Problem, theta: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the first task as `draw_demo` takes it."""
+    tasks = problem.test.batch([0])
+    support = (tasks.support_x[0], tasks.support_y[0])
+    with torch.no_grad():
+        predict = problem.method.adapt(problem.model, problem.criterion, theta, support)
+        right = predict(tasks.query_x[0]).argmax(-1) == tasks.query_y[0]
+    shape = (len(support[0]), -1)
+    return support[0], tasks.query_x[0].unflatten(0, shape), right.unflatten(0, shape)
 
 
-def _cg_summary(history: History, configuration: Configuration) -> dict[str, float]:
-    residual = torch.tensor(history.residual, dtype=torch.float64).flatten()
+def _cg_summary(history: History, c: Configuration) -> dict[str, float]:
+    residual = torch.tensor(history.task_residuals, dtype=torch.float64).flatten()
     return {
-        "steps": configuration.cg_steps,
+        "steps": c.adjoint_steps,
         "median_residual": float(residual.quantile(0.5)),
         "residual_95": float(residual.quantile(0.95)),
         "tasks": len(residual),
-        "tasks_left_out": history.left_out,
+        "tasks_left_out": len(history.left_out),
     }
 
 
 def _print_results(
-    console: Console, metrics: Mapping[str, Any], configuration: Configuration, out: Path
+    console: Console, metrics: Mapping[str, Any], timing: Mapping[str, Any], c: Configuration
 ) -> None:
     accuracies = metrics["accuracy"]
-    table = Table("", "accuracy", "95% interval", title=_title(configuration), title_justify="left")
+    title = f"Five unseen characters, one example each: {c.evaluation_tasks} tasks"
+    table = Table("", "accuracy", "95% interval", title=title, title_justify="left")
     for name, accuracy in accuracies.items():
         mean, low, high = (100 * accuracy[key] for key in ("mean", "low", "high"))
         table.add_row(LABELS[name], f"{mean:.1f}%", f"{low:.1f} to {high:.1f}%")
@@ -312,27 +230,28 @@ def _print_results(
         "left out for negative curvature."
     )
     if metrics["memory"]:
-        console.print(_cost_table(metrics))
-    timing = metrics["timing"]
-    console.print(
-        f"{timing['total']:.0f} s, of which meta-training {timing['meta_training']:.0f} s, "
-        f"evaluation {timing['evaluation']:.0f} s, memory and time {timing['costs']:.0f} s. "
-        f"Results are in {out}, the figure in {out / 'figure.png'}."
-    )
+        console.print(_cost_table(metrics["memory"], timing["meta_gradients"]))
+    parts = {"meta_training": "meta-training", "evaluation": "evaluation", "costs": "costs"}
+    console.print(", ".join(f"{text} {timing[name]:.0f} s" for name, text in parts.items()) + ".")
 
 
-def _title(configuration: Configuration) -> str:
-    return f"Five unseen characters, one example each: {configuration.evaluation_tasks} tasks"
-
-
-def _cost_table(metrics: Mapping[str, Any]) -> Table:
+def _cost_table(memory: list[dict[str, Any]], seconds: list[dict[str, Any]]) -> Table:
     """Return peak live memory and time of a meta-gradient against the number of inner steps."""
-    steps = sorted({entry["inner_steps"] for entry in metrics["memory"]})
-    table = Table("inner steps", *map(str, steps), title="A meta-gradient", title_justify="left")
-    for method in ("iMAML", "MAML"):
-        memory = [e["bytes"] / 1e6 for e in metrics["memory"] if e["method"] == method]
-        timed = metrics["timing"]["meta_gradients"]
-        seconds = [e["seconds"] for e in timed if e["method"] == method]
-        table.add_row(f"{method}, live memory", *(f"{value:.0f} MB" for value in memory))
-        table.add_row(f"{method}, time", *(f"{value:.2f} s" for value in seconds))
+    table = Table("inner steps", *map(str, COST_STEPS), title="A meta-gradient")
+    for method in COST_METHODS:
+        sizes = [entry["bytes"] / 1e6 for entry in memory if entry["method"] == method]
+        times = [entry["seconds"] for entry in seconds if entry["method"] == method]
+        table.add_row(f"{method}, live memory", *(f"{value:.0f} MB" for value in sizes))
+        table.add_row(f"{method}, time", *(f"{value:.2f} s" for value in times))
     return table
+
+
+COMMAND = Command(
+    help="learn to tell characters apart after one example of each (three minutes)",
+    description="Meta-learn by implicit gradients (iMAML) to tell apart five characters that were "
+    "never seen, after one example of each; compare with two baselines, and the cost with that of "
+    "unrolling.",
+    add_arguments=_add_arguments,
+    run=_run,
+    modules=("HersheyFonts", "matplotlib"),
+)

@@ -9,37 +9,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.imaml.inner_steps import Cost
-from implicit_solvers.problems.experiments.imaml.meta_training import History
+from implicit_solvers.problems.experiments.harness.figure import BLUE, GREEN, GREY, RED, canvas
+from implicit_solvers.problems.experiments.imaml.costs import CostRow
+from implicit_solvers.problems.experiments.imaml.figures import draw_cost_panels
+from implicit_solvers.problems.experiments.imaml.training import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_figure"]
+__all__ = ["draw_demo"]
 
-BLUE, ORANGE, GREY, GREEN, RED = "#2563a8", "#d9731a", "#8a8f98", "#2e8b57", "#c0392b"
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e8eb",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
 QUERY_ROWS = 3
 
 
-def draw_figure(
+def draw_demo(
     path: Path,
     *,
     example: tuple[Tensor, Tensor, Tensor],
     history: History,
     accuracies: Mapping[str, Mapping[str, float]],
-    costs: Sequence[Cost],
+    costs: Sequence[CostRow],
 ) -> None:
     """Draw a task, the learning curve, accuracies, CG's residuals, and costs; save them.
 
@@ -57,25 +46,16 @@ def draw_figure(
     costs
         Memory and time; may be empty.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     panels: list[Any] = [["task", "learning", "accuracy"]]
     panels += [["residual", "memory", "time"]] if costs else [["residual", ".", "."]]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(14, 7.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    with canvas(path, 14, 7.6, dpi=150, w_pad=0.12, h_pad=0.12) as figure:
         axes: dict[Any, Axes] = figure.subplot_mosaic(panels)
         _draw_task(axes["task"], *example)
         _draw_learning(axes["learning"], history, accuracies)
         _draw_accuracies(axes["accuracy"], accuracies)
         _draw_residual(axes["residual"], history)
         if costs:
-            megabytes = [(c.method, c.inner_steps, c.memory / 1e6) for c in costs]
-            seconds = [(c.method, c.inner_steps, c.seconds) for c in costs]
-            _draw_costs(axes["memory"], megabytes, "Peak live memory of a meta-gradient", "MB")
-            _draw_costs(axes["time"], seconds, "Time of a meta-gradient", "s")
-        figure.savefig(path, dpi=150)
+            draw_cost_panels(axes["memory"], axes["time"], costs)
 
 
 def _draw_task(ax: Axes, support: Tensor, queries: Tensor, right: Tensor) -> None:
@@ -144,7 +124,7 @@ def _draw_accuracies(ax: Axes, accuracies: Mapping[str, Mapping[str, float]]) ->
 def _draw_residual(ax: Axes, history: History) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    residual = np.array(history.residual)
+    residual = np.array(history.task_residuals)
     low, middle, high = np.quantile(residual, (0, 0.5, 1), axis=1)
     steps = np.arange(1, len(residual) + 1)
     ax.fill_between(steps, low, high, color=BLUE, alpha=0.18, lw=0, label="all tasks of a step")
@@ -153,24 +133,3 @@ def _draw_residual(ax: Axes, history: History) -> None:
     ax.set_ylim(top=2 * high.max())
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="upper left", ncols=2)
-
-
-def _draw_costs(ax: Axes, values: Sequence[tuple[str, int, float]], title: str, unit: str) -> None:
-    named = {"iMAML": ("iMAML (implicit)", BLUE, "o-"), "MAML": ("MAML (unrolled)", ORANGE, "s-")}
-    for method, (label, colour, style) in named.items():
-        steps, heights = zip(*[(n, y) for name, n, y in values if name == method], strict=True)
-        ax.loglog(steps, heights, style, color=colour, label=label)
-        ax.annotate(
-            f"{heights[-1]:.3g} {unit}",
-            (steps[-1], heights[-1]),
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="right",
-            color=colour,
-        )
-    ticks = sorted({n for _, n, _ in values})
-    ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.minorticks_off()
-    ax.set(title=title, xlabel="inner steps", ylabel=unit)
-    ax.margins(y=0.15)
-    ax.legend(loc="upper left")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from implicit_solvers.problems.experiments.harness.progress_bar import progress_bar
+from implicit_solvers.problems.experiments.harness.run_folder import RunFolder, read_json
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
 from implicit_solvers.problems.experiments.imaml.run import Machine, shown, train_and_score
 
-__all__ = ["Cell", "finished", "run_all", "run_with_bar"]
+__all__ = ["Cell", "finished", "markdown_table", "run_all", "run_with_bar"]
 
 
 @dataclass(frozen=True)
@@ -32,24 +30,28 @@ class Cell:
         The run's folder.
     machine
         How it is computed.
+    overwrite
+        Whether to replace the run of another configuration that is there.
     """
 
     configuration: Configuration
     out: Path
     machine: Machine = Machine()
+    overwrite: bool = False
+
+
+def _written(cell: Cell, name: str) -> dict[str, Any] | None:
+    try:
+        return read_json(cell.out / name)
+    except (OSError, ValueError):
+        return None
 
 
 def finished(cell: Cell) -> dict[str, Any] | None:
-    """Return the metrics of a run that is complete, else None.
-
-    A kill may leave a half-written file: it counts as none.
-    """
-    try:
-        written = json.loads((cell.out / "config.json").read_text())
-        metrics = json.loads((cell.out / "metrics.json").read_text())
-    except (OSError, ValueError):
+    """Return the metrics of a run that is complete, else None."""
+    if _written(cell, "config.json") != asdict(cell.configuration):
         return None
-    return metrics if written == asdict(cell.configuration) else None
+    return _written(cell, "metrics.json")
 
 
 def run_all(
@@ -70,29 +72,25 @@ def run_all(
 
     Raises
     ------
-    CheckpointError
-        If a run's folder has a checkpoint of another configuration.
+    RunError
+        If a run's folder has a run of another configuration.
     """
     results: dict[Cell, dict[str, Any]] = {}
-    waiting = []
-    for cell in cells:
-        metrics = finished(cell)
-        if metrics is None:
-            waiting.append(cell)
-        else:
+    there = {cell: finished(cell) for cell in cells}
+    waiting = [cell for cell, metrics in there.items() if metrics is None]
+    kept = [(cell, metrics) for cell, metrics in there.items() if metrics is not None]
+    for source in (kept, _computed(waiting, jobs)):
+        for cell, metrics in source:
             results[cell] = metrics
             report(cell, metrics)
-    for cell, metrics in _computed(waiting, jobs):
-        results[cell] = metrics
-        report(cell, metrics)
     return [results[cell] for cell in cells]
 
 
 def run_with_bar(
-    console: Console, name: str, cells: Sequence[Cell], jobs: int
+    folder: RunFolder, name: str, cells: Sequence[Cell], jobs: int
 ) -> list[dict[str, Any]]:
     """Return what `run_all` does, and show a progress bar with that name meanwhile."""
-    with progress_bar(console) as progress:
+    with folder.progress() as progress:
         bar = progress.add_task(name, total=len(cells), note="")
 
         def report(cell: Cell, metrics: Mapping[str, Any]) -> None:
@@ -121,4 +119,23 @@ def _computed(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, dict[str
 
 def _run(cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(1)
-    return train_and_score(cell.configuration, cell.out, cell.machine, resume=True)
+    configuration = asdict(cell.configuration)
+    replaced = cell.overwrite and _written(cell, "config.json") != configuration
+    folder = RunFolder(cell.out, configuration, resume=not replaced, overwrite=replaced)
+    return train_and_score(cell.configuration, folder, cell.machine)
+
+
+def markdown_table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """Return a table with the methods down.
+
+    Examples
+    --------
+    >>> print(markdown_table(["5-way 1-shot"], {"MAML": ["85.0 ± 1.0"]}))
+    | method | 5-way 1-shot |
+    |---|---|
+    | MAML | 85.0 ± 1.0 |
+    <BLANKLINE>
+    """
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+    return "\n".join(lines) + "\n"

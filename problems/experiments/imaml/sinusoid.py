@@ -3,43 +3,75 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.harness.options import positive_integer, whole
+from implicit_solvers.problems.experiments.harness.command import Command
+from implicit_solvers.problems.experiments.harness.options import (
+    add_options,
+    add_run_options,
+    configuration_of,
+    number,
+    option,
+)
 from implicit_solvers.problems.experiments.harness.run_folder import (
-    CheckpointError,
-    load_checkpoint,
-    write_json,
+    Checkpoint,
+    RunError,
+    RunFolder,
+    write_whole,
 )
 from implicit_solvers.problems.experiments.imaml.configuration import (
     LABELS,
     METHODS,
+    WHOLE,
     Configuration,
     configuration_from,
 )
 from implicit_solvers.problems.experiments.imaml.evaluation import interval, task_scores
-from implicit_solvers.problems.experiments.imaml.grid import Cell, run_with_bar
+from implicit_solvers.problems.experiments.imaml.figures import draw_sinusoid
+from implicit_solvers.problems.experiments.imaml.grid import Cell, markdown_table, run_with_bar
 from implicit_solvers.problems.experiments.imaml.problem import Problem, load_problem
 from implicit_solvers.problems.experiments.imaml.run import Machine
-from implicit_solvers.problems.experiments.imaml.sinusoid_figure import draw_sinusoid
 from implicit_solvers.problems.experiments.imaml.trials import WAVE_TRIALS, run_trials
 from implicit_solvers.problems.imaml import FirstOrderMaml
 
-__all__ = ["WaveResult", "add_arguments", "errors_after_steps", "markdown", "run"]
+__all__ = ["COMMAND", "WaveResult", "errors_after_steps", "markdown"]
 
 GRADIENT_STEPS = 10
 SHOWN_STEPS = (0, 1, 2, 5, 10)
 EXAMPLE_TASK = 1
 GRID = 200
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, and on what."""
+
+    methods: list[str] = option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
+    steps: int = option(400, "meta-steps")
+    trial_steps: int = option(
+        None, "meta-steps of each trial of hyperparameters (half as many; 0: no trials)", read=WHOLE
+    )
+    shots: int = option(10, "points to learn from")
+    meta_batch: int = option(16, "tasks a step")
+    evaluation_tasks: int = option(600, "tests")
+    seed: int = option(0, "of everything", read=WHOLE)
+
+    def configuration(self, method: str, chosen: Mapping[str, float]) -> Configuration:
+        """Return that of one run."""
+        names = ("steps", "shots", "meta_batch", "evaluation_tasks", "seed")
+        own = {name: getattr(self, name) for name in names}
+        fixed = {"data": "sinusoid", "method": method, "validations": 1}
+        return configuration_from({**fixed, **chosen, **own})
+
+    def trial(self, method: str, trial: Mapping[str, float]) -> Configuration:
+        """Return that of a trial."""
+        steps = self.trial_steps or max(1, self.steps // 2)
+        return replace(self.configuration(method, trial), steps=steps)
 
 
 @dataclass(frozen=True)
@@ -68,101 +100,43 @@ class WaveResult:
     seconds: float
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=METHODS,
-        default=list(METHODS),
-        metavar="METHOD",
-        help=", ".join(METHODS),
-    )
-    parser.add_argument(
-        "--steps", type=positive_integer, default=400, metavar="N", help="meta-steps (400)"
-    )
-    parser.add_argument(
-        "--trial-steps",
-        type=whole,
-        metavar="N",
-        help="meta-steps of each trial of hyperparameters (half as many; 0: no trials)",
-    )
-    parser.add_argument(
-        "--shots", type=positive_integer, default=10, metavar="N", help="points to learn from (10)"
-    )
-    parser.add_argument(
-        "--meta-batch", type=positive_integer, default=16, metavar="N", help="tasks a step (16)"
-    )
-    parser.add_argument(
-        "--evaluation-tasks", type=positive_integer, default=600, metavar="N", help="tests (600)"
-    )
-    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of everything (0)")
-    parser.add_argument("--jobs", type=positive_integer, default=1, metavar="N", help="processes")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/imaml-sinusoid"),
-        help="folder of the results; what is there already is kept (%(default)s)",
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Plan)
+    add_run_options(parser, "runs/imaml-sinusoid", resume=False)
+    add = parser.add_argument
+    add("--jobs", type=number(int, 0), default=1, metavar="N", help="processes (%(default)s)")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command and return its exit status."""
-    start = time.perf_counter()
-    torch.set_num_threads(1)
-    console = Console()
-    out: Path = arguments.out
-
-    def configuration_of(method: str, chosen: Mapping[str, float]) -> Configuration:
-        given = {"data": "sinusoid", "method": method, "validations": 1, **chosen}
-        for name in ("steps", "shots", "meta_batch", "evaluation_tasks", "seed"):
-            given[name] = getattr(arguments, name)
-        return configuration_from(given)
-
-    def configuration_of_trial(method: str, trial: Mapping[str, float]) -> Configuration:
-        steps = arguments.trial_steps or max(1, arguments.steps // 2)
-        return replace(configuration_of(method, trial), steps=steps)
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+def _run(arguments: argparse.Namespace) -> int:
+    plan, jobs = configuration_of(arguments, Plan), arguments.jobs
+    with RunFolder.of(arguments, asdict(plan), keeps=True) as folder:
         tried: dict[str, dict[str, Any]] = {}
-        if arguments.trial_steps != 0:
-            trials = {method: WAVE_TRIALS[method] for method in arguments.methods}
-            tried = run_trials(
-                console, trials, configuration_of_trial, out, arguments.jobs, Machine()
-            )
-        chosen = {m: tried[m]["chosen"] if m in tried else {} for m in arguments.methods}
-        cells = [Cell(configuration_of(m, chosen[m]), out / m) for m in arguments.methods]
-        metrics = run_with_bar(console, "runs", cells, arguments.jobs)
+        if plan.trial_steps != 0:
+            trials = {method: WAVE_TRIALS[method] for method in plan.methods}
+            tried = run_trials(folder, trials, plan.trial, jobs, Machine())
+        chosen = {m: tried[m]["chosen"] if m in tried else {} for m in plan.methods}
+        cells = [
+            Cell(plan.configuration(m, chosen[m]), folder.path / m, Machine(), folder.overwrite)
+            for m in plan.methods
+        ]
+        metrics = run_with_bar(folder, "runs", cells, jobs)
         results, curves = [], {}
         for cell, entry in zip(cells, metrics, strict=True):
             c = cell.configuration
             problem, theta = _trained(cell)
             errors = []
             if c.method != "r2d2":
-                scores = errors_after_steps(
-                    problem, c, theta, GRADIENT_STEPS, range(c.evaluation_tasks)
-                )
+                tasks = range(c.evaluation_tasks)
+                scores = errors_after_steps(problem, c, theta, GRADIENT_STEPS, tasks)
                 errors = [interval(column) for column in scores.T]
             seconds = entry["timing"]["meta_training"] / len(entry["history"]["loss"])
             results.append(WaveResult(c.method, chosen[c.method], errors, entry["score"], seconds))
             curves[c.method] = _example(problem, theta)
-    except (CheckpointError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        return 130
-    text = markdown(results)
-    (out / "table.md").write_text(text)
-    draw_sinusoid(out / "sinusoid.png", results, curves, problem.test.batch([EXAMPLE_TASK]))
-    timing = {"total": time.perf_counter() - start}
-    content = {"trials": tried, "results": [asdict(result) for result in results]}
-    write_json(out / "metrics.json", {**content, "timing": timing})
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"{timing['total']:.0f} s. The table, its figure and all runs are in {out}.", soft_wrap=True
-    )
+        text, example = markdown(results), problem.test.batch([EXAMPLE_TASK])
+        write_whole(folder.path / "table.md", text.encode())
+        draw_sinusoid(folder.path / "sinusoid.png", results, curves, example)
+        folder.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        folder.finish({"trials": tried, "results": [asdict(result) for result in results]})
     return 0
 
 
@@ -206,10 +180,11 @@ def errors_after_steps(
 
 
 def _trained(cell: Cell) -> tuple[Problem, dict[str, Tensor]]:
-    checkpoint = load_checkpoint(cell.out / "checkpoint.pt", asdict(cell.configuration))
-    if checkpoint is None:
-        raise CheckpointError(f"there is no {cell.out / 'checkpoint.pt'}: delete {cell.out}")
-    return load_problem(cell.configuration), checkpoint["theta"]
+    path = cell.out / "checkpoint.pt"
+    content = Checkpoint(path, asdict(cell.configuration), resume=True).content
+    if content is None:
+        raise RunError(f"there is no {path}: delete {cell.out}, and the run is made again")
+    return load_problem(cell.configuration), dict(content["theta"])
 
 
 def _example(problem: Problem, theta: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -235,13 +210,22 @@ def markdown(results: Sequence[WaveResult]) -> str:
     <BLANKLINE>
     """
     first, *others = SHOWN_STEPS
-    heads = [f"{first} steps", *map(str, others), "its own adaptation"]
-    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    rows = {}
     for result in results:
         means = [
             f"{result.errors[count]['mean']:.2f}" if result.errors else "–" for count in SHOWN_STEPS
         ]
         half = (result.own["high"] - result.own["low"]) / 2
-        cells = [*means, f"{result.own['mean']:.2f} ± {half:.2f}"]
-        lines.append(f"| {LABELS[result.method]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows[LABELS[result.method]] = [*means, f"{result.own['mean']:.2f} ± {half:.2f}"]
+    return markdown_table([f"{first} steps", *map(str, others), "its own adaptation"], rows)
+
+
+COMMAND = Command(
+    help="error of all methods after 0 to 10 gradient steps on sine waves (ten minutes)",
+    description="Train all methods on sine waves, with hyperparameters chosen by the same number "
+    "of trials, and measure the error on unseen waves after each gradient step. Runs that are in "
+    "the folder already are kept.",
+    add_arguments=_add_arguments,
+    run=_run,
+    modules=("HersheyFonts", "matplotlib"),
+)

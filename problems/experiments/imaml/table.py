@@ -6,35 +6,41 @@ import argparse
 import math
 import re
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from implicit_solvers.problems.experiments.harness.options import positive_integer, whole
-from implicit_solvers.problems.experiments.harness.run_folder import CheckpointError, write_json
+from implicit_solvers.problems.experiments.harness.command import Command
+from implicit_solvers.problems.experiments.harness.options import (
+    add_options,
+    add_run_options,
+    configuration_of,
+    device,
+    number,
+    option,
+)
+from implicit_solvers.problems.experiments.harness.run_folder import RunFolder, write_whole
 from implicit_solvers.problems.experiments.imaml.configuration import (
     LABELS,
     METHODS,
+    WHOLE,
     Configuration,
-    add_options,
+    add_configuration,
     configuration_from,
-    read_options,
+    given_options,
 )
 from implicit_solvers.problems.experiments.imaml.evaluation import task_scores
-from implicit_solvers.problems.experiments.imaml.grid import Cell, run_with_bar
+from implicit_solvers.problems.experiments.imaml.figures import draw_table
+from implicit_solvers.problems.experiments.imaml.grid import Cell, markdown_table, run_with_bar
 from implicit_solvers.problems.experiments.imaml.problem import load_problem
 from implicit_solvers.problems.experiments.imaml.run import Machine
-from implicit_solvers.problems.experiments.imaml.table_figure import draw_table
 from implicit_solvers.problems.experiments.imaml.training import meta_train
 from implicit_solvers.problems.experiments.imaml.trials import TRIAL_TASKS, TRIALS, run_trials
 
-__all__ = ["Setting", "add_arguments", "markdown", "run", "summarize"]
+__all__ = ["COMMAND", "Setting", "markdown", "summarize"]
 
 # What an idle core finishes in half an hour.
 SMALL = {"width": 16, "side": 14, "inner_steps": 8, "steps": 160, "meta_batch": 4}
@@ -77,127 +83,91 @@ class Setting:
         return cls(ways, shots, int(numbers[3] or (10 if ways <= 5 else 5)))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.add_argument(
-        "--settings",
-        nargs="+",
-        type=Setting.parse,
-        default=[Setting.parse(text) for text in ("5x1", "5x5", "20x1", "20x5")],
+def _setting(text: str) -> str:
+    Setting.parse(text)
+    return text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which runs the table is made of, beside the options of all of them."""
+
+    settings: list[str] = option(
+        ["5x1", "5x5", "20x1", "20x5"],
+        "a third number is the queries of each class",
+        read=_setting,
         metavar="WAYSxSHOTS",
-        help="5x1 5x5 20x1 20x5; a third number is the queries of each class",
     )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=METHODS,
-        default=list(METHODS),
-        metavar="METHOD",
-        help=", ".join(METHODS),
+    methods: list[str] = option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
+    seeds: int = option(2, "trainings of each")
+    trial_steps: int = option(
+        None,
+        "meta-steps of each trial of hyperparameters, on the first setting (half as many as in "
+        "the table; 0: no trials)",
+        read=WHOLE,
     )
-    parser.add_argument(
-        "--seeds", type=positive_integer, default=2, metavar="N", help="trainings of each (2)"
-    )
-    parser.add_argument(
-        "--trial-steps",
-        type=whole,
-        default=None,
-        metavar="N",
-        help="meta-steps of each trial of hyperparameters, on the first setting (half as many as "
-        "in the table; 0: no trials)",
-    )
-    parser.add_argument(
-        "--jobs", type=positive_integer, default=1, metavar="N", help="processes (%(default)s)"
-    )
-    parser.add_argument("--device", default=Machine.device, help="of the tensors (%(default)s)")
-    parser.add_argument(
-        "--estimate", action="store_true", help="time a few meta-steps, say how long it takes, end"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/imaml-table"),
-        help="folder of the results; what is there already is kept (%(default)s)",
-    )
-    add_options(parser, leave_out=OWN, defaults=SMALL)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command and return its exit status."""
-    start = time.perf_counter()
-    torch.set_num_threads(1)
-    console = Console()
-    out: Path = arguments.out
-    machine = Machine(arguments.device)
-    try:
-        options = _options(arguments)
-        settings, methods = arguments.settings, arguments.methods
-        if arguments.estimate:
-            _print_estimate(console, settings, methods, arguments, options)
-            return 0
-        out.mkdir(parents=True, exist_ok=True)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Plan)
+    add_configuration(parser, leave_out=OWN, shown=SMALL)
+    add_run_options(parser, "runs/imaml-table", resume=False)
+    add = parser.add_argument
+    add("--jobs", type=number(int, 0), default=1, metavar="N", help="processes (%(default)s)")
+    add("--device", type=device, default="cpu", help="of the tensors (%(default)s)")
+    text = "time a few meta-steps, say how long it takes, end"
+    add("--estimate", action="store_true", help=text)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    plan, machine = configuration_of(arguments, Plan), Machine(arguments.device)
+    options = ({} if arguments.size == "paper" else SMALL) | given_options(arguments, OWN)
+    settings = [Setting.parse(text) for text in plan.settings]
+    if arguments.estimate:
+        _print_estimate(Console(), plan, settings, arguments, options)
+        return 0
+    common = asdict(_configuration(options, settings[0], plan.methods[0], 0, {}))
+    common = {name: value for name, value in common.items() if name not in OWN}
+    with RunFolder.of(arguments, {**asdict(plan), **common}, keeps=True) as folder:
         tried = {}
-        if arguments.trial_steps != 0:
+        if plan.trial_steps != 0:
 
             def of_trial(method: str, trial: Mapping[str, float]) -> Configuration:
                 configuration = _configuration(options, settings[0], method, 0, trial)
-                return replace(configuration, steps=_trial_steps(arguments, configuration))
+                return replace(configuration, steps=_trial_steps(plan, configuration))
 
-            trials = {method: TRIALS[method] for method in methods}
-            tried = run_trials(console, trials, of_trial, out, arguments.jobs, machine)
+            trials = {method: TRIALS[method] for method in plan.methods}
+            tried = run_trials(folder, trials, of_trial, arguments.jobs, machine)
         chosen = {method: entry["chosen"] for method, entry in tried.items()}
-        seeds = range(arguments.seeds)
         cells = {
             (setting, method, seed): Cell(
                 _configuration(options, setting, method, seed, chosen.get(method, {})),
-                out / f"{setting.ways}x{setting.shots}-{method}-seed{seed}",
+                folder.path / f"{setting.ways}x{setting.shots}-{method}-seed{seed}",
                 machine,
+                folder.overwrite,
             )
-            for seed in seeds
+            for seed in range(plan.seeds)
             for setting in settings
-            for method in methods
+            for method in plan.methods
         }
-        metrics = run_with_bar(console, "runs", list(cells.values()), arguments.jobs)
-    except (CheckpointError, ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        return 130
-    results = [
-        {
-            **{"setting": setting.name, "method": method, "seed": seed, "score": entry["score"]},
-            **{"residuals": entry["residuals"], "left_out": len(entry["tasks_left_out"])},
-            **{"steps": len(entry["history"]["loss"]), "timing": entry["timing"]},
-        }
-        for (setting, method, seed), entry in zip(cells, metrics, strict=True)
-    ]
-    rows = summarize(results)
-    text = markdown(rows)
-    (out / "table.md").write_text(text)
-    draw_table(out / "table.png", rows, LABELS)
-    timing = {"total": time.perf_counter() - start}
-    content = {"options": options, "trials": tried, "runs": results, "summary": rows}
-    write_json(out / "metrics.json", {**content, "timing": timing})
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"{timing['total']:.0f} s. The table, its figure and all runs are in {out}.", soft_wrap=True
-    )
+        metrics = run_with_bar(folder, "runs", list(cells.values()), arguments.jobs)
+        results = [
+            {
+                **{"setting": setting.name, "method": method, "seed": seed},
+                **{"score": entry["score"], "residuals": entry["residuals"]},
+                **{"left_out": len(entry["tasks_left_out"]), "timing": entry["timing"]},
+                "steps": len(entry["history"]["loss"]),
+            }
+            for (setting, method, seed), entry in zip(cells, metrics, strict=True)
+        ]
+        rows = summarize(results)
+        text = markdown(rows)
+        write_whole(folder.path / "table.md", text.encode())
+        draw_table(folder.path / "table.png", rows)
+        folder.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        content = {"options": options, "trials": tried, "runs": results, "summary": rows}
+        folder.finish(content)
     return 0
-
-
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of all runs: the small size, the file, the command line."""
-    options: dict[str, Any] = {} if arguments.size == "paper" else dict(SMALL)
-    names = ["size", *(field.name for field in fields(Configuration) if field.name not in OWN)]
-    if arguments.config:
-        file = read_options(arguments.config)
-        unfit = sorted(file.keys() & set(OWN))
-        if unfit:
-            raise ValueError(f"{arguments.config} has {', '.join(unfit)}, which the table varies")
-        options |= file
-    given = {name: getattr(arguments, name) for name in names}
-    return options | {name: value for name, value in given.items() if value is not None}
 
 
 def _configuration(
@@ -211,21 +181,21 @@ def _configuration(
     return configuration_from({**options, **hyperparameters, **own})
 
 
-def _trial_steps(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    return arguments.trial_steps or max(1, configuration.steps // 2)
+def _trial_steps(plan: Plan, configuration: Configuration) -> int:
+    return plan.trial_steps or max(1, configuration.steps // 2)
 
 
 def _print_estimate(
     console: Console,
+    plan: Plan,
     settings: Sequence[Setting],
-    methods: Sequence[str],
     arguments: argparse.Namespace,
     options: Mapping[str, Any],
 ) -> None:
     """Time meta-steps and evaluations, and print how long the table takes on idle cores."""
     total = 0.0
     for setting in settings:
-        for method in methods:
+        for method in plan.methods:
             configuration = _configuration(options, setting, method, 0, {})
             problem = load_problem(configuration, arguments.device)
             short = replace(
@@ -240,9 +210,9 @@ def _print_estimate(
             step = (middle - start - TIMED_TASKS * task) / TIMED_STEPS
             scored = configuration.evaluation_tasks
             scored += configuration.validations * configuration.validation_tasks
-            seconds = arguments.seeds * (configuration.steps * step + scored * task)
-            if setting == settings[0] and arguments.trial_steps != 0:
-                steps = _trial_steps(arguments, configuration)
+            seconds = plan.seeds * (configuration.steps * step + scored * task)
+            if setting == settings[0] and plan.trial_steps != 0:
+                steps = _trial_steps(plan, configuration)
                 seconds += len(TRIALS[method]) * (steps * step + TRIAL_TASKS * task)
             total += seconds
             console.print(
@@ -316,18 +286,25 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     <BLANKLINE>
     """
     settings = list(dict.fromkeys(row["setting"] for row in rows))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    found = {(row["setting"], row["method"]): row for row in rows}
-    lines = ["| method | " + " | ".join(settings) + " |", "|---" * (len(settings) + 1) + "|"]
     floors = {
         setting: max(row["mean"] - row["half"] for row in rows if row["setting"] == setting)
         for setting in settings
     }
-    for method in methods:
-        cells = []
-        for setting in settings:
-            row = found[setting, method]
-            text = f"{100 * row['mean']:.1f} ± {100 * row['half']:.1f}"
-            cells.append(f"**{text}**" if row["mean"] + row["half"] >= floors[setting] else text)
-        lines.append(f"| {LABELS[method]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    cells: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: settings.index(row["setting"])):
+        text = f"{100 * row['mean']:.1f} ± {100 * row['half']:.1f}"
+        best = row["mean"] + row["half"] >= floors[row["setting"]]
+        cells.setdefault(LABELS[row["method"]], []).append(f"**{text}**" if best else text)
+    return markdown_table(settings, cells)
+
+
+COMMAND = Command(
+    help="accuracy of all methods in several settings (an hour)",
+    description="Choose each method's hyperparameters on validation classes, with the same number "
+    "of trials (they set the strength, step lengths and the like, unless --trial-steps is 0); "
+    "train it in each setting with several seeds; make a table. Runs that are in the folder "
+    "already are kept.",
+    add_arguments=_add_arguments,
+    run=_run,
+    modules=("HersheyFonts", "matplotlib"),
+)

@@ -5,22 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.harness.run_folder import save_checkpoint
+from implicit_solvers.problems.experiments.harness.run_folder import Checkpoint, record, restoring
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
 from implicit_solvers.problems.experiments.imaml.evaluation import task_scores
 from implicit_solvers.problems.experiments.imaml.problem import Problem
-from implicit_solvers.problems.experiments.imaml.processes import decided_by_first, first_rank
+from implicit_solvers.problems.experiments.imaml.processes import decided_by_first
 from implicit_solvers.problems.imaml import Batching, BatchingChoice, faster_batching
 from implicit_solvers.problems.imaml.distributed import distributed_meta_gradient
-from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["History", "meta_train"]
 
@@ -39,6 +36,8 @@ class History:
         The mean over the tasks of a meta-step of the norm of the inner objective's gradient.
     adjoint_residual
         The mean relative residual of the outer linear solve.
+    task_residuals
+        That residual of every task, if the training is followed closely.
     left_out
         Pairs of a meta-step and the number of a task that it left out: NaN, or a solver failed.
     validation
@@ -54,6 +53,7 @@ class History:
     loss: list[float | None] = field(default_factory=list)
     inner_residual: list[float | None] = field(default_factory=list)
     adjoint_residual: list[float | None] = field(default_factory=list)
+    task_residuals: list[list[float]] = field(default_factory=list)
     left_out: list[list[int]] = field(default_factory=list)
     validation: list[list[float]] = field(default_factory=list)
     batching: str | None = None
@@ -69,11 +69,11 @@ class History:
 def meta_train(
     problem: Problem,
     configuration: Configuration,
-    path: Path | None,
+    checkpoint: Checkpoint | None,
     *,
-    checkpoint: Mapping[str, Any] | None = None,
     checkpoint_every: int = 10,
     tasks_at_once: int | None = None,
+    closely: bool = False,
     report: Callable[[History], None] = lambda history: None,
 ) -> tuple[dict[str, Tensor], History]:
     """Descend the meta-gradients by Adam, with rates that fall to zero along a cosine.
@@ -82,15 +82,16 @@ def meta_train(
     ----------
     problem, configuration
         What is learned, and how long.
-    path
-        Where checkpoints go, one every ``checkpoint_every`` meta-steps and one at the end; None
-        for no checkpoints.
     checkpoint
-        Where to go on, as `run_folder.load_checkpoint` returned it.
+        Where it stands: written every ``checkpoint_every`` meta-steps and at the end. None for no
+        checkpoints.
     checkpoint_every
         Meta-steps from one checkpoint to the next.
     tasks_at_once
         How many tasks of a meta-step are in memory together.
+    closely
+        Whether the history has the validation score before the first step, and the residual of
+        the outer solve of every task.
     report
         Is called after each meta-step.
 
@@ -102,12 +103,13 @@ def meta_train(
     theta = {name: value.clone().requires_grad_() for name, value in problem.first.items()}
     optimizer = _optimizer(theta, configuration)
     history = History()
-    if checkpoint is not None:
-        with torch.no_grad():
+    if checkpoint is not None and checkpoint.content is not None:
+        content = checkpoint.content
+        with torch.no_grad(), restoring(content):
             for name, value in theta.items():
-                value.copy_(checkpoint["theta"][name])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        history = History(**checkpoint["history"])
+                value.copy_(content["theta"][name])
+            optimizer.load_state_dict(content["optimizer"])
+            history = record(History, content["history"])
     if history.batching is None:
         _choose_batching(history, problem, configuration, tasks_at_once)
     batching = Batching(history.batching)
@@ -122,6 +124,8 @@ def meta_train(
         history.validation.append([history.steps, float(scores.mean())])
 
     start = time.perf_counter()
+    if closely and not history.validation:
+        validate()
     while history.steps < configuration.steps:
         report(history)
         step = history.steps
@@ -146,6 +150,8 @@ def meta_train(
         history.loss.append(_mean(result.loss))
         history.inner_residual.append(_mean(result.inner_residual))
         history.adjoint_residual.append(_mean(result.adjoint_residual))
+        if closely:
+            history.task_residuals.append(result.adjoint_residual.tolist())
         for task in result.left_out.nonzero().flatten().tolist():
             history.left_out.append([step, count * step + task])
         last = history.steps == configuration.steps
@@ -154,14 +160,10 @@ def meta_train(
         now = time.perf_counter()
         history.seconds += now - start
         start = now
-        if path is not None and first_rank() and (last or history.steps % checkpoint_every == 0):
-            content = {
-                "configuration": asdict(configuration),
-                "theta": _detached(theta),
-                "optimizer": optimizer.state_dict(),
-                "history": asdict(history),
-            }
-            save_checkpoint(path, tree_map(_on_cpu, content))
+        if checkpoint is not None and (last or history.steps % checkpoint_every == 0):
+            checkpoint.save(
+                theta=_detached(theta), optimizer=optimizer.state_dict(), history=asdict(history)
+            )
     report(history)
     return _detached(theta), history
 
@@ -213,7 +215,3 @@ def _mean(values: Tensor) -> float | None:
 
 def _detached(theta: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in theta.items()}
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value

@@ -2,105 +2,67 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
 from implicit_solvers.problems.experiments.imaml.grid import Cell, run_with_bar
 from implicit_solvers.problems.experiments.imaml.run import Machine
 
 __all__ = ["TRIALS", "TRIAL_TASKS", "WAVE_TRIALS", "best_trial", "run_trials"]
 
+Trials = tuple[dict[str, float], ...]
+
 TRIAL_TASKS = 200
 
-TRIALS: dict[str, tuple[dict[str, float], ...]] = {
-    "imaml-gd": (
-        {"strength": 2.0, "inner_lr": 0.1},
-        {"strength": 0.5, "inner_lr": 0.1},
-        {"strength": 2.0, "inner_lr": 0.3},
-        {"strength": 0.5, "inner_lr": 0.3},
-    ),
-    "imaml-hf": (
-        {"strength": 2.0},
-        {"strength": 1.0},
-        {"strength": 0.5},
-        {"strength": 0.25},
-    ),
-    "maml": (
-        {"inner_lr": 0.05},
-        {"inner_lr": 0.1},
-        {"inner_lr": 0.2},
-        {"inner_lr": 0.4},
-    ),
-    "fomaml": (
-        {"inner_lr": 0.05},
-        {"inner_lr": 0.1},
-        {"inner_lr": 0.2},
-        {"inner_lr": 0.4},
-    ),
+
+def _each(**values: Sequence[float]) -> Trials:
+    """Return all combinations; the first hyperparameter changes fastest.
+
+    Examples
+    --------
+    >>> _each(ridge=(1.0, 10.0), scale=(3.0,))
+    ({'ridge': 1.0, 'scale': 3.0}, {'ridge': 10.0, 'scale': 3.0})
+    """
+    rows = itertools.product(*reversed(values.values()))
+    return tuple(dict(zip(values, reversed(row), strict=True)) for row in rows)
+
+
+_MAML = _each(inner_lr=(0.05, 0.1, 0.2, 0.4))
+TRIALS: dict[str, Trials] = {
+    "imaml-gd": _each(strength=(2.0, 0.5), inner_lr=(0.1, 0.3)),
+    "imaml-hf": _each(strength=(2.0, 1.0, 0.5, 0.25)),
+    "maml": _MAML,
+    "fomaml": _MAML,
     "reptile": (
         {"inner_lr": 0.1, "lr": 2e-3, "convolution_lr": 2e-2},
         {"inner_lr": 0.3, "lr": 2e-3, "convolution_lr": 2e-2},
         {"inner_lr": 0.1, "lr": 1e-3, "convolution_lr": 5e-3},
         {"inner_lr": 0.3, "lr": 1e-3, "convolution_lr": 5e-3},
     ),
-    "r2d2": (
-        {"ridge": 1.0, "scale": 3.0},
-        {"ridge": 10.0, "scale": 3.0},
-        {"ridge": 1.0, "scale": 10.0},
-        {"ridge": 10.0, "scale": 10.0},
-    ),
+    "r2d2": _each(ridge=(1.0, 10.0), scale=(3.0, 10.0)),
 }
 
-WAVE_TRIALS: dict[str, tuple[dict[str, float], ...]] = {
-    "imaml-gd": (
-        {"strength": 2.0, "lr": 3e-3},
-        {"strength": 8.0, "lr": 3e-3},
-        {"strength": 2.0, "lr": 1e-2},
-        {"strength": 8.0, "lr": 1e-2},
-    ),
-    "imaml-hf": (
-        {"strength": 2.0, "lr": 3e-3},
-        {"strength": 8.0, "lr": 3e-3},
-        {"strength": 2.0, "lr": 1e-2},
-        {"strength": 8.0, "lr": 1e-2},
-    ),
-    "maml": (
-        {"inner_lr": 0.01, "lr": 3e-3},
-        {"inner_lr": 0.03, "lr": 3e-3},
-        {"inner_lr": 0.01, "lr": 1e-2},
-        {"inner_lr": 0.03, "lr": 1e-2},
-    ),
-    "fomaml": (
-        {"inner_lr": 0.01, "lr": 3e-3},
-        {"inner_lr": 0.03, "lr": 3e-3},
-        {"inner_lr": 0.01, "lr": 1e-2},
-        {"inner_lr": 0.03, "lr": 1e-2},
-    ),
-    "reptile": (
-        {"inner_lr": 0.01, "lr": 3e-3},
-        {"inner_lr": 0.03, "lr": 3e-3},
-        {"inner_lr": 0.01, "lr": 1e-2},
-        {"inner_lr": 0.03, "lr": 1e-2},
-    ),
-    "r2d2": (
-        {"ridge": 0.1, "scale": 1.0, "lr": 3e-3},
-        {"ridge": 1.0, "scale": 1.0, "lr": 3e-3},
-        {"ridge": 0.1, "scale": 1.0, "lr": 1e-2},
-        {"ridge": 1.0, "scale": 1.0, "lr": 1e-2},
-    ),
+_RATES = (3e-3, 1e-2)
+_IMAML_WAVES = _each(strength=(2.0, 8.0), lr=_RATES)
+_MAML_WAVES = _each(inner_lr=(0.01, 0.03), lr=_RATES)
+WAVE_TRIALS: dict[str, Trials] = {
+    "imaml-gd": _IMAML_WAVES,
+    "imaml-hf": _IMAML_WAVES,
+    "maml": _MAML_WAVES,
+    "fomaml": _MAML_WAVES,
+    "reptile": _MAML_WAVES,
+    "r2d2": _each(ridge=(0.1, 1.0), scale=(1.0,), lr=_RATES),
 }
 
 
 def run_trials(
-    console: Console,
+    folder: RunFolder,
     trials: Mapping[str, Sequence[Mapping[str, float]]],
     configuration_of: Callable[[str, Mapping[str, float]], Configuration],
-    out: Path,
     jobs: int,
     machine: Machine,
 ) -> dict[str, dict[str, Any]]:
@@ -108,19 +70,15 @@ def run_trials(
 
     Parameters
     ----------
-    console
-        Of the progress bar.
+    folder
+        Receives a folder for each trial.
     trials
         The hyperparameters to try, by the method.
     configuration_of
         Maps a method and its hyperparameters to a configuration, which is not evaluated on the
         test.
-    out
-        Receives a folder for each trial.
-    jobs
-        Processes.
-    machine
-        How the trials are computed.
+    jobs, machine
+        Processes, and how the trials are computed.
 
     Returns
     -------
@@ -137,8 +95,9 @@ def run_trials(
                 validations=1,
                 validation_tasks=TRIAL_TASKS,
             )
-            cells.append(Cell(configuration, out / f"trial-{method}-{number}", machine))
-    metrics = iter(run_with_bar(console, "trials", cells, jobs))
+            out = folder.path / f"trial-{method}-{number}"
+            cells.append(Cell(configuration, out, machine, folder.overwrite))
+    metrics = iter(run_with_bar(folder, "trials", cells, jobs))
     higher_is_better = all(cell.configuration.score_name == "accuracy" for cell in cells)
     tried = {}
     for method, own in trials.items():
@@ -153,14 +112,7 @@ def run_trials(
 def best_trial(
     trials: Sequence[Mapping[str, float]], scores: Sequence[float], *, higher_is_better: bool
 ) -> dict[str, Any]:
-    """Return the hyperparameters with the best score; of equal ones, the first.
-
-    Parameters
-    ----------
-    trials, scores
-        The hyperparameters and the validation score of each.
-    higher_is_better
-        Whether the score is an accuracy, else an error. NaN is the worst.
+    """Return the hyperparameters with the best score; of equal ones, the first. NaN is the worst.
 
     Examples
     --------

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Generator, Tensor
 
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
-from implicit_solvers.problems.experiments.harness.options import positive_integer, whole
-from implicit_solvers.problems.experiments.harness.progress_bar import progress_bar
-from implicit_solvers.problems.experiments.harness.run_folder import write_json
+from implicit_solvers.problems.experiments.harness.command import Command
+from implicit_solvers.problems.experiments.harness.options import (
+    add_options,
+    add_run_options,
+    configuration_of,
+    option,
+)
+from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
+from implicit_solvers.problems.experiments.imaml.configuration import WHOLE
+from implicit_solvers.problems.experiments.imaml.figures import draw_truth
 
-__all__ = ["SPECTRA", "Spectrum", "TruthRow", "add_arguments", "measure_truth", "run"]
+__all__ = ["COMMAND", "SPECTRA", "Spectrum", "TruthRow", "measure_truth", "quadratic_tasks"]
 
 INNER_STEPS = tuple(2**k for k in range(11))
 CG_STEPS = (2, 5, 10, 20)
 TOLERANCE = "iMAML, CG to tolerance"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is measured."""
+
+    seed: int = option(0, "of the tasks", read=WHOLE)
+    tasks: int = option(8, "in a meta-gradient")
+    dimension: int = option(50, "of a task")
+    inner_steps: list[int] = option(list(INNER_STEPS), "gradient steps of a task")
 
 
 @dataclass(frozen=True)
@@ -184,59 +198,37 @@ def measure_truth(
                 yield TruthRow(name, label, steps, float(error))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/imaml-truth"), help="folder of the results"
-    )
-    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="of the tasks")
-    parser.add_argument(
-        "--tasks", type=positive_integer, default=8, metavar="N", help="in a meta-gradient"
-    )
-    parser.add_argument(
-        "--dimension", type=positive_integer, default=50, metavar="N", help="of a task"
-    )
-    parser.add_argument(
-        "--inner-steps",
-        type=positive_integer,
-        nargs="+",
-        default=list(INNER_STEPS),
-        metavar="N",
-        help="gradient steps of a task, one or more numbers",
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Configuration)
+    add_run_options(parser, "runs/imaml-truth", resume=False)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command and return its exit status."""
-    from implicit_solvers.problems.experiments.imaml.truth_figure import draw_truth_figure
-
-    start, console, out = time.perf_counter(), Console(), arguments.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    rows: list[TruthRow] = []
-    measurements = measure_truth(
-        inner_steps=arguments.inner_steps,
-        tasks=arguments.tasks,
-        dimension=arguments.dimension,
-        seed=arguments.seed,
-    )
-    total = len(SPECTRA) * len(arguments.inner_steps) * (len(CG_STEPS) + 3)
-    with progress_bar(console) as progress:
-        bar = progress.add_task("meta-gradients", total=total, note="")
-        for row in measurements:
-            rows.append(row)
-            progress.update(bar, advance=1, note=f"{row.spectrum}, {row.inner_steps} inner steps")
-    draw_truth_figure(out / "truth.png", rows)
-    metrics = {
-        "spectra": {name: asdict(spectrum) for name, spectrum in SPECTRA.items()},
-        "tasks": arguments.tasks,
-        "dimension": arguments.dimension,
-        "rows": [asdict(row) for row in rows],
-        "timing": {"total": time.perf_counter() - start},
-    }
-    write_json(out / "metrics.json", metrics)
-    console.print(f"wrote {out / 'truth.png'} and {out / 'metrics.json'}")
+def _run(arguments: argparse.Namespace) -> int:
+    c = configuration_of(arguments, Configuration)
+    with RunFolder.of(arguments, asdict(c)) as folder:
+        rows: list[TruthRow] = []
+        total = len(SPECTRA) * len(c.inner_steps) * (len(CG_STEPS) + 3)
+        with folder.progress() as progress:
+            bar = progress.add_task("meta-gradients", total=total, note="")
+            sizes: Any = {"tasks": c.tasks, "dimension": c.dimension}
+            for row in measure_truth(inner_steps=c.inner_steps, seed=c.seed, **sizes):
+                rows.append(row)
+                note = f"{row.spectrum}, {row.inner_steps} inner steps"
+                progress.update(bar, advance=1, note=note)
+        titles = {
+            name: f"{name}: curvatures {s.lowest:g} to {s.highest:g}, λ = {s.strength:g}"
+            for name, s in SPECTRA.items()
+        }
+        draw_truth(folder.path / "truth.png", rows, titles)
+        spectra = {name: asdict(spectrum) for name, spectrum in SPECTRA.items()}
+        folder.finish({"spectra": spectra, **sizes, "rows": [asdict(row) for row in rows]})
     return 0
+
+
+COMMAND = Command(
+    help="meta-gradients against the exact one, on quadratic tasks (a minute)",
+    description="Compare the meta-gradients of iMAML, MAML and first-order MAML with the exact "
+    "one against inner steps, on quadratic tasks with a closed form.",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.harness.run_folder import (
-    load_checkpoint,
-    save_checkpoint,
-)
+from implicit_solvers.problems.experiments.harness.options import number, option
+from implicit_solvers.problems.experiments.harness.run_folder import Checkpoint, record
 from implicit_solvers.problems.reparameterization.estimators import (
     implicit_gradients,
     rejection_gradients,
@@ -91,24 +88,12 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """What determines the measurements.
+    """What determines the measurements."""
 
-    Attributes
-    ----------
-    samples
-        For each variance.
-    points
-        Places in each family.
-    augmentation
-        The numbers by which RSVI raises shapes.
-    seed
-        Of all samples.
-    """
-
-    samples: int = 100_000
-    points: int = 9
-    augmentation: tuple[int, ...] = (1, 10)
-    seed: int = 0
+    samples: int = option(100_000, "for each variance", read=number(int, 1))
+    points: int = option(9, "places on the axis of each family")
+    augmentation: list[int] = option([1, 10], "by how much RSVI raises shapes", metavar="B")
+    seed: int = option(0, "of all samples", read=number(int, 0, closed=True))
 
 
 @dataclass(frozen=True)
@@ -168,19 +153,9 @@ def _rejection(steps: int) -> Estimator:
 
 
 def measure_all(
-    configuration: Configuration, path: Path, done: list[Measurement]
+    configuration: Configuration, checkpoint: Checkpoint, done: list[Measurement]
 ) -> Iterator[Measurement]:
-    """Measure what is left to measure; write the checkpoint ``path`` after each, and yield it.
-
-    Parameters
-    ----------
-    configuration
-        What determines the measurements.
-    path
-        Where they are kept.
-    done
-        What was measured before; the new ones are appended.
-    """
+    """Measure what is not ``done``, append it, save all, and yield it."""
     known = {(m.family, m.place, m.estimator) for m in done}
     job = 0
     for name, family in FAMILIES.items():
@@ -207,31 +182,21 @@ def measure_all(
                     seconds=seconds,
                 )
                 done.append(measurement)
-                content = {
-                    "configuration": asdict(configuration),
-                    "measurements": [asdict(m) for m in done],
-                }
-                save_checkpoint(path, content)
+                checkpoint.save(measurements=[asdict(m) for m in done])
                 yield measurement
+
+
+def load_measurements(checkpoint: Checkpoint) -> list[Measurement]:
+    """Return the measurements of a checkpoint; none if it is a new one."""
+    if checkpoint.content is None:
+        return []
+    return [record(Measurement, entry) for entry in checkpoint.content["measurements"]]
 
 
 def total(configuration: Configuration) -> int:
     """Return the number of measurements."""
     counts = [len(estimators_of(family, configuration)) for family in FAMILIES.values()]
     return configuration.points * sum(counts)
-
-
-def load_measurements(path: Path, configuration: Configuration) -> list[Measurement]:
-    """Return the measurements of the checkpoint ``path``, none if it does not exist.
-
-    Raises
-    ------
-    CheckpointError
-        If it is unreadable, or another configuration wrote it.
-    """
-    checkpoint = load_checkpoint(path, asdict(configuration))
-    entries = [] if checkpoint is None else checkpoint["measurements"]
-    return [Measurement(**entry) for entry in entries]
 
 
 def ratios(measurements: list[Measurement]) -> list[dict[str, Any]]:

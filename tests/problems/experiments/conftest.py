@@ -10,7 +10,7 @@ import pytest
 
 from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.experiments.ernn import gradients
-from implicit_solvers.problems.experiments.imaml import few_shot, problem
+from implicit_solvers.problems.experiments.imaml import problem
 from tests.problems.experiments.runs import COMMANDS
 
 
@@ -23,9 +23,7 @@ class Run(NamedTuple):
 def _runs_are_short():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradients, "STEPS", (1, 3))
-        load = functools.cache(few_shot.load_glyphs)
-        for module in (few_shot, problem):
-            patch.setattr(module, "load_glyphs", load)
+        patch.setattr(problem, "load_glyphs", functools.cache(problem.load_glyphs))
         yield
 
 

@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 import matplotlib.figure  # noqa: F401
-import torch
 
 from implicit_solvers.problems.__main__ import main
-from implicit_solvers.problems.experiments.imaml import few_shot
+from implicit_solvers.problems.experiments.harness.run_folder import read_checkpoint
+from implicit_solvers.problems.experiments.imaml import problem
 
 
 def start(arguments):
@@ -49,7 +49,7 @@ def killed(child, moment, checkpoint):
 def done_in(checkpoint):
     if not checkpoint.exists():
         return None
-    content = torch.load(checkpoint, weights_only=True)
+    content = read_checkpoint(checkpoint)
     return len(content["history"]["loss"] if "history" in content else content["results"])
 
 
@@ -76,8 +76,8 @@ def kill_and_resume(name, kills, line, folder, moments):
 
 
 if __name__ == "__main__":
-    few_shot.load_glyphs = functools.cache(few_shot.load_glyphs)
-    few_shot.load_glyphs()
+    problem.load_glyphs = functools.cache(problem.load_glyphs)
+    problem.load_glyphs()
     folder, moments, rows = Path(sys.argv[1]), random.Random(int(sys.argv[2])), iter(sys.argv[3:])
     left = {
         name: kill_and_resume(name, int(kills), line, folder, moments)

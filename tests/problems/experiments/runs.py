@@ -18,7 +18,7 @@ ERNN = "--rates 0.01 0.03 --hidden 4 --batch 358 --checkpoint-every 1"
 
 
 class Command(NamedTuple):
-    """A command line without ``--out``, the files it writes, and those of its checkpoints.
+    """A command line without ``--out``, its files beside ``config.json``, and its checkpoints.
 
     ``step`` is one of Adam's in the middle; ``other`` an option of another run, and what the
     refusal to resume says of it.
@@ -39,24 +39,24 @@ COMMANDS = {
     "demo": Command(
         "demo --meta-steps 10 --tasks-per-step 2 --inner-steps 3 --width 4 --queries 2 "
         "--instances 3 --validation-tasks 4 --evaluation-tasks 6 --checkpoint-every 1 --no-memory",
-        "config.json figure.png metrics.json",
+        "figure.png metrics.json",
         *("checkpoint.pt", 5, ("--width 5", "width 4 where this run has 5")),
     ),
     # an epoch has three steps
     "ernn train": Command(
         f"ernn train --models rnn exact leaky --seeds 2 --epochs 2 {ERNN}",
-        "config.json learning.png metrics.json",
+        "learning.png metrics.json",
         *("checkpoint.pt", 5, ("--hidden 5", "hidden 4 where this run has 5")),
     ),
     "ernn table": Command(
         f"ernn table --tasks adding digits --models fastrnn rnn --seeds 1 --epochs 1 {ERNN}",
-        "accuracy.png config.json metrics.json",
+        "accuracy.png metrics.json",
         "checkpoint-adding.pt checkpoint-digits.pt",
-        *(9, ("--first-seed 1", "first_seed 0 where this run has 1")),
+        *(9, ("--first-seed 1", "adding.first_seed 0 where this run has 1")),
     ),
     "imaml": Command(
         f"imaml {WAVES} --method imaml-gd --steps 12 --checkpoint-every 3",
-        "config.json learning.png metrics.json",
+        "learning.png metrics.json",
         *("checkpoint.pt", 8, ("--seed 5 --lr 1", "lr 0.003 where this run has 1.0, seed 0 where")),
     ),
     "imaml table": Command(
@@ -72,19 +72,20 @@ COMMANDS = {
         "metrics.json sinusoid.png table.md",
     ),
     "imaml truth": Command(
-        "imaml truth --tasks 1 --dimension 5 --inner-steps 1 4", "metrics.json truth.png"
+        "imaml truth --tasks 1 --dimension 5 --inner-steps 1 4",
+        "metrics.json truth.png",
     ),
     "imaml costs": Command("imaml costs --width 2 --inner-steps 1 2", "costs.png metrics.json"),
     "ernn gradients": Command(
         "ernn gradients --models rnn exact --hidden 3 --batch 600 --measured 1 --long 5 --epochs 2 "
         "--checkpoint-every 1",
-        "config.json gradients.png metrics.json",
+        "gradients.png metrics.json",
         *("checkpoint.pt", 7, ("--epochs 3", "epochs 2 where this run has 3")),
     ),
     "ernn trajectories": Command(
         "ernn trajectories --models rnn exact leaky --train 40 --steps 5 --drawn 2 --epochs 2 "
         "--checkpoint-every 1",
-        "config.json metrics.json trajectories.png",
+        "metrics.json trajectories.png",
         *("checkpoint.pt", 4, ("--epochs 3", "epochs 2 where this run has 3")),
     ),
     "reparam variance": Command(
@@ -95,13 +96,13 @@ COMMANDS = {
     "reparam vae": Command(
         "reparam vae --dimensions 2 --seeds 1 --epochs 2 --hidden 8 --batch 675 --samples 2 "
         "--checkpoint-every 1",
-        "config.json decoded.png elbo.png metrics.json torus.png",
+        "decoded.png elbo.png metrics.json torus.png",
         *("checkpoint.pt", 4, ("--hidden 9", "hidden 8 where this run has 9")),
     ),
     "reparam lda": Command(
         "reparam lda --seeds 1 --epochs 3 --topics 3 --hidden 8 --batch 158 --samples 2 "
         "--checkpoint-every 1",
-        "config.json figure.png metrics.json",
+        "figure.png metrics.json",
         *("checkpoint.pt", 4, ("--hidden 9", "hidden 8 where this run has 9")),
     ),
 }

@@ -3,6 +3,7 @@
 import io
 import math
 import statistics
+from dataclasses import asdict
 
 import hypothesis.strategies as st
 import numpy as np
@@ -16,22 +17,14 @@ from torch import nn
 from implicit_solvers.problems.experiments.data.adding import generate_adding
 from implicit_solvers.problems.experiments.data.copying import generate_copying
 from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask
-from implicit_solvers.problems.experiments.ernn import results as written
-from implicit_solvers.problems.experiments.ernn import trials
-from implicit_solvers.problems.experiments.ernn.learning_figure import draw_learning
-from implicit_solvers.problems.experiments.ernn.results import (
-    print_table,
-    score_text,
-    seconds_an_epoch,
-)
-from implicit_solvers.problems.experiments.ernn.table_figure import draw_table
+from implicit_solvers.problems.experiments.ernn import sequence_training, trials
+from implicit_solvers.problems.experiments.ernn.figures import draw_learning, draw_table, score_text
+from implicit_solvers.problems.experiments.ernn.sequence_training import evaluate
 from implicit_solvers.problems.experiments.ernn.tasks import FOLDER_TASKS, SHIPPED, TASKS, load_task
-from implicit_solvers.problems.experiments.ernn.trials import (
-    Configuration,
-    better,
-    evaluate,
-    summary,
-)
+from implicit_solvers.problems.experiments.ernn.train import print_table, seconds_an_epoch
+from implicit_solvers.problems.experiments.ernn.trials import Configuration, better, summary
+from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
+from implicit_solvers.problems.experiments.harness.training import taken
 
 
 class Given(nn.Module):
@@ -46,14 +39,14 @@ def test_scores_against_scikit_learn(count, seed):
     draw = np.random.default_rng(seed)
     x = torch.tensor(draw.normal(size=(count, 2, 3)), dtype=torch.float32)
     y = torch.tensor(draw.integers(3, size=(count, 1)))
-    before = trials.EVALUATED_TOGETHER
-    trials.EVALUATED_TOGETHER = 5  # so that there are several parts
+    before = sequence_training.EVALUATED_TOGETHER
+    sequence_training.EVALUATED_TOGETHER = 5  # so that there are several parts
     try:
         score, loss = evaluate(Given(), Sequences(x, torch.full((count,), 2), y))
         values = torch.tensor(draw.normal(size=(count, 1)), dtype=torch.float32)
         error, same = evaluate(Given(), Sequences(x[..., :1], torch.full((count,), 2), values))
     finally:
-        trials.EVALUATED_TOGETHER = before
+        sequence_training.EVALUATED_TOGETHER = before
     shown, labels = x[:, 0].double().softmax(-1).numpy(), y[:, 0].numpy()
     assert score == pytest.approx(sklearn.metrics.accuracy_score(labels, shown.argmax(1)))
     assert loss == pytest.approx(sklearn.metrics.log_loss(labels, shown, labels=range(3)), 1e-5)
@@ -125,8 +118,8 @@ def test_the_rate_is_chosen_by_validation_and_seeds_are_averaged():
 
 def run(task, tmp_path, **options):
     configuration = Configuration("adding", "", **{"epochs": 2, "batch": 4, "hidden": 3, **options})
-    console = Console(file=io.StringIO())
-    results = trials.run_trials(configuration, task, tmp_path / "checkpoint.pt", None, 1, console)
+    folder = RunFolder(tmp_path, asdict(configuration))
+    results = trials.run_trials(configuration, task, folder.checkpoint(), 1, folder)
     return configuration, results
 
 
@@ -202,8 +195,8 @@ def test_texts_and_seconds():
     results.append({"model": "gru", "seconds": 1.0, "processor_seconds": 1.0, "test": []})
     rows = [{"model": "rnn"}, {"model": "gru"}]
     assert seconds_an_epoch(results, rows) == {"rnn": 1.0, "gru": None}
-    taken = written.take_seconds(results)
-    assert taken["processor_seconds"] == [2.0, 4.0, 12.0, 1.0]
+    seconds = taken(results, "seconds", "processor_seconds")
+    assert seconds["processor_seconds"] == [2.0, 4.0, 12.0, 1.0]
     assert not any("seconds" in key for one in results for key in one)
 
 

@@ -9,6 +9,10 @@ import torch
 
 from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.experiments.data.episodes import Tasks
+from implicit_solvers.problems.experiments.harness.run_folder import (
+    read_checkpoint,
+    write_checkpoint,
+)
 from implicit_solvers.problems.experiments.imaml import run as run_module
 from implicit_solvers.problems.experiments.imaml import training
 from implicit_solvers.problems.experiments.imaml.configuration import configuration_from
@@ -220,9 +224,9 @@ def test_the_faster_batching_is_chosen_once_and_reported(tmp_path, capsys):
     assert f"tasks evaluated by {metrics['batching']} (vmap " in capsys.readouterr().out
     # a run that goes on keeps the choice, even if the measurement would now say otherwise
     path = tmp_path / "checkpoint.pt"
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = read_checkpoint(path)
     other = "loop" if metrics["batching"] == "vmap" else "vmap"
     checkpoint["history"]["batching"] = other
-    torch.save(checkpoint, path)
+    write_checkpoint(path, checkpoint)
     assert main(["imaml", *WAVES.split(), *options, "--resume"]) == 0
     assert metrics_of(tmp_path)["batching"] == other

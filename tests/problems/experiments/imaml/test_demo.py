@@ -6,14 +6,9 @@ import numpy as np
 import torch
 
 from implicit_solvers.problems.__main__ import main
-from implicit_solvers.problems.experiments.data.glyphs import Episodes
-from implicit_solvers.problems.experiments.imaml import few_shot
-from implicit_solvers.problems.experiments.imaml.few_shot import (
-    accuracy_of,
-    classifier,
-    cross_entropy,
-)
-from implicit_solvers.problems.experiments.imaml.inner_steps import measure_costs
+from implicit_solvers.problems.experiments.data.episodes import Episodes
+from implicit_solvers.problems.experiments.imaml.demo import nearest_neighbour_predictions
+from implicit_solvers.problems.experiments.imaml.evaluation import interval
 from tests.problems.experiments.runs import COMMANDS, metrics_of
 
 
@@ -38,26 +33,13 @@ def test_a_run_measures_three_classifiers(finished, tmp_path):
 
 def test_nearest_neighbour_and_interval():
     tasks = Episodes(torch.rand(6, 4, 1, 3, 3), ways=3, shots=2, queries=2).batch(range(5))
-    predictions = few_shot.nearest_neighbour_predictions(tasks)
+    predictions = nearest_neighbour_predictions(tasks)
     right = []
     for sx, sy, qx, qy in zip(*(t.numpy() for t in tasks), strict=True):
         nearest = [int(sy[((sx - image) ** 2).sum((1, 2, 3)).argmin()]) for image in qx]
         right.append(np.mean(nearest == qy))
-    accuracy = accuracy_of(predictions, tasks)
+    accuracy = interval((predictions == tasks.query_y).double().mean(1))
     half = 1.96 * np.std(right) / np.sqrt(5)
     np.testing.assert_allclose(accuracy["mean"], np.mean(right))
     np.testing.assert_allclose(accuracy["high"] - accuracy["mean"], half)
     np.testing.assert_allclose(accuracy["mean"] - accuracy["low"], half)
-
-
-def test_implicit_memory_is_flat_and_unrolled_memory_grows():
-    network = classifier(4)
-    theta = few_shot.initial_parameters(network, torch.Generator().manual_seed(0))
-    images, labels = torch.rand(5, 1, 28, 28), torch.arange(5)
-    data, sizes = (images, labels), {"inner_steps": (4, 8, 16), "lr": 0.1, "strength": 2.0}
-    costs = measure_costs(cross_entropy(network), theta, data, data, cg_steps=5, **sizes)
-    memory = {(cost.method, cost.inner_steps): cost.memory for cost in costs}
-    assert memory["iMAML", 4] == memory["iMAML", 8] == memory["iMAML", 16]
-    assert memory["MAML", 16] > 2 * memory["iMAML", 16]
-    # every step keeps the same
-    assert memory["MAML", 16] - memory["MAML", 8] == 2 * (memory["MAML", 8] - memory["MAML", 4])

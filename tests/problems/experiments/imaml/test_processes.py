@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 
 from implicit_solvers.problems.__main__ import main
+from implicit_solvers.problems.experiments.harness.run_folder import read_checkpoint
 from tests.problems.experiments.runs import WAVES, metrics_of
 
 
 def meta_gradient_of(out):
     """Of the first meta-step: Adam's mean of gradients is a tenth of it."""
-    state = torch.load(out / "checkpoint.pt", weights_only=True)["optimizer"]["state"]
+    state = read_checkpoint(out / "checkpoint.pt")["optimizer"]["state"]
     return torch.cat([entry["exp_avg"].flatten() for entry in state.values()]).double() / 0.1
 
 

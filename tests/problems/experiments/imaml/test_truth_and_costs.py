@@ -9,6 +9,7 @@ from implicit_solvers.problems.experiments.imaml.costs import (
     METHODS,
     measure_meta_gradients,
     method_of,
+    noise_task,
 )
 from implicit_solvers.problems.experiments.imaml.truth import (
     SPECTRA,
@@ -80,7 +81,7 @@ def test_cg_needs_no_more_steps_than_dimensions():
 
 
 def memory(method, *inner_steps):
-    rows = measure_meta_gradients(inner_steps, [method], width=2, queries=1, rounds=1)
+    rows = measure_meta_gradients(*noise_task(2, queries=1), inner_steps, [method], rounds=1)
     return [row.memory for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""The figures of the variational autoencoder."""
+"""The figures of the experiments on reparameterization."""
 
 from __future__ import annotations
 
@@ -11,42 +11,106 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.imaml.demo_figure import STYLE
+from implicit_solvers.problems.experiments.harness.figure import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    canvas,
+)
 from implicit_solvers.problems.experiments.reparameterization.autoencoder import Autoencoder
+from implicit_solvers.problems.experiments.reparameterization.variance_measurements import (
+    FAMILIES,
+    Measurement,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLOURS", "LABELS", "draw_decoded", "draw_elbo", "draw_torus"]
+__all__ = [
+    "LATENT_LABELS",
+    "POSTERIOR_LABELS",
+    "draw_decoded",
+    "draw_elbo",
+    "draw_topics",
+    "draw_torus",
+    "draw_variance",
+]
 
-LABELS = {"normal": "Normal", "gamma": "Gamma", "beta": "Beta", "von-mises": "von Mises"}
-COLOURS = {"normal": "#8a8f98", "gamma": "#2563a8", "beta": "#d9731a", "von-mises": "#2e8b57"}
+# RSVI, without lines: it covers the implicit estimator
+LINES = [(BLUE, "o-"), (GREY, "s--"), (ORANGE, "^"), ("#8e44ad", "x"), (GREEN, "D"), (RED, "+")]
+
+LATENT_LABELS = {"normal": "Normal", "gamma": "Gamma", "beta": "Beta", "von-mises": "von Mises"}
+LATENT_COLOURS = {"normal": GREY, "gamma": BLUE, "beta": ORANGE, "von-mises": GREEN}
 GRID, GAP = 10, 2
 # The torus: radii of its circle and of its tube, and from where it is seen.
 RADIUS, TUBE = 2.0, 0.95
 ELEVATION, AZIMUTH = 48.0, -60.0
 
+POSTERIOR_LABELS = {
+    "unigram": "unigram",
+    "dirichlet": "Dirichlet",
+    "logistic-normal": "logistic-normal",
+}
+POSTERIOR_COLOURS = {"dirichlet": BLUE, "logistic-normal": ORANGE}
+TOPICS, WORDS = 12, 7
+
+
+# ---- Variances ----
+
+
+def draw_variance(path: Path, measurements: Sequence[Measurement]) -> None:
+    """Draw the variance of every estimator along each family."""
+    names = list(dict.fromkeys(m.estimator for m in measurements))
+    styles = {name: LINES[i % len(LINES)] for i, name in enumerate(names)}
+    with canvas(path, 12, 7, dpi=120, w_pad=0.12, h_pad=0.12) as figure:
+        axes: Any = figure.subplots(2, 3)
+        for ax, name in zip(axes.flat, FAMILIES, strict=False):
+            _draw_family(ax, name, [m for m in measurements if m.family == name], styles)
+        legend = axes.flat[len(FAMILIES)]
+        legend.set_axis_off()
+        handles: dict[str, Any] = {}
+        for ax in axes.flat[: len(FAMILIES)]:
+            handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        legend.legend(
+            handles.values(),
+            handles.keys(),
+            loc="center left",
+            title="Variance of one sample's gradient,\nsummed over the parameters",
+            alignment="left",
+        )
+
+
+def _draw_family(
+    ax: Axes, name: str, measurements: Sequence[Measurement], styles: dict[str, tuple[str, str]]
+) -> None:
+    family = FAMILIES[name]
+    for estimator, (colour, line) in styles.items():
+        own = sorted((m.place, m.variance) for m in measurements if m.estimator == estimator)
+        if own:
+            ax.loglog(*zip(*own, strict=True), line, color=colour, ms=5, label=estimator)
+    if family.high < 100 * family.low:
+        ticks = family.places(5)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
+    ax.set(title=family.title, xlabel=family.axis)
+
+
+# ---- Autoencoders ----
+
 
 def draw_elbo(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Draw the test ELBO of each seed against the dimensions, and the learning curves.
 
-    Parameters
-    ----------
-    path
-        Where the image goes.
-    results
-        Each with ``latent``, ``dimensions``, ``seed``, ``elbo`` and the ``test`` curve.
+    Results have ``latent``, ``dimensions``, ``seed``, ``elbo`` and the ``test`` curve.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     dimensions = sorted({result["dimensions"] for result in results})
     latents = list(dict.fromkeys(result["latent"] for result in results))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4), layout="constrained")
+    with canvas(path, 10, 4) as figure:
         left, right = figure.subplots(1, 2)
         for place, latent in enumerate(latents):
-            colour, shift = COLOURS[latent], 0.16 * (place - (len(latents) - 1) / 2)
+            colour, shift = LATENT_COLOURS[latent], 0.16 * (place - (len(latents) - 1) / 2)
             values = [
                 [r["elbo"] for r in results if (r["latent"], r["dimensions"]) == (latent, d)]
                 for d in dimensions
@@ -55,7 +119,8 @@ def draw_elbo(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
             for column, seeds in zip(x, values, strict=True):
                 left.plot([column] * len(seeds), seeds, "o", color=colour, ms=4, alpha=0.5, mew=0)
             means = [np.mean(seeds) for seeds in values]
-            left.plot(x, means, "_-", color=colour, ms=14, mew=2, lw=0.8, label=LABELS[latent])
+            label = LATENT_LABELS[latent]
+            left.plot(x, means, "_-", color=colour, ms=14, mew=2, lw=0.8, label=label)
             curves = [r["test"] for r in results if r["latent"] == latent]
             own = [r["test"] for r in results if r["latent"] == latent and r["seed"] == 0]
             for d, curve in zip(dimensions, own or curves, strict=False):
@@ -75,32 +140,17 @@ def draw_elbo(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
             named = ", ".join(f"{s}: {d}" for s, d in zip(styles, dimensions, strict=True))
             note = f"{named} dimensions"
             right.text(0.98, 0.03, note, transform=right.transAxes, ha="right")
-        figure.savefig(path, dpi=100)
 
 
 def draw_decoded(path: Path, models: Mapping[str, Autoencoder], side: int) -> None:
-    """Draw what two-dimensional latents decode to, at quantiles of the prior.
-
-    Parameters
-    ----------
-    path
-        Where the image goes.
-    models
-        For each latent, an autoencoder with two dimensions.
-    side
-        Pixels of a side.
-    """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.2 * len(models), 3.4), layout="constrained")
+    """Draw what two-dimensional latents decode to, at quantiles of the prior."""
+    with canvas(path, 3.2 * len(models), 3.4) as figure:
         axes = figure.subplots(1, len(models), squeeze=False)[0]
         for ax, (latent, model) in zip(axes, models.items(), strict=True):
             z = model.latent.prior_quantile((torch.arange(GRID) + 0.5) / GRID)
             tiles = _decoded(model, z, side)
             ax.imshow(tiles, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-            ax.set_title(LABELS[latent])
+            ax.set_title(LATENT_LABELS[latent])
             ticks = [0, GRID // 2, GRID - 1]
             places = [(t + 0.5) * (side + GAP) - 0.5 for t in ticks]
             names = [f"{z[t].item():.2g}" for t in ticks]
@@ -108,7 +158,6 @@ def draw_decoded(path: Path, models: Mapping[str, Autoencoder], side: int) -> No
             ax.set_yticks(places, names)
             ax.set(xlabel="$z_1$", ylabel="$z_2$")
             ax.grid(False)
-        figure.savefig(path, dpi=100)
 
 
 @torch.no_grad()
@@ -134,13 +183,11 @@ def draw_torus(path: Path, angles: Tensor, labels: Tensor) -> None:
     """
     import matplotlib as mpl
     from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
 
     first, second = angles.remainder(2 * math.pi).numpy().T
     colours: dict[str, Any] = {"cmap": ListedColormap(mpl.color_sequences["tab10"])}
     colours |= {"c": labels.numpy(), "vmin": -0.5, "vmax": 9.5}
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.6), layout="constrained")
+    with canvas(path, 10, 4.6) as figure:
         space: Any = figure.add_subplot(1, 2, 1, projection="3d", computed_zorder=False)
         u, v = np.meshgrid(*[np.linspace(0, 2 * np.pi, 37)] * 2)
         style = {"color": "#f2f3f5", "edgecolor": "#d5d8dc", "linewidth": 0.3, "shade": False}
@@ -161,7 +208,6 @@ def draw_torus(path: Path, angles: Tensor, labels: Tensor) -> None:
         flat.set(title="The same, unrolled: edges meet", xlabel="$z_1$", ylabel="$z_2$")
         flat.set(aspect="equal", xlim=(0, 2 * np.pi), ylim=(0, 2 * np.pi))
         figure.colorbar(points, ax=flat, ticks=range(10), label="digit", shrink=0.85)
-        figure.savefig(path, dpi=100)
 
 
 def _on_torus(around: Any, along: Any, tube: float) -> tuple[Any, Any, Any]:
@@ -174,3 +220,51 @@ def _faces_viewer(around: np.ndarray, along: np.ndarray) -> np.ndarray:
     elevation, azimuth = np.radians(ELEVATION), np.radians(AZIMUTH)
     level = np.cos(elevation) * np.cos(along) * np.cos(around - azimuth)
     return level + np.sin(elevation) * np.sin(along) > 0
+
+
+# ---- Topics ----
+
+
+def draw_topics(
+    path: Path,
+    results: Sequence[Mapping[str, Any]],
+    baseline: float,
+    topics: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """Draw the held-out perplexity of each epoch, and the largest topics of the first posterior.
+
+    Parameters
+    ----------
+    path
+        Where the image goes.
+    results
+        Each with ``posterior``, ``seed`` and the ``test`` curve.
+    baseline
+        The unigram model's perplexity.
+    topics
+        For each posterior, topics with ``share`` and ``words``, largest first.
+    """
+    with canvas(path, 11, 4.4) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+        named = set()
+        for result in results:
+            name, curve = result["posterior"], result["test"]
+            label = None if name in named else f"{POSTERIOR_LABELS[name]} posterior, each seed"
+            named.add(name)
+            epochs, colour = range(1, len(curve) + 1), POSTERIOR_COLOURS[name]
+            left.plot(epochs, curve, color=colour, lw=1.3, label=label)
+        left.axhline(baseline, color=GREY, ls="--", lw=1.2, label="unigram")
+        left.set(title="Held-out perplexity", xlabel="epochs", ylabel="perplexity of scored words")
+        left.legend()
+        name, largest = next(iter(topics.items()))
+        for row, topic in enumerate(largest[:TOPICS]):
+            share = 100 * topic["share"]
+            right.barh(row, share, color=POSTERIOR_COLOURS[name], alpha=0.3)
+            words = " ".join(topic["words"][:WORDS])
+            right.text(0.3, row, words, va="center", fontsize=8.5)
+        right.set_ylim(min(TOPICS, len(largest)) - 0.4, -0.6)
+        right.set_yticks([])
+        right.spines["left"].set_visible(False)
+        right.grid(False)
+        title = f"Largest topics, {POSTERIOR_LABELS[name]} posterior"
+        right.set(title=title, xlabel="share of all words, %")
