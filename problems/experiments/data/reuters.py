@@ -8,9 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-__all__ = ["Corpus", "load_reuters", "read_ldac"]
+__all__ = ["Corpus", "Documents", "halves", "load_reuters", "read_ldac", "split"]
+
+# Every fifth document is a test document, the one after it is for the choice of settings; the words
+# of both are split with this seed: not what varies.
+TEST_EVERY = 5
+SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,3 +137,60 @@ def read_ldac(path: Path, words: int) -> Tensor:
             )
         counts[row, entries[:, 0]] = entries[:, 1]
     return torch.from_numpy(counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """The corpus, split: counts to train on, held-out words to infer from and to score."""
+
+    train: Tensor
+    observed: Tensor
+    scored: Tensor
+
+
+def split(corpus: Corpus, validation: bool = False) -> Documents:
+    """Hold out every fifth document, and split its words into halves.
+
+    Parameters
+    ----------
+    corpus
+        The documents.
+    validation
+        Whether to leave out the test documents, and hold out every fifth document of another kind:
+        settings are chosen on these.
+    """
+    fold = torch.arange(len(corpus.counts)) % TEST_EVERY
+    held_out = fold == int(validation)
+    observed, scored = halves(corpus.counts[held_out], SPLIT_SEED)
+    train = corpus.counts[fold > int(validation)]
+    return Documents(*(part.to(torch.float32) for part in (train, observed, scored)))
+
+
+def halves(counts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Split the words of each document by chance into two halves.
+
+    Parameters
+    ----------
+    counts
+        int64 ``(documents, words)``.
+    seed
+        Of the chance.
+
+    Returns
+    -------
+    tuple of Tensor
+        The counts of both halves; of an odd number of words the second has one more.
+
+    Examples
+    --------
+    >>> observed, rest = halves(torch.tensor([[2, 0, 3]]), seed=0)
+    >>> observed.sum(), rest.sum(), observed + rest
+    (tensor(2), tensor(3), tensor([[2, 0, 3]]))
+    """
+    generator = Generator().manual_seed(seed)
+    observed = torch.zeros_like(counts)
+    for row, document in enumerate(counts):
+        words = torch.repeat_interleave(torch.arange(len(document)), document)
+        chosen = words[torch.randperm(len(words), generator=generator)[: len(words) // 2]]
+        observed[row] = torch.bincount(chosen, minlength=len(document))
+    return observed, counts - observed

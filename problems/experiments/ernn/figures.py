@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.ernn.models import LABELS
 from implicit_solvers.problems.experiments.ernn.tasks import TASKS
-from implicit_solvers.problems.experiments.harness.figure import BLUE, GREY, ORANGE, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["draw_gradients", "draw_learning", "draw_table", "draw_trajectories", "score_text"]
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -25,7 +23,7 @@ COLUMNS = 3
 # What a constant prediction reaches on the adding task.
 CONSTANT_ERROR = 1 / 6
 LOWEST = 1e-20
-CLASS_COLOURS = (ORANGE, BLUE)
+CLASS_COLOURS = (harness.ORANGE, harness.BLUE)
 
 
 def _measures_error(task: str) -> bool:
@@ -62,7 +60,7 @@ def draw_learning(path: Path, title: str, results: Rows, rows: Rows) -> None:
     from matplotlib.ticker import MaxNLocator
 
     colours = mpl.color_sequences["tab10"]
-    with canvas(path, 11, 4) as figure:
+    with harness.canvas(path, 11, 4) as figure:
         left, right = figure.subplots(1, 2)
         for number, row in enumerate(rows):
             own = [r for r in results if (r["model"], r["rate"]) == (row["model"], row["rate"])]
@@ -89,7 +87,7 @@ def draw_table(path: Path, rows: Mapping[str, Rows]) -> None:
     """Draw the test score of every seed, and the score after shuffling time, for each task."""
     lines = math.ceil(len(rows) / COLUMNS)
     height = 1.1 + 0.27 * max(len(own) for own in rows.values())
-    with canvas(path, 13, height * lines + 0.5, dpi=110, w_pad=0.12, h_pad=0.08) as figure:
+    with harness.canvas(path, 13, height * lines + 0.5, dpi=110, w_pad=0.12, h_pad=0.08) as figure:
         axes = figure.subplots(lines, COLUMNS, squeeze=False).flatten()
         for ax, (task, own) in zip(axes, rows.items(), strict=False):
             _draw_task(ax, task, own)
@@ -106,12 +104,12 @@ def _draw_task(ax: Axes, task: str, rows: Rows) -> None:
     for place, row in zip(places, rows, strict=True):
         named = place == len(rows)
         values = [scale * score for score in row["scores"]]
-        style: dict[str, Any] = {"color": BLUE, "ms": 6, "alpha": 0.55, "mew": 0}
+        style: dict[str, Any] = {"color": harness.BLUE, "ms": 6, "alpha": 0.55, "mew": 0}
         label = "test, each seed" if named else None
         ax.plot(values, [place] * len(values), "o", label=label, **style)
         for key, marker, size, colour, label in (
-            ("parity_shuffled", "D", 8, ORANGE, "steps shuffled, even and odd apart"),
-            ("shuffled", "x", 6, GREY, "steps shuffled"),
+            ("parity_shuffled", "D", 8, harness.ORANGE, "steps shuffled, even and odd apart"),
+            ("shuffled", "x", 6, harness.GREY, "steps shuffled"),
         ):
             if row[key] is not None:
                 style = {"color": colour, "mfc": "none", "ms": size, "ls": ""}
@@ -125,7 +123,7 @@ def _draw_task(ax: Axes, task: str, rows: Rows) -> None:
     ax.set_ylim(0.4, len(rows) + 0.6)
     if error:
         ax.set_xscale("log")
-        ax.axvline(CONSTANT_ERROR, color=GREY, ls=":", lw=1)
+        ax.axvline(CONSTANT_ERROR, color=harness.GREY, ls=":", lw=1)
         ax.set(xlabel="mean squared error (dotted: a constant); right: · 1000")
     else:
         ax.set_xlim(0, 102)
@@ -139,27 +137,11 @@ def _draw_task(ax: Axes, task: str, rows: Rows) -> None:
 def draw_gradients(
     path: Path, steps: int, trainings: Rows, curves: Rows, distances: Rows, names: Mapping[str, str]
 ) -> None:
-    """Draw norms during training and along a sequence, and distances from ``-I``.
-
-    Parameters
-    ----------
-    path
-        Where the image goes.
-    steps
-        The length of the sequences of the training.
-    trainings
-        ``model``, ``initial``, ``test``: norms before training and after each epoch.
-    curves
-        ``model`` and ``norms``, along a sequence.
-    distances
-        ``steps``, ``step_size``, ``distance``.
-    names
-        What the legend says of a model.
-    """
+    """Draw norms during training and along a sequence, and distances from ``-I``."""
     import matplotlib as mpl
 
     colours = dict(zip((t["model"] for t in trainings), mpl.color_sequences["tab10"], strict=False))
-    with canvas(path, 13.5, 4.3, dpi=110, w_pad=0.1, h_pad=0.1) as figure:
+    with harness.canvas(path, 13.5, 4.3, dpi=110, w_pad=0.1, h_pad=0.1) as figure:
         left, middle, right = figure.subplots(1, 3)
         for training in trainings:
             norms = [training["initial"], *training["test"]]
@@ -209,25 +191,9 @@ def draw_trajectories(
     scores: Mapping[str, float],
     names: Mapping[str, str],
 ) -> None:
-    """Draw two inputs, and the states of each network in the plane of its first two units.
-
-    Parameters
-    ----------
-    path
-        Where the image goes.
-    x
-        Clockwise inputs ``(count, T, 2)``.
-    y
-        The class of each path, ``(paths,)``.
-    paths
-        The states ``(paths, T + 1, H)`` of each model.
-    scores
-        The share of right classes.
-    names
-        What titles say of a model.
-    """
+    """Draw two inputs, and the states of each network in the plane of its first two units."""
     count = len(paths) + 1
-    with canvas(path, 3.1 * count, 3.5, dpi=110, w_pad=0.08, h_pad=0.08) as figure:
+    with harness.canvas(path, 3.1 * count, 3.5, dpi=110, w_pad=0.08, h_pad=0.08) as figure:
         first, *rest = figure.subplots(1, count)
         _draw_inputs(first, x[0])
         for ax, (name, states) in zip(rest, paths.items(), strict=True):
@@ -253,4 +219,4 @@ def _draw_inputs(ax: Axes, x: Tensor) -> None:
     ax.set(title="Inputs\n", xlabel="first channel", ylabel="second channel")
     ax.set_aspect("equal")
     ax.set_anchor("N")
-    ax.tick_params(colors=GREY)
+    ax.tick_params(colors=harness.GREY)

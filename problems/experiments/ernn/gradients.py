@@ -11,39 +11,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from implicit_solvers.problems.experiments.data.pixel_sequences import load_digit_sequences
-from implicit_solvers.problems.experiments.data.sequences import SequenceTask
-from implicit_solvers.problems.experiments.ernn.figures import draw_gradients
-from implicit_solvers.problems.experiments.ernn.jacobians import (
+from implicit_solvers.problems.ernn.jacobians import (
     distances_from_identity,
     end_to_end,
     norms_along,
     step_of,
 )
+from implicit_solvers.problems.experiments import harness
+from implicit_solvers.problems.experiments.data.pixel_sequences import load_digit_sequences
+from implicit_solvers.problems.experiments.data.sequences import SequenceTask
+from implicit_solvers.problems.experiments.ernn.figures import draw_gradients
 from implicit_solvers.problems.experiments.ernn.models import LABELS, MODELS, Build
 from implicit_solvers.problems.experiments.ernn.sequence_training import (
     fit_sequences,
     sequence_model,
 )
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    add_run_options,
-    configuration_of,
-    number,
-    option,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
-from implicit_solvers.problems.experiments.harness.training import (
-    Schedule,
-    State,
-    Training,
-    restored,
-    taken,
-    train_all,
-)
-
-__all__ = ["COMMAND", "NETWORKS", "Configuration"]
 
 LARGEST_DEVIATION = 1e-6
 STEPS = (*range(1, 21), 25, 30)
@@ -71,36 +53,33 @@ NAMES = {**LABELS, "rnn-large": "RNN, 3 U at the start"}
 class Configuration:
     """What the results depend on."""
 
-    models: list[str] = option(
+    models: list[str] = harness.option(
         ["rnn", "rnn-large", "k1", "k5", "leaky", "exact"], "networks", choices=NETWORKS
     )
-    epochs: int = option(10, "passes over the sequences")
-    batch: int = option(50, "sequences in a step of Adam")
-    hidden: int = option(32, "size of the hidden states")
-    rate: float = option(1e-2, "Adam's rate")
-    clip: float = option(1.0, "largest norm of a gradient")
-    measured: int = option(3, "sequences of the validation part on which norms are measured")
-    long: int = option(
+    epochs: int = harness.option(10, "passes over the sequences")
+    batch: int = harness.option(50, "sequences in a step of Adam")
+    hidden: int = harness.option(32, "size of the hidden states")
+    rate: float = harness.option(1e-2, "Adam's rate")
+    clip: float = harness.option(1.0, "largest norm of a gradient")
+    measured: int = harness.option(
+        3, "sequences of the validation part on which norms are measured"
+    )
+    long: int = harness.option(
         1000,
         "steps, one image after another, over which trained networks are followed",
-        read=number(int, 1),
+        read=harness.number(int, 1),
     )
-    norm: float = option(0.7, "spectral norm of U where the steps K are counted")
-    seed: int = option(0, "of networks and orders", read=number(int, 0, closed=True))
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Configuration)
-    add_run_options(parser, "runs/ernn-gradients", checkpoint_every=1)
+    norm: float = harness.option(0.7, "spectral norm of U where the steps K are counted")
+    seed: int = harness.option(0, "of networks and orders", read=harness.WHOLE)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     """Return 1 if an exact network's norm is not 1."""
-    c = configuration_of(arguments, Configuration)
+    c = harness.configuration_of(arguments, Configuration)
     task = load_digit_sequences(1)
-    with RunFolder.of(arguments, asdict(c)) as folder:
+    with harness.RunFolder.of(arguments, asdict(c)) as folder:
         common = (c.epochs, folder.checkpoint(), arguments.checkpoint_every, folder)
-        content = train_all(c.models, _begin(c, task), *common)
+        content = harness.train_all(c.models, _begin(c, task), *common)
         trainings, curves = content["results"], _follow(c, task, content["kept"])
         distances = [
             {"steps": k, "step_size": size, "distance": distance, "norm": norm}
@@ -118,7 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
         path, length = folder.path / "gradients.png", task.train.x.shape[1]
         draw_gradients(path, length, trainings, curves, distances, NAMES)
         _print_results(folder.console, trainings, curves, deviation)
-        seconds = taken(trainings, "seconds")["seconds"]
+        seconds = harness.taken(trainings, "seconds")["seconds"]
         metrics = {
             "training": trainings,
             "along": curves,
@@ -129,11 +108,13 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if deviation is None or deviation <= LARGEST_DEVIATION else 1
 
 
-def _begin(c: Configuration, task: SequenceTask) -> Callable[[str, State | None], Training]:
+def _begin(
+    c: Configuration, task: SequenceTask
+) -> Callable[[str, harness.State | None], harness.Training]:
     """Return how `train_all` begins the training of a network."""
-    schedule = Schedule(c.epochs, c.batch)
+    schedule = harness.Schedule(c.epochs, c.batch)
 
-    def begin(name: str, state: State | None) -> Training:
+    def begin(name: str, state: harness.State | None) -> harness.Training:
         model = sequence_model(NETWORKS[name], c.hidden, task, c.seed)
 
         def norm() -> float:
@@ -144,19 +125,28 @@ def _begin(c: Configuration, task: SequenceTask) -> Callable[[str, State | None]
             return torch.stack(norms).mean().item()
 
         initial = norm()
-        options: State = {"rate": c.rate, "clip": c.clip, "schedule": schedule, "seed": c.seed}
+        options: harness.State = {
+            "rate": c.rate,
+            "clip": c.clip,
+            "schedule": schedule,
+            "seed": c.seed,
+        }
         epochs = fit_sequences(model, task.train, norm, state=state, **options)
-        return Training(name, epochs, lambda: {"model": name, "initial": initial}, kept=model.rnn)
+        return harness.Training(
+            name, epochs, lambda: {"model": name, "initial": initial}, kept=model.rnn
+        )
 
     return begin
 
 
-def _follow(c: Configuration, task: SequenceTask, kept: Mapping[int, State]) -> list[State]:
+def _follow(
+    c: Configuration, task: SequenceTask, kept: Mapping[int, harness.State]
+) -> list[harness.State]:
     """Return the norms along a long sequence, of the trained networks."""
     x = task.test.x.flatten(0, 1)[: c.long].double()
-    curves: list[State] = []
+    curves: list[harness.State] = []
     for place, name in enumerate(c.models):
-        rnn = restored(NETWORKS[name](x.shape[-1], c.hidden), kept[place])
+        rnn = harness.restored(NETWORKS[name](x.shape[-1], c.hidden), kept[place])
         step = step_of(rnn)
         norms = norms_along(step, x, c.hidden)
         last = torch.linalg.matrix_norm(end_to_end(step, x, c.hidden), 2)
@@ -166,8 +156,8 @@ def _follow(c: Configuration, task: SequenceTask, kept: Mapping[int, State]) -> 
 
 def _print_results(
     console: Console,
-    trainings: Sequence[State],
-    curves: Sequence[State],
+    trainings: Sequence[harness.State],
+    curves: Sequence[harness.State],
     deviation: float | None,
 ) -> None:
     long = len(curves[0]["norms"]) + 1
@@ -181,10 +171,12 @@ def _print_results(
         console.print(f"The exact networks' norms differ from 1 by at most {deviation:.1e}.")
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="sizes of Jacobians through time, while training and at rest (minutes)",
     description="Follow the Jacobian of the last state by the first while networks are trained, "
     "and compare that of few steps with that of the equilibrium.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/ernn-gradients",
+    folder={"checkpoint_every": 1},
+    configuration=Configuration,
 )

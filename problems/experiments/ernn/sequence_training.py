@@ -8,17 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from implicit_solvers.problems.ernn.sequence_model import SequenceModel
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask
-from implicit_solvers.problems.experiments.ernn.models import SequenceModel
-from implicit_solvers.problems.experiments.harness.run_folder import RunError
-from implicit_solvers.problems.experiments.harness.training import Curve, Schedule, State, fit
-
-__all__ = ["DivergedError", "evaluate", "fit_sequences", "sequence_model"]
 
 EVALUATED_TOGETHER = 512
 
 
-class DivergedError(RunError):
+class DivergedError(harness.RunError):
     """A loss is not finite."""
 
 
@@ -36,31 +33,12 @@ def fit_sequences(
     measure: Callable[[], float],
     *,
     rate: float,
-    schedule: Schedule,
+    schedule: harness.Schedule,
     seed: int,
     clip: float | None = None,
-    state: State | None = None,
-) -> Iterator[tuple[Curve, Callable[[], State]]]:
-    """Train by Adam, as `harness.training.fit` does.
-
-    Parameters
-    ----------
-    model, train
-        The network, and what it is trained on.
-    measure
-        Returns a point of the curve after each epoch.
-    rate, schedule, seed
-        Adam's rate, the length of the training, the order of the sequences.
-    clip
-        The largest norm of a gradient; longer ones are scaled down.
-    state
-        Where to go on.
-
-    Raises
-    ------
-    DivergedError
-        If the loss, or a step, is not finite.
-    """
+    state: harness.State | None = None,
+) -> Iterator[tuple[harness.Curve, Callable[[], harness.State]]]:
+    """Train by Adam, as `harness.training.fit` does."""
     optimizer = torch.optim.Adam(model.parameters(), rate)
     # the first step is the largest: Adam divides the rate by 1 - beta
     if rate / (1 - optimizer.defaults["betas"][0]) > torch.finfo(torch.float32).max:
@@ -80,7 +58,7 @@ def fit_sequences(
 
     # the loss reads the sequences by their numbers, which fit shuffles
     numbers = torch.arange(len(train))
-    yield from fit(model, optimizer, numbers, loss, measure, schedule, seed, state)
+    yield from harness.fit(model, optimizer, numbers, loss, measure, schedule, seed, state)
 
 
 def _losses(model: nn.Module, sequences: Sequences) -> Tensor:
@@ -94,17 +72,7 @@ def _losses(model: nn.Module, sequences: Sequences) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, sequences: Sequences) -> tuple[float, float]:
-    """Return the score and the loss.
-
-    Parameters
-    ----------
-    model
-        Like `SequenceModel`.
-    sequences
-        If their ``y`` holds classes, the score is the share of outputs for which the model's
-        largest number is that of the class, and the loss the cross-entropy; if values, both are
-        the mean squared error.
-    """
+    """Return the score and the loss."""
     right = total = 0.0
     for batch in torch.arange(len(sequences)).split(EVALUATED_TOGETHER):
         part = sequences.subset(batch)

@@ -22,8 +22,6 @@ from implicit_solvers.problems.experiments.data.sequences import SequenceTask
 from implicit_solvers.problems.experiments.data.speech_commands import load_speech_commands
 from implicit_solvers.problems.experiments.data.uci_har import load_uci_har
 
-__all__ = ["FOLDER_TASKS", "SHIPPED", "TASKS", "Task", "load_task"]
-
 
 @dataclass(frozen=True)
 class Task:
@@ -79,20 +77,6 @@ TASKS: Mapping[str, Task] = {**SHIPPED, **FOLDER_TASKS}
 
 def load_task(name: str, folder: str) -> SequenceTask:
     """Return the data of a task.
-
-    Parameters
-    ----------
-    name
-        A key of `TASKS`.
-    folder
-        Where the data of `FOLDER_TASKS` are; empty for the others.
-
-    Raises
-    ------
-    ValueError
-        If a folder is missing or is not needed, or its data are not what is expected.
-    FileNotFoundError, ModuleNotFoundError
-        If a file or a package is missing.
 
     Examples
     --------

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.ernn.figures import (
     draw_learning,
     draw_table,
@@ -20,16 +21,6 @@ from implicit_solvers.problems.experiments.ernn.figures import (
 from implicit_solvers.problems.experiments.ernn.models import LABELS
 from implicit_solvers.problems.experiments.ernn.tasks import SHIPPED, TASKS, load_task
 from implicit_solvers.problems.experiments.ernn.trials import Configuration, run_trials, summary
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    add_run_options,
-    configuration_of,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
-from implicit_solvers.problems.experiments.harness.training import taken
-
-__all__ = ["TABLE", "TRAIN", "print_table", "seconds_an_epoch"]
 
 DEFAULT_TASKS = ("watch", "motions", "vowels", "digits", "adding", "pixels")
 TIMES = ("seconds", "processor_seconds")
@@ -41,20 +32,16 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--task", choices=list(TASKS), default="digits", help="what is learned (%(default)s)")
     add("--folder", default="", help="where the data are, for the tasks har, har-2, speech, mnist")
-    add_options(parser, Configuration)
-    add_run_options(parser, "runs/ernn-train", checkpoint_every=5)
 
 
 def _add_table_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"of {' '.join(SHIPPED)} ({' '.join(DEFAULT_TASKS)})"
     given: dict[str, Any] = {"choices": list(SHIPPED), "default": list(DEFAULT_TASKS)}
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help=text, **given)
-    add_options(parser, Configuration)
-    add_run_options(parser, "runs/ernn-table", checkpoint_every=5)
 
 
 def _configuration(arguments: argparse.Namespace, task: str, folder: str = "") -> Configuration:
-    return configuration_of(
+    return harness.configuration_of(
         arguments,
         Configuration,
         task=task,
@@ -68,14 +55,14 @@ def _configuration(arguments: argparse.Namespace, task: str, folder: str = "") -
 def _train(arguments: argparse.Namespace) -> int:
     configuration = _configuration(arguments, arguments.task, arguments.folder)
     task, name = load_task(configuration.task, configuration.folder), configuration.task
-    with RunFolder.of(arguments, asdict(configuration)) as folder:
+    with harness.RunFolder.of(arguments, asdict(configuration)) as folder:
         every = arguments.checkpoint_every
         results = run_trials(configuration, task, folder.checkpoint(), every, folder)
         rows = summary(results, configuration)
         draw_learning(folder.path / "learning.png", TASKS[name].title, results, rows)
         seconds = seconds_an_epoch(results, rows)
         print_table(folder.console, {name: rows}, {name: seconds})
-        timing = {"seconds_an_epoch": seconds, "trainings": taken(results, *TIMES)}
+        timing = {"seconds_an_epoch": seconds, "trainings": harness.taken(results, *TIMES)}
         folder.finish({"models": rows, "trainings": results}, **timing)
     return 0
 
@@ -85,7 +72,7 @@ def _table(arguments: argparse.Namespace) -> int:
     configurations = {name: _configuration(arguments, name) for name in names}
     tasks = {name: load_task(name, "") for name in names}
     written = {name: asdict(configuration) for name, configuration in configurations.items()}
-    with RunFolder.of(arguments, written) as folder:
+    with harness.RunFolder.of(arguments, written) as folder:
         checkpoints = {
             name: folder.checkpoint(f"checkpoint-{name}.pt", **written[name]) for name in names
         }
@@ -98,7 +85,7 @@ def _table(arguments: argparse.Namespace) -> int:
         draw_table(folder.path / "accuracy.png", rows)
         seconds = {name: seconds_an_epoch(results[name], rows[name]) for name in names}
         print_table(folder.console, rows, seconds)
-        trainings = {name: taken(results[name], *TIMES) for name in names}
+        trainings = {name: harness.taken(results[name], *TIMES) for name in names}
         metrics = {name: {"models": rows[name], "trainings": results[name]} for name in names}
         folder.finish({"tasks": metrics}, seconds_an_epoch=seconds, trainings=trainings)
     return 0
@@ -144,18 +131,24 @@ def print_table(
     console.print(table)
 
 
-TRAIN = Command(
+TRAIN = harness.Command(
     help="train recurrent networks on one task (minutes)",
     description="Train recurrent networks on one task: each with several rates, of which the best "
     "on the validation part is kept, then with several seeds.",
-    add_arguments=_add_train_arguments,
     run=_train,
+    out="runs/ernn-train",
+    folder={"checkpoint_every": 5},
+    configuration=Configuration,
+    add_arguments=_add_train_arguments,
 )
-TABLE = Command(
+TABLE = harness.Command(
     help="accuracy, parameters and time of all networks on all tasks (hours)",
     description="Train all networks on all tasks whose data packages ship, or that are generated, "
     "as the command train does on one.",
-    add_arguments=_add_table_arguments,
     run=_table,
+    out="runs/ernn-table",
+    folder={"checkpoint_every": 5},
+    configuration=Configuration,
+    add_arguments=_add_table_arguments,
     modules=("matplotlib", "sklearn"),
 )

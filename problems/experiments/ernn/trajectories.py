@@ -9,106 +9,45 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+from implicit_solvers.problems.ernn.jacobians import step_of
+from implicit_solvers.problems.experiments import harness
+from implicit_solvers.problems.experiments.data.rings import CLASSES, rings
 from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask
 from implicit_solvers.problems.experiments.ernn.figures import draw_trajectories
-from implicit_solvers.problems.experiments.ernn.jacobians import step_of
 from implicit_solvers.problems.experiments.ernn.models import LABELS, MODELS, Build
 from implicit_solvers.problems.experiments.ernn.sequence_training import (
     evaluate,
     fit_sequences,
     sequence_model,
 )
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    add_run_options,
-    configuration_of,
-    number,
-    option,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
-from implicit_solvers.problems.experiments.harness.training import (
-    Schedule,
-    State,
-    Training,
-    restored,
-    taken,
-    train_all,
-)
-
-__all__ = ["COMMAND", "NETWORKS", "Configuration", "rings", "trajectories"]
 
 NETWORKS: Mapping[str, Build] = {
     name: MODELS[name] for name in ("rnn", "exact", "exact-plus", "leaky", "k1", "k3", "k5")
 }
-CLASSES = ("clockwise", "counterclockwise")
 
 
 @dataclass(frozen=True)
 class Configuration:
     """What the results depend on."""
 
-    models: list[str] = option(
+    models: list[str] = harness.option(
         ["rnn", "exact", "exact-plus", "leaky"], "networks", choices=NETWORKS
     )
-    epochs: int = option(30, "passes over the sequences")
-    batch: int = option(50, "sequences in a step of Adam")
-    train: int = option(500, "sequences")
-    steps: int = option(12, "length of a sequence")
-    hidden: int = option(
-        2, "size of the hidden states, of which two are drawn", read=number(int, 1)
+    epochs: int = harness.option(30, "passes over the sequences")
+    batch: int = harness.option(50, "sequences in a step of Adam")
+    train: int = harness.option(500, "sequences")
+    steps: int = harness.option(12, "length of a sequence")
+    hidden: int = harness.option(
+        2, "size of the hidden states, of which two are drawn", read=harness.number(int, 1)
     )
-    rate: float = option(1e-2, "Adam's rate")
-    noise: float = option(0.2, "standard deviation of what is added to a point")
-    drawn: int = option(4, "sequences drawn of each class")
-    seed: int = option(0, "of networks and data", read=number(int, 0, closed=True))
-
-
-def rings(count: int, steps: int, noise: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return noisy sequences of points that run around a circle, left or right.
-
-    Which points there are does not tell the class, their order does.
-
-    Parameters
-    ----------
-    count, steps
-        The number of sequences and their length.
-    noise
-        The standard deviation of what is added to a point.
-    generator
-        Draws starts, directions and noise.
-
-    Returns
-    -------
-    x
-        ``(count, steps, 2)``.
-    y
-        Classes, ``(count,)``: 1 runs counterclockwise.
-
-    Examples
-    --------
-    >>> x, y = rings(3, 12, 0.0, Generator().manual_seed(0))
-    >>> x.shape, bool(torch.allclose(x.norm(dim=-1), torch.ones(3, 12)))
-    (torch.Size([3, 12, 2]), True)
-    """
-    y = torch.randint(len(CLASSES), (count,), generator=generator)
-    start = 2 * torch.pi * torch.rand(count, 1, generator=generator)
-    angles = start + (2 * y.unsqueeze(-1) - 1) * torch.arange(steps) * 2 * torch.pi / steps
-    x = torch.stack([angles.cos(), angles.sin()], -1)
-    return x + noise * torch.randn(x.shape, generator=generator), y
+    rate: float = harness.option(1e-2, "Adam's rate")
+    noise: float = harness.option(0.2, "standard deviation of what is added to a point")
+    drawn: int = harness.option(4, "sequences drawn of each class")
+    seed: int = harness.option(0, "of networks and data", read=harness.WHOLE)
 
 
 def trajectories(rnn: nn.Module, x: Tensor, hidden: int) -> Tensor:
     """Return the states ``(count, T + 1, H)`` from zero on, of sequences ``(count, T, I)``.
-
-    Parameters
-    ----------
-    rnn
-        As in `jacobians.step_of`.
-    x
-        The sequences.
-    hidden
-        The number of hidden units.
 
     Examples
     --------
@@ -124,20 +63,15 @@ def trajectories(rnn: nn.Module, x: Tensor, hidden: int) -> Tensor:
     return torch.stack([torch.stack(s) for s in states])
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Configuration)
-    add_run_options(parser, "runs/ernn-trajectories", checkpoint_every=5)
-
-
 def _run(arguments: argparse.Namespace) -> int:
-    c = configuration_of(arguments, Configuration)
-    with RunFolder.of(arguments, asdict(c)) as folder:
+    c = harness.configuration_of(arguments, Configuration)
+    with harness.RunFolder.of(arguments, asdict(c)) as folder:
         common = (c.epochs, folder.checkpoint(), arguments.checkpoint_every, folder)
-        content = train_all(c.models, _begin(c), *common)
+        content = harness.train_all(c.models, _begin(c), *common)
         x, y = _drawn(c)
         paths = {}
         for place, name in enumerate(c.models):
-            rnn = restored(NETWORKS[name](2, c.hidden), content["kept"][place])
+            rnn = harness.restored(NETWORKS[name](2, c.hidden), content["kept"][place])
             paths[name] = trajectories(rnn, x, c.hidden)
         results = content["results"]
         scores = {result["model"]: result["test"][-1] for result in results}
@@ -145,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
         draw_trajectories(path, x[: c.drawn], y, paths, scores, LABELS)
         for name, score in scores.items():
             folder.console.print(f"{LABELS[name]}: {100 * score:.1f} % of new sequences told apart")
-        seconds = taken(results, "seconds")["seconds"]
+        seconds = harness.taken(results, "seconds")["seconds"]
         drawn = {name: states[..., :2].tolist() for name, states in paths.items()}
         metrics = {"models": results, "classes": y.tolist(), "trajectories": drawn}
         folder.finish(metrics, trainings=seconds)
@@ -162,7 +96,7 @@ def _drawn(c: Configuration) -> tuple[Tensor, Tensor]:
     return torch.stack([angles.cos(), angles.sin()], -1), y
 
 
-def _begin(c: Configuration) -> Callable[[str, State | None], Training]:
+def _begin(c: Configuration) -> Callable[[str, harness.State | None], harness.Training]:
     """Return how `train_all` begins the training of a network."""
     generator = Generator().manual_seed(c.seed)
 
@@ -172,20 +106,26 @@ def _begin(c: Configuration) -> Callable[[str, State | None], Training]:
 
     train, new = sequences(c.train), sequences(500)
     task = SequenceTask(train, new, new, CLASSES)
-    options: State = {"rate": c.rate, "schedule": Schedule(c.epochs, c.batch), "seed": c.seed}
+    options: harness.State = {
+        "rate": c.rate,
+        "schedule": harness.Schedule(c.epochs, c.batch),
+        "seed": c.seed,
+    }
 
-    def begin(name: str, state: State | None) -> Training:
+    def begin(name: str, state: harness.State | None) -> harness.Training:
         model = sequence_model(NETWORKS[name], c.hidden, task, c.seed)
         score = lambda: evaluate(model, new)[0]  # noqa: E731
         epochs = fit_sequences(model, train, score, state=state, **options)
-        return Training(name, epochs, lambda: {"model": name}, kept=model.rnn)
+        return harness.Training(name, epochs, lambda: {"model": name}, kept=model.rnn)
 
     return begin
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="paths of hidden states of two units (minutes)",
     description="Train networks of two hidden units, and draw the paths of their states.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/ernn-trajectories",
+    folder={"checkpoint_every": 5},
+    configuration=Configuration,
 )

@@ -12,27 +12,17 @@ from typing import Any
 from torch import Generator, nn
 
 from implicit_solvers import ConvergenceError
+from implicit_solvers.problems.ernn.sequence_model import parameter_count
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.data.sequences import SequenceTask
-from implicit_solvers.problems.experiments.ernn.models import MODELS, parameter_count
+from implicit_solvers.problems.experiments.data.time_shuffle import shuffled
+from implicit_solvers.problems.experiments.ernn.models import MODELS
 from implicit_solvers.problems.experiments.ernn.sequence_training import (
     DivergedError,
     evaluate,
     fit_sequences,
     sequence_model,
 )
-from implicit_solvers.problems.experiments.ernn.time_shuffle import shuffled
-from implicit_solvers.problems.experiments.harness.options import number, option
-from implicit_solvers.problems.experiments.harness.run_folder import Checkpoint, RunFolder
-from implicit_solvers.problems.experiments.harness.training import (
-    Curve,
-    Schedule,
-    State,
-    Training,
-    spread,
-    train_all,
-)
-
-__all__ = ["COMPARED", "Configuration", "better", "run_trials", "summary"]
 
 COMPARED = ("exact", "leaky", "k1", "k3", "k5", "rnn", "gru", "lstm", "fastrnn")
 
@@ -46,22 +36,24 @@ class Configuration:
 
     task: str
     folder: str
-    epochs: int = option(
-        None, "passes over the sequences (depends on the task)", read=number(int, 0)
+    epochs: int = harness.option(
+        None, "passes over the sequences (depends on the task)", read=harness.COUNT
     )
-    batch: int = option(None, "sequences in a step (depends on the task)", read=number(int, 0))
-    models: list[str] = option(list(COMPARED), "networks", choices=MODELS, metavar="MODEL")
-    rates: list[float] = option([5e-3, 2e-2], "Adam's rates that are tried", metavar="RATE")
-    seeds: int = option(3, "trainings of each model with its best rate")
-    first_seed: int = option(0, "the first of their seeds", read=number(int, 0, closed=True))
-    hidden: int = option(32, "size of the hidden states")
-    clip: float = option(1.0, "largest norm of a gradient")
+    batch: int = harness.option(
+        None, "sequences in a step (depends on the task)", read=harness.COUNT
+    )
+    models: list[str] = harness.option(list(COMPARED), "networks", choices=MODELS, metavar="MODEL")
+    rates: list[float] = harness.option([5e-3, 2e-2], "Adam's rates that are tried", metavar="RATE")
+    seeds: int = harness.option(3, "trainings of each model with its best rate")
+    first_seed: int = harness.option(0, "the first of their seeds", read=harness.WHOLE)
+    hidden: int = harness.option(32, "size of the hidden states")
+    clip: float = harness.option(1.0, "largest norm of a gradient")
 
     def trials(self) -> list[tuple[str, float, int]]:
         """Return model, rate and seed of the trainings that try the rates."""
         return [(model, rate, self.first_seed) for model in self.models for rate in self.rates]
 
-    def repetitions(self, results: Sequence[State]) -> list[tuple[str, float, int]]:
+    def repetitions(self, results: Sequence[harness.State]) -> list[tuple[str, float, int]]:
         """Return those of the further seeds, given what the trials gave."""
         seeds = range(self.first_seed + 1, self.first_seed + self.seeds)
         return [
@@ -78,56 +70,38 @@ class _DivergedError(ArithmeticError):
 def run_trials(
     configuration: Configuration,
     task: SequenceTask,
-    checkpoint: Checkpoint,
+    checkpoint: harness.Checkpoint,
     every: int,
-    folder: RunFolder,
-) -> list[State]:
-    """Train all models, and return a result for each training.
-
-    Parameters
-    ----------
-    configuration, task
-        What to do.
-    checkpoint, every, folder
-        As in `harness.training.train_all`.
-
-    Returns
-    -------
-    list of dict
-        ``model``, ``rate``, ``seed``, ``parameters``, ``seconds``, and ``processor_seconds``,
-        which other programs do not lengthen, and without the test; the curves ``train`` (loss)
-        and ``test`` (score on the validation part); ``validation``, and ``score``, that of the
-        test part: the share of right classes, or the mean squared error. ``shuffled`` and
-        ``parity_shuffled``: the same with the test sequences' steps in another order, if one step
-        is read. A training that failed has ``failed``, a text, and None for the scores.
-    """
+    folder: harness.RunFolder,
+) -> list[harness.State]:
+    """Train all models, and return a result for each training."""
     begin, runs = _begin(configuration, task), configuration.trials()
     common = (configuration.epochs, checkpoint, every, folder)
-    results = train_all(runs, begin, *common)["results"]
+    results = harness.train_all(runs, begin, *common)["results"]
     runs += configuration.repetitions(results)
-    return train_all(runs, begin, *common)["results"]
+    return harness.train_all(runs, begin, *common)["results"]
 
 
 def _begin(
     configuration: Configuration, task: SequenceTask
-) -> Callable[[tuple[str, float, int], State | None], Training]:
+) -> Callable[[tuple[str, float, int], harness.State | None], harness.Training]:
     """Return how `train_all` begins a training."""
     clock = time.process_time
-    schedule = Schedule(configuration.epochs, configuration.batch)
+    schedule = harness.Schedule(configuration.epochs, configuration.batch)
 
-    def begin(run: tuple[str, float, int], state: State | None) -> Training:
+    def begin(run: tuple[str, float, int], state: harness.State | None) -> harness.Training:
         name, rate, seed = run
         model = sequence_model(MODELS[name], configuration.hidden, task, seed)
         failures: list[str] = []
         begun = clock() - (0.0 if state is None else state["processor"])
 
-        def left(current: Callable[[], State]) -> State:
+        def left(current: Callable[[], harness.State]) -> harness.State:
             return {**current(), "processor": clock() - begun}
 
         def validate() -> float:
             return evaluate(model, task.validation)[0]
 
-        def epochs() -> Iterator[tuple[Curve, Callable[[], State]]]:
+        def epochs() -> Iterator[tuple[harness.Curve, Callable[[], harness.State]]]:
             options: Any = {"rate": rate, "clip": configuration.clip, "schedule": schedule}
             fitted = fit_sequences(model, task.train, validate, seed=seed, state=state, **options)
             try:
@@ -136,11 +110,11 @@ def _begin(
             except (DivergedError, ConvergenceError) as error:
                 failures.append(str(error).splitlines()[0])
 
-        def result() -> State:
-            own: State = {"model": name, "rate": rate, "seed": seed}
+        def result() -> harness.State:
+            own: harness.State = {"model": name, "rate": rate, "seed": seed}
             own["parameters"] = parameter_count(model)
             own["processor_seconds"] = clock() - begun
-            scores: State = dict.fromkeys(("validation", "validation_loss", "score"))
+            scores: harness.State = dict.fromkeys(("validation", "validation_loss", "score"))
             try:
                 if not failures:
                     scores = _scores(model, task)
@@ -148,12 +122,12 @@ def _begin(
                 failures.append(str(error).splitlines()[0])
             return {**own, **scores, **({"failed": failures[0]} if failures else {})}
 
-        return Training(f"{name}, rate {rate:g}, seed {seed}", epochs(), result, kept=model)
+        return harness.Training(f"{name}, rate {rate:g}, seed {seed}", epochs(), result, kept=model)
 
     return begin
 
 
-def _scores(model: nn.Module, task: SequenceTask) -> State:
+def _scores(model: nn.Module, task: SequenceTask) -> harness.State:
     score, loss = evaluate(model, task.validation)
     scores = {"validation": score, "validation_loss": loss, "score": evaluate(model, task.test)[0]}
     if task.outputs == 1:
@@ -180,30 +154,16 @@ def better(result: Mapping[str, Any]) -> tuple[float, float]:
     return (result["validation"], -result["validation_loss"])
 
 
-def chosen_rate(model: str, results: Sequence[State], first_seed: int) -> float:
+def chosen_rate(model: str, results: Sequence[harness.State], first_seed: int) -> float:
     """Return the rate whose trial was best on the validation part."""
     trials = [r for r in results if r["model"] == model and r["seed"] == first_seed]
     return max(trials, key=better)["rate"]
 
 
-def summary(results: Sequence[State], configuration: Configuration) -> list[State]:
+def summary(results: Sequence[harness.State], configuration: Configuration) -> list[harness.State]:
     """Return, for each model, mean and standard deviation over the seeds of its best rate.
 
     Models come in the order of `MODELS`, whatever the order of their trainings.
-
-    Parameters
-    ----------
-    results
-        Of `run_trials`.
-    configuration
-        What they were made with.
-
-    Returns
-    -------
-    list of dict
-        ``model``, ``rate``, ``parameters``, ``mean``, ``deviation`` (None for one seed),
-        ``scores``, the means ``shuffled`` and ``parity_shuffled`` where they are, and ``failed``,
-        the number of trainings that failed, of those chosen.
     """
     rows = []
     for model in sorted(configuration.models, key=list(MODELS).index):
@@ -212,10 +172,10 @@ def summary(results: Sequence[State], configuration: Configuration) -> list[Stat
         scores = [r["score"] for r in own if r["score"] is not None]
         row = {
             **{"model": model, "rate": rate, "parameters": own[0]["parameters"]},
-            **spread(scores),
+            **harness.spread(scores),
             **{"scores": scores, "failed": len(own) - len(scores)},
         }
         for key in ("shuffled", "parity_shuffled"):
-            row[key] = spread([r[key] for r in own if r.get(key) is not None])["mean"]
+            row[key] = harness.spread([r[key] for r in own if r.get(key) is not None])["mean"]
         rows.append(row)
     return rows

@@ -7,14 +7,13 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from implicit_solvers.problems.experiments.harness.options import add_options, add_run_options
 from implicit_solvers.problems.experiments.harness.run_folder import InterruptedRunError
-
-__all__ = ["Command", "execute"]
 
 
 @dataclass(frozen=True)
@@ -25,24 +24,34 @@ class Command:
     ----------
     help, description
         What the list of commands says, and what its own help says.
-    add_arguments
-        Declares its options.
     run
         Runs it, and returns the exit status.
+    out
+        The folder of the results, by default; ``folder`` are other options of `add_run_options`.
+    configuration
+        A dataclass, whose fields are options.
+    add_arguments
+        Declares further options.
     modules
         What it imports beyond the library; the extra ``problems`` has it.
     """
 
     help: str
     description: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    out: str
+    folder: dict[str, Any] = field(default_factory=dict)
+    configuration: type | None = None
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     modules: tuple[str, ...] = ("matplotlib",)
 
     def add_to(self, parsers: Any, name: str) -> argparse.ArgumentParser:
         """Declare the command among others, and return its parser."""
         parser = parsers.add_parser(name, help=self.help, description=self.description)
         self.add_arguments(parser)
+        if self.configuration is not None:
+            add_options(parser, self.configuration)
+        add_run_options(parser, self.out, **self.folder)
         parser.set_defaults(command=self)
         return parser
 

@@ -13,8 +13,6 @@ from implicit_solvers.problems.experiments.harness.run_folder import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "canvas"]
-
 BLUE, ORANGE, GREY, GREEN, RED = "#2563a8", "#d9731a", "#8a8f98", "#2e8b57", "#c0392b"
 STYLE: dict[Any, Any] = {
     "font.size": 10,

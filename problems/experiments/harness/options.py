@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["add_options", "add_run_options", "configuration_of", "device", "number", "option"]
-
 Configuration = TypeVar("Configuration")
 
 
@@ -49,6 +47,9 @@ def number(
     return read
 
 
+WHOLE, COUNT = number(int, 0, closed=True), number(int, 0)
+
+
 def device(text: str) -> str:
     """Return the name of a device that this machine has.
 
@@ -76,20 +77,8 @@ def option(
 ) -> Any:
     """Return a field of a configuration that is an option of the command line.
 
-    Parameters
-    ----------
-    default
-        Its value; a list takes one or more.
-    text
-        What it is.
-    read
-        Returns the value of a text. By default, integers and other numbers are positive.
-    choices
-        The strings it may be.
-    names
-        Other names of the option.
-    metavar
-        What stands for the value in the help.
+    ``read`` returns the value of a text; left out, numbers are positive. ``names`` are other names
+    of the option. A list takes one value or more.
     """
     about = {"text": text, "read": read, "choices": choices, "names": names, "metavar": metavar}
     if isinstance(default, list):
@@ -100,7 +89,7 @@ def option(
 def reader_of(about: Field[Any]) -> Callable[[str], Any]:
     """Return what reads the text of an option."""
     default = _first(default_of(about))
-    usual = number(int, 0) if isinstance(default, int) else number(float, 0)
+    usual = COUNT if isinstance(default, int) else number(float, 0)
     return about.metadata["read"] or (str if isinstance(default, str) else usual)
 
 
@@ -123,22 +112,10 @@ def add_options(
     names: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     unset: bool = False,
 ) -> None:
-    """Declare an option for each field that `option` made.
+    """Declare an option for each field that `option` made, on a parser or a group.
 
-    Parameters
-    ----------
-    parser
-        Receives the options; a parser, or a group of one.
-    configuration
-        A dataclass.
-    only, leave_out
-        The fields that get an option; those that get none.
-    shown
-        What the help shows as a default instead of the field's.
-    names
-        Other names of options.
-    unset
-        Whether options that are not given are None.
+    ``only`` and ``leave_out`` choose among the fields; ``shown`` is what the help shows as defaults
+    instead of theirs; ``names`` are further names; ``unset`` options are None if not given.
     """
     for one in fields(configuration):
         about = one.metadata
@@ -178,50 +155,28 @@ def add_run_options(
     unit: str = "epochs",
     threads: bool = False,
 ) -> None:
-    """Declare the options of the folder of a run, and of torch's threads.
-
-    Parameters
-    ----------
-    parser
-        Receives them.
-    out
-        The folder, by default.
-    resume
-        Whether a run can go on from a checkpoint.
-    checkpoint_every, unit
-        The default of ``--checkpoint-every``, and what is counted; None for no option.
-    threads
-        Whether there is an option for torch's threads.
-    """
+    """Declare the options of the folder of a run: those that it has, and torch's threads."""
     add = parser.add_argument
     add("--out", type=Path, default=Path(out), help="folder of the results (%(default)s)")
+    either = parser.add_mutually_exclusive_group()
     if resume:
-        add("--resume", action="store_true", help="go on from the checkpoint in that folder")
-    add("--overwrite", action="store_true", help="replace the results in that folder")
-    positive_integer = number(int, 0)
+        text = "go on from the checkpoint in that folder"
+        either.add_argument("--resume", action="store_true", help=text)
+    text = "replace the results in that folder"
+    either.add_argument("--overwrite", action="store_true", help=text)
     if checkpoint_every is not None:
         text = f"{unit} from one checkpoint to the next (%(default)s)"
-        given: dict[str, Any] = {"type": positive_integer, "default": checkpoint_every}
+        given: dict[str, Any] = {"type": COUNT, "default": checkpoint_every}
         add("--checkpoint-every", metavar="N", help=text, **given)
     if threads:
         text = "of torch (%(default)s): two are faster on idle cores, much slower on busy ones"
-        add("--threads", type=positive_integer, default=1, metavar="N", help=text)
+        add("--threads", type=COUNT, default=1, metavar="N", help=text)
 
 
 def configuration_of(
     arguments: argparse.Namespace, kind: type[Configuration], **changes: Any
 ) -> Configuration:
-    """Return the configuration that options give; what a list has twice counts once.
-
-    Parameters
-    ----------
-    arguments
-        With a value for each option of ``kind``.
-    kind
-        A dataclass.
-    changes
-        Fields that are not as the options say, or have no option.
-    """
+    """Return the configuration that options give, with changes; doubles in lists count once."""
     given: dict[str, Any] = {
         one.name: getattr(arguments, one.name)
         for one in fields(kind)  # type: ignore[arg-type]

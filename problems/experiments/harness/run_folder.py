@@ -9,7 +9,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -20,25 +20,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = [
-    "Checkpoint",
-    "InterruptedRunError",
-    "RunError",
-    "RunFolder",
-    "read_checkpoint",
-    "read_json",
-    "record",
-    "restoring",
-    "write_checkpoint",
-    "write_json",
-    "write_whole",
-]
-
 Record = TypeVar("Record")
 
 # The first bytes of a checkpoint; behind them, the checksum of the rest and a line feed.
 MARK = b"implicit-solvers checkpoint sha256 "
-WAYS_OUT = "pass the same options, another --out, or --overwrite to start again"
+AGAIN = "delete it, or pass --overwrite to start again"
 
 
 class RunError(ValueError):
@@ -53,13 +39,7 @@ class InterruptedRunError(Exception):
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is whole whenever it is there.
-
-    Raises
-    ------
-    RunError
-        If the disk is full, or the file cannot be written for another reason.
-    """
+    """Write a file that is whole whenever it is there; `RunError` if the disk is full."""
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
@@ -82,15 +62,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return what `write_json` wrote; to read an entry that it has not is a `RunError`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    RunError
-        If it is no JSON, or no table.
-    """
+    """Return what `write_json` wrote; to read an entry that it has not is a `RunError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -100,13 +72,37 @@ def read_json(path: Path) -> dict[str, Any]:
     return _stored(content, path)
 
 
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of tensors, numbers, strings, lists and dictionaries, with a checksum."""
+    file = io.BytesIO()
+    torch.save(_plain(content), file)
+    payload = file.getvalue()
+    write_whole(path, MARK + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what `write_checkpoint` wrote; to read an entry that it has not is a `RunError`.
+
+    It is one too if a bit of the file has changed, or if it is another file.
+    """
+    first, _, payload = path.read_bytes().partition(b"\n")
+    try:
+        if not first.startswith(MARK):
+            raise ValueError("it does not begin as one")
+        if first != MARK + hashlib.sha256(payload).hexdigest().encode():
+            raise ValueError("its checksum says that it is damaged")
+        return _stored(dict(torch.load(io.BytesIO(payload), weights_only=True)), path)
+    except Exception as error:  # torch.load raises whatever the bytes make it raise
+        raise RunError(f"{path} is no checkpoint of this command ({error}): {AGAIN}") from error
+
+
 class _Stored(dict[Any, Any]):
     """A table that was read from a file, which it names where an entry is missing."""
 
     path: Path
 
     def __missing__(self, key: object) -> Any:
-        raise RunError(f"{self.path} has no entry {key!r}: delete it, and it is made again")
+        raise RunError(f"{self.path} has no entry {key!r}: {AGAIN}")
 
 
 def _stored(value: Any, path: Path) -> Any:
@@ -128,8 +124,26 @@ def _plain(value: Any) -> Any:
     return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
+def record(kind: type[Record], table: Mapping[str, Any]) -> Record:
+    """Return a dataclass with all its fields from a table that was read from a file."""
+    return kind(**{one.name: table[one.name] for one in fields(kind)})  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def restoring(table: Mapping[str, Any]) -> Iterator[None]:
+    """Say that a file does not fit, where the table that was read from it cannot be loaded."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        path, first = getattr(table, "path", "a checkpoint"), str(error).partition("\n")[0]
+        raise RunError(
+            f"{path} does not fit this command ({type(error).__name__}: {first}): {AGAIN}"
+        ) from error
+
+
 def _differences(written: Mapping[str, Any], own: Mapping[str, Any], name: str = "") -> list[str]:
-    """Return what differs, in words."""
     found = []
     for key in sorted(written.keys() | own.keys()):
         before, now = written.get(key), own.get(key)
@@ -143,36 +157,20 @@ def _differences(written: Mapping[str, Any], own: Mapping[str, Any], name: str =
 def _refuse_others(path: Path, written: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     differences = _differences(written, own)
     if differences:
-        raise RunError(f"{path} was written with {', '.join(differences)}: {WAYS_OUT}")
+        raise RunError(
+            f"{path} was written with {', '.join(differences)}: pass the same options, another "
+            "--out, or --overwrite to start again"
+        )
 
 
-# ---- Checkpoints ----
+# ---- A run ----
 
 
 class Checkpoint:
-    """Where a run stands, in a file.
+    """Where a run stands, in the file ``path``; one of another configuration is refused.
 
-    Parameters
-    ----------
-    path
-        The file.
-    configuration
-        What the run's results depend on: a file of another configuration is refused.
-    resume
-        Whether to read the file, if it is there.
-    writes
-        Whether this process is the one that writes it.
-
-    Attributes
-    ----------
-    content
-        What was read; None if the run is a new one. To read an entry that the file has not is a
-        `RunError`.
-
-    Raises
-    ------
-    RunError
-        If the file is damaged, or no checkpoint, or one of another configuration.
+    ``content`` is what was read: None if there is no file, or the run does not ``resume``. Only the
+    process that ``writes`` saves.
     """
 
     def __init__(
@@ -191,64 +189,9 @@ class Checkpoint:
             _refuse_others(path, self.content["configuration"], self.configuration)
 
     def save(self, **content: Any) -> None:
-        """Write the file: tensors, numbers, strings, lists and dictionaries."""
+        """Write the file."""
         if self.writes:
             write_checkpoint(self.path, {**content, "configuration": self.configuration})
-
-
-def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of tensors, numbers, strings, lists and dictionaries, with a checksum."""
-    file = io.BytesIO()
-    torch.save(_plain(content), file)
-    payload = file.getvalue()
-    checksum = hashlib.sha256(payload).hexdigest().encode()
-    write_whole(path, MARK + checksum + b"\n" + payload)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what `write_checkpoint` wrote; to read an entry that it has not is a `RunError`.
-
-    Raises
-    ------
-    RunError
-        If a bit of the file has changed, or it is another file.
-    """
-    first, _, payload = path.read_bytes().partition(b"\n")
-    try:
-        if not first.startswith(MARK):
-            raise ValueError("it does not begin as one")
-        if first != MARK + hashlib.sha256(payload).hexdigest().encode():
-            raise ValueError("its checksum says that it is damaged")
-        content = torch.load(io.BytesIO(payload), weights_only=True)
-        return _stored(dict(content), path)
-    except Exception as error:  # torch.load raises whatever the bytes make it raise
-        raise RunError(
-            f"{path} is no checkpoint of this command ({error}): delete it, or pass --overwrite to "
-            "start again"
-        ) from error
-
-
-def record(kind: type[Record], table: Mapping[str, Any]) -> Record:
-    """Return a dataclass with all its fields from a table that was read from a file."""
-    return kind(**{one.name: table[one.name] for one in fields(kind)})  # type: ignore[arg-type]
-
-
-@contextlib.contextmanager
-def restoring(table: Mapping[str, Any]) -> Iterator[None]:
-    """Say that a file does not fit, where the table that was read from it cannot be loaded."""
-    try:
-        yield
-    except RunError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        first, *_ = f"{type(error).__name__}: {error}".splitlines()
-        raise RunError(
-            f"{getattr(table, 'path', 'a checkpoint')} does not fit this command ({first}): delete "
-            "it, or pass --overwrite to start again"
-        ) from error
-
-
-# ---- The folder ----
 
 
 class RunFolder:
@@ -260,10 +203,9 @@ class RunFolder:
         The folder; it is made.
     configuration
         What the results depend on; it becomes ``config.json``.
-    resume
-        Whether to go on with what is there, which must be of the same configuration.
-    overwrite
-        Whether to replace what is there.
+    resume, overwrite
+        Whether to go on with what is there, which must be of the same configuration; whether to
+        replace it. A folder with results is refused without either.
     keeps
         Whether the command always goes on: it has no option ``--resume``.
     writes
@@ -272,14 +214,6 @@ class RunFolder:
         When the command began (`time.perf_counter`).
     console
         Where the run says what it does.
-
-    Raises
-    ------
-    RunError
-        If another run has the lock; if there are results, and neither ``resume`` nor
-        ``overwrite``; if what is there is of another configuration.
-    InterruptedRunError
-        For a `KeyboardInterrupt` inside.
     """
 
     def __init__(
@@ -295,7 +229,8 @@ class RunFolder:
         console: Console | None = None,
     ) -> None:
         self.path, self.configuration = path, json.loads(json.dumps(configuration))
-        self.resume, self.overwrite, self.keeps, self.writes = resume, overwrite, keeps, writes
+        self.overwrite, self.keeps, self.writes = overwrite, keeps, writes
+        self.resume = resume or (keeps and not overwrite)
         self.started = time.perf_counter() if started is None else started
         self.console = console if console is not None and writes else Console(quiet=True)
         self._lock = filelock.FileLock(path / ".lock", timeout=0)
@@ -336,12 +271,11 @@ class RunFolder:
     ) -> None:
         self._lock.release()
         if isinstance(error, (KeyboardInterrupt, InterruptedRunError)):
-            if self.keeps:
-                advice = "the same command goes on"
-            elif self._checkpoints():
-                advice = "the same command with --resume goes on"
-            else:
+            advice = "the same command goes on"
+            if not self.keeps:
                 advice = "there is no checkpoint yet, the same command begins again"
+                if self._checkpoints():
+                    advice = "the same command with --resume goes on"
             raise InterruptedRunError(f"interrupted: {advice}") from error
 
     def _checkpoints(self) -> list[Path]:
@@ -351,51 +285,40 @@ class RunFolder:
         """Refuse to mix with, or to replace, what is there unasked."""
         config, metrics = self.path / "config.json", self.path / "metrics.json"
         results = [path for path in [*self._checkpoints(), metrics] if path.exists()]
-        if self.overwrite:
-            if not self.keeps:
-                for path in results:
-                    path.unlink()
-        elif self.resume or self.keeps:
+        if self.resume:
             if config.exists():
-                written = read_json(config)
                 # another task of a table is no other run
+                written = read_json(config)
                 common = written.keys() & self.configuration.keys()
                 own = {key: self.configuration[key] for key in common}
                 _refuse_others(config, {key: written[key] for key in common}, own)
+        elif self.overwrite:
+            for path in results:
+                path.unlink()
         elif results or (config.exists() and read_json(config) != self.configuration):
-            results = results or [config]
             raise RunError(
-                f"{self.path} has results of an earlier run ({results[0].name}): pass --resume to "
-                "go on with it, --overwrite to replace them, or another --out"
+                f"{self.path} has {(results or [config])[0].name} of an earlier run: pass --resume "
+                "to go on with it, --overwrite to replace it, or another --out"
             )
 
     def checkpoint(self, name: str = "checkpoint.pt", **configuration: Any) -> Checkpoint:
-        """Return a checkpoint in the folder.
-
-        Parameters
-        ----------
-        name
-            Of the file.
-        configuration
-            What it depends on; the configuration of the folder, if left out.
-        """
-        return Checkpoint(
-            self.path / name,
-            configuration or self.configuration,
-            resume=self.resume or self.keeps,
-            writes=self.writes,
-        )
+        """Return a checkpoint, of the configuration of the folder or of another one."""
+        own = configuration or self.configuration
+        return Checkpoint(self.path / name, own, resume=self.resume, writes=self.writes)
 
     def progress(self) -> Progress:
         """Return bars with a description, counts, the time left, and the field ``note``."""
         return Progress(
             TextColumn("{task.description:<16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            *(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
             TextColumn("{task.fields[note]}"),
             console=self.console,
         )
+
+    def collect(self, name: str, rows: Iterable[Record], total: int, done: int = 0) -> list[Record]:
+        """Return the rows, and show how many of ``total`` there are already."""
+        with self.progress() as progress:
+            return list(progress.track(rows, total, done, progress.add_task(name, note="")))
 
     def finish(self, metrics: Mapping[str, Any], **timing: Any) -> None:
         """Write ``metrics.json``, with the seconds that all took, and say where the results are."""

@@ -18,18 +18,6 @@ from implicit_solvers.problems.experiments.harness.run_folder import (
     restoring,
 )
 
-__all__ = [
-    "Curve",
-    "Schedule",
-    "State",
-    "Training",
-    "fit",
-    "restored",
-    "spread",
-    "taken",
-    "train_all",
-]
-
 State = dict[str, Any]
 Run = TypeVar("Run")
 
@@ -38,16 +26,9 @@ Run = TypeVar("Run")
 class Schedule:
     """How long a model is trained, with which rates and weights.
 
-    Parameters
-    ----------
-    epochs
-        Passes over the data.
-    batch
-        Examples in a step of Adam.
-    warm_up
-        The share of the epochs in which the weight of a divergence grows from 0 to 1: otherwise
-        posteriors that start close to the prior stay there. Source: Sønderby et al., "Ladder
-        variational autoencoders" (2016), section 2.2.
+    ``warm_up`` is the share of the epochs in which the weight of a divergence grows from 0 to 1:
+    otherwise posteriors that start close to the prior stay there. Source: Sønderby et al., "Ladder
+    variational autoencoders" (2016), section 2.2.
     """
 
     epochs: int
@@ -87,18 +68,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Training:
-    """One model's training.
+    """One model's training: what `fit` yields, and then numbers and strings to keep.
 
-    Parameters
-    ----------
-    name
-        What the progress bar says.
-    epochs
-        What `fit` returns.
-    result
-        Returns what is to be kept when it has ended: numbers and strings.
-    kept
-        A module whose state is to be kept too.
+    The progress bar says its ``name``. The state of a module is ``kept`` too.
     """
 
     name: str
@@ -122,28 +94,9 @@ def fit(
     Every epoch draws from a seed of its own, so that a training that goes on from a state draws
     what an uninterrupted one does.
 
-    Parameters
-    ----------
-    model, optimizer
-        Are changed.
-    data
-        ``(examples, ...)``.
-    loss
-        Maps a batch and the divergence's weight to the loss, and what the curve shows of each
-        example.
-    test
-        Returns a point of the curve of held-out data.
-    schedule
-        Epochs, batches, and rates.
-    seed
-        Of the order of examples and of samples: the global generator is seeded with it.
-    state
-        Where to go on: what the second value that is yielded returned.
-
-    Yields
-    ------
-    tuple
-        The curve so far, and a function that returns the state.
+    Yields the curve so far, and a function that returns the state to go on from. ``loss`` maps a
+    batch of ``data`` and the divergence's weight to the loss, and what the curve shows of each
+    example; ``test`` returns a point of the curve of held-out data. The global generator is seeded.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     curve = Curve()
@@ -181,26 +134,11 @@ def train_all(
     every: int,
     folder: RunFolder,
 ) -> State:
-    """Train what the checkpoint has not.
+    """Train what the checkpoint has not; it is written ``every`` epochs and after each training.
 
-    Parameters
-    ----------
-    runs
-        What to train, one after the other.
-    begin
-        Maps one of them, and the state in which it was left, to its training.
-    epochs
-        Of each run.
-    checkpoint
-        Where the trainings stand; written every ``every`` epochs and after each training.
-    folder
-        Shows the progress.
-
-    Returns
-    -------
-    dict
-        ``"results"``, one for each run, with its curve and seconds, and ``"kept"``, the states of
-        the modules to keep, by the number of the run.
+    ``begin`` maps a run, and the state in which it was left, to its training. The return value has
+    the ``"results"`` of all runs, with curve and seconds, and the states of the modules to keep,
+    ``"kept"``, by the number of the run.
     """
     content: State = checkpoint.content or {"results": [], "kept": {}, "current": None}
     results, kept, state = content["results"], content["kept"], content["current"]

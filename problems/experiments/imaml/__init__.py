@@ -6,8 +6,6 @@ from typing import Any
 
 from implicit_solvers.problems.experiments.imaml import costs, demo, run, sinusoid, table, truth
 
-__all__ = ["DEMO", "add_arguments"]
-
 DEMO = demo.COMMAND
 
 

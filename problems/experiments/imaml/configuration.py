@@ -11,22 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    default_of,
-    number,
-    option,
-    reader_of,
-)
-
-__all__ = [
-    "LABELS",
-    "METHODS",
-    "Configuration",
-    "add_configuration",
-    "configuration_from",
-    "given_options",
-]
+from implicit_solvers.problems.experiments import harness
 
 LABELS = {
     "imaml-gd": "iMAML, gradient descent",
@@ -38,7 +23,6 @@ LABELS = {
 }
 METHODS = tuple(LABELS)
 FOLDERS = ("omniglot", "mini-imagenet")
-WHOLE = number(int, 0, closed=True)
 
 
 def _data(text: str) -> str:
@@ -61,60 +45,68 @@ class Configuration:
     ('omniglot', 'omniglot')
     """
 
-    method: str = option("imaml-gd", "how it learns", choices=METHODS)
-    data: str = option(
+    method: str = harness.option("imaml-gd", "how it learns", choices=METHODS)
+    data: str = harness.option(
         "glyphs",
         "glyphs, sinusoid, omniglot:FOLDER or mini-imagenet:FOLDER",
         read=_data,
         metavar="DATA",
     )
-    ways: int = option(5, "classes in a task")
-    shots: int = option(1, "examples of each class (points of a sine wave) to learn from")
-    queries: int = option(10, "and to be judged by")
-    steps: int = option(160, "meta-steps of Adam")
-    meta_batch: int = option(8, "tasks in a meta-step")
-    seed: int = option(0, "of the weights, the tasks, and the glyphs' instances", read=WHOLE)
-    class_seed: int = option(
-        0, "of the split into classes to learn from, to validate and to test on", read=WHOLE
+    ways: int = harness.option(5, "classes in a task")
+    shots: int = harness.option(1, "examples of each class (points of a sine wave) to learn from")
+    queries: int = harness.option(10, "and to be judged by")
+    steps: int = harness.option(160, "meta-steps of Adam")
+    meta_batch: int = harness.option(8, "tasks in a meta-step")
+    seed: int = harness.option(
+        0, "of the weights, the tasks, and the glyphs' instances", read=harness.WHOLE
     )
-    inner_steps: int = option(16, "gradient steps of a task")
-    inner_lr: float = option(0.1, "their length")
-    strength: float = option(2.0, "of iMAML's regularization towards the meta-parameters, lambda")
-    damping: float = option(
+    class_seed: int = harness.option(
+        0, "of the split into classes to learn from, to validate and to test on", read=harness.WHOLE
+    )
+    inner_steps: int = harness.option(16, "gradient steps of a task")
+    inner_lr: float = harness.option(0.1, "their length")
+    strength: float = harness.option(
+        2.0, "of iMAML's regularization towards the meta-parameters, lambda"
+    )
+    damping: float = harness.option(
         0.0,
         "share of the strength that is added to iMAML's linear systems",
-        read=number(float, 0, closed=True),
+        read=harness.number(float, 0, closed=True),
     )
-    newton_steps: int = option(3, "steps of imaml-hf in a task")
-    adjoint_steps: int = option(
+    newton_steps: int = harness.option(3, "steps of imaml-hf in a task")
+    adjoint_steps: int = harness.option(
         5, "steps of CG in iMAML's meta-gradient, and in each step of imaml-hf"
     )
-    ridge: float = option(1.0, "of R2D2, where its learning begins")
-    scale: float = option(10.0, "of R2D2's outputs, where its learning begins")
-    lr: float = option(2e-3, "highest rate of Adam")
-    convolution_lr: float = option(2e-2, "and that of convolutions")
-    width: int = option(32, "channels of the network; hidden units for sine waves")
-    side: int = option(28, "pixels along the side of an image")
-    normalization: str = option(
+    ridge: float = harness.option(1.0, "of R2D2, where its learning begins")
+    scale: float = harness.option(10.0, "of R2D2's outputs, where its learning begins")
+    lr: float = harness.option(2e-3, "highest rate of Adam")
+    convolution_lr: float = harness.option(2e-2, "and that of convolutions")
+    width: int = harness.option(32, "channels of the network; hidden units for sine waves")
+    side: int = harness.option(28, "pixels along the side of an image")
+    normalization: str = harness.option(
         "batch",
         "by the statistics of a batch, as in the paper, or of groups of channels",
         choices=("batch", "group"),
     )
-    pooling: bool = option(False, "halve images by the largest of 2 by 2 pixels, not by strides")
-    instances: int = option(20, "drawings of each glyph")
-    split: str = option(
+    pooling: bool = harness.option(
+        False, "halve images by the largest of 2 by 2 pixels, not by strides"
+    )
+    instances: int = harness.option(20, "drawings of each glyph")
+    split: str = harness.option(
         "characters",
         "of Omniglot: all characters at random, or the alphabets of the release",
         choices=("characters", "alphabets"),
     )
-    batching: str = option(
+    batching: str = harness.option(
         "vmap",
         "tasks together, or one after the other; auto measures which is faster here",
         choices=("vmap", "loop", "auto"),
     )
-    validations: int = option(8, "points of the learning curve")
-    validation_tasks: int = option(40, "tasks of the learning curve")
-    evaluation_tasks: int = option(600, "tasks of the final score; 0 for none", read=WHOLE)
+    validations: int = harness.option(8, "points of the learning curve")
+    validation_tasks: int = harness.option(40, "tasks of the learning curve")
+    evaluation_tasks: int = harness.option(
+        600, "tasks of the final score; 0: none", read=harness.WHOLE
+    )
 
     @property
     def kind(self) -> str:
@@ -140,18 +132,8 @@ def add_configuration(
     leave_out: Collection[str] = (),
     shown: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Declare an option for each number, ``--size`` and ``--config``; None where not given.
-
-    Parameters
-    ----------
-    parser
-        Receives the options.
-    leave_out
-        Numbers that get no option.
-    shown
-        What the help shows as a default instead of that of `Configuration`.
-    """
-    add_options(parser, Configuration, leave_out=leave_out, shown=shown, unset=True)
+    """Declare an option for each number, ``--size`` and ``--config``; None where not given."""
+    harness.add_options(parser, Configuration, leave_out=leave_out, shown=shown, unset=True)
     text = (
         "paper: 64 channels, 60,000 meta-steps of 32 tasks (16 of more than five ways), 16 inner "
         "steps (25): weeks on a CPU (small)"
@@ -162,13 +144,7 @@ def add_configuration(
 
 
 def given_options(arguments: argparse.Namespace, leave_out: Collection[str] = ()) -> dict[str, Any]:
-    """Return the options of the file, overridden by those of the command line.
-
-    Raises
-    ------
-    OSError, ValueError
-        If the file cannot be read, has an unfit option, or one of ``leave_out``.
-    """
+    """Return the options of the file, overridden by those of the command line."""
     options = read_options(arguments.config) if arguments.config else {}
     unfit = sorted(options.keys() & set(leave_out))
     if unfit:
@@ -180,16 +156,6 @@ def given_options(arguments: argparse.Namespace, leave_out: Collection[str] = ()
 
 def configuration_from(options: Mapping[str, Any]) -> Configuration:
     """Return the configuration of some options; the data and the size decide the others.
-
-    Parameters
-    ----------
-    options
-        By the names of the fields; ``"size"`` may be among them. None stands for the default.
-
-    Raises
-    ------
-    ValueError
-        If the options do not fit the data: one way of classes, say.
 
     Examples
     --------
@@ -233,19 +199,6 @@ def configuration_from(options: Mapping[str, Any]) -> Configuration:
 def read_options(path: Path) -> dict[str, Any]:
     """Return the options in a file, checked as the command line's are.
 
-    Parameters
-    ----------
-    path
-        TOML if it ends in ``.toml``, else JSON: a table of options. ``meta-batch`` and
-        ``meta_batch`` are the same.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not of that format, names an unknown option, or has an unfit value.
-
     Examples
     --------
     >>> import tempfile
@@ -276,7 +229,10 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def _checked(path: Path, name: str, value: Any) -> Any:
-    choices, truth = FIELDS[name].metadata["choices"], isinstance(default_of(FIELDS[name]), bool)
+    choices, truth = (
+        FIELDS[name].metadata["choices"],
+        isinstance(harness.default_of(FIELDS[name]), bool),
+    )
     if isinstance(value, bool) or truth:
         if isinstance(value, bool) and truth:
             return value
@@ -287,6 +243,6 @@ def _checked(path: Path, name: str, value: Any) -> Any:
             raise ValueError(f"{path}: {name} = {value!r} is none of {', '.join(choices)}")
         return value
     try:
-        return reader_of(FIELDS[name])(str(value))
+        return harness.reader_of(FIELDS[name])(str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise ValueError(f"{path}: {name} = {value!r} is unfit ({error})") from error

@@ -15,21 +15,11 @@ from torch import Generator
 
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.data.glyphs import IMAGE_SIDE
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    add_run_options,
-    configuration_of,
-    option,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
-from implicit_solvers.problems.experiments.imaml.configuration import WHOLE
 from implicit_solvers.problems.experiments.imaml.figures import draw_costs
-from implicit_solvers.problems.experiments.imaml.networks import classifier, initial_parameters
+from implicit_solvers.problems.imaml.few_shot_networks import classifier, initial_parameters
 from implicit_solvers.problems.live_memory import LiveMemory
-
-__all__ = ["COMMAND", "METHODS", "CostRow", "measure_meta_gradients", "method_of", "noise_task"]
 
 METHODS = ("iMAML", "MAML", "MAML, checkpointed", "first-order MAML")
 WAYS = 5
@@ -39,9 +29,9 @@ WAYS = 5
 class Configuration:
     """What is measured."""
 
-    seed: int = option(0, "of the network and the images", read=WHOLE)
-    width: int = option(32, "channels of the network")
-    inner_steps: list[int] = option([2**k for k in range(9)], "gradient steps of a task")
+    seed: int = harness.option(0, "of the network and the images", read=harness.WHOLE)
+    width: int = harness.option(32, "channels of the network")
+    inner_steps: list[int] = harness.option([2**k for k in range(9)], "gradient steps of a task")
 
 
 @dataclass(frozen=True)
@@ -106,21 +96,7 @@ def measure_meta_gradients(
     rounds: int = 2,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[CostRow]:
-    """Measure meta-gradients of one task.
-
-    Parameters
-    ----------
-    model, criterion, theta, data
-        As `imaml.Method.meta_gradient` takes them; ``data`` are supports and queries.
-    inner_steps
-        The numbers of gradient steps of a task.
-    methods
-        Some of `METHODS`.
-    rounds
-        Timed calls, of which the fastest counts; memory is measured in a call of its own.
-    settings
-        Other settings of `method_of`.
-    """
+    """Measure meta-gradients of one task."""
     for steps in inner_steps:
         for name in methods:
             method = method_of(name, steps, **settings)
@@ -138,31 +114,24 @@ def measure_meta_gradients(
             yield CostRow(name, steps, memory.peak, min(seconds))
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Configuration)
-    add_run_options(parser, "runs/imaml-costs", resume=False, threads=True)
-
-
 def _run(arguments: argparse.Namespace) -> int:
-    c = configuration_of(arguments, Configuration)
-    with RunFolder.of(arguments, asdict(c)) as folder:
-        rows: list[CostRow] = []
-        with folder.progress() as progress:
-            total = len(c.inner_steps) * len(METHODS)
-            bar = progress.add_task("meta-gradients", total=total, note="")
-            for row in measure_meta_gradients(*noise_task(c.width, seed=c.seed), c.inner_steps):
-                rows.append(row)
-                progress.update(bar, advance=1, note=f"{row.inner_steps} inner steps")
+    c = harness.configuration_of(arguments, Configuration)
+    with harness.RunFolder.of(arguments, asdict(c)) as folder:
+        task, total = noise_task(c.width, seed=c.seed), len(c.inner_steps) * len(METHODS)
+        measured = measure_meta_gradients(*task, c.inner_steps)
+        rows = folder.collect("meta-gradients", measured, total)
         draw_costs(folder.path / "costs.png", rows)
         metrics = {"width": c.width, "threads": arguments.threads}
         folder.finish({**metrics, "rows": [asdict(row) for row in rows]})
     return 0
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="memory and time of a meta-gradient against inner steps (minutes)",
     description="Measure the memory of live tensors and the time of one task's meta-gradient, of "
     "iMAML and of MAML, against inner steps.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/imaml-costs",
+    folder={"resume": False, "threads": True},
+    configuration=Configuration,
 )

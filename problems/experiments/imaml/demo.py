@@ -17,10 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.data.episodes import Tasks
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import add_options, add_run_options
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
 from implicit_solvers.problems.experiments.imaml.configuration import (
     FIELDS,
     Configuration,
@@ -30,10 +28,8 @@ from implicit_solvers.problems.experiments.imaml.costs import CostRow, measure_m
 from implicit_solvers.problems.experiments.imaml.demo_figure import draw_demo
 from implicit_solvers.problems.experiments.imaml.evaluation import interval, task_scores
 from implicit_solvers.problems.experiments.imaml.problem import Problem, load_problem, method_of
-from implicit_solvers.problems.experiments.imaml.run import Machine, trained
+from implicit_solvers.problems.experiments.imaml.run import FOLDER, Machine, trained
 from implicit_solvers.problems.experiments.imaml.training import History
-
-__all__ = ["COMMAND", "nearest_neighbour_predictions"]
 
 Scores = dict[str, dict[str, Any]]
 
@@ -58,9 +54,7 @@ COST_STEPS, COST_METHODS = (4, 16, 64, 256), ("iMAML", "MAML")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Configuration, only=OPTIONS, names=NAMES, unset=True)
-    every = Machine.checkpoint_every
-    add_run_options(parser, "runs/demo", checkpoint_every=every, unit="meta-steps", threads=True)
+    harness.add_options(parser, Configuration, only=OPTIONS, names=NAMES, unset=True)
     text = "leave out memory and time against inner steps"
     parser.add_argument("--no-memory", action="store_true", help=text)
 
@@ -76,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
         laps.append(time.perf_counter())
         return laps[-1] - laps[-2]
 
-    with RunFolder.of(arguments, asdict(c)) as folder:
+    with harness.RunFolder.of(arguments, asdict(c)) as folder:
         timing: dict[str, Any] = {"data": laps[1] - laps[0]}
         with folder.progress() as progress:
             machine = Machine(checkpoint_every=arguments.checkpoint_every)
@@ -85,8 +79,8 @@ def _run(arguments: argparse.Namespace) -> int:
             timing |= {"meta_training": history.seconds, "before": history.seconds - lap()}
             accuracies, setting = _evaluate(problem, c, theta, progress)
             timing["evaluation"] = lap()
-            costs = [] if arguments.no_memory else _measure(problem, c, theta, progress)
-            timing["costs"] = lap()
+        costs = [] if arguments.no_memory else _measure(problem, c, theta, folder)
+        timing["costs"] = lap()
         draw_demo(
             folder.path / "figure.png",
             example=_example(problem, theta),
@@ -162,22 +156,17 @@ def nearest_neighbour_predictions(tasks: Tasks) -> Tensor:
 
 
 def _measure(
-    problem: Problem, c: Configuration, theta: dict[str, Tensor], progress: Progress
+    problem: Problem, c: Configuration, theta: dict[str, Tensor], folder: harness.RunFolder
 ) -> list[CostRow]:
     """Measure the costs of meta-gradients on the first task."""
     tasks = problem.test.batch([0])
-    total = len(COST_METHODS) * len(COST_STEPS)
-    bar = progress.add_task("memory and time", total=total, note="")
-    rows = []
-    for row in measure_meta_gradients(
+    rows = measure_meta_gradients(
         *(problem.model, problem.criterion, theta, (tasks[:2], tasks[2:]), COST_STEPS),
         methods=COST_METHODS,
         rounds=1,
         settings={"lr": c.inner_lr, "strength": c.strength, "cg_steps": c.adjoint_steps},
-    ):
-        rows.append(row)
-        progress.advance(bar)
-    return rows
+    )
+    return folder.collect("memory and time", rows, len(COST_METHODS) * len(COST_STEPS))
 
 
 def _example(problem: Problem, theta: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,12 +235,14 @@ def _cost_table(memory: list[dict[str, Any]], seconds: list[dict[str, Any]]) -> 
     return table
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="learn to tell characters apart after one example of each (three minutes)",
     description="Meta-learn by implicit gradients (iMAML) to tell apart five characters that were "
     "never seen, after one example of each; compare with two baselines, and the cost with that of "
     "unrolling.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/demo",
+    folder=FOLDER,
+    add_arguments=_add_arguments,
     modules=("HersheyFonts", "matplotlib"),
 )

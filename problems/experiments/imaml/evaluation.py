@@ -13,8 +13,6 @@ from implicit_solvers.problems.experiments.imaml.problem import Problem, TaskSou
 from implicit_solvers.problems.experiments.imaml.processes import gathered, share_of
 from implicit_solvers.problems.imaml import Batching
 
-__all__ = ["interval", "task_scores"]
-
 TASKS_AT_ONCE = 25
 
 
@@ -28,26 +26,7 @@ def task_scores(
     tasks_at_once: int | None = None,
     report: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """Adapt to each task's support and score its queries; processes share the tasks.
-
-    Parameters
-    ----------
-    problem
-        The method, the model, and the score.
-    theta
-        The meta-parameters.
-    source, tasks
-        Where the tasks come from, and their numbers.
-    batching, tasks_at_once
-        How tasks are evaluated together, and how many; 25, if left out.
-    report
-        Is called with the number of tasks after each chunk.
-
-    Returns
-    -------
-    Tensor
-        float64 ``(tasks,)``, on the CPU.
-    """
+    """Adapt to each task's support and score its queries; processes share the tasks."""
     size = tasks_at_once or TASKS_AT_ONCE
     own = share_of(tasks)
 
@@ -68,11 +47,6 @@ def task_scores(
 
 def interval(scores: Tensor) -> dict[str, Any]:
     """Return the mean and its 95% interval, from the normal approximation.
-
-    Parameters
-    ----------
-    scores
-        ``(tasks,)``.
 
     Examples
     --------

@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.data.episodes import Tasks
-from implicit_solvers.problems.experiments.harness.figure import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    RED,
-    canvas,
-)
 from implicit_solvers.problems.experiments.imaml.configuration import LABELS
 from implicit_solvers.problems.experiments.imaml.training import History
 
@@ -28,28 +21,19 @@ if TYPE_CHECKING:
     from implicit_solvers.problems.experiments.imaml.sinusoid import WaveResult
     from implicit_solvers.problems.experiments.imaml.truth import TruthRow
 
-__all__ = [
-    "draw_cost_panels",
-    "draw_costs",
-    "draw_learning",
-    "draw_sinusoid",
-    "draw_table",
-    "draw_truth",
-]
-
 COLOURS = {
-    "imaml-gd": BLUE,
+    "imaml-gd": harness.BLUE,
     "imaml-hf": "#6fa8dc",
-    "maml": ORANGE,
+    "maml": harness.ORANGE,
     "fomaml": "#f0b37e",
-    "reptile": GREY,
-    "r2d2": GREEN,
+    "reptile": harness.GREY,
+    "r2d2": harness.GREEN,
 }
 COST_LOOKS: dict[str, dict[str, Any]] = {
-    "iMAML": {"color": BLUE, "marker": "o", "linewidth": 2.2},
-    "MAML": {"color": ORANGE, "marker": "s"},
-    "MAML, checkpointed": {"color": GREEN, "marker": "D"},
-    "first-order MAML": {"color": GREY, "marker": "^", "linestyle": "--"},
+    "iMAML": {"color": harness.BLUE, "marker": "o", "linewidth": 2.2},
+    "MAML": {"color": harness.ORANGE, "marker": "s"},
+    "MAML, checkpointed": {"color": harness.GREEN, "marker": "D"},
+    "first-order MAML": {"color": harness.GREY, "marker": "^", "linestyle": "--"},
 }
 BLUES = ("#a9c9e8", "#7fb0dc", "#5596cf", "#2f78b7")
 
@@ -60,26 +44,28 @@ BLUES = ("#a9c9e8", "#7fb0dc", "#5596cf", "#2f78b7")
 def draw_learning(path: Path, history: History, score_name: str, method: str) -> None:
     """Draw the loss, the score on validation tasks, and the residuals."""
     residuals = [
-        (history.inner_residual, BLUE, "inner loop: norm of the gradient"),
-        (history.adjoint_residual, ORANGE, "linear solve: relative"),
+        (history.inner_residual, harness.BLUE, "inner loop: norm of the gradient"),
+        (history.adjoint_residual, harness.ORANGE, "linear solve: relative"),
     ]
     residuals = [entry for entry in residuals if np.isfinite(_floats(entry[0])).any()]
     count = 3 if residuals else 2
-    with canvas(path, 4.2 * count, 3.4) as figure:
+    with harness.canvas(path, 4.2 * count, 3.4) as figure:
         axes = figure.subplots(1, count)
         steps = np.arange(1, history.steps + 1)
         loss = _floats(history.loss)
-        axes[0].plot(steps, loss, color=BLUE, lw=0.7, alpha=0.45)
+        axes[0].plot(steps, loss, color=harness.BLUE, lw=0.7, alpha=0.45)
         width = max(1, history.steps // 20)
         if width > 1 and np.isfinite(loss).all():
             mean = np.convolve(loss, np.full(width, 1 / width), mode="valid")
-            axes[0].plot(steps[width - 1 :], mean, color=BLUE, lw=1.8, label=f"mean of {width}")
+            axes[0].plot(
+                steps[width - 1 :], mean, color=harness.BLUE, lw=1.8, label=f"mean of {width}"
+            )
             axes[0].legend()
         axes[0].set(title=f"{method}: query loss", xlabel="meta-steps", ylabel="after adaptation")
         x, y = zip(*history.validation, strict=True)
         percent = score_name == "accuracy"
         scores = [100 * value for value in y] if percent else list(y)
-        axes[1].plot(x, scores, "o-", color=GREEN, ms=4)
+        axes[1].plot(x, scores, "o-", color=harness.GREEN, ms=4)
         axes[1].set(title="Validation tasks", xlabel="meta-steps")
         axes[1].set_ylabel(f"{score_name}, %" if percent else score_name)
         for values, colour, label in residuals:
@@ -98,7 +84,7 @@ def _floats(values: Sequence[float | None]) -> np.ndarray:
 
 def draw_costs(path: Path, rows: Sequence[CostRow]) -> None:
     """Draw memory and time of meta-gradients against inner steps."""
-    with canvas(path, 11, 4.4, dpi=150, w_pad=0.12, h_pad=0.1) as figure:
+    with harness.canvas(path, 11, 4.4, dpi=150, w_pad=0.12, h_pad=0.1) as figure:
         memory, seconds = figure.subplots(1, 2)
         draw_cost_panels(memory, seconds, rows)
 
@@ -142,7 +128,7 @@ def _draw_costs(ax: Axes, values: Sequence[tuple[str, int, float]], title: str, 
 def draw_truth(path: Path, rows: Sequence[TruthRow], titles: Mapping[str, str]) -> None:
     """Draw relative errors of meta-gradients against inner steps, one panel for each spectrum."""
     spectra = list(dict.fromkeys(row.spectrum for row in rows))
-    with canvas(path, 4.6 * len(spectra), 4.6, dpi=150, w_pad=0.1, h_pad=0.1) as figure:
+    with harness.canvas(path, 4.6 * len(spectra), 4.6, dpi=150, w_pad=0.1, h_pad=0.1) as figure:
         axes = figure.subplots(1, len(spectra), sharey=True, squeeze=False)[0]
         for ax, name in zip(axes, spectra, strict=True):
             _draw_errors(ax, [row for row in rows if row.spectrum == name])
@@ -163,11 +149,11 @@ def _draw_errors(ax: Axes, rows: Sequence[TruthRow]) -> None:
         if "steps" in method:
             style = {"color": next(shades, BLUES[-1]), "marker": "o"}
         elif method.startswith("iMAML"):
-            style = {"color": BLUE, "marker": "o", "linewidth": 2.2}
+            style = {"color": harness.BLUE, "marker": "o", "linewidth": 2.2}
         elif method == "MAML":
-            style = {"color": ORANGE, "marker": "s"}
+            style = {"color": harness.ORANGE, "marker": "s"}
         else:
-            style = {"color": GREY, "marker": "^"}
+            style = {"color": harness.GREY, "marker": "^"}
         ax.loglog(steps, errors, label=method, markersize=4, **style)
     ticks = sorted({row.inner_steps for row in rows})
     ax.set_xticks(ticks[::2], [str(n) for n in ticks[::2]])
@@ -182,12 +168,12 @@ def draw_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw the accuracy of each method in each setting; rows are those of `table.summarize`."""
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    with canvas(path, 2.2 + 2.3 * len(settings), 1.2 + 0.32 * len(methods)) as figure:
+    with harness.canvas(path, 2.2 + 2.3 * len(settings), 1.2 + 0.32 * len(methods)) as figure:
         axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
         for row in rows:
             own = axes[settings.index(row["setting"])]
             y = methods.index(row["method"])
-            colour = COLOURS.get(row["method"], RED)
+            colour = COLOURS.get(row["method"], harness.RED)
             seeds = [100 * value for value in row["seeds"]]
             own.plot(seeds, [y] * len(seeds), "|", color=colour, ms=11, alpha=0.6)
             mean, half = 100 * row["mean"], 100 * row["half"]
@@ -205,26 +191,14 @@ def draw_sinusoid(
     curves: Mapping[str, tuple[Tensor, Tensor]],
     example: Tasks,
 ) -> None:
-    """Draw errors against gradient steps, and one wave.
-
-    Parameters
-    ----------
-    path
-        Where the image goes.
-    results
-        What each method came to.
-    curves
-        Inputs and predictions ``(points,)`` of one wave, by the method.
-    example
-        That wave's task.
-    """
+    """Draw errors against gradient steps, and one wave."""
     from matplotlib.ticker import FuncFormatter
 
-    with canvas(path, 11, 4.4) as figure:
+    with harness.canvas(path, 11, 4.4) as figure:
         left, right = figure.subplots(1, 2)
         last = max(len(result.errors) for result in results)
         for result in results:
-            colour = COLOURS.get(result.method, RED)
+            colour = COLOURS.get(result.method, harness.RED)
             label = LABELS[result.method]
             if result.errors:
                 mean, low, high = (

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder, read_json
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
 from implicit_solvers.problems.experiments.imaml.run import Machine, shown, train_and_score
-
-__all__ = ["Cell", "finished", "markdown_table", "run_all", "run_with_bar"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Cell:
 
 def _written(cell: Cell, name: str) -> dict[str, Any] | None:
     try:
-        return read_json(cell.out / name)
+        return harness.read_json(cell.out / name)
     except (OSError, ValueError):
         return None
 
@@ -59,22 +57,7 @@ def run_all(
     jobs: int = 1,
     report: Callable[[Cell, Mapping[str, Any]], None] = lambda cell, metrics: None,
 ) -> list[dict[str, Any]]:
-    """Run what is not finished, and return the metrics of all.
-
-    Parameters
-    ----------
-    cells
-        The runs.
-    jobs
-        How many processes work on them; with one, it is this process.
-    report
-        Is called after each run.
-
-    Raises
-    ------
-    RunError
-        If a run's folder has a run of another configuration.
-    """
+    """Run what is not finished, and return the metrics of all."""
     results: dict[Cell, dict[str, Any]] = {}
     there = {cell: finished(cell) for cell in cells}
     waiting = [cell for cell, metrics in there.items() if metrics is None]
@@ -87,7 +70,7 @@ def run_all(
 
 
 def run_with_bar(
-    folder: RunFolder, name: str, cells: Sequence[Cell], jobs: int
+    folder: harness.RunFolder, name: str, cells: Sequence[Cell], jobs: int
 ) -> list[dict[str, Any]]:
     """Return what `run_all` does, and show a progress bar with that name meanwhile."""
     with folder.progress() as progress:
@@ -121,7 +104,7 @@ def _run(cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(1)
     configuration = asdict(cell.configuration)
     replaced = cell.overwrite and _written(cell, "config.json") != configuration
-    folder = RunFolder(cell.out, configuration, resume=not replaced, overwrite=replaced)
+    folder = harness.RunFolder(cell.out, configuration, resume=not replaced, overwrite=replaced)
     return train_and_score(cell.configuration, folder, cell.machine)
 
 

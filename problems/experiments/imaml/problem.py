@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
-from implicit_solvers.problems.experiments.data.class_images import Splits
-from implicit_solvers.problems.experiments.data.episodes import Episodes, Tasks, split_classes
-from implicit_solvers.problems.experiments.data.glyphs import load_glyphs, render_instances
-from implicit_solvers.problems.experiments.data.mini_imagenet import load_mini_imagenet
-from implicit_solvers.problems.experiments.data.omniglot import load_omniglot
+from implicit_solvers.problems.experiments.data.episodes import Episodes
 from implicit_solvers.problems.experiments.data.sinusoid import Sinusoids
+from implicit_solvers.problems.experiments.data.task_sources import (
+    OnDevice,
+    TaskSource,
+    images_of_classes,
+)
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
-from implicit_solvers.problems.experiments.imaml.networks import (
+from implicit_solvers.problems.imaml.few_shot_networks import (
     classifier,
     initial_parameters,
     regressor,
 )
-
-__all__ = ["Problem", "TaskSource", "accuracy", "load_problem", "method_of", "squared_error"]
-
-
-class TaskSource(Protocol):
-    """Where tasks come from, by number."""
-
-    def batch(self, tasks: Sequence[int]) -> Tasks:
-        """Return the tasks with these numbers."""
 
 
 @dataclass(frozen=True)
@@ -121,21 +109,6 @@ def method_of(configuration: Configuration) -> imaml.Method:
 def load_problem(configuration: Configuration, device: str = "cpu") -> Problem:
     """Read the data, build the network, and draw its first parameters.
 
-    Parameters
-    ----------
-    configuration
-        What the results depend on.
-    device
-        Where the tasks and the parameters go.
-
-    Raises
-    ------
-    ImportError
-        If the glyphs' package is missing.
-    OSError, ValueError
-        If a folder of data is damaged or has too few classes or images, or the network does not
-        fit.
-
     Examples
     --------
     >>> problem = load_problem(Configuration(data="sinusoid", ways=1, width=8))
@@ -149,14 +122,14 @@ def load_problem(configuration: Configuration, device: str = "cpu") -> Problem:
     score: Callable[[Tensor, Tensor], Tensor]
     if c.kind == "sinusoid":
         train, validation, test = (
-            _OnDevice(Sinusoids(c.shots, c.queries, 3 * c.seed + i), device) for i in range(3)
+            OnDevice(Sinusoids(c.shots, c.queries, 3 * c.seed + i), device) for i in range(3)
         )
         network = regressor(c.width, 1 if head else None)
         criterion, score = F.mse_loss, squared_error
     else:
-        images = _images(c.data, c.side, c.instances, c.split, c.seed, c.class_seed)
+        images = images_of_classes(c.data, c.side, c.instances, c.split, c.seed, c.class_seed)
         train, validation, test = (
-            _OnDevice(Episodes(part, c.ways, c.shots, c.queries, 3 * c.seed + i, names), device)
+            OnDevice(Episodes(part, c.ways, c.shots, c.queries, 3 * c.seed + i, names), device)
             for i, (part, names) in enumerate(images)
         )
         channels = images[0][0][0].shape[1]
@@ -175,48 +148,3 @@ def load_problem(configuration: Configuration, device: str = "cpu") -> Problem:
         first = method.extend(first)
     first = {key: value.to(device) for key, value in first.items()}
     return Problem(method, model, criterion, first, train, validation, test, score, c.score_name)
-
-
-@dataclass(frozen=True)
-class _OnDevice:
-    """Tasks of floats from 0 to 1 on a device, from tasks of bytes."""
-
-    source: TaskSource
-    device: str
-
-    def batch(self, tasks: Sequence[int]) -> Tasks:
-        return Tasks(*(_floats(part).to(self.device) for part in self.source.batch(tasks)))
-
-
-def _floats(values: Tensor) -> Tensor:
-    return values.float() / 255 if values.dtype == torch.uint8 else values
-
-
-Images = tuple[Any, Sequence[str] | None]
-
-
-@functools.lru_cache(maxsize=2)
-def _images(
-    data: str, side: int, instances: int, split: Any, seed: int, class_seed: int
-) -> tuple[Images, Images, Images]:
-    """Return the images of the classes of each part, and the classes' names."""
-    if data == "glyphs":
-        glyphs = load_glyphs()
-        parts = []
-        for i, classes in enumerate(split_classes(glyphs.class_count, class_seed)):
-            generator = Generator().manual_seed(3 * seed + i)
-            images = render_instances(glyphs, classes, instances, generator)
-            small = F.avg_pool2d(images.flatten(0, 1), images.shape[-1] // side)
-            parts.append((small.unflatten(0, images.shape[:2]), None))
-        return parts[0], parts[1], parts[2]
-    kind, folder = data.split(":", 1)
-    if kind == "omniglot":
-        splits = load_omniglot(Path(folder), side=side, split=split, seed=class_seed)
-    else:
-        splits = load_mini_imagenet(Path(folder), side=side)
-    return _named(splits)
-
-
-def _named(splits: Splits) -> tuple[Images, Images, Images]:
-    train, validation, test = ((part.images, part.names) for part in splits)
-    return train, validation, test

@@ -11,20 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["decided_by_first", "first_rank", "gathered", "process_group", "share_of"]
-
 Decision = TypeVar("Decision")
 
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Join the processes that ``torchrun`` started; nothing happens without it.
-
-    Parameters
-    ----------
-    device
-        Decides between gloo (CPU) and nccl (GPU; each process takes its own).
-    """
+    """Join the processes that ``torchrun`` started; nothing happens without it."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
@@ -85,11 +77,6 @@ def share_of(tasks: Sequence[int]) -> Sequence[int]:
 
 def gathered(scores: Tensor) -> Tensor:
     """Return the scores of all processes, in the order of the tasks, on each of them.
-
-    Parameters
-    ----------
-    scores
-        Those of this process's share, ``(tasks,)`` on the CPU.
 
     Examples
     --------

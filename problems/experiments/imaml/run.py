@@ -14,13 +14,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_run_options,
-    device,
-    number,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.imaml.configuration import (
     Configuration,
     add_configuration,
@@ -34,9 +28,8 @@ from implicit_solvers.problems.experiments.imaml.processes import first_rank, pr
 from implicit_solvers.problems.experiments.imaml.training import History, meta_train
 from implicit_solvers.problems.imaml import Batching, tasks_that_fit
 
-__all__ = ["COMMAND", "Machine", "shown", "train_and_score", "trained"]
-
 TAIL = 20
+FOLDER = {"checkpoint_every": 10, "unit": "meta-steps", "threads": True}
 RESIDUALS = {"inner": "inner loop", "adjoint": "meta-gradient's linear solve"}
 
 
@@ -64,14 +57,12 @@ class Machine:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_configuration(parser)
-    every = Machine.checkpoint_every
-    add_run_options(parser, "runs/imaml", checkpoint_every=every, unit="meta-steps", threads=True)
     add = parser.add_argument
-    add("--device", type=device, default="cpu", help="of the tensors (%(default)s)")
+    add("--device", type=harness.device, default="cpu", help="of the tensors (%(default)s)")
     text = "tasks in memory together (all of a meta-step; 25 in the evaluation)"
-    add("--tasks-at-once", type=number(int, 0), metavar="N", help=text)
+    add("--tasks-at-once", type=harness.COUNT, metavar="N", help=text)
     text = "as many tasks in memory together as fit; leave a margin for the libraries"
-    add("--memory-limit", type=number(float, 0), metavar="GB", help=text)
+    add("--memory-limit", type=harness.number(float, 0), metavar="GB", help=text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -80,34 +71,15 @@ def _run(arguments: argparse.Namespace) -> int:
     every = arguments.checkpoint_every
     machine = Machine(arguments.device, arguments.tasks_at_once, limit, every)
     with process_group(machine.device):
-        folder = RunFolder.of(arguments, asdict(c), writes=first_rank())
+        folder = harness.RunFolder.of(arguments, asdict(c), writes=first_rank())
         train_and_score(c, folder, machine)
     return 0
 
 
 def train_and_score(
-    configuration: Configuration, folder: RunFolder, machine: Machine
+    configuration: Configuration, folder: harness.RunFolder, machine: Machine
 ) -> dict[str, Any]:
-    """Train, score on the tasks of the test, and write everything into a folder.
-
-    Parameters
-    ----------
-    configuration, machine
-        What is computed, and how.
-    folder
-        Receives ``config.json``, ``checkpoint.pt``, ``metrics.json`` and ``learning.png``. Of
-        several processes, the first one writes.
-
-    Returns
-    -------
-    dict
-        What ``metrics.json`` holds.
-
-    Raises
-    ------
-    ImportError, OSError, ValueError
-        As `load_problem`; or if the folder is not to be used.
-    """
+    """Train, score on the tasks of the test, and write everything into a folder."""
     problem = load_problem(configuration, machine.device)
     loaded = time.perf_counter() - folder.started
     machine = replace(machine, tasks_at_once=_tasks_at_once(problem, configuration, machine))
@@ -153,7 +125,7 @@ def train_and_score(
 def trained(
     problem: Problem,
     configuration: Configuration,
-    folder: RunFolder,
+    folder: harness.RunFolder,
     machine: Machine,
     progress: Progress,
     *,
@@ -225,7 +197,7 @@ def _residuals(history: History, name: str) -> dict[str, float] | None:
 
 
 def _print_results(
-    folder: RunFolder,
+    folder: harness.RunFolder,
     metrics: Mapping[str, Any],
     timing: Mapping[str, Any],
     configuration: Configuration,
@@ -252,11 +224,13 @@ def _print_results(
     say(f"{timing['meta_training']:.0f} s of meta-training")
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="meta-learning by implicit gradients: one method, tables and figures",
     description="Meta-learn with one method on one kind of tasks, and score it on unseen ones. "
     "Experiments with many methods are commands of their own.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/imaml",
+    folder=FOLDER,
+    add_arguments=_add_arguments,
     modules=("HersheyFonts", "matplotlib"),
 )

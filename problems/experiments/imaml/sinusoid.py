@@ -10,24 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    add_run_options,
-    configuration_of,
-    number,
-    option,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import (
-    Checkpoint,
-    RunError,
-    RunFolder,
-    write_whole,
-)
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.imaml.configuration import (
     LABELS,
     METHODS,
-    WHOLE,
     Configuration,
     configuration_from,
 )
@@ -39,8 +25,6 @@ from implicit_solvers.problems.experiments.imaml.run import Machine
 from implicit_solvers.problems.experiments.imaml.trials import WAVE_TRIALS, run_trials
 from implicit_solvers.problems.imaml import FirstOrderMaml
 
-__all__ = ["COMMAND", "WaveResult", "errors_after_steps", "markdown"]
-
 GRADIENT_STEPS = 10
 SHOWN_STEPS = (0, 1, 2, 5, 10)
 EXAMPLE_TASK = 1
@@ -51,15 +35,17 @@ GRID = 200
 class Plan:
     """What is trained, and on what."""
 
-    methods: list[str] = option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
-    steps: int = option(400, "meta-steps")
-    trial_steps: int = option(
-        None, "meta-steps of each trial of hyperparameters (half as many; 0: no trials)", read=WHOLE
+    methods: list[str] = harness.option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
+    steps: int = harness.option(400, "meta-steps")
+    trial_steps: int = harness.option(
+        None,
+        "meta-steps of each trial (half as many; 0: no trials)",
+        read=harness.WHOLE,
     )
-    shots: int = option(10, "points to learn from")
-    meta_batch: int = option(16, "tasks a step")
-    evaluation_tasks: int = option(600, "tests")
-    seed: int = option(0, "of everything", read=WHOLE)
+    shots: int = harness.option(10, "points to learn from")
+    meta_batch: int = harness.option(16, "tasks a step")
+    evaluation_tasks: int = harness.option(600, "tests")
+    seed: int = harness.option(0, "of everything", read=harness.WHOLE)
 
     def configuration(self, method: str, chosen: Mapping[str, float]) -> Configuration:
         """Return that of one run."""
@@ -101,15 +87,19 @@ class WaveResult:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Plan)
-    add_run_options(parser, "runs/imaml-sinusoid", resume=False)
     add = parser.add_argument
-    add("--jobs", type=number(int, 0), default=1, metavar="N", help="processes (%(default)s)")
+    add(
+        "--jobs",
+        type=harness.COUNT,
+        default=1,
+        metavar="N",
+        help="processes (%(default)s)",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    plan, jobs = configuration_of(arguments, Plan), arguments.jobs
-    with RunFolder.of(arguments, asdict(plan), keeps=True) as folder:
+    plan, jobs = harness.configuration_of(arguments, Plan), arguments.jobs
+    with harness.RunFolder.of(arguments, asdict(plan), keeps=True) as folder:
         tried: dict[str, dict[str, Any]] = {}
         if plan.trial_steps != 0:
             trials = {method: WAVE_TRIALS[method] for method in plan.methods}
@@ -133,7 +123,7 @@ def _run(arguments: argparse.Namespace) -> int:
             results.append(WaveResult(c.method, chosen[c.method], errors, entry["score"], seconds))
             curves[c.method] = _example(problem, theta)
         text, example = markdown(results), problem.test.batch([EXAMPLE_TASK])
-        write_whole(folder.path / "table.md", text.encode())
+        harness.write_whole(folder.path / "table.md", text.encode())
         draw_sinusoid(folder.path / "sinusoid.png", results, curves, example)
         folder.console.print(text, markup=False, highlight=False, soft_wrap=True)
         folder.finish({"trials": tried, "results": [asdict(result) for result in results]})
@@ -148,21 +138,6 @@ def errors_after_steps(
     tasks: Sequence[int],
 ) -> Tensor:
     """Return the squared error of test tasks after 0, 1, ... ``steps`` gradient steps.
-
-    Parameters
-    ----------
-    problem, configuration, theta
-        A trained method, other than R2D2. Steps have its ``inner_lr``, on the objective that it
-        trained with: iMAML's includes the regularization.
-    steps
-        The largest number of steps.
-    tasks
-        The tasks' numbers.
-
-    Returns
-    -------
-    Tensor
-        float64 ``(tasks, steps + 1)``.
 
     Examples
     --------
@@ -181,9 +156,9 @@ def errors_after_steps(
 
 def _trained(cell: Cell) -> tuple[Problem, dict[str, Tensor]]:
     path = cell.out / "checkpoint.pt"
-    content = Checkpoint(path, asdict(cell.configuration), resume=True).content
+    content = harness.Checkpoint(path, asdict(cell.configuration), resume=True).content
     if content is None:
-        raise RunError(f"there is no {path}: delete {cell.out}, and the run is made again")
+        raise harness.RunError(f"there is no {path}: delete {cell.out}, and the run is made again")
     return load_problem(cell.configuration), dict(content["theta"])
 
 
@@ -220,12 +195,15 @@ def markdown(results: Sequence[WaveResult]) -> str:
     return markdown_table([f"{first} steps", *map(str, others), "its own adaptation"], rows)
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="error of all methods after 0 to 10 gradient steps on sine waves (ten minutes)",
     description="Train all methods on sine waves, with hyperparameters chosen by the same number "
     "of trials, and measure the error on unseen waves after each gradient step. Runs that are in "
     "the folder already are kept.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/imaml-sinusoid",
+    folder={"resume": False},
+    configuration=Plan,
+    add_arguments=_add_arguments,
     modules=("HersheyFonts", "matplotlib"),
 )

@@ -13,20 +13,10 @@ from typing import Any
 
 from rich.console import Console
 
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    add_run_options,
-    configuration_of,
-    device,
-    number,
-    option,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder, write_whole
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.imaml.configuration import (
     LABELS,
     METHODS,
-    WHOLE,
     Configuration,
     add_configuration,
     configuration_from,
@@ -39,8 +29,6 @@ from implicit_solvers.problems.experiments.imaml.problem import load_problem
 from implicit_solvers.problems.experiments.imaml.run import Machine
 from implicit_solvers.problems.experiments.imaml.training import meta_train
 from implicit_solvers.problems.experiments.imaml.trials import TRIAL_TASKS, TRIALS, run_trials
-
-__all__ = ["COMMAND", "Setting", "markdown", "summarize"]
 
 # What an idle core finishes in half an hour.
 SMALL = {"width": 16, "side": 14, "inner_steps": 8, "steps": 160, "meta_batch": 4}
@@ -92,35 +80,39 @@ def _setting(text: str) -> str:
 class Plan:
     """Which runs the table is made of, beside the options of all of them."""
 
-    settings: list[str] = option(
+    settings: list[str] = harness.option(
         ["5x1", "5x5", "20x1", "20x5"],
         "a third number is the queries of each class",
         read=_setting,
         metavar="WAYSxSHOTS",
     )
-    methods: list[str] = option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
-    seeds: int = option(2, "trainings of each")
-    trial_steps: int = option(
+    methods: list[str] = harness.option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
+    seeds: int = harness.option(2, "trainings of each")
+    trial_steps: int = harness.option(
         None,
         "meta-steps of each trial of hyperparameters, on the first setting (half as many as in "
         "the table; 0: no trials)",
-        read=WHOLE,
+        read=harness.WHOLE,
     )
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Plan)
     add_configuration(parser, leave_out=OWN, shown=SMALL)
-    add_run_options(parser, "runs/imaml-table", resume=False)
     add = parser.add_argument
-    add("--jobs", type=number(int, 0), default=1, metavar="N", help="processes (%(default)s)")
-    add("--device", type=device, default="cpu", help="of the tensors (%(default)s)")
+    add(
+        "--jobs",
+        type=harness.COUNT,
+        default=1,
+        metavar="N",
+        help="processes (%(default)s)",
+    )
+    add("--device", type=harness.device, default="cpu", help="of the tensors (%(default)s)")
     text = "time a few meta-steps, say how long it takes, end"
     add("--estimate", action="store_true", help=text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    plan, machine = configuration_of(arguments, Plan), Machine(arguments.device)
+    plan, machine = harness.configuration_of(arguments, Plan), Machine(arguments.device)
     options = ({} if arguments.size == "paper" else SMALL) | given_options(arguments, OWN)
     settings = [Setting.parse(text) for text in plan.settings]
     if arguments.estimate:
@@ -128,7 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     common = asdict(_configuration(options, settings[0], plan.methods[0], 0, {}))
     common = {name: value for name, value in common.items() if name not in OWN}
-    with RunFolder.of(arguments, {**asdict(plan), **common}, keeps=True) as folder:
+    with harness.RunFolder.of(arguments, {**asdict(plan), **common}, keeps=True) as folder:
         tried = {}
         if plan.trial_steps != 0:
 
@@ -162,7 +154,7 @@ def _run(arguments: argparse.Namespace) -> int:
         ]
         rows = summarize(results)
         text = markdown(rows)
-        write_whole(folder.path / "table.md", text.encode())
+        harness.write_whole(folder.path / "table.md", text.encode())
         draw_table(folder.path / "table.png", rows)
         folder.console.print(text, markup=False, highlight=False, soft_wrap=True)
         content = {"options": options, "trials": tried, "runs": results, "summary": rows}
@@ -225,19 +217,6 @@ def _print_estimate(
 def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the mean over seeds of each setting and method, with its 95% interval.
 
-    Parameters
-    ----------
-    results
-        Each with ``setting``, ``method``, ``seed``, ``steps``, ``score`` (mean, low, high),
-        ``residuals``, ``left_out`` and ``timing``.
-
-    Returns
-    -------
-    list
-        For each setting and method, the mean, the half-width of the interval over the tasks of
-        all seeds (the seeds are given: it does not say how a third training would do), each
-        seed's score, the median adjoint residual, and seconds a meta-step.
-
     Examples
     --------
     >>> run = {"setting": "5-way 1-shot", "method": "maml", "steps": 10, "left_out": 0}
@@ -298,13 +277,16 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(settings, cells)
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="accuracy of all methods in several settings (an hour)",
     description="Choose each method's hyperparameters on validation classes, with the same number "
     "of trials (they set the strength, step lengths and the like, unless --trial-steps is 0); "
     "train it in each setting with several seeds; make a table. Runs that are in the folder "
     "already are kept.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/imaml-table",
+    folder={"resume": False},
+    configuration=Plan,
+    add_arguments=_add_arguments,
     modules=("HersheyFonts", "matplotlib"),
 )

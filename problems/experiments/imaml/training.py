@@ -11,15 +11,13 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.harness.run_folder import Checkpoint, record, restoring
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
 from implicit_solvers.problems.experiments.imaml.evaluation import task_scores
 from implicit_solvers.problems.experiments.imaml.problem import Problem
 from implicit_solvers.problems.experiments.imaml.processes import decided_by_first
 from implicit_solvers.problems.imaml import Batching, BatchingChoice, faster_batching
 from implicit_solvers.problems.imaml.distributed import distributed_meta_gradient
-
-__all__ = ["History", "meta_train"]
 
 TIMED_TASKS = 4
 
@@ -69,47 +67,24 @@ class History:
 def meta_train(
     problem: Problem,
     configuration: Configuration,
-    checkpoint: Checkpoint | None,
+    checkpoint: harness.Checkpoint | None,
     *,
     checkpoint_every: int = 10,
     tasks_at_once: int | None = None,
     closely: bool = False,
     report: Callable[[History], None] = lambda history: None,
 ) -> tuple[dict[str, Tensor], History]:
-    """Descend the meta-gradients by Adam, with rates that fall to zero along a cosine.
-
-    Parameters
-    ----------
-    problem, configuration
-        What is learned, and how long.
-    checkpoint
-        Where it stands: written every ``checkpoint_every`` meta-steps and at the end. None for no
-        checkpoints.
-    checkpoint_every
-        Meta-steps from one checkpoint to the next.
-    tasks_at_once
-        How many tasks of a meta-step are in memory together.
-    closely
-        Whether the history has the validation score before the first step, and the residual of
-        the outer solve of every task.
-    report
-        Is called after each meta-step.
-
-    Returns
-    -------
-    tuple
-        The meta-parameters and the history.
-    """
+    """Descend the meta-gradients by Adam, with rates that fall to zero along a cosine."""
     theta = {name: value.clone().requires_grad_() for name, value in problem.first.items()}
     optimizer = _optimizer(theta, configuration)
     history = History()
     if checkpoint is not None and checkpoint.content is not None:
         content = checkpoint.content
-        with torch.no_grad(), restoring(content):
+        with torch.no_grad(), harness.restoring(content):
             for name, value in theta.items():
                 value.copy_(content["theta"][name])
             optimizer.load_state_dict(content["optimizer"])
-            history = record(History, content["history"])
+            history = harness.record(History, content["history"])
     if history.batching is None:
         _choose_batching(history, problem, configuration, tasks_at_once)
     batching = Batching(history.batching)

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
 from implicit_solvers.problems.experiments.imaml.grid import Cell, run_with_bar
 from implicit_solvers.problems.experiments.imaml.run import Machine
-
-__all__ = ["TRIALS", "TRIAL_TASKS", "WAVE_TRIALS", "best_trial", "run_trials"]
 
 Trials = tuple[dict[str, float], ...]
 
@@ -60,32 +58,13 @@ WAVE_TRIALS: dict[str, Trials] = {
 
 
 def run_trials(
-    folder: RunFolder,
+    folder: harness.RunFolder,
     trials: Mapping[str, Sequence[Mapping[str, float]]],
     configuration_of: Callable[[str, Mapping[str, float]], Configuration],
     jobs: int,
     machine: Machine,
 ) -> dict[str, dict[str, Any]]:
-    """Try hyperparameters on validation classes; return scores and choice for each method.
-
-    Parameters
-    ----------
-    folder
-        Receives a folder for each trial.
-    trials
-        The hyperparameters to try, by the method.
-    configuration_of
-        Maps a method and its hyperparameters to a configuration, which is not evaluated on the
-        test.
-    jobs, machine
-        Processes, and how the trials are computed.
-
-    Returns
-    -------
-    dict
-        For each method, ``"tried"``, the hyperparameters with their ``"validation"`` scores, and
-        ``"chosen"``, those of the best.
-    """
+    """Try hyperparameters on validation classes; return scores and choice for each method."""
     cells: list[Cell] = []
     for method, own in trials.items():
         for number, trial in enumerate(own):

@@ -13,18 +13,8 @@ from torch import Generator, Tensor
 
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    add_run_options,
-    configuration_of,
-    option,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
-from implicit_solvers.problems.experiments.imaml.configuration import WHOLE
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.imaml.figures import draw_truth
-
-__all__ = ["COMMAND", "SPECTRA", "Spectrum", "TruthRow", "measure_truth", "quadratic_tasks"]
 
 INNER_STEPS = tuple(2**k for k in range(11))
 CG_STEPS = (2, 5, 10, 20)
@@ -35,10 +25,10 @@ TOLERANCE = "iMAML, CG to tolerance"
 class Configuration:
     """What is measured."""
 
-    seed: int = option(0, "of the tasks", read=WHOLE)
-    tasks: int = option(8, "in a meta-gradient")
-    dimension: int = option(50, "of a task")
-    inner_steps: list[int] = option(list(INNER_STEPS), "gradient steps of a task")
+    seed: int = harness.option(0, "of the tasks", read=harness.WHOLE)
+    tasks: int = harness.option(8, "in a meta-gradient")
+    dimension: int = harness.option(50, "of a task")
+    inner_steps: list[int] = harness.option(list(INNER_STEPS), "gradient steps of a task")
 
 
 @dataclass(frozen=True)
@@ -168,19 +158,6 @@ def measure_truth(
 ) -> Iterator[TruthRow]:
     """Measure the error of each method's meta-gradient against the number of inner steps.
 
-    Parameters
-    ----------
-    spectra
-        By name; `SPECTRA`, if left out.
-    inner_steps
-        The numbers of gradient steps of a task.
-    cg_steps
-        The budgets of CG.
-    tasks, dimension
-        The size of the meta-batch, and that of ``phi``.
-    seed
-        Of the tasks.
-
     Examples
     --------
     >>> rows = list(measure_truth(inner_steps=[64], cg_steps=[2], tasks=1, dimension=3))
@@ -198,23 +175,13 @@ def measure_truth(
                 yield TruthRow(name, label, steps, float(error))
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Configuration)
-    add_run_options(parser, "runs/imaml-truth", resume=False)
-
-
 def _run(arguments: argparse.Namespace) -> int:
-    c = configuration_of(arguments, Configuration)
-    with RunFolder.of(arguments, asdict(c)) as folder:
-        rows: list[TruthRow] = []
+    c = harness.configuration_of(arguments, Configuration)
+    with harness.RunFolder.of(arguments, asdict(c)) as folder:
         total = len(SPECTRA) * len(c.inner_steps) * (len(CG_STEPS) + 3)
-        with folder.progress() as progress:
-            bar = progress.add_task("meta-gradients", total=total, note="")
-            sizes: Any = {"tasks": c.tasks, "dimension": c.dimension}
-            for row in measure_truth(inner_steps=c.inner_steps, seed=c.seed, **sizes):
-                rows.append(row)
-                note = f"{row.spectrum}, {row.inner_steps} inner steps"
-                progress.update(bar, advance=1, note=note)
+        sizes: Any = {"tasks": c.tasks, "dimension": c.dimension}
+        measured = measure_truth(inner_steps=c.inner_steps, seed=c.seed, **sizes)
+        rows = folder.collect("meta-gradients", measured, total)
         titles = {
             name: f"{name}: curvatures {s.lowest:g} to {s.highest:g}, λ = {s.strength:g}"
             for name, s in SPECTRA.items()
@@ -225,10 +192,12 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="meta-gradients against the exact one, on quadratic tasks (a minute)",
     description="Compare the meta-gradients of iMAML, MAML and first-order MAML with the exact "
     "one against inner steps, on quadratic tasks with a closed form.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/imaml-truth",
+    folder={"resume": False},
+    configuration=Configuration,
 )

@@ -6,8 +6,6 @@ import argparse
 
 from implicit_solvers.problems.experiments.reparameterization import lda, vae, variance
 
-__all__ = ["add_arguments"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the experiments, each with its options."""

@@ -11,38 +11,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.harness.figure import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    RED,
-    canvas,
-)
-from implicit_solvers.problems.experiments.reparameterization.autoencoder import Autoencoder
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.reparameterization.variance_measurements import (
     FAMILIES,
     Measurement,
 )
+from implicit_solvers.problems.reparameterization.models.autoencoder import Autoencoder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "LATENT_LABELS",
-    "POSTERIOR_LABELS",
-    "draw_decoded",
-    "draw_elbo",
-    "draw_topics",
-    "draw_torus",
-    "draw_variance",
+# RSVI, without lines: it covers the implicit estimator
+LINES = [
+    (harness.BLUE, "o-"),
+    (harness.GREY, "s--"),
+    (harness.ORANGE, "^"),
+    ("#8e44ad", "x"),
+    (harness.GREEN, "D"),
+    (harness.RED, "+"),
 ]
 
-# RSVI, without lines: it covers the implicit estimator
-LINES = [(BLUE, "o-"), (GREY, "s--"), (ORANGE, "^"), ("#8e44ad", "x"), (GREEN, "D"), (RED, "+")]
-
 LATENT_LABELS = {"normal": "Normal", "gamma": "Gamma", "beta": "Beta", "von-mises": "von Mises"}
-LATENT_COLOURS = {"normal": GREY, "gamma": BLUE, "beta": ORANGE, "von-mises": GREEN}
+LATENT_COLOURS = {
+    "normal": harness.GREY,
+    "gamma": harness.BLUE,
+    "beta": harness.ORANGE,
+    "von-mises": harness.GREEN,
+}
 GRID, GAP = 10, 2
 # The torus: radii of its circle and of its tube, and from where it is seen.
 RADIUS, TUBE = 2.0, 0.95
@@ -53,7 +48,7 @@ POSTERIOR_LABELS = {
     "dirichlet": "Dirichlet",
     "logistic-normal": "logistic-normal",
 }
-POSTERIOR_COLOURS = {"dirichlet": BLUE, "logistic-normal": ORANGE}
+POSTERIOR_COLOURS = {"dirichlet": harness.BLUE, "logistic-normal": harness.ORANGE}
 TOPICS, WORDS = 12, 7
 
 
@@ -64,7 +59,7 @@ def draw_variance(path: Path, measurements: Sequence[Measurement]) -> None:
     """Draw the variance of every estimator along each family."""
     names = list(dict.fromkeys(m.estimator for m in measurements))
     styles = {name: LINES[i % len(LINES)] for i, name in enumerate(names)}
-    with canvas(path, 12, 7, dpi=120, w_pad=0.12, h_pad=0.12) as figure:
+    with harness.canvas(path, 12, 7, dpi=120, w_pad=0.12, h_pad=0.12) as figure:
         axes: Any = figure.subplots(2, 3)
         for ax, name in zip(axes.flat, FAMILIES, strict=False):
             _draw_family(ax, name, [m for m in measurements if m.family == name], styles)
@@ -107,7 +102,7 @@ def draw_elbo(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """
     dimensions = sorted({result["dimensions"] for result in results})
     latents = list(dict.fromkeys(result["latent"] for result in results))
-    with canvas(path, 10, 4) as figure:
+    with harness.canvas(path, 10, 4) as figure:
         left, right = figure.subplots(1, 2)
         for place, latent in enumerate(latents):
             colour, shift = LATENT_COLOURS[latent], 0.16 * (place - (len(latents) - 1) / 2)
@@ -144,7 +139,7 @@ def draw_elbo(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
 
 def draw_decoded(path: Path, models: Mapping[str, Autoencoder], side: int) -> None:
     """Draw what two-dimensional latents decode to, at quantiles of the prior."""
-    with canvas(path, 3.2 * len(models), 3.4) as figure:
+    with harness.canvas(path, 3.2 * len(models), 3.4) as figure:
         axes = figure.subplots(1, len(models), squeeze=False)[0]
         for ax, (latent, model) in zip(axes, models.items(), strict=True):
             z = model.latent.prior_quantile((torch.arange(GRID) + 0.5) / GRID)
@@ -170,24 +165,14 @@ def _decoded(model: Autoencoder, z: Tensor, side: int) -> np.ndarray:
 
 
 def draw_torus(path: Path, angles: Tensor, labels: Tensor) -> None:
-    """Draw the posterior's mean directions of the test images on the torus, flat and in space.
-
-    Parameters
-    ----------
-    path
-        Where the image goes.
-    angles
-        ``(images, 2)``, in radians.
-    labels
-        The digits.
-    """
+    """Draw the posterior's mean directions of the test images on the torus, flat and in space."""
     import matplotlib as mpl
     from matplotlib.colors import ListedColormap
 
     first, second = angles.remainder(2 * math.pi).numpy().T
     colours: dict[str, Any] = {"cmap": ListedColormap(mpl.color_sequences["tab10"])}
     colours |= {"c": labels.numpy(), "vmin": -0.5, "vmax": 9.5}
-    with canvas(path, 10, 4.6) as figure:
+    with harness.canvas(path, 10, 4.6) as figure:
         space: Any = figure.add_subplot(1, 2, 1, projection="3d", computed_zorder=False)
         u, v = np.meshgrid(*[np.linspace(0, 2 * np.pi, 37)] * 2)
         style = {"color": "#f2f3f5", "edgecolor": "#d5d8dc", "linewidth": 0.3, "shade": False}
@@ -231,20 +216,8 @@ def draw_topics(
     baseline: float,
     topics: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
-    """Draw the held-out perplexity of each epoch, and the largest topics of the first posterior.
-
-    Parameters
-    ----------
-    path
-        Where the image goes.
-    results
-        Each with ``posterior``, ``seed`` and the ``test`` curve.
-    baseline
-        The unigram model's perplexity.
-    topics
-        For each posterior, topics with ``share`` and ``words``, largest first.
-    """
-    with canvas(path, 11, 4.4) as figure:
+    """Draw the held-out perplexity of each epoch, and the largest topics of the first posterior."""
+    with harness.canvas(path, 11, 4.4) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
         named = set()
         for result in results:
@@ -253,7 +226,7 @@ def draw_topics(
             named.add(name)
             epochs, colour = range(1, len(curve) + 1), POSTERIOR_COLOURS[name]
             left.plot(epochs, curve, color=colour, lw=1.3, label=label)
-        left.axhline(baseline, color=GREY, ls="--", lw=1.2, label="unigram")
+        left.axhline(baseline, color=harness.GREY, ls="--", lw=1.2, label="unigram")
         left.set(title="Held-out perplexity", xlabel="epochs", ylabel="perplexity of scored words")
         left.legend()
         name, largest = next(iter(topics.items()))

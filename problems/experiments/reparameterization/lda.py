@@ -12,44 +12,24 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.data.reuters import Corpus, load_reuters
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    add_run_options,
-    configuration_of,
-    number,
-    option,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
-from implicit_solvers.problems.experiments.harness.training import (
-    Schedule,
-    State,
-    Training,
-    fit,
-    restored,
-    spread,
-    taken,
-    train_all,
+from implicit_solvers.problems.experiments import harness
+from implicit_solvers.problems.experiments.data.reuters import (
+    Corpus,
+    Documents,
+    load_reuters,
+    split,
 )
 from implicit_solvers.problems.experiments.reparameterization.figures import (
     POSTERIOR_LABELS,
     draw_topics,
 )
-from implicit_solvers.problems.experiments.reparameterization.topic_model import (
+from implicit_solvers.problems.reparameterization.models.topic_model import (
     POSTERIORS,
     TopicModel,
-    halves,
     perplexity,
     unigram,
 )
 
-__all__ = ["COMMAND", "Configuration", "Documents", "Settings", "split"]
-
-# Every fifth document is a test document, the one after it is for the choice of settings; the words
-# of both are split with this seed: not what varies.
-TEST_EVERY = 5
-SPLIT_SEED = 0
 # There are few steps: 0.999 would remember the first gradients in a third of them.
 BETAS = (0.9, 0.99)
 
@@ -58,17 +38,19 @@ BETAS = (0.9, 0.99)
 class Settings:
     """How a posterior is trained; chosen for each on validation documents."""
 
-    concentration: float = option(0.3, "parameter of the Dirichlet prior of shares")
-    smoothing: float = option(0.1, "words that the prior of topics adds to each count")
-    lr: float = option(6e-3, "the encoder's rate in Adam")
+    concentration: float = harness.option(0.3, "parameter of the Dirichlet prior of shares")
+    smoothing: float = harness.option(0.1, "words that the prior of topics adds to each count")
+    lr: float = harness.option(6e-3, "the encoder's rate in Adam")
     # each of the topics' parameters sees one word
-    topics_rate: float = option(5.0, "the topics' rate relative to it")
-    topic_noise: float = option(1.0, "standard deviation of the first logits of topics")
-    warm_up: float = option(0.3, "share of epochs in which the divergence's weight grows to 1")
-    dropout: float = option(
+    topics_rate: float = harness.option(5.0, "the topics' rate relative to it")
+    topic_noise: float = harness.option(1.0, "standard deviation of the first logits of topics")
+    warm_up: float = harness.option(
+        0.3, "share of epochs in which the divergence's weight grows to 1"
+    )
+    dropout: float = harness.option(
         0.5,
         "share of words hidden from the encoder in training",
-        read=number(float, 0, 1, closed=True),
+        read=harness.number(float, 0, 1, closed=True),
     )
 
 
@@ -79,16 +61,16 @@ SETTINGS = {"dirichlet": Settings(), "logistic-normal": Settings(concentration=0
 class Configuration:
     """What the results depend on: one training for each posterior and seed."""
 
-    posteriors: list[str] = option(list(POSTERIORS), "kinds", choices=POSTERIORS)
-    seeds: int = option(3, "trainings of each posterior")
-    first_seed: int = option(0, "the first of their seeds", read=number(int, 0, closed=True))
-    topics: int = option(20, "topics")
-    epochs: int = option(100, "passes over the documents")
-    batch: int = option(64, "documents in a step of Adam")
-    hidden: int = option(100, "width of the encoder's layers")
-    samples: int = option(50, "samples for the mean of a posterior")
+    posteriors: list[str] = harness.option(list(POSTERIORS), "kinds", choices=POSTERIORS)
+    seeds: int = harness.option(3, "trainings of each posterior")
+    first_seed: int = harness.option(0, "the first of their seeds", read=harness.WHOLE)
+    topics: int = harness.option(20, "topics")
+    epochs: int = harness.option(100, "passes over the documents")
+    batch: int = harness.option(64, "documents in a step of Adam")
+    hidden: int = harness.option(100, "width of the encoder's layers")
+    samples: int = harness.option(50, "samples for the mean of a posterior")
     settings: dict[str, Settings] = field(default_factory=lambda: dict(SETTINGS))
-    validation: bool = option(
+    validation: bool = harness.option(
         False, "leave out the test documents, and score others that are then not trained on"
     )
 
@@ -99,52 +81,25 @@ class Configuration:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Configuration)
     shown = {
         one.name: ", ".join(f"{key} {getattr(SETTINGS[key], one.name):g}" for key in POSTERIORS)
         for one in fields(Settings)
     }
     about = "Each posterior has its own, chosen on validation documents."
-    add_options(parser.add_argument_group("settings", about), Settings, shown=shown, unset=True)
-    add_run_options(parser, "runs/reparam-lda", checkpoint_every=10)
-
-
-@dataclass(frozen=True, eq=False)
-class Documents:
-    """The corpus, split: counts to train on, held-out words to infer from and to score."""
-
-    train: Tensor
-    observed: Tensor
-    scored: Tensor
-
-
-def split(corpus: Corpus, validation: bool = False) -> Documents:
-    """Hold out every fifth document, and split its words into halves.
-
-    Parameters
-    ----------
-    corpus
-        The documents.
-    validation
-        Whether to leave out the test documents, and hold out every fifth document of another kind:
-        settings are chosen on these.
-    """
-    fold = torch.arange(len(corpus.counts)) % TEST_EVERY
-    held_out = fold == int(validation)
-    observed, scored = halves(corpus.counts[held_out], SPLIT_SEED)
-    train = corpus.counts[fold > int(validation)]
-    return Documents(*(part.to(torch.float32) for part in (train, observed, scored)))
+    harness.add_options(
+        parser.add_argument_group("settings", about), Settings, shown=shown, unset=True
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
     given = {one.name: getattr(arguments, one.name) for one in fields(Settings)}
     changes = {name: value for name, value in given.items() if value is not None}
     settings = {name: replace(SETTINGS[name], **changes) for name in arguments.posteriors}
-    configuration = configuration_of(arguments, Configuration, settings=settings)
+    configuration = harness.configuration_of(arguments, Configuration, settings=settings)
     corpus = load_reuters()
     documents = split(corpus, configuration.validation)
-    with RunFolder.of(arguments, asdict(configuration)) as folder:
-        content = train_all(
+    with harness.RunFolder.of(arguments, asdict(configuration)) as folder:
+        content = harness.train_all(
             configuration.runs(),
             _begin(configuration, documents),
             configuration.epochs,
@@ -163,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
         scores: dict[str, Any] = {"unigram": {"mean": baseline}}
         for name in configuration.posteriors:
             own = [result["perplexity"] for result in results if result["posterior"] == name]
-            scores[name] = spread(own)
+            scores[name] = harness.spread(own)
         draw_topics(folder.path / "figure.png", results, baseline, topics)
         observed, scored = int(documents.observed.sum()), int(documents.scored.sum())
         metrics = {
@@ -172,7 +127,7 @@ def _run(arguments: argparse.Namespace) -> int:
             "topics": topics,
         }
         _print_results(folder.console, metrics, documents, configuration)
-        seconds = taken(results, "seconds")["seconds"]
+        seconds = harness.taken(results, "seconds")["seconds"]
         folder.finish({**metrics, "trainings": results}, trainings=seconds)
     return 0
 
@@ -193,13 +148,13 @@ def _fresh(configuration: Configuration, documents: Documents, name: str, seed: 
 
 def _begin(
     configuration: Configuration, documents: Documents
-) -> Callable[[tuple[str, int], State | None], Training]:
+) -> Callable[[tuple[str, int], harness.State | None], harness.Training]:
     """Return how `train_all` begins a training."""
 
-    def begin(run: tuple[str, int], state: State | None) -> Training:
+    def begin(run: tuple[str, int], state: harness.State | None) -> harness.Training:
         name, seed = run
         settings = configuration.settings[name]
-        schedule = Schedule(configuration.epochs, configuration.batch, settings.warm_up)
+        schedule = harness.Schedule(configuration.epochs, configuration.batch, settings.warm_up)
         model = _fresh(configuration, documents, name, seed)
         groups = [
             {"params": [model.topic_logits], "lr": settings.topics_rate * settings.lr},
@@ -218,12 +173,12 @@ def _begin(
         def test() -> float:
             return _held_out(model, documents, configuration.samples)
 
-        def result() -> State:
+        def result() -> harness.State:
             return {"posterior": name, "seed": seed, "perplexity": test()}
 
-        return Training(
+        return harness.Training(
             f"{POSTERIOR_LABELS[name]}, seed {seed}: held-out perplexity",
-            fit(model, optimizer, documents.train, loss, test, schedule, seed, state),
+            harness.fit(model, optimizer, documents.train, loss, test, schedule, seed, state),
             result,
             kept=model if seed == configuration.first_seed else None,
         )
@@ -245,12 +200,12 @@ def _described(
     documents: Documents,
     corpus: Corpus,
     place: int,
-    state: State,
+    state: harness.State,
 ) -> list[dict[str, Any]]:
     """Return the topics of a trained model, largest first: share of all words, and top words."""
     name, seed = configuration.runs()[place]
     model = _fresh(configuration, documents, name, seed)
-    restored(model, state).eval()
+    harness.restored(model, state).eval()
     lengths = documents.train.sum(1)
     shares = lengths @ model.mean_shares(documents.train, configuration.samples) / lengths.sum()
     best = model.log_topics().topk(min(10, len(corpus.words)), dim=-1).indices
@@ -281,16 +236,19 @@ def _print_results(
     table = Table("", "perplexity", title=title, title_justify="left")
     for name, score in metrics["perplexity"].items():
         deviation = score.get("deviation")
-        spread = "" if deviation is None else f" ± {deviation:.0f}"
-        table.add_row(POSTERIOR_LABELS[name], f"{score['mean']:.0f}{spread}")
+        around = "" if deviation is None else f" ± {deviation:.0f}"
+        table.add_row(POSTERIOR_LABELS[name], f"{score['mean']:.0f}{around}")
     console.print(table)
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="topics of the Reuters corpus with an amortized Dirichlet posterior (minutes)",
     description="Fit latent Dirichlet allocation to the Reuters corpus with amortized Dirichlet "
     "and logistic-normal posteriors; compare the perplexity of held-out documents.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/reparam-lda",
+    folder={"checkpoint_every": 10},
+    configuration=Configuration,
+    add_arguments=_add_arguments,
     modules=("matplotlib", "lda"),
 )

@@ -13,30 +13,13 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.data.digits import Digits, load_digits, load_mnist
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    add_run_options,
-    configuration_of,
-    number,
-    option,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
-from implicit_solvers.problems.experiments.harness.training import (
-    Schedule,
-    State,
-    Training,
-    fit,
-    restored,
-    spread,
-    taken,
-    train_all,
-)
-from implicit_solvers.problems.experiments.reparameterization.autoencoder import (
-    Autoencoder,
+from implicit_solvers.problems.experiments import harness
+from implicit_solvers.problems.experiments.data.digits import (
+    Digits,
     binarized,
-    evaluate,
+    load_digits,
+    load_mnist,
+    validation_split,
 )
 from implicit_solvers.problems.experiments.reparameterization.figures import (
     LATENT_LABELS,
@@ -44,36 +27,38 @@ from implicit_solvers.problems.experiments.reparameterization.figures import (
     draw_elbo,
     draw_torus,
 )
-from implicit_solvers.problems.experiments.reparameterization.latents import LATENTS
-
-__all__ = ["COMMAND", "Configuration", "validation_split"]
-
-VALIDATION_EVERY = 4
+from implicit_solvers.problems.reparameterization.models.autoencoder import (
+    Autoencoder,
+    evaluate,
+)
+from implicit_solvers.problems.reparameterization.models.latents import LATENTS
 
 
 @dataclass(frozen=True)
 class Configuration:
     """What the results depend on: one training for each latent, number of dimensions and seed."""
 
-    latents: list[str] = option(list(LATENTS), "kinds", choices=LATENTS)
-    dimensions: list[int] = option([2, 10, 20], "of the latents", names=("d",), metavar="D")
-    seeds: int = option(3, "trainings of each kind")
-    first_seed: int = option(0, "the first of their seeds", read=number(int, 0, closed=True))
-    epochs: int = option(160, "passes over the images")
-    batch: int = option(128, "images in a step of Adam")
-    hidden: int = option(128, "width of the hidden layers")
-    lr: float = option(3e-3, "Adam's rate")
-    warm_up: float = option(0.4, "share of epochs in which the divergence's weight grows to 1")
-    samples: int = option(20, "samples for each test image in the final ELBO")
+    latents: list[str] = harness.option(list(LATENTS), "kinds", choices=LATENTS)
+    dimensions: list[int] = harness.option([2, 10, 20], "of the latents", names=("d",), metavar="D")
+    seeds: int = harness.option(3, "trainings of each kind")
+    first_seed: int = harness.option(0, "the first of their seeds", read=harness.WHOLE)
+    epochs: int = harness.option(160, "passes over the images")
+    batch: int = harness.option(128, "images in a step of Adam")
+    hidden: int = harness.option(128, "width of the hidden layers")
+    lr: float = harness.option(3e-3, "Adam's rate")
+    warm_up: float = harness.option(
+        0.4, "share of epochs in which the divergence's weight grows to 1"
+    )
+    samples: int = harness.option(20, "samples for each test image in the final ELBO")
     starts: dict[str, float] = field(
         default_factory=lambda: {name: latent.start for name, latent in LATENTS.items()}
     )
-    data: str = option(
+    data: str = harness.option(
         "digits",
         "scikit-learn's digits, or a folder with MNIST's four idx files",
         metavar="digits|FOLDER",
     )
-    validation: bool = option(
+    validation: bool = harness.option(
         False, "leave out the test images, and score every fourth of the training images instead"
     )
 
@@ -84,10 +69,8 @@ class Configuration:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Configuration)
     text = "what is added to the outputs for positive parameters (each latent has its own)"
-    parser.add_argument("--start", type=number(float), metavar="X", help=text)
-    add_run_options(parser, "runs/reparam-vae", checkpoint_every=10)
+    parser.add_argument("--start", type=harness.number(float), metavar="X", help=text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -98,46 +81,30 @@ def _run(arguments: argparse.Namespace) -> int:
     own = arguments.data == "digits"
     # another working folder must not make another run of it
     data = arguments.data if own else str(Path(arguments.data).resolve())
-    c = configuration_of(arguments, Configuration, starts=starts, data=data)
+    c = harness.configuration_of(arguments, Configuration, starts=starts, data=data)
     digits = load_digits() if own else load_mnist(Path(data))
     if c.validation:
         digits = validation_split(digits)
-    with RunFolder.of(arguments, asdict(c)) as folder:
+    with harness.RunFolder.of(arguments, asdict(c)) as folder:
         common = (c.epochs, folder.checkpoint(), arguments.checkpoint_every, folder)
-        content = train_all(c.runs(), _begin(c, digits), *common)
+        content = harness.train_all(c.runs(), _begin(c, digits), *common)
         _draw(folder.path, c, content, digits)
         results = content["results"]
         summary = _summary(results, c)
         folder.console.print(_table(summary, c, digits))
-        seconds = taken(results, "seconds")["seconds"]
+        seconds = harness.taken(results, "seconds")["seconds"]
         folder.finish({"elbo": summary, "trainings": results}, trainings=seconds)
     return 0
 
 
-def validation_split(digits: Digits) -> Digits:
-    """Return the images to train on, every fourth of them in place of the test images.
-
-    Parameters
-    ----------
-    digits
-        Whose test images are left out.
-    """
-    held_out = torch.arange(len(digits.train)) % VALIDATION_EVERY == 0
-    return Digits(
-        *(digits.train[~held_out], digits.train[held_out]),
-        *(digits.train_labels[~held_out], digits.train_labels[held_out]),
-        digits.side,
-    )
-
-
 def _begin(
     c: Configuration, digits: Digits
-) -> Callable[[tuple[str, int, int], State | None], Training]:
+) -> Callable[[tuple[str, int, int], harness.State | None], harness.Training]:
     """Return how `train_all` begins a training."""
     images, test_images = binarized(digits.train), binarized(digits.test)
-    schedule = Schedule(c.epochs, c.batch, c.warm_up)
+    schedule = harness.Schedule(c.epochs, c.batch, c.warm_up)
 
-    def begin(run: tuple[str, int, int], state: State | None) -> Training:
+    def begin(run: tuple[str, int, int], state: harness.State | None) -> harness.Training:
         name, dimensions, seed = run
         model = _fresh(c, name, dimensions, seed, images.shape[1])
         optimizer = torch.optim.Adam(model.parameters(), c.lr)
@@ -150,14 +117,14 @@ def _begin(
             likelihood, divergence = evaluate(model, test_images, samples=1)
             return likelihood - divergence
 
-        def result() -> State:
+        def result() -> harness.State:
             likelihood, divergence = evaluate(model, test_images, c.samples)
             scores = {"elbo": likelihood - divergence, "fit": likelihood, "divergence": divergence}
             return {"latent": name, "dimensions": dimensions, "seed": seed, **scores}
 
-        return Training(
+        return harness.Training(
             f"{LATENT_LABELS[name]}, {dimensions} dimensions, seed {seed}: test ELBO",
-            fit(model, optimizer, images, loss, test, schedule, seed, state),
+            harness.fit(model, optimizer, images, loss, test, schedule, seed, state),
             result,
             kept=model if dimensions == 2 and seed == c.first_seed else None,
         )
@@ -177,7 +144,7 @@ def _draw(out: Path, c: Configuration, content: Mapping[str, Any], digits: Digit
     for place, state in content["kept"].items():
         name = c.runs()[place][0]
         models[name] = _fresh(c, name, 2, 0, digits.train.shape[1])
-        restored(models[name], state)
+        harness.restored(models[name], state)
     if models:
         draw_decoded(out / "decoded.png", models, digits.side)
     if "von-mises" in models:
@@ -186,7 +153,7 @@ def _draw(out: Path, c: Configuration, content: Mapping[str, Any], digits: Digit
         draw_torus(out / "torus.png", angles, digits.test_labels)
 
 
-def _summary(results: Sequence[State], c: Configuration) -> list[State]:
+def _summary(results: Sequence[harness.State], c: Configuration) -> list[harness.State]:
     """Return mean and standard deviation over seeds of the final test ELBO, and its parts."""
     rows = []
     for name in c.latents:
@@ -194,7 +161,7 @@ def _summary(results: Sequence[State], c: Configuration) -> list[State]:
             own = [r for r in results if (r["latent"], r["dimensions"]) == (name, dimensions)]
             divergence = statistics.mean(result["divergence"] for result in own)
             row = {"latent": name, "dimensions": dimensions, "divergence": divergence}
-            rows.append({**row, **spread([result["elbo"] for result in own])})
+            rows.append({**row, **harness.spread([result["elbo"] for result in own])})
     return rows
 
 
@@ -210,18 +177,21 @@ def _table(summary: Sequence[Mapping[str, Any]], c: Configuration, digits: Digit
         cells = []
         for row in summary:
             if row["latent"] == name:
-                spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
-                cells.append(f"{row['mean']:.2f}{spread} ({row['divergence']:.2f})")
+                around = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
+                cells.append(f"{row['mean']:.2f}{around} ({row['divergence']:.2f})")
         table.add_row(LATENT_LABELS[name], *cells)
     return table
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="autoencoders with Normal, Gamma, Beta and von Mises latents (minutes)",
     description="Train variational autoencoders of digits with Normal, Gamma, Beta and von Mises "
     "latent variables of several dimensions; compare the ELBO of test images, and draw what the "
     "latent variables decode to.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/reparam-vae",
+    folder={"checkpoint_every": 10},
+    configuration=Configuration,
+    add_arguments=_add_arguments,
     modules=("matplotlib", "sklearn"),
 )

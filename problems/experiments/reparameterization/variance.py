@@ -10,13 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from implicit_solvers.problems.experiments.harness.command import Command
-from implicit_solvers.problems.experiments.harness.options import (
-    add_options,
-    add_run_options,
-    configuration_of,
-)
-from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.reparameterization.figures import draw_variance
 from implicit_solvers.problems.experiments.reparameterization.variance_measurements import (
     FAMILIES,
@@ -28,27 +22,17 @@ from implicit_solvers.problems.experiments.reparameterization.variance_measureme
     total,
 )
 
-__all__ = ["COMMAND"]
-
 LARGEST_DEVIATION = 4.0  # standard errors
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, Configuration)
-    add_run_options(parser, "runs/reparam-variance", threads=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     """Return 1 if an estimator is off its exact mean."""
-    configuration = configuration_of(arguments, Configuration)
-    with RunFolder.of(arguments, asdict(configuration)) as folder:
+    configuration = harness.configuration_of(arguments, Configuration)
+    with harness.RunFolder.of(arguments, asdict(configuration)) as folder:
         checkpoint = folder.checkpoint()
         done = load_measurements(checkpoint)
-        with folder.progress() as progress:
-            count = total(configuration)
-            bar = progress.add_task("sampling", total=count, completed=len(done), note="")
-            for measurement in measure_all(configuration, checkpoint, done):
-                progress.update(bar, advance=1, note=measurement.family)
+        count, there = total(configuration), len(done)
+        folder.collect("sampling", measure_all(configuration, checkpoint, done), count, there)
         rows = ratios(done)
         worst = max(done, key=lambda measurement: measurement.deviation)
         metrics = {
@@ -99,10 +83,12 @@ def _print_results(
         )
 
 
-COMMAND = Command(
+COMMAND = harness.Command(
     help="variance of gradient estimators (minutes)",
     description="Compare the variance and bias of gradients of expectations: implicit, "
     "shape-augmented rejection (RSVI), and score-function estimators.",
-    add_arguments=_add_arguments,
     run=_run,
+    out="runs/reparam-variance",
+    folder={"threads": True},
+    configuration=Configuration,
 )

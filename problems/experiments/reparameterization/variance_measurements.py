@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.harness.options import number, option
-from implicit_solvers.problems.experiments.harness.run_folder import Checkpoint, record
+from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.reparameterization.estimators import (
     implicit_gradients,
     rejection_gradients,
@@ -25,18 +24,6 @@ from implicit_solvers.problems.reparameterization.expectations import (
     VON_MISES,
     Expectation,
 )
-
-__all__ = [
-    "FAMILIES",
-    "Configuration",
-    "Family",
-    "Measurement",
-    "estimators_of",
-    "load_measurements",
-    "measure_all",
-    "ratios",
-    "total",
-]
 
 
 @dataclass(frozen=True)
@@ -90,10 +77,10 @@ FAMILIES = {
 class Configuration:
     """What determines the measurements."""
 
-    samples: int = option(100_000, "for each variance", read=number(int, 1))
-    points: int = option(9, "places on the axis of each family")
-    augmentation: list[int] = option([1, 10], "by how much RSVI raises shapes", metavar="B")
-    seed: int = option(0, "of all samples", read=number(int, 0, closed=True))
+    samples: int = harness.option(100_000, "for each variance", read=harness.number(int, 1))
+    points: int = harness.option(9, "places on the axis of each family")
+    augmentation: list[int] = harness.option([1, 10], "by how much RSVI raises shapes", metavar="B")
+    seed: int = harness.option(0, "of all samples", read=harness.WHOLE)
 
 
 @dataclass(frozen=True)
@@ -153,7 +140,7 @@ def _rejection(steps: int) -> Estimator:
 
 
 def measure_all(
-    configuration: Configuration, checkpoint: Checkpoint, done: list[Measurement]
+    configuration: Configuration, checkpoint: harness.Checkpoint, done: list[Measurement]
 ) -> Iterator[Measurement]:
     """Measure what is not ``done``, append it, save all, and yield it."""
     known = {(m.family, m.place, m.estimator) for m in done}
@@ -186,11 +173,11 @@ def measure_all(
                 yield measurement
 
 
-def load_measurements(checkpoint: Checkpoint) -> list[Measurement]:
+def load_measurements(checkpoint: harness.Checkpoint) -> list[Measurement]:
     """Return the measurements of a checkpoint; none if it is a new one."""
     if checkpoint.content is None:
         return []
-    return [record(Measurement, entry) for entry in checkpoint.content["measurements"]]
+    return [harness.record(Measurement, entry) for entry in checkpoint.content["measurements"]]
 
 
 def total(configuration: Configuration) -> int:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from implicit_solvers.problems.__main__ import main
+from implicit_solvers.problems.experiments.data import task_sources
 from implicit_solvers.problems.experiments.ernn import gradients
-from implicit_solvers.problems.experiments.imaml import problem
 from tests.problems.experiments.runs import COMMANDS
 
 
@@ -23,7 +23,7 @@ class Run(NamedTuple):
 def _runs_are_short():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradients, "STEPS", (1, 3))
-        patch.setattr(problem, "load_glyphs", functools.cache(problem.load_glyphs))
+        patch.setattr(task_sources, "load_glyphs", functools.cache(task_sources.load_glyphs))
         yield
 
 

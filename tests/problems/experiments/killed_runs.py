@@ -21,8 +21,8 @@ from pathlib import Path
 import matplotlib.figure  # noqa: F401
 
 from implicit_solvers.problems.__main__ import main
+from implicit_solvers.problems.experiments.data import task_sources
 from implicit_solvers.problems.experiments.harness.run_folder import read_checkpoint
-from implicit_solvers.problems.experiments.imaml import problem
 
 
 def start(arguments):
@@ -76,8 +76,8 @@ def kill_and_resume(name, kills, line, folder, moments):
 
 
 if __name__ == "__main__":
-    problem.load_glyphs = functools.cache(problem.load_glyphs)
-    problem.load_glyphs()
+    task_sources.load_glyphs = functools.cache(task_sources.load_glyphs)
+    task_sources.load_glyphs()
     folder, moments, rows = Path(sys.argv[1]), random.Random(int(sys.argv[2])), iter(sys.argv[3:])
     left = {
         name: kill_and_resume(name, int(kills), line, folder, moments)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from implicit_solvers.problems.ernn import ERNN, LEAKY, Equilibrium, ERNNCell, Unrolled
-from implicit_solvers.problems.experiments.ernn import jacobians, trajectories
+from implicit_solvers.problems.ernn import ERNN, LEAKY, Equilibrium, ERNNCell, Unrolled, jacobians
+from implicit_solvers.problems.experiments.data.rings import rings
+from implicit_solvers.problems.experiments.ernn import trajectories
 from tests.problems.ernn.networks import double
 
 
@@ -70,7 +71,7 @@ def test_distances_from_minus_the_identity():
 
 
 def test_rings_differ_in_their_order_alone():
-    x, y = trajectories.rings(200, 8, 0.0, Generator().manual_seed(0))
+    x, y = rings(200, 8, 0.0, Generator().manual_seed(0))
     cross = x[:, 0, 0] * x[:, 1, 1] - x[:, 0, 1] * x[:, 1, 0]
     assert torch.equal((cross > 0).long(), y)
     assert 60 < int(y.sum()) < 140

@@ -7,15 +7,11 @@ import torch
 from hypothesis import given
 from torch import Generator
 
+from implicit_solvers.problems.ernn.sequence_model import SequenceModel, parameter_count
 from implicit_solvers.problems.experiments.data.adding import generate_adding
 from implicit_solvers.problems.experiments.data.sequences import Sequences, pad
-from implicit_solvers.problems.experiments.ernn.models import (
-    LABELS,
-    MODELS,
-    SequenceModel,
-    parameter_count,
-)
-from implicit_solvers.problems.experiments.ernn.time_shuffle import shuffled
+from implicit_solvers.problems.experiments.data.time_shuffle import shuffled
+from implicit_solvers.problems.experiments.ernn.models import LABELS, MODELS
 
 QUICK = [name for name in MODELS if name not in ("leaky-implicit", "implicit-euler")]
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, nn
 
-from implicit_solvers.problems.experiments.imaml.networks import (
+from implicit_solvers.problems.imaml import functional_model
+from implicit_solvers.problems.imaml.few_shot_networks import (
     classifier,
     initial_parameters,
     regressor,
 )
-from implicit_solvers.problems.imaml import functional_model
 
 
 def built(network, seed=0):

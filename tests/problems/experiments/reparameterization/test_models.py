@@ -11,24 +11,24 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 
-from implicit_solvers.problems.experiments.data.digits import load_digits
-from implicit_solvers.problems.experiments.data.reuters import Corpus
-from implicit_solvers.problems.experiments.harness.training import Schedule, fit
-from implicit_solvers.problems.experiments.reparameterization import topic_model as lda
-from implicit_solvers.problems.experiments.reparameterization.autoencoder import (
-    Autoencoder,
+from implicit_solvers.problems.experiments.data.digits import (
     binarized,
+    load_digits,
+    validation_split,
+)
+from implicit_solvers.problems.experiments.data.reuters import Corpus, halves, split
+from implicit_solvers.problems.experiments.harness.training import Schedule, fit
+from implicit_solvers.problems.reparameterization.models import topic_model as lda
+from implicit_solvers.problems.reparameterization.models.autoencoder import (
+    Autoencoder,
     evaluate,
 )
-from implicit_solvers.problems.experiments.reparameterization.latents import LATENTS
-from implicit_solvers.problems.experiments.reparameterization.lda import split
-from implicit_solvers.problems.experiments.reparameterization.topic_model import (
+from implicit_solvers.problems.reparameterization.models.latents import LATENTS
+from implicit_solvers.problems.reparameterization.models.topic_model import (
     POSTERIORS,
-    halves,
     perplexity,
     unigram,
 )
-from implicit_solvers.problems.experiments.reparameterization.vae import validation_split
 
 
 def softplus(x):

@@ -8,9 +8,9 @@ import pytest
 
 from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.experiments.reparameterization import variance_measurements
-from implicit_solvers.problems.experiments.reparameterization.latents import LATENTS
 from implicit_solvers.problems.experiments.reparameterization.variance_measurements import FAMILIES
 from implicit_solvers.problems.reparameterization.estimators import score_function_gradients
+from implicit_solvers.problems.reparameterization.models.latents import LATENTS
 from tests.problems.experiments.data.made_folders import make_mnist
 from tests.problems.experiments.runs import COMMANDS, metrics_of
 

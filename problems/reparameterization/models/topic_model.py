@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from implicit_solvers.problems.reparameterization.distributions import Dirichlet
 
-__all__ = ["POSTERIORS", "Posterior", "TopicModel", "halves", "perplexity", "unigram"]
+__all__ = ["POSTERIORS", "Posterior", "TopicModel", "perplexity", "unigram"]
 
 # Positive parameters stay above it.
 LEAST = 1e-2
@@ -153,36 +153,6 @@ class TopicModel(nn.Module):
         """Return the posterior's mean shares ``(documents, topics)``, from samples."""
         draws = self.posterior(counts).sample((samples,))
         return self.family.shares(draws).mean(0)
-
-
-def halves(counts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Split the words of each document by chance into two halves.
-
-    Parameters
-    ----------
-    counts
-        int64 ``(documents, words)``.
-    seed
-        Of the chance.
-
-    Returns
-    -------
-    tuple of Tensor
-        The counts of both halves; of an odd number of words the second has one more.
-
-    Examples
-    --------
-    >>> observed, rest = halves(torch.tensor([[2, 0, 3]]), seed=0)
-    >>> observed.sum(), rest.sum(), observed + rest
-    (tensor(2), tensor(3), tensor([[2, 0, 3]]))
-    """
-    generator = Generator().manual_seed(seed)
-    observed = torch.zeros_like(counts)
-    for row, document in enumerate(counts):
-        words = torch.repeat_interleave(torch.arange(len(document)), document)
-        chosen = words[torch.randperm(len(words), generator=generator)[: len(words) // 2]]
-        observed[row] = torch.bincount(chosen, minlength=len(document))
-    return observed, counts - observed
 
 
 def perplexity(probabilities: Tensor, counts: Tensor) -> float:

@@ -6,20 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from implicit_solvers.problems.experiments.reparameterization.latents import Latent
+from implicit_solvers.problems.reparameterization.models.latents import Latent
 
-__all__ = ["Autoencoder", "binarized", "evaluate"]
-
-
-def binarized(images: Tensor) -> Tensor:
-    """Return 1 where a pixel has at least half of the highest intensity, else 0.
-
-    Examples
-    --------
-    >>> binarized(torch.tensor([0.2, 0.5]))
-    tensor([0., 1.])
-    """
-    return (images >= 0.5).to(images.dtype)
+__all__ = ["Autoencoder", "evaluate"]
 
 
 class Autoencoder(nn.Module):

@@ -1,4 +1,4 @@
-"""The networks of the experiments, and their first parameters."""
+"""The networks that the papers meta-learn, and their first parameters."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from implicit_solvers.problems.experiments.data.sinusoid import LAST_INPUT
-
 __all__ = ["classifier", "initial_parameters", "regressor"]
 
+# the largest input of a sine wave
+LAST_INPUT = 5.0
 BLOCKS = 4
 GROUPS = 4
 CONVOLUTION_SCALE = 3.0
