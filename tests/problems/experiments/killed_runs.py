@@ -1,10 +1,10 @@
 """Kill commands again and again, and resume them.
 
-``python killed_runs.py FOLDER SEED NAME KILLS LINE...``, with three arguments for each command,
-forks a process for each run, so that all share the seconds that torch takes to start. The first
-kill of a command comes as soon as there is a checkpoint, the others at random moments. It prints,
-as JSON, what each kill left behind: the number of meta-steps or trainings in the checkpoint (None:
-there was none). The runs are in ``FOLDER/NAME-0``, ``FOLDER/NAME-1``, ...
+``python killed_runs.py FOLDER SEED NAME KILLS FILE AGAIN LINE...``, with five arguments for each
+command, forks a process for each run, so that all share the seconds that torch takes to start. The
+first kill of a command comes as soon as there is a file like ``FILE``, the others at random
+moments; then the command runs with ``AGAIN``. It prints, as JSON, what each kill left behind: how
+far the checkpoint was (None: there was none). The runs are in ``FOLDER/NAME-0``, ...
 """
 
 import contextlib
@@ -37,41 +37,43 @@ def start(arguments):
     return child
 
 
-def killed(child, moment, checkpoint):
+def killed(child, moment, out, file):
     """Return whether the run was still there to be killed."""
     end = time.perf_counter() + moment
-    while time.perf_counter() < end and not (checkpoint and checkpoint.exists()):
+    while time.perf_counter() < end and not (file and any(out.rglob(file))):
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def done_in(checkpoint):
-    if not checkpoint.exists():
+def done_in(out):
+    """Return how many meta-steps, trainings or measurements the checkpoints in a folder hold."""
+    contents = [read_checkpoint(path) for path in sorted(out.rglob("checkpoint*.pt"))]
+    if not contents:
         return None
-    content = read_checkpoint(checkpoint)
-    return len(content["history"]["loss"] if "history" in content else content["results"])
+    parts = [dict(c).get("results", dict(c).get("measurements")) for c in contents]
+    history = [c["history"]["loss"] for c in contents if "history" in c]
+    return sum(len(part) for part in [*history, *parts] if part is not None)
 
 
-def kill_and_resume(name, kills, line, folder, moments):
-    command = [*line.split(), "--out"]
-    with contextlib.redirect_stdout(sys.stderr):
-        main([*command, str(folder / f"{name}-warm")])  # the first time in a process is slow
-    begin = time.perf_counter()
-    os.waitpid(start([*command, str(folder / f"{name}-whole")]), 0)
-    longest = time.perf_counter() - begin
-    left = []
+def kill_and_resume(name, kills, file, again, line, folder, moments):
+    command, longest, left = [*line.split(), "--out"], 100.0, []
+    if kills > 1:
+        with contextlib.redirect_stdout(sys.stderr):
+            main([*command, str(folder / f"{name}-warm")])  # the first time in a process is slow
+        begin = time.perf_counter()
+        os.waitpid(start([*command, str(folder / f"{name}-whole")]), 0)
+        longest = time.perf_counter() - begin
     while len(left) < kills:
         out = folder / f"{name}-{len(left)}"
-        checkpoint = out / "checkpoint.pt"
         moment = moments.uniform(0, longest) if left else 100.0
-        if not killed(start([*command, str(out)]), moment, None if left else checkpoint):
+        if not killed(start([*command, str(out)]), moment, out, "" if left else file):
             shutil.rmtree(out)  # it was faster than the first one
             continue
-        left.append(done_in(checkpoint))
-        status = os.waitpid(start([*command, str(out), "--resume"]), 0)[1]
+        left.append(done_in(out))
+        status = os.waitpid(start([*command, str(out), *again.split()]), 0)[1]
         if status != 0:
-            sys.exit(f"a run ended with {status}")
+            sys.exit(f"a run of {name} ended with {status}")
     return left
 
 
@@ -80,7 +82,7 @@ if __name__ == "__main__":
     task_sources.load_glyphs()
     folder, moments, rows = Path(sys.argv[1]), random.Random(int(sys.argv[2])), iter(sys.argv[3:])
     left = {
-        name: kill_and_resume(name, int(kills), line, folder, moments)
-        for name, kills, line in zip(rows, rows, rows, strict=True)
+        name: kill_and_resume(name, int(kills), *texts, folder, moments)
+        for name, kills, *texts in zip(rows, rows, rows, rows, rows, strict=True)
     }
     print(json.dumps(left))

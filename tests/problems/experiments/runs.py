@@ -70,6 +70,7 @@ COMMANDS = {
         "imaml sinusoid --methods imaml-gd reptile r2d2 --steps 2 --trial-steps 1 --shots 4 "
         "--meta-batch 2 --evaluation-tasks 6",
         "metrics.json sinusoid.png table.md",
+        other=("--shots 5", "shots 4 where this run has 5"),
     ),
     "imaml truth": Command(
         "imaml truth --tasks 1 --dimension 5 --inner-steps 1 4",
@@ -107,10 +108,20 @@ COMMANDS = {
     ),
 }
 RESUMABLE = [name for name, command in COMMANDS.items() if command.checkpoints]
+KEEPING = ["imaml table", "imaml sinusoid"]
+
+
+def again(name):
+    """The option with which a command goes on, or what it has begins again."""
+    if name in KEEPING:
+        return []
+    return ["--resume" if name in RESUMABLE else "--overwrite"]
 
 
 def metrics_of(out):
     """What does not depend on the machine's speed."""
     metrics = json.loads((out / "metrics.json").read_text())
     metrics.pop("timing", None)
+    for row in metrics.get("rows", []):
+        row.pop("seconds", None)
     return metrics

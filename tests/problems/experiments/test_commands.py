@@ -1,17 +1,24 @@
 """A table of commands, each of which passes every check; and tables of wrong command lines."""
 
+import errno
 import importlib.metadata
+import io
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from implicit_solvers.problems.__main__ import main
+from implicit_solvers.problems.experiments.harness import run_folder
 from implicit_solvers.problems.experiments.harness.run_folder import (
     read_checkpoint,
     write_checkpoint,
@@ -21,7 +28,15 @@ from implicit_solvers.problems.experiments.reparameterization import (
     variance_measurements,
 )
 from tests.problems.experiments.data.made_folders import make_har, make_mini_imagenet, make_omniglot
-from tests.problems.experiments.runs import COMMANDS, GLYPHS, RESUMABLE, metrics_of
+from tests.problems.experiments.killed_runs import done_in
+from tests.problems.experiments.runs import (
+    COMMANDS,
+    GLYPHS,
+    KEEPING,
+    RESUMABLE,
+    again,
+    metrics_of,
+)
 
 # other processes shall import this checkout, wherever they run
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
@@ -71,30 +86,37 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name, finished, tmp_path, m
         patch.setattr(torch.optim.Adam, "step", interrupted)
         patch.setattr(variance, "measure_all", interrupted_measurements)
         assert run(name, tmp_path) == 130
-    again = ["--resume"] if name in RESUMABLE else []
-    said = capsys.readouterr().err
-    assert "the same command" in said and " ".join(again) in said
+    said, resume = capsys.readouterr().err, [*(again(name) if name in RESUMABLE else [])]
+    assert "the same command" in said and " ".join(resume) in said
     assert not (tmp_path / "metrics.json").exists()
-    if again:
+    if resume:
         load = lambda: read_checkpoint(tmp_path / checkpoint).get("measurements", [])
         checkpoint, *_ = COMMANDS[name].checkpoints.split()
         measured = load()
-        assert run(name, tmp_path, *again) == 0
+        assert run(name, tmp_path, *resume) == 0
         assert metrics_of(tmp_path) == metrics_of(finished(name).out)
         # times included: they were not measured again
         assert load()[: len(measured)] == measured
         assert len(measured) == (7 if name == "reparam variance" else 0)
 
 
-KILLS = {"demo": 1, "ernn train": 1, "imaml": 4, "reparam lda": 1}
+KILLS = {name: 4 if name == "imaml" else 1 for name in COMMANDS}
+
+
+def killed_rows():
+    for name, kills in KILLS.items():
+        bare = name in ("imaml truth", "imaml costs")
+        more = "" if bare else " ".join(again(name))
+        file = "config.json" if bare else "checkpoint*.pt"
+        yield from (name, str(kills), file, more, COMMANDS[name].line)
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """The folder of runs that were killed and resumed, and what each kill left behind."""
     folder = tmp_path_factory.mktemp("killed")
-    rows = [text for name, n in KILLS.items() for text in (name, str(n), COMMANDS[name].line)]
-    command = [sys.executable, Path(__file__).with_name("killed_runs.py"), folder, "0", *rows]
+    script = [sys.executable, Path(__file__).with_name("killed_runs.py")]
+    command = [*script, folder, "0", *killed_rows()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1])
@@ -104,10 +126,11 @@ def killed(tmp_path_factory):
 @pytest.mark.parametrize("name", KILLS)
 def test_killed_runs_end_as_if_nothing_had_happened(name, killed, finished):
     folder, left = killed
-    whole = metrics_of(finished(name).out)
-    steps = len(whole["history"]["loss"] if "history" in whole else whole["trainings"])
-    # the first kill comes in the midst of training
-    assert len(left[name]) == KILLS[name] and left[name][0] is not None and left[name][0] < steps
+    whole, steps = metrics_of(finished(name).out), done_in(finished(name).out)
+    assert len(left[name]) == KILLS[name]
+    if steps is not None:
+        # the first kill comes in the midst of training
+        assert left[name][0] is not None and left[name][0] < steps
     for kill, moment in enumerate(left[name]):
         assert metrics_of(folder / f"{name}-{kill}") == whole, moment
 
@@ -116,8 +139,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(name, killed, finished):
 def test_the_files_of_another_configuration_are_left_alone(name, finished, capsys):
     out, (options, words) = finished(name).out, COMMANDS[name].other
     before = {path: path.read_bytes() for path in out.glob("*.json")}
-    resume = ["--resume"] if name in RESUMABLE else []
-    assert run(name, out, *options.split(), *resume) == 2
+    assert run(name, out, *options.split(), *again(name)) == 2
     error = capsys.readouterr().err
     assert f"was written with {words}" in error
     assert "pass the same options, another --out, or --overwrite" in error
@@ -150,6 +172,151 @@ def test_a_folder_that_cannot_be_made_is_an_error(name, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert run(name, tmp_path / "file") == 2
     assert f"error: [Errno 17] File exists: '{tmp_path / 'file'}'" in capsys.readouterr().err
+
+
+# ---- Folders that are shared, full, or damaged ----
+
+
+def files_of(out):
+    paths = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: path.read_bytes() for path in paths}
+
+
+@each_command
+def test_a_folder_in_which_a_run_is_at_work_is_refused(name, finished, capsys):
+    out = finished(name).out
+    before = files_of(out)
+    with filelock.FileLock(out / ".lock"):
+        for options in (again(name), ["--overwrite"]):
+            assert run(name, out, *options) == 2
+            assert f"another run is at work in {out}: wait" in capsys.readouterr().err
+    assert files_of(out) == before
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in KEEPING])
+def test_old_results_are_not_replaced_unasked(name, finished, tmp_path, capsys):
+    out = finished(name).out
+    before = files_of(out)
+    assert run(name, out) == 2
+    assert "--overwrite to replace it, or another --out" in capsys.readouterr().err
+    assert files_of(out) == before
+    # a file of the user's own
+    (tmp_path / "config.json").write_text('{"mine": 1}', encoding="utf-8")
+    assert run(name, tmp_path) == 2
+    assert list(files_of(tmp_path).values()) == [b'{"mine": 1}']
+
+
+def test_overwriting_replaces_what_another_configuration_left(finished, tmp_path):
+    for name in ("reparam vae", *KEEPING):
+        (options, _), out = COMMANDS[name].other, tmp_path / name
+        shutil.copytree(finished(name).out, out)
+        assert run(name, out, *options.split(), "--overwrite") == 0
+        assert metrics_of(out) != metrics_of(finished(name).out)
+        assert run(name, out, *options.split(), *again(name)) == 0
+
+
+@pytest.mark.parametrize("file", ["config.json", "figure", "metrics.json", "checkpoint"])
+@each_command
+def test_a_full_disk_is_said(name, file, finished, tmp_path, monkeypatch, capsys):
+    """What was there stays whole, and there is no half of a file."""
+    out, command = tmp_path / "out", COMMANDS[name]
+    figure = next(path.name for path in finished(name).out.glob("*.png"))
+    file = {"figure": figure, "checkpoint": command.checkpoints.split(" ")[0]}.get(file, file)
+    if not file:
+        pytest.skip("this command has no checkpoint")
+    options = []
+    if not file.startswith("checkpoint"):
+        shutil.copytree(finished(name).out, out)
+        options = again(name)
+    before = files_of(out)
+
+    class Full(io.FileIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def opened(path, mode):
+        return Full(path, mode) if Path(path).name == f"{file}.partial" else open(path, mode)
+
+    monkeypatch.setattr(run_folder, "open", opened, raising=False)
+    assert run(name, out, *options) == 2
+    words = f"error: {out / file} cannot be written (No space left on device): make room"
+    assert words in capsys.readouterr().err
+    assert not list(out.rglob("*.partial"))
+    if options == ["--overwrite"]:
+        return
+    for path, content in before.items():
+        assert path.suffix == ".png" or path.read_bytes() == content or path.parent == out
+
+
+@each_resumable
+def test_an_interruption_before_a_checkpoint_does_not_name_resume(
+    name, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda *_: next(interrupted()))
+    monkeypatch.setattr(variance, "measure_all", interrupted)
+    assert run(name, tmp_path) == 130
+    said = capsys.readouterr().err
+    assert "there is no checkpoint yet, the same command begins again" in said
+    assert "--resume" not in said and not list(tmp_path.glob("*.pt"))
+
+
+@each_resumable
+def test_missing_entries_are_said(name, finished, tmp_path, capsys):
+    """Whatever table of a checkpoint lacks an entry, and a table of metrics that is read again."""
+    checkpoint = COMMANDS[name].checkpoints.split()[-1]
+    out = tmp_path / "out"
+    shutil.copytree(finished(name).out, out)
+
+    def tables(value, path=()):
+        if isinstance(value, dict):
+            yield path, value
+            for key, entry in value.items():
+                if key not in ("theta", "optimizer", "kept", "configuration"):
+                    yield from tables(entry, (*path, key))
+        if isinstance(value, list) and value:
+            yield from tables(value[0], (*path, 0))
+
+    content = read_checkpoint(out / checkpoint)
+    read = 0
+    for path, table in list(tables(content)):
+        for key in list(table):
+            without = table.pop(key)
+            write_checkpoint(out / checkpoint, content)
+            table[key] = without
+            status, said = run(name, out, "--resume"), capsys.readouterr().err
+            # what a run only copies may lack without harm
+            assert status in (0, 2), (path, key)
+            assert path or status == 2, key
+            if status == 2:
+                read += 1
+                assert checkpoint in said and said.count("\n") == 1, (path, key)
+    assert read >= len(content)
+
+
+def test_metrics_without_an_entry_are_said(finished, tmp_path, capsys):
+    shutil.copytree(finished("imaml table").out, tmp_path / "out")
+    path = tmp_path / "out" / "2x1-maml-seed0" / "metrics.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("score", "residuals", "tasks_left_out", "history", "timing"):
+        metrics = {name: value for name, value in whole.items() if name != key}
+        path.write_text(json.dumps(metrics), encoding="utf-8")
+        assert run("imaml table", tmp_path / "out") == 2
+        assert f"{path} has no entry '{key}': delete it" in capsys.readouterr().err
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_noticed(place, bit, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bit") / "checkpoint.pt"
+    write_checkpoint(path, {"configuration": {}, "theta": torch.arange(50.0), "steps": [1, 2]})
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(run_folder.RunError, match="is no checkpoint of this command"):
+        read_checkpoint(path)
 
 
 # ---- Without the extras ----
@@ -222,6 +389,10 @@ UNFIT = [
     ("imaml --damping -1", "--damping: -1 is not positive and finite"),
     ("imaml --ways 0", "--ways: 0 is not positive"),
     ("imaml --seed -1", "--seed: -1 is negative"),
+    ("imaml --device cuda:99", "there is no device cuda:99 here"),
+    ("imaml --device abacus", "there is no device abacus here"),
+    ("imaml table --device meta", "there is no device meta here"),
+    ("imaml --resume --overwrite", "not allowed with argument --resume"),
     ("imaml --data letters", "'letters' is no data"),
     ("imaml --data omniglot:", "'omniglot:' is no data"),
     ("imaml --method mamal", "invalid choice: 'mamal'"),
