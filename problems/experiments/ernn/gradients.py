@@ -26,6 +26,7 @@ from implicit_solvers.problems.experiments.ernn.sequence_training import (
     fit_sequences,
     sequence_model,
 )
+from implicit_solvers.problems.experiments.harness import option
 
 LARGEST_DEVIATION = 1e-6
 STEPS = (*range(1, 21), 25, 30)
@@ -53,24 +54,22 @@ NAMES = {**LABELS, "rnn-large": "RNN, 3 U at the start"}
 class Configuration:
     """What the results depend on."""
 
-    models: list[str] = harness.option(
+    models: list[str] = option(
         ["rnn", "rnn-large", "k1", "k5", "leaky", "exact"], "networks", choices=NETWORKS
     )
-    epochs: int = harness.option(10, "passes over the sequences")
-    batch: int = harness.option(50, "sequences in a step of Adam")
-    hidden: int = harness.option(32, "size of the hidden states")
-    rate: float = harness.option(1e-2, "Adam's rate")
-    clip: float = harness.option(1.0, "largest norm of a gradient")
-    measured: int = harness.option(
-        3, "sequences of the validation part on which norms are measured"
-    )
-    long: int = harness.option(
+    epochs: int = option(10, "passes over the sequences")
+    batch: int = option(50, "sequences in a step of Adam")
+    hidden: int = option(32, "size of the hidden states")
+    rate: float = option(1e-2, "Adam's rate")
+    clip: float = option(1.0, "largest norm of a gradient")
+    measured: int = option(3, "sequences of the validation part on which norms are measured")
+    long: int = option(
         1000,
         "steps, one image after another, over which trained networks are followed",
         read=harness.number(int, 1),
     )
-    norm: float = harness.option(0.7, "spectral norm of U where the steps K are counted")
-    seed: int = harness.option(0, "of networks and orders", read=harness.WHOLE)
+    norm: float = option(0.7, "spectral norm of U where the steps K are counted")
+    seed: int = option(0, "of networks and orders", read=harness.WHOLE)
 
 
 def _run(arguments: argparse.Namespace) -> int:

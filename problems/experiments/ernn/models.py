@@ -6,14 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from implicit_solvers.problems.ernn import (
-    ERNN,
-    LEAKY,
-    Equilibrium,
-    Leak,
-    SpectralNorm,
-    Unrolled,
-)
+from implicit_solvers.problems.ernn import ERNN, LEAKY, Equilibrium, Leak, SpectralNorm, Unrolled
 from implicit_solvers.problems.ernn.baselines import FastRNN, ImplicitEulerRNN
 
 Build = Callable[[int, int], nn.Module]

@@ -25,20 +25,10 @@ from implicit_solvers.problems.experiments.data.uci_har import load_uci_har
 
 @dataclass(frozen=True)
 class Task:
-    """A task and the length of a training.
+    """A task, and the length of a training."""
 
-    Parameters
-    ----------
-    title
-        What figures say.
-    load
-        Returns it; of a folder, for those in `FOLDER_TASKS`.
-    epochs, batch
-        Passes over the training part, and sequences in a step.
-    """
-
-    title: str
-    load: Callable[..., SequenceTask]
+    title: str  # what figures say
+    load: Callable[..., SequenceTask]  # returns it; of a folder, for those in `FOLDER_TASKS`
     epochs: int
     batch: int
 

@@ -13,11 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from implicit_solvers.problems.experiments import harness
-from implicit_solvers.problems.experiments.ernn.figures import (
-    draw_learning,
-    draw_table,
-    score_text,
-)
+from implicit_solvers.problems.experiments.ernn.figures import draw_learning, draw_table, score_text
 from implicit_solvers.problems.experiments.ernn.models import LABELS
 from implicit_solvers.problems.experiments.ernn.tasks import SHIPPED, TASKS, load_task
 from implicit_solvers.problems.experiments.ernn.trials import Configuration, run_trials, summary
@@ -111,9 +107,7 @@ def seconds_an_epoch(results: Rows, rows: Rows) -> dict[str, float | None]:
 
 
 def print_table(
-    console: Console,
-    rows: Mapping[str, Rows],
-    seconds: Mapping[str, Mapping[str, float | None]],
+    console: Console, rows: Mapping[str, Rows], seconds: Mapping[str, Mapping[str, float | None]]
 ) -> None:
     """Print scores, parameters, and seconds an epoch, of what `summary` returned for each task."""
     title = (

@@ -20,6 +20,7 @@ from implicit_solvers.problems.experiments.ernn.sequence_training import (
     fit_sequences,
     sequence_model,
 )
+from implicit_solvers.problems.experiments.harness import option
 
 NETWORKS: Mapping[str, Build] = {
     name: MODELS[name] for name in ("rnn", "exact", "exact-plus", "leaky", "k1", "k3", "k5")
@@ -30,20 +31,20 @@ NETWORKS: Mapping[str, Build] = {
 class Configuration:
     """What the results depend on."""
 
-    models: list[str] = harness.option(
+    models: list[str] = option(
         ["rnn", "exact", "exact-plus", "leaky"], "networks", choices=NETWORKS
     )
-    epochs: int = harness.option(30, "passes over the sequences")
-    batch: int = harness.option(50, "sequences in a step of Adam")
-    train: int = harness.option(500, "sequences")
-    steps: int = harness.option(12, "length of a sequence")
-    hidden: int = harness.option(
+    epochs: int = option(30, "passes over the sequences")
+    batch: int = option(50, "sequences in a step of Adam")
+    train: int = option(500, "sequences")
+    steps: int = option(12, "length of a sequence")
+    hidden: int = option(
         2, "size of the hidden states, of which two are drawn", read=harness.number(int, 1)
     )
-    rate: float = harness.option(1e-2, "Adam's rate")
-    noise: float = harness.option(0.2, "standard deviation of what is added to a point")
-    drawn: int = harness.option(4, "sequences drawn of each class")
-    seed: int = harness.option(0, "of networks and data", read=harness.WHOLE)
+    rate: float = option(1e-2, "Adam's rate")
+    noise: float = option(0.2, "standard deviation of what is added to a point")
+    drawn: int = option(4, "sequences drawn of each class")
+    seed: int = option(0, "of networks and data", read=harness.WHOLE)
 
 
 def trajectories(rnn: nn.Module, x: Tensor, hidden: int) -> Tensor:

@@ -23,6 +23,7 @@ from implicit_solvers.problems.experiments.ernn.sequence_training import (
     fit_sequences,
     sequence_model,
 )
+from implicit_solvers.problems.experiments.harness import option
 
 COMPARED = ("exact", "leaky", "k1", "k3", "k5", "rnn", "gru", "lstm", "fastrnn")
 
@@ -36,18 +37,16 @@ class Configuration:
 
     task: str
     folder: str
-    epochs: int = harness.option(
+    epochs: int = option(
         None, "passes over the sequences (depends on the task)", read=harness.COUNT
     )
-    batch: int = harness.option(
-        None, "sequences in a step (depends on the task)", read=harness.COUNT
-    )
-    models: list[str] = harness.option(list(COMPARED), "networks", choices=MODELS, metavar="MODEL")
-    rates: list[float] = harness.option([5e-3, 2e-2], "Adam's rates that are tried", metavar="RATE")
-    seeds: int = harness.option(3, "trainings of each model with its best rate")
-    first_seed: int = harness.option(0, "the first of their seeds", read=harness.WHOLE)
-    hidden: int = harness.option(32, "size of the hidden states")
-    clip: float = harness.option(1.0, "largest norm of a gradient")
+    batch: int = option(None, "sequences in a step (depends on the task)", read=harness.COUNT)
+    models: list[str] = option(list(COMPARED), "networks", choices=MODELS, metavar="MODEL")
+    rates: list[float] = option([5e-3, 2e-2], "Adam's rates that are tried", metavar="RATE")
+    seeds: int = option(3, "trainings of each model with its best rate")
+    first_seed: int = option(0, "the first of their seeds", read=harness.WHOLE)
+    hidden: int = option(32, "size of the hidden states")
+    clip: float = option(1.0, "largest norm of a gradient")
 
     def trials(self) -> list[tuple[str, float, int]]:
         """Return model, rate and seed of the trainings that try the rates."""

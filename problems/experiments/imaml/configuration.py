@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from implicit_solvers.problems.experiments import harness
+from implicit_solvers.problems.experiments.harness import option
 
 LABELS = {
     "imaml-gd": "iMAML, gradient descent",
@@ -45,68 +46,62 @@ class Configuration:
     ('omniglot', 'omniglot')
     """
 
-    method: str = harness.option("imaml-gd", "how it learns", choices=METHODS)
-    data: str = harness.option(
+    method: str = option("imaml-gd", "how it learns", choices=METHODS)
+    data: str = option(
         "glyphs",
         "glyphs, sinusoid, omniglot:FOLDER or mini-imagenet:FOLDER",
         read=_data,
         metavar="DATA",
     )
-    ways: int = harness.option(5, "classes in a task")
-    shots: int = harness.option(1, "examples of each class (points of a sine wave) to learn from")
-    queries: int = harness.option(10, "and to be judged by")
-    steps: int = harness.option(160, "meta-steps of Adam")
-    meta_batch: int = harness.option(8, "tasks in a meta-step")
-    seed: int = harness.option(
+    ways: int = option(5, "classes in a task")
+    shots: int = option(1, "examples of each class (points of a sine wave) to learn from")
+    queries: int = option(10, "and to be judged by")
+    steps: int = option(160, "meta-steps of Adam")
+    meta_batch: int = option(8, "tasks in a meta-step")
+    seed: int = option(
         0, "of the weights, the tasks, and the glyphs' instances", read=harness.WHOLE
     )
-    class_seed: int = harness.option(
+    class_seed: int = option(
         0, "of the split into classes to learn from, to validate and to test on", read=harness.WHOLE
     )
-    inner_steps: int = harness.option(16, "gradient steps of a task")
-    inner_lr: float = harness.option(0.1, "their length")
-    strength: float = harness.option(
-        2.0, "of iMAML's regularization towards the meta-parameters, lambda"
-    )
-    damping: float = harness.option(
+    inner_steps: int = option(16, "gradient steps of a task")
+    inner_lr: float = option(0.1, "their length")
+    strength: float = option(2.0, "of iMAML's regularization towards the meta-parameters, lambda")
+    damping: float = option(
         0.0,
         "share of the strength that is added to iMAML's linear systems",
         read=harness.number(float, 0, closed=True),
     )
-    newton_steps: int = harness.option(3, "steps of imaml-hf in a task")
-    adjoint_steps: int = harness.option(
+    newton_steps: int = option(3, "steps of imaml-hf in a task")
+    adjoint_steps: int = option(
         5, "steps of CG in iMAML's meta-gradient, and in each step of imaml-hf"
     )
-    ridge: float = harness.option(1.0, "of R2D2, where its learning begins")
-    scale: float = harness.option(10.0, "of R2D2's outputs, where its learning begins")
-    lr: float = harness.option(2e-3, "highest rate of Adam")
-    convolution_lr: float = harness.option(2e-2, "and that of convolutions")
-    width: int = harness.option(32, "channels of the network; hidden units for sine waves")
-    side: int = harness.option(28, "pixels along the side of an image")
-    normalization: str = harness.option(
+    ridge: float = option(1.0, "of R2D2, where its learning begins")
+    scale: float = option(10.0, "of R2D2's outputs, where its learning begins")
+    lr: float = option(2e-3, "highest rate of Adam")
+    convolution_lr: float = option(2e-2, "and that of convolutions")
+    width: int = option(32, "channels of the network; hidden units for sine waves")
+    side: int = option(28, "pixels along the side of an image")
+    normalization: str = option(
         "batch",
         "by the statistics of a batch, as in the paper, or of groups of channels",
         choices=("batch", "group"),
     )
-    pooling: bool = harness.option(
-        False, "halve images by the largest of 2 by 2 pixels, not by strides"
-    )
-    instances: int = harness.option(20, "drawings of each glyph")
-    split: str = harness.option(
+    pooling: bool = option(False, "halve images by the largest of 2 by 2 pixels, not by strides")
+    instances: int = option(20, "drawings of each glyph")
+    split: str = option(
         "characters",
         "of Omniglot: all characters at random, or the alphabets of the release",
         choices=("characters", "alphabets"),
     )
-    batching: str = harness.option(
+    batching: str = option(
         "vmap",
         "tasks together, or one after the other; auto measures which is faster here",
         choices=("vmap", "loop", "auto"),
     )
-    validations: int = harness.option(8, "points of the learning curve")
-    validation_tasks: int = harness.option(40, "tasks of the learning curve")
-    evaluation_tasks: int = harness.option(
-        600, "tasks of the final score; 0: none", read=harness.WHOLE
-    )
+    validations: int = option(8, "points of the learning curve")
+    validation_tasks: int = option(40, "tasks of the learning curve")
+    evaluation_tasks: int = option(600, "tasks of the final score; 0: none", read=harness.WHOLE)
 
     @property
     def kind(self) -> str:

@@ -17,6 +17,7 @@ import implicit_solvers as ims
 from implicit_solvers.problems import imaml
 from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.data.glyphs import IMAGE_SIDE
+from implicit_solvers.problems.experiments.harness import option
 from implicit_solvers.problems.experiments.imaml.figures import draw_costs
 from implicit_solvers.problems.imaml.few_shot_networks import classifier, initial_parameters
 from implicit_solvers.problems.live_memory import LiveMemory
@@ -29,29 +30,19 @@ WAYS = 5
 class Configuration:
     """What is measured."""
 
-    seed: int = harness.option(0, "of the network and the images", read=harness.WHOLE)
-    width: int = harness.option(32, "channels of the network")
-    inner_steps: list[int] = harness.option([2**k for k in range(9)], "gradient steps of a task")
+    seed: int = option(0, "of the network and the images", read=harness.WHOLE)
+    width: int = option(32, "channels of the network")
+    inner_steps: list[int] = option([2**k for k in range(9)], "gradient steps of a task")
 
 
 @dataclass(frozen=True)
 class CostRow:
-    """What one meta-gradient of one task costs.
+    """What one meta-gradient of one task costs."""
 
-    Attributes
-    ----------
-    method, inner_steps
-        Which of `METHODS`, and the gradient steps of the task.
-    memory
-        Bytes of live tensors, at most.
-    seconds
-        Of the processor's time, which other processes on the machine do not add to.
-    """
-
-    method: str
+    method: str  # of `METHODS`
     inner_steps: int
-    memory: int
-    seconds: float
+    memory: int  # bytes of live tensors, at most
+    seconds: float  # of the processor's time, to which other processes do not add
 
 
 def method_of(

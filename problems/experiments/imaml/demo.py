@@ -25,9 +25,14 @@ from implicit_solvers.problems.experiments.imaml.configuration import (
     configuration_from,
 )
 from implicit_solvers.problems.experiments.imaml.costs import CostRow, measure_meta_gradients
-from implicit_solvers.problems.experiments.imaml.demo_figure import draw_demo
-from implicit_solvers.problems.experiments.imaml.evaluation import interval, task_scores
-from implicit_solvers.problems.experiments.imaml.problem import Problem, load_problem, method_of
+from implicit_solvers.problems.experiments.imaml.figures import draw_demo
+from implicit_solvers.problems.experiments.imaml.problem import (
+    Problem,
+    interval,
+    load_problem,
+    method_of,
+    task_scores,
+)
 from implicit_solvers.problems.experiments.imaml.run import FOLDER, Machine, trained
 from implicit_solvers.problems.experiments.imaml.training import History
 

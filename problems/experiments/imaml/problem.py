@@ -1,10 +1,13 @@
-"""A configuration made concrete: the tasks, the network, the loss and the method."""
+"""A configuration made concrete: tasks, network, loss, method; and how well it does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
@@ -18,6 +21,8 @@ from implicit_solvers.problems.experiments.data.task_sources import (
     images_of_classes,
 )
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
+from implicit_solvers.problems.experiments.imaml.processes import gathered, share_of
+from implicit_solvers.problems.imaml import Batching
 from implicit_solvers.problems.imaml.few_shot_networks import (
     classifier,
     initial_parameters,
@@ -27,33 +32,17 @@ from implicit_solvers.problems.imaml.few_shot_networks import (
 
 @dataclass(frozen=True)
 class Problem:
-    """What a run works on.
-
-    Parameters
-    ----------
-    method
-        How meta-parameters are learned and adapted.
-    model, criterion
-        The network as a function of its parameters, and the loss of a task.
-    first
-        The meta-parameters that training starts from.
-    train, validation, test
-        The tasks to learn from, those of the learning curve, and those of the final score.
-    score
-        Maps a task's outputs and targets to what is reported: a 0-d tensor.
-    score_name
-        ``"accuracy"`` or ``"squared error"``.
-    """
+    """What a run works on."""
 
     method: imaml.Method
     model: imaml.Model
     criterion: imaml.Criterion
-    first: dict[str, Tensor]
-    train: TaskSource
-    validation: TaskSource
-    test: TaskSource
-    score: Callable[[Tensor, Tensor], Tensor]
-    score_name: str
+    first: dict[str, Tensor]  # the meta-parameters that training starts from
+    train: TaskSource  # the tasks to learn from
+    validation: TaskSource  # those of the learning curve
+    test: TaskSource  # those of the final score
+    score: Callable[[Tensor, Tensor], Tensor]  # a task's outputs and targets to a 0-d tensor
+    score_name: str  # "accuracy" or "squared error"
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -148,3 +137,50 @@ def load_problem(configuration: Configuration, device: str = "cpu") -> Problem:
         first = method.extend(first)
     first = {key: value.to(device) for key, value in first.items()}
     return Problem(method, model, criterion, first, train, validation, test, score, c.score_name)
+
+
+# ---- Scores ----
+
+TASKS_AT_ONCE = 25
+
+
+def task_scores(
+    problem: Problem,
+    theta: dict[str, Tensor],
+    source: TaskSource,
+    tasks: Sequence[int],
+    *,
+    batching: Batching = Batching.VMAP,
+    tasks_at_once: int | None = None,
+    report: Callable[[int], None] = lambda count: None,
+) -> Tensor:
+    """Adapt to each task's support and score its queries; processes share the tasks."""
+    size = tasks_at_once or TASKS_AT_ONCE
+    own = share_of(tasks)
+
+    def score(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
+        support = (support_x, support_y)
+        predict = problem.method.adapt(problem.model, problem.criterion, theta, support)
+        return problem.score(predict(query_x), query_y)
+
+    parts = []
+    with torch.no_grad():
+        for first in range(0, len(own), size):
+            chunk = source.batch(own[first : first + size])
+            parts.append(batching.over_tasks(score)(*chunk).double().cpu())
+            report(len(chunk.query_y))
+    scores = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    return gathered(scores)
+
+
+def interval(scores: Tensor) -> dict[str, Any]:
+    """Return the mean and its 95% interval, from the normal approximation.
+
+    Examples
+    --------
+    >>> interval(torch.tensor([0.5, 0.5, 0.5]))
+    {'mean': 0.5, 'low': 0.5, 'high': 0.5, 'tasks': 3}
+    """
+    mean = float(scores.mean())
+    half = 1.96 * float(scores.std(correction=0)) / math.sqrt(len(scores))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "tasks": len(scores)}

@@ -35,24 +35,12 @@ def _started() -> bool:
 
 
 def first_rank() -> bool:
-    """Return whether this process is the only one, or the first, which writes files.
-
-    Examples
-    --------
-    >>> first_rank()
-    True
-    """
+    """Return whether this process is the only one, or the first, which writes files."""
     return not _started() or dist.get_rank() == 0
 
 
 def decided_by_first(decide: Callable[[], Decision]) -> Decision:
-    """Return what the first process's function returns, on all of them.
-
-    Examples
-    --------
-    >>> decided_by_first(lambda: 3)
-    3
-    """
+    """Return what the first process's function returns, on all of them."""
     if not _started():
         return decide()
     decision: list[Decision | None] = [decide() if first_rank() else None]
@@ -62,13 +50,7 @@ def decided_by_first(decide: Callable[[], Decision]) -> Decision:
 
 
 def share_of(tasks: Sequence[int]) -> Sequence[int]:
-    """Return the tasks that are this process's.
-
-    Examples
-    --------
-    >>> share_of(range(5))
-    range(0, 5)
-    """
+    """Return the tasks that are this process's."""
     if not _started():
         return tasks
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -76,13 +58,7 @@ def share_of(tasks: Sequence[int]) -> Sequence[int]:
 
 
 def gathered(scores: Tensor) -> Tensor:
-    """Return the scores of all processes, in the order of the tasks, on each of them.
-
-    Examples
-    --------
-    >>> gathered(torch.tensor([0.5, 1.0]))
-    tensor([0.5000, 1.0000])
-    """
+    """Return the scores of all processes, in the order of the tasks, on each of them."""
     if not _started():
         return scores
     parts: list[list[float]] = [[] for _ in range(dist.get_world_size())]

@@ -21,9 +21,13 @@ from implicit_solvers.problems.experiments.imaml.configuration import (
     configuration_from,
     given_options,
 )
-from implicit_solvers.problems.experiments.imaml.evaluation import interval, task_scores
 from implicit_solvers.problems.experiments.imaml.figures import draw_learning
-from implicit_solvers.problems.experiments.imaml.problem import Problem, load_problem
+from implicit_solvers.problems.experiments.imaml.problem import (
+    Problem,
+    interval,
+    load_problem,
+    task_scores,
+)
 from implicit_solvers.problems.experiments.imaml.processes import first_rank, process_group
 from implicit_solvers.problems.experiments.imaml.training import History, meta_train
 from implicit_solvers.problems.imaml import Batching, tasks_that_fit
@@ -35,24 +39,12 @@ RESIDUALS = {"inner": "inner loop", "adjoint": "meta-gradient's linear solve"}
 
 @dataclass(frozen=True)
 class Machine:
-    """How a run is computed; its results depend on it by rounding only.
-
-    Parameters
-    ----------
-    device
-        ``"cpu"``, ``"cuda"``, ...
-    tasks_at_once
-        How many tasks are in memory together.
-    memory_limit
-        In bytes: as many tasks are in memory together as fit, if ``tasks_at_once`` is left out.
-    checkpoint_every
-        Meta-steps from one checkpoint to the next.
-    """
+    """How a run is computed; its results depend on it by rounding only."""
 
     device: str = "cpu"
-    tasks_at_once: int | None = None
-    memory_limit: float | None = None
-    checkpoint_every: int = 10
+    tasks_at_once: int | None = None  # in memory
+    memory_limit: float | None = None  # bytes: how many tasks that are, if it is not said
+    checkpoint_every: int = 10  # meta-steps
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,18 +11,28 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.problems.experiments import harness
+from implicit_solvers.problems.experiments.harness import option
 from implicit_solvers.problems.experiments.imaml.configuration import (
     LABELS,
     METHODS,
     Configuration,
     configuration_from,
 )
-from implicit_solvers.problems.experiments.imaml.evaluation import interval, task_scores
 from implicit_solvers.problems.experiments.imaml.figures import draw_sinusoid
-from implicit_solvers.problems.experiments.imaml.grid import Cell, markdown_table, run_with_bar
-from implicit_solvers.problems.experiments.imaml.problem import Problem, load_problem
+from implicit_solvers.problems.experiments.imaml.grid import (
+    WAVE_TRIALS,
+    Cell,
+    markdown_table,
+    run_trials,
+    run_with_bar,
+)
+from implicit_solvers.problems.experiments.imaml.problem import (
+    Problem,
+    interval,
+    load_problem,
+    task_scores,
+)
 from implicit_solvers.problems.experiments.imaml.run import Machine
-from implicit_solvers.problems.experiments.imaml.trials import WAVE_TRIALS, run_trials
 from implicit_solvers.problems.imaml import FirstOrderMaml
 
 GRADIENT_STEPS = 10
@@ -35,17 +45,15 @@ GRID = 200
 class Plan:
     """What is trained, and on what."""
 
-    methods: list[str] = harness.option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
-    steps: int = harness.option(400, "meta-steps")
-    trial_steps: int = harness.option(
-        None,
-        "meta-steps of each trial (half as many; 0: no trials)",
-        read=harness.WHOLE,
+    methods: list[str] = option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
+    steps: int = option(400, "meta-steps")
+    trial_steps: int = option(
+        None, "meta-steps of each trial (half as many; 0: no trials)", read=harness.WHOLE
     )
-    shots: int = harness.option(10, "points to learn from")
-    meta_batch: int = harness.option(16, "tasks a step")
-    evaluation_tasks: int = harness.option(600, "tests")
-    seed: int = harness.option(0, "of everything", read=harness.WHOLE)
+    shots: int = option(10, "points to learn from")
+    meta_batch: int = option(16, "tasks a step")
+    evaluation_tasks: int = option(600, "tests")
+    seed: int = option(0, "of everything", read=harness.WHOLE)
 
     def configuration(self, method: str, chosen: Mapping[str, float]) -> Configuration:
         """Return that of one run."""
@@ -62,39 +70,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class WaveResult:
-    """What a method came to.
-
-    Attributes
-    ----------
-    method
-        Its name on the command line.
-    hyperparameters
-        Those that were chosen.
-    errors
-        `interval` of the squared error after 0, 1, ... gradient steps; empty for R2D2, whose
-        features have no head to take steps with.
-    own
-        `interval` of the squared error after the method's own adaptation.
-    seconds
-        Of a meta-step.
-    """
+    """What a method came to; R2D2 has no head to take steps with, and no ``errors``."""
 
     method: str
-    hyperparameters: dict[str, float]
-    errors: list[dict[str, Any]]
-    own: dict[str, Any]
-    seconds: float
+    hyperparameters: dict[str, float]  # those that were chosen
+    errors: list[dict[str, Any]]  # `interval` after 0, 1, ... gradient steps
+    own: dict[str, Any]  # `interval` after the method's own adaptation
+    seconds: float  # of a meta-step
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--jobs",
-        type=harness.COUNT,
-        default=1,
-        metavar="N",
-        help="processes (%(default)s)",
-    )
+    add("--jobs", type=harness.COUNT, default=1, metavar="N", help="processes (%(default)s)")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from implicit_solvers.problems.experiments import harness
+from implicit_solvers.problems.experiments.harness import option
 from implicit_solvers.problems.experiments.imaml.configuration import (
     LABELS,
     METHODS,
@@ -22,13 +23,18 @@ from implicit_solvers.problems.experiments.imaml.configuration import (
     configuration_from,
     given_options,
 )
-from implicit_solvers.problems.experiments.imaml.evaluation import task_scores
 from implicit_solvers.problems.experiments.imaml.figures import draw_table
-from implicit_solvers.problems.experiments.imaml.grid import Cell, markdown_table, run_with_bar
-from implicit_solvers.problems.experiments.imaml.problem import load_problem
+from implicit_solvers.problems.experiments.imaml.grid import (
+    TRIAL_TASKS,
+    TRIALS,
+    Cell,
+    markdown_table,
+    run_trials,
+    run_with_bar,
+)
+from implicit_solvers.problems.experiments.imaml.problem import load_problem, task_scores
 from implicit_solvers.problems.experiments.imaml.run import Machine
 from implicit_solvers.problems.experiments.imaml.training import meta_train
-from implicit_solvers.problems.experiments.imaml.trials import TRIAL_TASKS, TRIALS, run_trials
 
 # What an idle core finishes in half an hour.
 SMALL = {"width": 16, "side": 14, "inner_steps": 8, "steps": 160, "meta_batch": 4}
@@ -80,15 +86,15 @@ def _setting(text: str) -> str:
 class Plan:
     """Which runs the table is made of, beside the options of all of them."""
 
-    settings: list[str] = harness.option(
+    settings: list[str] = option(
         ["5x1", "5x5", "20x1", "20x5"],
         "a third number is the queries of each class",
         read=_setting,
         metavar="WAYSxSHOTS",
     )
-    methods: list[str] = harness.option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
-    seeds: int = harness.option(2, "trainings of each")
-    trial_steps: int = harness.option(
+    methods: list[str] = option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
+    seeds: int = option(2, "trainings of each")
+    trial_steps: int = option(
         None,
         "meta-steps of each trial of hyperparameters, on the first setting (half as many as in "
         "the table; 0: no trials)",
@@ -99,13 +105,7 @@ class Plan:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_configuration(parser, leave_out=OWN, shown=SMALL)
     add = parser.add_argument
-    add(
-        "--jobs",
-        type=harness.COUNT,
-        default=1,
-        metavar="N",
-        help="processes (%(default)s)",
-    )
+    add("--jobs", type=harness.COUNT, default=1, metavar="N", help="processes (%(default)s)")
     add("--device", type=harness.device, default="cpu", help="of the tensors (%(default)s)")
     text = "time a few meta-steps, say how long it takes, end"
     add("--estimate", action="store_true", help=text)

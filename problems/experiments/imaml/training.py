@@ -13,8 +13,7 @@ from torch import Tensor
 
 from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
-from implicit_solvers.problems.experiments.imaml.evaluation import task_scores
-from implicit_solvers.problems.experiments.imaml.problem import Problem
+from implicit_solvers.problems.experiments.imaml.problem import Problem, task_scores
 from implicit_solvers.problems.experiments.imaml.processes import decided_by_first
 from implicit_solvers.problems.imaml import Batching, BatchingChoice, faster_batching
 from implicit_solvers.problems.imaml.distributed import distributed_meta_gradient
@@ -26,26 +25,10 @@ TIMED_TASKS = 4
 class History:
     """What happened so far. None stands for a number that a method does not have.
 
-    Attributes
-    ----------
-    loss
-        The mean query loss after adaptation, before each meta-step.
-    inner_residual
-        The mean over the tasks of a meta-step of the norm of the inner objective's gradient.
-    adjoint_residual
-        The mean relative residual of the outer linear solve.
-    task_residuals
-        That residual of every task, if the training is followed closely.
-    left_out
-        Pairs of a meta-step and the number of a task that it left out: NaN, or a solver failed.
-    validation
-        Pairs of a number of meta-steps and the score on validation tasks after them.
-    batching
-        How tasks are evaluated together: ``"vmap"`` or ``"loop"``; None before the first step.
-    batching_seconds
-        What a task took either way, if they were compared.
-    seconds
-        The time spent on meta-steps and validations.
+    Of each meta-step: the mean query loss before it, the mean norm of the inner objective's
+    gradient, the mean relative residual of the outer solve (that of every task, if it is followed
+    closely). ``left_out`` has pairs of a meta-step and a task; ``validation`` pairs of a number of
+    meta-steps and the score after them; ``batching`` is "vmap" or "loop".
     """
 
     loss: list[float | None] = field(default_factory=list)

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 import implicit_solvers as ims
 from implicit_solvers.problems import imaml
 from implicit_solvers.problems.experiments import harness
+from implicit_solvers.problems.experiments.harness import option
 from implicit_solvers.problems.experiments.imaml.figures import draw_truth
 
 INNER_STEPS = tuple(2**k for k in range(11))
@@ -25,30 +26,20 @@ TOLERANCE = "iMAML, CG to tolerance"
 class Configuration:
     """What is measured."""
 
-    seed: int = harness.option(0, "of the tasks", read=harness.WHOLE)
-    tasks: int = harness.option(8, "in a meta-gradient")
-    dimension: int = harness.option(50, "of a task")
-    inner_steps: list[int] = harness.option(list(INNER_STEPS), "gradient steps of a task")
+    seed: int = option(0, "of the tasks", read=harness.WHOLE)
+    tasks: int = option(8, "in a meta-gradient")
+    dimension: int = option(50, "of a task")
+    inner_steps: list[int] = option(list(INNER_STEPS), "gradient steps of a task")
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Curvatures of the tasks' loss, and the strength of the regularization.
-
-    Attributes
-    ----------
-    lowest, highest
-        The ends of the spectrum.
-    strength
-        Above ``-lowest``, so that each task has one solution.
-    logarithmic
-        Whether the curvatures are spaced evenly in their logarithm.
-    """
+    """Curvatures of the tasks' loss, and the strength of the regularization."""
 
     lowest: float
     highest: float
-    strength: float
-    logarithmic: bool = False
+    strength: float  # above ``-lowest``, so that each task has one solution
+    logarithmic: bool = False  # whether curvatures are spaced evenly in their logarithm
 
     @property
     def lr(self) -> float:
@@ -82,23 +73,12 @@ class TruthRow:
 
 @dataclass(frozen=True)
 class QuadraticTasks:
-    """Tasks with ``L(phi, support) = phi^T A phi / 2 - c^T phi`` and the query ``|phi - y|²/2``.
+    """Tasks with ``L(phi, support) = phi^T A phi / 2 - c^T phi`` and the query ``|phi - y|²/2``."""
 
-    Attributes
-    ----------
-    theta
-        The meta-parameters ``(n,)``.
-    supports, queries
-        ``(A, c)`` and ``(I, y)`` of all tasks: `model` and `criterion` make the losses of them, the
-        query's up to a constant.
-    exact
-        The meta-gradient ``mean strength (A + strength)^-1 (phi - y)`` at the minima ``phi``.
-    """
-
-    theta: Tensor
-    supports: tuple[Tensor, Tensor]
-    queries: tuple[Tensor, Tensor]
-    exact: Tensor
+    theta: Tensor  # the meta-parameters ``(n,)``
+    supports: tuple[Tensor, Tensor]  # ``(A, c)`` of all tasks
+    queries: tuple[Tensor, Tensor]  # ``(I, y)`` of all tasks
+    exact: Tensor  # mean strength (A + strength)^-1 (phi - y) at the minima phi
 
 
 def model(phi: Tensor, A: Tensor) -> Tensor:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.problems.experiments import harness
-from implicit_solvers.problems.experiments.reparameterization.variance_measurements import (
-    FAMILIES,
-    Measurement,
-)
 from implicit_solvers.problems.reparameterization.models.autoencoder import Autoencoder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from implicit_solvers.problems.experiments.reparameterization.variance import (
+        Family,
+        Measurement,
+    )
 
 # RSVI, without lines: it covers the implicit estimator
 LINES = [
@@ -55,18 +56,20 @@ TOPICS, WORDS = 12, 7
 # ---- Variances ----
 
 
-def draw_variance(path: Path, measurements: Sequence[Measurement]) -> None:
+def draw_variance(
+    path: Path, measurements: Sequence[Measurement], families: Mapping[str, Family]
+) -> None:
     """Draw the variance of every estimator along each family."""
     names = list(dict.fromkeys(m.estimator for m in measurements))
     styles = {name: LINES[i % len(LINES)] for i, name in enumerate(names)}
     with harness.canvas(path, 12, 7, dpi=120, w_pad=0.12, h_pad=0.12) as figure:
         axes: Any = figure.subplots(2, 3)
-        for ax, name in zip(axes.flat, FAMILIES, strict=False):
-            _draw_family(ax, name, [m for m in measurements if m.family == name], styles)
-        legend = axes.flat[len(FAMILIES)]
+        for ax, name in zip(axes.flat, families, strict=False):
+            _draw_family(ax, families[name], [m for m in measurements if m.family == name], styles)
+        legend = axes.flat[len(families)]
         legend.set_axis_off()
         handles: dict[str, Any] = {}
-        for ax in axes.flat[: len(FAMILIES)]:
+        for ax in axes.flat[: len(families)]:
             handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         legend.legend(
             handles.values(),
@@ -78,9 +81,11 @@ def draw_variance(path: Path, measurements: Sequence[Measurement]) -> None:
 
 
 def _draw_family(
-    ax: Axes, name: str, measurements: Sequence[Measurement], styles: dict[str, tuple[str, str]]
+    ax: Axes,
+    family: Family,
+    measurements: Sequence[Measurement],
+    styles: dict[str, tuple[str, str]],
 ) -> None:
-    family = FAMILIES[name]
     for estimator, (colour, line) in styles.items():
         own = sorted((m.place, m.variance) for m in measurements if m.estimator == estimator)
         if own:

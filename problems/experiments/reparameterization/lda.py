@@ -19,6 +19,7 @@ from implicit_solvers.problems.experiments.data.reuters import (
     load_reuters,
     split,
 )
+from implicit_solvers.problems.experiments.harness import option
 from implicit_solvers.problems.experiments.reparameterization.figures import (
     POSTERIOR_LABELS,
     draw_topics,
@@ -38,16 +39,14 @@ BETAS = (0.9, 0.99)
 class Settings:
     """How a posterior is trained; chosen for each on validation documents."""
 
-    concentration: float = harness.option(0.3, "parameter of the Dirichlet prior of shares")
-    smoothing: float = harness.option(0.1, "words that the prior of topics adds to each count")
-    lr: float = harness.option(6e-3, "the encoder's rate in Adam")
+    concentration: float = option(0.3, "parameter of the Dirichlet prior of shares")
+    smoothing: float = option(0.1, "words that the prior of topics adds to each count")
+    lr: float = option(6e-3, "the encoder's rate in Adam")
     # each of the topics' parameters sees one word
-    topics_rate: float = harness.option(5.0, "the topics' rate relative to it")
-    topic_noise: float = harness.option(1.0, "standard deviation of the first logits of topics")
-    warm_up: float = harness.option(
-        0.3, "share of epochs in which the divergence's weight grows to 1"
-    )
-    dropout: float = harness.option(
+    topics_rate: float = option(5.0, "the topics' rate relative to it")
+    topic_noise: float = option(1.0, "standard deviation of the first logits of topics")
+    warm_up: float = option(0.3, "share of epochs in which the divergence's weight grows to 1")
+    dropout: float = option(
         0.5,
         "share of words hidden from the encoder in training",
         read=harness.number(float, 0, 1, closed=True),
@@ -61,16 +60,16 @@ SETTINGS = {"dirichlet": Settings(), "logistic-normal": Settings(concentration=0
 class Configuration:
     """What the results depend on: one training for each posterior and seed."""
 
-    posteriors: list[str] = harness.option(list(POSTERIORS), "kinds", choices=POSTERIORS)
-    seeds: int = harness.option(3, "trainings of each posterior")
-    first_seed: int = harness.option(0, "the first of their seeds", read=harness.WHOLE)
-    topics: int = harness.option(20, "topics")
-    epochs: int = harness.option(100, "passes over the documents")
-    batch: int = harness.option(64, "documents in a step of Adam")
-    hidden: int = harness.option(100, "width of the encoder's layers")
-    samples: int = harness.option(50, "samples for the mean of a posterior")
+    posteriors: list[str] = option(list(POSTERIORS), "kinds", choices=POSTERIORS)
+    seeds: int = option(3, "trainings of each posterior")
+    first_seed: int = option(0, "the first of their seeds", read=harness.WHOLE)
+    topics: int = option(20, "topics")
+    epochs: int = option(100, "passes over the documents")
+    batch: int = option(64, "documents in a step of Adam")
+    hidden: int = option(100, "width of the encoder's layers")
+    samples: int = option(50, "samples for the mean of a posterior")
     settings: dict[str, Settings] = field(default_factory=lambda: dict(SETTINGS))
-    validation: bool = harness.option(
+    validation: bool = option(
         False, "leave out the test documents, and score others that are then not trained on"
     )
 
@@ -95,28 +94,26 @@ def _run(arguments: argparse.Namespace) -> int:
     given = {one.name: getattr(arguments, one.name) for one in fields(Settings)}
     changes = {name: value for name, value in given.items() if value is not None}
     settings = {name: replace(SETTINGS[name], **changes) for name in arguments.posteriors}
-    configuration = harness.configuration_of(arguments, Configuration, settings=settings)
+    c = harness.configuration_of(arguments, Configuration, settings=settings)
     corpus = load_reuters()
-    documents = split(corpus, configuration.validation)
-    with harness.RunFolder.of(arguments, asdict(configuration)) as folder:
+    documents = split(corpus, c.validation)
+    with harness.RunFolder.of(arguments, asdict(c)) as folder:
         content = harness.train_all(
-            configuration.runs(),
-            _begin(configuration, documents),
-            configuration.epochs,
+            c.runs(),
+            _begin(c, documents),
+            c.epochs,
             folder.checkpoint(),
             arguments.checkpoint_every,
             folder,
         )
         results = content["results"]
         topics = {
-            configuration.runs()[place][0]: _described(
-                configuration, documents, corpus, place, state
-            )
+            c.runs()[place][0]: _described(c, documents, corpus, place, state)
             for place, state in content["kept"].items()
         }
         baseline = perplexity(unigram(documents.train), documents.scored)
         scores: dict[str, Any] = {"unigram": {"mean": baseline}}
-        for name in configuration.posteriors:
+        for name in c.posteriors:
             own = [result["perplexity"] for result in results if result["posterior"] == name]
             scores[name] = harness.spread(own)
         draw_topics(folder.path / "figure.png", results, baseline, topics)
@@ -126,36 +123,36 @@ def _run(arguments: argparse.Namespace) -> int:
             "words": {"inferred_from": observed, "scored": scored},
             "topics": topics,
         }
-        _print_results(folder.console, metrics, documents, configuration)
+        _print_results(folder.console, metrics, documents, c)
         seconds = harness.taken(results, "seconds")["seconds"]
         folder.finish({**metrics, "trainings": results}, trainings=seconds)
     return 0
 
 
-def _fresh(configuration: Configuration, documents: Documents, name: str, seed: int) -> TopicModel:
+def _fresh(c: Configuration, documents: Documents, name: str, seed: int) -> TopicModel:
     torch.manual_seed(seed)
-    settings = configuration.settings[name]
+    settings = c.settings[name]
     return TopicModel(
         POSTERIORS[name],
-        configuration.topics,
+        c.topics,
         settings.concentration,
         documents.train.sum(0),
-        configuration.hidden,
+        c.hidden,
         settings.dropout,
         settings.topic_noise,
     )
 
 
 def _begin(
-    configuration: Configuration, documents: Documents
+    c: Configuration, documents: Documents
 ) -> Callable[[tuple[str, int], harness.State | None], harness.Training]:
     """Return how `train_all` begins a training."""
 
     def begin(run: tuple[str, int], state: harness.State | None) -> harness.Training:
         name, seed = run
-        settings = configuration.settings[name]
-        schedule = harness.Schedule(configuration.epochs, configuration.batch, settings.warm_up)
-        model = _fresh(configuration, documents, name, seed)
+        settings = c.settings[name]
+        schedule = harness.Schedule(c.epochs, c.batch, settings.warm_up)
+        model = _fresh(c, documents, name, seed)
         groups = [
             {"params": [model.topic_logits], "lr": settings.topics_rate * settings.lr},
             {"params": list(model.encoder.parameters()), "lr": settings.lr},
@@ -171,7 +168,7 @@ def _begin(
             return value, likelihood - divergence
 
         def test() -> float:
-            return _held_out(model, documents, configuration.samples)
+            return _held_out(model, documents, c.samples)
 
         def result() -> harness.State:
             return {"posterior": name, "seed": seed, "perplexity": test()}
@@ -180,7 +177,7 @@ def _begin(
             f"{POSTERIOR_LABELS[name]}, seed {seed}: held-out perplexity",
             harness.fit(model, optimizer, documents.train, loss, test, schedule, seed, state),
             result,
-            kept=model if seed == configuration.first_seed else None,
+            kept=model if seed == c.first_seed else None,
         )
 
     return begin
@@ -196,18 +193,14 @@ def _held_out(model: TopicModel, documents: Documents, samples: int) -> float:
 
 
 def _described(
-    configuration: Configuration,
-    documents: Documents,
-    corpus: Corpus,
-    place: int,
-    state: harness.State,
+    c: Configuration, documents: Documents, corpus: Corpus, place: int, state: harness.State
 ) -> list[dict[str, Any]]:
     """Return the topics of a trained model, largest first: share of all words, and top words."""
-    name, seed = configuration.runs()[place]
-    model = _fresh(configuration, documents, name, seed)
+    name, seed = c.runs()[place]
+    model = _fresh(c, documents, name, seed)
     harness.restored(model, state).eval()
     lengths = documents.train.sum(1)
-    shares = lengths @ model.mean_shares(documents.train, configuration.samples) / lengths.sum()
+    shares = lengths @ model.mean_shares(documents.train, c.samples) / lengths.sum()
     best = model.log_topics().topk(min(10, len(corpus.words)), dim=-1).indices
     return [
         {"share": shares[topic].item(), "words": [corpus.words[word] for word in best[topic]]}
@@ -216,19 +209,16 @@ def _described(
 
 
 def _print_results(
-    console: Console,
-    metrics: Mapping[str, Any],
-    documents: Documents,
-    configuration: Configuration,
+    console: Console, metrics: Mapping[str, Any], documents: Documents, c: Configuration
 ) -> None:
     for name, topics in metrics["topics"].items():
-        title = f"{POSTERIOR_LABELS[name]} posterior: topics of seed {configuration.first_seed}"
+        title = f"{POSTERIOR_LABELS[name]} posterior: topics of seed {c.first_seed}"
         table = Table("share", "top words", title=title, title_justify="left")
         for topic in topics:
             table.add_row(f"{100 * topic['share']:.1f}%", " ".join(topic["words"]))
         console.print(table)
     words = metrics["words"]
-    kind = "validation" if configuration.validation else "test"
+    kind = "validation" if c.validation else "test"
     title = (
         f"Perplexity of {words['scored']:,} words of {len(documents.scored)} {kind} documents, "
         f"given the documents' other {words['inferred_from']:,} words"

@@ -21,16 +21,14 @@ from implicit_solvers.problems.experiments.data.digits import (
     load_mnist,
     validation_split,
 )
+from implicit_solvers.problems.experiments.harness import option
 from implicit_solvers.problems.experiments.reparameterization.figures import (
     LATENT_LABELS,
     draw_decoded,
     draw_elbo,
     draw_torus,
 )
-from implicit_solvers.problems.reparameterization.models.autoencoder import (
-    Autoencoder,
-    evaluate,
-)
+from implicit_solvers.problems.reparameterization.models.autoencoder import Autoencoder, evaluate
 from implicit_solvers.problems.reparameterization.models.latents import LATENTS
 
 
@@ -38,27 +36,25 @@ from implicit_solvers.problems.reparameterization.models.latents import LATENTS
 class Configuration:
     """What the results depend on: one training for each latent, number of dimensions and seed."""
 
-    latents: list[str] = harness.option(list(LATENTS), "kinds", choices=LATENTS)
-    dimensions: list[int] = harness.option([2, 10, 20], "of the latents", names=("d",), metavar="D")
-    seeds: int = harness.option(3, "trainings of each kind")
-    first_seed: int = harness.option(0, "the first of their seeds", read=harness.WHOLE)
-    epochs: int = harness.option(160, "passes over the images")
-    batch: int = harness.option(128, "images in a step of Adam")
-    hidden: int = harness.option(128, "width of the hidden layers")
-    lr: float = harness.option(3e-3, "Adam's rate")
-    warm_up: float = harness.option(
-        0.4, "share of epochs in which the divergence's weight grows to 1"
-    )
-    samples: int = harness.option(20, "samples for each test image in the final ELBO")
+    latents: list[str] = option(list(LATENTS), "kinds", choices=LATENTS)
+    dimensions: list[int] = option([2, 10, 20], "of the latents", names=("d",), metavar="D")
+    seeds: int = option(3, "trainings of each kind")
+    first_seed: int = option(0, "the first of their seeds", read=harness.WHOLE)
+    epochs: int = option(160, "passes over the images")
+    batch: int = option(128, "images in a step of Adam")
+    hidden: int = option(128, "width of the hidden layers")
+    lr: float = option(3e-3, "Adam's rate")
+    warm_up: float = option(0.4, "share of epochs in which the divergence's weight grows to 1")
+    samples: int = option(20, "samples for each test image in the final ELBO")
     starts: dict[str, float] = field(
         default_factory=lambda: {name: latent.start for name, latent in LATENTS.items()}
     )
-    data: str = harness.option(
+    data: str = option(
         "digits",
         "scikit-learn's digits, or a folder with MNIST's four idx files",
         metavar="digits|FOLDER",
     )
-    validation: bool = harness.option(
+    validation: bool = option(
         False, "leave out the test images, and score every fourth of the training images instead"
     )
 

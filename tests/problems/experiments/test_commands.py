@@ -23,10 +23,7 @@ from implicit_solvers.problems.experiments.harness.run_folder import (
     read_checkpoint,
     write_checkpoint,
 )
-from implicit_solvers.problems.experiments.reparameterization import (
-    variance,
-    variance_measurements,
-)
+from implicit_solvers.problems.experiments.reparameterization import variance
 from tests.problems.experiments.data.made_folders import make_har, make_mini_imagenet, make_omniglot
 from tests.problems.experiments.killed_runs import done_in
 from tests.problems.experiments.runs import (
@@ -67,7 +64,7 @@ def test_a_finished_run_resumes_to_itself(name, finished):
 
 
 def interrupted_measurements(*arguments):
-    yield from itertools.islice(variance_measurements.measure_all(*arguments), 7)
+    yield from itertools.islice(variance.measure_all(*arguments), 7)
     raise KeyboardInterrupt
 
 

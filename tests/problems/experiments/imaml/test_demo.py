@@ -8,7 +8,7 @@ import torch
 from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.experiments.data.episodes import Episodes
 from implicit_solvers.problems.experiments.imaml.demo import nearest_neighbour_predictions
-from implicit_solvers.problems.experiments.imaml.evaluation import interval
+from implicit_solvers.problems.experiments.imaml.problem import interval
 from tests.problems.experiments.runs import COMMANDS, metrics_of
 
 

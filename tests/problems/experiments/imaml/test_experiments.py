@@ -12,12 +12,17 @@ from scipy.stats import norm
 
 from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.experiments.imaml.configuration import LABELS, configuration_from
-from implicit_solvers.problems.experiments.imaml.evaluation import interval, task_scores
-from implicit_solvers.problems.experiments.imaml.grid import Cell, finished, run_all
-from implicit_solvers.problems.experiments.imaml.problem import load_problem
+from implicit_solvers.problems.experiments.imaml.grid import (
+    TRIALS,
+    WAVE_TRIALS,
+    Cell,
+    best_trial,
+    finished,
+    run_all,
+)
+from implicit_solvers.problems.experiments.imaml.problem import interval, load_problem, task_scores
 from implicit_solvers.problems.experiments.imaml.sinusoid import errors_after_steps
 from implicit_solvers.problems.experiments.imaml.table import Setting, markdown, summarize
-from implicit_solvers.problems.experiments.imaml.trials import TRIALS, WAVE_TRIALS, best_trial
 from tests.problems.experiments.runs import COMMANDS, METHODS
 
 TABLE = COMMANDS["imaml table"].arguments

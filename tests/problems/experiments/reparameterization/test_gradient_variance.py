@@ -9,10 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from implicit_solvers.problems.experiments.reparameterization import (
-    variance_measurements as measuring,
-)
-from implicit_solvers.problems.experiments.reparameterization.variance_measurements import (
+from implicit_solvers.problems.experiments.reparameterization import variance as measuring
+from implicit_solvers.problems.experiments.reparameterization.variance import (
     FAMILIES,
     Configuration,
     ratios,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from implicit_solvers.problems.__main__ import main
-from implicit_solvers.problems.experiments.reparameterization import variance_measurements
-from implicit_solvers.problems.experiments.reparameterization.variance_measurements import FAMILIES
+from implicit_solvers.problems.experiments.reparameterization import variance
+from implicit_solvers.problems.experiments.reparameterization.variance import FAMILIES
 from implicit_solvers.problems.reparameterization.estimators import score_function_gradients
 from implicit_solvers.problems.reparameterization.models.latents import LATENTS
 from tests.problems.experiments.data.made_folders import make_mnist
@@ -105,7 +105,7 @@ def test_a_biased_estimator_is_found_out(tmp_path, monkeypatch, capsys):
     def biased(expectation, phi, count):
         return 2 * score_function_gradients(expectation, phi, count)
 
-    monkeypatch.setattr(variance_measurements, "score_function_gradients", biased)
+    monkeypatch.setattr(variance, "score_function_gradients", biased)
     assert run("reparam variance", tmp_path, "--samples", "4000", "--points", "1") == 1
     metrics = metrics_of(tmp_path)
     assert metrics["unbiased"] is False and metrics["largest_deviation"] > 4
