@@ -107,6 +107,22 @@ def test_problems_use_public_names_only_and_not_their_experiments():
                 assert ".problems.experiments" not in target, (path, target)
 
 
+def test_files_are_opened_with_an_encoding():
+    for path, text, _ in [*imports("implicit_solvers"), *imports("problems")]:
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.Call):
+                continue
+            called, written = ast.unparse(node.func), ast.unparse(node)
+            binary = re.search(r"['\"][rwax]b['\"]", written) or called in (
+                "Image.open",
+                "wave.open",
+            )
+            if re.search(r"(^|\.)(open|read_text|write_text)$", called) and not binary:
+                assert "encoding=" in written, (path, written)
+        for line in re.findall(r">>> .*|\.\.\. .*", text):
+            assert not re.search(r"(read|write)_text\((?!.*encoding=)", line), (path, line)
+
+
 def logic_lines(source):
     """Count lines with code: not blank, not only a comment, not of a docstring."""
     lines = source.splitlines()

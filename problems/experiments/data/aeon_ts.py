@@ -74,7 +74,8 @@ def load_ts_pair(train: Path, test: Path, validation_every: int = 4) -> Sequence
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "two.ts"
-    ...     _ = path.write_text("@classLabel true a b\n@data\n1,2:a\n2,1:b\n3,3:a\n4,4:b\n")
+    ...     text = "@classLabel true a b\n@data\n1,2:a\n2,1:b\n3,3:a\n4,4:b\n"
+    ...     _ = path.write_text(text, encoding="utf-8")
     ...     task = load_ts_pair(path, path, validation_every=2)
     >>> len(task.train), len(task.validation), len(task.test), task.classes
     (2, 2, 4, ('a', 'b'))

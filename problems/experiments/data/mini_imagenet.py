@@ -56,7 +56,8 @@ def load_mini_imagenet(folder: Path, *, side: int = 84) -> Splits:
     ...     for part, colour in [("train", "red"), ("val", "green"), ("test", "blue")]:
     ...         Image.new("RGB", (90, 90), colour).save(folder / "images" / f"{colour}1.jpg")
     ...         rows = ["filename,label", f"{colour}1.jpg,{colour}"]
-    ...         _ = (folder / f"{part}.csv").write_text(os.linesep.join(rows))
+    ...         text = os.linesep.join(rows)
+    ...         _ = (folder / f"{part}.csv").write_text(text, encoding="utf-8")
     ...     splits = load_mini_imagenet(folder)
     >>> splits.validation.names, splits.validation.images[0].shape
     (['green'], torch.Size([1, 3, 84, 84]))

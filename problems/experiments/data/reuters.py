@@ -115,7 +115,7 @@ def read_ldac(path: Path, words: int) -> Tensor:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "two.ldac"
-    ...     _ = path.write_text("2 0:1 2:5\n1 1:3\n")
+    ...     _ = path.write_text("2 0:1 2:5\n1 1:3\n", encoding="utf-8")
     ...     read_ldac(path, 3)
     tensor([[1, 0, 5],
             [0, 3, 0]])

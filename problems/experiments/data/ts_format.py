@@ -48,7 +48,8 @@ def read_ts(path: Path) -> LabelledSeries:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "two.ts"
-    ...     _ = path.write_text("@classLabel true up down\n@data\n1,2,3:0,0,0:up\n2,1:0,0:down\n")
+    ...     text = "@classLabel true up down\n@data\n1,2,3:0,0,0:up\n2,1:0,0:down\n"
+    ...     _ = path.write_text(text, encoding="utf-8")
     ...     data = read_ts(path)
     >>> [series.shape for series in data.series], data.labels, data.classes
     ([(3, 2), (2, 2)], array([0, 1]), ('up', 'down'))

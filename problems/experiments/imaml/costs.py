@@ -20,7 +20,7 @@ from implicit_solvers.problems.experiments.data.glyphs import IMAGE_SIDE
 from implicit_solvers.problems.experiments.harness import option
 from implicit_solvers.problems.experiments.imaml.figures import draw_costs
 from implicit_solvers.problems.imaml.few_shot_networks import classifier, initial_parameters
-from implicit_solvers.problems.live_memory import LiveMemory
+from implicit_solvers.testing.live_memory import LiveMemory
 
 METHODS = ("iMAML", "MAML", "MAML, checkpointed", "first-order MAML")
 WAYS = 5

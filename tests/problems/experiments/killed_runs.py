@@ -22,6 +22,7 @@ import matplotlib.figure  # noqa: F401
 
 from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.experiments.data import task_sources
+from implicit_solvers.problems.experiments.ernn import gradients
 from implicit_solvers.problems.experiments.harness.run_folder import read_checkpoint
 
 
@@ -80,6 +81,7 @@ def kill_and_resume(name, kills, file, again, line, folder, moments):
 if __name__ == "__main__":
     task_sources.load_glyphs = functools.cache(task_sources.load_glyphs)
     task_sources.load_glyphs()
+    gradients.STEPS = (1, 3)
     folder, moments, rows = Path(sys.argv[1]), random.Random(int(sys.argv[2])), iter(sys.argv[3:])
     left = {
         name: kill_and_resume(name, int(kills), *texts, folder, moments)

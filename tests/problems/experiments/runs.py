@@ -120,8 +120,13 @@ def again(name):
 
 def metrics_of(out):
     """What does not depend on the machine's speed."""
-    metrics = json.loads((out / "metrics.json").read_text())
-    metrics.pop("timing", None)
-    for row in metrics.get("rows", []):
-        row.pop("seconds", None)
-    return metrics
+
+    def timeless(value):
+        if isinstance(value, list):
+            return [timeless(entry) for entry in value]
+        if not isinstance(value, dict):
+            return value
+        kept = {key: entry for key, entry in value.items() if key not in ("timing", "seconds")}
+        return {key: timeless(entry) for key, entry in kept.items()}
+
+    return timeless(json.loads((out / "metrics.json").read_text()))

@@ -1,6 +1,7 @@
 """A table of commands, each of which passes every check; and tables of wrong command lines."""
 
 import errno
+import functools
 import importlib.metadata
 import io
 import itertools
@@ -98,31 +99,35 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name, finished, tmp_path, m
 
 
 KILLS = {name: 4 if name == "imaml" else 1 for name in COMMANDS}
-
-
-def killed_rows():
-    for name, kills in KILLS.items():
-        bare = name in ("imaml truth", "imaml costs")
-        more = "" if bare else " ".join(again(name))
-        file = "config.json" if bare else "checkpoint*.pt"
-        yield from (name, str(kills), file, more, COMMANDS[name].line)
+LONG = ("imaml table", "imaml sinusoid", "imaml costs", "ernn gradients")
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The folder of runs that were killed and resumed, and what each kill left behind."""
-    folder = tmp_path_factory.mktemp("killed")
-    script = [sys.executable, Path(__file__).with_name("killed_runs.py")]
-    command = [*script, folder, "0", *killed_rows()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    """Return a function: the folder of runs that were killed and resumed, and what kills left."""
+
+    @functools.cache
+    def run(names):
+        folder, rows = tmp_path_factory.mktemp("killed"), []
+        for name in names:
+            bare = name in ("imaml truth", "imaml costs")
+            more = "" if bare else " ".join(again(name))
+            file = "config.json" if bare else "checkpoint*.pt"
+            rows += [name, str(KILLS[name]), file, more, COMMANDS[name].line]
+        script = [sys.executable, Path(__file__).with_name("killed_runs.py"), folder, "0", *rows]
+        done = subprocess.run(script, capture_output=True, text=True, timeout=500, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr
+        return folder, json.loads(done.stdout.splitlines()[-1])
+
+    return run
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.nightly) if n in LONG else n for n in KILLS]
+)
 def test_killed_runs_end_as_if_nothing_had_happened(name, killed, finished):
-    folder, left = killed
+    folder, left = killed(LONG if name in LONG else tuple(n for n in KILLS if n not in LONG))
     whole, steps = metrics_of(finished(name).out), done_in(finished(name).out)
     assert len(left[name]) == KILLS[name]
     if steps is not None:

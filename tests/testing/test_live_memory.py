@@ -3,7 +3,7 @@
 import torch
 from torch.func import grad, vmap
 
-from implicit_solvers.problems.live_memory import LiveMemory
+from implicit_solvers.testing.live_memory import LiveMemory
 
 
 def test_live_memory_counts_what_is_alive():
