@@ -233,7 +233,7 @@ class RunFolder:
         self.resume = resume or (keeps and not overwrite)
         self.started = time.perf_counter() if started is None else started
         self.console = console if console is not None and writes else Console(quiet=True)
-        self._lock = filelock.FileLock(path / ".lock", timeout=0)
+        self._lock, self._begins = filelock.FileLock(path / ".lock", timeout=0), False
 
     @classmethod
     def of(
@@ -257,6 +257,7 @@ class RunFolder:
             ) from error
         try:
             self._look()
+            self._begins = not (self.path / "config.json").exists()
             write_json(self.path / "config.json", self.configuration)
         except BaseException:
             self._lock.release()
@@ -269,6 +270,10 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, RunError) and self._begins:
+            # a checkpoint of another configuration was found: this one was never the folder's
+            with contextlib.suppress(OSError):
+                (self.path / "config.json").unlink()
         self._lock.release()
         if isinstance(error, (KeyboardInterrupt, InterruptedRunError)):
             advice = "the same command goes on"

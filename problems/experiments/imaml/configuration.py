@@ -55,7 +55,7 @@ class Configuration:
     )
     ways: int = option(5, "classes in a task")
     shots: int = option(1, "examples of each class (points of a sine wave) to learn from")
-    queries: int = option(10, "and to be judged by")
+    queries: int = option(10, "examples of each class to be judged by")
     steps: int = option(160, "meta-steps of Adam")
     meta_batch: int = option(8, "tasks in a meta-step")
     seed: int = option(
@@ -79,7 +79,7 @@ class Configuration:
     ridge: float = option(1.0, "of R2D2, where its learning begins")
     scale: float = option(10.0, "of R2D2's outputs, where its learning begins")
     lr: float = option(2e-3, "highest rate of Adam")
-    convolution_lr: float = option(2e-2, "and that of convolutions")
+    convolution_lr: float = option(2e-2, "highest rate of Adam for convolutions")
     width: int = option(32, "channels of the network; hidden units for sine waves")
     side: int = option(28, "pixels along the side of an image")
     normalization: str = option(

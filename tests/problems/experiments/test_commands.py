@@ -138,7 +138,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(name, killed, finished):
 
 
 @pytest.mark.parametrize("name", [n for n in COMMANDS if COMMANDS[n].other[0]])
-def test_the_files_of_another_configuration_are_left_alone(name, finished, capsys):
+def test_the_files_of_another_configuration_are_left_alone(name, finished, tmp_path, capsys):
     out, (options, words) = finished(name).out, COMMANDS[name].other
     before = {path: path.read_bytes() for path in out.glob("*.json")}
     assert run(name, out, *options.split(), *again(name)) == 2
@@ -146,6 +146,13 @@ def test_the_files_of_another_configuration_are_left_alone(name, finished, capsy
     assert f"was written with {words}" in error
     assert "pass the same options, another --out, or --overwrite" in error
     assert {path: path.read_bytes() for path in before} == before
+    for checkpoint in COMMANDS[name].checkpoints.split():
+        # what a checkpoint says is enough
+        shutil.copy(out / checkpoint, tmp_path)
+        assert run(name, tmp_path, *options.split(), "--resume") == 2
+        words = words.removeprefix("adding.")
+        assert f"{tmp_path}/checkpoint" in (error := capsys.readouterr().err) and words in error
+        assert not (tmp_path / "config.json").exists()
 
 
 class RunsCode:
