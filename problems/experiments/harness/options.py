@@ -33,13 +33,12 @@ def number(
     def read(text: str) -> int | float:
         value = kind(text)
         if not (math.isfinite(value) and (value > low or (closed and value == low))):
+            unfit = "not finite" if math.isinf(low) else f"not above {low:g}"
             if low == 0:
-                unfit = "negative" if closed and kind is int else "not positive"
-            else:
-                unfit = f"not {'at least' if closed else 'above'} {low:g}"
-            raise argparse.ArgumentTypeError(
-                f"{text} is {unfit}{' and finite' if kind is float else ''}"
-            )
+                unfit = "not positive and finite" if kind is float else "not positive"
+            if closed and kind is int:
+                unfit = "negative"
+            raise argparse.ArgumentTypeError(f"{text} is {unfit}")
         if value >= high:
             raise argparse.ArgumentTypeError(f"{text} is not below {high:g}")
         return value
