@@ -77,7 +77,7 @@ $(BENCH_ENVS:%=%/.installed): %/.installed: pyproject.toml | %/bin/pip
 # ---- For users ---------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.installed-problems ## set up, then run the demonstration
-	$(BIN)/implicit-solvers demo
+	$(BIN)/implicit-solvers demo --overwrite
 
 # ---- Tests -------------------------------------------------------------------------------------------------
 

@@ -10,12 +10,13 @@ import pytest
 import implicit_solvers as ims
 
 PROBLEMS = (
-    "convex ernn ernn.baselines ernn.definition imaml live_memory projections qp "
+    "convex ernn ernn.baselines ernn.definition imaml projections qp "
     "reparameterization reparameterization.special.beta reparameterization.special.gamma "
     "reparameterization.special.student_t reparameterization.special.von_mises"
 )
 MODULES = ["implicit_solvers"]
-MODULES += [f"implicit_solvers.{name}" for name in ("nn", "testing", "testing.strategies")]
+OWN = ("nn", "testing", "testing.live_memory", "testing.strategies")
+MODULES += [f"implicit_solvers.{name}" for name in OWN]
 MODULES += [f"implicit_solvers.problems.{name}" for name in PROBLEMS.split()]
 # type aliases, whose description stands below them in the source
 ALIASES = {"definition.Phi", "imaml.Model", "imaml.Criterion", "imaml.Predictor"}

@@ -97,14 +97,30 @@ def test_private_names_of_torch_stand_in_one_file():
             assert not private, (path, ast.unparse(node))
 
 
-def test_problems_use_public_names_only_and_not_their_command_line():
+def test_problems_use_public_names_only_and_not_their_experiments():
     own = ["problems", "testing", "torch_internals"]  # torch's names are not ours
     public = tuple(f"implicit_solvers.{name}" for name in own)
     for path, _, targets in imports("problems"):
         for target in targets:
             assert target == "implicit_solvers" or target.startswith(public), (path, target)
-            if "cli" not in path and path[-1] != "__main__.py":
-                assert not target.startswith("implicit_solvers.problems.cli"), (path, target)
+            if "experiments" not in path and path[-1] != "__main__.py":
+                assert ".problems.experiments" not in target, (path, target)
+
+
+def test_files_are_opened_with_an_encoding():
+    for path, text, _ in [*imports("implicit_solvers"), *imports("problems")]:
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.Call):
+                continue
+            called, written = ast.unparse(node.func), ast.unparse(node)
+            binary = re.search(r"['\"][rwax]b['\"]", written) or called in (
+                "Image.open",
+                "wave.open",
+            )
+            if re.search(r"(^|\.)(open|read_text|write_text)$", called) and not binary:
+                assert "encoding=" in written, (path, written)
+        for line in re.findall(r">>> .*|\.\.\. .*", text):
+            assert not re.search(r"(read|write)_text\((?!.*encoding=)", line), (path, line)
 
 
 def logic_lines(source):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import implicit_solvers as ims
-from implicit_solvers.problems.live_memory import LiveMemory
+from implicit_solvers.testing.live_memory import LiveMemory
 
 N = 1 << 20  # a state of 8 MiB in float64
 STATE = 8 * N

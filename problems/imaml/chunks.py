@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.live_memory import LiveMemory
+from implicit_solvers.testing.live_memory import LiveMemory
 from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["tasks_that_fit"]

@@ -14,7 +14,7 @@ import torch
 from comparison import medians
 
 import implicit_solvers as ims
-from implicit_solvers.problems.live_memory import LiveMemory
+from implicit_solvers.testing.live_memory import LiveMemory
 
 
 def equilibrium():

@@ -390,7 +390,7 @@ def convolutions(rounds):
     import torch.nn.functional as F
 
     from implicit_solvers.problems import imaml
-    from implicit_solvers.problems.cli.imaml.networks import classifier, initial_parameters
+    from implicit_solvers.problems.imaml.few_shot_networks import classifier, initial_parameters
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

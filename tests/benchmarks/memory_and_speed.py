@@ -15,7 +15,7 @@ from comparison import medians
 from torch.func import vmap
 
 import implicit_solvers as ims
-from implicit_solvers.problems.live_memory import LiveMemory
+from implicit_solvers.testing.live_memory import LiveMemory
 
 F64 = torch.float64
 ROUNDS = 7

@@ -4,18 +4,20 @@ from tests.refusals.row import alike
 
 SETUP = """
 from pathlib import Path
-from implicit_solvers.problems.data.adding import generate_adding
-from implicit_solvers.problems.data.class_images import ClassImages
-from implicit_solvers.problems.data.copying import generate_copying
-from implicit_solvers.problems.data.episodes import Episodes, split_classes
-from implicit_solvers.problems.data.glyphs import load_glyphs, rasterize, render_instances
-from implicit_solvers.problems.data.mini_imagenet import load_mini_imagenet
-from implicit_solvers.problems.data.omniglot import load_omniglot
-from implicit_solvers.problems.data.pixel_sequences import load_digit_sequences
-from implicit_solvers.problems.data.seglearn_watch import load_watch
-from implicit_solvers.problems.data.sequences import Sequences, SequenceTask, held_out, pad
-from implicit_solvers.problems.data.sinusoid import Sinusoids
-from implicit_solvers.problems.data.speech_commands import log_mel
+from implicit_solvers.problems.experiments.data.adding import generate_adding
+from implicit_solvers.problems.experiments.data.class_images import ClassImages
+from implicit_solvers.problems.experiments.data.copying import generate_copying
+from implicit_solvers.problems.experiments.data.episodes import Episodes, split_classes
+from implicit_solvers.problems.experiments.data.glyphs import load_glyphs, render_instances
+from implicit_solvers.problems.experiments.data.glyphs import rasterize
+from implicit_solvers.problems.experiments.data.mini_imagenet import load_mini_imagenet
+from implicit_solvers.problems.experiments.data.omniglot import load_omniglot
+from implicit_solvers.problems.experiments.data.pixel_sequences import load_digit_sequences
+from implicit_solvers.problems.experiments.data.seglearn_watch import load_watch
+from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask
+from implicit_solvers.problems.experiments.data.sequences import held_out, pad
+from implicit_solvers.problems.experiments.data.sinusoid import Sinusoids
+from implicit_solvers.problems.experiments.data.speech_commands import log_mel
 images = torch.zeros(12, 7, 1, 3, 3)
 unequal = [torch.zeros(4, 1), torch.zeros(2, 1), torch.zeros(5, 1)]
 bar = load_glyphs({("a", "-"): [[(0, 0), (8, 0)]]})

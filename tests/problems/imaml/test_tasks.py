@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from implicit_solvers.problems import imaml
-from implicit_solvers.problems.live_memory import LiveMemory
+from implicit_solvers.testing.live_memory import LiveMemory
 from tests.problems.imaml.meta_tasks import assert_same, curves, normal, one, ravel
 
 

@@ -1,1 +1,0 @@
-"""The commands of ``implicit-solvers``, one module each, and what they share."""

@@ -1,0 +1,1 @@
+"""The experiments of the command ``implicit-solvers``, by problem, and their data."""

@@ -1,0 +1,69 @@
+"""The copying task: repeat some symbols after a delay."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator
+
+from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask
+
+__all__ = ["generate_copying"]
+
+
+def generate_copying(
+    delay: int,
+    train: int,
+    validation: int,
+    test: int,
+    symbols: int = 8,
+    copied: int = 10,
+    seed: int = 0,
+) -> SequenceTask:
+    """Draw symbols, then blanks, a signal, and blanks, in which the symbols are to be repeated.
+
+    Source: Arjovsky, Shah and Bengio, "Unitary evolution recurrent neural networks" (2016),
+    section 4.1: ``copied`` symbols, ``delay - 1`` blanks, the signal, ``copied`` blanks.
+
+    Parameters
+    ----------
+    delay
+        Steps from the last symbol to the signal.
+    train, validation, test
+        How many sequences of each part.
+    symbols
+        Different symbols. One step is a one-hot vector of the symbols, the blank and the signal.
+    copied
+        Symbols to repeat.
+    seed
+        The same seed draws the same sequences.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive.
+
+    Examples
+    --------
+    >>> task = generate_copying(delay=3, train=2, validation=1, test=1, copied=4)
+    >>> task.train.x.shape, task.outputs
+    (torch.Size([2, 11, 10]), 4)
+    >>> bool((task.train.x[:, :4].argmax(-1) == task.train.y).all())
+    True
+    """
+    numbers = {"delay": delay, "symbols": symbols, "copied": copied}
+    for name, value in {**numbers, "train": train, "validation": validation, "test": test}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} is not positive: pass 1 or more")
+    generator = Generator().manual_seed(seed)
+    count, steps = train + validation + test, delay + 2 * copied
+    y = torch.randint(symbols, (count, copied), generator=generator)
+    shown = torch.full((count, steps), symbols)
+    shown[:, :copied] = y
+    shown[:, copied + delay - 1] = symbols + 1
+    x = torch.nn.functional.one_hot(shown, symbols + 2).float()
+    whole = Sequences(x, torch.full((count,), steps), y)
+    learned, validated, tested = torch.arange(count).split([train, validation, test])
+    names = tuple(str(symbol) for symbol in range(symbols))
+    return SequenceTask(
+        whole.subset(learned), whole.subset(validated), whole.subset(tested), classes=names
+    )

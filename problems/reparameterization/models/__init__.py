@@ -1,0 +1,1 @@
+"""Models with latent variables: an autoencoder of binary images, latent Dirichlet allocation."""
