@@ -11,8 +11,8 @@ import implicit_solvers as ims
 
 PROBLEMS = (
     "convex ernn ernn.baselines ernn.definition imaml projections qp "
-    "reparameterization reparameterization.special.beta reparameterization.special.gamma "
-    "reparameterization.special.student_t reparameterization.special.von_mises"
+    "reparameterization special_functions.beta special_functions.gamma "
+    "special_functions.student_t special_functions.von_mises"
 )
 MODULES = ["implicit_solvers"]
 OWN = ("nn", "testing", "testing.live_memory", "testing.strategies")

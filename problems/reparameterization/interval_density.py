@@ -11,8 +11,8 @@ from torch.distributions import Distribution, constraints
 
 from implicit_solvers.problems.reparameterization.inversion import quantile, uniform_noise
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.special.normal import legendre_nodes
 from implicit_solvers.problems.reparameterization.validation import check_probability
+from implicit_solvers.problems.special_functions.normal import legendre_nodes
 
 __all__ = ["IntervalDensity"]
 

@@ -20,13 +20,13 @@ from torch.distributions import (
     VonMises,
 )
 
-from implicit_solvers.problems.reparameterization.special.log_tails import (
+from implicit_solvers.problems.special_functions.log_tails import (
     log_beta_tails,
     log_gamma_tails,
     student_t_log_tails,
     von_mises_log_tails,
 )
-from implicit_solvers.problems.reparameterization.special.normal import log_ndtr
+from implicit_solvers.problems.special_functions.normal import log_ndtr
 
 __all__ = ["bounds", "has_accurate_tails", "like_parameters", "log_odds", "log_tails"]
 

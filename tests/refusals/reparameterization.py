@@ -6,8 +6,8 @@ SETUP = """
 from torch import distributions as td
 import implicit_solvers.problems.reparameterization as ir
 from implicit_solvers.problems.reparameterization import estimators, expectations
-from implicit_solvers.problems.reparameterization.special import beta, gamma, log_tails, student_t
-from implicit_solvers.problems.reparameterization.special import von_mises
+from implicit_solvers.problems.special_functions import beta, gamma, log_tails, student_t
+from implicit_solvers.problems.special_functions import von_mises
 
 class Half(td.Distribution):
     arg_constraints, support = {}, td.constraints.interval(0.0, 2.0)

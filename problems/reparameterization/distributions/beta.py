@@ -18,26 +18,26 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     quantile,
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.special.beta import (
+from implicit_solvers.problems.special_functions.beta import (
     beta_logit_sample_derivatives,
     betainc,
     log_betainc,
     log_betaincc,
     point,
 )
-from implicit_solvers.problems.reparameterization.special.beta_partials import (
+from implicit_solvers.problems.special_functions.beta_partials import (
     imbalance_of_logit,
     log_density,
     slopes,
 )
-from implicit_solvers.problems.reparameterization.special.derivatives import (
+from implicit_solvers.problems.special_functions.derivatives import (
     differentiable_sample,
 )
-from implicit_solvers.problems.reparameterization.special.log_gamma import (
+from implicit_solvers.problems.special_functions.log_gamma import (
     gamma_entropy,
     gamma_log_density,
 )
-from implicit_solvers.problems.reparameterization.special.polygamma import digamma
+from implicit_solvers.problems.special_functions.polygamma import digamma
 
 __all__ = [
     "Beta",

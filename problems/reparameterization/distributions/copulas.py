@@ -17,7 +17,7 @@ from implicit_solvers.problems.reparameterization.distributions.frank_powers imp
     log_power_sum,
 )
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
-from implicit_solvers.problems.reparameterization.special.normal import LOG_ROOT, log_ndtr
+from implicit_solvers.problems.special_functions.normal import LOG_ROOT, log_ndtr
 
 __all__ = [
     "ClaytonCopula",

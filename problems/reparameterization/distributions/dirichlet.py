@@ -16,7 +16,7 @@ from implicit_solvers.problems.reparameterization.distributions.beta import (
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_variable
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.special.beta import betainc
+from implicit_solvers.problems.special_functions.beta import betainc
 
 __all__ = ["Dirichlet"]
 

@@ -15,10 +15,10 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     quantile,
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.special.derivatives import (
+from implicit_solvers.problems.special_functions.derivatives import (
     differentiable_sample,
 )
-from implicit_solvers.problems.reparameterization.special.gamma import (
+from implicit_solvers.problems.special_functions.gamma import (
     gamma_log_sample,
     gamma_log_sample_derivative,
     gammainc,
@@ -27,7 +27,7 @@ from implicit_solvers.problems.reparameterization.special.gamma import (
     log_gammaincc,
     slope,
 )
-from implicit_solvers.problems.reparameterization.special.log_gamma import (
+from implicit_solvers.problems.special_functions.log_gamma import (
     gamma_entropy,
     gamma_log_density,
 )

@@ -16,8 +16,8 @@ from implicit_solvers.problems.reparameterization.inversion import quantile
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
 from implicit_solvers.problems.reparameterization.samples import implicit_sample
-from implicit_solvers.problems.reparameterization.special.normal import mills_ratio
 from implicit_solvers.problems.reparameterization.validation import check_probability
+from implicit_solvers.problems.special_functions.normal import mills_ratio
 
 __all__ = ["InverseGaussian"]
 

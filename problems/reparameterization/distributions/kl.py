@@ -29,15 +29,15 @@ from implicit_solvers.problems.reparameterization.distributions.von_mises import
 from implicit_solvers.problems.reparameterization.distributions.von_mises_fisher import (
     VonMisesFisher,
 )
-from implicit_solvers.problems.reparameterization.special.log_gamma import (
+from implicit_solvers.problems.special_functions.log_gamma import (
     gamma_divergence,
     log1p_minus,
 )
-from implicit_solvers.problems.reparameterization.special.von_mises import (
+from implicit_solvers.problems.special_functions.von_mises import (
     log_scaled_normalizer,
     mean_deficit,
 )
-from implicit_solvers.problems.reparameterization.special.von_mises_fisher import angle
+from implicit_solvers.problems.special_functions.von_mises_fisher import angle
 
 __all__: list[str] = []
 

@@ -15,8 +15,8 @@ from implicit_solvers.problems.reparameterization.distributions.beta import (
 )
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.special.beta import betainc
-from implicit_solvers.problems.reparameterization.special.log_gamma import (
+from implicit_solvers.problems.special_functions.beta import betainc
+from implicit_solvers.problems.special_functions.log_gamma import (
     digamma_rise,
     log_gamma_excess,
 )

@@ -34,7 +34,6 @@ from implicit_solvers.problems.reparameterization.inversion import (
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
-from implicit_solvers.problems.reparameterization.special.normal import log_normal_tails
 from implicit_solvers.problems.reparameterization.supports import between
 from implicit_solvers.problems.reparameterization.tails import (
     bounds,
@@ -48,6 +47,7 @@ from implicit_solvers.problems.reparameterization.validation import (
     check_probability,
     unchecked,
 )
+from implicit_solvers.problems.special_functions.normal import log_normal_tails
 
 __all__ = ["MixtureSameFamily"]
 

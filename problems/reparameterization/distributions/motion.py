@@ -15,11 +15,11 @@ from implicit_solvers.problems.reparameterization.distributions.beta import Beta
 from implicit_solvers.problems.reparameterization.distributions.gamma import Gamma
 from implicit_solvers.problems.reparameterization.distributions.student_t import StudentT
 from implicit_solvers.problems.reparameterization.distributions.truncated import TruncatedNormal
-from implicit_solvers.problems.reparameterization.special.beta import beta_sample_derivatives
-from implicit_solvers.problems.reparameterization.special.gamma import gamma_sample_derivative
-from implicit_solvers.problems.reparameterization.special.log_tails import student_t_motion
-from implicit_solvers.problems.reparameterization.special.normal import log_normal_tails
 from implicit_solvers.problems.reparameterization.tails import log_tails
+from implicit_solvers.problems.special_functions.beta import beta_sample_derivatives
+from implicit_solvers.problems.special_functions.gamma import gamma_sample_derivative
+from implicit_solvers.problems.special_functions.log_tails import student_t_motion
+from implicit_solvers.problems.special_functions.normal import log_normal_tails
 
 __all__ = ["Motion", "Slope", "motion", "rebuild"]
 

@@ -17,12 +17,12 @@ from implicit_solvers.problems.reparameterization.distributions.student_t import
     t_fall,
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.special.log_gamma import (
+from implicit_solvers.problems.special_functions.log_gamma import (
     digamma_rise,
     log_gamma_excess,
 )
-from implicit_solvers.problems.reparameterization.special.normal import LOG_ROOT
-from implicit_solvers.problems.reparameterization.special.student_t import student_t_cdf
+from implicit_solvers.problems.special_functions.normal import LOG_ROOT
+from implicit_solvers.problems.special_functions.student_t import student_t_cdf
 
 __all__ = ["MultivariateStudentT"]
 

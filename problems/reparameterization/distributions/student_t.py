@@ -17,16 +17,16 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     probability,
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.special.derivatives import (
+from implicit_solvers.problems.special_functions.derivatives import (
     differentiable_sample,
 )
-from implicit_solvers.problems.reparameterization.special.log_gamma import (
+from implicit_solvers.problems.special_functions.log_gamma import (
     digamma_rise,
     log1p_minus,
     log_gamma_excess,
 )
-from implicit_solvers.problems.reparameterization.special.normal import LOG_ROOT
-from implicit_solvers.problems.reparameterization.special.student_t import (
+from implicit_solvers.problems.special_functions.normal import LOG_ROOT
+from implicit_solvers.problems.special_functions.student_t import (
     relative_slope,
     student_t_cdf,
     student_t_log_sample_derivative,

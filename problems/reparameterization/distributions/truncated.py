@@ -12,12 +12,6 @@ from torch.distributions import Distribution, Normal, constraints
 from implicit_solvers.problems.reparameterization.inversion import place, quantile
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
-from implicit_solvers.problems.reparameterization.special.normal import legendre_nodes
-from implicit_solvers.problems.reparameterization.special.truncated_normal import (
-    truncated_normal_quantile,
-    truncated_normal_slopes,
-    truncated_normal_tails,
-)
 from implicit_solvers.problems.reparameterization.supports import between
 from implicit_solvers.problems.reparameterization.tails import (
     bounds,
@@ -30,6 +24,12 @@ from implicit_solvers.problems.reparameterization.validation import (
     check_continuous,
     check_method,
     check_probability,
+)
+from implicit_solvers.problems.special_functions.normal import legendre_nodes
+from implicit_solvers.problems.special_functions.truncated_normal import (
+    truncated_normal_quantile,
+    truncated_normal_slopes,
+    truncated_normal_tails,
 )
 
 __all__ = ["Truncated", "TruncatedNormal"]

@@ -15,8 +15,8 @@ from implicit_solvers.problems.reparameterization.distributions.quantiles import
     probability,
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.special.log_tails import von_mises_log_arcs
-from implicit_solvers.problems.reparameterization.special.von_mises import (
+from implicit_solvers.problems.special_functions.log_tails import von_mises_log_arcs
+from implicit_solvers.problems.special_functions.von_mises import (
     log_scaled_normalizer,
     mean_deficit,
     von_mises_cdf,

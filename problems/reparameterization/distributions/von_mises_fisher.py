@@ -12,8 +12,8 @@ from torch.distributions import Distribution, constraints
 
 from implicit_solvers.problems.reparameterization.distributions.draws import drawing
 from implicit_solvers.problems.reparameterization.distributions.gamma import log_gamma_draw
-from implicit_solvers.problems.reparameterization.special.polygamma import log1p_minus
-from implicit_solvers.problems.reparameterization.special.von_mises_fisher import angle
+from implicit_solvers.problems.special_functions.polygamma import log1p_minus
+from implicit_solvers.problems.special_functions.von_mises_fisher import angle
 
 __all__ = ["VonMisesFisher"]
 

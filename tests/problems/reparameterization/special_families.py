@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from implicit_solvers.problems.reparameterization import special as sp
-from implicit_solvers.problems.reparameterization.special import beta, gamma, student_t, von_mises
+from implicit_solvers.problems.special_functions import beta, gamma, student_t, von_mises
 
 GRIDS = Path(__file__).parent / "grids"
 INF, NAN = math.inf, math.nan

@@ -8,7 +8,7 @@ import torch
 from torch.func import grad, vmap
 
 from implicit_solvers.problems.reparameterization import special
-from implicit_solvers.problems.reparameterization.special import (
+from implicit_solvers.problems.special_functions import (
     derivatives,
     gamma_ratio,
     log_gamma,

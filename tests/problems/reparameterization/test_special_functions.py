@@ -12,14 +12,14 @@ from torch import distributions as td
 from torch.func import jacfwd, jacrev
 from torch.nn.functional import logsigmoid
 
-from implicit_solvers.problems.reparameterization.special import (
+from implicit_solvers.problems.special_functions import (
     beta,
     gamma_evaluation,
     quadrature,
     student_t_evaluation,
     von_mises,
 )
-from implicit_solvers.problems.reparameterization.special.log_tails import student_t_motion
+from implicit_solvers.problems.special_functions.log_tails import student_t_motion
 from tests.problems.reparameterization import derivative_checks
 from tests.problems.reparameterization.derivative_checks import derivatives, leaves, worst
 from tests.problems.reparameterization.special_families import CDFS, F64, FAMILIES, table

@@ -11,8 +11,8 @@ from torch import distributions as td
 
 from implicit_solvers.problems import reparameterization as dist
 from implicit_solvers.problems.reparameterization import InverseGaussian, Truncated, TruncatedNormal
-from implicit_solvers.problems.reparameterization.special import truncated_normal
 from implicit_solvers.problems.reparameterization.tails import bounds
+from implicit_solvers.problems.special_functions import truncated_normal
 from tests.problems.reparameterization.cases import assert_uniform, double
 from tests.problems.reparameterization.derivative_checks import check_every_mode, leaves, worst
 from tests.problems.reparameterization.make_grids import GRIDS, TRUNCATED, truncated_law

@@ -12,7 +12,7 @@ from torch.autograd import grad
 from torch.func import jacfwd, jacrev, vmap
 
 from implicit_solvers.problems.reparameterization import VonMisesFisher
-from implicit_solvers.problems.reparameterization.special.von_mises_fisher import angle
+from implicit_solvers.problems.special_functions.von_mises_fisher import angle
 from tests.problems.reparameterization import cases, derivative_checks
 from tests.problems.reparameterization.cases import Case, double
 

@@ -27,8 +27,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.reparameterization.special.derivatives import in_double, piecewise
-from implicit_solvers.problems.reparameterization.special.polygamma import (
+from implicit_solvers.problems.special_functions.derivatives import in_double, piecewise
+from implicit_solvers.problems.special_functions.polygamma import (
     digamma_difference,
     digamma_excess,
     log1p_minus,
@@ -37,7 +37,7 @@ from implicit_solvers.problems.reparameterization.special.polygamma import (
     trigamma,
     trigamma_difference,
 )
-from implicit_solvers.problems.reparameterization.special.quadrature import quadrature
+from implicit_solvers.problems.special_functions.quadrature import quadrature
 
 __all__ = [
     "curvatures",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.special.derivatives import in_double
+from implicit_solvers.problems.special_functions.derivatives import in_double
 
 __all__ = [
     "digamma",

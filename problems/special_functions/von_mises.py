@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.special.derivatives import (
+from implicit_solvers.problems.special_functions.derivatives import (
     check_real,
     differentiable_sample,
     in_double,
     piecewise,
 )
-from implicit_solvers.problems.reparameterization.special.quadrature import clustered_nodes
+from implicit_solvers.problems.special_functions.quadrature import clustered_nodes
 
 __all__ = [
     "von_mises_cdf",

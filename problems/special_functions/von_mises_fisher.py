@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.special.derivatives import in_double
-from implicit_solvers.problems.reparameterization.special.log_gamma import bregman
-from implicit_solvers.problems.reparameterization.special.normal import legendre_nodes
+from implicit_solvers.problems.special_functions.derivatives import in_double
+from implicit_solvers.problems.special_functions.log_gamma import bregman
+from implicit_solvers.problems.special_functions.normal import legendre_nodes
 
 __all__ = ["Angle", "angle"]
 

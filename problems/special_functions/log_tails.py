@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.special import (
+from implicit_solvers.problems.special_functions import (
     beta,
     beta_evaluation,
     beta_partials,
@@ -27,7 +27,7 @@ from implicit_solvers.problems.reparameterization.special import (
     student_t_evaluation,
     von_mises,
 )
-from implicit_solvers.problems.reparameterization.special.derivatives import doubles, in_double
+from implicit_solvers.problems.special_functions.derivatives import doubles, in_double
 
 __all__ = [
     "log_beta_tails",

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.special import gamma_evaluation as evaluation
-from implicit_solvers.problems.reparameterization.special.derivatives import (
+from implicit_solvers.problems.special_functions import gamma_evaluation as evaluation
+from implicit_solvers.problems.special_functions.derivatives import (
     differentiable_sample,
     doubles,
 )
-from implicit_solvers.problems.reparameterization.special.polygamma import trigamma
+from implicit_solvers.problems.special_functions.polygamma import trigamma
 
 __all__ = [
     "gamma_log_sample",

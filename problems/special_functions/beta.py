@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.reparameterization.special.beta_partials import (
+from implicit_solvers.problems.special_functions.beta_partials import (
     edge_slope,
     imbalance,
     imbalance_of_logit,
@@ -30,7 +30,7 @@ from implicit_solvers.problems.reparameterization.special.beta_partials import (
     slopes,
     upper,
 )
-from implicit_solvers.problems.reparameterization.special.derivatives import (
+from implicit_solvers.problems.special_functions.derivatives import (
     differentiable_sample,
     doubles,
 )

@@ -28,14 +28,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.reparameterization.special.derivatives import piecewise
-from implicit_solvers.problems.reparameterization.special.gamma_ratio import (
+from implicit_solvers.problems.special_functions.derivatives import piecewise
+from implicit_solvers.problems.special_functions.gamma_ratio import (
     digamma_excess,
     log_gamma_ratio,
     trigamma_excess,
 )
-from implicit_solvers.problems.reparameterization.special.interpolation import interpolant
-from implicit_solvers.problems.reparameterization.special.quadrature import clustered_nodes
+from implicit_solvers.problems.special_functions.interpolation import interpolant
+from implicit_solvers.problems.special_functions.quadrature import clustered_nodes
 
 __all__ = [
     "curvature",

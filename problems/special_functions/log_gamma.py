@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.special import gamma, polygamma
-from implicit_solvers.problems.reparameterization.special.derivatives import in_double, piecewise
-from implicit_solvers.problems.reparameterization.special.normal import LOG_ROOT, legendre_nodes
+from implicit_solvers.problems.special_functions import gamma, polygamma
+from implicit_solvers.problems.special_functions.derivatives import in_double, piecewise
+from implicit_solvers.problems.special_functions.normal import LOG_ROOT, legendre_nodes
 
 __all__ = [
     "bregman",

@@ -22,16 +22,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.reparameterization.special.derivatives import in_double, piecewise
-from implicit_solvers.problems.reparameterization.special.interpolation import interpolant
-from implicit_solvers.problems.reparameterization.special.polygamma import (
+from implicit_solvers.problems.special_functions.derivatives import in_double, piecewise
+from implicit_solvers.problems.special_functions.interpolation import interpolant
+from implicit_solvers.problems.special_functions.polygamma import (
     digamma_minus_log,
     log1p_minus,
     log_gamma_difference,
     stirling_error,
     trigamma,
 )
-from implicit_solvers.problems.reparameterization.special.quadrature import quadrature
+from implicit_solvers.problems.special_functions.quadrature import quadrature
 
 __all__ = ["curvature", "log_density", "score", "slope", "tails"]
 

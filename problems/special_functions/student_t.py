@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.special import student_t_evaluation as evaluation
-from implicit_solvers.problems.reparameterization.special.derivatives import (
+from implicit_solvers.problems.special_functions import student_t_evaluation as evaluation
+from implicit_solvers.problems.special_functions.derivatives import (
     differentiable_sample,
     doubles,
     in_double,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.reparameterization.special import beta_evaluation as evaluation
-from implicit_solvers.problems.reparameterization.special.polygamma import (
+from implicit_solvers.problems.special_functions import beta_evaluation as evaluation
+from implicit_solvers.problems.special_functions.polygamma import (
     digamma_difference,
     trigamma,
     trigamma_difference,
