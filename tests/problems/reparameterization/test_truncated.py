@@ -15,7 +15,7 @@ from implicit_solvers.problems.reparameterization.tails import bounds
 from implicit_solvers.problems.special_functions import truncated_normal
 from tests.problems.reparameterization.cases import assert_uniform, double
 from tests.problems.reparameterization.derivative_checks import check_every_mode, leaves, worst
-from tests.problems.reparameterization.make_grids import GRIDS, TRUNCATED, truncated_law
+from tests.problems.special_functions.make_grids import GRIDS, TRUNCATED, truncated_law
 
 INF = math.inf
 SLOPES = TRUNCATED[1:]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from implicit_solvers.problems.reparameterization import special as sp
+from implicit_solvers.problems import special_functions as sp
 from implicit_solvers.problems.special_functions import beta, gamma, student_t, von_mises
 
 GRIDS = Path(__file__).parent / "grids"

@@ -22,7 +22,7 @@ from implicit_solvers.problems.special_functions import (
 from implicit_solvers.problems.special_functions.log_tails import student_t_motion
 from tests.problems.reparameterization import derivative_checks
 from tests.problems.reparameterization.derivative_checks import derivatives, leaves, worst
-from tests.problems.reparameterization.special_families import CDFS, F64, FAMILIES, table
+from tests.problems.special_functions.special_families import CDFS, F64, FAMILIES, table
 
 INF, NAN, PI = math.inf, math.nan, math.pi
 each = pytest.mark.parametrize("name", FAMILIES)

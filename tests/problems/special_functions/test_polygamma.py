@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from implicit_solvers.problems.reparameterization import special
+from implicit_solvers.problems import special_functions as special
 from implicit_solvers.problems.special_functions import (
     derivatives,
     gamma_ratio,
