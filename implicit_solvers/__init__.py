@@ -57,7 +57,13 @@ from implicit_solvers.nonlinear_least_squares import least_squares
 from implicit_solvers.path_following import continuation
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import root
-from implicit_solvers.solution import ConvergenceError, ConvergenceWarning, Solution, Status
+from implicit_solvers.solution import (
+    ConvergenceError,
+    ConvergenceWarning,
+    Solution,
+    Status,
+    warn_degenerate,
+)
 from implicit_solvers.solver import DirectSolver, EquationMethod, LinearMethod
 from implicit_solvers.solvers.aitken import Aitken
 from implicit_solvers.solvers.anderson import Anderson
@@ -187,6 +193,7 @@ __all__ = [
     "SolveRecord",
     "ConvergenceError",
     "ConvergenceWarning",
+    "warn_degenerate",
     # the process
     "retain_freed_memory",
 ]

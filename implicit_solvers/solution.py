@@ -317,7 +317,22 @@ def enforce(
 
 
 def warn_degenerate(what: str, degenerate: Tensor) -> None:
-    """Warn of lanes that are degenerate, where there are values to look at."""
+    """Warn of lanes that are degenerate, as ``on_failure="warn"`` has it.
+
+    Under a ``torch.func`` transform, where there are no values to look at, it says nothing.
+
+    Parameters
+    ----------
+    what
+        What was solved.
+    degenerate
+        Bool, for each lane; those that failed are not degenerate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> warn_degenerate("my program", torch.tensor([False, False]))
+    """
     if is_batched(degenerate) or not bool(degenerate.any()):
         return
     count = (
