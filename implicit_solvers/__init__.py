@@ -2,7 +2,7 @@
 
 ``root``, ``fixed_point``, ``minimize``, ``least_squares`` and ``linear_solve`` solve; derivatives
 come from the implicit function theorem, by one linear solve, in every mode of ``torch.func`` and
-``torch.autograd``, batched by ``vmap``.
+``torch.autograd``, batched by ``vmap``. This file knows public names, and nothing else.
 """
 
 from implicit_solvers import nn as nn

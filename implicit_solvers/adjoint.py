@@ -1,4 +1,7 @@
-"""How a solution is differentiated: an argument of every equation."""
+"""How a solution is differentiated: an argument of every equation.
+
+It knows no rule: `driver` hands it to one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Pullbacks and pushforwards that compose with every mode of torch's automatic differentiation."""
+"""Pullbacks and pushforwards that compose with every mode of torch's automatic differentiation.
+
+Nothing here knows of equations, lanes or solvers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Solutions and solvers of your own, with the derivatives of the equation."""
+"""Solutions and solvers of your own, with the derivatives of the equation.
+
+Nothing here knows how your solver works.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a user's function to a `Solution`: the path that every equation takes."""
+"""From a user's function to a `Solution`: the path that every equation takes.
+
+It knows no concrete solver of equations.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a gradient can be trusted."""
+"""How far a gradient can be trusted. It knows the solution, not the solver that found it."""
 
 from __future__ import annotations
 

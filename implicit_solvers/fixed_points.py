@@ -1,4 +1,4 @@
-"""Fixed points: ``z = g(z, theta)``."""
+"""Fixed points: ``z = g(z, theta)``. It states the task, and knows no step of the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Minima: ``argmin_z f(z, theta)``."""
+"""Minima: ``argmin_z f(z, theta)``. It states the task, and knows no step of the way."""
 
 from __future__ import annotations
 

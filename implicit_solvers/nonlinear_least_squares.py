@@ -1,4 +1,7 @@
-"""Nonlinear least squares: ``argmin_z |r(z, theta)|^2 / 2``."""
+"""Nonlinear least squares: ``argmin_z |r(z, theta)|^2 / 2``.
+
+It states the task, and knows no step of the way.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Continuation: along a path of solutions from an easy equation to the one to be solved."""
+"""Continuation: along a path of solutions from an easy equation to the one to be solved.
+
+It states the task, and knows no step of the way.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roots: ``f(z, theta) = 0``."""
+"""Roots: ``f(z, theta) = 0``. It states the task, and knows no step of the way."""
 
 from __future__ import annotations
 

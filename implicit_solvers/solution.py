@@ -1,4 +1,4 @@
-"""What a solve returns, and what happens when it fails."""
+"""What a solve returns, and what happens when it fails. It knows no solver and no equation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What a solver is: iterative ones, of equations and of linear systems, and direct ones.
 
 Whoever writes one subclasses `EquationMethod`, `LinearMethod` or `DirectSolver`: what the library
-asks of a solver is a method or an attribute here, mostly with a default.
+asks of a solver is a method or an attribute here, mostly with a default. Nothing here knows a
+concrete solver, nor who calls one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The pattern of a Jacobian, found by products with random vectors."""
+"""The pattern of a Jacobian, found by products with random vectors.
+
+It knows no formula of the function.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a public function was asked for, and whether that is sound."""
+"""What a public function was asked for, and whether that is sound. It knows no concrete solver."""
 
 from __future__ import annotations
 

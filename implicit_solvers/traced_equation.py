@@ -1,7 +1,8 @@
 """Equations inside a compiled graph: ``torch.compile(fullgraph=True)`` and ``torch.export``.
 
 Everything here is traced: no branch depends on the value of a tensor. All lanes step until the
-last is done, those that have ended keep their state, and the derivative is of first order.
+last is done, those that have ended keep their state, and the derivative is of first order. It knows
+no concrete solver.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Generalized minimal residuals."""
+"""Generalized minimal residuals. It knows ``A`` by its products alone."""
 
 from __future__ import annotations
 

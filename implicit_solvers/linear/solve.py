@@ -1,4 +1,7 @@
-"""Solve ``A x = b``, differentiably in ``b`` and in every tensor that ``A`` is made of."""
+"""Solve ``A x = b``, differentiably in ``b`` and in every tensor that ``A`` is made of.
+
+It states the system, and knows no step of the way.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Aitken's delta-squared process as a relaxation of the fixed-point iteration."""
+"""Aitken's delta-squared process as a relaxation of the fixed-point iteration.
+
+It knows no Jacobian.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anderson acceleration of a fixed-point iteration."""
+"""Anderson acceleration of a fixed-point iteration. It knows no Jacobian."""
 
 from __future__ import annotations
 

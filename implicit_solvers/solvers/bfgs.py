@@ -1,4 +1,7 @@
-"""BFGS: a quasi-Newton method with a dense approximation of the inverse Hessian."""
+"""BFGS: a quasi-Newton method with a dense approximation of the inverse Hessian.
+
+It knows gradients, no curvature.
+"""
 
 from __future__ import annotations
 

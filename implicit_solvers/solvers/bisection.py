@@ -1,4 +1,4 @@
-"""Bisection for equations of one unknown."""
+"""Bisection for equations of one unknown. It knows signs, no slope."""
 
 from __future__ import annotations
 

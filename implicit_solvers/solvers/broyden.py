@@ -1,4 +1,7 @@
-"""Broyden's quasi-Newton methods, with limited memory."""
+"""Broyden's quasi-Newton methods, with limited memory.
+
+It knows the Jacobian only where it is made anew.
+"""
 
 from __future__ import annotations
 

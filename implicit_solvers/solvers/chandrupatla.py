@@ -1,4 +1,4 @@
-"""Chandrupatla's method for equations of one unknown."""
+"""Chandrupatla's method for equations of one unknown. It knows values, no slope."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The chord method: Newton's with one factorization."""
+"""The chord method: Newton's with one factorization.
+
+It knows the Jacobian only where that is made anew.
+"""
 
 from __future__ import annotations
 

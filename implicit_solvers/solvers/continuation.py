@@ -1,4 +1,7 @@
-"""Continuation: predictor and corrector along a path, one step of Newton's method a step."""
+"""Continuation: predictor and corrector along a path, one step of Newton's method a step.
+
+What the path leads from and to, it does not know.
+"""
 
 from __future__ import annotations
 

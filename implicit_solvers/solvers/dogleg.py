@@ -1,4 +1,4 @@
-"""Powell's dogleg method."""
+"""Powell's dogleg method. It knows steps, not how they are judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixed-point (Picard) iteration."""
+"""Fixed-point (Picard) iteration. It knows no Jacobian."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Gauss-Newton method for nonlinear least squares."""
+"""The Gauss-Newton method for nonlinear least squares. It knows no curvature of residuals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient descent, with a fixed step or a line search."""
+"""Gradient descent, with a fixed step or a line search. It knows gradients, no curvature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""An interior-point method with a filter, for minima under constraints."""
+"""An interior-point method with a filter, for minima under constraints.
+
+It knows constraints as `barrier` puts them, not as they are given.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Limited-memory BFGS: a quasi-Newton method that remembers a few steps."""
+"""Limited-memory BFGS: a quasi-Newton method that remembers a few steps.
+
+It knows gradients, no curvature.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Levenberg-Marquardt method."""
+"""The Levenberg-Marquardt method. It knows no curvature of residuals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Newton's method with a backtracking line search."""
+"""Newton's method with a backtracking line search.
+
+It knows no loop of its own: a step is one trial.
+"""
 
 from __future__ import annotations
 

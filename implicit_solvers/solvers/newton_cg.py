@@ -1,4 +1,7 @@
-"""Newton's method for minima, with conjugate gradients for the step."""
+"""Newton's method for minima, with conjugate gradients for the step.
+
+It knows the Hessian of one step, and none of before.
+"""
 
 from __future__ import annotations
 

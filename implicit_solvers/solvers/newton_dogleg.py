@@ -1,4 +1,4 @@
-"""Newton's method, which hands over to the dogleg method."""
+"""Newton's method, which hands over to the dogleg method. It knows neither's formulas."""
 
 from __future__ import annotations
 

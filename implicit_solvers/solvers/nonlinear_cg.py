@@ -1,4 +1,7 @@
-"""Nonlinear conjugate gradients: a direction that remembers the last one."""
+"""Nonlinear conjugate gradients: a direction that remembers the last one.
+
+It knows gradients, no curvature.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Proximal gradient steps, plain and accelerated, with a step that follows the curvature."""
+"""Proximal gradient steps, plain and accelerated, with a step that follows the curvature.
+
+It knows no Jacobian.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steffensen's method, for one unknown a lane."""
+"""Steffensen's method, for one unknown a lane. It knows values, no slope."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Newton's method for minima, within a region that follows the merit of the quadratic model."""
+"""Newton's method for minima, within a region that follows the merit of the quadratic model.
+
+It knows one quadratic model, and no line search.
+"""
 
 from __future__ import annotations
 
