@@ -1,6 +1,6 @@
 """BFGS: a quasi-Newton method with a dense approximation of the inverse Hessian.
 
-It knows gradients, no curvature.
+It knows no Hessian, one product at the start aside.
 """
 
 from __future__ import annotations

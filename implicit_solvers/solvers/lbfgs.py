@@ -1,6 +1,6 @@
 """Limited-memory BFGS: a quasi-Newton method that remembers a few steps.
 
-It knows gradients, no curvature.
+It knows no Hessian, one product at the start aside.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Nonlinear conjugate gradients: a direction that remembers the last one.
 
-It knows gradients, no curvature.
+It knows no Hessian, one product at the start aside.
 """
 
 from __future__ import annotations
