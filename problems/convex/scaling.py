@@ -86,6 +86,7 @@ def program_units(P: Tensor, c: Tensor, A: Tensor, b: Tensor, pattern: ProgramPa
     >>> pattern = ProgramPattern.dense(1, Cones(nonnegative=1))
     >>> units = program_units(*(1024 * torch.ones(4, 1)), pattern)
     >>> [t.item() for t in units.scaled(*(1024 * torch.ones(4, 1)), pattern)]
+    [1.0, 1.0, 1.0, 1.0]
     """
     P, c, A, b = (_root(t) for t in (P, c, A, b))
     (m, n), cones = pattern.A.shape, pattern.cones
