@@ -1,4 +1,7 @@
-"""``implicit-solvers check``: the derivatives of a user's own equation against differences."""
+"""``implicit-solvers check``: the derivatives of a user's own equation against differences.
+
+It knows no experiment, and no problem of the library's.
+"""
 
 from __future__ import annotations
 
