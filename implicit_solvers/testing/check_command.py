@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import implicit_solvers as ims
-from implicit_solvers.testing import check_implicit_gradients
+from implicit_solvers.testing.check import check_implicit_gradients
 
 __all__ = ["add_arguments", "run"]
 
