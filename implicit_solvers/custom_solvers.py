@@ -146,9 +146,10 @@ def attach(
     rtol, atol
         ``z`` counts as a solution where its estimated error, by a step of Newton's method, is at
         most ``atol + rtol rms(z)``, or what rounding allows; in units of ``z``. ``rtol`` defaults
-        to ``sqrt(eps)``, 1.5e-8 in float64 and 3.5e-4 in float32, ``atol`` to zero. Beyond 512
-        unknowns no Jacobian is formed, and the residual is compared with the terms that cancel in
-        it: ``rms(F(z)) <= rtol rms(|F'(z)| |z|)``, of which two products with signs tell.
+        to ``sqrt(eps)``, 1.5e-8 in float64, 3.5e-4 in float32, 0.031 in float16 and 0.088 in
+        bfloat16, ``atol`` to zero. Beyond 512 unknowns no Jacobian is formed, and the residual is
+        compared with the terms that cancel in it: ``rms(F(z)) <= rtol rms(|F'(z)| |z|)``, of which
+        two products with signs tell.
     batch_dims, in_dims, on_failure
         As in `root`; a lane that is no solution fails, with status REJECTED.
 

@@ -20,7 +20,7 @@ from implicit_solvers.many_starts import Starts
 from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure
 from implicit_solvers.tolerance import Auto
-from implicit_solvers.torch_internals import tree_leaves, tree_map_only
+from implicit_solvers.torch_internals import tree_leaves, tree_map_only, unseen
 
 __all__ = ["in_full_precision", "wide"]
 
@@ -35,8 +35,20 @@ _WIDE = {
 _FUNCTIONS = {"fn", "equalities", "inequalities", "prox"}
 _SETTINGS = {"solver", "adjoint", "equation", "jac_sparsity", "adjoint_start"}
 
-# What looks at a tensor, or writes into it, and does not compute with its values.
-_LEFT_ALONE = {"to", "type", "half", "bfloat16", "grad", "backward", "register_hook", "__get__"}
+_DTYPE = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
+
+# What casts a tensor, looks at it or writes into it, and does not compute with its values.
+_NAMES = ("to", "type", "half", "bfloat16", "backward", "register_hook", "__setitem__")
+_LEFT_ALONE = {
+    torch.autograd.grad,
+    torch.autograd.backward,
+    *(getattr(Tensor, name) for name in _NAMES),
+    *(
+        getattr(Tensor, name)
+        for name in dir(Tensor)
+        if name.endswith("_") and (not name.endswith("__") or name.startswith("__i"))
+    ),
+}
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -55,12 +67,10 @@ class _Widening(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "__get__" and getattr(func.__self__, "__name__", "") == "dtype":
+        if func == _DTYPE:
             found = func(*args, **kwargs)
             return self.dtype if found in _WIDE else found
-        in_place = name.endswith("_") and not name.endswith("__")
-        if not (in_place or name in _LEFT_ALONE or name == "__setitem__" or "out" in kwargs):
+        if not (func in _LEFT_ALONE or "out" in kwargs or func.__name__ == "__get__"):
             args, kwargs = tree_map_only(Tensor, self.widened, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -69,8 +79,14 @@ class _Widening(TorchFunctionMode):
         return _widened(tensor, self.dtype)
 
 
+def _dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype, in the function of another solve too."""
+    with unseen():
+        return tensor.dtype
+
+
 def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if tensor.dtype not in _WIDE:
+    if _dtype(tensor) not in _WIDE:
         return tensor
     real = dtype.to_real() if dtype.is_complex else dtype
     return tensor.to(real.to_complex() if tensor.is_complex() else real)
@@ -120,8 +136,8 @@ class _Conversion:
     """
 
     def __init__(self, leaf: Tensor, autocast: bool) -> None:
-        self.kind, self.device = leaf.dtype, leaf.device.type
-        self.dtype = wide(leaf.dtype)
+        self.kind, self.device = _dtype(leaf), leaf.device.type
+        self.dtype = wide(self.kind)
         self.low = torch.get_autocast_dtype(self.device)
         self.autocast = (self.device, self.low) if autocast else None
 
@@ -233,14 +249,18 @@ def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
             if leaf is None:
                 return solve(*given, **options)
             around = autocast_around(leaf)
-            if not around and leaf.dtype not in _WIDE:
+            if not around and _dtype(leaf) not in _WIDE:
                 return solve(*given, **options)
             asked = around and getattr(options.get("solver"), "autocast", False)
             as_solved = _Conversion(leaf, asked)
+            # a solution that is given is no better than its dtype
+            judges = not body and "rtol" in names and as_solved.kind in _WIDE
             within = _Widening(as_solved.dtype) if body else contextlib.nullcontext()
             with without_autocast(leaf), within:
-                named = map(as_solved.given, names, given)
+                named = list(map(as_solved.given, names, given))
                 more = {name: as_solved.given(name, value) for name, value in options.items()}
+                if judges and not isinstance(named[1], Solution) and more.get("rtol") is None:
+                    more["rtol"] = torch.finfo(as_solved.kind).eps ** 0.5
                 result = solve(*named, *given[len(names) :], **more)
                 return as_solved.returned(result)
 
