@@ -157,6 +157,8 @@ class _Conversion:
             return replace(value, value=self.wide(value.value))
         if isinstance(value, LinearOperator):
             return self.operator(value)
+        if name == "adjoint" and callable(given := getattr(value, "preconditioner", None)):
+            return replace(value, preconditioner=self.function(given))
         if name == "preconditioner" and not is_dataclass(value):
             return self.function(value)
         if name == "solver" and self.autocast is not None and isinstance(value.rtol, Auto):
