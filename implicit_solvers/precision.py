@@ -20,7 +20,7 @@ from implicit_solvers.many_starts import Starts
 from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure
 from implicit_solvers.tolerance import Auto
-from implicit_solvers.torch_internals import tree_leaves, tree_map_only, unseen
+from implicit_solvers.torch_internals import tree_leaves, tree_map, tree_map_only
 
 __all__ = ["in_full_precision", "wide"]
 
@@ -35,20 +35,18 @@ _WIDE = {
 _FUNCTIONS = {"fn", "equalities", "inequalities", "prox"}
 _SETTINGS = {"solver", "adjoint", "equation", "jac_sparsity", "adjoint_start"}
 
-_DTYPE = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
-
-# What casts a tensor, looks at it or writes into it, and does not compute with its values.
-_NAMES = ("to", "type", "half", "bfloat16", "backward", "register_hook", "__setitem__")
+# What looks at a tensor or writes into it, and does not compute with its values.
 _LEFT_ALONE = {
     torch.autograd.grad,
     torch.autograd.backward,
-    *(getattr(Tensor, name) for name in _NAMES),
+    *(getattr(Tensor, name) for name in ("backward", "register_hook", "__setitem__")),
     *(
         getattr(Tensor, name)
         for name in dir(Tensor)
         if name.endswith("_") and (not name.endswith("__") or name.startswith("__i"))
     ),
 }
+_CASTS = {Tensor.half, Tensor.bfloat16}
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -57,7 +55,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Widening(TorchFunctionMode):
-    """A mode in which operations read half precision tensors in a ``dtype`` that is no less."""
+    """A mode in which operations read and make no half precision, but a ``dtype`` no less."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -67,29 +65,29 @@ class _Widening(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func == _DTYPE:
-            found = func(*args, **kwargs)
-            return self.dtype if found in _WIDE else found
+        if func in _CASTS:
+            return args[0].to(self.dtype)
         if not (func in _LEFT_ALONE or "out" in kwargs or func.__name__ == "__get__"):
-            args, kwargs = tree_map_only(Tensor, self.widened, (args, kwargs))
+            args, kwargs = tree_map(self.widened, (args, kwargs))
         return func(*args, **kwargs)
 
-    def widened(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of half precision in the dtype, any other as it is."""
-        return _widened(tensor, self.dtype)
+    def widened(self, value: Any) -> Any:
+        """Return a tensor or dtype of half precision as the other, any other as it is."""
+        if isinstance(value, Tensor):
+            return _widened(value, self.dtype)
+        return _as_wide(value, self.dtype) if isinstance(value, torch.dtype) else value
 
 
-def _dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype, in the function of another solve too."""
-    with unseen():
-        return tensor.dtype
+def _as_wide(dtype: torch.dtype, like: torch.dtype) -> torch.dtype:
+    """Return the dtype for that of half precision, where one ``like`` this is solved in."""
+    if dtype not in _WIDE:
+        return dtype
+    real = like.to_real() if like.is_complex else like
+    return real.to_complex() if dtype.is_complex else real
 
 
-def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if _dtype(tensor) not in _WIDE:
-        return tensor
-    real = dtype.to_real() if dtype.is_complex else dtype
-    return tensor.to(real.to_complex() if tensor.is_complex() else real)
+def _widened(tensor: Tensor, like: torch.dtype) -> Tensor:
+    return tensor.to(_as_wide(tensor.dtype, like)) if tensor.dtype in _WIDE else tensor
 
 
 class _InPrecision:
@@ -136,7 +134,7 @@ class _Conversion:
     """
 
     def __init__(self, leaf: Tensor, autocast: bool) -> None:
-        self.kind, self.device = _dtype(leaf), leaf.device.type
+        self.kind, self.device = leaf.dtype, leaf.device.type
         self.dtype = wide(self.kind)
         self.low = torch.get_autocast_dtype(self.device)
         self.autocast = (self.device, self.low) if autocast else None
@@ -182,6 +180,11 @@ class _Conversion:
             object.__setattr__(converted, name, value)
         return converted
 
+    def rtol(self, given: float | None) -> float | None:
+        """Return the tolerance of a solution in half precision, ``sqrt(eps)`` if none is given."""
+        chosen = given is not None or self.kind == self.dtype
+        return given if chosen else torch.finfo(self.kind).eps ** 0.5
+
     def returned(self, result: Any) -> Any:
         """Return a result in kind."""
         if self.kind == self.dtype:
@@ -199,10 +202,10 @@ def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
     """Decorate a function, or ``forward`` of a module: what it computes is in float32 at least.
 
     Where the first of the arguments ``unknowns`` that is given is in half precision, or autocast
-    is on around a call, autocast is off within it, all arguments come in the dtype of that
-    argument, or float32 if it is in half precision, and so does every tensor in half precision that
-    an operation reads, weights too. Results are returned in kind, like that argument. Other calls
-    go on as they are. `root` and the other functions that solve do so of themselves.
+    is on around a call, autocast is off within it. Every tensor in half precision that an operation
+    reads, weights too, or makes is in float32 there, or in the dtype of that argument. Results are
+    returned in kind, like that argument. Other calls go on as they are. `root` and the other
+    functions that solve do so of themselves.
 
     Parameters
     ----------
@@ -240,30 +243,27 @@ def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
         for name in unknowns:
             if name not in names:
                 raise ValueError(f"{solve.__name__} has no argument {name}: it has {names}")
-        places = [names.index(name) for name in unknowns]
 
         @functools.wraps(solve)
         def call(*given: Any, **options: Any) -> Any:
-            leaf = None
-            for place, name in zip(places, unknowns, strict=True):
-                if leaf is None:
-                    leaf = _a_tensor(given[place] if len(given) > place else options.get(name))
-            if leaf is None:
+            known = dict(zip(names, given, strict=False)) | options
+            unknown = next((v for name in unknowns if (v := known.get(name)) is not None), None)
+            leaf = _a_tensor(unknown)
+            around = leaf is not None and autocast_around(leaf)
+            if leaf is None or not (around or leaf.dtype in _WIDE):
                 return solve(*given, **options)
-            around = autocast_around(leaf)
-            if not around and _dtype(leaf) not in _WIDE:
-                return solve(*given, **options)
-            asked = around and getattr(options.get("solver"), "autocast", False)
-            as_solved = _Conversion(leaf, asked)
-            # a solution that is given is no better than its dtype
-            judges = not body and "rtol" in names and as_solved.kind in _WIDE
+            as_solved = _Conversion(
+                leaf, around and getattr(options.get("solver"), "autocast", False)
+            )
             within = _Widening(as_solved.dtype) if body else contextlib.nullcontext()
-            with without_autocast(leaf), within:
-                named = list(map(as_solved.given, names, given))
-                more = {name: as_solved.given(name, value) for name, value in options.items()}
-                if judges and not isinstance(named[1], Solution) and more.get("rtol") is None:
-                    more["rtol"] = torch.finfo(as_solved.kind).eps ** 0.5
-                result = solve(*named, *given[len(names) :], **more)
+            with without_autocast(leaf):
+                given = (*map(as_solved.given, names, given), *given[len(names) :])
+                options = {name: as_solved.given(name, value) for name, value in options.items()}
+                if not (body or isinstance(unknown, Solution)) and "rtol" in names:
+                    # a point that is given is as good as its dtype
+                    options["rtol"] = as_solved.rtol(options.get("rtol"))
+                with within:
+                    result = solve(*given, **options)
                 return as_solved.returned(result)
 
         return call  # type: ignore[return-value]
@@ -272,11 +272,11 @@ def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
 
 
 def _a_tensor(value: Any) -> Tensor | None:
-    """Return a tensor of an unknown, if there is one."""
-    if isinstance(value, Tensor):
-        return value
+    """Return a tensor of an unknown, if there is one, and all are of one dtype."""
     if isinstance(value, Starts):
         value = value.each
     elif isinstance(value, Solution):
         value = value.value
-    return next((leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)), None)
+    leaves = [value] if isinstance(value, Tensor) else tree_leaves(value)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors[0] if len({leaf.dtype for leaf in tensors}) == 1 else None

@@ -321,6 +321,7 @@ def test_a_backward_pass_under_autocast_is_the_same():
 @pytest.mark.parametrize("dtype", [BF16, F32])
 def test_in_a_graph(dtype):
     torch._dynamo.reset()
+    torch.manual_seed(0)
     cell, x = Cell().to(dtype), torch.randn(4, 3).to(dtype).requires_grad_()
     layer = ims.nn.FixedPoint(cell, PICARD, batch_dims=1, on_failure="mask")
     with autocast():

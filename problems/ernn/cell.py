@@ -348,8 +348,8 @@ class ERNNCell(nn.Module):
 
     @property
     def weight_dtype(self) -> torch.dtype:
-        """The dtype of the parameters."""
-        return self.log_gamma.dtype
+        """The dtype of the parameters; float32 where those in half precision are read so."""
+        return self.gamma.dtype
 
     def extra_repr(self) -> str:
         """Show sizes and options."""
