@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 
 from implicit_solvers.autodiff import autocast_around, without_autocast
 from implicit_solvers.linear.linear_operator import LinearOperator
-from implicit_solvers.many_starts import Starts
 from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure
 from implicit_solvers.tolerance import Auto
@@ -149,12 +148,10 @@ class _Conversion:
         """Return an argument of a public function, by its name."""
         if name in _FUNCTIONS:
             return self.function(value)
-        if isinstance(value, Starts):
-            return Starts(self.wide(value.each))
-        if isinstance(value, Solution):
-            return replace(value, value=self.wide(value.value))
         if isinstance(value, LinearOperator):
             return self.operator(value)
+        if hasattr(value, "each"):  # many starts
+            return replace(value, each=self.wide(value.each))
         if name == "adjoint" and callable(given := getattr(value, "preconditioner", None)):
             return replace(value, preconditioner=self.function(given))
         if name == "preconditioner" and not is_dataclass(value):
@@ -242,7 +239,9 @@ def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
         names = list(inspect.signature(solve).parameters)
         for name in unknowns:
             if name not in names:
-                raise ValueError(f"{solve.__name__} has no argument {name}: it has {names}")
+                raise ValueError(
+                    f"{solve.__name__} has no argument {name}: it has {names}, name one of these"
+                )
 
         @functools.wraps(solve)
         def call(*given: Any, **options: Any) -> Any:
@@ -273,10 +272,7 @@ def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
 
 def _a_tensor(value: Any) -> Tensor | None:
     """Return a tensor of an unknown, if there is one, and all are of one dtype."""
-    if isinstance(value, Starts):
-        value = value.each
-    elif isinstance(value, Solution):
-        value = value.value
+    value = value.value if isinstance(value, Solution) else getattr(value, "each", value)
     leaves = [value] if isinstance(value, Tensor) else tree_leaves(value)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return tensors[0] if len({leaf.dtype for leaf in tensors}) == 1 else None
