@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from implicit_solvers.autodiff import autocast_around, without_autocast
+from implicit_solvers.autodiff import autocast_around, differentiable, without_autocast
 from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure
 from implicit_solvers.tolerance import Auto
-from implicit_solvers.torch_internals import tree_leaves, tree_map, tree_map_only
+from implicit_solvers.torch_internals import tree_leaves, tree_map_only
 
-__all__ = ["in_full_precision", "wide"]
+__all__ = ["in_full_precision"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,11 +48,6 @@ _LEFT_ALONE = {
 _CASTS = {Tensor.half, Tensor.bfloat16}
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which what has a ``dtype`` is solved: of half precision, float32."""
-    return _WIDE.get(dtype, dtype)
-
-
 class _Widening(TorchFunctionMode):
     """A mode in which operations read and make no half precision, but a ``dtype`` no less."""
 
@@ -67,14 +62,18 @@ class _Widening(TorchFunctionMode):
         if func in _CASTS:
             return args[0].to(self.dtype)
         if not (func in _LEFT_ALONE or "out" in kwargs or func.__name__ == "__get__"):
-            args, kwargs = tree_map(self.widened, (args, kwargs))
+            args = [self.widened(value) for value in args]
+            kwargs = {name: self.widened(value) for name, value in kwargs.items()}
         return func(*args, **kwargs)
 
     def widened(self, value: Any) -> Any:
         """Return a tensor or dtype of half precision as the other, any other as it is."""
         if isinstance(value, Tensor):
             return _widened(value, self.dtype)
-        return _as_wide(value, self.dtype) if isinstance(value, torch.dtype) else value
+        if isinstance(value, torch.dtype):
+            return _as_wide(value, self.dtype)
+        kind = type(value)
+        return kind([self.widened(v) for v in value]) if kind in (tuple, list) else value
 
 
 def _as_wide(dtype: torch.dtype, like: torch.dtype) -> torch.dtype:
@@ -134,7 +133,7 @@ class _Conversion:
 
     def __init__(self, leaf: Tensor, autocast: bool) -> None:
         self.kind, self.device = leaf.dtype, leaf.device.type
-        self.dtype = wide(self.kind)
+        self.dtype = _WIDE.get(self.kind, self.kind)
         self.low = torch.get_autocast_dtype(self.device)
         self.autocast = (self.device, self.low) if autocast else None
 
@@ -169,7 +168,7 @@ class _Conversion:
         converted = copy.copy(A)
         for name, value in vars(A).items():
             if isinstance(value, Structure):
-                value = replace(value, dtype=wide(value.dtype))
+                value = replace(value, dtype=_as_wide(value.dtype, self.dtype))
             elif name == "fn":
                 value = self.function(value)
             else:
@@ -254,7 +253,8 @@ def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
             as_solved = _Conversion(
                 leaf, around and getattr(options.get("solver"), "autocast", False)
             )
-            within = _Widening(as_solved.dtype) if body else contextlib.nullcontext()
+            reads = body and not (given and _is_wide(given[0]))
+            within = _Widening(as_solved.dtype) if reads else contextlib.nullcontext()
             with without_autocast(leaf):
                 given = (*map(as_solved.given, names, given), *given[len(names) :])
                 options = {name: as_solved.given(name, value) for name, value in options.items()}
@@ -270,9 +270,16 @@ def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
     return decorate
 
 
+def _is_wide(value: Any) -> bool:
+    """Tell whether a value is a module without weights in half precision."""
+    if not isinstance(value, torch.nn.Module):
+        return False
+    return all(t.dtype not in _WIDE for t in (*value.parameters(), *value.buffers()))
+
+
 def _a_tensor(value: Any) -> Tensor | None:
-    """Return a tensor of an unknown, if there is one, and all are of one dtype."""
+    """Return a tensor of an unknown, if there is one, and all with derivatives are of one dtype."""
     value = value.value if isinstance(value, Solution) else getattr(value, "each", value)
     leaves = [value] if isinstance(value, Tensor) else tree_leaves(value)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and differentiable(leaf)]
     return tensors[0] if len({leaf.dtype for leaf in tensors}) == 1 else None

@@ -137,7 +137,7 @@ class EquationMethod(IterativeSolver):
     autocast
         Whether the function is called with the ``torch.autocast`` that is on around the solve; by
         default that is off within. ``rtol`` then defaults to ``eps**0.75`` of its dtype, 0.026 in
-        bfloat16 and 0.0055 in float16.
+        bfloat16 and 0.0055 in float16, and is that of an iterative adjoint, too.
 
     Raises
     ------

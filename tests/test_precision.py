@@ -298,6 +298,19 @@ def test_the_function_sees_autocast_if_it_is_asked_for(name, asked):
     assert second.isfinite().all() and known[0].isfinite().all()
 
 
+@pytest.mark.parametrize("adjoint", [ims.GMRES(), ims.BiCGStab(), ims.Neumann()])
+def test_an_iterative_adjoint_is_as_accurate_as_the_function(adjoint):
+    torch.manual_seed(0)
+    cell, x = Cell(60), torch.randn(2, 60, requires_grad=True)
+    (exact,) = torch.autograd.grad(fixed_point(cell, x).square().sum(), x)
+    how = {"adjoint": ims.ImplicitAdjoint(adjoint), "on_failure": "raise"}
+    with autocast():
+        z = fixed_point(cell, x, solver=ims.Anderson(autocast=True), **how)
+    (g,) = torch.autograd.grad(z.square().sum(), x)
+    # rtol in both passes, over one minus the contraction factor 0.4
+    assert (g - exact).norm() < 0.1 * exact.norm()
+
+
 def test_without_autocast_around_nothing_is_to_be_seen():
     cell, x = Watched(), torch.randn(4, 3)
     asked = fixed_point(cell, x, solver=ims.Anderson(autocast=True))
