@@ -450,6 +450,20 @@ def test_packed_sequences_and_states_in_half_precision():
     cell.project_()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ERNN", "leaky", "deep equilibrium"])
+def test_gpu(name):
+    network, x = NETWORKS[name](3, 8).cuda(), torch.randn(6, 32, 3, device="cuda")
+    expected, _ = network(x)
+    with torch.autocast("cuda", dtype=F16):
+        found, _ = network(x.half())
+    found.float().square().sum().backward()
+    assert found.dtype == F16
+    assert {p.grad.dtype for p in network.parameters() if p.grad is not None} == {F32}
+    off = (found.float() - expected).abs().max()
+    assert off < 12 * torch.finfo(F16).eps * expected.abs().max()
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("name", ["nn.RNN", "ERNN", "leaky", "deep equilibrium"])
 def test_lightning(name, precision):
