@@ -55,6 +55,7 @@ from implicit_solvers.minimization import minimize
 from implicit_solvers.monitoring import Monitor, SolveRecord, monitor
 from implicit_solvers.nonlinear_least_squares import least_squares
 from implicit_solvers.path_following import continuation
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import (
@@ -183,6 +184,7 @@ __all__ = [
     "UnrolledAdjoint",
     "AdjointStart",
     "gradient_error",
+    "in_full_precision",
     # results
     "Solution",
     "Multipliers",

@@ -15,6 +15,7 @@ from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, name_of, solve_equation
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.root_finding import RootEquation, like_unknown
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
@@ -35,6 +36,7 @@ class ContinuationEquation(RootEquation):
 
 
 @explains_names("Continuation")
+@in_full_precision("z0", body=False)
 def continuation(
     fn: Callable[..., Any],
     z0: T,

@@ -139,7 +139,8 @@ class Solution(Generic[T]):
         The number of steps taken; int64.
     residual
         The norm (root mean square unless the solver says otherwise) of the optimality condition,
-        or of ``b - A x``, at ``value``; in the dtype of the unknown, real where that is complex.
+        or of ``b - A x``, at ``value``; in the dtype of the unknown, real where that is complex,
+        and float32 where that is in half precision.
     error
         How far ``value`` may be from a solution: an estimate (root mean square), in units of the
         unknown and of its dtype; ``inf`` where nothing is known of it.

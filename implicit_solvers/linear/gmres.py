@@ -140,11 +140,6 @@ class GMRES(LinearMethod):
                 f"GMRES has inner_dtype={self.inner_dtype} and runs in a compiled graph: leave "
                 "inner_dtype out"
             )
-        if dtype not in (torch.float64, torch.complex128):
-            raise TypeError(
-                f"GMRES has inner_dtype={self.inner_dtype} and the vectors are {dtype}: convert "
-                "them to torch.float64, or leave inner_dtype out"
-            )
         return True
 
     def error_at(self, problem: LinearProblem, x: Tensor, error: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.traced_system import solve_linear_in_graph, system_obstacle
 from implicit_solvers.monitoring import monitors
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.solver import LinearSolver, refuse_other_solvers
@@ -59,6 +60,7 @@ T = TypeVar("T")
 
 
 @explains_names("CG")
+@in_full_precision("b", body=False)
 def linear_solve(
     A: LinearOperator | Tensor,
     b: T,
