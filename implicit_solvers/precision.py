@@ -1,4 +1,7 @@
-"""Half precision and autocast around a solve: what is solved is in float32 at least."""
+"""Half precision and autocast around a solve: what is solved is in float32 at least.
+
+It knows names of arguments, and nothing of what is solved.
+"""
 
 from __future__ import annotations
 
