@@ -149,11 +149,11 @@ class ConeSolver(ims.EquationMethod):
             near = start if self.warm else None
             found = program.zoomed(best.z[: len(program.c)], zoom, method, near)
             steps += found.steps
-            status = int(found.status)
             if found.status in _UNSOLVABLE:
                 if program.proves(found):
-                    return Point(0 * start, 1.0, steps), status
+                    return Point(0 * start, 1.0, steps), int(found.status)
                 continue
+            status = int(found.status) or stalled
             tried = program.refined(found.point, method.polish)
             steps += tried.steps
             if tried.error < best.error:
@@ -161,5 +161,4 @@ class ConeSolver(ims.EquationMethod):
             if best.error <= self.atol:
                 best = program.chosen(best)
                 break
-        status = status or stalled
         return best._replace(steps=steps), status

@@ -159,10 +159,11 @@ class OneProgram:
         if found.status == ims.Status.INFEASIBLE:
             terms, off = found.b * found.y, _largest(self.across(found.y))
         else:
-            terms, off = found.c * found.x, _largest(self.bend(found.x)) / found.zoom
+            terms, off = found.c * found.x, _largest(self.bend(found.x))
             off = max(off, _largest(self.along(found.x) + found.s))
         gap = -terms.sum()
-        return bool(gap > 100 * _EPS * abs(terms).sum() and off * _FARTHEST <= gap)
+        farthest = _FARTHEST * max(found.zoom, 1.0)
+        return bool(gap > 100 * _EPS * abs(terms).sum() and off * farthest <= gap)
 
     def _factored(self, here: _Conditions, known: Any) -> tuple[Slope, FactoredJacobian]:
         """Factor the Jacobian, unless it is known."""
@@ -200,7 +201,8 @@ class OneProgram:
         """
         cones, n, z = self.jacobian.pattern.cones, len(self.c), point.z.copy()
         own, u = slice(n + cones.zero, n + cones.linear), z[n + cones.zero : n + cones.linear]
-        here, known, rng, size = point.here, point.known, np.random.default_rng(0), _largest(z[n:])
+        here, known, rng = point.here, point.known, np.random.default_rng(0)
+        size = _largest(z[n:]) or 1.0
         kept, still = np.zeros(len(u), dtype=bool), np.zeros(cones.size - cones.linear)
         least_active = 2 * _EPS * size
         for _ in range(2 * len(u) + 2):

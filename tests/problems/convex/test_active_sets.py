@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import implicit_solvers as ims
-from implicit_solvers.problems.convex import ConvexLayer
+from implicit_solvers.problems.convex import Clarabel, ConvexLayer
 
 DOUBLE = torch.float64
 
@@ -205,3 +205,15 @@ def test_one_bad_lane_in_64_changes_no_bit_of_the_others(in_units):
     for own, truth in zip((best, *found), (plain, *expected), strict=True):
         assert torch.equal(own[others], truth[others])
     assert all((slope[7] == 0).all() for slope in found)
+
+
+def test_a_certificate_that_proves_nothing_is_not_believed():
+    class Wrong:
+        polish, workers = 10, 1
+
+        def solve(self, *program):
+            return Clarabel().solve(*program)._replace(status=ims.Status.INFEASIBLE)
+
+    x, b = cp.Variable(2), cp.Parameter(2)
+    layer = layer_of(cp.sum_squares(x - b), [x >= 0], [b], x, solver=Wrong())
+    assert layer(torch.tensor([1.0, -1.0], dtype=DOUBLE)).status == ims.Status.STALLED
