@@ -152,26 +152,7 @@ class IntervalDensity(UnivariateDistribution):
         total = torch.logaddexp(below, above)
         return below - total, above - total
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the logarithm of the normalized density.
-
-        Parameters
-        ----------
-        value
-            Points of the interval, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The logarithms.
-
-        Raises
-        ------
-        ValueError
-            If arguments are validated and a value is outside of the interval.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         inside = (value >= self.low) & (value <= self.high)
         safe = torch.minimum(torch.maximum(value, self.low), self.high)
         log_q = self.log_density(safe) - self._log_integral(self.low, self.high)

@@ -18,7 +18,7 @@ __all__ = ["UnivariateDistribution"]
 class UnivariateDistribution(Distribution):
     """A distribution on an interval, given by the method ``log_tails``.
 
-    A subclass defines ``log_tails``, ``log_prob``, ``support`` and ``expand``.
+    A subclass defines ``log_tails``, ``_log_prob``, ``support`` and ``expand``.
     """
 
     has_rsample = True
@@ -30,6 +30,31 @@ class UnivariateDistribution(Distribution):
 
     def _quantile(self, u: Tensor) -> Tensor:
         return quantile(self, u)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the logarithm of the density.
+
+        Parameters
+        ----------
+        value
+            Points, of a shape that broadcasts with the batch shape.
+
+        Returns
+        -------
+        Tensor
+            The logarithms; of an interval, -inf outside.
+
+        Raises
+        ------
+        ValueError
+            If arguments are validated and a value is outside of the support.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._log_prob(value)
 
     def log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return `log_cdf` and `log_survival`, with one evaluation of what they share."""

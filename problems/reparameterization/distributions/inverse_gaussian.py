@@ -174,26 +174,7 @@ class InverseGaussian(UnivariateDistribution):
             x = torch.where(first, smaller, loc * (loc / smaller))
         return implicit_sample(x, _sample_derivatives, self.loc, self.concentration)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the logarithm of the density.
-
-        Parameters
-        ----------
-        value
-            Positive numbers, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The logarithms.
-
-        Raises
-        ------
-        ValueError
-            If arguments are validated and a value is not positive.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _log_density(value, self.loc, self.concentration)
 
     def log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -211,7 +211,7 @@ class MixtureSameFamily(UnivariateDistribution, torch.distributions.MixtureSameF
             If the components have none.
         """
         check_method(self.component_distribution, "log_prob", "component_distribution")
-        return super().log_prob(value)
+        return torch.distributions.MixtureSameFamily.log_prob(self, value)
 
     def log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return `log_cdf` and `log_survival` from one evaluation of the components."""

@@ -182,26 +182,7 @@ class Truncated(UnivariateDistribution):
         kind = torch.promote_types(value.dtype, self.low.dtype)
         return value.to(torch.promote_types(kind, self._precision)), kind
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the logarithm of the density; -inf outside of the interval.
-
-        Parameters
-        ----------
-        value
-            Points, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The logarithms.
-
-        Raises
-        ------
-        ValueError
-            If arguments are validated and a value is outside of the support.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         z, kind = self._precise(value)
         low, high = self._ends
         inside = (z >= low) & (z <= high) & z.isfinite()
