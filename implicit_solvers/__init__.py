@@ -2,7 +2,7 @@
 
 ``root``, ``fixed_point``, ``minimize``, ``least_squares`` and ``linear_solve`` solve; derivatives
 come from the implicit function theorem, by one linear solve, in every mode of ``torch.func`` and
-``torch.autograd``, batched by ``vmap``.
+``torch.autograd``, batched by ``vmap``. This file knows public names, and nothing else.
 """
 
 from implicit_solvers import nn as nn
@@ -55,9 +55,16 @@ from implicit_solvers.minimization import minimize
 from implicit_solvers.monitoring import Monitor, SolveRecord, monitor
 from implicit_solvers.nonlinear_least_squares import least_squares
 from implicit_solvers.path_following import continuation
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import root
-from implicit_solvers.solution import ConvergenceError, ConvergenceWarning, Solution, Status
+from implicit_solvers.solution import (
+    ConvergenceError,
+    ConvergenceWarning,
+    Solution,
+    Status,
+    warn_degenerate,
+)
 from implicit_solvers.solver import DirectSolver, EquationMethod, LinearMethod
 from implicit_solvers.solvers.aitken import Aitken
 from implicit_solvers.solvers.anderson import Anderson
@@ -177,6 +184,7 @@ __all__ = [
     "UnrolledAdjoint",
     "AdjointStart",
     "gradient_error",
+    "in_full_precision",
     # results
     "Solution",
     "Multipliers",
@@ -187,6 +195,7 @@ __all__ = [
     "SolveRecord",
     "ConvergenceError",
     "ConvergenceWarning",
+    "warn_degenerate",
     # the process
     "retain_freed_memory",
 ]

@@ -1,9 +1,12 @@
-"""How a solution is differentiated: an argument of every equation."""
+"""How a solution is differentiated: an argument of every equation.
+
+It knows no rule: `driver` hands it to one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from implicit_solvers.hyperparameters import check_count
@@ -16,9 +19,10 @@ from implicit_solvers.linear.linear_operator import LinearOperator
 from implicit_solvers.linear.preconditioners import Preconditioner
 from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.problem import Equation
-from implicit_solvers.solver import LinearSolver, check_linear_solver
+from implicit_solvers.solver import LinearMethod, LinearSolver, check_linear_solver
+from implicit_solvers.tolerance import AUTO
 
-__all__ = ["Adjoint", "ImplicitAdjoint", "OneStepAdjoint", "UnrolledAdjoint"]
+__all__ = ["Adjoint", "as_accurate", "ImplicitAdjoint", "OneStepAdjoint", "UnrolledAdjoint"]
 
 
 @dataclass(frozen=True)
@@ -200,3 +204,14 @@ class UnrolledAdjoint:
 
 
 Adjoint = ImplicitAdjoint | OneStepAdjoint | UnrolledAdjoint
+
+
+def as_accurate(linear_solver: Any, solver: Any) -> Any:
+    """Return an adjoint's solver with the ``rtol`` of one whose function sees autocast.
+
+    Products with a Jacobian in half precision are no better. A tolerance that is given stays.
+    """
+    rough = getattr(solver, "autocast", False) and solver.rtol is not None
+    if not (rough and isinstance(linear_solver, LinearMethod)) or linear_solver.rtol is not AUTO:
+        return linear_solver
+    return replace(linear_solver, rtol=solver.rtol)

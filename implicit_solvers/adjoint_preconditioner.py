@@ -1,4 +1,7 @@
-"""The preconditioner of an adjoint: an operator made at the solution."""
+"""The preconditioner of an adjoint: an operator made at the solution.
+
+It knows nothing of the solve that found the solution.
+"""
 
 from __future__ import annotations
 

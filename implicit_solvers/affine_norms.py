@@ -3,7 +3,8 @@
 The pullback of a vmapped gradient, ``vjp(vmap(grad(f)))``, is silently wrong (torch 2.8 to 2.15) if
 ``f`` calls ``layer_norm``, ``batch_norm`` or ``instance_norm`` with a weight, and refused (2.15) if
 it calls the last two at all. So the weight and the bias are applied here by operations of their
-own, and batches and instances are normalized by their means and variances.
+own, and batches and instances are normalized by their means and variances. Nothing here knows an
+equation.
 """
 
 from __future__ import annotations

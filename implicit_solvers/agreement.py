@@ -2,7 +2,8 @@
 
 A mask is True, False, or a tensor ``(N,)``; a number is Python's or a tensor ``(N,)``. The same
 lines are host arithmetic for one problem, none at all for lanes that agree, and ``torch.where``
-for lanes that do not and in compiled graphs, where nobody can be asked.
+for lanes that do not and in compiled graphs, where nobody can be asked. Nothing here knows what the
+numbers mean.
 """
 
 from __future__ import annotations

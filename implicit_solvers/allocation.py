@@ -1,4 +1,7 @@
-"""Fresh memory is dear: where the C library hands freed blocks back, each temporary pays for it."""
+"""Fresh memory is dear: where the C library hands freed blocks back, each temporary pays for it.
+
+It knows nothing of solves.
+"""
 
 from __future__ import annotations
 

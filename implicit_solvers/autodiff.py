@@ -1,4 +1,7 @@
-"""Pullbacks and pushforwards that compose with every mode of torch's automatic differentiation."""
+"""Pullbacks and pushforwards that compose with every mode of torch's automatic differentiation.
+
+Nothing here knows of equations, lanes or solvers.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,7 @@ from implicit_solvers.torch_internals import (
 __all__ = [
     "Pushforward",
     "asked",
+    "autocast_around",
     "batched",
     "differentiable",
     "leads_elsewhere",
@@ -59,6 +63,7 @@ __all__ = [
     "transformed",
     "unwatched",
     "vjp",
+    "without_autocast",
 ]
 
 
@@ -368,7 +373,7 @@ def recorded_if_asked(rule: Callable[..., Any]) -> Any:
     @functools.wraps(rule)
     def backward(ctx: Any, *cotangents: Any) -> Any:
         saved, cotangents = live(*ctx.saved_tensors), live(*cotangents)
-        with _recording_for((*saved, *cotangents)):
+        with _recording_for((*saved, *cotangents)), without_autocast(saved[0]):
             return rule(ctx, saved, *cotangents)
 
     return staticmethod(backward)
@@ -378,6 +383,19 @@ def _recording_for(tensors: Sequence[Any]) -> Any:
     """Return a context in which gradients are recorded if any of ``tensors`` asks for it."""
     asked = transforms_active() or any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
     return contextlib.nullcontext() if asked else torch.no_grad()
+
+
+def autocast_around(tensor: Tensor) -> bool:
+    """Tell whether autocast is on, on the device of a tensor."""
+    device = tensor.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def without_autocast(tensor: Tensor) -> Any:
+    """Return a context in which autocast is off, on the device of a tensor."""
+    if not autocast_around(tensor):
+        return contextlib.nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) -> Any:
@@ -392,7 +410,7 @@ def nested_jvp(rule: Callable[[Any, tuple[Tensor, ...], tuple[Any, ...]], Any]) 
     @functools.wraps(rule)
     def jvp(ctx: Any, *tangents: Any) -> Any:
         def apply(saved: tuple[Tensor, ...], tangents: tuple[Any, ...]) -> Any:
-            with _recording_for((*saved, *tangents)):
+            with _recording_for((*saved, *tangents)), without_autocast(saved[0]):
                 return rule(ctx.spec, saved, tangents)
 
         if not transforms_active():

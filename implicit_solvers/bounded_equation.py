@@ -1,4 +1,4 @@
-"""Equations between bounds: what holds at a minimum that some of them stop."""
+"""Equations between bounds: what holds at a minimum that some of them stop. It knows no solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Bounds on unknowns: as they are given, and what they make of a slope."""
+"""Bounds on unknowns: as they are given, and what they make of a slope.
+
+Nothing here knows an equation.
+"""
 
 from __future__ import annotations
 

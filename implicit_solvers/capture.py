@@ -3,7 +3,7 @@
 A derivative, or a ``vmap``, must reach the weights of a module, a closure's variables, a partial's
 arguments. `capture` evaluates the function once and records the tensors that it reads; a
 `Substitution` then puts operands of ours in their places, so that the rules can differentiate the
-function as one of explicit arguments.
+function as one of explicit arguments. It knows neither equations nor solvers.
 """
 
 from __future__ import annotations

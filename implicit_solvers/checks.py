@@ -1,4 +1,7 @@
-"""What can be wrong with a function that is solved without a failure."""
+"""What can be wrong with a function that is solved without a failure.
+
+It knows neither equation nor solver.
+"""
 
 from __future__ import annotations
 

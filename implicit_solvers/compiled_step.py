@@ -1,4 +1,7 @@
-"""``compile=True``: some steps of a solver as a compiled graph, in a loop that stays in Python."""
+"""``compile=True``: some steps of a solver as a compiled graph, in a loop that stays in Python.
+
+It knows no solver: a step is a function of a state.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Whether what runs here becomes part of a graph; what cannot runs outside of it, or is refused."""
+"""Whether what runs here becomes part of a graph; what cannot runs outside of it, or is refused.
+
+It knows nothing of what is computed.
+"""
 
 from __future__ import annotations
 

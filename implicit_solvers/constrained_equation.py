@@ -1,4 +1,7 @@
-"""Minima under constraints: the conditions of Karush, Kuhn and Tucker."""
+"""Minima under constraints: the conditions of Karush, Kuhn and Tucker.
+
+It knows a solution, not the method that found it.
+"""
 
 from __future__ import annotations
 

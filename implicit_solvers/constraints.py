@@ -1,4 +1,7 @@
-"""Constraints as they are given: functions of the unknown, and what they return."""
+"""Constraints as they are given: functions of the unknown, and what they return.
+
+It knows no solver.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The curvature of an objective where a solve ends: that of a minimum is negative nowhere."""
+"""The curvature of an objective where a solve ends: that of a minimum is negative nowhere.
+
+It knows the objective at one point, not the way there.
+"""
 
 from __future__ import annotations
 

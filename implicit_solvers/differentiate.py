@@ -2,7 +2,8 @@
 
 At ``F(z, theta) = 0`` with ``A = dF/dz``: backward ``w = A^-T z'`` and
 ``theta' = -vjp of (theta -> F(z, theta)) at w``; forward ``dz = -A^-1 (dF/dtheta dtheta)``. Here
-``z`` is the rule's own output, so that the rule differentiates itself, to any order.
+``z`` is the rule's own output, so that the rule differentiates itself, to any order. Nothing here
+knows a concrete solver.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""From a user's function to a `Solution`: the path that every equation takes."""
+"""From a user's function to a `Solution`: the path that every equation takes.
+
+It knows no concrete solver of equations.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.adjoint import UnrolledAdjoint
+from implicit_solvers.adjoint import UnrolledAdjoint, as_accurate
 from implicit_solvers.adjoint_preconditioner import adjoint_preconditioner
 from implicit_solvers.affine_norms import weights_apart
 from implicit_solvers.capture import (
@@ -178,6 +181,7 @@ def _read(task: Task, z0: Any, args: tuple[Any, ...], own: tuple[Tensor, ...]) -
         task.adjoint.check(task.solver)
     else:
         adjoint_solver = task.adjoint.solver_for(task.equation, structure.size, task.sparsity)
+        adjoint_solver = as_accurate(adjoint_solver, task.solver)
     check_adjoint_start(task.adjoint_start, adjoint_solver)
     counter = Counter()
     fn = task.raveled(structure, join, counter)

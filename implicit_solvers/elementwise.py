@@ -2,6 +2,7 @@
 
 A special function is computed by series and quadratures that must not be differentiated operation
 by operation. What is known instead are its partial derivatives, as functions of the same kind.
+Nothing here knows an equation.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Values and partial derivatives loop, ask the host, and work in place: nothing for a tracer. A graph
 cannot hold them, but their number. In it there is one value, not several, and its derivatives are
-of first order.
+of first order. Nothing here knows what a function computes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far a gradient can be trusted."""
+"""How far a gradient can be trusted. It knows the solution, not the solver that found it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from implicit_solvers.custom_solvers import stated
 from implicit_solvers.driver import name_of, solve_equation
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.linear.lu import LU
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import Solution, Status
@@ -53,6 +54,7 @@ def _moved(problem: EquationProblem, pairs: Tensor) -> Outcome:
     return _as_given(problem, z - step * torch.where(known, longer, 1.0))
 
 
+@in_full_precision("solution", body=False)
 def gradient_error(
     solution: Solution,
     fn: Callable[..., Any],

@@ -1,4 +1,7 @@
-"""How often a solve has evaluated its function, formed its Jacobian, and multiplied with it."""
+"""How often a solve has evaluated its function, formed its Jacobian, and multiplied with it.
+
+It knows nothing of who asks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is known of a point: Newton's step from it, and the error that rounding makes there."""
+"""What is known of a point: Newton's step from it, and the error that rounding makes there.
+
+It knows no tolerance: `verdict` judges.
+"""
 
 from __future__ import annotations
 

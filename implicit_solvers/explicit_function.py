@@ -1,4 +1,4 @@
-"""A function that captures tensors, as one of explicit arguments."""
+"""A function that captures tensors, as one of explicit arguments. It knows no equation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What is known of a fit: Newton's step, in the basis of the Jacobian's singular vectors.
 
 Forming ``J^T J`` would square the condition of ``J``. Source: Björck, "Numerical Methods for Least
-Squares Problems" (1996), section 1.4.
+Squares Problems" (1996), section 1.4. It knows no tolerance: `verdict` judges.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fixed points: ``z = g(z, theta)``."""
+"""Fixed points: ``z = g(z, theta)``. It states the task, and knows no step of the way."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.linear.sparsity import SparsityPattern
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import Equation
 from implicit_solvers.root_finding import like_unknown
 from implicit_solvers.solution import OnFailure, Solution
@@ -41,6 +42,7 @@ class FixedPointEquation(Equation):
 
 
 @explains_names("Anderson")
+@in_full_precision("z0", body=False)
 def fixed_point(
     fn: Callable[..., Any],
     z0: T,

@@ -1,4 +1,4 @@
-"""Keywords of other libraries: refused with the name that they have here."""
+"""Keywords of other libraries: refused with the name that they have here. It knows names only."""
 
 from __future__ import annotations
 

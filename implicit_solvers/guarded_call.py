@@ -1,4 +1,7 @@
-"""The call of a user's function: what it must not do, what it may need, and why it failed."""
+"""The call of a user's function: what it must not do, what it may need, and why it failed.
+
+It knows no equation and no solver.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Hyperparameters that make no sense are refused where a solver is made."""
+"""Hyperparameters that make no sense are refused where a solver is made.
+
+It knows no concrete solver.
+"""
 
 from __future__ import annotations
 

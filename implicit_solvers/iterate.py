@@ -1,4 +1,7 @@
-"""The one loop: lanes step together, and each converges, stops and fails on its own."""
+"""The one loop: lanes step together, and each converges, stops and fails on its own.
+
+It knows no concrete solver, and nothing of derivatives.
+"""
 
 from __future__ import annotations
 

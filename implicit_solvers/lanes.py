@@ -2,7 +2,8 @@
 
 One call of the user's function handles one problem, or, with ``batch_dims``, a grid of them
 (*native* lanes). Each ``torch.func.vmap`` around a solve adds a level of lanes. A tensor carries a
-level if it has one entry for each lane of that level; otherwise the lanes share it.
+level if it has one entry for each lane of that level; otherwise the lanes share it. It knows
+neither equations nor solvers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several starts for each problem, of which the best end is taken."""
+"""Several starts for each problem, of which the best end is taken. It knows no concrete solver."""
 
 from __future__ import annotations
 

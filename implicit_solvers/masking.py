@@ -2,7 +2,7 @@
 
 Zero times NaN is NaN: a lane whose derivatives are not finite poisons the gradient of whatever it
 shares with other lanes, even if its cotangent is zero. So failed lanes are left out by indexing,
-before any product is formed.
+before any product is formed. Nothing here knows a solver.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Minima: ``argmin_z f(z, theta)``."""
+"""Minima: ``argmin_z f(z, theta)``. It states the task, and knows no step of the way."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.many_starts import one_start
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import Equation
 from implicit_solvers.proximal_equation import ProximalEquation, ProximalTask
 from implicit_solvers.solution import OnFailure, Solution
@@ -85,6 +86,7 @@ def read_objective(out: Any, structure: Structure, lanes: Sequence[int]) -> Tens
 
 
 @explains_names("LBFGS")
+@in_full_precision("z0", body=False)
 def minimize(
     fn: Callable[..., Any],
     z0: T,

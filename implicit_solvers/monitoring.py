@@ -1,4 +1,7 @@
-"""A log of every solve inside a ``with`` block, forward and backward."""
+"""A log of every solve inside a ``with`` block, forward and backward.
+
+It knows no solver: solves report to it.
+"""
 
 from __future__ import annotations
 

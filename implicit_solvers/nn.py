@@ -1,4 +1,7 @@
-"""Equations as modules: the parameters of the function that states the equation are trained."""
+"""Equations as modules: the parameters of the function that states the equation are trained.
+
+It knows no rule and no loop: `driver` does.
+"""
 
 from __future__ import annotations
 

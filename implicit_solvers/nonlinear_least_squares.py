@@ -1,4 +1,7 @@
-"""Nonlinear least squares: ``argmin_z |r(z, theta)|^2 / 2``."""
+"""Nonlinear least squares: ``argmin_z |r(z, theta)|^2 / 2``.
+
+It states the task, and knows no step of the way.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from implicit_solvers.fit_examination import by_singular_values
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.many_starts import one_start
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import Equation
 from implicit_solvers.robust_loss import check_loss, robust
 from implicit_solvers.solution import OnFailure, Solution
@@ -97,6 +101,7 @@ def read_residuals(out: Any, structure: Structure, lanes: Sequence[int]) -> Tens
 
 
 @explains_names("LevenbergMarquardt")
+@in_full_precision("z0", body=False)
 def least_squares(
     fn: Callable[..., Any],
     z0: T,

@@ -1,4 +1,7 @@
-"""How lanes end: by a tolerance, by a flag, by what is not finite; and with what."""
+"""How lanes end: by a tolerance, by a flag, by what is not finite; and with what.
+
+It knows no concrete solver and no equation.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Continuation: along a path of solutions from an easy equation to the one to be solved."""
+"""Continuation: along a path of solutions from an easy equation to the one to be solved.
+
+It states the task, and knows no step of the way.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, name_of, solve_equation
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.root_finding import RootEquation, like_unknown
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
@@ -32,6 +36,7 @@ class ContinuationEquation(RootEquation):
 
 
 @explains_names("Continuation")
+@in_full_precision("z0", body=False)
 def continuation(
     fn: Callable[..., Any],
     z0: T,

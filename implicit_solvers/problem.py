@@ -1,4 +1,7 @@
-"""An equation in many lanes, as a solver sees it."""
+"""An equation in many lanes, as a solver sees it.
+
+It knows no solver, and nothing of how solutions are differentiated.
+"""
 
 from __future__ import annotations
 

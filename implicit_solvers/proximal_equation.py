@@ -1,4 +1,4 @@
-"""Minima of a smooth function plus one that has a proximal operator."""
+"""Minima of a smooth function plus one that has a proximal operator. It knows no solver."""
 
 from __future__ import annotations
 

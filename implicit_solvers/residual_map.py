@@ -1,4 +1,4 @@
-"""The Jacobian of a fit's residuals, as its solvers multiply with it."""
+"""The Jacobian of a fit's residuals, as its solvers multiply with it. It knows no solver."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 ``r~ = r sqrt(rho(s) / s)`` with ``s = (r / f_scale)^2``, so that ``|r~|^2 / 2`` is
 ``f_scale^2 / 2 sum_i rho(s_i)``. Source: Hartley and Zisserman, "Multiple View Geometry in Computer
-Vision" (2004), appendix 6.8.
+Vision" (2004), appendix 6.8. It knows no solver.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Roots: ``f(z, theta) = 0``."""
+"""Roots: ``f(z, theta) = 0``. It states the task, and knows no step of the way."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from implicit_solvers.driver import Task, solve_equation
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.many_starts import NO_USE, Starts
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import Equation
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
@@ -43,6 +44,7 @@ def like_unknown(out: Any, structure: Structure, lanes: Sequence[int]) -> Tensor
 
 
 @explains_names("Newton")
+@in_full_precision("z0", "bracket", body=False)
 def root(
     fn: Callable[..., Any],
     z0: T | None,

@@ -1,4 +1,4 @@
-"""Fixed patterns of signs and sizes, which stand for rounding errors."""
+"""Fixed patterns of signs and sizes, which stand for rounding errors. It knows no function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Modules that ``fully_shard`` sharded: their hooks must be around a solve, never inside of it."""
+"""Modules that ``fully_shard`` sharded: their hooks must be around a solve, never inside of it.
+
+It knows no solver.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a solve returns, and what happens when it fails."""
+"""What a solve returns, and what happens when it fails. It knows no solver and no equation."""
 
 from __future__ import annotations
 
@@ -139,7 +139,8 @@ class Solution(Generic[T]):
         The number of steps taken; int64.
     residual
         The norm (root mean square unless the solver says otherwise) of the optimality condition,
-        or of ``b - A x``, at ``value``; in the dtype of the unknown, real where that is complex.
+        or of ``b - A x``, at ``value``; in the dtype of the unknown, real where that is complex,
+        and float32 where that is in half precision.
     error
         How far ``value`` may be from a solution: an estimate (root mean square), in units of the
         unknown and of its dtype; ``inf`` where nothing is known of it.
@@ -317,7 +318,22 @@ def enforce(
 
 
 def warn_degenerate(what: str, degenerate: Tensor) -> None:
-    """Warn of lanes that are degenerate, where there are values to look at."""
+    """Warn of lanes that are degenerate, as ``on_failure="warn"`` has it.
+
+    Under a ``torch.func`` transform, where there are no values to look at, it says nothing.
+
+    Parameters
+    ----------
+    what
+        What was solved.
+    degenerate
+        Bool, for each lane; those that failed are not degenerate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> warn_degenerate("my program", torch.tensor([False, False]))
+    """
     if is_batched(degenerate) or not bool(degenerate.any()):
         return
     count = (

@@ -1,4 +1,7 @@
-"""Sparse Jacobians: the pattern that a user gave, and one that is found by products."""
+"""Sparse Jacobians: the pattern that a user gave, and one that is found by products.
+
+It knows no solve.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The pattern of a Jacobian, found by products with random vectors."""
+"""The pattern of a Jacobian, found by products with random vectors.
+
+It knows no formula of the function.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from implicit_solvers.autodiff import batched, pullback_on_graph, transformed
 from implicit_solvers.custom_solvers import stated
 from implicit_solvers.linear.lane_map import MANY_PROBES
 from implicit_solvers.linear.sparsity import SparsityPattern, greedy_colors, on_host
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure, split_tensors
@@ -29,6 +33,7 @@ _KINKED = {"abs", "clamp", "clip", "clamp_min", "clamp_max", "relu", "relu6", "l
 _KINKED |= {"hardtanh", "where", "maximum", "minimum", "fmax", "fmin", "max", "min"}
 
 
+@in_full_precision("z0", body=False)
 def jacobian_sparsity(
     fn: Callable[..., Any],
     z0: Any,

@@ -1,4 +1,7 @@
-"""Unknowns as pytrees outside, as one tensor ``(*lanes, n)`` inside."""
+"""Unknowns as pytrees outside, as one tensor ``(*lanes, n)`` inside.
+
+It knows no solver and no equation.
+"""
 
 from __future__ import annotations
 

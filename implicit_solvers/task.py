@@ -1,10 +1,11 @@
-"""What a public function was asked for, and whether that is sound."""
+"""What a public function was asked for, and whether that is sound. It knows no concrete solver."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import unwrap
 from typing import Any
 
 from torch import Tensor
@@ -100,8 +101,9 @@ class Task:
 
 def name_of(fn: Any) -> str:
     """Return the name of a function, or of the class of a callable object."""
+    fn = unwrap(fn)
     while isinstance(fn, partial):
-        fn = fn.func
+        fn = unwrap(fn.func)
     return getattr(fn, "__name__", type(fn).__name__)
 
 

@@ -1,4 +1,7 @@
-"""When is a lane solved: norms, default tolerances, and the two convergence criteria."""
+"""When is a lane solved: norms, default tolerances, and the two convergence criteria.
+
+It knows no solver.
+"""
 
 from __future__ import annotations
 

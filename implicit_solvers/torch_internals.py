@@ -1,7 +1,7 @@
 """What is private in torch and needed here: its names stand in this file and nowhere else.
 
 Torch's public API does not let the rules of an ``autograd.Function`` be differentiated at all
-levels at once. A new release of torch has to be compared with this file.
+levels at once. A new release of torch has to be compared with this file. It knows nothing of ours.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A solution leaves the graph as ``z + (s - s)`` with ``s = -A^-1 r``, where ``r`` is the residual at
 the solution, a differentiable function of all that it reads, and ``A`` the Jacobian there, held
 constant. The derivative of ``s`` is that of the implicit function theorem; its own derivative
-would not be, so that the two operations around ``r`` refuse it.
+would not be, so that the two operations around ``r`` refuse it. Nothing here knows an equation, or
+values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Equations inside a compiled graph: ``torch.compile(fullgraph=True)`` and ``torch.export``.
 
 Everything here is traced: no branch depends on the value of a tensor. All lanes step until the
-last is done, those that have ended keep their state, and the derivative is of first order.
+last is done, those that have ended keep their state, and the derivative is of first order. It knows
+no concrete solver.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint
+from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, as_accurate
 from implicit_solvers.adjoint_preconditioner import adjoint_preconditioner
 from implicit_solvers.compiling import common_obstacle, solver_obstacle
 from implicit_solvers.iterate import iterate
@@ -140,7 +141,7 @@ def _attached(
         return factors, (solver.status(factors) != 0) | ~found.solid
 
     adjoint: Any = task.adjoint
-    solver: Any = adjoint.solver_for(task.equation, z.shape[-1])
+    solver: Any = as_accurate(adjoint.solver_for(task.equation, z.shape[-1]), task.solver)
     M_tensors = [t.clone() for t in M[1]]
     spec = LinearSolveSpec(
         equation.jacobian(),

@@ -1,4 +1,4 @@
-"""Loops inside a compiled graph: ``torch.while_loop`` over a solver's state."""
+"""Loops inside a compiled graph: ``torch.while_loop`` over a solver's state. It knows no solver."""
 
 from __future__ import annotations
 

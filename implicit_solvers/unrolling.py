@@ -1,4 +1,7 @@
-"""Differentiation through a solver's steps, for comparison with the implicit way."""
+"""Differentiation through a solver's steps, for comparison with the implicit way.
+
+It knows no concrete solver.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 A lane has converged when the estimate ``e`` of its error is small, ``e <= max(atol + rtol s, 20
 e0)`` and ``e + e0 <= 0.1 s``, where ``s`` is the size of ``z`` (of the start, if ``z`` is nothing
 beside it), and ``e0`` the error that the rounding of the function makes. What a solver knows at
-every step proposes an end; one step of Newton's method from there decides.
+every step proposes an end; one step of Newton's method from there decides. Nothing here knows a
+concrete solver of equations.
 """
 
 from __future__ import annotations

@@ -92,6 +92,12 @@ problem EquationProblem.take: another lane's start
 problem EquationProblem.scale: the size is that of an iterate before
     or known[1] is not z: >>> or False:
     trust/test_faults.py::test_default_tolerances_follow_the_iterate
+autodiff without_autocast: backward passes multiply in half precision under autocast
+    enabled=False >>> enabled=True
+    test_precision.py::test_a_backward_pass_under_autocast_is_the_same
+precision _InPrecision.__call__: captured weights are read in half precision
+    scope: Any = _Widening(self.dtype) >>> scope: Any = contextlib.nullcontext()
+    test_precision.py::test_captured_weights_in_half_precision_are_read_in_float32
 lanes Lanes.take: other lanes' tensors
     where = (index,) if >>> where = (index - index[0],) if
     trust/test_faults.py::test_lanes_that_leave_one_by_one

@@ -65,20 +65,41 @@ def imports(folder):
     """Return each file of a folder, its text, and the modules of ours that it imports."""
     for path in (ROOT / folder).rglob("*.py"):
         text, inside = path.read_text(), path.relative_to(ROOT / folder).parts
-        if folder == "problems" or "problems" not in inside:
+        if folder == "problems" or inside[0] != "problems":
             yield inside, text, re.findall(r"(?:from|import) (implicit_solvers[\w.]*)", text)
 
 
-def test_modules_are_small_and_layered():
-    order = "torch_internals autodiff linear problem differentiate driver root_finding"
-    rank = {name: i for i, name in enumerate(order.split())}
-    for path, text, targets in imports("implicit_solvers"):
+def the_map():
+    """Return the groups of files in CONTRIBUTING.md: those to be read, in order, and the others."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## The map of the core")[2]
+    for group in re.split(r"(?m)^\d+\. ", text)[1:]:
+        read, _, later = group.partition("- later:")
+        yield re.findall(r"(?m)^ +- `([^`]+)`", read), re.findall("`([^`]+)`", later)
+
+
+def test_the_map_names_every_file_of_the_core_in_the_order_of_the_imports():
+    files = {"/".join(path): text for path, text, _ in imports("implicit_solvers")}
+    # where a file stands as one that imports, and as one that is imported
+    places, folders = {}, {}
+    for group, (read, later) in enumerate(the_map()):
+        places |= {name: ((group, i), (group, i)) for i, name in enumerate(read)}
+        for name in later:
+            (folders if name.endswith("/") else places)[name] = (group, len(read)), (group, -1)
+    assert set(places) <= set(files)
+    for path, text in files.items():
         assert len(text.splitlines()) <= 650, path
-        own = rank.get(path[0].removesuffix(".py"))
-        for target in targets:
-            other = rank.get(".".join(target.split(".")[1:2]))
-            if own is not None and other is not None:
-                assert other <= own, f"{path} imports {target}, a layer above it"
+        folder = path[: path.find("/") + 1]
+        assert path in places or folder in folders, f"{path} is in no group of the map"
+        first = ast.get_docstring(ast.parse(text)) or ""
+        assert re.search(r"\bknows?\b", first), f"{path}: say first what it must not know"
+        places.setdefault(path, folders.get(folder))
+    for path, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            line = ast.unparse(node) if isinstance(node, ast.Import | ast.ImportFrom) else ""
+            line = line.replace("implicit_solvers import ", "implicit_solvers.")
+            for module in re.findall(r"implicit_solvers\.([\w.]+)", line):
+                below = places[module.replace(".", "/") + ".py"][1] > places[path][0]
+                assert not below, f"{path} imports {module}, which the map has below it"
 
 
 def test_private_names_of_torch_stand_in_one_file():

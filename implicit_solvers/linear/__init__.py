@@ -1,1 +1,4 @@
-"""Linear operators, one differentiable linear solve, direct and iterative solvers."""
+"""Linear operators, one differentiable linear solve, direct and iterative solvers.
+
+Nothing here knows a solver of equations.
+"""

@@ -1,4 +1,4 @@
-"""Where a backward solve starts, and where it leaves its solution."""
+"""Where a backward solve starts, and where it leaves its solution. It knows no solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""LU factorization of banded operators, in time proportional to ``n``."""
+"""LU factorization of banded operators, in time proportional to ``n``.
+
+It knows bands, not whose they are.
+"""
 
 from __future__ import annotations
 

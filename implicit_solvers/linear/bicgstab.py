@@ -1,4 +1,4 @@
-"""Stabilized biconjugate gradients."""
+"""Stabilized biconjugate gradients. It knows ``A`` by its products alone."""
 
 from __future__ import annotations
 

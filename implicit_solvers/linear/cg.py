@@ -1,4 +1,4 @@
-"""Conjugate gradients."""
+"""Conjugate gradients. It knows ``A`` by its products alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The linear solver that is taken when none is named."""
+"""The linear solver that is taken when none is named.
+
+It knows sizes and structure, and no entries.
+"""
 
 from __future__ import annotations
 

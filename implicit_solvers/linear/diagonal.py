@@ -1,4 +1,4 @@
-"""Division by a diagonal."""
+"""Division by a diagonal. It knows a diagonal, not whose it is."""
 
 from __future__ import annotations
 

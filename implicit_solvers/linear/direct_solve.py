@@ -1,4 +1,7 @@
-"""Direct solves, judged by their backward error and by what rounding leaves of the solution."""
+"""Direct solves, judged by their backward error and by what rounding leaves of the solution.
+
+It knows factors, and no concrete solver.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generalized minimal residuals."""
+"""Generalized minimal residuals. It knows ``A`` by its products alone."""
 
 from __future__ import annotations
 
@@ -139,11 +139,6 @@ class GMRES(LinearMethod):
             raise ValueError(
                 f"GMRES has inner_dtype={self.inner_dtype} and runs in a compiled graph: leave "
                 "inner_dtype out"
-            )
-        if dtype not in (torch.float64, torch.complex128):
-            raise TypeError(
-                f"GMRES has inner_dtype={self.inner_dtype} and the vectors are {dtype}: convert "
-                "them to torch.float64, or leave inner_dtype out"
             )
         return True
 

@@ -1,4 +1,4 @@
-"""Inner products of lanes of vectors, real or complex."""
+"""Inner products of lanes of vectors, real or complex. It knows nothing of operators."""
 
 from __future__ import annotations
 

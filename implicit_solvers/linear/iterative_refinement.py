@@ -1,4 +1,7 @@
-"""Iterative refinement: cycles of a solver in a lower precision, residuals in the working one."""
+"""Iterative refinement: cycles of a solver in a lower precision, residuals in the working one.
+
+It knows no concrete solver.
+"""
 
 from __future__ import annotations
 

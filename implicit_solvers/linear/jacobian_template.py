@@ -1,4 +1,7 @@
-"""The Jacobian of an equation, as a linear map of one lane."""
+"""The Jacobian of an equation, as a linear map of one lane.
+
+It knows a raveled condition, and no solver.
+"""
 
 from __future__ import annotations
 

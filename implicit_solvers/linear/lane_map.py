@@ -1,4 +1,7 @@
-"""A linear map of every lane, at concrete tensors: what the linear solvers multiply with."""
+"""A linear map of every lane, at concrete tensors: what the linear solvers multiply with.
+
+It knows no solver, and nothing of derivatives with respect to what it is made of.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A linear solve carried out: the lanes laid out for a solver, and what it left judged."""
+"""A linear solve carried out: the lanes laid out for a solver, and what it left judged.
+
+It knows no concrete solver, and nothing of derivatives.
+"""
 
 from __future__ import annotations
 

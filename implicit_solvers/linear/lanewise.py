@@ -1,4 +1,7 @@
-"""Operators on whole grids of lanes, seen as one operator in each lane."""
+"""Operators on whole grids of lanes, seen as one operator in each lane.
+
+It knows nothing of solves.
+"""
 
 from __future__ import annotations
 

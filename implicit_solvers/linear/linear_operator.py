@@ -1,4 +1,4 @@
-"""Linear operators, what can be asked of them, and their algebra."""
+"""Linear operators, what can be asked of them, and their algebra. It knows nothing of solves."""
 
 from __future__ import annotations
 

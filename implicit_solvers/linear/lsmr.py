@@ -1,4 +1,7 @@
-"""Least squares by minimal residuals of the normal equations."""
+"""Least squares by minimal residuals of the normal equations.
+
+It knows ``A`` by its products alone.
+"""
 
 from __future__ import annotations
 

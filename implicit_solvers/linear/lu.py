@@ -1,4 +1,4 @@
-"""LU factorization."""
+"""LU factorization. It knows a matrix, not whose it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Minimal residuals."""
+"""Minimal residuals. It knows ``A`` by its products alone."""
 
 from __future__ import annotations
 

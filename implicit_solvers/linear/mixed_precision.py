@@ -1,4 +1,4 @@
-"""Linear maps in a lower precision than that of their vectors."""
+"""Linear maps in a lower precision than that of their vectors. It knows no solver."""
 
 from __future__ import annotations
 

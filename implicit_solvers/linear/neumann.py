@@ -1,4 +1,4 @@
-"""The Neumann series."""
+"""The Neumann series. It knows ``A`` by its products alone."""
 
 from __future__ import annotations
 

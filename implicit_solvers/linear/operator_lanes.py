@@ -1,4 +1,4 @@
-"""Which tensors of an operator carry the native lanes of a solve."""
+"""Which tensors of an operator carry the native lanes of a solve. It knows no solver."""
 
 from __future__ import annotations
 

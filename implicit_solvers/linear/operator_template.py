@@ -1,4 +1,4 @@
-"""A user's operator, as a linear map of one lane."""
+"""A user's operator, as a linear map of one lane. It knows no solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators made of a matrix, a function, a derivative, a diagonal."""
+"""Operators made of a matrix, a function, a derivative, a diagonal. It knows nothing of solves."""
 
 from __future__ import annotations
 

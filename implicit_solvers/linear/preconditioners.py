@@ -1,4 +1,4 @@
-"""Preconditioners: cheap approximations of an operator's inverse."""
+"""Preconditioners: cheap approximations of an operator's inverse. It knows no solver."""
 
 from __future__ import annotations
 

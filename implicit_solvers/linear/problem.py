@@ -1,4 +1,7 @@
-"""Linear systems in many lanes, as an iterative solver sees them."""
+"""Linear systems in many lanes, as an iterative solver sees them.
+
+It knows no concrete solver, and nothing of derivatives.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QR factorization."""
+"""QR factorization. It knows a matrix, not whose it is."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ and with that of ``A^T``. With ``r = b - A x``, ``y = A^+T x``, and while the ra
 ``-<b', A x> + <r, A A^+ b'> + <y, A (x' - A^T b')>`` in the ``A``s written out. Source: Golub and
 Pereyra, "The differentiation of pseudo-inverses and nonlinear least squares problems whose
 variables separate", SIAM J. Numer. Anal. 10 (1973). For complex operators read ``^H`` for ``^T``.
+Nothing here knows a concrete solver.
 """
 
 from __future__ import annotations

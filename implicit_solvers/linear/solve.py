@@ -1,4 +1,7 @@
-"""Solve ``A x = b``, differentiably in ``b`` and in every tensor that ``A`` is made of."""
+"""Solve ``A x = b``, differentiably in ``b`` and in every tensor that ``A`` is made of.
+
+It states the system, and knows no step of the way.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.traced_system import solve_linear_in_graph, system_obstacle
 from implicit_solvers.monitoring import monitors
+from implicit_solvers.precision import in_full_precision
 from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.solver import LinearSolver, refuse_other_solvers
@@ -56,6 +60,7 @@ T = TypeVar("T")
 
 
 @explains_names("CG")
+@in_full_precision("b", body=False)
 def linear_solve(
     A: LinearOperator | Tensor,
     b: T,

@@ -1,4 +1,4 @@
-"""What a linear solve keeps for its derivatives."""
+"""What a linear solve keeps for its derivatives. It knows no solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparse operators."""
+"""Sparse operators. It knows nothing of solves."""
 
 from __future__ import annotations
 

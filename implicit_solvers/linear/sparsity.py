@@ -1,4 +1,7 @@
-"""Which entries of a matrix may be other than zero, and how few products show them all."""
+"""Which entries of a matrix may be other than zero, and how few products show them all.
+
+It knows places, and no solver.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a linear solve is, its tensors aside."""
+"""What a linear solve is, its tensors aside. It knows no concrete solver."""
 
 from __future__ import annotations
 

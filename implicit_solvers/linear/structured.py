@@ -1,4 +1,7 @@
-"""A direct solver that finds out first whether the operators are diagonal or banded."""
+"""A direct solver that finds out first whether the operators are diagonal or banded.
+
+It knows matrices, not whose they are.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparse LU factorization."""
+"""Sparse LU factorization. It knows entries, not whose they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Singular value decomposition."""
+"""Singular value decomposition. It knows a matrix, not whose it is."""
 
 from __future__ import annotations
 

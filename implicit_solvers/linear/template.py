@@ -1,4 +1,4 @@
-"""A linear map of one lane, as a function of the tensors that it is made of."""
+"""A linear map of one lane, as a function of the tensors that it is made of. It knows no solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Linear systems inside a compiled graph, with a derivative of first order."""
+"""Linear systems inside a compiled graph, with a derivative of first order.
+
+Nothing here knows values.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tridiagonal operators."""
+"""Tridiagonal operators. It knows nothing of solves."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""Solvers for equations, one noun a file: steps of the one loop."""
+"""Solvers for equations, one noun a file: steps of the one loop.
+
+None knows how a solution is differentiated.
+"""

@@ -1,4 +1,7 @@
-"""Aitken's delta-squared process as a relaxation of the fixed-point iteration."""
+"""Aitken's delta-squared process as a relaxation of the fixed-point iteration.
+
+It knows no Jacobian.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ class Aitken(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     damping
         The relaxation of plain steps: the share of the way to ``g(z)``.

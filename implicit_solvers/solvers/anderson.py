@@ -1,4 +1,4 @@
-"""Anderson acceleration of a fixed-point iteration."""
+"""Anderson acceleration of a fixed-point iteration. It knows no Jacobian."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Anderson(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     window
         How many differences are remembered, at most ``n``.

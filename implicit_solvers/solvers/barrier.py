@@ -1,4 +1,7 @@
-"""The barrier's problem: its units, an iterate between the bounds, and a step from there."""
+"""The barrier's problem: its units, an iterate between the bounds, and a step from there.
+
+It knows no filter: `interior_point` judges steps.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""BFGS: a quasi-Newton method with a dense approximation of the inverse Hessian."""
+"""BFGS: a quasi-Newton method with a dense approximation of the inverse Hessian.
+
+It knows no Hessian, one product at the start aside.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class BFGS(SecantDescent):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     line_search
         How the length of a step is found; ``StrongWolfe()`` by default.

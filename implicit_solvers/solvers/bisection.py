@@ -1,4 +1,4 @@
-"""Bisection for equations of one unknown."""
+"""Bisection for equations of one unknown. It knows signs, no slope."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Bisection(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     expansions
         How often the search for a bracket may go twice as far; only if none is given.

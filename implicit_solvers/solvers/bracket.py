@@ -1,4 +1,4 @@
-"""Two points between which a function of one variable changes its sign."""
+"""Two points between which a function of one variable changes its sign. It knows no slope."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Broyden's quasi-Newton methods, with limited memory."""
+"""Broyden's quasi-Newton methods, with limited memory.
+
+It knows the Jacobian only where it is made anew.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ class Broyden(Halving):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     memory
         How many updates are remembered; they take ``2 memory n`` numbers a lane.

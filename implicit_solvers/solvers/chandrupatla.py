@@ -1,4 +1,4 @@
-"""Chandrupatla's method for equations of one unknown."""
+"""Chandrupatla's method for equations of one unknown. It knows values, no slope."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Chandrupatla(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     expansions
         How often the search for a bracket may go twice as far; only if none is given.

@@ -1,4 +1,7 @@
-"""The chord method: Newton's with one factorization."""
+"""The chord method: Newton's with one factorization.
+
+It knows the Jacobian only where that is made anew.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class Chord(Factored):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     linear_solver
         A direct solver.

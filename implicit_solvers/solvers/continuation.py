@@ -1,4 +1,7 @@
-"""Continuation: predictor and corrector along a path, one step of Newton's method a step."""
+"""Continuation: predictor and corrector along a path, one step of Newton's method a step.
+
+What the path leads from and to, it does not know.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ class Continuation(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, compact, check_every, compile, autocast
         As in `EquationMethod`; a step is one of Newton's method.
     norm
         As in `EquationMethod`, of ``(N, n + 1)`` with the parameter in the last place; left out, it

@@ -1,4 +1,7 @@
-"""What a fixed-point iteration knows of its error: the step over one minus the contraction."""
+"""What a fixed-point iteration knows of its error: the step over one minus the contraction.
+
+It knows no Jacobian.
+"""
 
 from __future__ import annotations
 

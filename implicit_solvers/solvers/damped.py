@@ -1,4 +1,7 @@
-"""Damped steps: a direction, and lengths along it until one pays, one trial a step."""
+"""Damped steps: a direction, and lengths along it until one pays, one trial a step.
+
+Where directions come from, it does not know.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Descent: what minimizers have in common, and those that search along a line, or an arc."""
+"""Descent: what minimizers have in common, and those that search along a line, or an arc.
+
+Where directions come from, it does not know.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What an interior-point method knows of each lane, and of a step on its way."""
+"""What an interior-point method knows of each lane, and of a step on its way.
+
+It knows no rule by which a step is judged.
+"""
 
 from __future__ import annotations
 

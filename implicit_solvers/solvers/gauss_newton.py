@@ -1,4 +1,4 @@
-"""The Gauss-Newton method for nonlinear least squares."""
+"""The Gauss-Newton method for nonlinear least squares. It knows no curvature of residuals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GaussNewton(ModelSteps):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     linear_solver
         An iterative solver (``CG()``) that solves ``J^T J p = -J^T r`` with products; it does not

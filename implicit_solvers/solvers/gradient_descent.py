@@ -1,4 +1,4 @@
-"""Gradient descent, with a fixed step or a line search."""
+"""Gradient descent, with a fixed step or a line search. It knows gradients, no curvature."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class GradientDescent(Descent):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     lr
         The step length, in units of ``z`` over those of the gradient; with a line search, the

@@ -1,4 +1,7 @@
-"""An interior-point method with a filter, for minima under constraints."""
+"""An interior-point method with a filter, for minima under constraints.
+
+It knows constraints as `barrier` puts them, not as they are given.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,7 @@ class FilterInteriorPoint(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`; errors are those of the unknown, not of its multipliers.
 
     Raises

@@ -1,4 +1,7 @@
-"""Limited-memory BFGS: a quasi-Newton method that remembers a few steps."""
+"""Limited-memory BFGS: a quasi-Newton method that remembers a few steps.
+
+It knows no Hessian, one product at the start aside.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ class LBFGS(LimitedMemory):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     memory
         How many pairs are remembered, of ``2 n`` numbers each.
@@ -105,7 +108,7 @@ class LBFGSB(LimitedMemory):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     memory
         How many pairs are remembered, of ``2 n`` numbers each.

@@ -1,4 +1,7 @@
-"""Line searches: how far to go along a direction of descent, in each lane, one trial a step."""
+"""Line searches: how far to go along a direction of descent, in each lane, one trial a step.
+
+It knows values and slopes on the line, and no function.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Newton's method with a backtracking line search."""
+"""Newton's method with a backtracking line search.
+
+It knows no loop of its own: a step is one trial.
+"""
 
 from __future__ import annotations
 
@@ -205,7 +208,7 @@ class Newton(Factored):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     linear_solver
         How to solve for the step. A direct solver forms the Jacobian; an iterative one

@@ -1,4 +1,7 @@
-"""Newton's method for minima, with conjugate gradients for the step."""
+"""Newton's method for minima, with conjugate gradients for the step.
+
+It knows the Hessian of one step, and none of before.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +142,7 @@ class NewtonCG(NewtonSteps):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     max_products
         The number of products with the Hessian allowed in a step.
@@ -180,7 +183,7 @@ class ProjectedNewton(NewtonSteps):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     max_products
         The number of products with the Hessian allowed in a step of conjugate gradients.

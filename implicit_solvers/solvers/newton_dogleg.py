@@ -1,4 +1,4 @@
-"""Newton's method, which hands over to the dogleg method."""
+"""Newton's method, which hands over to the dogleg method. It knows neither's formulas."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NewtonDogleg(Dogleg):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     linear_solver, first_radius, shrinks
         As in `Dogleg`.

@@ -1,4 +1,7 @@
-"""Newton's steps first, and steps within a region where these do not pay: a phase in each lane."""
+"""Newton's steps first, and steps within a region where these do not pay: a phase in each lane.
+
+What the steps within a region are, it does not know.
+"""
 
 from __future__ import annotations
 

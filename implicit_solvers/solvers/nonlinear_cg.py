@@ -1,4 +1,7 @@
-"""Nonlinear conjugate gradients: a direction that remembers the last one."""
+"""Nonlinear conjugate gradients: a direction that remembers the last one.
+
+It knows no Hessian, one product at the start aside.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class NonlinearCG(SecantDescent):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     line_search
         How the length of a step is found; ``StrongWolfe(curvature=0.1)`` by default.

@@ -1,4 +1,7 @@
-"""Proximal gradient steps, plain and accelerated, with a step that follows the curvature."""
+"""Proximal gradient steps, plain and accelerated, with a step that follows the curvature.
+
+It knows no Jacobian.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ class ProximalGradient(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
 
     Raises
@@ -167,7 +170,7 @@ class FISTA(ProximalGradient):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
 
     Raises

@@ -1,4 +1,7 @@
-"""Renewal: what is costly, as a factorization, is made anew in the lanes that need it."""
+"""Renewal: what is costly, as a factorization, is made anew in the lanes that need it.
+
+It knows no solver.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Descent along directions that learn from steps and from what these change of the gradient."""
+"""Descent along directions that learn from steps and from what these change of the gradient.
+
+It knows no Hessian, one product at the start aside.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steffensen's method, for one unknown a lane."""
+"""Steffensen's method, for one unknown a lane. It knows values, no slope."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Steffensen(Halving):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     reach
         The increment is at most ``reach`` times as long as ``z`` or the start (1 if both are zero),

@@ -1,4 +1,4 @@
-"""Elementwise optimizers of ``torch.optim``, each lane on its own."""
+"""Elementwise optimizers of ``torch.optim``, each lane on its own. It knows gradients alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Steps by a model of the residuals, within a region that follows the model's merit."""
+"""Steps by a model of the residuals, within a region that follows the model's merit.
+
+Where steps come from, it does not know.
+"""
 
 from __future__ import annotations
 

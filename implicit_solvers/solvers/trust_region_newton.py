@@ -1,4 +1,7 @@
-"""Newton's method for minima, within a region that follows the merit of the quadratic model."""
+"""Newton's method for minima, within a region that follows the merit of the quadratic model.
+
+It knows one quadratic model, and no line search.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +153,7 @@ class TrustRegion(Minimizer):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
         As in `EquationMethod`.
     first_radius
         The first radius, over ``|D z|``; if the start is about zero, over the length of Newton's

@@ -1,7 +1,8 @@
 """How a layer can be trusted: its derivatives against differences, with the cause of what is wrong.
 
 `check_implicit_gradients` returns a report that prints as a table; `assert_implicit_gradients` is
-its form for tests. Neither needs pytest or hypothesis.
+its form for tests. Neither needs pytest or hypothesis. Nothing here knows the rules by which the
+library differentiates.
 """
 
 from implicit_solvers.testing.check import (

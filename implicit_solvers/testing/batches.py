@@ -1,4 +1,4 @@
-"""``vmap`` against a loop; lanes that change, or fail, against the others."""
+"""``vmap`` against a loop; lanes that change, or fail, against the others. It knows no rule."""
 
 from __future__ import annotations
 

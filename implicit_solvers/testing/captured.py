@@ -1,4 +1,7 @@
-"""The tensors that a function reads without being given them."""
+"""The tensors that a function reads without being given them.
+
+It knows nothing of how the library finds them.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 At a solution ``dz = -A^-1 B v``. A wrong rule leaves a signature: without the transpose, reverse
 mode gives ``-A^-T B v``; with the sign dropped, ``A^-1 B v``; and so on. The class whose prediction
-agrees with what was observed is the likely cause.
+agrees with what was observed is the likely cause. It knows no code, only numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The check of a layer's derivatives: every comparison, in one call."""
+"""The check of a layer's derivatives: every comparison, in one call.
+
+It knows no comparison from within.
+"""
 
 from __future__ import annotations
 

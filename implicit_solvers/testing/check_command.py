@@ -1,4 +1,7 @@
-"""``implicit-solvers check``: the derivatives of a user's own equation against differences."""
+"""``implicit-solvers check``: the derivatives of a user's own equation against differences.
+
+It knows no experiment, and no problem of the library's.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import implicit_solvers as ims
-from implicit_solvers.testing import check_implicit_gradients
+from implicit_solvers.testing.check import check_implicit_gradients
 
 __all__ = ["add_arguments", "run"]
 

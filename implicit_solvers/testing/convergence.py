@@ -1,4 +1,4 @@
-"""Whether the point is a solution, an isolated one, the only one."""
+"""Whether the point is a solution, an isolated one, the only one. It knows no solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Central differences, extrapolated, with an estimate of their own error."""
+"""Central differences, extrapolated, with an estimate of their own error.
+
+It knows no derivative.
+"""
 
 from __future__ import annotations
 

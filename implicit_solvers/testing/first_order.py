@@ -1,4 +1,4 @@
-"""First derivatives, in both modes, against differences of the solution."""
+"""First derivatives, in both modes, against differences of the solution. It knows no rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Derivatives of order k against differences of those of order k - 1."""
+"""Derivatives of order k against differences of those of order k - 1. It knows no rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of live tensors, counted exactly."""
+"""The memory of live tensors, counted exactly; it knows nothing of solvers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The user's function on its own: what it writes, and whether autograd sees what it computes."""
+"""The user's function on its own: what it writes, and whether autograd sees what it computes.
+
+It knows no solution's derivative.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The point at which everything is compared: the solution, settled, and its linearization."""
+"""The point at which everything is compared: the solution, settled, and its linearization.
+
+It knows no rule.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check found: entries, and the report that prints them as a table."""
+"""What a check found: entries, and the report that prints them as a table. It knows no tensors."""
 
 from __future__ import annotations
 

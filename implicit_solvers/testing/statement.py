@@ -1,7 +1,7 @@
 """An equation in plain torch: nothing here runs a rule of the library.
 
 It is what solutions and derivatives are compared with, so that it has its own optimality
-conditions, Jacobians and Newton steps.
+conditions, Jacobians and Newton steps. So it knows no solver.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What is checked: a layer, the tensors that it depends on, and its equation if that is known."""
+"""What is checked: a layer, the tensors that it depends on, and its equation if that is known.
+
+It knows nothing of what it is compared with.
+"""
 
 from __future__ import annotations
 

@@ -186,8 +186,9 @@ def _read_parameters(
     readings, offsets, sizes = [], [], []
     for i, parameter in enumerate(parameters):
         leaves = [(parameter, False)]
-        if logs is not None and parameter in logs._parameters:
-            leaves.append((logs._parameters[parameter], True))
+        taken = getattr(logs, "_parameters", {})
+        if parameter in taken:
+            leaves.append((taken[parameter], True))
         for leaf, logarithm in leaves:
             offset = program.param_id_to_col.get(reduced.get(leaf.id, leaf.id))
             if offset is not None:
@@ -228,7 +229,7 @@ def _read_cones(dims: Any) -> Cones:
 def _read_variable(variable: Any, program: Any, chain: Any, inverse: Any, logs: Any) -> Reading:
     """Find the variable, or its logarithm, among those that the reductions left."""
     name = variable.name()
-    variable = variable if logs is None else logs._variables.get(variable, variable)
+    variable = getattr(logs, "_variables", {}).get(variable, variable)
     ident = variable.id
     for step, record in zip(chain.reductions, inverse, strict=False):
         if type(step).__name__ == "CvxAttr2Constr" and record:

@@ -98,6 +98,13 @@ class Cones:
             block[:] = block.max(-1, keepdims=True)
         return shared
 
+    def summed(self, rows: np.ndarray) -> np.ndarray:
+        """Return ``(..., m)`` with the sum over each curved cone for all of its rows."""
+        for _, _, place, count, size in self.blocks():
+            block = rows[..., place].reshape(*rows.shape[:-1], count, size)
+            rows[..., place] = np.repeat(block.sum(-1), size, -1)
+        return rows
+
     def block_places(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows and columns of the entries of curved blocks, one block after another."""
         rows, columns = [], []

@@ -25,7 +25,6 @@ from implicit_solvers.problems.convex.normal_map import normal_map
 from implicit_solvers.problems.convex.normal_map_jacobian import NormalMapJacobian
 from implicit_solvers.problems.convex.normal_map_lu import NormalMapLU
 from implicit_solvers.problems.convex.scaling import Units, program_units
-from implicit_solvers.solution import warn_degenerate
 
 if TYPE_CHECKING:
     import cvxpy
@@ -230,7 +229,7 @@ class ConvexLayer(torch.nn.Module):
             z = torch.where((status == int(code)).unsqueeze(-1), torch.nan, z)
         degenerate = at_kink(found.detach()[..., n:], cones) & (status == 0)
         if self.on_failure == "warn":
-            warn_degenerate("ConvexLayer", degenerate)
+            ims.warn_degenerate("ConvexLayer", degenerate)
         return replace(
             solution,
             value=self._value(z, units, (*data[:2], program.d(thetas)), like),

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.linear.sparsity import scattered
 from implicit_solvers.problems.convex.cones import Cones, project_dual_cone
 
 __all__ = ["ProgramPattern", "normal_map"]
@@ -46,7 +45,8 @@ class ProgramPattern:
         """Return ``(P x + A^T y, A x)`` for ``v = (x, y)``."""
         rows, columns = self._whole
         entries = torch.cat([t.expand(*v.shape[:-1], t.shape[-1]) for t in (P, A, A)], -1)
-        return scattered(entries, rows, columns, v.shape[-1], v)
+        terms = entries * v[..., columns]
+        return torch.zeros_like(v).index_add(-1, rows, terms)
 
     @staticmethod
     def dense(n: int, cones: Cones) -> ProgramPattern:

@@ -20,7 +20,11 @@ from implicit_solvers.problems.ernn.initialization import factors_of
 from implicit_solvers.problems.ernn.leak import Leak
 from implicit_solvers.problems.ernn.modes import Equilibrium, Unrolled
 from implicit_solvers.problems.ernn.nonlinearity import Nonlinearity, nonlinearity_of
-from implicit_solvers.problems.ernn.recurrent_matrix import RecurrentMatrix, margin_of
+from implicit_solvers.problems.ernn.recurrent_matrix import (
+    RecurrentMatrix,
+    margin_of,
+    spectral_norm,
+)
 from implicit_solvers.problems.ernn.validation import check_cell_input, check_size
 from implicit_solvers.problems.ernn.well_posed import SpectralNorm, Unconstrained, WellPosed
 
@@ -228,7 +232,7 @@ class ERNNCell(nn.Module):
         if not 0 < margin < 1:
             raise ValueError(f"margin={margin} is not between 0 and 1: pass 0.05, say")
         c = self.coefficients()
-        norm = torch.linalg.matrix_norm(c.U, 2)
+        norm = spectral_norm(c.U)
         largest = (1 - margin) * c.gamma / self.phi.slope
         if isinstance(self.well_posed, Unconstrained) and norm > largest:
             self.recurrent.scale_(largest / norm)
@@ -303,6 +307,7 @@ class ERNNCell(nn.Module):
             adjoint = ims.ImplicitAdjoint(ims.Neumann() if contraction else None)
         return {"solver": solver, "adjoint": adjoint, "on_failure": mode.on_failure}
 
+    @ims.in_full_precision("input")
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Return the next state.
 
@@ -343,8 +348,8 @@ class ERNNCell(nn.Module):
 
     @property
     def weight_dtype(self) -> torch.dtype:
-        """The dtype of the parameters."""
-        return self.log_gamma.dtype
+        """The dtype of the parameters; float32 where those in half precision are read so."""
+        return self.gamma.dtype
 
     def extra_repr(self) -> str:
         """Show sizes and options."""

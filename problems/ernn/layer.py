@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
+import implicit_solvers as ims
 from implicit_solvers.problems.ernn.cell import ERNNCell
 from implicit_solvers.problems.ernn.parallel import run_in_parallel
 from implicit_solvers.problems.ernn.sequential import run_sequentially
@@ -99,6 +100,7 @@ class ERNN(nn.Module):
             ERNNCell(size, hidden_size, **options) for size in sizes for _ in range(self.directions)
         )
 
+    @ims.in_full_precision("input")
     def forward(
         self, input: Tensor | PackedSequence, h0: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:

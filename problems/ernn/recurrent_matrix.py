@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+import implicit_solvers as ims
 from implicit_solvers.problems.ernn.initialization import factors_of, nearly_orthogonal
 from implicit_solvers.problems.ernn.well_posed import Monotone, SpectralNorm, WellPosed
 
 __all__ = ["RecurrentMatrix", "margin_of", "spectral_norm"]
 
 
+@ims.in_full_precision("U")
 def margin_of(U: Tensor, bound: Tensor) -> Tensor:
     """Return ``1 - lambda_max((U + U^T) / 2) / bound``, positive where all is well.
 
@@ -29,6 +31,7 @@ def margin_of(U: Tensor, bound: Tensor) -> Tensor:
     return 1 - torch.linalg.eigvalsh((U + U.mT) / 2)[..., -1] / bound
 
 
+@ims.in_full_precision("matrix")
 def spectral_norm(matrix: Tensor) -> Tensor:
     """Return the largest singular value, 0-d.
 
@@ -106,6 +109,7 @@ class RecurrentMatrix(nn.Module):
         else:
             self.weight = nn.Parameter(target)
 
+    @ims.in_full_precision("bound")
     def forward(self, bound: Tensor) -> Tensor:
         """Return ``U``, given ``gamma / L`` (0-d)."""
         if isinstance(self.well_posed, Monotone):

@@ -21,7 +21,6 @@ from implicit_solvers.problems.qp.kkt import (
     times,
 )
 from implicit_solvers.problems.qp.standard_form import size_of
-from implicit_solvers.solution import warn_degenerate
 
 __all__ = ["quadratic_program"]
 
@@ -159,7 +158,7 @@ def quadratic_program(
         objective = torch.where(failed, objective.detach(), objective)
     degenerate = _degenerate(z.detach(), operands, size, slack.detach())
     if on_failure == "warn":
-        warn_degenerate("quadratic_program", degenerate)
+        ims.warn_degenerate("quadratic_program", degenerate)
     return replace(
         solution,
         value=QuadraticProgramValue(x, duals, multipliers, slack, objective),

@@ -44,6 +44,7 @@ TABLE = [
     (STARTS, "[1.0, 2.0]", KIND, "z0 has a leaf of type float: every leaf must be a tensor"),
     (STARTS, "{}", WRONG, "z0 is an empty pytree: pass at least one tensor"),
     (STARTS, "[z0, z0.float()]", WRONG, "z0 mixes torch.float64 on cpu with torch.float32 on cpu"),
+    (STARTS, "[z0.half(), z0.float()]", WRONG, "z0 mixes torch.float16 on cpu with torch.float32"),
     (STARTS, "[z0, meta]", WRONG, "torch.float64 on meta: give all leaves one dtype and one"),
     (FUNCTIONS, "3", KIND, "fn is a int: pass a function fn(z, *args)"),
     (EQUATIONS, "lambda z: z[:1]", WRONG, "(1,) where z0 has (2,): return one entry for each"),
@@ -259,6 +260,11 @@ SINGLE = [
     ("ims.jacobian_sparsity(f, z0, equation=ims.linear_solve)", WRONG, "pass root, fixed_point,"),
     ("ims.jacobian_sparsity(lambda z: z * z.sum(), torch.ones(3000))", WRONG, "is not sparse, more "
      "than 1300000 entries were found: leave jac_sparsity out"),
+    ("scripted = torch.jit.script(torch.nn.Linear(2, 2).half())\n"
+     "ims.fixed_point(lambda z: scripted(z) / 9, z0.half())", KIND, "a scripted module in the "
+     "function is given tensors of torch.float32, in which unknowns of half precision are solved"),
+    ("ims.root(lambda z: z.half() - 1, z0.float())", KIND, "fn returned torch.float16 where z0"),
+    ("ims.in_full_precision('y')(f)", WRONG, "has no argument y: it has ['z', 'args'], name"),
     ("product(1.0, 2.0)", KIND, "product: at least one argument must be a tensor"),
     ("product(torch.ones(()), torch.tensor(3))", KIND, "int64; pass a real floating dtype"),
     ("product(torch.tensor(1j), torch.tensor(3.0))", KIND, "64; pass a real floating dtype"),

@@ -70,8 +70,6 @@ SOLVED = [
     (WRONG, "A is rectangular, 3 x 2, and {} solves square systems: use QR(), SVD() or LSMR()",
      ("ims.SparseOperator(e[:, :2].to_sparse_csr()), b, solver=ims.SuperLU()", "SuperLU"),
      ("tall, b, solver=ims.LU()", "LU"), ("tall, b, solver=gmres", "GMRES")),
-    (KIND, "vectors are torch.bfloat16: convert them to torch.float64, or leave inner_dtype out",
-     "ims.MatrixOperator(e.bfloat16()), b.bfloat16(), solver=ims.GMRES(inner_dtype=torch.float32)"),
     (WRONG, "preconditioner=ILU({}) is made of a sparse matrix: give the operator as a SparseOp",
      ("A, b, solver=gmres, preconditioner=ims.ILU()",
       "drop_tol=0.0001, fill_factor=10.0, ordering='MMD_AT_PLUS_A'")),

@@ -5,7 +5,7 @@ derivative of the solution with respect to its parameters. They are grouped by t
 solves them: ``ROOTS``, ``FIXED_POINTS``, ``MINIMA``, ``LEAST_SQUARES``; ``ALL`` has them all.
 Two collections have no derivatives: ``NIST``, 27 certified fits, each from both of its starts, and
 ``CUTEST``, 25 square systems. ``HOCK_SCHITTKOWSKI`` are 58 minima with bounds and constraints, and
-their multipliers.
+their multipliers. Nothing here knows a concrete solver.
 """
 
 from implicit_solvers.testing.problems.cutest import CUTEST as CUTEST

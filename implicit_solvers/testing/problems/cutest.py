@@ -2,6 +2,7 @@
 
 Source: Gould, Orban and Toint, "CUTEst: a Constrained and Unconstrained Testing Environment with
 safe threads", Comput. Optim. Appl. 60 (2015), 545-557. Bounds that a few of them have are left out.
+It knows no solver.
 """
 
 from __future__ import annotations

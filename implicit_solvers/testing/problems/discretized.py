@@ -1,4 +1,4 @@
-"""Integral and differential equations, discretized."""
+"""Integral and differential equations, discretized. It knows no solver."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Source: Hock and Schittkowski, "Test Examples for Nonlinear Programming Codes", 
 Economics and Mathematical Systems 187 (1981). The parameters are constants of the objective, of
 the constraints, or of the bounds. Four solutions are degenerate: 13 has no multipliers, 17 a
 constraint that is active with a zero one, 26 no curvature in one direction, 30 too many
-multipliers.
+multipliers. It knows no solver.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Functions of two variables to be minimized."""
+"""Functions of two variables to be minimized. It knows no solver."""
 
 from __future__ import annotations
 

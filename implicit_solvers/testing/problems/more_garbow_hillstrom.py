@@ -2,7 +2,7 @@
 
 Source: "Testing Unconstrained Optimization Software", ACM Trans. Math. Software 7 (1981), 17-41;
 as systems with as many equations as unknowns: Moré and Cosnard, "Numerical Solution of Nonlinear
-Equations", ACM Trans. Math. Software 5 (1979), 64-85.
+Equations", ACM Trans. Math. Software 5 (1979), 64-85. It knows no solver.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Source: Statistical Reference Datasets of NIST, nonlinear regression (2003), in the public domain.
 theta are the observations, the residuals ``model(b, x) - theta``. ``MODELS`` states the models as
-NIST does; those that are not of the textbook's kind are functions.
+NIST does; those that are not of the textbook's kind are functions. It knows no solver.
 """
 
 from __future__ import annotations

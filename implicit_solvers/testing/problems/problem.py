@@ -1,4 +1,7 @@
-"""A problem: an equation, its start, and what is known of its solution."""
+"""A problem: an equation, its start, and what is known of its solution.
+
+It knows no concrete solver.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regressions: linear, generalized linear, and nonlinear least squares."""
+"""Regressions: linear, generalized linear, and nonlinear least squares. It knows no solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Equations in one unknown from astronomy, statistics, hydraulics and finance."""
+"""Equations in one unknown from astronomy, statistics, hydraulics and finance.
+
+It knows no solver.
+"""
 
 from __future__ import annotations
 

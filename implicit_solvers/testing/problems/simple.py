@@ -1,4 +1,4 @@
-"""Equations that are solved by hand."""
+"""Equations that are solved by hand. It knows no solver."""
 
 from __future__ import annotations
 

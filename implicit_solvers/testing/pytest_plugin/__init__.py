@@ -6,7 +6,8 @@ Where a test fails, the reports of the gradient checks that it made are shown be
 if the test's file imports ``implicit_solvers``. Without these options and checks nothing changes.
 
 It is installed as a package of its own, ``pytest_implicit_solvers``, since pytest imports it in
-every run: ``implicit_solvers`` would bring torch.
+every run: ``implicit_solvers`` would bring torch. It knows the reports, and nothing else of the
+library.
 """
 
 from __future__ import annotations

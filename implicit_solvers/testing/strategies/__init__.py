@@ -2,7 +2,7 @@
 
 Every draw is small, bounded, and made from drawn integers and a seed of its own, so that it can be
 replayed, shrinks to a small case, and leaves torch's global generator alone. What is known of a
-draw (its spectrum, its condition, its root) comes with it.
+draw (its spectrum, its condition, its root) comes with it. Nothing here knows a concrete solver.
 """
 
 try:

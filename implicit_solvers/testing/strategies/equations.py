@@ -1,4 +1,7 @@
-"""Equations of which the root is known, and equations that have none."""
+"""Equations of which the root is known, and equations that have none.
+
+It knows no concrete solver.
+"""
 
 from __future__ import annotations
 

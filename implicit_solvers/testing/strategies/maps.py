@@ -1,4 +1,4 @@
-"""Maps with known constants: contractions, monotone maps, smooth networks."""
+"""Maps with known constants: contractions, monotone maps, smooth networks. It knows no solver."""
 
 from __future__ import annotations
 

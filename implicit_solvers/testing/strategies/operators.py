@@ -1,4 +1,4 @@
-"""Linear operators with chosen spectra."""
+"""Linear operators with chosen spectra. It knows no solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spectra, and what a drawn matrix knows of its own."""
+"""Spectra, and what a drawn matrix knows of its own. It knows no solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tensors from a seed, and what tensors are made with: trees, batch shapes, dtypes, devices."""
+"""Tensors from a seed, and what tensors are made with: trees, batch shapes, dtypes, devices.
+
+It knows no equation.
+"""
 
 from __future__ import annotations
 
