@@ -1,4 +1,4 @@
-"""The kinds of equations, and what solves them."""
+"""The kinds of equations, and what solves them. It knows no check and no problem."""
 
 from __future__ import annotations
 
