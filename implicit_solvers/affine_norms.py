@@ -23,30 +23,16 @@ _LAYER = {
     F.layer_norm: ("input", "shape", "weight", "bias", "eps"),
     torch.layer_norm: ("input", "shape", "weight", "bias", "eps"),
 }
+_WEIGHTS = ("weight", "bias")
+_REST = ("momentum", "eps")
 _STATISTICS = ("running_mean", "running_var")
 _BATCH = {
-    F.batch_norm: ("input", *_STATISTICS, "weight", "bias", "training", "momentum", "eps"),
-    torch.batch_norm: ("input", "weight", "bias", *_STATISTICS, "training", "momentum", "eps"),
+    F.batch_norm: ("input", *_STATISTICS, *_WEIGHTS, "training", *_REST),
+    torch.batch_norm: ("input", *_WEIGHTS, *_STATISTICS, "training", *_REST),
 }
 _INSTANCE = {
-    F.instance_norm: (
-        "input",
-        *_STATISTICS,
-        "weight",
-        "bias",
-        "use_input_stats",
-        "momentum",
-        "eps",
-    ),
-    torch.instance_norm: (
-        "input",
-        "weight",
-        "bias",
-        *_STATISTICS,
-        "use_input_stats",
-        "momentum",
-        "eps",
-    ),
+    F.instance_norm: ("input", *_STATISTICS, *_WEIGHTS, "use_input_stats", *_REST),
+    torch.instance_norm: ("input", *_WEIGHTS, *_STATISTICS, "use_input_stats", *_REST),
 }
 _NORMS: dict[Any, tuple[str, ...]] = {**_LAYER, **_BATCH, **_INSTANCE}
 

@@ -209,10 +209,8 @@ class Root(_Layer):
         layer.
     solver
         `NewtonDogleg`, by default.
-    adjoint, init, batch_dims, in_dims, return_solution
+    adjoint, init, batch_dims, in_dims, on_failure, return_solution
         As in `FixedPoint`, its note on cells with dropout or batch normalization included.
-    on_failure
-        ``"raise"``, ``"warn"`` or ``"mask"``, as in `root`.
 
     Raises
     ------
@@ -265,10 +263,8 @@ class Minimize(_Layer):
         submodule, whose parameters are those of the layer.
     solver
         `TrustRegion`, by default; `GradientDescent`, `Newton`.
-    adjoint, init, batch_dims, in_dims, return_solution
+    adjoint, init, batch_dims, in_dims, on_failure, return_solution
         As in `FixedPoint`, its note on cells with dropout or batch normalization included.
-    on_failure
-        ``"raise"``, ``"warn"`` or ``"mask"``, as in `minimize`.
 
     Raises
     ------

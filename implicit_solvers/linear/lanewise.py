@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from implicit_solvers.linear.linear_operator import LinearOperator, operator_pytree
+from implicit_solvers.linear.linear_operator import LinearOperator, OfOneOperator, operator_pytree
 from implicit_solvers.structure import Structure
 
 __all__ = ["LanewiseOperator", "in_lanes"]
@@ -16,10 +16,9 @@ __all__ = ["LanewiseOperator", "in_lanes"]
 
 @operator_pytree("operator")
 @dataclass(frozen=True, eq=False)
-class LanewiseOperator(LinearOperator):
+class LanewiseOperator(OfOneOperator):
     """An operator that takes all lanes at once and lets none depend on another."""
 
-    operator: LinearOperator
     lanes: int
 
     @property
@@ -31,16 +30,6 @@ class LanewiseOperator(LinearOperator):
     def positive_definite(self) -> bool:  # type: ignore[override]
         """Whether the operator is."""
         return self.operator.positive_definite
-
-    @property
-    def diagonal(self) -> bool:  # type: ignore[override]
-        """Whether the operator is."""
-        return self.operator.diagonal
-
-    @property
-    def costly(self) -> bool:  # type: ignore[override]
-        """Whether the operator is."""
-        return self.operator.costly
 
     @property
     def structure(self) -> Structure | None:

@@ -327,8 +327,8 @@ class ProductOperator(_OfTwo):
 
 
 @dataclass(frozen=True, eq=False)
-class _OfOne(LinearOperator):
-    """What scaled and transposed operators have in common."""
+class OfOneOperator(LinearOperator):
+    """What operators made of one other have in common."""
 
     operator: LinearOperator
 
@@ -345,7 +345,7 @@ class _OfOne(LinearOperator):
 
 @operator_pytree("operator", "scale")
 @dataclass(frozen=True, eq=False)
-class ScaledOperator(_OfOne):
+class ScaledOperator(OfOneOperator):
     """``scale * operator``, with a number or a 0-d tensor."""
 
     scale: complex | Tensor
@@ -401,7 +401,7 @@ class ScaledOperator(_OfOne):
 
 @operator_pytree("operator")
 @dataclass(frozen=True, eq=False)
-class TransposedOperator(_OfOne):
+class TransposedOperator(OfOneOperator):
     """The transpose of an operator, or its conjugate transpose."""
 
     conjugate: bool = False

@@ -16,14 +16,11 @@ from torch import Tensor, nn
 
 from implicit_solvers.bounds import read_bounds
 from implicit_solvers.driver import name_of
-from implicit_solvers.fixed_points import fixed_point
-from implicit_solvers.minimization import minimize
 from implicit_solvers.nn import FixedPoint, Minimize, Root
-from implicit_solvers.nonlinear_least_squares import least_squares
-from implicit_solvers.root_finding import root
 from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure
 from implicit_solvers.testing.captured import captured_tensors
+from implicit_solvers.testing.kinds import SOLVE
 from implicit_solvers.testing.statement import Statement
 from implicit_solvers.tolerance import AUTO, equation_tolerance, largest, rms
 from implicit_solvers.torch_internals import (
@@ -36,12 +33,6 @@ from implicit_solvers.torch_internals import (
 
 __all__ = ["Input", "Solved", "Subject", "subject_of"]
 
-_SOLVE: dict[str, Callable[..., Solution]] = {
-    "root": root,
-    "fixed_point": fixed_point,
-    "minimize": minimize,
-    "least_squares": least_squares,
-}
 _MODULES = {Root: "root", FixedPoint: "fixed_point", Minimize: "minimize"}
 
 
@@ -250,8 +241,8 @@ def _refuse(fn: Any, z0: Any, args: Any, kind: str, equation: Any) -> None:
         raise TypeError(
             f"args is a {type(args).__name__}: pass a tuple, as args=(theta,) for one argument"
         )
-    if kind not in _SOLVE:
-        raise ValueError(f"kind is {kind!r}: use {', '.join(map(repr, _SOLVE))}")
+    if kind not in SOLVE:
+        raise ValueError(f"kind is {kind!r}: use {', '.join(map(repr, SOLVE))}")
     if equation is not None and z0 is not None:
         raise ValueError(
             "z0 and equation are given: z0 is the start of the library's solve; leave it out to "
@@ -293,7 +284,7 @@ def _equation(fn: Any, z0: Any, kind: str, options: dict[str, Any]) -> _Given:
     """Read an equation that the library is to solve from ``z0``."""
 
     def resolve(start: Any, args: tuple[Any, ...], **more: Any) -> Solution:
-        return _SOLVE[kind](fn, _copy(start), args, **{**options, **more})
+        return SOLVE[kind](fn, _copy(start), args, **{**options, **more})
 
     return _Given(
         lambda *args: resolve(z0, args),

@@ -14,15 +14,13 @@ from torch import Tensor
 
 import implicit_solvers as ims
 from implicit_solvers.problems.imaml import definition
-from implicit_solvers.problems.imaml.batching import Batching
 from implicit_solvers.problems.imaml.meta_gradient import (
-    MetaGradient,
+    Evaluate,
     OverTasks,
     TaskGradients,
-    average_over_tasks,
     gradient_of_each,
 )
-from implicit_solvers.problems.imaml.method import Criterion, Model, Predictor
+from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
 from implicit_solvers.problems.imaml.proximal import Strength, check_damping, check_strength
 from implicit_solvers.torch_internals import tree_leaves
 
@@ -33,7 +31,7 @@ ADJOINT = "adjoint of minimize of task_objective"
 
 
 @dataclass(frozen=True)
-class Imaml:
+class Imaml(Method):
     """Implicit MAML: ``theta`` descends ``1/M sum_i L(phi_i(theta), query_i)`` by lemma 1.
 
     ``phi_i`` minimizes ``L(phi, support_i) + strength/2 |phi - theta|²``, and the meta-gradient is
@@ -144,18 +142,8 @@ class Imaml:
         phi = self._solve(model, criterion, theta, support).value
         return lambda x: model(phi, x)
 
-    def meta_gradient(
-        self,
-        model: Model,
-        criterion: Criterion,
-        theta: Any,
-        supports: Any,
-        queries: Any,
-        *,
-        tasks_at_once: int | None = None,
-        batching: Batching = Batching.VMAP,
-    ) -> MetaGradient:
-        """Return the implicit meta-gradient; as in `Method`."""
+    def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
+        """Return the implicit meta-gradients."""
         if any(getattr(leaf, "requires_grad", False) for leaf in tree_leaves(self.strength)):
             raise ValueError(
                 "strength requires a gradient, which meta_gradient does not return: pass "
@@ -176,9 +164,7 @@ class Imaml:
             failed = (status > ims.Status.BUDGET) | (adjoint.status > ims.Status.BUDGET)
             return TaskGradients(gradient, loss, failed, residual, adjoint.residual.reshape(-1))
 
-        return average_over_tasks(
-            evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
-        )
+        return evaluate
 
     def _solve(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> ims.Solution:
         strength, parameters = self.strength, theta

@@ -13,17 +13,15 @@ from torch import Tensor
 from torch.func import grad
 
 import implicit_solvers as ims
-from implicit_solvers.problems.imaml.batching import Batching
 from implicit_solvers.problems.imaml.definition import proximal_loss
 from implicit_solvers.problems.imaml.inner_loop import check_inner_loop, gradient_steps, rms_norm
 from implicit_solvers.problems.imaml.meta_gradient import (
-    MetaGradient,
+    Evaluate,
     OverTasks,
     TaskGradients,
-    average_over_tasks,
     gradient_of_each,
 )
-from implicit_solvers.problems.imaml.method import Criterion, Model, Predictor
+from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
 
 __all__ = ["FirstOrderMaml", "Maml", "unrolled_meta_loss"]
 
@@ -101,7 +99,7 @@ def _task_loss(model: Model, criterion: Criterion) -> Loss:
 
 
 @dataclass(frozen=True)
-class Maml:
+class Maml(Method):
     """MAML: ``theta`` descends the query loss after ``steps`` gradient steps, through the steps.
 
     The meta-gradient is the mean of ``d/dtheta L(phi_K(theta), query)``, where ``phi_0 = theta``
@@ -157,18 +155,8 @@ class Maml:
         phi = self._phi(_task_loss(model, criterion), theta, support)
         return lambda x: model(phi, x)
 
-    def meta_gradient(
-        self,
-        model: Model,
-        criterion: Criterion,
-        theta: Any,
-        supports: Any,
-        queries: Any,
-        *,
-        tasks_at_once: int | None = None,
-        batching: Batching = Batching.VMAP,
-    ) -> MetaGradient:
-        """Return the gradient through the steps; as in `Method`."""
+    def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
+        """Return the gradients through the steps."""
         loss = _task_loss(model, criterion)
 
         def query_loss(theta: Any, support: Any, query: Any) -> tuple[Tensor, ...]:
@@ -182,9 +170,7 @@ class Maml:
                 *gradient_of_each(over_tasks, query_loss, theta, supports, queries)
             )
 
-        return average_over_tasks(
-            evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
-        )
+        return evaluate
 
     def _phi(self, loss: Loss, theta: Any, support: Any) -> Any:
         if not self.checkpoint or not self.steps:
@@ -210,7 +196,7 @@ class Maml:
 
 
 @dataclass(frozen=True)
-class FirstOrderMaml:
+class FirstOrderMaml(Method):
     """First-order MAML: the query loss's gradient at ``phi``, as if ``phi`` moved with ``theta``.
 
     It is `Maml` with the gradients of the inner loop taken to be constant: ``dphi/dtheta = I``, and
@@ -254,18 +240,8 @@ class FirstOrderMaml:
         phi = gradient_steps(inner, theta, self.lr, self.steps, detach=True)
         return lambda x: model(phi, x)
 
-    def meta_gradient(
-        self,
-        model: Model,
-        criterion: Criterion,
-        theta: Any,
-        supports: Any,
-        queries: Any,
-        *,
-        tasks_at_once: int | None = None,
-        batching: Batching = Batching.VMAP,
-    ) -> MetaGradient:
-        """Return the mean of the query losses' gradients at ``phi``; as in `Method`."""
+    def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
+        """Return the query losses' gradients at ``phi``."""
         loss = _task_loss(model, criterion)
 
         def adapted(support: Any) -> tuple[Any, Tensor]:
@@ -283,9 +259,7 @@ class FirstOrderMaml:
             )
             return without_solver(gradient, value, residual.detach())
 
-        return average_over_tasks(
-            evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
-        )
+        return evaluate
 
 
 def without_solver(gradient: Any, loss: Tensor, residual: Tensor) -> TaskGradients:

@@ -76,6 +76,7 @@ class TaskGradients(NamedTuple):
 
 
 OverTasks = Callable[[Callable[..., Any]], Callable[..., Any]]
+Evaluate = Callable[[OverTasks, Any, Any], TaskGradients]
 
 
 def task_count(supports: Any, queries: Any) -> int:
@@ -167,7 +168,7 @@ def gradient_of_each(
 
 
 def average_over_tasks(
-    evaluate: Callable[[OverTasks, Any, Any], TaskGradients],
+    evaluate: Evaluate,
     theta: Any,
     supports: Any,
     queries: Any,

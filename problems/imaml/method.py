@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from implicit_solvers.problems.imaml.batching import Batching
-from implicit_solvers.problems.imaml.meta_gradient import MetaGradient
+from implicit_solvers.problems.imaml.meta_gradient import (
+    Evaluate,
+    MetaGradient,
+    average_over_tasks,
+)
 
 __all__ = ["Criterion", "Method", "Model", "Predictor"]
 
@@ -31,10 +36,11 @@ Predictor = Callable[[Any], Tensor]
 """``predict(x)`` returns the outputs of a task's adapted model for inputs ``(n, ...)``."""
 
 
-class Method(Protocol):
+class Method(abc.ABC):
     """A way to learn meta-parameters ``theta`` from many tasks, and to adapt them to a new one.
 
     The methods are frozen dataclasses whose fields are the hyperparameters; they are exchangeable.
+    One of your own is a subclass with `adapt` and `meta_gradient`.
     A *support* or *query* is a pair ``(x, y)`` of a task: inputs ``(n, ...)`` and targets, a tensor
     or a pytree of tensors, of the dtypes that model and criterion take. All methods descend
     ``F(theta) = 1/M sum_i L(phi_i(theta), query_i)`` or something near it; they differ in how
@@ -63,6 +69,7 @@ class Method(Protocol):
     tensor([0.6000])
     """
 
+    @abc.abstractmethod
     def adapt(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> Predictor:
         """Adapt to one task, and return its predictor; ``vmap`` adapts to many.
 
@@ -116,3 +123,11 @@ class Method(Protocol):
         ValueError
             If tensors have different numbers of tasks, or ``tasks_at_once`` is not positive.
         """
+        evaluate = self._tasks(model, criterion, theta)
+        return average_over_tasks(
+            evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
+        )
+
+    def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
+        """Return what finds the gradients of some tasks, for `average_over_tasks`."""
+        raise NotImplementedError

@@ -10,16 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from implicit_solvers.problems.imaml.batching import Batching
 from implicit_solvers.problems.imaml.maml import without_solver
 from implicit_solvers.problems.imaml.meta_gradient import (
-    MetaGradient,
+    Evaluate,
     OverTasks,
     TaskGradients,
-    average_over_tasks,
     gradient_of_each,
 )
-from implicit_solvers.problems.imaml.method import Criterion, Model, Predictor
+from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
 
 __all__ = ["R2D2", "ridge_weights"]
 
@@ -57,7 +55,7 @@ def ridge_weights(features: Tensor, targets: Tensor, ridge: Tensor | float) -> T
 
 
 @dataclass(frozen=True)
-class R2D2:
+class R2D2(Method):
     """Ridge regression on features that the model gives: the inner problem has a closed form.
 
     ``W = (X^T X + ridge I)^-1 X^T Y`` is the ridge solution on the support features ``X`` and
@@ -149,18 +147,8 @@ class R2D2:
 
         return predict
 
-    def meta_gradient(
-        self,
-        model: Model,
-        criterion: Criterion,
-        theta: Any,
-        supports: Any,
-        queries: Any,
-        *,
-        tasks_at_once: int | None = None,
-        batching: Batching = Batching.VMAP,
-    ) -> MetaGradient:
-        """Return the gradient through the closed form; as in `Method`."""
+    def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
+        """Return the gradients through the closed form."""
 
         def query_loss(theta: Any, support: Any, query: Any) -> tuple[Tensor, ...]:
             x, y = query
@@ -170,9 +158,7 @@ class R2D2:
             gradient, loss = gradient_of_each(over_tasks, query_loss, theta, supports, queries)
             return without_solver(gradient, loss, torch.full_like(loss, torch.nan))
 
-        return average_over_tasks(
-            evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
-        )
+        return evaluate
 
     def _targets(self, y: Tensor) -> tuple[Tensor, bool]:
         """Return the rows to fit, and whether outputs lose their last dimension."""

@@ -10,22 +10,20 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from implicit_solvers.problems.imaml.batching import Batching
 from implicit_solvers.problems.imaml.inner_loop import check_inner_loop, gradient_steps
 from implicit_solvers.problems.imaml.meta_gradient import (
-    MetaGradient,
+    Evaluate,
     OverTasks,
     TaskGradients,
-    average_over_tasks,
 )
-from implicit_solvers.problems.imaml.method import Criterion, Model, Predictor
+from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
 from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["Reptile"]
 
 
 @dataclass(frozen=True)
-class Reptile:
+class Reptile(Method):
     """Reptile: ``theta`` moves towards the ``phi`` that gradient steps on a task lead to.
 
     The meta-gradient is the mean of ``theta - phi``. As Reptile has no query set, a task's support
@@ -81,18 +79,8 @@ class Reptile:
         phi = self._phi(model, criterion, theta, support)
         return lambda x: model(phi, x)
 
-    def meta_gradient(
-        self,
-        model: Model,
-        criterion: Criterion,
-        theta: Any,
-        supports: Any,
-        queries: Any,
-        *,
-        tasks_at_once: int | None = None,
-        batching: Batching = Batching.VMAP,
-    ) -> MetaGradient:
-        """Return the mean of ``theta - phi``; as in `Method`."""
+    def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
+        """Return ``theta - phi``."""
 
         def task(support: Any, query: Any) -> tuple[Any, Tensor]:
             both = tree_map(lambda s, q: torch.cat([s, q]), support, query)
@@ -107,9 +95,7 @@ class Reptile:
             failed = torch.zeros_like(loss, dtype=torch.bool)
             return TaskGradients(gradient, loss, failed, nothing, nothing)
 
-        return average_over_tasks(
-            evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
-        )
+        return evaluate
 
     def _phi(self, model: Model, criterion: Criterion, theta: Any, data: Any) -> Any:
         x, y = data

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from implicit_solvers.problems.projections.row_norms import norm_beyond
 from implicit_solvers.problems.projections.simplex import shrink
-from implicit_solvers.problems.projections.validation import check_array, read_radius
+from implicit_solvers.problems.projections.validation import (
+    check_array,
+    check_lanes,
+    check_number,
+    read_radius,
+)
 
 __all__ = ["project_box", "project_l1_ball", "project_l2_ball"]
 
@@ -51,23 +59,8 @@ def project_box(v: Tensor, lower: float | Tensor, upper: float | Tensor) -> Tens
 
 def _bound(name: str, bound: float | Tensor, v: Tensor) -> Tensor:
     if not isinstance(bound, Tensor):
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-            raise TypeError(f"{name} is a {type(bound).__name__}: pass a number or a tensor")
-        return v.new_tensor(bound)
-    if bound.dtype != v.dtype or bound.device != v.device:
-        raise TypeError(
-            f"{name} is {bound.dtype} on {bound.device}, and v is {v.dtype} on {v.device}: use "
-            "one dtype and device"
-        )
-    try:
-        fits = torch.broadcast_shapes(bound.shape, v.shape) == v.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{name} has the shape {tuple(bound.shape)}, which does not broadcast to that of v, "
-            f"{tuple(v.shape)}"
-        )
+        return v.new_tensor(check_number(name, bound, -math.inf, strict=False))
+    check_lanes(name, bound, v)
     return bound
 
 
@@ -141,9 +134,5 @@ def project_l2_ball(v: Tensor, radius: float | Tensor = 1.0) -> Tensor:
     """
     v = check_array("v", v)
     size = read_radius(radius, v)
-    largest = v.detach().abs().amax(-1, keepdim=True)
-    scale = torch.where(largest > 0, largest, 1.0)
-    squares = (v / scale).square().sum(-1, keepdim=True)  # of one at least: no overflow
-    inside = squares.sqrt() * scale <= size
-    norm = torch.where(inside & (size > 0), 1.0, squares).sqrt() * scale
+    inside, norm = norm_beyond(v, size)
     return torch.where(inside, v, size * (v / norm))

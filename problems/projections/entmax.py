@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.projections.validation import check_array, check_number
+from implicit_solvers.problems.projections.validation import check_array, check_lanes, check_number
 
 __all__ = ["entmax"]
 
@@ -80,24 +80,13 @@ def entmax(
         if check_number("alpha", alpha, 1.0, strict=False) == 1:
             return scores.softmax(-1)
         alpha = scores.new_tensor(alpha)
-    if alpha.dtype != scores.dtype or alpha.device != scores.device:
-        raise TypeError(
-            f"alpha is {alpha.dtype} on {alpha.device}, and scores is {scores.dtype} on "
-            f"{scores.device}: use one dtype and device"
-        )
-    try:
-        alpha = alpha.expand(lanes)
-    except RuntimeError:
-        raise ValueError(
-            f"alpha has the shape {tuple(alpha.shape)}, and scores has lanes {tuple(lanes)}: pass "
-            "a number, or a tensor that broadcasts to the lanes"
-        ) from None
+    check_lanes("alpha", alpha, scores[..., 0], "scores")
     count = math.prod(lanes)
     # the largest score is moved to zero: large scores cost no digits
     rows = (scores - scores.detach().amax(-1, keepdim=True)).reshape(count, n)
     # minus infinity times the zero slope of an entry ruled out would be NaN
     rows = torch.where(rows.isneginf(), torch.finfo(rows.dtype).min / 1e6, rows)
-    powers = alpha.reshape(count, 1)
+    powers = alpha.expand(lanes).reshape(count, 1)
     with torch.no_grad():
         # with the largest score at zero, tau is between 0 and that of n equal scores
         fit = (powers > 1) & rows.isfinite().all(-1, True)

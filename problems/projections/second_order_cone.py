@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from implicit_solvers.problems.projections.row_norms import norm_beyond
 from implicit_solvers.problems.projections.validation import check_array
 
 __all__ = ["project_second_order_cone"]
@@ -44,12 +45,8 @@ def project_second_order_cone(v: Tensor) -> Tensor:
     """
     v = check_array("v", v)
     t, x = v[..., :1], v[..., 1:]
-    scale = v.detach().abs().amax(-1, keepdim=True)
-    scale = torch.where(scale > 0, scale, 1.0)
-    squares = (x / scale).square().sum(-1, keepdim=True)
-    outside = squares.sqrt() * scale > t.abs()
-    norm = torch.where(outside, squares, 1.0).sqrt() * scale
+    within, norm = norm_beyond(x, t.abs())
     length = (t + norm) / 2
     boundary = torch.cat([length, length * (x / norm)], -1)
     rest = torch.where(t < 0, 0.0, v)
-    return torch.where(outside, boundary, torch.where(v.isfinite().all(-1, True), rest, torch.nan))
+    return torch.where(within, torch.where(v.isfinite().all(-1, True), rest, torch.nan), boundary)

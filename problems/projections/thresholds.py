@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.problems.projections.psd_cone import project_psd_cone
+from implicit_solvers.problems.projections.row_norms import norm_beyond
 from implicit_solvers.problems.projections.validation import check_array, read_threshold
 
 __all__ = ["group_soft_threshold", "singular_value_threshold", "soft_threshold"]
@@ -86,11 +87,7 @@ def group_soft_threshold(v: Tensor, threshold: float | Tensor) -> Tensor:
     """
     v = check_array("v", v)
     least = read_threshold(threshold, v[..., 0]).unsqueeze(-1)
-    largest = v.detach().abs().amax(-1, keepdim=True)
-    scale = torch.where(largest > 0, largest, 1.0)
-    size = (v / scale).square().sum(-1, keepdim=True)  # of one at least: no overflow
-    held = size.sqrt() * scale <= least
-    size = torch.where(held, 1.0, size).sqrt() * scale
+    held, size = norm_beyond(v, least)
     return torch.where(held, 0.0, v - least * (v / size))
 
 

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_array", "check_number", "read_positive", "read_radius", "read_threshold"]
+__all__ = [
+    "check_array",
+    "check_lanes",
+    "check_number",
+    "read_positive",
+    "read_radius",
+    "read_threshold",
+]
 
 
 def check_array(name: str, value: Any, dims: int = 1) -> Tensor:
@@ -42,7 +49,7 @@ def read_positive(name: str, value: float | Tensor, like: Tensor, of: str = "v")
     """Return numbers that broadcast to ``like``, NaN where one is not positive."""
     if not isinstance(value, Tensor):
         return like.new_tensor(check_number(name, value, 0.0))
-    _check_lanes(name, value, like, of)
+    check_lanes(name, value, like, of)
     return torch.where(value > 0, value, torch.nan)
 
 
@@ -50,11 +57,12 @@ def read_threshold(threshold: float | Tensor, like: Tensor) -> Tensor:
     """Return thresholds that broadcast to ``like``, NaN where one is negative."""
     if not isinstance(threshold, Tensor):
         return like.new_tensor(check_number("threshold", threshold, 0.0, strict=False))
-    _check_lanes("threshold", threshold, like)
+    check_lanes("threshold", threshold, like)
     return torch.where(threshold >= 0, threshold, torch.nan).expand(like.shape)
 
 
-def _check_lanes(name: str, value: Tensor, like: Tensor, of: str = "v") -> None:
+def check_lanes(name: str, value: Tensor, like: Tensor, of: str = "v") -> None:
+    """Refuse what has not the dtype and device of ``like``, or does not broadcast to it."""
     if value.dtype != like.dtype or value.device != like.device:
         raise TypeError(
             f"{name} is {value.dtype} on {value.device}, and {of} is {like.dtype} on "

@@ -7,18 +7,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
-from implicit_solvers.problems.reparameterization.inversion import quantile, uniform_noise
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.validation import check_probability
+from implicit_solvers.problems.reparameterization.univariate import UnivariateDistribution
 from implicit_solvers.problems.special_functions.normal import legendre_nodes
 
 __all__ = ["IntervalDensity"]
 
 
 @halves_in_single("rsample", "log_prob", "log_tails", "cdf", "icdf", "entropy", "mean", "variance")
-class IntervalDensity(Distribution):
+class IntervalDensity(UnivariateDistribution):
     r"""The distribution on ``[low, high]`` with the density ``exp(log_density(z)) / Z``.
 
     .. math:: F(z) = \frac{1}{Z} \int_l^z e^{f(t)} \, dt, \quad Z = \int_l^h e^{f(t)} \, dt, \qquad
@@ -66,7 +65,6 @@ class IntervalDensity(Distribution):
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    has_rsample = True
 
     def __init__(
         self,
@@ -154,91 +152,11 @@ class IntervalDensity(Distribution):
         total = torch.logaddexp(below, above)
         return below - total, above - total
 
-    def log_cdf(self, value: Tensor) -> Tensor:
-        """Return ``ln F(z)``; the arguments are those of `cdf`."""
-        return self.log_tails(value)[0]
-
-    def log_survival(self, value: Tensor) -> Tensor:
-        """Return ``ln(1 - F(z))``; the arguments are those of `cdf`."""
-        return self.log_tails(value)[1]
-
-    def cdf(self, value: Tensor) -> Tensor:
-        """Return ``F(z)``.
-
-        Parameters
-        ----------
-        value
-            Points, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            Probabilities.
-        """
-        return self.log_cdf(value).exp()
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the logarithm of the normalized density.
-
-        Parameters
-        ----------
-        value
-            Points of the interval, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The logarithms.
-
-        Raises
-        ------
-        ValueError
-            If arguments are validated and a value is outside of the interval.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         inside = (value >= self.low) & (value <= self.high)
         safe = torch.minimum(torch.maximum(value, self.low), self.high)
         log_q = self.log_density(safe) - self._log_integral(self.low, self.high)
         return torch.where(inside, log_q, -torch.inf)
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """Return the quantile, differentiable in ``value`` and in everything else.
-
-        Parameters
-        ----------
-        value
-            Probabilities, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            Points of the interval.
-
-        Raises
-        ------
-        ValueError
-            If arguments are validated and a value is outside of [0, 1].
-        """
-        value = torch.as_tensor(value).to(self.low)
-        if self._validate_args:
-            check_probability(value)
-        return quantile(self, value.expand(torch.broadcast_shapes(value.shape, self.batch_shape)))
-
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Draw samples with derivatives.
-
-        Parameters
-        ----------
-        sample_shape
-            The shape in front of the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The samples.
-        """
-        return self.icdf(uniform_noise(self, torch.Size(sample_shape)))
 
     def _expectation(self, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         z, log_weight, value = self._points(self.low, self.high)

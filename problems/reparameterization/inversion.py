@@ -58,7 +58,9 @@ def _strictly_inside(z: Tensor, low: Tensor | float, high: Tensor | float) -> Te
     return torch.minimum(torch.maximum(z, after), before)
 
 
-def uniform_noise(distribution: Distribution, sample_shape: Sequence[int]) -> Tensor:
+def uniform_noise(
+    distribution: Distribution, sample_shape: Sequence[int], dtype: torch.dtype | None = None
+) -> Tensor:
     """Draw uniform variables in (0, 1) for the samples of a distribution.
 
     Parameters
@@ -67,6 +69,8 @@ def uniform_noise(distribution: Distribution, sample_shape: Sequence[int]) -> Te
         Its parameters give dtype and device.
     sample_shape
         The shape in front of the batch shape.
+    dtype
+        Another dtype than theirs.
 
     Returns
     -------
@@ -81,7 +85,7 @@ def uniform_noise(distribution: Distribution, sample_shape: Sequence[int]) -> Te
     """
     like = like_parameters(distribution)
     shape = torch.Size(sample_shape) + distribution.batch_shape + distribution.event_shape
-    u = torch.rand(shape, dtype=like.dtype, device=like.device)
+    u = torch.rand(shape, dtype=dtype or like.dtype, device=like.device)
     return u.clamp(min=torch.finfo(u.dtype).tiny)
 
 

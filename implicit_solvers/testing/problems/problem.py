@@ -10,28 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.fixed_points import fixed_point
-from implicit_solvers.minimization import minimize
-from implicit_solvers.nonlinear_least_squares import least_squares
-from implicit_solvers.root_finding import root
 from implicit_solvers.solution import OnFailure, Solution
+from implicit_solvers.testing.kinds import SOLVE, Kind
 
 __all__ = ["Bound", "Kind", "Problem"]
 
-Kind = Literal["root", "fixed_point", "minimize", "least_squares"]
 Bound = Tensor | float | None
-
-_SOLVE: dict[Kind, Callable[..., Solution]] = {
-    "root": root,
-    "fixed_point": fixed_point,
-    "minimize": minimize,
-    "least_squares": least_squares,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +197,7 @@ class Problem:
             "inequalities": self.inequalities,
         }
         constraints = {name: c for name, c in constraints.items() if c is not None}
-        return _SOLVE[self.kind](
+        return SOLVE[self.kind](
             self.fn,
             start,
             (theta,),

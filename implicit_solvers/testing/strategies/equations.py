@@ -14,11 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from implicit_solvers.fixed_points import fixed_point
-from implicit_solvers.minimization import minimize
-from implicit_solvers.nonlinear_least_squares import least_squares
-from implicit_solvers.root_finding import root
 from implicit_solvers.solution import Solution
+from implicit_solvers.testing.kinds import SOLVE, Kind
 from implicit_solvers.testing.strategies.maps import apply, contraction, points
 from implicit_solvers.testing.strategies.spectra import check_condition
 from implicit_solvers.testing.strategies.tensors import (
@@ -30,15 +27,6 @@ from implicit_solvers.testing.strategies.tensors import (
 )
 
 __all__ = ["DrawnEquation", "RootlessEquation", "rooted_equations", "rootless_equations"]
-
-Kind = Literal["root", "fixed_point", "minimize", "least_squares"]
-
-_SOLVE: dict[str, Callable[..., Solution]] = {
-    "root": root,
-    "fixed_point": fixed_point,
-    "minimize": minimize,
-    "least_squares": least_squares,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +71,7 @@ class DrawnEquation:
 
     def solve(self, **options: Any) -> Solution:
         """Solve it by the library, with the options given."""
-        return _SOLVE[self.kind](self.fn, self.start, self.args, **options)
+        return SOLVE[self.kind](self.fn, self.start, self.args, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +101,7 @@ class RootlessEquation:
 
     def solve(self, **options: Any) -> Solution:
         """Try to solve it by the library, with the options given."""
-        return _SOLVE[self.kind](self.fn, self.start, self.args, **options)
+        return SOLVE[self.kind](self.fn, self.start, self.args, **options)
 
 
 def _residual(z: Tensor, A: Tensor, b: Tensor, t: Tensor) -> Tensor:

@@ -101,16 +101,8 @@ def positive_definite(
 
     Parameters
     ----------
-    min_size, max_size
-        The bounds of the number of unknowns.
-    condition
-        The eigenvalues lie between ``scale / condition`` and ``scale``.
-    scale
-        The largest eigenvalue that is drawn.
-    spectrum
-        The eigenvalues, if they shall not be drawn.
-    dtype, device
-        Of the matrix, floating.
+    min_size, max_size, condition, scale, spectrum, dtype, device
+        As for `well_conditioned`, of the eigenvalues.
 
     Returns
     -------
@@ -129,8 +121,7 @@ def positive_definite(
     tensor([[1.0000, 0.0000],
             [0.0000, 0.0100]], dtype=torch.float64)
     """
-    if spectrum is not None and not all(s > 0 for s in spectrum):
-        raise ValueError(f"spectrum is {spectrum!r}: pass positive numbers")
+    _check_positive(spectrum)
 
     def build(eigenvalues: tuple[float, ...], seed: int) -> DrawnOperator:
         matrix = symmetric_matrix(eigenvalues, seed).to(device=device, dtype=dtype)
@@ -153,16 +144,8 @@ def symmetric_indefinite(
 
     Parameters
     ----------
-    min_size, max_size
-        The bounds of the number of unknowns, at least two.
-    condition
-        The eigenvalues' absolute values lie between ``scale / condition`` and ``scale``.
-    scale
-        The largest absolute value that is drawn.
-    spectrum
-        The eigenvalues, if they shall not be drawn.
-    dtype, device
-        Of the matrix, floating.
+    min_size, max_size, condition, scale, spectrum, dtype, device
+        As for `well_conditioned`, of the eigenvalues' absolute values; two unknowns at least.
 
     Returns
     -------
@@ -212,21 +195,15 @@ def nonsymmetric(
 
     Parameters
     ----------
-    min_size, max_size
-        The bounds of the number of unknowns, at least two.
-    condition
-        The eigenvalues' absolute values lie between ``scale / condition`` and ``scale``; the
-        condition number itself may be greater, and comes with the draw.
-    scale
-        The largest absolute value that is drawn.
+    min_size, max_size, condition, scale, dtype, device
+        As for `symmetric_indefinite`; the condition number itself may be greater, and comes with
+        the draw.
     departure
         The size of the entries of ``N``, relative to the absolute values of the eigenvalues in
         their rows; above zero.
     spectrum
         The eigenvalues, if they shall not be drawn: real ones, and of each complex pair the one
         with positive imaginary part.
-    dtype, device
-        Of the matrix.
 
     Returns
     -------
@@ -279,14 +256,11 @@ def singular(
 
     Parameters
     ----------
-    min_size, max_size
-        The bounds of the number of unknowns; the only singular matrix of one unknown is zero.
-    condition, scale
-        The singular values that are not zero lie between ``scale / condition`` and ``scale``.
+    min_size, max_size, condition, scale, dtype, device
+        As for `well_conditioned`, of the singular values that are not zero; the only singular
+        matrix of one unknown is zero.
     symmetric
         Whether to draw symmetric matrices, whose spectrum is the eigenvalues.
-    dtype, device
-        Of the matrix.
 
     Returns
     -------
@@ -409,16 +383,12 @@ def banded(
 
     Parameters
     ----------
-    min_size, max_size
-        The bounds of the number of unknowns.
+    min_size, max_size, condition, scale, spectrum, dtype, device
+        As for `positive_definite`.
     bandwidth
         The most diagonals on either side of the main one, at least 1; draws have 1 to so many.
-    condition, scale, spectrum
-        As for `positive_definite`.
     symmetric
         Whether the matrix is symmetric; if not, its condition number may exceed ``condition``.
-    dtype, device
-        Of the matrix.
 
     Returns
     -------
@@ -440,8 +410,7 @@ def banded(
     """
     if bandwidth < 1:
         raise ValueError(f"bandwidth is {bandwidth}: pass a number of at least 1")
-    if spectrum is not None and not all(s > 0 for s in spectrum):
-        raise ValueError(f"spectrum is {spectrum!r}: pass positive numbers")
+    _check_positive(spectrum)
 
     def build(
         eigenvalues: tuple[float, ...], width: int, seed: int, powers: list[int]
@@ -464,3 +433,8 @@ def banded(
     powers = st.lists(st.integers(-1, 1), min_size=size, max_size=size)
     powers = st.just([0] * size) if symmetric else powers
     return st.builds(build, values, st.integers(1, bandwidth), seeds(), powers)
+
+
+def _check_positive(spectrum: Sequence[float] | None) -> None:
+    if spectrum is not None and not all(s > 0 for s in spectrum):
+        raise ValueError(f"spectrum is {spectrum!r}: pass positive numbers")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
 import implicit_solvers as ims
@@ -16,7 +16,7 @@ from implicit_solvers.problems.reparameterization.inversion import quantile
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
 from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
 from implicit_solvers.problems.reparameterization.samples import implicit_sample
-from implicit_solvers.problems.reparameterization.validation import check_probability
+from implicit_solvers.problems.reparameterization.univariate import UnivariateDistribution
 from implicit_solvers.problems.special_functions.normal import mills_ratio
 
 __all__ = ["InverseGaussian"]
@@ -73,7 +73,7 @@ _log_tails = ims.elementwise_function(
 @halves_in_single(
     "rsample", "log_prob", "log_tails", "cdf", "icdf", "entropy", "mean", "mode", "variance"
 )
-class InverseGaussian(Distribution):
+class InverseGaussian(UnivariateDistribution):
     r"""The inverse Gaussian (Wald) distribution.
 
     .. math:: q(x) = \sqrt{\frac{\lambda}{2 \pi x^3}}
@@ -127,7 +127,6 @@ class InverseGaussian(Distribution):
         "concentration": constraints.positive,
     }
     support = constraints.positive
-    has_rsample = True
 
     def __init__(
         self,
@@ -164,18 +163,7 @@ class InverseGaussian(Distribution):
         return self.loc**3 / self.concentration
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Draw samples with derivatives in both parameters.
-
-        Parameters
-        ----------
-        sample_shape
-            The shape in front of the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The samples.
-        """
+        """Draw samples with derivatives in both parameters, without a quantile."""
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
             loc, concentration = self.loc.detach(), self.concentration.detach()
@@ -186,26 +174,7 @@ class InverseGaussian(Distribution):
             x = torch.where(first, smaller, loc * (loc / smaller))
         return implicit_sample(x, _sample_derivatives, self.loc, self.concentration)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the logarithm of the density.
-
-        Parameters
-        ----------
-        value
-            Positive numbers, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The logarithms.
-
-        Raises
-        ------
-        ValueError
-            If arguments are validated and a value is not positive.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _log_density(value, self.loc, self.concentration)
 
     def log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,58 +182,11 @@ class InverseGaussian(Distribution):
         both: tuple[Tensor, Tensor] = _log_tails(value, self.loc, self.concentration)
         return both
 
-    def log_cdf(self, value: Tensor) -> Tensor:
-        """Return ``ln F(x)``, also where ``F`` underflows; the arguments are those of `cdf`."""
-        return self.log_tails(value)[0]
-
-    def log_survival(self, value: Tensor) -> Tensor:
-        """Return ``ln(1 - F(x))``, also where ``F`` is rounded to 1; arguments as for `cdf`."""
-        return self.log_tails(value)[1]
-
     def cdf(self, value: Tensor) -> Tensor:
-        """Return ``F(x)``.
-
-        Parameters
-        ----------
-        value
-            Positive numbers, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            Probabilities.
-
-        Raises
-        ------
-        ValueError
-            If arguments are validated and a value is not positive.
-        """
+        """Return ``F(x)``; what is not positive is refused if arguments are validated."""
         if self._validate_args:
             self._validate_sample(value)
-        return self.log_cdf(value).exp()
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """Return the quantile, differentiable in ``value`` and in both parameters.
-
-        Parameters
-        ----------
-        value
-            Probabilities, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            Positive numbers; 0 and infinity for the probabilities 0 and 1.
-
-        Raises
-        ------
-        ValueError
-            If arguments are validated and a value is outside of [0, 1].
-        """
-        value = torch.as_tensor(value).to(self.loc)
-        if self._validate_args:
-            check_probability(value)
-        return quantile(self, value.expand(torch.broadcast_shapes(value.shape, self.batch_shape)))
+        return super().cdf(value)
 
     def entropy(self) -> Tensor:
         """Return the differential entropy, by quadrature of ``E[ln x]``."""

@@ -70,28 +70,13 @@ class LKJCholesky(torch.distributions.LKJCholesky):
     """
 
     has_rsample = True
+    sample = torch.distributions.Distribution.sample  # not that of the base
 
     def _row_parameters(self) -> tuple[Tensor, Tensor]:
         """Return the parameters of ``y_i`` for the rows ``i = 1, ..., d - 1``."""
         eta = self.concentration.to(torch.float64).unsqueeze(-1)
         row = torch.arange(1, self.dim, dtype=torch.float64, device=eta.device)
         return (0.5 * row).expand(*eta.shape[:-1], -1), eta + 0.5 * (self.dim - 1 - row)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Return a sample without derivatives.
-
-        Parameters
-        ----------
-        sample_shape : torch.Size
-            Leading dimensions.
-
-        Examples
-        --------
-        >>> LKJCholesky(3, torch.ones(4)).sample((2,)).shape
-        torch.Size([2, 4, 3, 3])
-        """
-        with torch.no_grad():
-            return self.rsample(sample_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return a sample with its derivative by the concentration.

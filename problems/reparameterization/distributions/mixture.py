@@ -40,11 +40,11 @@ from implicit_solvers.problems.reparameterization.tails import (
     log_odds,
     log_tails,
 )
+from implicit_solvers.problems.reparameterization.univariate import UnivariateDistribution
 from implicit_solvers.problems.reparameterization.validation import (
     check_cdf,
     check_continuous,
     check_method,
-    check_probability,
     unchecked,
 )
 from implicit_solvers.problems.special_functions.normal import log_normal_tails
@@ -65,7 +65,7 @@ __all__ = ["MixtureSameFamily"]
     "mean",
     "variance",
 )
-class MixtureSameFamily(torch.distributions.MixtureSameFamily):
+class MixtureSameFamily(UnivariateDistribution, torch.distributions.MixtureSameFamily):
     r"""A mixture of ``K`` distributions of one family.
 
     .. math:: F(z) = \sum_k w_k F_k(z), \qquad
@@ -115,7 +115,6 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
     True
     """
 
-    has_rsample = True
     _mixture_distribution: Categorical
     _component_distribution: Distribution
 
@@ -156,18 +155,7 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         return self.mixture_distribution.logits.log_softmax(-1)
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Draw samples with derivatives in the weights and the parameters of the components.
-
-        Parameters
-        ----------
-        sample_shape
-            The shape in front of the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The samples.
-        """
+        """Draw samples with derivatives in the weights and the parameters of the components."""
         z = self.sample(torch.Size(sample_shape)).detach()
         if not self.event_shape:
             return self._attach(z)
@@ -223,15 +211,7 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
             If the components have none.
         """
         check_method(self.component_distribution, "log_prob", "component_distribution")
-        return super().log_prob(value)
-
-    def log_cdf(self, value: Tensor) -> Tensor:
-        """Return ``ln F(z)``, as exact in the lower tail as the components; see `cdf`."""
-        return self.log_tails(value)[0]
-
-    def log_survival(self, value: Tensor) -> Tensor:
-        """Return ``ln(1 - F(z))``, as exact in the upper tail as the components; see `cdf`."""
-        return self.log_tails(value)[1]
+        return torch.distributions.MixtureSameFamily.log_prob(self, value)
 
     def log_tails(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return `log_cdf` and `log_survival` from one evaluation of the components."""
@@ -242,16 +222,6 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
     def cdf(self, value: Tensor) -> Tensor:
         """Return ``F(z)`` of a univariate mixture.
 
-        Parameters
-        ----------
-        value
-            Points, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            Probabilities.
-
         Raises
         ------
         NotImplementedError
@@ -260,20 +230,10 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
         self._univariate("cdf", "rosenblatt")
         if self._validate_args:
             self._validate_sample(value)
-        return self.log_cdf(value).exp()
+        return super().cdf(value)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Return the quantile of a univariate mixture, differentiable in everything.
-
-        Parameters
-        ----------
-        value
-            Probabilities, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The quantiles.
 
         Raises
         ------
@@ -283,10 +243,7 @@ class MixtureSameFamily(torch.distributions.MixtureSameFamily):
             If arguments are validated and a value is outside of [0, 1].
         """
         self._univariate("icdf", "inverse_rosenblatt")
-        value = torch.as_tensor(value).to(self._log_weights)
-        if self._validate_args:
-            check_probability(value)
-        return quantile(self, value.expand(torch.broadcast_shapes(value.shape, self.batch_shape)))
+        return super().icdf(value)
 
     def entropy(self) -> Tensor:
         """Return the differential entropy of a univariate mixture.

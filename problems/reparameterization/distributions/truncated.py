@@ -19,11 +19,11 @@ from implicit_solvers.problems.reparameterization.tails import (
     like_parameters,
     log_tails,
 )
+from implicit_solvers.problems.reparameterization.univariate import UnivariateDistribution
 from implicit_solvers.problems.reparameterization.validation import (
     check_cdf,
     check_continuous,
     check_method,
-    check_probability,
 )
 from implicit_solvers.problems.special_functions.normal import legendre_nodes
 from implicit_solvers.problems.special_functions.truncated_normal import (
@@ -38,7 +38,7 @@ __all__ = ["Truncated", "TruncatedNormal"]
 @halves_in_single(
     "rsample", "log_prob", "log_tails", "cdf", "icdf", "entropy", "mean", "variance", "_check_mass"
 )
-class Truncated(Distribution):
+class Truncated(UnivariateDistribution):
     r"""A univariate distribution given that it lies between ``low`` and ``high``.
 
     .. math:: F(z) = \frac{F_0(z) - F_0(l)}{F_0(h) - F_0(l)}, \qquad
@@ -86,7 +86,6 @@ class Truncated(Distribution):
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    has_rsample = True
 
     def __init__(
         self,
@@ -178,39 +177,12 @@ class Truncated(Distribution):
     def _log_density(self, z: Tensor) -> Tensor:
         return self.base.log_prob(z) - self._log_total
 
-    def _quantile(self, u: Tensor) -> Tensor:
-        return quantile(self, u)
-
-    @property
-    def _precision(self) -> torch.dtype:
-        """What everything is computed in."""
-        return self.low.dtype
-
     def _precise(self, value: Tensor) -> tuple[Tensor, torch.dtype]:
         """Return a value in that precision, and the dtype of what is a function of it."""
         kind = torch.promote_types(value.dtype, self.low.dtype)
         return value.to(torch.promote_types(kind, self._precision)), kind
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the logarithm of the density; -inf outside of the interval.
-
-        Parameters
-        ----------
-        value
-            Points, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The logarithms.
-
-        Raises
-        ------
-        ValueError
-            If arguments are validated and a value is outside of the support.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         z, kind = self._precise(value)
         low, high = self._ends
         inside = (z >= low) & (z <= high) & z.isfinite()
@@ -223,70 +195,6 @@ class Truncated(Distribution):
         z, kind = self._precise(value)
         below, above = _with_ends(self._tails, z, *self._ends)
         return below.to(kind), above.to(kind)
-
-    def log_cdf(self, value: Tensor) -> Tensor:
-        """Return ``ln F(z)``, exact in the lower tail; the arguments are those of `cdf`."""
-        return self.log_tails(value)[0]
-
-    def log_survival(self, value: Tensor) -> Tensor:
-        """Return ``ln(1 - F(z))``, exact in the upper tail; the arguments are those of `cdf`."""
-        return self.log_tails(value)[1]
-
-    def cdf(self, value: Tensor) -> Tensor:
-        """Return ``F(z)``.
-
-        Parameters
-        ----------
-        value
-            Points, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            Probabilities.
-        """
-        return self.log_cdf(value).exp()
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """Return the quantile, differentiable in ``value`` and in every parameter.
-
-        Parameters
-        ----------
-        value
-            Probabilities, of a shape that broadcasts with the batch shape.
-
-        Returns
-        -------
-        Tensor
-            Points of the interval.
-
-        Raises
-        ------
-        ValueError
-            If arguments are validated and a value is outside of [0, 1].
-        """
-        value = torch.as_tensor(value, dtype=self._precision, device=self.low.device)
-        if self._validate_args:
-            check_probability(value)
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        return self._quantile(value.expand(shape))
-
-    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Draw samples with derivatives in every parameter, the ends included.
-
-        Parameters
-        ----------
-        sample_shape
-            The shape in front of the batch shape.
-
-        Returns
-        -------
-        Tensor
-            The samples.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
-        u = torch.rand(shape, dtype=self._precision, device=self.low.device)
-        return self._quantile(u.clamp(min=torch.finfo(u.dtype).tiny))
 
     def _expectation(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.no_grad():
@@ -329,7 +237,7 @@ class TruncatedNormal(Truncated):
               \frac{dz}{dh} = F \frac{\varphi(\beta)}{\varphi(x)}
 
     Everything is computed in float64, in differences from the ends, without cancellation far in a
-    tail and for narrow intervals; see `special.truncated_normal`.
+    tail and for narrow intervals; see `special_functions.truncated_normal`.
 
     Parameters
     ----------

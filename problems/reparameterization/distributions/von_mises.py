@@ -147,6 +147,7 @@ class VonMises(torch.distributions.VonMises):
     """
 
     has_rsample = True
+    sample = torch.distributions.Distribution.sample  # not that of the base
 
     def _double(self) -> tuple[Tensor, Tensor]:
         return self.loc.to(torch.float64), self.concentration.to(torch.float64)
@@ -155,22 +156,6 @@ class VonMises(torch.distributions.VonMises):
     def variance(self) -> Tensor:
         """The circular variance, ``1 - I1(k) / I0(k)``."""
         return mean_deficit(self._double()[1]).to(self.loc.dtype)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Return a sample without derivatives.
-
-        Parameters
-        ----------
-        sample_shape : torch.Size
-            Leading dimensions.
-
-        Examples
-        --------
-        >>> VonMises(torch.zeros(3), torch.ones(3)).sample((2,)).shape
-        torch.Size([2, 3])
-        """
-        with torch.no_grad():
-            return self.rsample(sample_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return a sample in [-pi, pi) with its derivatives by both parameters.

@@ -110,6 +110,13 @@ def test_numbers_and_batches_as_parameters():
     for q in (Gamma(2.0, 1.0), Beta(2.0, 1.0), StudentT(3.0), dist.InverseGaussian(1.0, 2.0)):
         assert q.rsample().shape == ()
         assert q.icdf(0.25).dtype == torch.float32
+    loc = torch.tensor(1.0, dtype=torch.float64)
+    for q in (
+        dist.InverseGaussian(loc, loc),
+        Gamma(loc, loc),
+        dist.Truncated(td.Exponential(loc), loc),
+    ):
+        assert torch.equal(q.icdf(0.3), q.icdf(0.3 * loc))  # which float32 does not hold
     assert dist.LKJCholesky(3, 2.0).rsample().shape == (3, 3)
     for make in (dist.InverseGaussian, Gamma, Beta):
         q = make(torch.ones(2), torch.ones(3, 1)).expand((4, 3, 2))
