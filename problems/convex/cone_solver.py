@@ -21,6 +21,7 @@ from implicit_solvers.problems.convex.one_program import ROUNDING, OneProgram, P
 __all__ = ["ConeMethod", "ConeSolver", "ConeSolverState"]
 
 _ZOOMS = (1.0, 1e3, 1e6, 1e8, 1e10, 1e-6)
+_LARGEST = 10.0  # no relative error is larger
 _UNSOLVABLE = (ims.Status.INFEASIBLE, ims.Status.UNBOUNDED)
 
 
@@ -161,4 +162,4 @@ class ConeSolver(ims.EquationMethod):
             if best.error <= self.atol:
                 best = program.chosen(best)
                 break
-        return best._replace(steps=steps), status
+        return best._replace(steps=steps, error=min(best.error, _LARGEST)), status
