@@ -322,7 +322,7 @@ class DirectSolver(LinearSolver):
         """Return ``|A| |x|`` in all lanes."""
         return A.sizes(x)
 
-    def solves(self, factors: Factors, r: Tensor, b: Tensor, transposed: bool) -> Tensor:
+    def accepts(self, factors: Factors, r: Tensor, b: Tensor, transposed: bool) -> Tensor:
         """Tell where ``r = b - A x`` is that of a solution, if the solver is not `exact`."""
         return safe_rms(r) <= torch.finfo(b.dtype).eps ** 0.25 * safe_rms(b)
 

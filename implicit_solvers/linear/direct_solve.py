@@ -115,7 +115,7 @@ def judged(
     if not solver.exact:
         # it need not solve the system, nor is anything known of its error
         size, unknown = _largest(x), torch.full_like(b[:, 0].abs(), math.inf)
-        solid = solver.solves(factors, r, b, A.transposed)
+        solid = solver.accepts(factors, r, b, A.transposed)
         return DirectSolution(x, r, x, size, unknown, unknown, unknown, size < torch.inf, solid)
     w = solver.sizes(A, factors, x) + b.abs()
     noise = _sampled(w.amax(-1, keepdim=True).expand_as(w) if left else w)

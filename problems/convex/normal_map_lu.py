@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.convex.normal_map_jacobian import NormalMapJacobian
 
 __all__ = ["NormalMapLU"]
 
@@ -41,7 +40,7 @@ class NormalMapLU(ims.DirectSolver):
     NormalMapLU()
     """
 
-    jacobian: NormalMapJacobian | None = None
+    jacobian: Any = None
     exact: ClassVar[bool] = False
     traceable: ClassVar[bool] = False
     keepable: ClassVar[bool] = False
@@ -86,7 +85,9 @@ class NormalMapLU(ims.DirectSolver):
                 x[lane] = J.solve(rhs[lane], transposed)
         return torch.from_numpy(x)
 
-    def solves(self, factors: tuple[Tensor, ...], r: Tensor, b: Tensor, transposed: bool) -> Tensor:
+    def accepts(
+        self, factors: tuple[Tensor, ...], r: Tensor, b: Tensor, transposed: bool
+    ) -> Tensor:
         """Tell where ``r = b - J x`` is that of a solution."""
         return ims.rms(r) <= torch.finfo(b.dtype).eps ** 0.5 * ims.rms(b)
 

@@ -27,7 +27,7 @@ _NONE, _SINGULAR = 1e-14, 1e-11
 _ALONG = 1e-6
 _DOUBT = 32.0
 _FAINT, _TURN = 1e-12, 1e-2
-_FARTHEST = 1e7
+_FARTHEST = 1e6
 
 
 class Point(NamedTuple):
@@ -152,7 +152,7 @@ class OneProgram:
 
         With ``A^T y = 0``, up to little, and ``y`` in the dual cone, every feasible point is at
         least ``-b^T y / |A^T y|`` away; with ``P d = 0`` and ``-A d`` in the cone, multipliers are
-        at least as large as the fall along ``d`` over what these miss. Beyond ten million units
+        at least as large as the fall along ``d`` over what these miss. Beyond a million units
         there is none. Source: Todd, "Detecting infeasibility in infeasible-interior-point methods
         for optimization" (2003).
         """

@@ -213,7 +213,9 @@ class CondensedKKT(ims.DirectSolver):
         x, y = x / scale[..., :n], torch.where(idle, free, y / scale[..., n:])
         return torch.cat([x, y], -1).mT
 
-    def solves(self, factors: tuple[Tensor, ...], r: Tensor, b: Tensor, transposed: bool) -> Tensor:
+    def accepts(
+        self, factors: tuple[Tensor, ...], r: Tensor, b: Tensor, transposed: bool
+    ) -> Tensor:
         """Tell where ``r`` is small beside ``b``, in the units of the factors."""
         _, weights, Q, _, scale, unit = factors
         if not transposed:
@@ -221,7 +223,7 @@ class CondensedKKT(ims.DirectSolver):
             own = torch.where(weights == 0, 1 / scale[:, n:], unit[:, n:])
             unit = torch.cat([unit[:, :n], own], -1)
         unit = unit if len(r) == len(unit) else unit.repeat(len(r) // len(unit), 1)
-        return super().solves(factors, r / unit, b / unit, transposed)
+        return super().accepts(factors, r / unit, b / unit, transposed)
 
     def status(self, factors: tuple[Tensor, ...]) -> Tensor:
         """Return SINGULAR where the factorization broke down."""
