@@ -90,6 +90,7 @@ sphinx_gallery_conf = {
     "matplotlib_animations": False,
     "backreferences_dir": None,
     "write_computation_times": False,
+    "ignore_repr_types": r"torch\._C\.Generator",
 }
 plot_include_source = False
 plot_html_show_source_link = False
