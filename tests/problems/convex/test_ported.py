@@ -257,16 +257,48 @@ def test_a_matrix_of_unknowns():
     torch.testing.assert_close(first(layer, A_value, B_value), expected)
 
 
+point, tilt = cp.Variable(3), cp.Parameter(3)
+bend1, bend2 = cp.Parameter((3, 3), PSD=True), cp.Parameter((3, 3), PSD=True)
+fall, symmetric = cp.Parameter((3, 3), NSD=True), cp.Parameter((3, 3), symmetric=True)
+FORMS = {
+    "of a sum": (
+        cp.Minimize(cp.quad_form(point, bend1 + bend2) / 2 + tilt @ point),
+        [bend1, bend2],
+        1,
+    ),
+    "in two": (
+        cp.Minimize(cp.quad_form(point, bend1) / 2 + cp.quad_form(point, bend2) / 2 + tilt @ point),
+        *([bend1, bend2], 1),
+    ),
+    "negated": (cp.Minimize(cp.quad_form(point, -fall) / 2 + tilt @ point), [fall], -1),
+    "maximized": (cp.Maximize(cp.quad_form(point, fall) / 2 + tilt @ point), [fall], 1),
+}
+
+
 @pytest.mark.skipif(not hasattr(cp.constraints, "SvecPSD"), reason="CVXPY is too old")
-def test_quadratic_forms_whose_matrices_are_parameters():
-    P, Q, q = cp.Parameter((3, 3), PSD=True), cp.Parameter((3, 3), PSD=True), cp.Parameter(3)
-    goal = cp.Minimize(0.5 * cp.quad_form(x, P + Q) + q @ x)
-    roots = drawn((2, 3, 3), (2, 3, 3))
-    values = [r.detach() @ r.detach().mT + torch.eye(3) for r in roots]
+@pytest.mark.parametrize("name", FORMS)
+def test_quadratic_forms_whose_matrices_are_parameters(name):
+    goal, matrices, sign = FORMS[name]
+    size = 1.0 if len(matrices) == 2 else -1.0
+    roots = drawn((2, 3, 3), (2, 3, 3))[: len(matrices)]
+    values = [size * (r.detach() @ r.detach().mT + torch.eye(3)) for r in roots]
     values = [v.requires_grad_() for v in (*values, *drawn((2, 3)))]
-    free = ConvexLayer(cp.Problem(goal), [P, Q, q], [x])
-    expected = torch.linalg.inv(values[0] + values[1]) @ -values[2].unsqueeze(-1)
+    free = ConvexLayer(cp.Problem(goal), [*matrices, tilt], [point])
+    expected = torch.linalg.solve(-sign * sum(values[:-1]), values[-1].unsqueeze(-1))
     torch.testing.assert_close(first(free, *values), expected.squeeze(-1))
-    near = ConvexLayer(cp.Problem(goal, [cp.abs(x) <= 0.2]), [P, Q, q], [x])
-    even = lambda P, Q, q: first(near, (P + P.mT) / 2, (Q + Q.mT) / 2, q)
-    assert gradcheck(even, values, **MODES)
+    near = ConvexLayer(cp.Problem(goal, [cp.abs(point) <= 0.2]), [*matrices, tilt], [point])
+    alike = lambda *v: first(near, *((part + part.mT) / 2 for part in v[:-1]), v[-1])
+    assert gradcheck(alike, values, **MODES)
+
+
+@pytest.mark.parametrize(
+    ("goal", "parameters"),
+    [
+        (lambda: cp.quad_form(point, symmetric), [symmetric]),
+        (lambda: cp.quad_form(point, bend1 @ bend1, assume_PSD=True), [bend1]),
+        (lambda: cp.quad_form(point + tilt, bend1), [tilt, bend1]),
+    ],
+)
+def test_other_quadratic_forms_are_refused(goal, parameters):
+    with pytest.raises(ValueError, match="DCP|DPP"):
+        ConvexLayer(cp.Problem(cp.Minimize(goal()), [cp.sum(point) == 1]), parameters, [point])
