@@ -172,18 +172,25 @@ def entropic_transport(
     rows = _sums("row_sums", row_sums, scores, n).reshape(count, n)
     columns = _sums("column_sums", column_sums, scores, m).reshape(count, m)
     T = read_positive("temperature", temperature, scores[..., 0, 0], "scores").double()
-    ruled_out = scores == -torch.inf
-    scaled = torch.where(ruled_out, 0.0, scores).double() / T[..., None, None]
-    scaled = torch.where(ruled_out, -torch.inf, scaled).reshape(count, n, m)
+    T = T.expand(lanes)
     total, close = rows.sum(-1), torch.finfo(rows.dtype).eps ** 0.5
     same = (total - columns.sum(-1)).abs() <= close * total
     if on_failure == "raise" and not ims.transformed():
         _refuse_other_totals(total, columns.sum(-1), same)
-    log_rows = torch.where(same.unsqueeze(-1), rows.double().log(), torch.nan)
+    # a lane that cannot be solved has ones, without part in a gradient, and a sum that fails
+    fit = same & (T > 0).reshape(count) & (scores < torch.inf).all(-1).all(-1).reshape(count)
+    fit = fit & (rows > 0).all(-1) & (columns > 0).all(-1)
+    lane = fit.reshape(lanes)
+    T = torch.where(lane, T, 1.0)
+    ruled_out = scores == -torch.inf
+    scaled = torch.where(ruled_out | ~lane[..., None, None], 0.0, scores).double()
+    scaled = torch.where(ruled_out, -torch.inf, scaled / T[..., None, None]).reshape(count, n, m)
+    one, fit = torch.ones_like(rows[:, :1]), fit.unsqueeze(-1)
+    log_rows, log_columns = (torch.where(fit, t, one).double().log() for t in (rows, columns))
     solution: ims.Solution = ims.root(
         balance,
         scaled.new_zeros(count, n + m),
-        (scaled, log_rows, columns.double().log()),
+        (scaled, torch.where(fit, log_rows, torch.nan), log_columns),
         solver=Balancing(max_steps=max_steps),
         adjoint=ims.ImplicitAdjoint(linear_solver=ShiftedLU()),
         batch_dims=1,
@@ -193,15 +200,23 @@ def entropic_transport(
     f, g = solution.value.split([n, m], -1)
     plan = (scaled + f.unsqueeze(-1) + g.unsqueeze(-2)).exp().reshape(scores.shape)
     T = T.unsqueeze(-1)
-    value = TransportPlan(plan, T * f.reshape(*lanes, n), T * g.reshape(*lanes, m))
+    parts: tuple[Tensor, ...] = plan, T * f.reshape(*lanes, n), T * g.reshape(*lanes, m)
+    if on_failure == "mask":  # lanes that failed contribute to no gradient
+        fine = (solution.status <= int(ims.Status.BUDGET)).reshape(lanes)
+        parts = tuple(torch.where(_like(fine, t), t, t.detach()) for t in parts)
+    parts = tuple(torch.where(_like(lane, t), t, torch.nan) for t in parts)
     return replace(
         solution,
-        value=TransportPlan(*(part.to(scores.dtype) for part in value)),
+        value=TransportPlan(*(part.to(scores.dtype) for part in parts)),
         converged=solution.converged.reshape(lanes),
         iterations=solution.iterations.reshape(lanes),
         residual=solution.residual.reshape(lanes).to(scores.dtype),
         status=solution.status.reshape(lanes),
     )
+
+
+def _like(lanes: Tensor, part: Tensor) -> Tensor:
+    return lanes.reshape(*lanes.shape, *(1,) * (part.dim() - lanes.dim()))
 
 
 def _refuse_other_totals(rows: Tensor, columns: Tensor, same: Tensor) -> None:

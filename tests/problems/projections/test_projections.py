@@ -433,3 +433,24 @@ class TestLanes:
         assert bool(P[1].isnan().all()) and bool(P[[0, 2]].isfinite().all())
         P[[0, 2]].square().sum().backward()
         assert bool(columns.grad.isfinite().all())
+
+    @pytest.mark.parametrize("spoiled", ["scores", "sums", "temperature"])
+    def test_a_failed_lane_of_a_transport_has_no_part_in_gradients(self, spoiled):
+        scores, sums = torch.randn(3, 2, 4).double(), torch.ones(3, 2).double()
+        temperature, columns = torch.full((3,), 0.5).double(), torch.full((4,), 0.5).double()
+        given = {"scores": scores, "sums": sums, "temperature": temperature}
+
+        def slopes(keep=slice(None)):
+            leaves = [t.clone().requires_grad_() for t in (*given.values(), columns)]
+            own, rows, T = (t[keep] for t in leaves[:-1])
+            options = {"temperature": T, "on_failure": "mask"}
+            solution = entropic_transport(own, rows, leaves[-1], **options)
+            plan = solution.value.plan.nan_to_num()
+            return torch.autograd.grad(plan.square().sum(), leaves)
+
+        expected = slopes([0, 2])
+        given[spoiled][1] = torch.nan
+        found = slopes()
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+        assert all((slope[1] == 0).all() for slope in found[:-1])
