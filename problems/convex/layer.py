@@ -199,7 +199,9 @@ class ConvexLayer(torch.nn.Module):
             self._flatten(values[read.parameter], read, dims[read.parameter])
             for read in program.parameters
         ]
-        data = program.P(thetas), program.c(thetas), program.A(thetas), program.b(thetas)
+        d = program.d(thetas)  # the objective's constant: a lane where it is NaN has no solution
+        c = program.c(thetas) + 0 * d.detach()
+        data = program.P(thetas), c, program.A(thetas), program.b(thetas)
         units = program_units(*data, pattern)
         lanes, batched = math.prod(grid), len(grid) > 0
         args = [
@@ -232,7 +234,7 @@ class ConvexLayer(torch.nn.Module):
             ims.warn_degenerate("ConvexLayer", degenerate)
         return replace(
             solution,
-            value=self._value(z, units, (*data[:2], program.d(thetas)), like),
+            value=self._value(z, units, (data[0], c, d), status, like),
             converged=solution.converged.reshape(grid),
             iterations=solution.iterations.reshape(grid),
             residual=_like(solution.residual.reshape(grid), like),
@@ -272,13 +274,19 @@ class ConvexLayer(torch.nn.Module):
         return torch.where(near.isfinite().all(-1, keepdim=True), near, 0.0)
 
     def _value(
-        self, z: Tensor, units: Units, costs: tuple[Tensor, ...], like: Tensor
+        self, z: Tensor, units: Units, costs: tuple[Tensor, ...], status: Tensor, like: Tensor
     ) -> ConvexProgramValue:
         """Read what was asked for off the solution of the cone program."""
         program, cones = self.program, self.program.pattern.cones
         n = program.pattern.A.shape[1]
         x, u = units.variables * z[..., :n], z[..., n:]
-        objective, found = self._objective(x, *costs), [read(x) for read in program.variables]
+        found = [read(x) for read in program.variables]
+        objective = self._objective(x, *costs)
+        if self.on_failure == "mask":  # lanes that failed have no part in gradients
+            failed = status > int(ims.Status.BUDGET)
+            kept = self._objective(*(t.detach() for t in (x, *costs)))
+            objective = self._objective(torch.where(failed.unsqueeze(-1), torch.nan, x), *costs)
+            objective = torch.where(failed, kept, objective)
         if program.logarithms:
             objective, found = objective.exp(), [log.exp() for log in found]
         variables = tuple(_like(value, like) for value in found)

@@ -150,12 +150,14 @@ def quadratic_program(
     z = solution.value.reshape(*grid, n + m + k)
     status = solution.status.reshape(grid)
     x, duals, multipliers = z.split([n, m, k], -1)
-    slack = h - times(G, x)
-    objective = ((times(operands[0], x) / 2 + p) * x).sum(-1)
-    if on_failure == "mask":  # lanes that failed contribute to no gradient
+    slack, objective = _slack_and_objective(x, operands[0], p, G, h)
+    if on_failure == "mask":  # lanes that failed contribute to no gradient, not zero times NaN
         failed = status > int(ims.Status.BUDGET)
-        slack = torch.where(failed.unsqueeze(-1), slack.detach(), slack)
-        objective = torch.where(failed, objective.detach(), objective)
+        kept = _slack_and_objective(*(t.detach() for t in (x, operands[0], p, G, h)))
+        safe = torch.where(failed.unsqueeze(-1), 0.0, x)
+        slack, objective = _slack_and_objective(safe, operands[0], p, G, h)
+        slack = torch.where(failed.unsqueeze(-1), kept[0], slack)
+        objective = torch.where(failed, kept[1], objective)
     degenerate = _degenerate(z.detach(), operands, size, slack.detach())
     if on_failure == "warn":
         ims.warn_degenerate("quadratic_program", degenerate)
@@ -169,6 +171,12 @@ def quadratic_program(
         status=status,
         degenerate=degenerate,
     )
+
+
+def _slack_and_objective(
+    x: Tensor, Q: Tensor, p: Tensor, G: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    return h - times(G, x), ((times(Q, x) / 2 + p) * x).sum(-1)
 
 
 def _read_start(start: Any, p: Tensor, grid: tuple[int, ...], sizes: Sequence[int]) -> Tensor:

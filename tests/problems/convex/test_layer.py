@@ -11,6 +11,7 @@ from torch.func import grad, vmap
 
 import implicit_solvers as ims
 from implicit_solvers.problems.convex import SCS, Clarabel, ConvexLayer
+from implicit_solvers.problems.convex.cone_solver import _ZOOMS
 from tests.problems.convex.programs import made
 
 DOUBLE = torch.float64
@@ -251,3 +252,48 @@ class TestSolvers:
 def test_what_is_at_the_end_of_a_range_is_taken(method):
     given = {"rtol": 0, "atol": np.float64(0), "max_steps": 1, "polish": 0, "workers": 1}
     assert all(getattr(method(**given), field) == value for field, value in given.items())
+
+
+class Lost(Recorder):
+    """Finds nothing in the second lane, however often it is asked."""
+
+    def solve(self, *program):
+        found = super().solve(*program)
+        lost = 0 < len(self.programs) - 1 <= len(_ZOOMS)
+        return found._replace(x=np.nan * found.x) if lost else found
+
+
+@pytest.mark.parametrize("how", ["NaN", "INFEASIBLE", "STALLED"])
+def test_a_failed_lane_has_no_part_in_gradients_of_the_optimum(how):
+    x, b, weight, total = cp.Variable(3), cp.Parameter(3), cp.Parameter(nonneg=True), cp.Parameter()
+    constraints = [x >= 0, cp.sum(x) <= total]
+    goal = cp.Minimize(cp.sum_squares(x - b) + weight * cp.norm1(x) + total)
+    problem = cp.Problem(goal, constraints)
+    leaves = [b, weight, total], [x]
+    layer = ConvexLayer(problem, *leaves, duals=constraints, on_failure="mask")
+    goals = torch.randn(4, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    values = goals, torch.tensor(0.1, dtype=DOUBLE), torch.full((4,), 0.5, dtype=DOUBLE)
+
+    def slopes(goals, weight, totals, keep=slice(None)):
+        leaves = [t.clone().requires_grad_() for t in (goals, weight, totals)]
+        value = layer(leaves[0][keep], leaves[1], leaves[2][keep]).value
+        parts = [value.objective, *value.variables, *value.duals]
+        return torch.autograd.grad(sum(p.nan_to_num().sin().sum() for p in parts), leaves)
+
+    expected = slopes(*values, keep=[0, 2, 3])
+    if how == "NaN":
+        values[0][1] = torch.nan
+    elif how == "INFEASIBLE":
+        values[2][1] = -1.0
+    else:
+        layer.solver = Lost(Clarabel())
+    for one, other in zip(slopes(*values), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_value_in_the_constant_of_the_objective_is_held_to_its_declaration():
+    x, p = cp.Variable(pos=True), cp.Parameter(pos=True)
+    problem = cp.Problem(cp.Minimize(p * x), [x >= 1])
+    layer = ConvexLayer(problem, [p], [x], gp=True, on_failure="mask")
+    solution = layer(torch.tensor([1.0, -1.0], dtype=DOUBLE))
+    assert solution.status.tolist() == [0, ims.Status.NONFINITE]

@@ -232,3 +232,18 @@ def test_an_indefinite_matrix_is_not_sent_to_another_linear_solver():
     with pytest.raises(ims.ConvergenceError, match="INDEFINITE") as caught:
         quadratic_program(EYE - 3 * torch.ones_like(EYE), vector(1, 1))
     assert "LU()" not in str(caught.value) and "GMRES" not in str(caught.value)
+
+
+def test_a_failed_lane_has_no_part_in_gradients_of_what_lanes_share():
+    p, h = torch.randn(4, 3, dtype=F64), torch.ones(4, 3, dtype=F64)
+    shared = torch.eye(3, dtype=F64), torch.eye(3, dtype=F64)
+    h[1] = torch.nan
+
+    def slopes(keep):
+        Q, G = (t.clone().requires_grad_() for t in shared)
+        value = quadratic_program(Q, p[keep], G, h[keep], on_failure="mask").value
+        parts = value.x, value.slack, value.objective
+        return torch.autograd.grad(sum(t.nan_to_num().sin().sum() for t in parts), (Q, G))
+
+    for one, other in zip(slopes(slice(None)), slopes([0, 2, 3]), strict=True):
+        torch.testing.assert_close(one, other)
