@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,20 +91,13 @@ class Cones:
             yield kind, k, slice(first, first + count * size), count, size
             first += count * size
 
-    def shared(self, sizes: np.ndarray) -> np.ndarray:
-        """Return sizes of rows ``(m,)`` with the largest of each curved cone for all of its."""
-        shared = sizes.copy()
-        for _, _, place, count, size in self.blocks():
-            block = shared[place].reshape(count, size)
-            block[:] = block.max(-1, keepdims=True)
-        return shared
-
-    def summed(self, rows: np.ndarray) -> np.ndarray:
-        """Return ``(..., m)`` with the sum over each curved cone for all of its rows."""
+    def shared(self, rows: np.ndarray, of: Any = np.max) -> np.ndarray:
+        """Return what there is of rows ``(..., m)``, with one for all of each curved cone's."""
+        shared = rows.copy()
         for _, _, place, count, size in self.blocks():
             block = rows[..., place].reshape(*rows.shape[:-1], count, size)
-            rows[..., place] = np.repeat(block.sum(-1), size, -1)
-        return rows
+            shared[..., place] = np.repeat(of(block, -1), size, -1)
+        return shared
 
     def block_places(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows and columns of the entries of curved blocks, one block after another."""

@@ -148,7 +148,7 @@ def _roots_of_factors(
     to_rows, to_columns = summed(m), summed(n)
 
     def across(A: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return cones.summed(E * (to_rows(A * D[:, j], i) + b))
+        return cones.shared(E * (to_rows(A * D[:, j], i) + b), np.sum)
 
     def slope(P: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bend = to_columns(P * D[:, column], row)
