@@ -203,8 +203,7 @@ class OneProgram:
         own, u = slice(n + cones.zero, n + cones.linear), z[n + cones.zero : n + cones.linear]
         here, known, rng = point.here, point.known, np.random.default_rng(0)
         size = _largest(z[n:]) or 1.0
-        kept, still = np.zeros(len(u), dtype=bool), np.zeros(cones.size - cones.linear)
-        least_active = 2 * _EPS * size
+        kept, least_active = np.zeros(len(u), dtype=bool), 2 * _EPS * size
         for _ in range(2 * len(u) + 2):
             known = self._factored(here, known)
             off, line, least = self._tried(known[1], here, rng)
@@ -216,22 +215,8 @@ class OneProgram:
             close = (abs(u) <= doubt) & ~kept
             held = close & (u > 0)
             u[close] = 0.0
-            if not held.any():
-                along = np.where(u > 0, line[own], 0.0)
-                crossing = np.where(u == 0, abs(self.along(line[:n])[cones.zero : cones.linear]), 0)
-                if _largest(along) > _ALONG * _largest(line):
-                    line, along = (-line, -along) if along.min() >= -along.max() else (line, along)
-                    falls = along < 0
-                    lengths = np.where(falls, u, np.inf) / np.where(falls, -along, 1.0)
-                    first = int(lengths.argmin())
-                    active = np.concatenate([here.slope.linear, still])
-                    z[n:] += lengths[first] * line[n:] * active
-                    u[first], kept[first] = 0.0, False
-                elif _largest(crossing) > _ALONG * _largest(line):
-                    first = int(crossing.argmax())
-                    u[first], kept[first] = least_active, True
-                else:
-                    break
+            if not held.any() and not self._exchanged(z, line, here.slope, kept):
+                break
             here = self.conditions(z)
         if np.array_equal(z, point.z):
             return point._replace(known=known)
@@ -241,9 +226,34 @@ class OneProgram:
         w[back] = np.where(kept, least_active, 0.0)[back]
         here = self.conditions(again.z)
         known = self._factored(here, again.known)
-        if not here.error <= max(point.error, ROUNDING):
-            return point._replace(known=self._factored(point.here, point.known))
+        if not here.error <= max(point.error, ROUNDING):  # a choice that is none
+            return point._replace(error=max(point.error, 2 * ROUNDING), known=known)
         return Point(again.z, here.error, point.steps + again.steps, here, known)
+
+    def _exchanged(self, z: np.ndarray, line: np.ndarray, slope: Slope, kept: np.ndarray) -> bool:
+        """Let an inequality go along which multipliers may move, or one in that ``x`` may cross.
+
+        Changes ``z``, and which inequalities are ``kept``; tells whether there was one.
+        """
+        cones, n = self.jacobian.pattern.cones, len(self.c)
+        inequalities = slice(cones.zero, cones.linear)
+        u, least = z[n:][inequalities], _ALONG * _largest(line)
+        along = np.where(u > 0, line[n:][inequalities], 0.0)
+        if _largest(along) > least:
+            line, along = (-line, -along) if along.min() >= -along.max() else (line, along)
+            falls = along < 0
+            lengths = np.where(falls, u, np.inf) / np.where(falls, -along, 1.0)
+            first = int(lengths.argmin())
+            active = np.concatenate([slope.linear, np.zeros(cones.size - cones.linear)])
+            z[n:] += lengths[first] * line[n:] * active
+            u[first], kept[first] = 0.0, False
+            return True
+        crossing = np.where(u == 0, abs(self.along(line[:n])[inequalities]), 0.0)
+        first = int(crossing.argmax()) if len(u) else 0
+        if not _largest(crossing) > least:
+            return False
+        u[first], kept[first] = 2 * _EPS * (_largest(z[n:]) or 1.0), True
+        return True
 
     def _turns(self, here: _Conditions, u: np.ndarray, off: np.ndarray) -> bool:
         """Tell whether ``u`` is off by more than rounding, and a curved projection turns there."""
