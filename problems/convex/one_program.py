@@ -112,7 +112,8 @@ class OneProgram:
             ]
         )
         slopes = _largest(self.A)
-        dual = max(_largest(self.P) * long, _largest(self.c), slopes * dear)
+        costs = max(_largest(self.P) * long, _largest(self.c))
+        dual = max(costs or 1.0, slopes * dear)  # (without an objective multipliers are zero)
         primal = max(slopes * long, _largest(gap), _largest(self.b))
         error = max(
             _largest(part) / size if size > 0 else 0.0

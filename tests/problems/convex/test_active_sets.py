@@ -217,3 +217,11 @@ def test_a_certificate_that_proves_nothing_is_not_believed():
     x, b = cp.Variable(2), cp.Parameter(2)
     layer = layer_of(cp.sum_squares(x - b), [x >= 0], [b], x, solver=Wrong())
     assert layer(torch.tensor([1.0, -1.0], dtype=DOUBLE)).status == ims.Status.STALLED
+
+
+def test_without_an_objective_a_feasible_point_is_a_solution():
+    x, h = cp.Variable(2), cp.Parameter(3)
+    rows = np.array([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]])
+    layer = layer_of(0, [rows @ x <= h], [h], x)
+    solution = layer(torch.tensor([1.0, -1.0, 2.0], dtype=DOUBLE))  # x_1 = 1 has no room
+    assert solution.converged and solution.degenerate
