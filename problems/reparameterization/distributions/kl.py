@@ -29,6 +29,7 @@ from implicit_solvers.problems.reparameterization.distributions.von_mises import
 from implicit_solvers.problems.reparameterization.distributions.von_mises_fisher import (
     VonMisesFisher,
 )
+from implicit_solvers.problems.reparameterization.validation import unchecked
 from implicit_solvers.problems.special_functions.log_gamma import (
     gamma_divergence,
     log1p_minus,
@@ -135,6 +136,7 @@ def _truncated_normal(p: TruncatedNormal, q: Any) -> Tensor:
     """Return the mean of ``ln p - ln q``, a quadratic; infinite where q does not cover p."""
     low, high = getattr(q, "low", -torch.inf), getattr(q, "high", torch.inf)
     covered = (p.low >= low) & (p.high <= high)
+    p, q = unchecked(p), unchecked(q)
     mean = p.mean
     place = torch.where(covered, mean, 0 * mean + q.mean.detach())
     at_mean = p.log_prob(mean) - q.log_prob(place)

@@ -286,3 +286,14 @@ def test_densities_and_entropies_of_all_concentrations(dim):
         sizes = [1 + abs(log_normalizer) + abs(area), deficit, 1 + abs(log_normalizer) + abs(area)]
         for ours, exact, size in zip(found, wanted, sizes, strict=True):
             assert abs(ours.item() - exact) <= 2e-14 * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_is_returned_in_kind(dtype):
+    loc, k = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in ([0.3, -0.5, 1.0], 30.0))
+    q = VonMisesFisher(loc, k)
+    z = q.rsample((1000,))
+    assert q.support.check(z).all() and not q.support.check(1.03 * z).any()
+    slopes = torch.autograd.grad(z.float().sum(), (loc, k))
+    for t in (z, q.log_prob(z.detach()), q.mean, q.variance, q.entropy(), *slopes):
+        assert t.dtype == dtype and t.isfinite().all()
