@@ -17,7 +17,7 @@ from implicit_solvers.problems.reparameterization.distributions.frank_powers imp
     log_power_sum,
 )
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
-from implicit_solvers.problems.special_functions.normal import LOG_ROOT, log_ndtr
+from implicit_solvers.problems.special_functions.normal import LOG_ROOT, log_normal_tails
 
 __all__ = [
     "ClaytonCopula",
@@ -281,7 +281,7 @@ class GaussianCopula(Copula):
 
     def _invert(self, p: Tensor) -> Pair:
         z = (self._factor() @ torch.special.ndtri(p).unsqueeze(-1)).squeeze(-1)
-        return log_ndtr(z), log_ndtr(-z)
+        return log_normal_tails(z)
 
 
 class ClaytonCopula(Copula):

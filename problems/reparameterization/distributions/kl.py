@@ -136,10 +136,9 @@ def _truncated_normal(p: TruncatedNormal, q: Any) -> Tensor:
     """Return the mean of ``ln p - ln q``, a quadratic; infinite where q does not cover p."""
     low, high = getattr(q, "low", -torch.inf), getattr(q, "high", torch.inf)
     covered = (p.low >= low) & (p.high <= high)
-    p, q = unchecked(p), unchecked(q)
     mean = p.mean
     place = torch.where(covered, mean, 0 * mean + q.mean.detach())
-    at_mean = p.log_prob(mean) - q.log_prob(place)
+    at_mean = unchecked(p).log_prob(mean) - unchecked(q).log_prob(place)
     curvature = q.scale.square().reciprocal() - p.scale.square().reciprocal()
     return torch.where(covered, at_mean + 0.5 * curvature * p.variance, torch.inf)
 
