@@ -72,8 +72,8 @@ class VonMisesFisher(Distribution):
 
     The angle ``t`` between ``x`` and ``m`` has the implicit derivative by ``k``, and ``x`` is
     rotated with ``m`` (both for changes of ``m`` at right angles to it). Everything is computed in
-    float64, the Bessel function and its quotients as integrals of positive terms, for any ``k`` and
-    ``d``; derivatives of samples are right to second order in every mode of automatic
+    float64, the Bessel function and its quotients as integrals of positive terms, for any ``d`` and
+    ``k`` up to 1e150; derivatives of samples are right to second order in every mode of automatic
     differentiation. Source: Figurnov, Mohamed and Mnih, "Implicit Reparameterization Gradients"
     (2018), section 3; Mardia and Jupp, "Directional Statistics" (2000), section 9.3.
 
