@@ -26,7 +26,7 @@ from implicit_solvers.problems.special_functions.log_tails import (
     student_t_log_tails,
     von_mises_log_tails,
 )
-from implicit_solvers.problems.special_functions.normal import log_ndtr
+from implicit_solvers.problems.special_functions.normal import log_normal_tails
 
 __all__ = ["bounds", "has_accurate_tails", "like_parameters", "log_odds", "log_tails"]
 
@@ -69,7 +69,7 @@ def log_tails(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor]:
 @log_tails.register
 def _normal(distribution: Normal, z: Tensor) -> tuple[Tensor, Tensor]:
     x = (z - distribution.loc) / distribution.scale
-    return log_ndtr(x), log_ndtr(-x)
+    return log_normal_tails(x)
 
 
 @log_tails.register

@@ -12,10 +12,8 @@ order more. A derivative of third order that needs those of the next order is an
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,14 +29,11 @@ from implicit_solvers.problems.special_functions.beta_partials import (
     upper,
 )
 from implicit_solvers.problems.special_functions.derivatives import (
-    differentiable_sample,
     doubles,
 )
 
 __all__ = [
-    "beta_logit_sample",
     "beta_logit_sample_derivatives",
-    "beta_sample",
     "beta_sample_derivatives",
     "betainc",
     "betaincc",
@@ -98,6 +93,32 @@ def point(
     x: Tensor | float | None,
     logit_x: Tensor | float | None,
 ) -> Point:
+    """Return the arguments of a function, whose place is given as ``x`` or as its logit.
+
+    Parameters
+    ----------
+    name
+        The function's name, for messages.
+    a, b
+        Parameters; NaN is put for what is not positive and finite.
+    x, logit_x
+        The place, one of them None.
+
+    Returns
+    -------
+    Point
+        All in float64.
+
+    Raises
+    ------
+    TypeError
+        If none or both of ``x`` and ``logit_x`` are given, or no argument is a tensor.
+
+    Examples
+    --------
+    >>> point("f", 2.0, 3.0, torch.tensor([0.5, 1.0]), None).one
+    tensor([False,  True])
+    """
     if x is None and logit_x is not None:
         by_logit = True
         dtype, *shapes, place = doubles(name, a=a, b=b, logit_x=logit_x)
@@ -362,87 +383,3 @@ def beta_logit_sample_derivatives(
     at_zero, at_one = edge_slope(at.a, at.b, at.low), edge_slope(at.b, at.a, at.high)
     by_a = at.join(by_a, -at.low / at.a + at.nothing, at_one)
     return by_a, at.join(by_b, -at_zero, at.high / at.b + at.nothing)
-
-
-def _sample_partials(
-    derivatives: Callable[..., tuple[Tensor, Tensor]],
-) -> Callable[..., list[Any]]:
-    def partials(place: Tensor, a: Tensor, b: Tensor) -> list[Any]:
-        both = functools.cache(lambda: derivatives(a, b, place))
-        return [lambda: both()[0], lambda: both()[1]]
-
-    return partials
-
-
-_sample = differentiable_sample(_sample_partials(beta_sample_derivatives), name="beta_sample")
-_logit_sample = differentiable_sample(
-    _sample_partials(beta_logit_sample_derivatives), name="beta_logit_sample"
-)
-
-
-def beta_sample(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return a beta variable as it is, with its derivatives by both parameters, to second order.
-
-    Parameters
-    ----------
-    x : Tensor
-        Draws of a beta variable, taken as constant but for the dependence on ``a`` and ``b`` at a
-        fixed value of the CDF.
-    a, b : Tensor
-        Parameters, broadcast with ``x``.
-
-    Returns
-    -------
-    Tensor
-        ``x``, whose derivatives are `beta_sample_derivatives`.
-
-    Raises
-    ------
-    TypeError
-        If one of them has not a real floating dtype.
-
-    Examples
-    --------
-    For ``b = 1``, ``dx/da = -x ln x / a``:
-
-    >>> import torch
-    >>> x, a, b = torch.tensor(0.5), torch.tensor(2.0, requires_grad=True), torch.tensor(1.0)
-    >>> beta_sample(x, a, b).backward()
-    >>> a.grad
-    tensor(0.1733)
-    """
-    return _sample(x, a, b)
-
-
-def beta_logit_sample(logit_x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return the logit of a beta variable as it is, with its derivatives by both parameters.
-
-    For parameters so small that the variable itself rounds to 0 or 1.
-
-    Parameters
-    ----------
-    logit_x : Tensor
-        ``ln x - ln(1 - x)`` of draws of a beta variable, taken as constant but for the dependence
-        on ``a`` and ``b`` at a fixed value of the CDF.
-    a, b : Tensor
-        Parameters, broadcast with ``logit_x``.
-
-    Returns
-    -------
-    Tensor
-        ``logit_x``, whose derivatives are `beta_logit_sample_derivatives`.
-
-    Raises
-    ------
-    TypeError
-        If one of them has not a real floating dtype.
-
-    Examples
-    --------
-    >>> import torch
-    >>> t, a, b = torch.tensor(-1e3), torch.tensor(1e-3, requires_grad=True), torch.tensor(1.0)
-    >>> beta_logit_sample(t, a, b).backward()
-    >>> a.grad
-    tensor(999999.9375)
-    """
-    return _logit_sample(logit_x, a, b)

@@ -28,7 +28,6 @@ from implicit_solvers.problems.special_functions.polygamma import trigamma
 __all__ = [
     "gamma_log_sample",
     "gamma_log_sample_derivative",
-    "gamma_sample",
     "gamma_sample_derivative",
     "gammainc",
     "gammaincc",
@@ -147,6 +146,32 @@ class Point:
 def point(
     name: str, a: Tensor | float, z: Tensor | float | None, log_z: Tensor | float | None
 ) -> Point:
+    """Return the arguments of a function, whose place is given as ``z`` or as its logarithm.
+
+    Parameters
+    ----------
+    name
+        The function's name, for messages.
+    a
+        Shape; NaN is put for what is not positive and finite.
+    z, log_z
+        The place, one of them None.
+
+    Returns
+    -------
+    Point
+        All in float64.
+
+    Raises
+    ------
+    TypeError
+        If none or both of ``z`` and ``log_z`` are given, or no argument is a tensor.
+
+    Examples
+    --------
+    >>> point("f", 2.0, torch.tensor([0.0, 1.0]), None).zero
+    tensor([ True, False])
+    """
     if z is None and log_z is not None:
         by_log = True
         dtype, shape, place = doubles(name, a=a, log_z=log_z)
@@ -376,44 +401,9 @@ def gamma_log_sample_derivative(a: Tensor | float, log_z: Tensor | float) -> Ten
     return at.evaluate(slope, at.nothing - at.low / at.a, at.nothing)
 
 
-_sample = differentiable_sample(
-    lambda z, a: [lambda: gamma_sample_derivative(a, z)], name="gamma_sample"
-)
 _log_sample = differentiable_sample(
     lambda log_z, a: [lambda: gamma_log_sample_derivative(a, log_z)], name="gamma_log_sample"
 )
-
-
-def gamma_sample(z: Tensor, a: Tensor) -> Tensor:
-    """Return a gamma variable as it is, with its derivatives by the shape, to second order.
-
-    Parameters
-    ----------
-    z : Tensor
-        Draws of a gamma variable with shape ``a`` and scale 1. They are taken as constant but for
-        the dependence on ``a`` at a fixed value of the CDF.
-    a : Tensor
-        Shape, broadcast with ``z``.
-
-    Returns
-    -------
-    Tensor
-        ``z``, whose derivative by ``a`` is `gamma_sample_derivative`.
-
-    Raises
-    ------
-    TypeError
-        If one of them has not a real floating dtype.
-
-    Examples
-    --------
-    >>> import torch
-    >>> z, a = torch.tensor([0.5, 2.0, 4.0]), torch.tensor(2.0, requires_grad=True)
-    >>> gamma_sample(z, a).sum().backward()
-    >>> a.grad
-    tensor(3.0902)
-    """
-    return _sample(z, a)
 
 
 def gamma_log_sample(log_z: Tensor, a: Tensor) -> Tensor:

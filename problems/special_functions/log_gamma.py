@@ -9,7 +9,6 @@ probabilities" (2000); Abramowitz and Stegun, "Handbook of Mathematical Function
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -35,20 +34,10 @@ __all__ = [
 Function = Callable[..., Tensor]
 
 
-def _stirling_series(x: Tensor, order: int) -> Tensor:
-    """Return a derivative of ``delta`` for ``x >= 10``."""
-    coefficients = tuple(
-        (-1) ** order * b * math.factorial(2 * k + order - 2) / math.factorial(2 * k)
-        for k, b in enumerate(polygamma.BERNOULLI, 1)
-    )
-    q = 1 / x
-    return polygamma._in_powers(q * q, coefficients) * q ** (order + 1)
-
-
 def _stirling_slope_value(x: Tensor) -> Tensor:
     small = x < polygamma.SHIFT
     direct = x.digamma() - x.log() + 0.5 / x
-    return torch.where(small, direct, _stirling_series(x.clamp(min=polygamma.SHIFT), 1))
+    return torch.where(small, direct, polygamma.stirling_series(x.clamp(min=polygamma.SHIFT), 1))
 
 
 def _shifted_stirling(order: int, step: Function) -> Function:
@@ -56,7 +45,7 @@ def _shifted_stirling(order: int, step: Function) -> Function:
 
     def value(x: Tensor) -> Tensor:
         small = x < polygamma.SHIFT
-        total = _stirling_series(torch.where(small, x + polygamma.SHIFT, x), order)
+        total = polygamma.stirling_series(torch.where(small, x + polygamma.SHIFT, x), order)
         steps = torch.zeros_like(total)
         for k in range(polygamma.SHIFT):
             steps += step(x + k)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import implicit_solvers as ims
 
-__all__ = ["LOG_ROOT", "legendre_nodes", "log_ndtr", "log_normal_tails", "mills_ratio"]
+__all__ = ["LOG_ROOT", "legendre_nodes", "log_normal_tails", "mills_ratio"]
 
 LOG_ROOT = 0.5 * math.log(2 * math.pi)
 ASYMPTOTIC_ABOVE = 25.0
@@ -47,35 +47,8 @@ def _hazard_value(x: Tensor) -> Tensor:
 
 
 _hazard = ims.elementwise_function(
-    _hazard_value, lambda h, x: [-h * (x + h)], name="slope of log_ndtr"
+    _hazard_value, lambda h, x: [-h * (x + h)], name="slope of log_normal_tails"
 )
-_log_ndtr = ims.elementwise_function(
-    torch.special.log_ndtr, lambda _, x: [_hazard(x)], name="log_ndtr"
-)
-
-
-def log_ndtr(x: Tensor) -> Tensor:
-    r"""Return ``ln Phi(x)``, the logarithm of the standard normal CDF.
-
-    The value is that of ``torch.special.log_ndtr``; the derivative ``phi(x) / Phi(x)`` is taken
-    without cancellation in the lower tail, to any order, and under ``vmap``.
-
-    Parameters
-    ----------
-    x
-        Real tensor of any shape.
-
-    Returns
-    -------
-    Tensor
-        Of the same shape.
-
-    Examples
-    --------
-    >>> log_ndtr(torch.tensor([0.0, -10.0]))
-    tensor([ -0.6931, -53.2313])
-    """
-    return _log_ndtr(x)
 
 
 def _tails_value(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +71,10 @@ _log_tails = ims.elementwise_function(
 
 
 def log_normal_tails(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``ln Phi(x)`` and ``ln Phi(-x)`` from one evaluation; see `log_ndtr`.
+    """Return ``ln Phi(x)`` and ``ln Phi(-x)``, both tails of the standard normal distribution.
+
+    The derivatives ``phi(x) / Phi(x)`` are taken without cancellation, to any order, and under
+    ``vmap``.
 
     Parameters
     ----------

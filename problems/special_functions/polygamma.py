@@ -54,9 +54,14 @@ def log1p_minus(x: Tensor) -> Tensor:
     return torch.where(near, odd - r * y, torch.where(x == torch.inf, -torch.inf, x.log1p() - x))
 
 
-def _stirling_series(x: Tensor) -> Tensor:
-    terms = tuple(b / (2 * k * (2 * k - 1)) for k, b in enumerate(BERNOULLI, 1))
-    return _in_powers(1 / (x * x), terms) / x
+def stirling_series(x: Tensor, order: int = 0) -> Tensor:
+    """Return a derivative of `stirling_error` for ``x >= 10``."""
+    coefficients = tuple(
+        (-1) ** order * b * math.factorial(2 * k + order - 2) / math.factorial(2 * k)
+        for k, b in enumerate(BERNOULLI, 1)
+    )
+    q = 1 / x
+    return _in_powers(q * q, coefficients) * q ** (order + 1)
 
 
 def stirling_error(x: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ def stirling_error(x: Tensor) -> Tensor:
     safe = torch.where(large, x, 1.0 * SHIFT)
     small = torch.where(large, 1.0, x)
     direct = small.lgamma() - (small - 0.5) * small.log() + small - 0.5 * math.log(2 * math.pi)
-    return torch.where(large, _stirling_series(safe), direct)
+    return torch.where(large, stirling_series(safe), direct)
 
 
 def digamma_minus_log(x: Tensor) -> Tensor:

@@ -19,19 +19,16 @@ from torch import Tensor
 import implicit_solvers as ims
 from implicit_solvers.problems.special_functions import student_t_evaluation as evaluation
 from implicit_solvers.problems.special_functions.derivatives import (
-    differentiable_sample,
     doubles,
     in_double,
 )
 
 __all__ = [
     "student_t_cdf",
-    "student_t_log_sample",
     "student_t_log_sample_derivative",
     "student_t_log_tail",
     "student_t_logcdf",
     "student_t_logsf",
-    "student_t_sample",
     "student_t_sample_derivative",
     "student_t_sf",
 ]
@@ -467,71 +464,3 @@ def student_t_log_sample_derivative(df: Tensor | float, log_t: Tensor | float) -
     tensor(-1000364...)
     """
     return _evaluate_log("student_t_log_sample_derivative", _relative_of_log, log_t, df)
-
-
-def student_t_sample(t: Tensor | float, df: Tensor | float) -> Tensor:
-    """Return the sample ``t``, taken as a constant, with its derivative by the degrees of freedom.
-
-    Parameters
-    ----------
-    t : Tensor or float
-        A sample.
-    df : Tensor or float
-        The degrees of freedom with which ``t`` was drawn; it is broadcast with ``t``.
-
-    Returns
-    -------
-    Tensor
-        ``t``, differentiable to second order by ``df``, with the errors of
-        `student_t_sample_derivative`.
-
-    Raises
-    ------
-    TypeError
-        If no argument is a tensor, or one has not a real floating dtype.
-
-    Examples
-    --------
-    >>> df = torch.tensor(3.0)
-    >>> torch.func.grad(lambda df: student_t_sample(torch.tensor(1.5), df))(df)
-    tensor(-0.1223)
-    """
-    return _sample(t, df)
-
-
-def student_t_log_sample(log_t: Tensor | float, df: Tensor | float) -> Tensor:
-    """Return ``ln|t|`` of a sample, as `student_t_sample` returns ``t``: where ``t`` overflows.
-
-    Parameters
-    ----------
-    log_t : Tensor or float
-        The logarithm of the absolute value of a sample.
-    df : Tensor or float
-        The degrees of freedom with which it was drawn, broadcast with ``log_t``.
-
-    Returns
-    -------
-    Tensor
-        ``log_t``, whose derivative by ``df`` is `student_t_log_sample_derivative`.
-
-    Raises
-    ------
-    TypeError
-        If no argument is a tensor, or one has not a real floating dtype.
-
-    Examples
-    --------
-    >>> df = torch.tensor(1e-2)
-    >>> torch.func.grad(lambda df: student_t_log_sample(torch.tensor(200.0), df))(df)
-    tensor(-20248.7...)
-    """
-    return _log_sample(log_t, df)
-
-
-_sample = differentiable_sample(
-    lambda t, df: [lambda: student_t_sample_derivative(df, t)], name="student_t_sample"
-)
-_log_sample = differentiable_sample(
-    lambda log_t, df: [lambda: student_t_log_sample_derivative(df, log_t)],
-    name="student_t_log_sample",
-)

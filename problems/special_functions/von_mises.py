@@ -148,6 +148,13 @@ def _both_sides(
 
 
 def log_density(z: Tensor, k: Tensor) -> Tensor:
+    """Return ``k cos(z) - ln(2 pi I0(k))`` without cancellation for large ``k``.
+
+    Examples
+    --------
+    >>> log_density(torch.tensor(0.0), torch.tensor(0.0))  # -ln(2 pi)
+    tensor(-1.8379)
+    """
     return -k * _versine(z) - (2 * math.pi * torch.special.i0e(k)).log()
 
 

@@ -35,7 +35,7 @@ __all__ = ["Angle", "angle"]
 
 CUTOFF = 40.0  # the integrals end where the integrand has fallen by exp(-40)
 NODES, TOGETHER = 36, 12  # evaluated at once: large against the cost of a call
-HALVINGS = 12  # of the interval in which an end is looked for
+HALVINGS = 15  # of the interval in which an end is looked for
 
 Function = Callable[..., Tensor]
 
@@ -54,7 +54,7 @@ def _length(t: Tensor, k: Tensor, power: int, sign: float) -> Tensor:
     """Return the distance to where the density has fallen by the cutoff, or to the end."""
     end = math.pi - t if sign > 0 else t
     # the logarithm of the share of the interval
-    low, high = torch.full_like(t, -50.0), torch.zeros_like(t)
+    low, high = torch.full_like(t, -360.0), torch.zeros_like(t)
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)
         below = _log_fall(t, sign * end * middle.exp(), k, power) < CUTOFF

@@ -17,7 +17,7 @@ from implicit_solvers.problems.reparameterization.distributions.frank_powers imp
     log_power_sum,
 )
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
-from implicit_solvers.problems.special_functions.normal import LOG_ROOT, log_ndtr
+from implicit_solvers.problems.special_functions.normal import LOG_ROOT, log_normal_tails
 
 __all__ = [
     "ClaytonCopula",
@@ -281,7 +281,7 @@ class GaussianCopula(Copula):
 
     def _invert(self, p: Tensor) -> Pair:
         z = (self._factor() @ torch.special.ndtri(p).unsqueeze(-1)).squeeze(-1)
-        return log_ndtr(z), log_ndtr(-z)
+        return log_normal_tails(z)
 
 
 class ClaytonCopula(Copula):
@@ -360,6 +360,9 @@ class ClaytonCopula(Copula):
         return log_u, _log1mexp(-log_u)
 
 
+LARGEST = 700.0  # exp(-theta) is a normal number
+
+
 class FrankCopula(Copula):
     r"""Frank's copula, symmetric in both tails.
 
@@ -374,7 +377,8 @@ class FrankCopula(Copula):
     Parameters
     ----------
     theta : Tensor or float
-        ``(...)``; positive, with two variables any number. At 0 they are independent.
+        ``(...)``, from 0, where variables are independent, to 700: beyond, ``exp(-theta)``
+        underflows, and variables differ by a thousandth only. With two, from -700.
     dim : int
         ``d >= 2``, the number of variables.
     validate_args : bool, optional
@@ -400,8 +404,9 @@ class FrankCopula(Copula):
 
     @property
     def arg_constraints(self) -> dict[str, Any]:
-        """Positive, with two variables real."""
-        return {"theta": constraints.real if self._any_sign else constraints.positive}
+        """At most 700, with two variables of any sign."""
+        least = -LARGEST if self._any_sign else 0.0
+        return {"theta": constraints.interval(least, LARGEST)}
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Return the distribution with a larger batch shape; see torch."""

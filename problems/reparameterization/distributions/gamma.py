@@ -40,7 +40,7 @@ SMALL = 0.1  # smaller shapes have variables that underflow
 
 def log_gamma_draw(a: Tensor) -> Tensor:
     """Draw logarithms of gamma variables: ``G(a + 1) U**(1/a)`` has the shape ``a``."""
-    small = a < SMALL
+    small = ~(a >= SMALL)  # NaN too, which torch draws as 0
     some = bool(small.any())
     shape = a + small if some else a
     one = torch.ones((), dtype=a.dtype, device=a.device)

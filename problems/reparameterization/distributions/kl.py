@@ -29,6 +29,7 @@ from implicit_solvers.problems.reparameterization.distributions.von_mises import
 from implicit_solvers.problems.reparameterization.distributions.von_mises_fisher import (
     VonMisesFisher,
 )
+from implicit_solvers.problems.reparameterization.validation import unchecked
 from implicit_solvers.problems.special_functions.log_gamma import (
     gamma_divergence,
     log1p_minus,
@@ -137,7 +138,7 @@ def _truncated_normal(p: TruncatedNormal, q: Any) -> Tensor:
     covered = (p.low >= low) & (p.high <= high)
     mean = p.mean
     place = torch.where(covered, mean, 0 * mean + q.mean.detach())
-    at_mean = p.log_prob(mean) - q.log_prob(place)
+    at_mean = unchecked(p).log_prob(mean) - unchecked(q).log_prob(place)
     curvature = q.scale.square().reciprocal() - p.scale.square().reciprocal()
     return torch.where(covered, at_mean + 0.5 * curvature * p.variance, torch.inf)
 

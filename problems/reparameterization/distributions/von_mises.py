@@ -48,9 +48,9 @@ def angle_draw(k: Tensor) -> Tensor:
         square = tangent * tangent
         c = least + 2 * k * (square / (1 + square))
         u = torch.empty_like(c).exponential_()
-        accepted = c.log() + 1 - c + u >= 0
-        z[todo[accepted]] = 2 * tangent[accepted].atan()
-        rest = (~accepted).nonzero().squeeze(-1)
+        rejected = c.log() + 1 - c + u < 0  # not NaN
+        z[todo[~rejected]] = 2 * tangent[~rejected].atan()
+        rest = rejected.nonzero().squeeze(-1)
         todo, k, least, narrowing = (t[rest] for t in (todo, k, least, narrowing))
     return z.reshape(shape)
 

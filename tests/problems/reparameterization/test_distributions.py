@@ -172,6 +172,26 @@ def test_batches_and_samples_without_elements(name):
         assert function(q, places, u).shape == shape
 
 
+ALONE = {
+    **{n: TORCHS[n] for n in ("gamma", "gamma-small", "beta", "von_mises", "inverse_gaussian")},
+    **{n: ALL[n] for n in ("truncated", "dirichlet", "clayton", "multivariate_t")},
+    "von_mises_fisher": cases.Case(
+        lambda k, validate_args: dist.VonMisesFisher(k.new_ones(3), k, validate_args), (1.3,)
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=["float16", "float64"])
+@pytest.mark.parametrize("case", ALONE.values(), ids=ALONE)
+def test_a_lane_of_nan_is_alone(case, dtype):
+    first, *others = (p.to(dtype) for p in double(*case.parameters))
+    lanes = torch.stack([first, first * math.nan, first]).requires_grad_()
+    q = case(lanes, *others)
+    z = q.rsample((100,))
+    assert z[:, 1].reshape(100, -1).isnan().any(-1).all() and z[:, ::2].isfinite().all()
+    assert grad(z.float().sum(), lanes)[0][::2].isfinite().all()
+
+
 # ----------------------------------------------------------------- derivatives of an expectation
 
 

@@ -1,6 +1,7 @@
 """Kullback-Leibler divergences, and the log-densities of which they are made, of any parameters."""
 
 import itertools
+import math
 
 import mpmath as mp
 import pytest
@@ -278,6 +279,12 @@ def test_the_divergence_is_infinite_where_the_second_does_not_reach():
         TruncatedNormal(*double(0.0, 1.0), low, high),
     )
     assert kl_divergence(p, q).isinf().tolist() == [False, True, True, True]
+
+
+def test_a_lane_of_nan_has_no_divergence():
+    unchecked = TruncatedNormal(*double([0.0, math.nan], 1.0, 0.0, 1.7), validate_args=False)
+    for q in (td.Normal(*double(0.0, 1.0)), TruncatedNormal(*double(0.0, 1.0))):
+        assert kl_divergence(unchecked, q).isnan().tolist() == [False, True]
 
 
 def test_float32_divergences_of_large_parameters():

@@ -16,7 +16,7 @@ from implicit_solvers.problems.special_functions.von_mises_fisher import angle
 from tests.problems.reparameterization import cases, derivative_checks
 from tests.problems.reparameterization.cases import Case, double
 
-CONCENTRATIONS = [1e-8, 1e-3, 0.5, 20.0, 1e3, 1e8]
+CONCENTRATIONS = [1e-8, 1e-3, 0.5, 20.0, 1e3, 1e8, 1e100]
 DIMENSIONS = [2, 3, 10, 101, 2000]
 
 
@@ -58,7 +58,7 @@ def test_bessel_functions_and_their_quotients(dim):
     (k,) = double(CONCENTRATIONS)
     found = functions.log_normalizer(k), functions.deficit(k), functions.mean(k)
     found = torch.stack([*found, functions.variance(k)], -1)
-    with mp.workdps(60):
+    with mp.workdps(320):
         wanted = [[float(x) for x in integrals(dim, mp.mpf(x))] for x in k.tolist()]
     # the logarithm vanishes somewhere
     (wanted,) = double(wanted)
@@ -274,7 +274,7 @@ def test_densities_and_entropies_of_all_concentrations(dim):
         q = VonMisesFisher(pole(dim), concentration)
         log_density, entropy = q.log_prob(x), q.entropy()
         found = [log_density, *grad(log_density, concentration), entropy]
-        with mp.workdps(60):
+        with mp.workdps(320):
             # as the place is represented
             fall = ((1 - mp.mpf(x[0].item())) ** 2 + mp.mpf(x[1].item()) ** 2) / 2
             area = (
@@ -286,3 +286,14 @@ def test_densities_and_entropies_of_all_concentrations(dim):
         sizes = [1 + abs(log_normalizer) + abs(area), deficit, 1 + abs(log_normalizer) + abs(area)]
         for ours, exact, size in zip(found, wanted, sizes, strict=True):
             assert abs(ours.item() - exact) <= 2e-14 * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_is_returned_in_kind(dtype):
+    loc, k = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in ([0.3, -0.5, 1.0], 30.0))
+    q = VonMisesFisher(loc, k)
+    z = q.rsample((1000,))
+    assert q.support.check(z).all() and not q.support.check(1.03 * z).any()
+    slopes = torch.autograd.grad(z.float().sum(), (loc, k))
+    for t in (z, q.log_prob(z.detach()), q.mean, q.variance, q.entropy(), *slopes):
+        assert t.dtype == dtype and t.isfinite().all()

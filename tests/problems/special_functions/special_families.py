@@ -15,6 +15,7 @@ import torch
 
 from implicit_solvers.problems import special_functions as sp
 from implicit_solvers.problems.special_functions import beta, gamma, student_t, von_mises
+from implicit_solvers.problems.special_functions.derivatives import differentiable_sample
 
 GRIDS = Path(__file__).parent / "grids"
 INF, NAN = math.inf, math.nan
@@ -30,7 +31,6 @@ class Family:
     parameters: str  # their names in the grid
     functions: dict  # some of CDFS
     slopes: Callable  # returns dplace/dparameter, a tuple
-    sample: Callable
     random: Callable  # (count, generator), the arguments
     module: Any  # where the quadrature is
     third: str  # of the message that a third derivative has
@@ -48,6 +48,11 @@ class Family:
     large: float = 1e-12
     slope: float = 1e-9  # of slopes and second derivatives
     single: float = 1e-6  # of float32
+
+    def sample(self, place, *parameters):
+        """Return the place with the derivatives of a sample."""
+        slopes = lambda z, *p: [lambda i=i: self.slopes(*p, z)[i] for i in range(len(p))]
+        return differentiable_sample(slopes)(place, *parameters)
 
 
 def uniform(generator, *count, low=0.0, high=1.0):
@@ -146,7 +151,6 @@ FAMILIES = {
     "gamma": _gamma(
         by("z", GAMMA),
         single_slope(gamma.gamma_sample_derivative),
-        gamma.gamma_sample,
         random_gamma,
         finite=1e300,
         points=([0.67, 2.0, 20.0, 54.6], [0.55, 4.95, 18.2, 57.4]),
@@ -158,7 +162,6 @@ FAMILIES = {
     "gamma_log": _gamma(
         by("log_z", GAMMA),
         single_slope(gamma.gamma_log_sample_derivative),
-        gamma.gamma_log_sample,
         lambda *args: (lambda a, z: (a, z.log()))(*random_gamma(*args)),
         finite=1e6,
         points=([0.67, 2.0, 20.0, 54.6], [-0.6, 1.6, 2.9, 4.05]),
@@ -168,7 +171,6 @@ FAMILIES = {
     "beta": _beta(
         by("x", BETA),
         beta.beta_sample_derivatives,
-        beta.beta_sample,
         random_beta,
         finite=1.0,
         points=([0.67, 5.5, 7.4], [0.82, 7.4, 20.0], [0.43, 0.6, 0.12]),
@@ -179,7 +181,6 @@ FAMILIES = {
     "beta_logit": _beta(
         by("logit_x", BETA),
         beta.beta_logit_sample_derivatives,
-        beta.beta_logit_sample,
         random_logit,
         finite=1e6,
         points=([0.67, 5.5, 7.4], [0.82, 7.4, 20.0], [-0.3, 0.4, -2.0]),
@@ -188,7 +189,6 @@ FAMILIES = {
     "student_t": _t(
         swapped(*T),
         single_slope(student_t.student_t_sample_derivative),
-        student_t.student_t_sample,
         random_t,
         finite=1e10,
         points=([0.4, 0.4, 3.0, 3.0, 30.0, 12.0, 5.0], [0.1, 3.0, 0.7, -2.5, 1.2, -4.0, 0.0]),
@@ -199,7 +199,6 @@ FAMILIES = {
     "student_t_log": _t(
         {"logsf": lambda df, u: student_t.student_t_log_tail(u, df)},
         single_slope(student_t.student_t_log_sample_derivative),
-        student_t.student_t_log_sample,
         random_log_t,
         points=([0.4, 0.4, 3.0, 3.0, 30.0, 12.0], [0.1, 3.0, 0.7, -2.5, 1.2, -4.0]),
         extreme=(FREEDOMS, [-INF, -1e30, -100.0, 0.0, 0.3, 1.0, 100.0, 1e6, 1e30]),
@@ -208,7 +207,6 @@ FAMILIES = {
         ("k",),
         swapped(*ANGLE),
         single_slope(von_mises.von_mises_sample_derivative),
-        von_mises.von_mises_sample,
         random_angle,
         module=von_mises,
         third="von_mises.* has no derivative",
