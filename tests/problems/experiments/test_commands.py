@@ -256,6 +256,8 @@ def test_a_full_disk_is_said(name, file, finished, tmp_path, monkeypatch, capsys
     words = f"error: {out / file} cannot be written (No space left on device): make room"
     assert words in capsys.readouterr().err
     assert not list(out.rglob("*.partial"))
+    # what a run began with stays, whatever its disk had no room for
+    assert (out / "config.json").exists() is (file != "config.json" or options != [])
     if options == ["--overwrite"]:
         return
     for path, content in before.items():
