@@ -324,6 +324,16 @@ def test_metrics_without_an_entry_are_said(finished, tmp_path, capsys):
         assert f"{path} has no entry '{key}': delete it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("content", "words"), [("{", "is no JSON"), ("[1]", "holds no table")])
+@each_resumable
+def test_a_damaged_configuration_is_said(name, content, words, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    for options in ([], ["--resume"]):
+        assert run(name, tmp_path, *options) == 2
+        assert f"error: {tmp_path / 'config.json'} {words}" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text(encoding="utf-8") == content
+
+
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_noticed(place, bit, tmp_path_factory):
     path = tmp_path_factory.mktemp("bit") / "checkpoint.pt"
