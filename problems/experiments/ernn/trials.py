@@ -62,10 +62,6 @@ class Configuration:
         ]
 
 
-class _DivergedError(ArithmeticError):
-    """A loss is not finite."""
-
-
 def run_trials(
     configuration: Configuration,
     task: SequenceTask,

@@ -270,10 +270,6 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, RunError) and self._begins:
-            # a checkpoint of another configuration was found: this one was never the folder's
-            with contextlib.suppress(OSError):
-                (self.path / "config.json").unlink()
         self._lock.release()
         if isinstance(error, (KeyboardInterrupt, InterruptedRunError)):
             advice = "the same command goes on"
@@ -309,7 +305,13 @@ class RunFolder:
     def checkpoint(self, name: str = "checkpoint.pt", **configuration: Any) -> Checkpoint:
         """Return a checkpoint, of the configuration of the folder or of another one."""
         own = configuration or self.configuration
-        return Checkpoint(self.path / name, own, resume=self.resume, writes=self.writes)
+        try:
+            return Checkpoint(self.path / name, own, resume=self.resume, writes=self.writes)
+        except RunError:
+            if self._begins:
+                # the checkpoint is another run's: this configuration was never the folder's
+                (self.path / "config.json").unlink(missing_ok=True)
+            raise
 
     def progress(self) -> Progress:
         """Return bars with a description, counts, the time left, and the field ``note``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -80,7 +81,9 @@ def _computed(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, dict[str
         return
     # fork would copy torch's threads in whatever state they are
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(cells)), context) as pool:
+    # Control-C ends the workers too, which would go on with what is queued
+    ending = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(min(jobs, len(cells)), context, signal.signal, ending) as pool:
         futures = {pool.submit(_run, cell): cell for cell in cells}
         try:
             for future in as_completed(futures):

@@ -1,5 +1,6 @@
 """A table of commands, each of which passes every check; and tables of wrong command lines."""
 
+import contextlib
 import errno
 import functools
 import importlib.metadata
@@ -8,8 +9,10 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import filelock
@@ -38,6 +41,14 @@ from tests.problems.experiments.runs import (
 
 # other processes shall import this checkout, wherever they run
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+# a shell's background processes, and their children, ignore Control-C
+INTERRUPTIBLE = """
+import signal, sys
+from implicit_solvers.problems.__main__ import main
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(main(sys.argv[1:]))
+"""
 each_command = pytest.mark.parametrize("name", COMMANDS)
 each_resumable = pytest.mark.parametrize("name", RESUMABLE)
 
@@ -256,6 +267,8 @@ def test_a_full_disk_is_said(name, file, finished, tmp_path, monkeypatch, capsys
     words = f"error: {out / file} cannot be written (No space left on device): make room"
     assert words in capsys.readouterr().err
     assert not list(out.rglob("*.partial"))
+    # what a run began with stays, whatever its disk had no room for
+    assert (out / "config.json").exists()
     if options == ["--overwrite"]:
         return
     for path, content in before.items():
@@ -276,6 +289,27 @@ def test_an_interruption_before_a_checkpoint_does_not_name_resume(
     said = capsys.readouterr().err
     assert "there is no checkpoint yet, the same command begins again" in said
     assert "--resume" not in said and not list(tmp_path.glob("*.pt"))
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_an_interruption_ends_all_jobs(tmp_path):
+    """Each of four trainings would take minutes, and two are queued."""
+    line = [*COMMANDS["imaml table"].arguments, "--steps", "100000", "--trial-steps", "0"]
+    command = [sys.executable, "-c", INTERRUPTIBLE, *line, "--jobs", "2", "--out", str(tmp_path)]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = subprocess.Popen(command, start_new_session=True, env=ENVIRONMENT, **pipes)
+    try:
+        end = time.monotonic() + 100
+        while not any(tmp_path.glob("*/checkpoint.pt")) and time.monotonic() < end:
+            assert started.poll() is None
+            time.sleep(0.1)
+        os.killpg(started.pid, signal.SIGINT)
+        _, said = started.communicate(timeout=30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+    assert started.returncode == 130
+    assert said.endswith("interrupted: the same command goes on\n") and "Traceback" not in said
 
 
 @each_resumable
@@ -320,6 +354,16 @@ def test_metrics_without_an_entry_are_said(finished, tmp_path, capsys):
         path.write_text(json.dumps(metrics), encoding="utf-8")
         assert run("imaml table", tmp_path / "out") == 2
         assert f"{path} has no entry '{key}': delete it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "words"), [("{", "is no JSON"), ("[1]", "holds no table")])
+@each_resumable
+def test_a_damaged_configuration_is_said(name, content, words, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    for options in ([], ["--resume"]):
+        assert run(name, tmp_path, *options) == 2
+        assert f"error: {tmp_path / 'config.json'} {words}" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text(encoding="utf-8") == content
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))

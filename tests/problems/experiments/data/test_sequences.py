@@ -2,6 +2,7 @@
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
@@ -62,6 +63,12 @@ def test_the_same_share_of_each_class_is_held_out(labels, every):
         assert own.tolist() == [i % every == 0 for i in range(len(own))]
 
 
-def test_what_follows_the_end_may_be_nan():
-    x = torch.tensor([[[0.0], [0], [0]], [[0], [float("nan")], [0]]])
-    Sequences(x, torch.tensor([3, 1]), torch.zeros(2, 1))
+@pytest.mark.parametrize("padding", [float("nan"), float("inf"), 1e30])
+def test_what_follows_the_end_makes_no_difference(padding):
+    def standardized(padding):
+        x = torch.tensor([[[0.0], [1], [5]], [[3], [padding], [padding]]])
+        part = Sequences(x, torch.tensor([3, 1]), torch.zeros(2, 1))
+        return SequenceTask(part, part, part, classes=()).standardized().train.x
+
+    assert standardized(0.0)[1, 1:].tolist() == [[0.0], [0.0]]
+    torch.testing.assert_close(standardized(padding), standardized(0.0), rtol=0, atol=0)
