@@ -227,6 +227,8 @@ def test_11_a_stationary_point_that_is_no_root_is_a_failure():
     sol = ims.custom_root(fn, on_failure="mask")(by_descent(fn))(ONE, ONE)
     assert abs(float(sol.value)) < 1e-3 and not bool(sol.converged)
     torch.testing.assert_close(sol.residual, ONE, rtol=1e-5, atol=0)
+    beside = ims.custom_root(fn, on_failure="mask")(lambda z0, a: z0)(ONE, -2 * ONE)
+    assert int(beside.status) == ims.Status.REJECTED
     for solver in (ims.GMRES(), ims.LU()):
         with pytest.raises(ims.ConvergenceError, match="STALLED|SINGULAR|MAX_STEPS"):
             ims.root(fn, ONE, (ONE,), solver=ims.Newton(linear_solver=solver))
