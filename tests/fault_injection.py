@@ -139,7 +139,7 @@ solvers.damped Halving.pays: a step that does not pay is taken
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
 solvers.damped Damped.step: lanes that have ended move
     z = pick(state.flag == 0, z, state.z) >>> pass
-    trust/test_faults.py::test_a_lane_of_fits_stays_where_it_ended
+    test_lanes.py::test_masked_mode_and_compaction_agree
 solvers.newton measured: a step that does not pay is taken
     rest - (1 - 0.25 * t) * size <= 0 >>> rest == rest
     trust/test_faults.py::test_a_step_that_does_not_pay_is_made_shorter
