@@ -57,6 +57,7 @@ class _Layer(nn.Module):
         in_dims: Any = None,
         on_failure: OnFailure = "raise",
         return_solution: bool = False,
+        sync_failures: Any = False,
     ) -> None:
         if isinstance(cell, type):
             raise TypeError(
@@ -80,6 +81,7 @@ class _Layer(nn.Module):
         self.batch_dims, self.in_dims = batch_dims, in_dims
         self.on_failure = on_failure
         self.return_solution = return_solution
+        self.sync_failures = sync_failures
 
     def forward(self, x: Any, *more: Any) -> Any:
         """Solve for the inputs ``x, *more``; return the value, or the whole `Solution`."""
@@ -95,6 +97,7 @@ class _Layer(nn.Module):
             batch_dims=self.batch_dims,
             in_dims=in_dims,
             on_failure=self.on_failure,
+            sync_failures=self.sync_failures,
         )
         return solution if self.return_solution else solution.value
 
@@ -145,6 +148,8 @@ class FixedPoint(_Layer):
         ``"raise"``, ``"warn"`` or ``"mask"``, as in `fixed_point`.
     return_solution
         Whether a call returns the whole `Solution` instead of its value.
+    sync_failures
+        As in `root`.
 
     Raises
     ------

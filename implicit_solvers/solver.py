@@ -83,6 +83,7 @@ class IterativeSolver:
     compile: bool = False
     monotone: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
+    spreads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
@@ -193,6 +194,7 @@ class LinearSolver:
     ``traceable`` ones can be part of a compiled graph.
     """
 
+    spreads: ClassVar[bool] = False
     symmetric_only: ClassVar[bool] = False
     diagonal_only: ClassVar[bool] = False
     starts: ClassVar[bool] = False
