@@ -47,6 +47,7 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.many_starts import NO_USE, FromStarts, Starts
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.problem import Equation, EquationProblem
+from implicit_solvers.sharded_modules import gathering
 from implicit_solvers.sharding import added_up, check_spread, over_ranks, sharded
 from implicit_solvers.solution import Solution, Status, failed, warn_degenerate
 from implicit_solvers.solver import LinearSolver
@@ -98,9 +99,10 @@ def solve_equation(
         return solution
     statement = _read(task, z0, args, own)
     task = statement.task
-    found = _solve(statement, z0, run or partial(iterate, task.solver), ends)
-    z = _attach(statement, found, z0)
-    value = statement.structure.unravel(z)
+    with gathering(isolated) as gathered:
+        found = _solve(statement, z0, run or partial(iterate, task.solver), ends)
+        z = _attach(statement, found, z0)
+        value = gathered.returned(statement.structure.unravel(z))
     solved = found.status == Status.CONVERGED
     how = found.iterations, found.residual, found.error, found.status, found.degenerate
     solution = Solution(value, solved, *how, found.evaluations)

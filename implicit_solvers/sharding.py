@@ -37,9 +37,11 @@ __all__ = [
 
 
 def _kind() -> Any:
-    # whoever has a DTensor has imported it
+    # whoever has a DTensor has imported it, and begun a process group
     module = sys.modules.get("torch.distributed.tensor")
-    return () if module is None else module.DTensor
+    if module is None or not torch.distributed.is_initialized():
+        return ()
+    return module.DTensor
 
 
 def sharded(tree: Any) -> bool:

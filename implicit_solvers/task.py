@@ -16,7 +16,6 @@ from implicit_solvers.guarded_call import ExplainedCall, GuardedCall
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
 from implicit_solvers.ranks import Ranks
-from implicit_solvers.sharded_modules import refusing_sharded_modules
 from implicit_solvers.solution import OnFailure
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.structure import Structure, split_tensors
@@ -79,7 +78,7 @@ class Task:
         fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
         if counter is None:
             return fn
-        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims, counter)
+        return ExplainedCall(fn, structure, join, self.in_dims, counter)
 
     def flat(
         self, structure: Structure, join: Callable[[Sequence[Tensor]], Any]

@@ -40,7 +40,7 @@ from implicit_solvers.linear.traced_system import solve_linear_in_graph, system_
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.precision import in_full_precision
 from implicit_solvers.ranks import Ranks
-from implicit_solvers.sharded_modules import refusing_sharded_modules
+from implicit_solvers.sharded_modules import gathering
 from implicit_solvers.sharding import Spread, added_up, check_spread, sharded, telling
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.solver import LinearSolver, refuse_other_solvers
@@ -234,10 +234,15 @@ def linear_solve(
 
     if not compiling():
         one = _explaining_devices(one, structure.device)
+    solve = one
     if columns:
         starts = None if x0 is None else -1
-        return vmap(one, in_dims=(-1, starts), out_dims=-1)(b, x0)
-    solution = one(b, x0)
+        solve = vmap(one, in_dims=(-1, starts), out_dims=-1)
+    if compiling():
+        return solve(b, x0)
+    with gathering(isolated) as gathered:
+        solution = solve(b, x0)
+        solution = replace(solution, value=gathered.returned(solution.value))
     return solution if returned is None else replace(solution, value=returned(solution.value))
 
 
@@ -484,7 +489,6 @@ def operator_template(
         v = tree_unflatten(list(tensors[: len(flat)]), tree)
         return join(tensors[len(flat) :]).mv(v)
 
-    evaluate = refusing_sharded_modules(evaluate)
     captured = Captured()
     functionless = made_of_tensors(A)
     # a compiler sees what a function captures
