@@ -70,7 +70,8 @@ class Solve(Function):
     @staticmethod
     def forward(spec: SolveSpec, z: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
         """Solve in all lanes, on plain tensors."""
-        return _run(spec, z, operands)
+        with over(spec.lanes.ranks):
+            return _run(spec, z, operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -100,11 +101,6 @@ class Solve(Function):
 
 
 def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    with over(spec.lanes.ranks):
-        return _run_here(spec, z, operands)
-
-
-def _run_here(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
     watch = observe(spec.label, spec.solver)
     shape, n = z.shape[:-1], z.shape[-1]
     if z.numel() == 0 and (alone() or 0 in shape):
@@ -150,7 +146,7 @@ def _randomness(problem: EquationProblem, z: Tensor) -> str:
 
 def solve_plainly(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Solve, where no ``torch.func`` transform is active, without derivatives."""
-    with torch.no_grad(), forward_mode_disabled(), no_saved_tensor_hooks():
+    with torch.no_grad(), forward_mode_disabled(), no_saved_tensor_hooks(), over(spec.lanes.ranks):
         return _run(spec, z.detach(), [t.detach() for t in operands])
 
 

@@ -170,9 +170,8 @@ class FixedPoint(_Layer):
     dropout draws anew each time, and batch normalization makes lanes depend on each other. The
     backward pass evaluates the cell too: leave its mode as it is until then. Forward hooks on the
     cell fire at every evaluation, of both passes; hooks on the layer once. Full backward hooks on
-    the cell are refused by ``torch.func``; on the layer they work. So ``fully_shard(layer)``
-    (FSDP2) trains, on its own or inside of a sharded model; a cell that is sharded by itself is a
-    RuntimeError where gradients are recorded.
+    the cell are refused by ``torch.func``; on the layer they work. ``fully_shard`` (FSDP2) may be
+    around the layer, around the cell, or both: a solve is one forward pass of a sharded cell.
 
     Source: Bai, Kolter and Koltun, "Deep Equilibrium Models" (2019), section 3.
 

@@ -310,20 +310,18 @@ def enforce(
     other of failures, one that has none raises with those that have.
     """
     bad = failed(status)
-    elsewhere = ""
-    if policy == "raise":
-        counts = failures(ranks, bad)
-        elsewhere = ", ".join(f"{n} on rank {rank}" for rank, n in enumerate(counts) if n)
-        if elsewhere and not bool(bad.any()):
-            raise ConvergenceError(
-                f"{what} failed on other ranks (lanes: {elsewhere}). {_GOING_ON}"
-            )
+    told = failures(ranks, bad) if policy == "raise" else []
+    everywhere = ", ".join(f"{n} on rank {rank}" for rank, n in enumerate(told) if n)
     if not bool(bad.any()):
+        if everywhere:
+            raise ConvergenceError(
+                f"{what} failed on other ranks (lanes: {everywhere}). {_GOING_ON}"
+            )
         return
     if policy not in ("raise", "warn") and not warn_masked:
         return
     parts = [_describe(what, bad, status, iterations, residual), cause()]
-    parts += [f"Lanes that failed: {elsewhere}."] if elsewhere else []
+    parts += [f"Lanes that failed: {everywhere}."] if everywhere else []
     text = " ".join(filter(None, parts))
     if policy == "raise":
         raise ConvergenceError(f"{text} {_GOING_ON}")

@@ -23,7 +23,7 @@ from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.template import Template
 from implicit_solvers.monitoring import observe
-from implicit_solvers.ranks import alone, over
+from implicit_solvers.ranks import alone
 from implicit_solvers.solution import Status, enforce, failed
 from implicit_solvers.solver import DirectSolver
 from implicit_solvers.tolerance import largest, rms, safe_rms
@@ -89,19 +89,6 @@ def solve_in_lanes(
     tuple
         ``x (*lanes, n)``; status, iterations, residual and error ``(*lanes,)``; the factors made.
     """
-    if compiling():
-        return _solve_here(spec, b, start, skip, operands)
-    with over(spec.lanes.ranks):
-        return _solve_here(spec, b, start, skip, operands)
-
-
-def _solve_here(
-    spec: LinearSolveSpec,
-    b: Tensor,
-    start: Tensor | None,
-    skip: Tensor | None,
-    operands: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
     if skip is not None:
         b = torch.where(skip.unsqueeze(-1), 0.0, b)
     watch = observe(spec.label, spec.solver, spec.monitors)
