@@ -64,22 +64,33 @@ class _Thread(threading.local):
         self.groups: list[Any] = [None]
 
 
-_THREAD = _Thread()
+_THREAD, _LOCK = _Thread(), threading.Lock()
+_ACTIVE = 0  # how many such solves all threads have
+
+
+def over(ranks: Ranks | None) -> Any:
+    """Let sums within go over the rows of all ranks; over no others' if there are none."""
+    rows = None if ranks is None else ranks.rows
+    return contextlib.nullcontext() if rows is None and alone() else _over(rows)
 
 
 @contextlib.contextmanager
-def over(ranks: Ranks | None) -> Iterator[None]:
-    """Let sums within go over the rows of all ranks; over no others' if there are none."""
-    _THREAD.groups.append(None if ranks is None else ranks.rows)
+def _over(rows: Any) -> Iterator[None]:
+    global _ACTIVE
+    with _LOCK:
+        _ACTIVE += 1
+    _THREAD.groups.append(rows)
     try:
         yield
     finally:
         _THREAD.groups.pop()
+        with _LOCK:
+            _ACTIVE -= 1
 
 
 def alone() -> bool:
     """Tell whether vectors are whole here."""
-    return compiling() or _THREAD.groups[-1] is None
+    return _ACTIVE == 0 or compiling() or _THREAD.groups[-1] is None
 
 
 def _reduced(part: Tensor, op: Any) -> Tensor:

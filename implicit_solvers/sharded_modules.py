@@ -45,19 +45,21 @@ class Gathered:
         return value
 
 
-@contextlib.contextmanager
-def gathering(isolated: Any) -> Iterator[Gathered]:
+def gathering(isolated: Any) -> Any:
     """Gather the parameters of each sharded module that is called within, once.
 
     Where nothing can be sharded, nothing happens. What gathers is ``isolated`` from recordings.
     """
-    gathered = Gathered()
     # whoever has sharded something has imported it, and begun a process group
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or not torch.distributed.is_initialized():
-        yield gathered
-        return
-    thread = threading.get_ident()
+        return contextlib.nullcontext(Gathered())
+    return _gathering(fsdp, isolated)
+
+
+@contextlib.contextmanager
+def _gathering(fsdp: Any, isolated: Any) -> Iterator[Gathered]:
+    gathered, thread = Gathered(), threading.get_ident()
 
     def gather(module: nn.Module, _: Any) -> None:
         if threading.get_ident() != thread:

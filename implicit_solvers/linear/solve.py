@@ -242,7 +242,8 @@ def linear_solve(
         return solve(b, x0)
     with gathering(isolated) as gathered:
         solution = solve(b, x0)
-        solution = replace(solution, value=gathered.returned(solution.value))
+        if gathered.forwards:
+            solution = replace(solution, value=gathered.returned(solution.value))
     return solution if returned is None else replace(solution, value=returned(solution.value))
 
 
