@@ -4,6 +4,7 @@
 """
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -118,11 +119,11 @@ def newton(here):
     return of_equation(here, lambda u, f, a, c: here.diffusion(u) + a * u + c * u**3 - f, ims.root)
 
 
-def anderson(here):
+def anderson(here, **options):
     def g(u, f, a, c):
         return u - (here.diffusion(u) + a * u + c * torch.sinh(u) - f) / 8
 
-    return of_equation(here, g, ims.fixed_point)
+    return of_equation(here, g, ims.fixed_point, **options)
 
 
 def lbfgs(here):
@@ -139,11 +140,11 @@ SOLVERS = {
 }
 
 
-def of_equation(here, fn, equation):
+def of_equation(here, fn, equation, **options):
     f, a = (here.shard(random(100, 100, seed=i) + i) for i in range(2))
     c = here.replicate(torch.tensor(2.0, dtype=torch.float64))
     start = torch.zeros_like(f)
-    solution = equation(fn, start, (f, a, c), solver=SOLVERS[equation])
+    solution = equation(fn, start, (f, a, c), solver=replace(SOLVERS[equation], **options))
     return differentiated(here, solution, f, a, c)
 
 
@@ -164,6 +165,17 @@ def preconditioned(here):
     A = ims.FunctionOperator(lambda v: d * v, like=b, positive_definite=True)
     solution = ims.linear_solve(A, b, solver=ims.CG(), preconditioner=lambda v: v / d.detach())
     return differentiated(here, solution, d, b)
+
+
+def matrix_energy(here):
+    """The gradient comes as a sum over ranks, and the Hessian's products go through that sum."""
+    W, b = here.shard(random(8, 8) + 2 * torch.eye(8)), here.shard(random(8, seed=1))
+
+    def energy(u, W, b):
+        return (W @ u).square().sum() / 2 - (b * u).sum()
+
+    solution = ims.minimize(energy, torch.zeros_like(b), (W, b), solver=ims.LBFGS(rtol=1e-10))
+    return differentiated(here, solution, W, b)
 
 
 # lanes, spread over ranks
@@ -370,10 +382,13 @@ ROWS = {
     "LSMR": of_system(ims.LSMR(), reaction=8.0),
     "Newton": newton,
     "Anderson": anderson,
+    # it comes to the same point by whatever weights
+    "ten steps of Anderson": partial(anderson, rtol=None, max_steps=10),
     "LBFGS": lbfgs,
     "matrix, uneven": of_matrix(7, 7),
     "matrix, a rank without rows": of_matrix(1, 1),
     "fit": of_matrix(9, 5),
+    "energy of a matrix": matrix_energy,
     "preconditioned": preconditioned,
 }
 LANES = {
