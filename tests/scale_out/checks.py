@@ -22,7 +22,7 @@ class Alone:
 
     rank, ranks = 0, 1
 
-    def shard(self, t):
+    def shard(self, t, dim=0):
         return t.clone().requires_grad_()
 
     replicate = shard
@@ -55,10 +55,10 @@ class OnRanks(Alone):
 
         return distribute_tensor(t, self.mesh, [placement]).requires_grad_()
 
-    def shard(self, t):
+    def shard(self, t, dim=0):
         from torch.distributed.tensor import Shard
 
-        return self._laid(t, Shard(0))
+        return self._laid(t, Shard(dim))
 
     def replicate(self, t):
         from torch.distributed.tensor import Replicate
@@ -178,6 +178,24 @@ def matrix_energy(here):
     return differentiated(here, solution, W, b)
 
 
+def second_derivative(here):
+    f, a = (here.shard(random(20, 20, seed=i)) for i in range(2))
+    A = ims.FunctionOperator(lambda u: here.diffusion(u) + a * u, like=f, positive_definite=True)
+    value = ims.linear_solve(A, f, solver=ims.CG()).value
+    slope = torch.autograd.grad(here.whole(value.square().sum()), a, create_graph=True)[0]
+    gradients = torch.autograd.grad(here.whole(slope.square().sum()), (f, a))
+    return {"gradients": [here.whole(g) for g in gradients]}
+
+
+def rows_of_lanes(here):
+    b, d = here.shard(random(3, 8), 1), here.shard(random(8, seed=1) + 1)
+    start, how = torch.zeros_like(b), {"batch_dims": 1, "in_dims": (0, None)}
+    solver = ims.Newton(ims.GMRES())
+    solution = ims.root(lambda z, b, d: z * d + z**3 - b, start, (b, d), solver=solver, **how)
+    found = differentiated(here, solution, b, d)
+    return {**found, "iterations": solution.iterations.max()}
+
+
 # lanes, spread over ranks
 
 
@@ -204,6 +222,13 @@ def systems(here):
     A, b = here.shard(random(6, 3, 3) + torch.eye(3)), here.shard(random(6, 3, seed=1))
     solution = ims.linear_solve(A, b, batch_dims=1)
     return differentiated(here, replace(solution, iterations=torch.tensor(0)), A, b)
+
+
+def of_a_layer(here):
+    """The parameters are plain: their gradients are of this rank's lanes."""
+    torch.manual_seed(0)
+    x, layer = here.shard(X), ims.nn.FixedPoint(Cell().double(), batch_dims=1, return_solution=True)
+    return differentiated(here, replace(layer(x), iterations=torch.tensor(0)), x)
 
 
 # modules, sharded or replicated
@@ -389,17 +414,20 @@ ROWS = {
     "matrix, a rank without rows": of_matrix(1, 1),
     "fit": of_matrix(9, 5),
     "energy of a matrix": matrix_energy,
+    "rows of lanes": rows_of_lanes,
     "preconditioned": preconditioned,
 }
 LANES = {
     "uneven": of_lanes(7),
     "a rank without lanes": of_lanes(1, sync_failures=True),
     "systems": systems,
+    "layer": of_a_layer,
 }
 MODULES = {
+    "second derivative": second_derivative,
     "explicit loop": of_module(Loop, ["layer.cell", ""]),
     "ddp": of_module(layer, "ddp", Loop),
-    "layer": of_module(layer, ["layer", ""], Loop),
+    "sharded layer": of_module(layer, ["layer", ""], Loop),
     "cell": of_module(layer, ["layer.cell", ""], Loop),
     "cell and layer": of_module(layer, ["layer.cell", "layer", ""], Loop),
     "part of the cell": of_module(layer, ["layer.cell.inner", "layer", ""], Loop),

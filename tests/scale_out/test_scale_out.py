@@ -38,8 +38,8 @@ def compare(found, expected, where):
     for name in expected.keys() - {"iterations", "lies"}:
         for got, alone in zip(*(t[name] for t in (found, expected)), strict=True):
             assert got is not None, f"{where}: no {name}"
-            # what is asked for; sums in another order differ by far less
-            torch.testing.assert_close(got, alone.detach(), rtol=1e-6, atol=1e-9, msg=where)
+            # sums in another order, solutions to 4e-11
+            torch.testing.assert_close(got, alone.detach(), rtol=1e-9, atol=1e-11, msg=where)
     if "iterations" in found:
         # two steps of a hundred, or one where there are fewer
         steps, alone = int(found["iterations"]), int(expected["iterations"])
@@ -66,7 +66,7 @@ def test_ranks_find_what_one_process_finds(tmp_path):
         for name in [*ROWS, *LANES]:
             # gradients of what is sharded stay sharded, those of what is not are added up
             assert not any("Partial" in lies for lies in found[name]["lies"]), name
-            assert "Shard(dim=0)" in found[name]["lies"][0], name
+            assert "Shard(dim=" in found[name]["lies"][0], name
         of_one_failure(found["alone"], False, "root")
         of_one_failure(found["together"], True, "root")
         of_one_failure(found["alone, backward"], False, "adjoint of root")
