@@ -6,6 +6,7 @@ its rows, and sums go over all ranks (`ranks`). It knows no solver by name.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -261,6 +262,17 @@ def check_spread(ranks: Ranks | None, solver: Any, name: str = "solver") -> None
         )
 
 
+@functools.cache
+def twice_differentiable(mesh: Any) -> bool:
+    """Tell whether this torch differentiates the way to local parts, and back, more than once."""
+    with torch.enable_grad():
+        local = torch.ones((), device=mesh.device_type, requires_grad=True)
+        placements = [sys.modules["torch.distributed.tensor"].Replicate()] * mesh.ndim
+        value = _kind().from_local(local, mesh, placements, run_check=False).to_local() ** 3
+        slope = torch.autograd.grad(value, local, create_graph=True)[0]
+        return torch.autograd.grad(slope, local, allow_unused=True)[0] is not None
+
+
 def over_ranks(
     solve: Callable[..., Any],
     task: Any,
@@ -285,6 +297,13 @@ def over_ranks(
                 "fixed_point or minimize, with a solver of the library"
             )
         check_spread(spread.ranks, task.solver)
+        by_products = task.equation.kind == "minimize" or hasattr(task.solver, "linear_solver")
+        if by_products and not twice_differentiable(spread.first.mesh):
+            raise ValueError(
+                f"torch {torch.__version__} differentiates DTensors once only, and "
+                f"{type(task.solver).__name__}() multiplies with derivatives of derivatives: use "
+                "Anderson(), or a newer torch"
+            )
         scalar = task.equation.kind == "minimize"
         layouts: Any = [spread.number] if scalar else unknown.layouts
 

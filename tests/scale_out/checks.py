@@ -441,4 +441,7 @@ MODULES = {
     "iMAML, cell": of_module(Meta, ["features", ""]),
 }
 CHECKS = {**ROWS, **LANES, **MODULES}
+# what DTensors of torch 2.8 cannot: differentiate the way to local parts twice, multiply a matrix
+NEWER = ("Newton", "LBFGS", "energy of a matrix", "rows of lanes", "second derivative")
+NEWER += ("matrix, uneven", "matrix, a rank without rows", "fit")
 LARGE = of_system(ims.CG(), reaction=0.0, size=500, scale=0.01, positive_definite=True)
