@@ -217,7 +217,7 @@ class Spread:
         for name, value in what.items():
             if value is not None and value is not False:
                 raise ValueError(
-                    f"{name} is given, and unknowns are spread over ranks: leave {name} out"
+                    f"{name} is given, and unknowns are spread over ranks: leave it out"
                 )
 
     def returned(self, out: Any, layouts: Sequence[Layout], what: str) -> Any:
@@ -284,7 +284,8 @@ def over_ranks(
 ) -> Any:
     """Solve an equation whose unknown is spread over ranks."""
     spread = Spread.of(z0, "z0", task.batch_dims, task.ranks)
-    spread.refuse(bracket=ends, bounds=own or None, jac_sparsity=task.sparsity)
+    several = {"a bracket, or several starts,": ends}
+    spread.refuse(bounds=own or None, jac_sparsity=task.sparsity, **several)
     fn, unknown, given = task.fn, spread.parts(z0, "z0"), spread.parts(args, "args")
     call = fn
     if not spread.lanes:

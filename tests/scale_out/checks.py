@@ -33,6 +33,9 @@ class Alone:
     def chunk(self, t):
         return t
 
+    def joined(self, t):
+        return t
+
     def wrapped(self, model, names):
         return model
 
@@ -70,6 +73,11 @@ class OnRanks(Alone):
 
     def chunk(self, t):
         return t.tensor_split(self.ranks)[self.rank]
+
+    def joined(self, t):
+        chunks = [None] * self.ranks
+        torch.distributed.all_gather_object(chunks, t)
+        return torch.cat(chunks)
 
     def wrapped(self, model, names):
         """Wrap the parts called ``names`` of a model, in this order; "" is the whole."""
@@ -356,11 +364,14 @@ def of_module(make, names, reference=None):
     def check(here):
         model, x = built(reference if here.ranks == 1 and reference else make)
         model = here.wrapped(model, names)
+        with torch.no_grad():
+            value = here.joined(model(here.chunk(x)))
         # a second pass is where parameters that were not reduced are found
         for _ in range(2):
             model.zero_grad()
             model(here.chunk(x)).square().mean().backward()
-        return {"gradients": [here.whole(p.grad) for p in model.parameters()]}
+        gradients = [here.whole(p.grad) for p in model.parameters()]
+        return {"value": value, "gradients": gradients}
 
     return check
 
