@@ -216,8 +216,10 @@ class Spread:
         """Refuse what is given, by its name, and needs whole vectors."""
         for name, value in what.items():
             if value is not None and value is not False:
+                name = name.replace("_or_", " or ")
                 raise ValueError(
-                    f"{name} is given, and unknowns are spread over ranks: leave it out"
+                    f"unknowns that are spread over ranks take no {name}: leave it out, or gather "
+                    "them by full_tensor()"
                 )
 
     def returned(self, out: Any, layouts: Sequence[Layout], what: str) -> Any:
@@ -284,8 +286,8 @@ def over_ranks(
 ) -> Any:
     """Solve an equation whose unknown is spread over ranks."""
     spread = Spread.of(z0, "z0", task.batch_dims, task.ranks)
-    several = {"a bracket, or several starts,": ends}
-    spread.refuse(bounds=own or None, jac_sparsity=task.sparsity, **several)
+    spread.refuse(bracket_or_starts=ends, bounds_or_constraints=own or None)
+    spread.refuse(jac_sparsity=task.sparsity)
     fn, unknown, given = task.fn, spread.parts(z0, "z0"), spread.parts(args, "args")
     call = fn
     if not spread.lanes:

@@ -5,6 +5,7 @@ from tests.refusals.row import alike
 SETUP = """
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 if not dist.is_initialized():  # torchrun starts many ranks; here is one
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -13,6 +14,7 @@ z = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
 both = distribute_tensor(torch.ones(4), mesh, [Replicate()])
 matrix = distribute_tensor(torch.eye(4), mesh, [Shard(0)])
 partial = DTensor.from_local(torch.ones(4), mesh, [Partial()])
+module = fully_shard(torch.nn.Linear(4, 4))
 same, krylov = ims.FunctionOperator(lambda v: v, like=z), ims.Newton(ims.GMRES())
 """
 KIND, WRONG = TypeError, ValueError
@@ -32,12 +34,14 @@ TABLE = [
      "ims.fixed_point(lambda z: z / 2, z, solver=ims.Anderson(norm=lambda v: v.abs().amax(-1)))"),
     (WRONG, "solver has compile=True, and rows are spread over ranks: leave compile out",
      "ims.fixed_point(lambda z: z / 2, z, solver=ims.Anderson(compile=True))"),
-    (WRONG, "bounds is given, and unknowns are spread over ranks: leave it out",
+    (WRONG, "unknowns that are spread over ranks take no bounds or constraints: leave it out",
      "ims.minimize(lambda z: (z * z).sum(), z, bounds=(0.0, None))"),
-    (WRONG, "check is given, and unknowns are spread over ranks: leave it out",
+    (WRONG, "unknowns that are spread over ranks take no bracket or starts: leave it out",
+     "ims.root(lambda z: z, matrix[:, :1], batch_dims=1, bracket=(-1.0, 1.0))"),
+    (WRONG, "unknowns that are spread over ranks take no check: leave it out, or gather",
      "ims.linear_solve(same, z, check=True)",
      "ims.fixed_point(lambda z: z / 2, z, check=True)"),
-    (WRONG, "UnrolledAdjoint is given, and unknowns are spread over ranks",
+    (WRONG, "unknowns that are spread over ranks take no UnrolledAdjoint: leave it out, or gather",
      "ims.fixed_point(lambda z: z / 2, z, adjoint=ims.UnrolledAdjoint())"),
     (WRONG, "state it for root, fixed_point or minimize, with a solver of the library",
      "ims.least_squares(lambda z: z, z)",
@@ -60,6 +64,9 @@ TABLE = [
      "init_device_mesh('cpu', (1, 1)), [Shard(0), Replicate()]),), solver=krylov)"),
     (WRONG, "give b the shapes of its products",
      "ims.linear_solve(matrix, distribute_tensor(torch.ones(3), mesh, [Shard(0)]))"),
+    (RuntimeError, "under a transform of torch.func, which its hooks do not go through: use",
+     "torch.func.grad(lambda x: ims.fixed_point(lambda z: module(z) / 9 + x, x).value.sum())("
+     "torch.ones(4))"),
     (KIND, "sync_failures is 'yes': pass True, or the process group",
      "ims.root(lambda z: z, torch.ones(2), sync_failures='yes')"),
 ]
