@@ -176,6 +176,7 @@ def refusals(app, docname, source):
             for row in area.ROWS:
                 if first[row.words] is row:
                     page += refusal(row, refused.names_for(area.SETUP))
+        refused.left()
     source[0] = source[0].replace(place, page)
 
 

@@ -78,7 +78,7 @@ class ImplicitAdjoint:
         return self.linear_solver is not None and self.linear_solver.biased
 
     def solver_for(
-        self, equation: type[Equation], n: int, sparsity: SparsityPattern | None = None
+        self, equation: type[Equation], n: float, sparsity: SparsityPattern | None = None
     ) -> LinearSolver:
         """Return the linear solver for an equation of ``n`` unknowns, or refuse the one given."""
         solver: Any = self.linear_solver
@@ -133,7 +133,7 @@ class OneStepAdjoint:
     biased: ClassVar[bool] = True
     preconditioner: ClassVar[None] = None
 
-    def solver_for(self, equation: type[Equation], n: int, sparsity: Any = None) -> None:
+    def solver_for(self, equation: type[Equation], n: float, sparsity: Any = None) -> None:
         """Refuse what is no fixed point; there is nothing to solve."""
         if equation.kind != "fixed_point":
             raise ValueError(

@@ -8,6 +8,7 @@ knows a concrete solver.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +36,7 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.masking import pull_back, push_forward
 from implicit_solvers.monitoring import observe
 from implicit_solvers.problem import Equation, EquationProblem
+from implicit_solvers.ranks import alone, over
 from implicit_solvers.solution import OnFailure, enforce, failed
 from implicit_solvers.structure import replaced
 from implicit_solvers.tolerance import largest
@@ -68,7 +70,8 @@ class Solve(Function):
     @staticmethod
     def forward(spec: SolveSpec, z: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
         """Solve in all lanes, on plain tensors."""
-        return _run(spec, z, operands)
+        with over(spec.lanes.ranks):
+            return _run(spec, z, operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -100,12 +103,13 @@ class Solve(Function):
 def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
     watch = observe(spec.label, spec.solver)
     shape, n = z.shape[:-1], z.shape[-1]
-    if z.numel() == 0:
+    if z.numel() == 0 and (alone() or 0 in shape):
         lanes = torch.zeros(shape, dtype=torch.int64, device=z.device)
         none, counts = z.new_zeros(shape), lanes.new_zeros(*shape, 3)
         idle = [lanes > 0] if spec.equation.own else []
+        enforce(spec.on_failure, spec.label, lanes, lanes, none, ranks=spec.lanes.ranks)
         return z.clone(), lanes, lanes.clone(), none, none.clone(), counts, *idle
-    flat = z.reshape(-1, n)
+    flat = z.reshape((math.prod(shape), n))
     start = largest(spec.equation.measured(flat))
     places = None if spec.memory is None else torch.arange(len(flat), device=z.device)
     of = spec.equation, spec.lanes, shape, operands, start
@@ -117,7 +121,8 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     counts = counts.expand((*shape, -1)) if counts.dim() == 1 else counts.reshape((*shape, -1))
     watch.done(iterations, residual, error, status, counted(counts))
     cause = partial(_randomness, problem, out.z)
-    enforce(spec.on_failure, spec.label, status, iterations, residual, cause=cause)
+    how: Any = {"cause": cause, "ranks": spec.lanes.ranks}
+    enforce(spec.on_failure, spec.label, status, iterations, residual, **how)
     degenerate = spec.equation.degenerate(problem, out.z, out.error)
     more = out.factors if degenerate is None else (degenerate, *out.factors)
     factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in more)
@@ -128,7 +133,7 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
 def _randomness(problem: EquationProblem, z: Tensor) -> str:
     """Say that the function is random, if two evaluations at ``z (N, n)`` tell; else nothing."""
     first, second = problem.residual(z), problem.residual(z)
-    size, difference = (t.abs().nan_to_num().max() for t in (first, first - second))
+    size, difference = (largest(t.nan_to_num()).amax() for t in (first, first - second))
     # sums in another order differ by rounding, far less than this
     if difference <= torch.finfo(z.dtype).eps ** 0.5 * size:
         return ""
@@ -141,7 +146,7 @@ def _randomness(problem: EquationProblem, z: Tensor) -> str:
 
 def solve_plainly(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Solve, where no ``torch.func`` transform is active, without derivatives."""
-    with torch.no_grad(), forward_mode_disabled(), no_saved_tensor_hooks():
+    with torch.no_grad(), forward_mode_disabled(), no_saved_tensor_hooks(), over(spec.lanes.ranks):
         return _run(spec, z.detach(), [t.detach() for t in operands])
 
 

@@ -5,10 +5,11 @@ It knows no concrete solver of equations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.many_starts import NO_USE, FromStarts, Starts
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.problem import Equation, EquationProblem
+from implicit_solvers.sharded_modules import gathering
+from implicit_solvers.sharding import added_up, check_spread, over_ranks, sharded
 from implicit_solvers.solution import Solution, Status, failed, warn_degenerate
 from implicit_solvers.solver import LinearSolver
 from implicit_solvers.sparse_jacobians import with_sparsity
@@ -84,6 +87,8 @@ def solve_equation(
             raise ValueError(NO_USE)
         z0, ends, run = z0.each[0], z0.each, FromStarts(task.solver, len(z0.each))
     given = task, z0, args, run, ends, own
+    if not compiling() and sharded((z0, args)):
+        return cast(Solution, over_ranks(solve_equation, *given))
     if compiling():
         why = obstacle(task, z0, args, run)
         if why is None:
@@ -94,9 +99,10 @@ def solve_equation(
         return solution
     statement = _read(task, z0, args, own)
     task = statement.task
-    found = _solve(statement, z0, run or partial(iterate, task.solver), ends)
-    z = _attach(statement, found, z0)
-    value = statement.structure.unravel(z)
+    with gathering(isolated) as gathered:
+        found = _solve(statement, z0, run or partial(iterate, task.solver), ends)
+        z = _attach(statement, found, z0)
+        value = gathered.returned(statement.structure.unravel(z))
     solved = found.status == Status.CONVERGED
     how = found.iterations, found.residual, found.error, found.status, found.degenerate
     solution = Solution(value, solved, *how, found.evaluations)
@@ -142,12 +148,12 @@ class _Statement:
     def lanes(self, captured: Captured) -> Lanes:
         """Return the lanes that the operands carry; what is captured carries none."""
         count = len(self.tensors)
-        own = Lanes.of(count, self.task.batch_dims, self.native_carried)
+        own = Lanes.of(count, self.task.batch_dims, self.native_carried, self.task.ranks)
         return own.insert(count, len(captured.tensors), (), False)
 
     def operands(self, captured: Captured) -> list[Tensor]:
         """Return the function's tensors: its arguments', and those that it captured."""
-        return [resolve(t) for t in (*self.tensors, *captured.tensors)]
+        return added_up([resolve(t) for t in (*self.tensors, *captured.tensors)])
 
 
 class _Found(NamedTuple):
@@ -176,12 +182,14 @@ def _read(task: Task, z0: Any, args: tuple[Any, ...], own: tuple[Tensor, ...]) -
     task = with_sparsity(task, structure)
     tensors, join, native_carried = arguments(task, args, own, structure)
     check_size(task, structure)
+    size = structure.size if getattr(task.ranks, "rows", None) is None else math.inf
     adjoint_solver: LinearSolver | None = None
     if isinstance(task.adjoint, UnrolledAdjoint):
         task.adjoint.check(task.solver)
     else:
-        adjoint_solver = task.adjoint.solver_for(task.equation, structure.size, task.sparsity)
+        adjoint_solver = task.adjoint.solver_for(task.equation, size, task.sparsity)
         adjoint_solver = as_accurate(adjoint_solver, task.solver)
+        check_spread(task.ranks, adjoint_solver, "linear_solver of adjoint")
     check_adjoint_start(task.adjoint_start, adjoint_solver)
     counter = Counter()
     fn = task.raveled(structure, join, counter)
@@ -225,7 +233,8 @@ def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:
     # Branches that were not taken at the start may read more tensors at the solution.
     condition: Tensor | None = None
     point = z = found.z
-    if found.lifted or forward_level() or unrolled or not torch.is_grad_enabled():
+    operand = found.lifted or unrolled or getattr(task.ranks, "rows", None) is not None
+    if operand or forward_level() or not torch.is_grad_enabled():
         at_solution = capture(fn, (z, *tensors), statement.name, task.fn)
     else:
         point = z.detach().requires_grad_()

@@ -15,6 +15,7 @@ from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import Equation
 from implicit_solvers.root_finding import like_unknown
+from implicit_solvers.sharding import telling
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.anderson import Anderson
@@ -57,6 +58,7 @@ def fixed_point(
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
     check: bool = False,
+    sync_failures: Any = False,
 ) -> Solution[T]:
     """Find a fixed point ``z = fn(z, *args)``, differentiable in everything that ``fn`` uses.
 
@@ -76,7 +78,7 @@ def fixed_point(
         `Anderson`, by default; `FixedPointIteration`, `Aitken`, or any solver for roots.
     jac_sparsity
         As in `root`, of ``fn``; `Newton` is the default then.
-    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check, sync_failures
         As in `root`.
 
     Returns
@@ -109,6 +111,7 @@ def fixed_point(
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     if solver is None:
         solver = Anderson() if jac_sparsity is None else Newton()
-    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    ranks = telling(sync_failures)
+    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check, ranks
     task = Task(FixedPointEquation, fn, like_unknown, solver, *how, sparsity=jac_sparsity)
     return solve_equation(task, z0, args)

@@ -36,6 +36,7 @@ from implicit_solvers.outcome import (
     select,
     with_ended,
 )
+from implicit_solvers.ranks import alone, columns
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import IterativeSolver, LaneProblem
 from implicit_solvers.traced_loop import inside, loop_in_graph, repeat
@@ -88,8 +89,8 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
 
 def _until_judged(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome:
     linear = getattr(problem, "linear", False)
-    direct = None if linear else examiner(solver, z.shape[-1])
-    by_products = solver.rtol is not None and getattr(problem, "by_products", False)
+    direct = None if linear else examiner(solver, columns(z.shape[-1]))
+    by_products = solver.rtol is not None and getattr(problem, "by_products", False) and alone()
     if direct is None and not by_products:
         return _iterate(solver, problem, z).spread()
     found, start = judged(solver, problem, _iterate(solver, problem, z), direct)

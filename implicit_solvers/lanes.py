@@ -18,6 +18,7 @@ from torch.func import vmap
 
 from implicit_solvers.autodiff import no_saved_tensor_hooks
 from implicit_solvers.compiling import compiling
+from implicit_solvers.ranks import Ranks
 
 __all__ = ["Lanes", "lifted"]
 
@@ -46,20 +47,28 @@ class Lanes:
     native_carried
         For each operand, whether its dimensions after the levels begin with the native lanes;
         ``None`` if that is not known (no ``in_dims`` were given).
+    ranks
+        The processes that share the work.
     """
 
     sizes: tuple[int, ...] = ()
     carried: tuple[tuple[bool, ...], ...] = ()
     native: int = 0
     native_carried: tuple[bool, ...] | None = ()
+    ranks: Ranks | None = None
 
     @staticmethod
-    def of(operands: int, native: int = 0, native_carried: Sequence[bool] | None = None) -> Lanes:
+    def of(
+        operands: int,
+        native: int = 0,
+        native_carried: Sequence[bool] | None = None,
+        ranks: Ranks | None = None,
+    ) -> Lanes:
         """Return the lanes of a solve outside of any ``vmap``."""
         if native == 0:
             native_carried = (False,) * operands
         known = None if native_carried is None else tuple(native_carried)
-        return Lanes((), ((),) * operands, native, known)
+        return Lanes((), ((),) * operands, native, known, ranks)
 
     def lift(
         self, size: int, dims: Sequence[int | None], operands: Sequence[Tensor]

@@ -25,6 +25,7 @@ from implicit_solvers.many_starts import one_start
 from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import Equation
 from implicit_solvers.proximal_equation import ProximalEquation, ProximalTask
+from implicit_solvers.sharding import telling
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.interior_point import FilterInteriorPoint
@@ -105,6 +106,7 @@ def minimize(
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
     check: bool = False,
+    sync_failures: Any = False,
 ) -> Solution[T]:
     """Find a local minimum ``z`` of ``fn(z, *args)``, differentiable in everything ``fn`` uses.
 
@@ -147,7 +149,7 @@ def minimize(
         or inequalities `FilterInteriorPoint`.
     jac_sparsity
         As in `root`, of the Hessian; `Newton` is the default then.
-    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check, sync_failures
         As in `root`.
 
     Returns
@@ -185,19 +187,20 @@ def minimize(
     (tensor(0.8000, grad_fn=<...>), tensor(1.))
     """
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
+    ranks = telling(sync_failures)
     if equalities is not None or inequalities is not None:
         if prox is not None or jac_sparsity is not None:
             name = "jac_sparsity" if prox is None else "prox"
             raise ValueError(f"{name} is given with constraints: leave one of them out")
         solver = FilterInteriorPoint() if solver is None else solver
-        how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+        how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check, ranks
         given = under_constraints(fn, z0, args, bounds, equalities, inequalities, solver, how)
         return with_multipliers(given.constraints, solve_equation(*given[1:4], own=given.own))
     if solver is None:
         solver = TrustRegion() if jac_sparsity is None else Newton()
         solver = solver if bounds is None else ProjectedNewton()
         solver = solver if prox is None else FISTA()
-    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check, ranks
     if jac_sparsity is not None and (bounds is not None or prox is not None):
         raise ValueError(
             f"jac_sparsity is given with {'prox' if bounds is None else 'bounds'}, whose solvers "

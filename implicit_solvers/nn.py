@@ -57,6 +57,7 @@ class _Layer(nn.Module):
         in_dims: Any = None,
         on_failure: OnFailure = "raise",
         return_solution: bool = False,
+        sync_failures: Any = False,
     ) -> None:
         if isinstance(cell, type):
             raise TypeError(
@@ -80,6 +81,7 @@ class _Layer(nn.Module):
         self.batch_dims, self.in_dims = batch_dims, in_dims
         self.on_failure = on_failure
         self.return_solution = return_solution
+        self.sync_failures = sync_failures
 
     def forward(self, x: Any, *more: Any) -> Any:
         """Solve for the inputs ``x, *more``; return the value, or the whole `Solution`."""
@@ -95,6 +97,7 @@ class _Layer(nn.Module):
             batch_dims=self.batch_dims,
             in_dims=in_dims,
             on_failure=self.on_failure,
+            sync_failures=self.sync_failures,
         )
         return solution if self.return_solution else solution.value
 
@@ -145,6 +148,8 @@ class FixedPoint(_Layer):
         ``"raise"``, ``"warn"`` or ``"mask"``, as in `fixed_point`.
     return_solution
         Whether a call returns the whole `Solution` instead of its value.
+    sync_failures
+        As in `root`.
 
     Raises
     ------
@@ -165,9 +170,8 @@ class FixedPoint(_Layer):
     dropout draws anew each time, and batch normalization makes lanes depend on each other. The
     backward pass evaluates the cell too: leave its mode as it is until then. Forward hooks on the
     cell fire at every evaluation, of both passes; hooks on the layer once. Full backward hooks on
-    the cell are refused by ``torch.func``; on the layer they work. So ``fully_shard(layer)``
-    (FSDP2) trains, on its own or inside of a sharded model; a cell that is sharded by itself is a
-    RuntimeError where gradients are recorded.
+    the cell are refused by ``torch.func``; on the layer they work. ``fully_shard`` (FSDP2) may be
+    around the layer, around the cell, or both: a solve is one forward pass of a sharded cell.
 
     Source: Bai, Kolter and Koltun, "Deep Equilibrium Models" (2019), section 3.
 

@@ -25,6 +25,7 @@ from implicit_solvers.many_starts import one_start
 from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import Equation
 from implicit_solvers.robust_loss import check_loss, robust
+from implicit_solvers.sharding import telling
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.levenberg_marquardt import LevenbergMarquardt
@@ -119,6 +120,7 @@ def least_squares(
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
     check: bool = False,
+    sync_failures: Any = False,
 ) -> Solution[T]:
     """Minimize ``|fn(z, *args)|^2 / 2``, differentiable in everything that ``fn`` uses.
 
@@ -161,7 +163,7 @@ def least_squares(
         How large residuals may be before they count for less: a number, or a tensor, 0-d or one
         for each lane of ``batch_dims``, which gets gradients. A lane whose scale is not positive
         is NONFINITE.
-    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check, sync_failures
         As in `root`.
 
     Returns
@@ -228,7 +230,8 @@ def least_squares(
         args = (*args, f_scale)
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     solver = LevenbergMarquardt() if solver is None else solver
-    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    ranks = telling(sync_failures)
+    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check, ranks
     if bounds is None:
         estimate = GaussNewtonEquation if gauss_newton else None
         task = Task(LeastSquaresEquation, fn, read_residuals, solver, *how, estimate)

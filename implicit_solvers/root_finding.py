@@ -14,6 +14,7 @@ from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.many_starts import NO_USE, Starts
 from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import Equation
+from implicit_solvers.sharding import telling
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.chandrupatla import Chandrupatla
@@ -60,6 +61,7 @@ def root(
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
     check: bool = False,
+    sync_failures: Any = False,
 ) -> Solution[T]:
     """Find a root ``z`` of ``fn(z, *args) = 0``, differentiable in everything that ``fn`` uses.
 
@@ -114,6 +116,9 @@ def root(
         Whether to look, at the cost of two products, for what derivatives would silently miss:
         values that ``fn`` reads out of tensors (``item()``, ``float()``, ``numpy()``), and, with
         ``batch_dims``, lanes that ``fn`` mixes.
+    sync_failures
+        Whether ranks of ``torch.distributed`` that have lanes of their own tell each other which
+        failed before one raises, so that all raise: True, or a process group of theirs.
 
     Returns
     -------
@@ -159,7 +164,8 @@ def root(
     if bracket is not None:
         z0, ends = _read_bracket(z0, bracket, solver)
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
-    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check
+    ranks = telling(sync_failures)
+    how = adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check, ranks
     task = Task(RootEquation, fn, like_unknown, solver, *how, sparsity=jac_sparsity)
     return solve_equation(task, z0, args, ends=ends)
 

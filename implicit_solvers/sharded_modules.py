@@ -1,67 +1,81 @@
-"""Modules that ``fully_shard`` sharded: their hooks must be around a solve, never inside of it.
+"""Modules that ``fully_shard`` sharded: a solve that calls one is one forward pass of it.
 
-It knows no solver.
+Its parameters are gathered when the solve first calls it and stay until the solve is over; its
+hooks are quiet meanwhile. What the solve returns is then its output, whose gradient gathers them
+again, and the end of the backward pass reduces theirs. It knows no solver.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["refusing_sharded_modules"]
+from implicit_solvers.torch_internals import ShardedForward, transforms_active
 
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["Gathered", "gathering"]
 
 
-def refusing_sharded_modules(fn: F) -> F:
-    """Return a function whose derivatives are asked for, as one that calls no sharded module.
+_WRAPPED = (
+    "the function of a solve calls a module that FullyShardedDataParallel has wrapped, and the "
+    "derivative of the solve would pass by its hooks: use fully_shard()"
+)
+_TRANSFORMED = (
+    "the function of a solve calls a module that fully_shard() has sharded, under a transform of "
+    "torch.func, which its hooks do not go through: use backward(), and batch_dims for batches"
+)
 
-    Such a module reduces gradients by hooks that plain autograd reaches, once for each call. The
-    rule of a solve pulls back through the function by itself, and would pass them by. Where
-    nothing can be sharded, the function is returned as it is.
+
+class Gathered:
+    """The sharded modules that a solve has called, in their order."""
+
+    def __init__(self) -> None:
+        self.forwards: dict[nn.Module, ShardedForward] = {}
+
+    def returned(self, value: Any) -> Any:
+        """Return what the modules put out together, with a hook for the backward pass of each."""
+        while self.forwards:
+            value = self.forwards.popitem()[1].end(value)
+        return value
+
+
+def gathering(isolated: Any) -> Any:
+    """Gather the parameters of each sharded module that is called within, once.
+
+    Where nothing can be sharded, nothing happens. What gathers is ``isolated`` from recordings.
     """
-    kinds = _sharded_kinds()
-    if not kinds or not torch.is_grad_enabled():
-        return fn
-
-    @functools.wraps(fn)
-    def call(*args: Any) -> Any:
-        thread = threading.get_ident()
-
-        def refuse(module: nn.Module, _: Any) -> None:
-            if isinstance(module, kinds) and threading.get_ident() == thread:
-                raise RuntimeError(_refusal(module))
-
-        handle = register_module_forward_pre_hook(refuse)
-        try:
-            return fn(*args)
-        finally:
-            handle.remove()
-
-    return call  # type: ignore[return-value]
-
-
-def _sharded_kinds() -> tuple[type, ...]:
     # whoever has sharded something has imported it, and begun a process group
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or not torch.distributed.is_initialized():
-        return ()
-    return fsdp.FSDPModule, fsdp.FullyShardedDataParallel
+        return contextlib.nullcontext(Gathered())
+    return _gathering(fsdp, isolated)
 
 
-def _refusal(module: nn.Module) -> str:
-    # fully_shard() makes a subclass, FSDPLinear of Linear
-    name = type(module).__name__.removeprefix("FSDP")
-    return (
-        f"the function of a solve calls a module of class {name} that fully_shard() has sharded "
-        "by itself: the derivative of the solve would pass by its hooks, and leave gradients None "
-        "or unreduced. Shard what is around the solve: the layer, not the cell, as in "
-        "fully_shard(ims.nn.FixedPoint(cell)), or the module whose forward calls the solver"
-    )
+@contextlib.contextmanager
+def _gathering(fsdp: Any, isolated: Any) -> Iterator[Gathered]:
+    gathered, thread = Gathered(), threading.get_ident()
+
+    def gather(module: nn.Module, _: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        if isinstance(module, fsdp.FullyShardedDataParallel) and torch.is_grad_enabled():
+            raise RuntimeError(_WRAPPED)
+        if isinstance(module, fsdp.FSDPModule) and module not in gathered.forwards:
+            if transforms_active():
+                raise RuntimeError(_TRANSFORMED)
+            with isolated():
+                if (forward := ShardedForward(module)).begin():
+                    gathered.forwards[module] = forward
+
+    handle = register_module_forward_pre_hook(gather)
+    try:
+        yield gathered
+    finally:
+        handle.remove()
+        gathered.returned(None)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from implicit_solvers.compiling import compiling
 from implicit_solvers.evaluations import Evaluations
+from implicit_solvers.ranks import Ranks, failures
 from implicit_solvers.torch_internals import is_batched, register_pytree_node
 
 __all__ = [
@@ -301,17 +302,27 @@ def enforce(
     *,
     warn_masked: bool = False,
     cause: Callable[[], str] = str,
+    ranks: Ranks | None = None,
 ) -> None:
     """Raise or warn if a lane failed, as ``policy`` says; all tensors have the lanes' shape.
 
-    A ``cause`` is asked what else is to be said, and may have nothing.
+    A ``cause`` is asked what else is to be said, and may have nothing. Where ``ranks`` tell each
+    other of failures, one that has none raises with those that have.
     """
     bad = failed(status)
+    told = failures(ranks, bad) if policy == "raise" else []
+    everywhere = ", ".join(f"{n} on rank {rank}" for rank, n in enumerate(told) if n)
     if not bool(bad.any()):
+        if everywhere:
+            raise ConvergenceError(
+                f"{what} failed on other ranks (lanes: {everywhere}). {_GOING_ON}"
+            )
         return
     if policy not in ("raise", "warn") and not warn_masked:
         return
-    text = " ".join(filter(None, [_describe(what, bad, status, iterations, residual), cause()]))
+    parts = [_describe(what, bad, status, iterations, residual), cause()]
+    parts += [f"Lanes that failed: {everywhere}."] if everywhere else []
+    text = " ".join(filter(None, parts))
     if policy == "raise":
         raise ConvergenceError(f"{text} {_GOING_ON}")
     warnings.warn(text, ConvergenceWarning, stacklevel=2)

@@ -72,7 +72,9 @@ class IterativeSolver:
     ``steps(problem, state, count)``, which measures after the last step only: the loop calls it
     while lanes are far from their ends. A solver whose state must change its form between steps
     (to grow, to start again) does so in ``refresh(problem, state)``, for all lanes, those that
-    have ended included, without moving their iterates.
+    have ended included, without moving their iterates. One that says ``spreads = True`` knows
+    vectors by products, and by sums over their entries that all go through the library's, so that
+    rows of vectors may be spread over ranks of ``torch.distributed``.
     """
 
     rtol: float | Auto | None = AUTO
@@ -83,6 +85,7 @@ class IterativeSolver:
     compile: bool = False
     monotone: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
+    spreads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
@@ -193,6 +196,7 @@ class LinearSolver:
     ``traceable`` ones can be part of a compiled graph.
     """
 
+    spreads: ClassVar[bool] = False
     symmetric_only: ClassVar[bool] = False
     diagonal_only: ClassVar[bool] = False
     starts: ClassVar[bool] = False

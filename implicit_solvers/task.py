@@ -15,7 +15,7 @@ from implicit_solvers.evaluations import Counter
 from implicit_solvers.guarded_call import ExplainedCall, GuardedCall
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.problem import Equation
-from implicit_solvers.sharded_modules import refusing_sharded_modules
+from implicit_solvers.ranks import Ranks
 from implicit_solvers.solution import OnFailure
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.structure import Structure, split_tensors
@@ -32,7 +32,7 @@ class Task:
     the lanes at hand. ``differentiated`` is the equation that derivatives come from, if it is not
     the one that is solved; ``check`` tells whether to look for what derivatives would silently
     miss; ``sparsity`` is the pattern of the Jacobian, if it is given. So many of the unknowns are
-    ``multipliers``.
+    ``multipliers``. The ``ranks`` share the work.
     """
 
     equation: type[Equation]
@@ -46,6 +46,7 @@ class Task:
     on_failure: OnFailure = "raise"
     adjoint_start: AdjointStart | None = None
     check: bool = False
+    ranks: Ranks | None = None
     differentiated: type[Equation] | None = None
     sparsity: Any = None
     multipliers: int = 0
@@ -77,7 +78,7 @@ class Task:
         fn.__wrapped__ = self.fn  # type: ignore[attr-defined]
         if counter is None:
             return fn
-        return ExplainedCall(refusing_sharded_modules(fn), structure, join, self.in_dims, counter)
+        return ExplainedCall(fn, structure, join, self.in_dims, counter)
 
     def flat(
         self, structure: Structure, join: Callable[[Sequence[Tensor]], Any]

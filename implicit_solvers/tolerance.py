@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicit_solvers.ranks import alone, peak, summed
+
 __all__ = [
     "AUTO",
     "Auto",
@@ -64,7 +66,11 @@ def rms(lanes: Tensor) -> Tensor:
     >>> rms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     tensor([3.5355, 0.0000])
     """
-    return torch.linalg.vector_norm(lanes, dim=-1) / math.sqrt(max(lanes.shape[-1], 1))
+    size, n = torch.linalg.vector_norm(lanes, dim=-1), max(lanes.shape[-1], 1)
+    if alone():
+        return size / math.sqrt(n)
+    total, n = summed(torch.stack([size.square(), torch.full_like(size, lanes.shape[-1])]))
+    return (total / n.clamp(min=1)).sqrt()
 
 
 def largest(lanes: Tensor) -> Tensor:
@@ -74,7 +80,7 @@ def largest(lanes: Tensor) -> Tensor:
     """
     if lanes.is_complex():
         lanes = torch.view_as_real(lanes.resolve_conj()).flatten(-2)
-    return lanes.abs().amax(-1) if lanes.shape[-1] else lanes.sum(-1)
+    return peak(lanes.abs().amax(-1) if lanes.shape[-1] else lanes.sum(-1))
 
 
 def safe_rms(lanes: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ from torch.utils._pytree import (
 )
 
 __all__ = [
+    "ShardedForward",
     "TorchDispatchMode",
     "TreeSpec",
     "accumulate_gradients",
@@ -234,6 +235,30 @@ def unseen() -> Any:
 def tensor_dicts(module: torch.nn.Module) -> tuple[dict[str, Any], ...]:
     """Return the dictionaries in which a module holds its own parameters and buffers."""
     return module._parameters, module._buffers
+
+
+class ShardedForward:
+    """A forward pass of a module that ``fully_shard`` sharded, in which its own hooks are quiet.
+
+    They do nothing where a backward pass computes values again.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module, self.state = module, module._get_fsdp_state()  # type: ignore[operator]
+        self.states = type(self.state._training_state)
+
+    def begin(self) -> bool:
+        """Gather the parameters; tell whether this has begun what is to `end`."""
+        if self.state._training_state == self.states.PRE_BACKWARD:
+            return False
+        self.state._pre_forward(self.module, (), {})
+        self.state._training_state = self.states.PRE_BACKWARD
+        return True
+
+    def end(self, output: Any) -> Any:
+        """Return the output, whose gradient gathers the parameters again."""
+        self.state._training_state = self.states.FORWARD
+        return self.state._post_forward(self.module, (), output)
 
 
 def frames_compiled() -> bool:

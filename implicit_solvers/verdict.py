@@ -28,7 +28,7 @@ __all__ = ["examiner", "judged", "made_by"]
 _COARSE = 5.0
 
 
-def examiner(solver: Any, n: int) -> DirectSolver | None:
+def examiner(solver: Any, n: float) -> DirectSolver | None:
     """Return what factors the Jacobian where a solve ends; None if nothing does."""
     if solver.rtol is None or not solver.examined(n):
         return None
@@ -36,7 +36,7 @@ def examiner(solver: Any, n: int) -> DirectSolver | None:
     return LU() if own is None else own
 
 
-def made_by(solver: Any, n: int) -> DirectSolver | None:
+def made_by(solver: Any, n: float) -> DirectSolver | None:
     """Return the direct solver that made the factors that a solve returns, if there are any."""
     made: DirectSolver | None = examiner(solver, n) or solver.factorization(n)
     return made

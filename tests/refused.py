@@ -27,5 +27,12 @@ def names_for(setup):
     return space
 
 
+def left():
+    """End what a SETUP has begun for the whole process."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def squeezed(text):
     return " ".join(text.split())

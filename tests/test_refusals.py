@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.refused import AREAS, area, names_for, squeezed
+from tests.refused import AREAS, area, left, names_for, squeezed
 
 CASES = [(name, row) for name in AREAS for row in area(name).ROWS]
 
@@ -14,8 +14,11 @@ def test_a_wrong_call_is_refused_with_the_fix(name, row):
     except ImportError as missing:
         assert not (missing.name or "").startswith("implicit_solvers"), missing
         pytest.skip(f"an extra is not installed: {missing}")
-    with pytest.raises(row.error) as caught:
-        exec(row.call, space)
+    try:
+        with pytest.raises(row.error) as caught:
+            exec(row.call, space)
+    finally:
+        left()
     assert squeezed(row.words) in squeezed(str(caught.value))
 
 

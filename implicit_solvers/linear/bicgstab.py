@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from implicit_solvers.linear.inner_products import inner
 from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.ranks import norm
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import LinearMethod
 from implicit_solvers.tolerance import rms
@@ -70,6 +71,8 @@ class BiCGStab(LinearMethod):
     tensor([1.0000, 1.0000])
     """
 
+    spreads: ClassVar[bool] = True
+
     def init(self, problem: LinearProblem, x: Tensor) -> BiCGStabState:
         """Start at ``x``."""
         r = problem.residual(x)
@@ -99,7 +102,7 @@ class BiCGStab(LinearMethod):
         error = torch.where(torch.isfinite(along.abs().squeeze(-1)), rms(residual), torch.nan)
         gained = error < 0.99 * state.best
         since = torch.where(gained, 0, state.since + 1)
-        again = again | (since > state.z.shape[-1]).unsqueeze(-1)
+        again = again | (since > problem.entries(state.z)).unsqueeze(-1)
         direction = residual + beta * (state.direction - omega * v)
         direction = torch.where(again, residual, direction)
         shadow = torch.where(again, residual, shadow)
@@ -115,4 +118,4 @@ class BiCGStab(LinearMethod):
 
 
 def _norm(v: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return norm(v, keepdim=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from implicit_solvers.agreement import Mask, along, both, divide, pick
 from implicit_solvers.linear.inner_products import real_inner
 from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.ranks import norm, summed
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import LinearMethod
 
@@ -56,6 +57,7 @@ class CG(LinearMethod):
     (tensor([ 2., -1.]), 2)
     """
 
+    spreads: ClassVar[bool] = True
     symmetric_only: ClassVar[bool] = True
 
     def init(self, problem: LinearProblem, x: Tensor) -> CGState:
@@ -96,15 +98,15 @@ class CG(LinearMethod):
 def inner(problem: LinearProblem, a: Tensor, b: Tensor) -> Any:
     """Return the real part of ``a^H b`` of each lane ``(N,)``."""
     if problem.on_host and a is b:
-        size = torch.linalg.vector_norm(a).item()
+        size = norm(a).item()
         return size * size
     if problem.on_host:
-        return torch.mm(a, b.mT).item()
+        return summed(torch.mm(a, b.mT)).item()
     return real_inner(a, b).squeeze(-1)
 
 
 def _size(problem: LinearProblem, r: Tensor, rho: Any) -> Any:
     """Return the root mean square of a residual with the square ``rho`` in the norm of M."""
     if problem.on_host and problem.M is None:
-        return math.sqrt(rho / r.shape[-1]) if rho >= 0 else math.nan
+        return math.sqrt(rho / problem.entries(r)) if rho >= 0 else math.nan
     return problem.size(r)

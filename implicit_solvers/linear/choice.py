@@ -22,7 +22,7 @@ __all__ = ["DENSE_LIMIT", "default_linear_solver", "sparse_linear_solver"]
 
 
 def default_linear_solver(
-    n: int,
+    n: float,
     *,
     positive_definite: bool = False,
     diagonal: bool = False,

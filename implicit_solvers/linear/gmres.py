@@ -12,6 +12,7 @@ from implicit_solvers.agreement import nowhere, pick
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.linear.iterative_refinement import RefinementState, begin_refinement, refine
 from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.ranks import entries, norm, summed
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import LinearMethod
 from implicit_solvers.tolerance import rms
@@ -151,16 +152,21 @@ class GMRES(LinearMethod):
         """Whether a solve can be part of a graph."""
         return self.inner_dtype is None
 
+    @property
+    def spreads(self) -> bool:  # type: ignore[override]
+        """Whether rows may be spread over ranks."""
+        return self.inner_dtype is None
+
     def init(self, problem: LinearProblem, x: Tensor) -> GMRESState | RefinementState:
         """Start at ``x``."""
         if self._refines(problem):
             return begin_refinement(self, problem, x)
-        m = max(1, min(self.restart, x.shape[-1], self.max_steps))
+        m = max(1, min(self.restart, entries(x), self.max_steps))
         return self._begin(problem, x, problem.first_residual(x), m)
 
     def _begin(self, problem: LinearProblem, x: Tensor, r: Tensor, m: int) -> GMRESState:
         lanes, n = x.shape
-        beta = torch.linalg.vector_norm(r, dim=-1).reshape(-1, 1, 1)
+        beta = norm(r).reshape(-1, 1, 1)
         rows = min(m, _FIRST) if problem.branches else m
         basis = x.new_zeros(lanes, rows + 1, n)
         basis[:, 0] = torch.where(beta[:, 0] > 0, r / beta[:, 0], 0.0)
@@ -209,12 +215,12 @@ class GMRES(LinearMethod):
         w = problem.A.mv(direction).unsqueeze(-2)
         old = basis if in_graph else basis[:, : j + 1]
         dual = old.mH
-        h = w @ dual
+        h = summed(w @ dual)
         w = torch.baddbmm(w, h, old, alpha=-1)
-        again = w @ dual
+        again = summed(w @ dual)
         w = torch.baddbmm(w, again, old, alpha=-1)
         h = h + again
-        length = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+        length = norm(w, keepdim=True)
         column = (
             h.index_copy(2, j + 1, length.to(h.dtype)) if in_graph else torch.cat([h, length], -1)
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from implicit_solvers.ranks import summed
+
 __all__ = ["inner", "real_inner"]
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a^H b`` of each lane of ``(N, n)``, as ``(N, 1)``."""
-    return (a.conj() * b).sum(-1, keepdim=True)
+    return summed((a.conj() * b).sum(-1, keepdim=True))
 
 
 def real_inner(a: Tensor, b: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.linear.template import Template
 from implicit_solvers.monitoring import observe
+from implicit_solvers.ranks import alone
 from implicit_solvers.solution import Status, enforce, failed
 from implicit_solvers.solver import DirectSolver
 from implicit_solvers.tolerance import largest, rms, safe_rms
@@ -128,11 +129,12 @@ def solve_in_lanes(
     first_x = None if start is None else grid.flat(start)
     if memory is not None and first_x is not None:
         first_x = _no_worse_than_zero(A, flat, first_x)
-    unit = _unit(flat, first_x) if flat.numel() and not direct else None
+    empty = len(flat) == 0 or (alone() and (flat.numel() == 0 or n == 0))
+    unit = None if empty or direct else _unit(flat, first_x)
     if unit is not None:
         flat = flat / unit.unsqueeze(-1)
         first_x = None if first_x is None else first_x / unit.unsqueeze(-1)
-    if flat.numel() == 0 or n == 0:
+    if empty:
         x = flat.new_zeros(flat.shape[0], n)
         status = torch.zeros(flat.shape[0], dtype=torch.int64, device=b.device)
         iterations = torch.zeros_like(status)
@@ -167,7 +169,7 @@ def solve_in_lanes(
         x, status, iterations, residual = _solve_iteratively(spec.solver, problem, begin)
 
     if residual is None:
-        residual = rms(flat - A.mv(x)) if flat.numel() else rms(flat)
+        residual = rms(flat) if empty else rms(flat - A.mv(x))
     if error is None:
         error = torch.full_like(residual, math.inf)
     if not solved:
@@ -191,8 +193,9 @@ def solve_in_lanes(
         off = grid.back(rms(x))
         off = torch.where(off > 0, error / off, error)
         watch.done(iterations, relative, off, status)
-    if not (solved or compiling()):
-        enforce(spec.on_failure, spec.label, status, iterations, residual, warn_masked=spec.adjoint)
+    if not compiling() and not (solved and spec.lanes.ranks is None):
+        how: Any = {"warn_masked": spec.adjoint, "ranks": spec.lanes.ranks}
+        enforce(spec.on_failure, spec.label, status, iterations, residual, **how)
     x = grid.back(x)
     if spec.adjoint and spec.masked and not solved:
         x = torch.where(failed(status).unsqueeze(-1), 0.0, x)
@@ -213,9 +216,9 @@ def _unit(b: Tensor, start: Tensor | None) -> Tensor | None:
     They are powers of two, 1 where sizes are moderate; None if all are.
     """
     info = torch.finfo(b.dtype)
-    size = b.abs().amax(-1)
+    size = largest(b)
     if start is not None:
-        size = torch.maximum(size, start.abs().amax(-1))
+        size = torch.maximum(size, largest(start))
     far = (size < info.tiny**0.5 / info.eps) | (size > info.max**0.5 * info.eps)
     far = far & (size > 0) & (size < torch.inf)
     if not compiling() and not bool(far.any()):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.linear.problem import LinearProblem
+from implicit_solvers.ranks import norm
 from implicit_solvers.solver import LinearMethod
 from implicit_solvers.tolerance import rms
 
@@ -19,7 +20,7 @@ __all__ = ["LSMR"]
 
 
 def _norm(v: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return norm(v, keepdim=True)
 
 
 def _unit(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +97,8 @@ class LSMR(LinearMethod):
     >>> sol.value, int(sol.iterations)
     (tensor([1.0000, 2.0000]), 2)
     """
+
+    spreads: ClassVar[bool] = True
 
     def nullspaces(self, rows: int, columns: int) -> tuple[bool, bool]:
         """Whether ``A^T`` and ``A`` may have a null space."""

@@ -78,6 +78,7 @@ class MINRES(LinearMethod):
     (tensor([-1.,  2.]), 2)
     """
 
+    spreads: ClassVar[bool] = True
     symmetric_only: ClassVar[bool] = True
 
     def init(self, problem: LinearProblem, x: Tensor) -> MINRESState:

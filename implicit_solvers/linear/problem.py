@@ -14,6 +14,7 @@ from implicit_solvers.autodiff import unwatched
 from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.preconditioners import DiagonalMap
+from implicit_solvers.ranks import alone, entries, some
 from implicit_solvers.tolerance import Auto, linear_tolerance, rms
 
 __all__ = ["ForcedProblem", "LinearProblem"]
@@ -76,6 +77,7 @@ class LinearProblem:
     ) -> None:
         self.A, self.b, self.M, self.unit, self.traced = A, b, M, unit, traced
         self._goal: tuple[Any, Any] | None = None
+        self._entries: int | None = None
         # scalars of one real system on a CPU are numbers of Python
         one = len(b) == 1 and not b.is_complex() and b.device.type == "cpu"
         self.on_host = one and not traced and unwatched()
@@ -135,13 +137,21 @@ class LinearProblem:
         """Return the root mean square of each lane ``(N,)``; a float for one system on a CPU."""
         return rms(r).item() if self.on_host else rms(r)
 
+    def entries(self, r: Tensor) -> int:
+        """Return the number of entries of ``r``, which is like ``b``."""
+        if alone():
+            return r.shape[-1]
+        if self._entries is None:
+            self._entries = entries(r)
+        return self._entries
+
     def residual(self, x: Tensor) -> Tensor:
         """Return ``b - A x``."""
         return self.b - self.A.mv(x)
 
     def first_residual(self, x: Tensor) -> Tensor:
         """Return ``b - A x``, without the product at the usual start, zero."""
-        if not self.branches or bool((x != 0).any()):
+        if not self.branches or some(x != 0):
             return self.residual(x)
         return self.b.clone()
 

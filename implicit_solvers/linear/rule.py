@@ -29,6 +29,7 @@ from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.lane_solve import solve_in_lanes
 from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.masking import pull_back, push_forward
+from implicit_solvers.ranks import over
 from implicit_solvers.solution import failed
 from implicit_solvers.structure import replaced
 
@@ -52,7 +53,10 @@ class LinearSolve(Function):
     ) -> tuple[Tensor, ...]:
         """Run the solver on plain tensors."""
         out = legacy_batch(LinearSolve.vmap, spec, b, start, skip, *operands)
-        return solve_in_lanes(spec, b, start, skip, operands) if out is None else out
+        if out is not None:
+            return out
+        with over(spec.lanes.ranks):
+            return solve_in_lanes(spec, b, start, skip, operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -6,9 +6,10 @@ It states the system, and knows no step of the way.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -34,10 +35,13 @@ from implicit_solvers.linear.rule import solve_linear
 from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.sparse import SparseOperator
 from implicit_solvers.linear.specification import LinearSolveSpec
+from implicit_solvers.linear.spread_operator import spread_operator
 from implicit_solvers.linear.traced_system import solve_linear_in_graph, system_obstacle
 from implicit_solvers.monitoring import monitors
 from implicit_solvers.precision import in_full_precision
-from implicit_solvers.sharded_modules import refusing_sharded_modules
+from implicit_solvers.ranks import Ranks
+from implicit_solvers.sharded_modules import gathering
+from implicit_solvers.sharding import Spread, added_up, check_spread, sharded, telling
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.solver import LinearSolver, refuse_other_solvers
 from implicit_solvers.structure import Structure, split_tensors
@@ -73,6 +77,7 @@ def linear_solve(
     in_dims: Any = None,
     on_failure: OnFailure = "raise",
     adjoint_start: AdjointStart | None = None,
+    sync_failures: Any = False,
 ) -> Solution[T]:
     """Solve ``A x = b``, and differentiate by ``dx = A^-1 (db - dA x)``.
 
@@ -122,6 +127,8 @@ def linear_solve(
     adjoint_start
         An `AdjointStart`, for iterative solvers: where the backward solve starts, and where it
         leaves its solution for the next.
+    sync_failures
+        As in `root`.
 
     Returns
     -------
@@ -159,7 +166,14 @@ def linear_solve(
         raise ValueError(f'on_failure is {on_failure!r}: use "raise", "warn" or "mask"')
     if not isinstance(batch_dims, int) or batch_dims < 0:
         raise ValueError(f"batch_dims is {batch_dims!r}: pass the number of lane dimensions")
-    A = in_lanes(A, Structure.of(b, "b", batch_dims))
+    ranks = telling(sync_failures)
+    returned: Callable[[Any], Any] | None = None
+    if not compiling() and sharded((A, b, x0, preconditioner)):
+        spread = Spread.of(b, "b", batch_dims, ranks)
+        ranks = spread.ranks
+        given: Any = A, b, x0, preconditioner, solver, check
+        A, b, x0, preconditioner, solver, returned = _over_ranks(spread, *given)
+    A = in_lanes(cast(LinearOperator, A), Structure.of(b, "b", batch_dims))
     structure, columns = _right_hand_side(A, b, batch_dims)
     unknowns = _unknowns(A, structure)
     if structure.device.type == "meta":
@@ -202,6 +216,7 @@ def linear_solve(
         options: dict[str, Any] = {"solver": solver, "x0": x0, "preconditioner": preconditioner}
         options |= {"check": check, "batch_dims": batch_dims, "in_dims": in_dims}
         options |= {"on_failure": on_failure, "adjoint_start": adjoint_start}
+        options |= {"sync_failures": sync_failures}
         if not compiling():
             solution: Solution[T] = torch.compiler.disable(linear_solve)(A, b, **options)
             return solution
@@ -211,17 +226,52 @@ def linear_solve(
         if why is not None:
             return outside_of_graphs(why, linear_solve, A, b, **options)
 
-    system = A, structure, unknowns, solver, preconditioner, carried, on_failure, adjoint_start
+    how = carried, on_failure, adjoint_start, ranks
+    system = A, structure, unknowns, solver, preconditioner, *how
 
     def one(b: Any, x0: Any) -> Solution[T]:
         return _solve(b, x0, *system)
 
     if not compiling():
         one = _explaining_devices(one, structure.device)
+    solve = one
     if columns:
         starts = None if x0 is None else -1
-        return vmap(one, in_dims=(-1, starts), out_dims=-1)(b, x0)
-    return one(b, x0)
+        solve = vmap(one, in_dims=(-1, starts), out_dims=-1)
+    if compiling():
+        return solve(b, x0)
+    with gathering(isolated) as gathered:
+        solution = solve(b, x0)
+        if gathered.forwards:
+            solution = replace(solution, value=gathered.returned(solution.value))
+    return solution if returned is None else replace(solution, value=returned(solution.value))
+
+
+def _over_ranks(
+    spread: Spread, A: Any, b: Any, x0: Any, preconditioner: Any, solver: Any, check: bool
+) -> tuple[Any, ...]:
+    """Return the system on each rank, its solver, and how its solution becomes a DTensor."""
+    whole, parts = A, spread.parts(b, "b")
+    A = spread_operator(whole, b, spread, "A")
+    start = spread.parts(x0, "x0").tree
+    if spread.lanes:
+        preconditioner = spread.parts(preconditioner, "preconditioner").tree
+        return A, parts.tree, start, preconditioner, solver, parts.whole
+    spread.refuse(check=check)
+    if solver is None:
+        kind = {"positive_definite": whole.positive_definite, "rectangular": whole.rectangular}
+        solver = default_linear_solver(math.inf, **kind)
+    check_spread(spread.ranks, solver)
+    if isinstance(preconditioner, Preconditioner):
+        raise ValueError(
+            f"preconditioner is {preconditioner!r}, which needs the matrix, and rows are spread "
+            "over ranks: pass a function v -> M v of DTensors"
+        )
+    if preconditioner is not None:
+        if not isinstance(preconditioner, LinearOperator):
+            preconditioner = FunctionOperator(preconditioner, like=b, symmetric=whole.symmetric)
+        preconditioner = spread_operator(preconditioner, b, spread, "preconditioner")
+    return A, parts.tree, start, preconditioner, solver, A.vectors.whole
 
 
 def _explaining_devices(solve: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -363,6 +413,7 @@ def _solve(
     carried: list[bool] | None,
     on_failure: OnFailure,
     adjoint_start: AdjointStart | None,
+    ranks: Ranks | None,
 ) -> Solution[Any]:
     template, tensors = operator_template(A, b, structure, "A")
     M: Any = preconditioner
@@ -386,7 +437,7 @@ def _solve(
     spec = LinearSolveSpec(
         template,
         solver,
-        Lanes.of(count, native, known),
+        Lanes.of(count, native, known, ranks),
         f"linear_solve with {type(A).__name__}",
         on_failure,
         preconditioner=M,
@@ -398,7 +449,7 @@ def _solve(
     start = None
     if x0 is not None:
         start = structure.check_like(x0, structure.native, "x0", "b").detach()
-    operands = [resolve(t) for t in (*M_tensors, *tensors)]
+    operands = added_up([resolve(t) for t in (*M_tensors, *tensors)])
     rhs = structure.ravel(tree_map(resolve, b))
     if compiling():
         x, status, *how = solve_linear_in_graph(spec, rhs, start, operands)
@@ -439,7 +490,6 @@ def operator_template(
         v = tree_unflatten(list(tensors[: len(flat)]), tree)
         return join(tensors[len(flat) :]).mv(v)
 
-    evaluate = refusing_sharded_modules(evaluate)
     captured = Captured()
     functionless = made_of_tensors(A)
     # a compiler sees what a function captures

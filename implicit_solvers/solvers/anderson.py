@@ -11,6 +11,7 @@ from torch import Tensor
 from implicit_solvers.compiling import compiling
 from implicit_solvers.hyperparameters import check_count, check_number
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.ranks import entries, norm, summed
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.contraction import Rates, after_step
 
@@ -93,6 +94,7 @@ class Anderson(EquationMethod):
     growth: float = 2.0
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
     exportable: ClassVar[bool] = True
+    spreads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
@@ -109,7 +111,7 @@ class Anderson(EquationMethod):
     def init(self, problem: EquationProblem, z: Tensor) -> AndersonState:
         """Evaluate the residual at the start; remember nothing."""
         residual = problem.residual(z)
-        memory = z.new_zeros(2, len(z), min(self.window, z.shape[-1]), z.shape[-1])
+        memory = z.new_zeros(2, len(z), min(self.window, entries(z)), z.shape[-1])
         depth = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         turn = 0 if problem.branches else depth
         error = self.norm(residual)
@@ -137,7 +139,7 @@ class Anderson(EquationMethod):
         ratio = torch.where(accepted, self.norm(end) / length, state.rates.mean)
         longest = torch.maximum(self.damping * error, length)
         known = after_step(problem, self, z, longest, ratio, state.rates)
-        size = torch.linalg.vector_norm(change, dim=-1, keepdim=True)
+        size = norm(change, keepdim=True)
         scale = torch.where(size > torch.finfo(z.dtype).tiny, 1 / size, 0.0)
         ends, changes = _remember(state, end * scale, change * scale)
         return AndersonState(
@@ -161,8 +163,10 @@ class Anderson(EquationMethod):
         eps = torch.finfo(f.dtype).eps
         ridge = (4 * m * eps * 10.0**age).clamp(max=eps ** (2 / 3))
         diagonal = torch.where(remembered, self.regularization + ridge, 1.0).to(f.dtype)
-        gram = torch.where(both, torch.bmm(changes, changes.mT), 0.0) + torch.diag_embed(diagonal)
-        rhs = torch.where(remembered, torch.bmm(changes, f.unsqueeze(-1)).squeeze(-1), 0.0)
+        gram = torch.where(both, summed(torch.bmm(changes, changes.mT)), 0.0) + torch.diag_embed(
+            diagonal
+        )
+        rhs = torch.where(remembered, summed(torch.bmm(changes, f.unsqueeze(-1))).squeeze(-1), 0.0)
         factor, info = torch.linalg.cholesky_ex(gram)
         c = torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1)
         return torch.where((info == 0).unsqueeze(-1), c, 0.0)

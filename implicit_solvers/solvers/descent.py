@@ -13,6 +13,7 @@ from torch import Tensor
 
 from implicit_solvers.agreement import Mask, both, divide, either, no, nowhere, pick
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.ranks import summed
 from implicit_solvers.solution import Status
 from implicit_solvers.solvers.damped import Damped, DampedState, Point
 
@@ -102,7 +103,7 @@ class Descent(Minimizer):
 
 def dot(problem: EquationProblem, a: Tensor, b: Tensor) -> Any:
     """Return the inner product of each lane."""
-    return problem.number((a * b).sum(-1))
+    return problem.number(summed((a * b).sum(-1)))
 
 
 def times(factor: Any, v: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.linalg import solve_triangular
 from implicit_solvers.agreement import pick
 from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.ranks import once, summed
 from implicit_solvers.solvers.descent import times
 from implicit_solvers.solvers.line_search import Backtracking, LineSearch
 from implicit_solvers.solvers.secant import Pair, SecantDescent, SecantMemory
@@ -90,6 +91,7 @@ class LBFGS(LimitedMemory):
     """
 
     solves: ClassVar[tuple[str, ...]] = ("minimize", "least_squares")
+    spreads: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,9 @@ def _times_inverse_hessian(pairs: Tensor, scale: Any, gradient: Tensor) -> Tenso
     """Return ``B grad`` by the two-loop recursion: each loop is a triangular system."""
     (steps, changes), q = pairs.unbind(1), gradient.unsqueeze(-1)
     across = changes.mT
-    products = torch.bmm(steps, across)
-    share = solve_triangular(products, torch.bmm(steps, q), upper=False, unitriangular=True)
+    products = summed(torch.bmm(steps, across))
+    share = solve_triangular(products, summed(torch.bmm(steps, q)), upper=False, unitriangular=True)
     q = times(scale, torch.baddbmm(q, across, share, alpha=-1))
-    rest = torch.baddbmm(share, changes, q, alpha=-1)
+    rest = summed(torch.baddbmm(once(share), changes, q, alpha=-1))
     rest = solve_triangular(products.mT, rest, upper=True, unitriangular=True)
     return torch.baddbmm(q, steps.mT, rest).squeeze(-1)

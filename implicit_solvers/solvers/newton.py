@@ -265,6 +265,12 @@ class Newton(Factored):
                 f"{self.linear_solver!r}: name an iterative one, as GMRES(), or leave it out"
             )
 
+    @property
+    def spreads(self) -> bool:  # type: ignore[override]
+        """Whether rows may be spread over ranks: where steps are solved for by products."""
+        products = self.linear_solver is not None and self.linear_solver.spreads
+        return products and self.preconditioner is None
+
     def _linear_solver(self, n: int) -> LinearSolver:
         return self.linear_solver or default_linear_solver(n)
 

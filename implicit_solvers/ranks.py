@@ -1,0 +1,140 @@
+"""Vectors whose rows are spread over processes: what is summed over rows is summed over these.
+
+Every sum, norm and maximum over the entries of a vector goes through here. Outside of a solve over
+ranks it costs nothing. It knows no solver, and nothing of how tensors are distributed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from implicit_solvers.compiling import compiling
+
+__all__ = [
+    "Ranks",
+    "alone",
+    "columns",
+    "entries",
+    "failures",
+    "norm",
+    "once",
+    "over",
+    "peak",
+    "some",
+    "summed",
+]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The process groups of a solve, if it has any.
+
+    Each of those in ``rows`` holds some rows of every vector; those in ``together`` have lanes of
+    their own, and tell each other which failed before one of them raises.
+    """
+
+    rows: Any = None
+    together: Any = None
+
+
+def failures(ranks: Ranks | None, bad: Tensor) -> list[int]:
+    """Return how many lanes failed on each rank; nothing where nobody tells."""
+    if ranks is None or ranks.together is None:
+        return []
+    counts = torch.empty(torch.distributed.get_world_size(ranks.together), dtype=torch.int64)
+    counts, own = counts.to(bad.device), bad.sum().reshape(1)
+    parts = list(counts.split(1))
+    torch.distributed.all_gather(parts, own, group=ranks.together)
+    found: list[int] = torch.cat(parts).tolist()
+    return found
+
+
+class _Thread(threading.local):
+    """The groups of the solves that run in this thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.groups: list[Any] = [None]
+
+
+_THREAD, _LOCK = _Thread(), threading.Lock()
+_ACTIVE = 0  # how many such solves all threads have
+
+
+def over(ranks: Ranks | None) -> Any:
+    """Let sums within go over the rows of all ranks; over no others' if there are none."""
+    rows = None if ranks is None else ranks.rows
+    return contextlib.nullcontext() if rows is None and alone() else _over(rows)
+
+
+@contextlib.contextmanager
+def _over(rows: Any) -> Iterator[None]:
+    global _ACTIVE
+    with _LOCK:
+        _ACTIVE += 1
+    _THREAD.groups.append(rows)
+    try:
+        yield
+    finally:
+        _THREAD.groups.pop()
+        with _LOCK:
+            _ACTIVE -= 1
+
+
+def alone() -> bool:
+    """Tell whether vectors are whole here."""
+    return _ACTIVE == 0 or compiling() or _THREAD.groups[-1] is None
+
+
+def _reduced(part: Tensor, op: Any) -> Tensor:
+    whole = part.contiguous().clone()
+    torch.distributed.all_reduce(whole, op=op, group=_THREAD.groups[-1])
+    return whole
+
+
+def summed(part: Tensor) -> Tensor:
+    """Return the sum over ranks of what each has summed over its rows."""
+    return part if alone() else _reduced(part, torch.distributed.ReduceOp.SUM)
+
+
+def peak(part: Tensor) -> Tensor:
+    """Return the largest over ranks, infinite where it is not a number."""
+    if alone():
+        return part
+    return _reduced(part.nan_to_num(math.inf, math.inf), torch.distributed.ReduceOp.MAX)
+
+
+def some(mask: Tensor) -> bool:
+    """Tell whether a mask of entries holds anywhere."""
+    return bool(summed(mask.sum()) if not alone() else mask.any())
+
+
+def once(term: Tensor) -> Tensor:
+    """Return on the first rank what all have, and zeros elsewhere: a term of a sum over ranks."""
+    if alone() or torch.distributed.get_rank(_THREAD.groups[-1]) == 0:
+        return term
+    return torch.zeros_like(term)
+
+
+def norm(vectors: Tensor, keepdim: bool = False) -> Tensor:
+    """Return the Euclidean norm of each lane."""
+    part = torch.linalg.vector_norm(vectors, dim=-1, keepdim=keepdim)
+    return part if alone() else summed(part.square()).sqrt()
+
+
+def entries(vectors: Tensor) -> int:
+    """Return the number of entries of each lane."""
+    n = vectors.shape[-1]
+    return n if alone() else int(summed(torch.tensor(n, device=vectors.device)))
+
+
+def columns(n: float) -> float:
+    """Return how many columns a matrix has; what is spread over ranks is too large for one."""
+    return n if alone() else math.inf
