@@ -27,6 +27,7 @@ from implicit_solvers.problems.ernn.recurrent_matrix import (
 )
 from implicit_solvers.problems.ernn.validation import check_cell_input, check_size
 from implicit_solvers.problems.ernn.well_posed import SpectralNorm, Unconstrained, WellPosed
+from implicit_solvers.torch_internals import active_dropout
 
 __all__ = ["ERNNCell"]
 
@@ -43,7 +44,7 @@ class ERNNCell(nn.Module):
     mode
         `Equilibrium`: ``h_k`` solves the equation; `Unrolled`: a few steps towards it.
     nonlinearity
-        ``torch.tanh``, ``torch.sigmoid``, ``torch.relu``, or a `Nonlinearity`.
+        ``"tanh"``, ``"relu"``, ``"sigmoid"``, torch's functions so named, or a `Nonlinearity`.
     gamma
         The rate of decay, positive; where training begins, if it is learned.
     learn_gamma
@@ -108,7 +109,7 @@ class ERNNCell(nn.Module):
         hidden_size: int,
         *,
         mode: Equilibrium | Unrolled = Equilibrium(),  # noqa: B008
-        nonlinearity: Any = torch.tanh,
+        nonlinearity: Any = "tanh",
         gamma: float = 1.0,
         learn_gamma: bool = True,
         leak: Leak | tuple[float, float] = Leak(),  # noqa: B008
@@ -238,13 +239,16 @@ class ERNNCell(nn.Module):
             self.recurrent.scale_(largest / norm)
 
     def check(self, c: Coefficients) -> None:
-        """Raise if ``U`` may break regularity.
+        """Raise if ``U`` may break regularity, or if the equation is random.
 
         Raises
         ------
         ValueError
-            If it is to be checked and its margin is not positive.
+            If the margin is to be checked and is not positive; or if there is dropout inside of
+            the equation, in training mode.
         """
+        if isinstance(self.mode, Equilibrium):
+            self._refuse_dropout()
         if not (isinstance(self.well_posed, Unconstrained) and self.well_posed.check):
             return
         if isinstance(self.mode, Unrolled):
@@ -258,6 +262,17 @@ class ERNNCell(nn.Module):
                 f"U has the margin {margin:.3g}, and the equilibrium may be singular, or one of "
                 "several: pass well_posed=SpectralNorm() or Monotone(), call project_() after each "
                 "step of training, or pass Unconstrained(check=False) to go on regardless"
+            )
+
+    def _refuse_dropout(self) -> None:
+        parts = [self, self.phi.function]
+        names = [n for part in parts if isinstance(part, nn.Module) for n in active_dropout(part)]
+        if names:
+            raise ValueError(
+                f"the cell holds dropout in training mode ({', '.join(names)}), and a random "
+                "function has no equilibrium: the equation changes at every evaluation. Dropout "
+                "may stand between layers, as ERNN(..., dropout=0.5), on the input and on the "
+                "output; call eval() on it, or pass mode=Unrolled(), which solves no equation"
             )
 
     def advance(

@@ -53,7 +53,8 @@ class Nonlinearity:
         return self.function(x)
 
 
-_KNOWN: dict[Any, float] = {torch.tanh: 1.0, torch.relu: 1.0, torch.sigmoid: 0.25}
+_SLOPES: dict[Any, float] = {torch.tanh: 1.0, torch.relu: 1.0, torch.sigmoid: 0.25}
+_NAMED = {function.__name__: function for function in _SLOPES}
 
 
 def nonlinearity_of(given: Any) -> Nonlinearity:
@@ -62,24 +63,25 @@ def nonlinearity_of(given: Any) -> Nonlinearity:
     Parameters
     ----------
     given
-        ``torch.tanh``, ``torch.relu``, ``torch.sigmoid``, or a `Nonlinearity`.
+        ``"tanh"``, ``"relu"``, ``"sigmoid"``, torch's functions so named, or a `Nonlinearity`.
 
     Raises
     ------
-    TypeError
-        If it is another function, whose slope is not known.
+    TypeError, ValueError
+        If it is another function, whose slope is not known, or another name.
 
     Examples
     --------
-    >>> nonlinearity_of(torch.sigmoid).slope
-    0.25
+    >>> nonlinearity_of("sigmoid").slope, nonlinearity_of(torch.relu).slope
+    (0.25, 1.0)
     """
     if isinstance(given, Nonlinearity):
         return given
+    function = _NAMED.get(given) if isinstance(given, str) else given
     try:
-        return Nonlinearity(given, _KNOWN[given])
+        return Nonlinearity(function, _SLOPES[function])
     except (KeyError, TypeError):
-        raise TypeError(
-            f"nonlinearity is {given!r}: pass torch.tanh, torch.relu, torch.sigmoid, or "
+        raise (ValueError if isinstance(given, str) else TypeError)(
+            f'nonlinearity is {given!r}: pass "tanh", "relu", "sigmoid", or '
             "Nonlinearity(function, slope=...)"
         ) from None
