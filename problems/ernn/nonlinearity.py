@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Nonlinearity", "nonlinearity_of"]
+import implicit_solvers as ims
+
+__all__ = ["Nonlinearity", "nonlinearity_of", "without_share"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def nonlinearity_of(given: Any) -> Nonlinearity:
     """
     if isinstance(given, Nonlinearity):
         return given
-    function = _NAMED.get(given) if isinstance(given, str) else given
+    function: Any = _NAMED.get(given) if isinstance(given, str) else given
     try:
         return Nonlinearity(function, _SLOPES[function])
     except (KeyError, TypeError):
@@ -85,3 +87,33 @@ def nonlinearity_of(given: Any) -> Nonlinearity:
             f'nonlinearity is {given!r}: pass "tanh", "relu", "sigmoid", or '
             "Nonlinearity(function, slope=...)"
         ) from None
+
+
+def _less(phi: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda z, share: phi(z).addcmul_(z, share, value=-1)
+
+
+def _sigmoid_slope(y: Tensor, z: Tensor, share: Tensor) -> list[Any]:
+    value = torch.addcmul(y, z, share)
+    return [torch.addcmul(value, value, value, value=-1) - share, lambda: -z]
+
+
+_REST: dict[Any, Callable[..., Tensor]] = {
+    torch.sigmoid: ims.elementwise_function(_less(torch.sigmoid), _sigmoid_slope, name="sigmoid"),
+    torch.relu: ims.elementwise_function(
+        _less(torch.relu),
+        lambda y, z, share: [(z > 0).to(z.dtype) - share, lambda: -z],
+        name="relu",
+    ),
+}
+
+
+def without_share(phi: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Any], Tensor]:
+    """Return ``(z, share) -> phi(z) - share z``, with slopes that are computed once for a graph.
+
+    Examples
+    --------
+    >>> without_share(torch.relu)(torch.tensor([2.0, -2.0]), 0.5)
+    tensor([1., 1.])
+    """
+    return _REST.get(phi) or (lambda z, share: phi(z) - share * z)
