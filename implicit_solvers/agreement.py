@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "Mask",
     "along",
+    "between",
     "both",
     "divide",
     "either",
@@ -116,6 +117,13 @@ def larger(a: Any, b: Any) -> Any:
 def smaller(a: Any, b: float) -> Any:
     """Return the smaller of two numbers in each lane."""
     return a.clamp(max=b) if isinstance(a, Tensor) else min(a, b)
+
+
+def between(a: Any, b: Any, share: float) -> Any:
+    """Return ``a + share (b - a)``."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.lerp(a, b, share)
+    return a + share * (b - a)
 
 
 def along(z: Tensor, length: Any, direction: Tensor) -> Tensor:

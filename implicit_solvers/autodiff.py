@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from implicit_solvers.compiling import compiling
@@ -55,6 +56,7 @@ __all__ = [
     "nested_jvp",
     "no_saved_tensor_hooks",
     "products_by",
+    "pullback_of_subtrahend",
     "pullback_on_graph",
     "pushforward",
     "recorded_if_asked",
@@ -275,6 +277,25 @@ def pullback_on_graph(inputs: Any, value: Any, connected: bool = False) -> Calla
                 materialize_grads=True,
             )
         return tree_unflatten(slopes, structure)
+
+    return pullback
+
+
+def pullback_of_subtrahend(point: Tensor, value: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Return ``w -> g'^T w`` if the graph says ``value = point - g(point)``; else None."""
+    node = value.grad_fn
+    if node is None or node.name() != "SubBackward0":
+        return None
+    (first, _), (second, place) = node.next_functions
+    if second is None or second is first or getattr(first, "variable", None) is not point:
+        return None
+    edge = GradientEdge(second, place)
+
+    def pullback(w: Tensor) -> Tensor:
+        with no_saved_tensor_hooks():
+            how = {"retain_graph": True, "materialize_grads": True}
+            found: Tensor = torch.autograd.grad([edge], [point], [w], **how)[0]
+        return found
 
     return pullback
 

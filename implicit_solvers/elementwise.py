@@ -20,6 +20,7 @@ from torch.autograd import Function
 from implicit_solvers.autodiff import live, nested_jvp, transformed
 from implicit_solvers.compiling import compiling
 from implicit_solvers.elementwise_in_graph import drawn_in_graph, evaluated_in_graph, in_graphs
+from implicit_solvers.torch_internals import tree_map_only
 
 __all__ = ["elementwise_function"]
 
@@ -166,7 +167,17 @@ class Elementwise(Function):
         gs: Sequence[Tensor | None] = live(*cotangents)
         saved = live(*ctx.saved_tensors)
         wanted = [n and any(g is not None for g in gs) for n in ctx.needs_input_grad[1:]]
-        columns = ctx.spec.columns(saved, wanted)
+        plain = not (torch.is_grad_enabled() or transformed())
+        nothing: tuple[Any, Any] = (None, None)
+        of, columns = getattr(ctx, "kept", nothing) if plain else nothing
+        if of != wanted:
+            columns = ctx.spec.columns(saved, wanted)
+            if plain and of is not None:
+                # a graph that is pulled back twice is that of a solver, which goes on
+                columns = tree_map_only(Tensor, torch.detach, columns)
+                ctx.kept = wanted, columns
+            elif plain:
+                ctx.kept = (), None
         return (None, *(None if c is None else _paired(gs, c) for c in columns))
 
     @nested_jvp

@@ -8,7 +8,7 @@ from functools import partial
 from inspect import unwrap
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
 from implicit_solvers.evaluations import Counter
@@ -19,7 +19,7 @@ from implicit_solvers.ranks import Ranks
 from implicit_solvers.solution import OnFailure
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.structure import Structure, split_tensors
-from implicit_solvers.torch_internals import tree_flatten
+from implicit_solvers.torch_internals import active_dropout, tree_flatten
 
 __all__ = ["Task", "arguments", "check_size", "check_task", "name_of"]
 
@@ -115,6 +115,13 @@ def check_task(task: Task, args: Any) -> None:
     if isinstance(task.fn, type):
         raise TypeError(
             f"fn is the class {task.fn.__name__}: pass an instance of it, or a function"
+        )
+    if isinstance(task.fn, nn.Module) and (names := active_dropout(task.fn)):
+        raise ValueError(
+            f"the function of {task.label} holds dropout in training mode ({', '.join(names)}), "
+            "and a random function has no solution: the equation changes at every evaluation. "
+            "Dropout may stand outside, on what the function is given and on the solution; inside, "
+            "draw a mask once and pass it in args, or call eval() on the cell"
         )
     if not isinstance(args, tuple):
         raise TypeError(

@@ -96,7 +96,8 @@ def equation_tolerance(rtol: float | Auto, atol: float | Auto, eps: float, size:
     ``atol`` is zero.
     """
     relative = eps**0.75 if isinstance(rtol, Auto) else rtol
-    return (0.0 if isinstance(atol, Auto) else atol) + relative * size
+    tolerance = relative * size
+    return tolerance if isinstance(atol, Auto) or atol == 0 else atol + tolerance
 
 
 def linear_tolerance(

@@ -30,6 +30,7 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import (
     TreeSpec,
@@ -49,6 +50,7 @@ __all__ = [
     "TorchDispatchMode",
     "TreeSpec",
     "accumulate_gradients",
+    "active_dropout",
     "add_legacy_batch",
     "age_of",
     "ambient_level",
@@ -294,3 +296,9 @@ def dynamo_limits(graphs: int) -> Iterator[None]:
         yield
     finally:
         config.recompile_limit, config.fail_on_recompile_limit_hit = before
+
+
+def active_dropout(module: torch.nn.Module) -> list[str]:
+    """Return the names of the module's dropout layers that are in training mode."""
+    drops = ((n, m) for n, m in module.named_modules() if isinstance(m, _DropoutNd))
+    return [name or type(drop).__name__ for name, drop in drops if drop.training and drop.p > 0]

@@ -176,3 +176,23 @@ def test_unrolled_lanes_that_failed_are_left_out(checkpoint, budget):
     gradients = [torch.autograd.grad(s.value.sum(), shared)[0] for s in (sol, alone)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=0)  # a sum in another order
     torch.testing.assert_close(sol.value[kept], alone.value)
+
+
+@pytest.mark.parametrize(
+    "solve, fn",
+    [
+        (ims.fixed_point, lambda z, a: 0.3 * a * torch.cos(z) + 0.1 * z.sum()),
+        (ims.fixed_point, lambda z, a: a * torch.ones(3, dtype=a.dtype)),
+        (ims.root, lambda z, a: torch.sub(z, 0.2 * a * torch.cos(z), alpha=1.5)),
+        (ims.root, lambda z, a: z - 0.1 * a * torch.cos(z).sum()),
+    ],
+    ids=["contraction", "constant", "a share of it", "broadcast"],
+)
+def test_neumann_s_series_is_that_of_the_map_however_it_is_written(solve, fn):
+    a = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    start, slopes = torch.zeros(3, dtype=a.dtype), []
+    for solver in (ims.Neumann(rtol=1e-12), ims.LU()):
+        z = solve(fn, start, (a,), adjoint=ims.ImplicitAdjoint(solver)).value
+        slopes.append(torch.autograd.grad((z * torch.arange(1.0, 4.0)).sum(), a)[0])
+    # the contraction is at most 0.6
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-10, atol=0)

@@ -91,6 +91,21 @@ def test_only_what_is_needed_is_computed():
     assert calls == ["x", "y"]
 
 
+def test_a_graph_that_is_pulled_back_again_and_again_computes_its_slopes_twice():
+    calls = []
+    square = ims.elementwise_function(
+        lambda x, y: x**2 * y, lambda v, x, y: [lambda: (calls.append("x"), 2 * x * y)[1], x**2]
+    )
+    x, y = torch.tensor(3.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    value = square(x, y)
+    pulled = [torch.autograd.grad(value, x, k * value, retain_graph=True)[0] for k in range(5)]
+    assert calls == ["x"] * 2 and [float(g) for g in pulled] == [216.0 * k for k in range(5)]
+    # of other arguments, or to be differentiated again, they are computed anew
+    assert torch.autograd.grad(value, [x, y], retain_graph=True) == (12.0, 9.0)
+    slope = torch.autograd.grad(value, x, create_graph=True)[0]
+    assert torch.autograd.grad(slope, x) == (4.0,)
+
+
 def test_none_is_a_derivative_of_zero():
     f = ims.elementwise_function(lambda x, y: x * x + 0 * y, lambda v, x, y: [2 * x, None])
     x, y = torch.tensor(2.0), torch.tensor(3.0)

@@ -101,8 +101,8 @@ RULES = {
     # forward; backward; both in operations and questions
     "alone": (solve, X[0], W, (274, 10), (78, 1)),
     "lanes": (vmap(solve, IN_LANES), X, W, (711, 9), (77, 1)),
-    "Picard, Neumann": (equilibrium(ims.Neumann(rtol=1e-10)), DRIVE, Q, (3607, 66), (1550, 67)),
-    "Picard, LU": (equilibrium(ims.LU()), DRIVE, Q, (3607, 66), (97, 1)),
+    "Picard, Neumann": (equilibrium(ims.Neumann(rtol=1e-10)), DRIVE, Q, (3222, 66), (1502, 67)),
+    "Picard, LU": (equilibrium(ims.LU()), DRIVE, Q, (3222, 66), (97, 1)),
     "CG": (laplacian, torch.randn(4096, dtype=F64), FIELD, (1101, 77), (1089, 75)),
 }
 DRAW = {"generator": torch.Generator().manual_seed(0), "dtype": F64}

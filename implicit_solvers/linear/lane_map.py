@@ -19,6 +19,7 @@ from implicit_solvers.autodiff import (
     batched,
     no_saved_tensor_hooks,
     products_by,
+    pullback_of_subtrahend,
     pullback_on_graph,
     rows,
     unwatched,
@@ -93,6 +94,7 @@ class LaneMap:
     matrices: Tensor | None = field(default=None, init=False)
     formed: Tensor | None = field(default=None, init=False)
     _products: Products | None = field(default=None, init=False)
+    _rest: Callable[[Tensor], Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.tensors = tuple(self.tensors)
@@ -154,6 +156,19 @@ class LaneMap:
     def rmv(self, v: Tensor) -> Tensor:
         """Return the product with the transpose."""
         return self._apply(1 - int(self.transposed), v)
+
+    def remainder(self, v: Tensor) -> Tensor:
+        """Return ``v - A v``: of a fixed point's equation ``z - g(z)``, the product with ``g'``."""
+        if not self.transposed or self.matrices is not None or self.columns != 1:
+            return v - self.mv(v)
+        kind = getattr(getattr(self.template, "equation", None), "kind", None)
+        if self._rest is None and self.graph is not None and kind == "fixed_point" and unwatched():
+            self._rest = pullback_of_subtrahend(*self.graph)
+        if self._rest is None:
+            return v - self.mv(v)
+        if self.counter is not None:
+            self.counter.products += 1
+        return self._rest(v.reshape((*self.shape, v.shape[-1]))).reshape(v.shape)
 
     def _times(self, matrices: Tensor, v: Tensor, transposed: bool) -> Tensor:
         """Return the products with what was formed: matrices, or entries of sparse ones."""

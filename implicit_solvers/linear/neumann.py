@@ -61,10 +61,6 @@ class Neumann(LinearMethod):
         r = problem.residual(x)
         return NeumannState(x, r, problem.size(r))
 
-    def error_at(self, problem: LinearProblem, x: Tensor, error: Tensor) -> Tensor:
-        """Return the error, that of the residual itself."""
-        return error
-
     def step(self, problem: LinearProblem, state: NeumannState) -> NeumannState:
         """Add the next term."""
         return self.steps(problem, state, 1)
@@ -73,6 +69,5 @@ class Neumann(LinearMethod):
         """Add ``count`` terms, and measure what is left after the last."""
         x, r = state.z, state.residual
         for _ in range(count):
-            x = x + problem.precondition(r)
-            r = problem.residual(x)
+            x, r = x + problem.precondition(r), problem.next_term(r)
         return NeumannState(x, r, problem.size(r))

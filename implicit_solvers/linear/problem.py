@@ -155,6 +155,10 @@ class LinearProblem:
             return self.residual(x)
         return self.b.clone()
 
+    def next_term(self, r: Tensor) -> Tensor:
+        """Return ``r - A M r``, the residual that the step ``M r`` leaves."""
+        return self.A.remainder(r) if self.M is None else r - self.A.mv(self.M.mv(r))
+
     def precondition(self, r: Tensor) -> Tensor:
         """Return ``M r``."""
         return r if self.M is None else self.M.mv(r)

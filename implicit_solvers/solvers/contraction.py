@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_solvers.agreement import divide, larger, pick, smaller
+from implicit_solvers.agreement import between, divide, larger, pick, smaller
 from implicit_solvers.problem import EquationProblem
 
 __all__ = ["Rates", "after_step"]
@@ -50,11 +50,13 @@ def after_step(
     "Solving Ordinary Differential Equations II" (1996), section IV.8.
     """
     rounding = torch.finfo(z.dtype).eps * problem.scale(solver, z)
-    last = pick(step > _NOISE * rounding, ratio ** (1 / count), before.mean)
+    ratio = ratio if count == 1 else ratio ** (1 / count)
+    last = pick(step > _NOISE * rounding, ratio, before.mean)
     kept, remembered = (1 - _SHARE) ** count, _REMEMBERED**count
     least = smaller(last, 1.0)
-    mean = kept * before.mean + (1 - kept) * least
-    worst = larger(remembered * before.worst + (1 - remembered) * mean, least)
-    estimate = pick(last < 1, divide(step, 1 - mean), torch.inf)
+    mean = between(least, before.mean, kept)
+    worst = larger(between(mean, before.worst, remembered), least)
+    left = 1 - mean
+    estimate = pick(last < 1, divide(step, left), torch.inf)
     bound = divide(step + rounding, 1 - worst)
-    return Rates(mean, worst), estimate, divide(rounding, 1 - mean), bound
+    return Rates(mean, worst), estimate, divide(rounding, left), bound

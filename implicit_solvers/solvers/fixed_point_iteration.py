@@ -90,6 +90,6 @@ class FixedPointIteration(EquationMethod):
             z = torch.lerp(z, problem.evaluate(z), self.damping)
         residual = problem.residual(z)
         error = problem.size(self.norm, residual)
-        step, ratio = self.damping * error, divide(error, state.error)
-        known = after_step(problem, self, z, step, ratio, state.rates, count)
+        step = error if self.damping == 1 else self.damping * error
+        known = after_step(problem, self, z, step, divide(error, state.error), state.rates, count)
         return FixedPointState(z, residual, error, *known)

@@ -62,7 +62,7 @@ class FastRNNCell(ERNNCell):
         input_size: int,
         hidden_size: int,
         *,
-        nonlinearity: Any = torch.tanh,
+        nonlinearity: Any = "tanh",
         alpha: float = -3.0,
         beta: float = 3.0,
         initial_norm: float = 1.0,
@@ -104,10 +104,8 @@ class FastRNN(ERNN):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, batch_first, dropout, bidirectional
-        As in `ERNN`.
-    **options
-        The keywords of `FastRNNCell`.
+    *args, **options
+        As in `ERNN`, with the keywords of `FastRNNCell`.
 
     Raises
     ------
@@ -121,29 +119,7 @@ class FastRNN(ERNN):
     (torch.Size([5, 7, 8]), torch.Size([4, 7, 4]))
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            input_size,
-            hidden_size,
-            num_layers,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-        )
-        replaced: list[Any] = list(self.cells)
-        self.cells = nn.ModuleList(
-            FastRNNCell(cell.input_size, hidden_size, **options) for cell in replaced
-        )
+    cell_type = FastRNNCell
 
 
 class ImplicitEulerRNN(ERNN):

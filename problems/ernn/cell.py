@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,8 +28,11 @@ from implicit_solvers.problems.ernn.recurrent_matrix import (
 )
 from implicit_solvers.problems.ernn.validation import check_cell_input, check_size
 from implicit_solvers.problems.ernn.well_posed import SpectralNorm, Unconstrained, WellPosed
+from implicit_solvers.torch_internals import active_dropout
 
 __all__ = ["ERNNCell"]
+
+_SAMPLE, _CONTRACTION = 256, 0.95
 
 
 class ERNNCell(nn.Module):
@@ -43,7 +47,7 @@ class ERNNCell(nn.Module):
     mode
         `Equilibrium`: ``h_k`` solves the equation; `Unrolled`: a few steps towards it.
     nonlinearity
-        ``torch.tanh``, ``torch.sigmoid``, ``torch.relu``, or a `Nonlinearity`.
+        ``"tanh"``, ``"relu"``, ``"sigmoid"``, torch's functions so named, or a `Nonlinearity`.
     gamma
         The rate of decay, positive; where training begins, if it is learned.
     learn_gamma
@@ -108,7 +112,7 @@ class ERNNCell(nn.Module):
         hidden_size: int,
         *,
         mode: Equilibrium | Unrolled = Equilibrium(),  # noqa: B008
-        nonlinearity: Any = torch.tanh,
+        nonlinearity: Any = "tanh",
         gamma: float = 1.0,
         learn_gamma: bool = True,
         leak: Leak | tuple[float, float] = Leak(),  # noqa: B008
@@ -238,13 +242,16 @@ class ERNNCell(nn.Module):
             self.recurrent.scale_(largest / norm)
 
     def check(self, c: Coefficients) -> None:
-        """Raise if ``U`` may break regularity.
+        """Raise if ``U`` may break regularity, or if the equation is random.
 
         Raises
         ------
         ValueError
-            If it is to be checked and its margin is not positive.
+            If the margin is to be checked and is not positive; or if there is dropout inside of
+            the equation, in training mode.
         """
+        if isinstance(self.mode, Equilibrium):
+            self._refuse_dropout()
         if not (isinstance(self.well_posed, Unconstrained) and self.well_posed.check):
             return
         if isinstance(self.mode, Unrolled):
@@ -258,6 +265,17 @@ class ERNNCell(nn.Module):
                 f"U has the margin {margin:.3g}, and the equilibrium may be singular, or one of "
                 "several: pass well_posed=SpectralNorm() or Monotone(), call project_() after each "
                 "step of training, or pass Unconstrained(check=False) to go on regardless"
+            )
+
+    def _refuse_dropout(self) -> None:
+        parts = [self, self.phi.function]
+        names = [n for part in parts if isinstance(part, nn.Module) for n in active_dropout(part)]
+        if names:
+            raise ValueError(
+                f"the cell holds dropout in training mode ({', '.join(names)}), and a random "
+                "function has no equilibrium: the equation changes at every evaluation. Dropout "
+                "may stand between layers, as ERNN(..., dropout=0.5), on the input and on the "
+                "output; call eval() on it, or pass mode=Unrolled(), which solves no equation"
             )
 
     def advance(
@@ -282,21 +300,35 @@ class ERNNCell(nn.Module):
             start = self.phi(drive) / c.gamma - c.b * previous
         return equilibrium(drive, previous, c, self.phi, start, **self._options(self.mode))
 
-    def settle(self, x: Tensor, c: Coefficients) -> Tensor:
-        """Return ``h_k + a h_{k-1}`` of a cell with ``a = b``, for inputs ``(..., I)``."""
+    def settle(self, parts: Iterable[Tensor], c: Coefficients) -> Iterator[Tensor]:
+        """Give ``h_k + a h_{k-1}`` of a cell with ``a = b``, for each of some inputs ``(N, I)``."""
         assert isinstance(self.mode, Equilibrium)
         options = self._options(self.mode)
-        V, share, phi = c.U / c.gamma, self.phi.slope / 2, self.phi.function
+        V, phi, parts = c.U / c.gamma, self.phi.function, list(parts)
+        share = self._share(torch.cat([x[:_SAMPLE] for x in parts]), V)
         R = torch.linalg.inv(torch.eye(len(V), dtype=V.dtype, device=V.device) - share * V)
         G = R @ V
-        if tanh := phi is torch.tanh:
+        shift, unit, rest = None, 1 / c.gamma, None
+        if phi is torch.tanh:
             # in 2 z: tanh(z) = 2 sigmoid(2 z) - 1, and torch's sigmoid takes a tenth of its time
-            drive = self.drive(x, 2 * R, -2 * G.sum(-1))
+            R, shift, unit, rest = 2 * R, -2 * G.sum(-1), 2 * unit, unit
             G, share, phi = 4 * G, share / 4, torch.sigmoid
-        else:
-            drive = self.drive(x, R)
-        y = phi(memoryless(drive, G, phi, share, **options))
-        return y * (2 / c.gamma) - 1 / c.gamma if tanh else y / c.gamma
+        for x in parts:
+            y = phi(memoryless(self.drive(x, R, shift), G, phi, share, **options)) * unit
+            yield y if rest is None else y - rest
+
+    @torch.no_grad()
+    def _share(self, x: Tensor, V: Tensor) -> Tensor:
+        """Return ``mu`` of `definition.memoryless`: the mean slope of ``phi``, if that contracts.
+
+        With ``q`` for the norm of ``V`` times the largest slope, of which ``mu`` is a share ``m``,
+        it contracts by ``q m / (1 - q m)`` for ``m`` from one half on, by less than ``q`` below.
+        """
+        slope, drive = self.phi.slope, self.drive(x)
+        s = drive + linear(self.phi(drive), V)
+        mean = ((self.phi(s + 0.1) - self.phi(s - 0.1)) / 0.2).nanmean()
+        most = _CONTRACTION / (1 + _CONTRACTION) / spectral_norm(V)
+        return torch.clamp(mean.nan_to_num(slope / 2), 0.0, slope).minimum(most).detach()
 
     def _options(self, mode: Equilibrium) -> dict[str, Any]:
         contraction = isinstance(self.well_posed, SpectralNorm)

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import implicit_solvers as ims
+from implicit_solvers.problems.ernn.nonlinearity import without_share
 
 __all__ = ["Coefficients", "Phi", "equilibrium", "evolution", "memoryless", "scan", "unrolled"]
 
@@ -131,7 +132,7 @@ def equilibrium(
     return ims.fixed_point(relaxed, start, (drive, previous, c), **options).value
 
 
-def memoryless(drive: Tensor, G: Tensor, phi: Phi, share: float, **options: Any) -> Tensor:
+def memoryless(drive: Tensor, G: Tensor, phi: Phi, share: Tensor | float, **options: Any) -> Tensor:
     r"""Return what ``phi`` is taken of at the equilibrium of a cell with ``a = b``.
 
     In :math:`s_k = h_k + a h_{k-1}` the equation is :math:`\phi(U s_k + d_k) = \gamma s_k`: no
@@ -141,9 +142,10 @@ def memoryless(drive: Tensor, G: Tensor, phi: Phi, share: float, **options: Any)
 
     .. math:: z = R V (\phi(z) - \mu z) + R d_k,
 
-    the fixed point that is found; then :math:`s_k = \phi(z) / \gamma`. Half of the largest slope
-    of ``phi`` is a good :math:`\mu`: where ``V`` times that slope has the norm ``q < 1``, the
-    iteration contracts by ``q / (2 - q)``, and that of ``phi(V y + d)`` only by ``q``.
+    the fixed point that is found; then :math:`s_k = \phi(z) / \gamma`. A good :math:`\mu` is the
+    mean slope of ``phi``. Where ``V`` times the largest slope has the norm ``q < 1``, the iteration
+    contracts by ``q / (2 - q)`` for half of that slope, by no more than ``q`` for less; that of
+    ``phi(V y + d)`` contracts by ``q``.
 
     Parameters
     ----------
@@ -154,7 +156,7 @@ def memoryless(drive: Tensor, G: Tensor, phi: Phi, share: float, **options: Any)
     phi
         The nonlinearity, elementwise.
     share
-        The number ``mu``.
+        The number ``mu``, 0-d if it is a tensor; it gets no gradient.
     **options
         As in `equilibrium`.
 
@@ -174,9 +176,10 @@ def memoryless(drive: Tensor, G: Tensor, phi: Phi, share: float, **options: Any)
     >>> z.round(decimals=4).tolist()
     [[6.0], [-3.0]]
     """
+    rest = without_share(phi)
 
     def relaxed(z: Tensor, drive: Tensor, G: Tensor) -> Tensor:
-        return torch.addmm(drive, torch.add(phi(z), z, alpha=-share), G.mT)
+        return torch.addmm(drive, rest(z, share), G.mT)
 
     flat = drive.reshape(-1, drive.shape[-1])
     options |= {"batch_dims": 1, "in_dims": (0, None)}

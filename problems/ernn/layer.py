@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class ERNN(nn.Module):
         The numbers of inputs ``I`` and of hidden units ``H``.
     num_layers
         How many layers; each reads the outputs of the one before.
+    nonlinearity, bias
+        As in `ERNNCell`.
     batch_first
         Whether input and output are ``(B, T, ...)`` and not ``(T, B, ...)``.
     dropout
@@ -59,7 +62,8 @@ class ERNN(nn.Module):
     -----
     A call takes sequences ``(T, B, I)`` (see ``batch_first``; or a ``PackedSequence``) and states
     ``(layers * directions, B, H)``, in the dtype of the parameters, real and floating, and returns
-    ``(T, B, directions * H)`` and the last states.
+    ``(T, B, directions * H)`` and the last states. Arguments have the names and the order of
+    ``torch.nn.RNN``, of which a model goes on with `ERNN` in its place.
 
     Source: Kag, Zhang and Saligrama, "RNNs Evolving on an Equilibrium Manifold: A Panacea for
     Vanishing and Exploding Gradients?" (2019).
@@ -72,12 +76,15 @@ class ERNN(nn.Module):
     (torch.Size([5, 7, 8]), torch.Size([4, 5, 4]))
     """
 
+    cell_type: ClassVar[Callable[..., ERNNCell]] = ERNNCell
+
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
-        *,
+        nonlinearity: Any = "tanh",
+        bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
@@ -96,13 +103,16 @@ class ERNN(nn.Module):
         self.batch_first, self.dropout, self.bidirectional = batch_first, dropout, bidirectional
         self.directions = 2 if bidirectional else 1
         sizes = [input_size] + [self.directions * hidden_size] * (num_layers - 1)
+        options |= {"nonlinearity": nonlinearity, "bias": bias}
         self.cells = nn.ModuleList(
-            ERNNCell(size, hidden_size, **options) for size in sizes for _ in range(self.directions)
+            self.cell_type(size, hidden_size, **options)
+            for size in sizes
+            for _ in range(self.directions)
         )
 
     @ims.in_full_precision("input")
     def forward(
-        self, input: Tensor | PackedSequence, h0: Tensor | None = None
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Return the states of the last layer, and the last state of each layer.
 
@@ -111,7 +121,7 @@ class ERNN(nn.Module):
         input
             ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)``, or a
             ``PackedSequence``.
-        h0
+        hx
             The states before, ``(layers * directions, B, H)``, or without ``B`` if the input has
             none; zero by default.
 
@@ -120,7 +130,7 @@ class ERNN(nn.Module):
         output
             Like the input, with ``directions * H`` features.
         h_n
-            Like ``h0``.
+            Like ``hx``.
 
         Raises
         ------
@@ -130,7 +140,7 @@ class ERNN(nn.Module):
             If an equilibrium is not found.
         """
         if isinstance(input, PackedSequence):
-            return self._packed(input, h0)
+            return self._packed(input, hx)
         check_floating("input", input, self._dtype)
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
             shape = "(batch, time, {})" if self.batch_first else "(time, batch, {})"
@@ -141,22 +151,22 @@ class ERNN(nn.Module):
         single, batch_dim = input.dim() == 2, 0 if self.batch_first else 1
         if single:
             input = input.unsqueeze(batch_dim)
-            if h0 is not None:
-                check_state("h0", h0, (len(self.cells), self.hidden_size), self._dtype)
-                h0 = h0.unsqueeze(1)
+            if hx is not None:
+                check_state("hx", hx, (len(self.cells), self.hidden_size), self._dtype)
+                hx = hx.unsqueeze(1)
         grid = input.transpose(0, 1) if self.batch_first else input
         time, batch = grid.shape[:2]
         if time == 0:
             raise ValueError(
                 f"input has the shape {tuple(input.shape)}, sequences of length 0: leave them out"
             )
-        first = self._first(h0, grid, batch)
+        first = self._first(hx, grid, batch)
         rows, h_n = self._layers(grid.flatten(0, 1), first, TimeSteps((batch,) * time))
         output = rows.unflatten(0, (time, batch))
         output = output.transpose(0, 1) if self.batch_first else output
         return (output.squeeze(batch_dim), h_n.squeeze(1)) if single else (output, h_n)
 
-    def _packed(self, input: PackedSequence, h0: Tensor | None) -> tuple[PackedSequence, Tensor]:
+    def _packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
         check_floating("input", input.data, self._dtype)
         if input.data.dim() != 2 or input.data.shape[-1] != self.input_size:
             raise ValueError(
@@ -164,7 +174,7 @@ class ERNN(nn.Module):
                 f"{self.input_size})"
             )
         sizes = tuple(input.batch_sizes.tolist())
-        first = self._first(h0, input.data, sizes[0])
+        first = self._first(hx, input.data, sizes[0])
         if input.sorted_indices is not None:
             first = first.index_select(1, input.sorted_indices)
         rows, h_n = self._layers(input.data, first, TimeSteps(sizes))
@@ -172,12 +182,12 @@ class ERNN(nn.Module):
             h_n = h_n.index_select(1, input.unsorted_indices)
         return input._replace(data=rows), h_n
 
-    def _first(self, h0: Tensor | None, like: Tensor, batch: int) -> Tensor:
+    def _first(self, hx: Tensor | None, like: Tensor, batch: int) -> Tensor:
         shape = (len(self.cells), batch, self.hidden_size)
-        if h0 is None:
+        if hx is None:
             return like.new_zeros(shape)
-        check_state("h0", h0, shape, self._dtype)
-        return h0
+        check_state("hx", hx, shape, self._dtype)
+        return hx
 
     def _layers(self, rows: Tensor, first: Tensor, steps: TimeSteps) -> tuple[Tensor, Tensor]:
         last = []
@@ -210,6 +220,9 @@ class ERNN(nn.Module):
         """Scale the recurrent matrices of all cells, as `ERNNCell.project_`."""
         for cell in self._cells:
             cell.project_(margin)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: ``torch.nn.RNN`` lays its weights out for cuDNN."""
 
     def extra_repr(self) -> str:
         """Show the options that are not the cells'."""

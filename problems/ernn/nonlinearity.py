@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Nonlinearity", "nonlinearity_of"]
+import implicit_solvers as ims
+
+__all__ = ["Nonlinearity", "nonlinearity_of", "without_share"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Nonlinearity:
         return self.function(x)
 
 
-_KNOWN: dict[Any, float] = {torch.tanh: 1.0, torch.relu: 1.0, torch.sigmoid: 0.25}
+_SLOPES: dict[Any, float] = {torch.tanh: 1.0, torch.relu: 1.0, torch.sigmoid: 0.25}
+_NAMED = {function.__name__: function for function in _SLOPES}
 
 
 def nonlinearity_of(given: Any) -> Nonlinearity:
@@ -62,24 +65,55 @@ def nonlinearity_of(given: Any) -> Nonlinearity:
     Parameters
     ----------
     given
-        ``torch.tanh``, ``torch.relu``, ``torch.sigmoid``, or a `Nonlinearity`.
+        ``"tanh"``, ``"relu"``, ``"sigmoid"``, torch's functions so named, or a `Nonlinearity`.
 
     Raises
     ------
-    TypeError
-        If it is another function, whose slope is not known.
+    TypeError, ValueError
+        If it is another function, whose slope is not known, or another name.
 
     Examples
     --------
-    >>> nonlinearity_of(torch.sigmoid).slope
-    0.25
+    >>> nonlinearity_of("sigmoid").slope, nonlinearity_of(torch.relu).slope
+    (0.25, 1.0)
     """
     if isinstance(given, Nonlinearity):
         return given
+    function: Any = _NAMED.get(given) if isinstance(given, str) else given
     try:
-        return Nonlinearity(given, _KNOWN[given])
+        return Nonlinearity(function, _SLOPES[function])
     except (KeyError, TypeError):
-        raise TypeError(
-            f"nonlinearity is {given!r}: pass torch.tanh, torch.relu, torch.sigmoid, or "
+        raise (ValueError if isinstance(given, str) else TypeError)(
+            f'nonlinearity is {given!r}: pass "tanh", "relu", "sigmoid", or '
             "Nonlinearity(function, slope=...)"
         ) from None
+
+
+def _less(phi: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda z, share: phi(z).addcmul_(z, share, value=-1)
+
+
+def _sigmoid_slope(y: Tensor, z: Tensor, share: Tensor) -> list[Any]:
+    value = torch.addcmul(y, z, share)
+    return [torch.addcmul(value, value, value, value=-1) - share, lambda: -z]
+
+
+_REST: dict[Any, Callable[..., Tensor]] = {
+    torch.sigmoid: ims.elementwise_function(_less(torch.sigmoid), _sigmoid_slope, name="sigmoid"),
+    torch.relu: ims.elementwise_function(
+        _less(torch.relu),
+        lambda y, z, share: [(z > 0).to(z.dtype) - share, lambda: -z],
+        name="relu",
+    ),
+}
+
+
+def without_share(phi: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Any], Tensor]:
+    """Return ``(z, share) -> phi(z) - share z``, with slopes that are computed once for a graph.
+
+    Examples
+    --------
+    >>> without_share(torch.relu)(torch.tensor([2.0, -2.0]), 0.5)
+    tensor([1., 1.])
+    """
+    return _REST.get(phi) or (lambda z, share: phi(z) - share * z)

@@ -51,8 +51,8 @@ def run_in_parallel(
     blocks = steps.blocks(cell.mode.block)
     parts = rows.split([sum(block.sizes) for block in blocks])
     states, h = [], first
-    for block, part in zip(blocks, parts, strict=True):
-        s = block.grid(cell.settle(part, c))
+    for block, settled in zip(blocks, cell.settle(parts, c), strict=True):
+        s = block.grid(settled)
         states.append(block.rows(scan(s, h[: block.batch], cell.leak.a)))
         h = block.last(states[-1])
     return torch.cat(states)

@@ -46,9 +46,9 @@ def check_state(name: str, state: Any, shape: tuple[int, ...], dtype: torch.dtyp
 
     Examples
     --------
-    >>> check_state("h0", torch.zeros(3), (1, 3), torch.float32)
+    >>> check_state("hx", torch.zeros(3), (1, 3), torch.float32)
     Traceback (most recent call last):
-    ValueError: h0 has the shape (3,) where (1, 3) is needed
+    ValueError: hx has the shape (3,) where (1, 3) is needed
     """
     check_floating(name, state, dtype)
     if tuple(state.shape) != shape:

@@ -7,6 +7,9 @@ from torch.nn.utils.rnn import pack_sequence
 from implicit_solvers.problems.ernn import *
 from implicit_solvers.problems.ernn.baselines import FastRNN, FastRNNCell, ImplicitEulerRNN
 net, cell = ERNN(2, 3).double(), ERNNCell(2, 3).double()
+def dropping(kind, **options):
+    drops = torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Dropout())
+    return kind(2, 3, nonlinearity=Nonlinearity(drops, slope=2.0), **options)
 x, h0 = torch.zeros(4, 2, 2).double(), torch.zeros(2, 3).double()
 """
 
@@ -21,7 +24,7 @@ ROWS = [
     Refusal("ERNN(2, 3, mode='equilibrium')", TypeError, "pass Equilibrium() or Unrolled(steps=3)"),
     Refusal("ERNN(2, 3, gamma=0.0)", ValueError, "gamma=0.0"),
     Refusal("ERNN(2, 3, gamma=math.nan)", ValueError, "gamma=nan"),
-    Refusal("ERNN(2, 3, nonlinearity='tanh')", TypeError, "torch.tanh"),
+    Refusal("ERNN(2, 3, nonlinearity='sin')", ValueError, 'pass "tanh", "relu", "sigmoid"'),
     Refusal("ERNN(2, 3, nonlinearity=torch.sin)", TypeError, "Nonlinearity"),
     Refusal("ERNN(2, 3, nonlinearity=[1])", TypeError, "Nonlinearity"),
     Refusal("Nonlinearity(torch.sin, slope=0.0)", ValueError, "slope=0.0"),
@@ -52,11 +55,14 @@ ROWS = [
     Refusal("net([[1.0, 2.0]])", TypeError, "input is a list"),
     Refusal("net(x[:0])", ValueError, "(0, 2, 2), sequences of length 0: leave them out"),
     Refusal("net(x[:0, 0])", ValueError, "sequences of length 0"),
-    Refusal("net(x, h0)", ValueError, "h0 has the shape (2, 3) where (1, 2, 3) is needed"),
-    Refusal("net(x[:, 0], h0[None, :1])", ValueError, "h0 has the shape"),
-    Refusal("net(x, h0[None].float())", TypeError, "h0 is torch.float32"),
+    Refusal("net(x, h0)", ValueError, "hx has the shape (2, 3) where (1, 2, 3) is needed"),
+    Refusal("net(x[:, 0], h0[None, :1])", ValueError, "hx has the shape"),
+    Refusal("net(x, h0[None].float())", TypeError, "hx is torch.float32"),
     Refusal("net(pack_sequence([x[:, :, :1]]))", ValueError, "input packs data of the shape"),
     Refusal("net(pack_sequence([x[0].float()]))", TypeError, "input is torch.float32"),
+    Refusal("dropping(ERNN)(x.float())", ValueError, "as ERNN(..., dropout=0.5), on the input"),
+    Refusal("dropping(ERNN, leak=LEAKY)(x.float())", ValueError, "has no equilibrium"),
+    Refusal("dropping(ERNNCell)(x[0].float())", ValueError, "training mode (1)"),
     Refusal("cell(torch.zeros(4, 3).double())", ValueError, "(4, 3): pass (batch, 2)"),
     Refusal("cell(x)", ValueError, "input has the shape"),
     Refusal("cell(x[0].float())", TypeError, "input is torch.float32"),

@@ -90,6 +90,11 @@ TABLE = [
      "ims.root(lambda z, a: f(z, a) + 0.1 * torch.rand_like(z), z, (a,))"),
     (FAILED, "Draw outside of it and pass in args what was drawn; for dropout, call eval()",
      "ims.fixed_point(lambda z: torch.nn.functional.dropout(z) + 1, many)"),
+    (WRONG, "dropout in training mode (1), and a random function has no solution",
+     *(f"{solve}(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Dropout()), many)"
+       for solve in ("ims.fixed_point", "ims.root", "ims.minimize"))),
+    (WRONG, "(Dropout), and a random function has no solution",
+     "ims.nn.FixedPoint(torch.nn.Dropout(0.1), solver=ims.FixedPointIteration(rtol=None))(many)"),
     (FAILED, 'on_failure="warn" keeps the best iterates, and "mask" also leaves what failed out of '
      "every gradient", "ims.root(f, z, (-a,))"),
 ]

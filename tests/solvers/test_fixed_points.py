@@ -56,6 +56,25 @@ def test_lanes_end_where_they_would_if_no_step_were_foreseen(kinds):
     torch.testing.assert_close(seen.value[each.converged], each.value[each.converged])
 
 
+@pytest.mark.parametrize("unit", [2.0**-100, 2.0**100])
+def test_squares_that_vanish_in_float32_end_no_lane(unit):
+    x = torch.linspace(0.1, 0.9, 1100 * 64).reshape(1100, 64)  # more entries than MANY_ENTRIES
+    own, one = (
+        ims.fixed_point(
+            lambda z, x, c=c: c * (0.5 * torch.cos(z / c) + x),
+            c * x,
+            (x,),
+            solver=ims.FixedPointIteration(),
+            batch_dims=1,
+            in_dims=0,
+        )
+        for c in (unit, 1.0)
+    )
+    assert own.converged.all() and (own.iterations - one.iterations).abs().max() <= 1
+    # a tolerance of 6.4e-6, and contraction by one half
+    torch.testing.assert_close(own.value / unit, one.value, rtol=2e-5, atol=0)
+
+
 # -- Anderson's weights --------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """The interface of torch.nn.RNN, with torch.nn.RNN itself as the oracle."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -36,7 +38,7 @@ def assert_equal_states(net, theirs, x, h0):
     found = []
     for module in (net, theirs):
         leaf = (x.data if packed else x).clone().requires_grad_()
-        output, h_n = module(x._replace(data=leaf) if packed else leaf, h0)
+        output, h_n = module(x._replace(data=leaf) if packed else leaf, hx=h0)
         flat = output.data if packed else output
         slope = torch.autograd.grad(flat.square().sum() + h_n.sin().sum(), leaf)[0]
         found.append((flat, h_n, slope, *(output[1:] if packed else ())))
@@ -64,11 +66,10 @@ def test_an_ordinary_network(
     kind, seed, sizes, both_ways, batch_first, bias, phi, lengths, layout, with_h0
 ):
     torch.manual_seed(seed)
-    shared = {"batch_first": batch_first, "bidirectional": both_ways, "bias": bias}
-    shared["dtype"] = torch.float64
-    theirs = nn.RNN(*sizes, nonlinearity=phi, **shared)
+    given = (*sizes, phi, bias, batch_first, 0.0, both_ways)
+    theirs = nn.RNN(*given, dtype=torch.float64)
     make, options = NETWORKS[kind]
-    net = make(*sizes, nonlinearity=getattr(torch, phi), **shared, **options)
+    net = make(*given, dtype=torch.float64, **options)
     with torch.no_grad():
         for cell, (W, U, *biases) in zip(net.cells, theirs.all_weights, strict=True):
             cell.recurrent.weight.copy_(U)
@@ -155,6 +156,41 @@ def test_dropout_acts_between_layers_in_training_only():
     assert 0.4 < share < 0.6
     with pytest.warns(UserWarning, match="num_layers"):
         ERNN(3, 4, dropout=0.5)
+
+
+class Tagger(nn.Module):
+    """A model as people write it around torch.nn.RNN."""
+
+    def __init__(self, kind):
+        super().__init__()
+        how = {"nonlinearity": "relu", "batch_first": True, "dropout": 0.5, "bidirectional": True}
+        self.rnn = kind(input_size=3, hidden_size=4, num_layers=2, **how)
+        self.head = nn.Linear(self.rnn.hidden_size * (1 + self.rnn.bidirectional), 2)
+
+    def forward(self, x, hx=None):
+        self.rnn.flatten_parameters()
+        output, h_n = self.rnn(x, hx=hx)
+        if isinstance(output, rnn.PackedSequence):
+            output, _ = rnn.pad_packed_sequence(output, batch_first=self.rnn.batch_first)
+        return self.head(output), h_n
+
+
+@pytest.mark.parametrize("mode", [Equilibrium(), Unrolled()])
+def test_a_model_written_for_torch_s_network_runs_with_this_one(mode):
+    models = [Tagger(kind) for kind in (nn.RNN, functools.partial(ERNN, mode=mode))]
+    x, h0 = torch.randn(5, 6, 3), torch.zeros(4, 5, 4)
+    packed = rnn.pack_padded_sequence(x, torch.tensor([6, 2, 4, 1, 6]), True, False)
+    for call in [(x,), (x, h0), (packed,), (packed, h0), (x[0],), (x[0], h0[:, 0])]:
+        outs = []
+        for model in models:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            out, h_n = model(*call)
+            (out.square().mean() + h_n.square().mean()).backward()
+            optimizer.step()
+            outs.append((out.shape, h_n.shape, [p.grad is None for p in model.head.parameters()]))
+        assert outs[0] == outs[1]
+    states = [model.rnn(input=x)[1] for model in models]
+    assert states[0].shape == states[1].shape
 
 
 @pytest.mark.parametrize("lanes", [(), (5,)])

@@ -206,3 +206,13 @@ def test_a_nonlinearity_and_a_gamma_of_your_own():
     residual = torch.log1p(torch.exp(c.U @ h + cell.drive(x))) - c.gamma * h
     assert residual.abs().max() < 1e-13
     assert cell.gamma.item() == pytest.approx(0.7, rel=1e-15)
+
+
+@pytest.mark.parametrize("norm, scale, most", [(0.3, 0.3, 6), (0.6, 20.0, 8), (0.9, 20.0, 12)])
+def test_the_mean_slope_shortens_the_iteration(norm, scale, most):
+    """Half of the largest slope takes 7, 13 and 38 steps where slopes are near 1 or near 0."""
+    torch.manual_seed(0)
+    net = ernn.ERNN(16, 16, initial_norm=norm)
+    with ims.monitor() as log:
+        net(scale * torch.randn(20, 8, 16))
+    assert int(log.records[0].iterations.max()) <= most
