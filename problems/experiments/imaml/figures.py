@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ COST_LOOKS: dict[str, dict[str, Any]] = {
     "MAML, checkpointed": {"color": harness.GREEN, "marker": "D"},
     "first-order MAML": {"color": harness.GREY, "marker": "^", "linestyle": "--"},
 }
+COST_LOOKS[LABELS["imaml-gd"]] = COST_LOOKS["iMAML"]
+LABEL_GAP = 0.05  # of the height of a panel
 BLUES = ("#a9c9e8", "#7fb0dc", "#5596cf", "#2f78b7")
 
 
@@ -99,27 +102,23 @@ def draw_cost_panels(memory: Axes, seconds: Axes, rows: Sequence[CostRow]) -> No
 
 
 def _draw_costs(ax: Axes, values: Sequence[tuple[str, int, float]], title: str, unit: str) -> None:
-    labelled: list[float] = []
+    last = {}
     for method in dict.fromkeys(name for name, _, _ in values):
         steps, heights = zip(*[(n, y) for name, n, y in values if name == method], strict=True)
-        ax.loglog(steps, heights, label=method, markersize=5, **COST_LOOKS.get(method, {}))
-        if any(abs(heights[-1] - other) < 0.05 * other for other in labelled):
-            continue
-        labelled.append(heights[-1])
-        ax.annotate(
-            f" {heights[-1]:.3g} {unit}",
-            (steps[-1], heights[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            annotation_clip=False,
-        )
+        (line,) = ax.loglog(steps, heights, label=method, ms=5, **COST_LOOKS.get(method, {}))
+        last[heights[-1], method] = line.get_color()
     ticks = sorted({n for _, n, _ in values})
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
     ax.set(title=title, xlabel="inner steps", ylabel=unit)
     ax.margins(x=0.04, y=0.15)
+    place = -math.inf
+    low, high = np.log(ax.get_ylim())
+    for (height, _), colour in sorted(last.items()):
+        place = max(place + LABEL_GAP, (np.log(height) - low) / (high - low))
+        given: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        text = f"{height:.3g} {unit}"
+        ax.annotate(text, (1, place), xycoords="axes fraction", fontsize=8, color=colour, **given)
 
 
 # ---- Truth ----
@@ -176,13 +175,34 @@ def draw_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             colour = COLOURS.get(row["method"], harness.RED)
             seeds = [100 * value for value in row["seeds"]]
             own.plot(seeds, [y] * len(seeds), "|", color=colour, ms=11, alpha=0.6)
-            mean, half = 100 * row["mean"], 100 * row["half"]
-            own.errorbar(mean, y, xerr=half, fmt="o", ms=6, color=colour, capsize=3)
+            half = None if row["half"] is None else 100 * row["half"]
+            own.errorbar(100 * row["mean"], y, xerr=half, fmt="o", ms=6, color=colour, capsize=3)
         for own, setting in zip(axes, settings, strict=True):
             own.set(title=setting, xlabel="accuracy, %")
             own.margins(x=0.12)
         axes[0].set_yticks(range(len(methods)), [LABELS[method] for method in methods])
         axes[0].set_ylim(len(methods) - 0.5, -0.5)
+
+
+def draw_steps(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw accuracy and memory against the inner steps that settings fix; rows as above."""
+    with harness.canvas(path, 11, 4.4, w_pad=0.12, h_pad=0.1) as figure:
+        left, right = figure.subplots(1, 2)
+        for method in dict.fromkeys(row["method"] for row in rows):
+            own = [row for row in rows if row["method"] == method]
+            looks = COST_LOOKS.get(LABELS[method], {"color": COLOURS[method], "marker": "v"})
+            left.errorbar(
+                [row["inner_steps"] for row in own],
+                [100 * row["mean"] for row in own],
+                [100 * (row["half"] or 0) for row in own],
+                **{"label": LABELS[method], "capsize": 3, **looks},
+            )
+        memory = [(LABELS[row["method"]], row["inner_steps"], row["memory"] / 1e6) for row in rows]
+        _draw_costs(right, memory, "Peak live memory of a meta-step", "MB")
+        left.set(title="Accuracy, 95% interval", xlabel="inner steps", ylabel="%", xscale="log")
+        left.set_xticks(right.get_xticks(), [f"{n:g}" for n in right.get_xticks()])
+        left.minorticks_off()
+        left.legend()
 
 
 def draw_sinusoid(

@@ -103,6 +103,7 @@ def train_and_score(
             "a_task": history.batching_seconds,
             "loading": loaded,
             "meta_training": history.seconds,
+            "processor": history.processor_seconds,
             "evaluation": time.perf_counter() - start,
         }
         progress.stop()
@@ -111,7 +112,7 @@ def train_and_score(
             draw_learning(path, history, problem.score_name, configuration.method)
             _print_results(folder, metrics, timing, configuration)
             folder.finish(metrics, **timing)
-    return {**metrics, "timing": timing}
+    return {**metrics, "timing": {**timing, "total": folder.seconds()}}
 
 
 def trained(

@@ -20,10 +20,10 @@ from implicit_solvers.problems.experiments.imaml.configuration import (
 )
 from implicit_solvers.problems.experiments.imaml.figures import draw_sinusoid
 from implicit_solvers.problems.experiments.imaml.grid import (
-    WAVE_TRIALS,
+    WAVE_GRIDS,
     Cell,
     markdown_table,
-    run_trials,
+    run_searches,
     run_with_bar,
 )
 from implicit_solvers.problems.experiments.imaml.problem import (
@@ -89,8 +89,8 @@ def _run(arguments: argparse.Namespace) -> int:
     with harness.RunFolder.of(arguments, asdict(plan), keeps=True) as folder:
         tried: dict[str, dict[str, Any]] = {}
         if plan.trial_steps != 0:
-            trials = {method: WAVE_TRIALS[method] for method in plan.methods}
-            tried = run_trials(folder, trials, plan.trial, jobs, Machine())
+            grids = {method: WAVE_GRIDS[method] for method in plan.methods}
+            tried = run_searches(folder, grids, plan.trial, jobs, Machine())
         chosen = {m: tried[m]["chosen"] if m in tried else {} for m in plan.methods}
         cells = [
             Cell(plan.configuration(m, chosen[m]), folder.path / m, Machine(), folder.overwrite)
@@ -184,9 +184,9 @@ def markdown(results: Sequence[WaveResult]) -> str:
 
 COMMAND = harness.Command(
     help="error of all methods after 0 to 10 gradient steps on sine waves (ten minutes)",
-    description="Train all methods on sine waves, with hyperparameters chosen by the same number "
-    "of trials, and measure the error on unseen waves after each gradient step. Runs that are in "
-    "the folder already are kept.",
+    description="Search for each method's hyperparameters on validation waves, train it, and "
+    "measure the error on unseen waves after each gradient step. Runs that are in the folder "
+    "already are kept.",
     run=_run,
     out="runs/imaml-sinusoid",
     folder={"resume": False},

@@ -40,6 +40,7 @@ class History:
     batching: str | None = None
     batching_seconds: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    processor_seconds: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -81,7 +82,7 @@ def meta_train(
         )
         history.validation.append([history.steps, float(scores.mean())])
 
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     if closely and not history.validation:
         validate()
     while history.steps < configuration.steps:
@@ -115,9 +116,10 @@ def meta_train(
         last = history.steps == configuration.steps
         if last or history.steps % validate_every == 0:
             validate()
-        now = time.perf_counter()
+        now, processed = time.perf_counter(), time.process_time()
         history.seconds += now - start
-        start = now
+        history.processor_seconds += processed - processor
+        start, processor = now, processed
         if checkpoint is not None and (last or history.steps % checkpoint_every == 0):
             checkpoint.save(
                 theta=_detached(theta), optimizer=optimizer.state_dict(), history=asdict(history)
