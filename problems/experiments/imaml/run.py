@@ -108,8 +108,9 @@ def train_and_score(
         }
         progress.stop()
         if folder.writes:
-            path = folder.path / "learning.png"
-            draw_learning(path, history, problem.score_name, configuration.method)
+            if count:  # nobody looks at the hundreds of trials of a table
+                path = folder.path / "learning.png"
+                draw_learning(path, history, problem.score_name, configuration.method)
             _print_results(folder, metrics, timing, configuration)
             folder.finish(metrics, **timing)
     return {**metrics, "timing": {**timing, "total": folder.seconds()}}
