@@ -81,10 +81,8 @@ def distributed_meta_gradient(
 
     kept = (~own.left_out).sum()
     leaves, tree = tree_flatten(own.gradient)
-    columns = leaves[0].new_zeros(4, count)
-    for row, values in enumerate(
-        (own.loss, own.left_out, own.inner_residual, own.adjoint_residual)
-    ):
+    columns = leaves[0].new_zeros(len(own) - 1, count)
+    for row, values in enumerate(own[1:]):
         columns[row, share] = values.to(columns.dtype)
     parts = [*(leaf * kept for leaf in leaves), kept.to(columns.dtype), columns]
     packed = torch.cat([part.flatten() for part in parts])
@@ -93,7 +91,7 @@ def distributed_meta_gradient(
     pieces = packed.split([part.numel() for part in parts])
     total = pieces[len(leaves)].clamp(min=1)
     gradient = [(g / total).reshape(t.shape) for g, t in zip(pieces, leaves, strict=False)]
-    loss, left_out, inner, outer = pieces[-1].reshape(4, count)
-    return MetaGradient(
-        tree_unflatten(gradient, tree), loss.clone(), left_out > 0.5, inner.clone(), outer.clone()
-    )
+    whole = [
+        c.to(t, copy=True) for c, t in zip(pieces[-1].reshape(columns.shape), own[1:], strict=True)
+    ]
+    return MetaGradient(tree_unflatten(gradient, tree), *whole)

@@ -20,6 +20,7 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     OverTasks,
     TaskGradients,
     gradient_of_each,
+    without_solver,
 )
 from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
 
@@ -260,11 +261,3 @@ class FirstOrderMaml(Method):
             return without_solver(gradient, value, residual.detach())
 
         return evaluate
-
-
-def without_solver(gradient: Any, loss: Tensor, residual: Tensor) -> TaskGradients:
-    """Return the contributions of tasks in which no solver can fail."""
-    nothing = torch.full_like(loss, torch.nan)
-    return TaskGradients(
-        gradient, loss, torch.zeros_like(loss, dtype=torch.bool), residual, nothing
-    )

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import implicit_solvers as ims
 from implicit_solvers.problems.imaml.batching import Batching
 from implicit_solvers.torch_internals import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-__all__ = ["MetaGradient", "TaskGradients", "average_over_tasks", "gradient_of_each", "task_count"]
+__all__ = [
+    "MetaGradient",
+    "TaskGradients",
+    "average_over_tasks",
+    "gradient_of_each",
+    "failures",
+    "task_count",
+    "warn_left_out",
+    "without_solver",
+]
+
+
+SHARE, SOLVE = 1 / 20, "linear solve"
+REMEDY = (
+    "Where the linear solve failed, raise strength, add damping, or solve with MINRES(); where the "
+    "inner loop failed, take shorter steps, or more of them."
+)
 
 
 class MetaGradient(NamedTuple):
@@ -26,24 +45,32 @@ class MetaGradient(NamedTuple):
         was left out.
     left_out
         ``(tasks,)`` bool: NaN or infinity in the loss or gradient of the task, or a failure of its
-        inner loop or adjoint.
+        inner loop or adjoint that the method does not let pass.
     inner_residual
         ``(tasks,)``, the norm (RMS over entries) of the inner objective's gradient at ``phi``; NaN
         where the method does not compute it.
     adjoint_residual
         ``(tasks,)``, the relative residual of the outer linear solve; NaN where there is none.
+    inner_status, adjoint_status
+        ``(tasks,)`` int64, the `implicit_solvers.Status` of the inner loop and of the outer linear
+        solve: BUDGET where nothing is judged, as in a method without a solver. NONFINITE too where
+        the loss or the gradient of the task is not finite.
 
     Examples
     --------
     The second task has no loss, and is left out:
 
+    >>> import warnings
     >>> from implicit_solvers.problems import imaml
     >>> model, criterion = lambda theta, x: theta * x, lambda out, y: (out - y).square().mean() / 2
     >>> x, y = torch.ones(2, 1), torch.tensor([[4.0], [float("nan")]])
     >>> method, theta = imaml.FirstOrderMaml(lr=0.5, steps=1), torch.tensor(0.0)
-    >>> found = method.meta_gradient(model, criterion, theta, (x, y), (x, y))
+    >>> with warnings.catch_warnings(action="ignore"):  # which says that a task is left out
+    ...     found = method.meta_gradient(model, criterion, theta, (x, y), (x, y))
     >>> found.gradient, found.loss, found.left_out
     (tensor(-2.), tensor([2., nan]), tensor([False,  True]))
+    >>> [ims.Status(code).name for code in found.inner_status.tolist()]
+    ['BUDGET', 'NONFINITE']
     """
 
     gradient: Any
@@ -51,6 +78,8 @@ class MetaGradient(NamedTuple):
     left_out: Tensor
     inner_residual: Tensor
     adjoint_residual: Tensor
+    inner_status: Tensor
+    adjoint_status: Tensor
 
 
 class TaskGradients(NamedTuple):
@@ -63,8 +92,8 @@ class TaskGradients(NamedTuple):
     loss
         ``(tasks,)``, the query loss.
     failed
-        ``(tasks,)`` bool: a solver reported a failure.
-    inner_residual, adjoint_residual
+        ``(tasks,)`` bool: a solver reported a failure for which the task is left out.
+    inner_residual, adjoint_residual, inner_status, adjoint_status
         ``(tasks,)``, as in `MetaGradient`.
     """
 
@@ -73,6 +102,62 @@ class TaskGradients(NamedTuple):
     failed: Tensor
     inner_residual: Tensor
     adjoint_residual: Tensor
+    inner_status: Tensor
+    adjoint_status: Tensor
+
+
+def without_solver(
+    gradient: Any, loss: Tensor, inner_residual: Tensor | None = None
+) -> TaskGradients:
+    """Return the contributions of tasks in which no solver can fail.
+
+    Examples
+    --------
+    >>> without_solver(torch.ones(1), torch.ones(1)).adjoint_status
+    tensor([1])
+    """
+    nothing = torch.full_like(loss, torch.nan)
+    budget = torch.full_like(loss, ims.Status.BUDGET, dtype=torch.int64)
+    failed = torch.zeros_like(loss, dtype=torch.bool)
+    residual = nothing if inner_residual is None else inner_residual
+    return TaskGradients(gradient, loss, failed, residual, nothing, budget, budget)
+
+
+def failures(found: MetaGradient, left_out: bool) -> Counter[str]:
+    """Count the tasks in which a solve failed, by how it ended: those left out, or those kept.
+
+    Examples
+    --------
+    >>> none, code = torch.zeros(2), torch.tensor([1, 6])
+    >>> left = torch.tensor([False, True])
+    >>> failures(MetaGradient(none, none, left, none, none, torch.ones(2).long(), code), True)
+    Counter({'INDEFINITE (linear solve)': 1})
+    """
+    names: Counter[str] = Counter()
+    some = found.left_out == left_out
+    pairs = (found.inner_status[some].tolist(), found.adjoint_status[some].tolist())
+    for inner, adjoint in zip(*pairs, strict=True):
+        code, where = (inner, "inner loop") if inner > ims.Status.BUDGET else (adjoint, SOLVE)
+        if left_out or code > ims.Status.BUDGET:
+            names[f"{ims.Status(code).name} ({where})"] += 1
+    return names
+
+
+def warn_left_out(counts: Mapping[str, int], tasks: int, what: str) -> None:
+    """Warn where more than a twentieth of the ``tasks`` was left out; ``counts`` by `failures`.
+
+    Examples
+    --------
+    >>> warn_left_out({"NONFINITE (inner loop)": 1}, 20, "this run")
+    """
+    count = sum(counts.values())
+    if count > SHARE * tasks:
+        ends = ", ".join(f"{number} {name}" for name, number in counts.items())
+        warnings.warn(
+            f"{count} of the {tasks} tasks of {what} were left out of the mean: {ends}. {REMEDY}",
+            ims.ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 OverTasks = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -202,10 +287,9 @@ def average_over_tasks(
     --------
     >>> def evaluate(over_tasks, supports, queries):
     ...     def task(s, q):
-    ...         return s - q, (s - q) ** 2, torch.zeros((), dtype=torch.bool)
+    ...         return s - q, (s - q) ** 2
     ...
-    ...     gradient, loss, failed = over_tasks(task)(supports, queries)
-    ...     return TaskGradients(gradient, loss, failed, loss, loss)
+    ...     return without_solver(*over_tasks(task)(supports, queries))
     >>> s, q = torch.tensor([1.0, float("nan"), 5.0]), torch.zeros(3)
     >>> mean = average_over_tasks(evaluate, torch.tensor(0.0), s, q, tasks_at_once=2)
     >>> mean.gradient, mean.loss, mean.left_out
@@ -229,13 +313,18 @@ def average_over_tasks(
             for data in (supports, queries)
         ]
         out = evaluate(batching.over_tasks, *some)
-        left_out = out.failed | ~torch.isfinite(out.loss) | ~_finite(out.gradient)
+        unfit = ~torch.isfinite(out.loss) | ~_finite(out.gradient)
+        left_out = out.failed | unfit
+        status = torch.where(unfit & ~out.failed, int(ims.Status.NONFINITE), out.inner_status)
         total = tree_map(lambda t, g: t + _sum_of(g, ~left_out), total, out.gradient)  # noqa: B023
         loss = torch.where(left_out, torch.nan, out.loss)
-        parts.append((loss, left_out, out.inner_residual, out.adjoint_residual))
+        residuals = out.inner_residual, out.adjoint_residual
+        parts.append((loss, left_out, *residuals, status, out.adjoint_status))
     if not parts:
         nothing = next(iter(tree_leaves(total))).new_zeros(0)
-        return MetaGradient(total, nothing, nothing.bool(), nothing.clone(), nothing.clone())
+        none = (torch.zeros_like(nothing, dtype=torch.int64) for _ in range(2))
+        residuals = nothing.clone(), nothing.clone()
+        return MetaGradient(total, nothing, nothing.bool(), *residuals, *none)
     columns = [torch.cat(column).detach() for column in zip(*parts, strict=True)]
     kept = (~columns[1]).sum().clamp(min=1)
     return MetaGradient(tree_map(lambda t: (t / kept).detach(), total), *columns)

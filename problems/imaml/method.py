@@ -13,6 +13,8 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     Evaluate,
     MetaGradient,
     average_over_tasks,
+    failures,
+    warn_left_out,
 )
 
 __all__ = ["Criterion", "Method", "Model", "Predictor"]
@@ -116,7 +118,8 @@ class Method(abc.ABC):
         Returns
         -------
         MetaGradient
-            The mean over the tasks, and what became of each.
+            The mean over the tasks, and what became of each. A `ConvergenceWarning` counts the
+            tasks that were left out, by their `Status`, where they are more than a twentieth.
 
         Raises
         ------
@@ -124,9 +127,11 @@ class Method(abc.ABC):
             If tensors have different numbers of tasks, or ``tasks_at_once`` is not positive.
         """
         evaluate = self._tasks(model, criterion, theta)
-        return average_over_tasks(
+        found = average_over_tasks(
             evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
         )
+        warn_left_out(failures(found, left_out=True), len(found.loss), "this meta-batch")
+        return found
 
     def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
         """Return what finds the gradients of some tasks, for `average_over_tasks`."""

@@ -93,6 +93,7 @@ def train_and_score(
             "validation": history.validation[-1][1] if history.validation else None,
             "residuals": {name: _residuals(history, name) for name in RESIDUALS},
             "tasks_left_out": history.left_out,
+            "failures": history.failures,
             "batching": history.batching,
             "history": {
                 name: getattr(history, name)

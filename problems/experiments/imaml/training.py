@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 import math
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
+import implicit_solvers as ims
 from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
 from implicit_solvers.problems.experiments.imaml.problem import Problem, task_scores
 from implicit_solvers.problems.experiments.imaml.processes import decided_by_first
 from implicit_solvers.problems.imaml import Batching, BatchingChoice, faster_batching
 from implicit_solvers.problems.imaml.distributed import distributed_meta_gradient
+from implicit_solvers.problems.imaml.meta_gradient import failures, warn_left_out
 
 TIMED_TASKS = 4
 
@@ -27,7 +31,8 @@ class History:
 
     Of each meta-step: the mean query loss before it, the mean norm of the inner objective's
     gradient, the mean relative residual of the outer solve (that of every task, if it is followed
-    closely). ``left_out`` has pairs of a meta-step and a task; ``validation`` pairs of a number of
+    closely). ``left_out`` has pairs of a meta-step and a task, ``failures`` how many tasks were
+    left out and how many were kept, by how a solve failed; ``validation`` pairs of a number of
     meta-steps and the score after them; ``batching`` is "vmap" or "loop".
     """
 
@@ -36,6 +41,9 @@ class History:
     adjoint_residual: list[float | None] = field(default_factory=list)
     task_residuals: list[list[float]] = field(default_factory=list)
     left_out: list[list[int]] = field(default_factory=list)
+    failures: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {"left out": {}, "kept": {}}
+    )
     validation: list[list[float]] = field(default_factory=list)
     batching: str | None = None
     batching_seconds: dict[str, float] = field(default_factory=dict)
@@ -89,16 +97,18 @@ def meta_train(
         report(history)
         step = history.steps
         tasks = problem.train.batch(range(count * step, count * (step + 1)))
-        result = distributed_meta_gradient(
-            problem.method,
-            problem.model,
-            problem.criterion,
-            _detached(theta),
-            (tasks.support_x, tasks.support_y),
-            (tasks.query_x, tasks.query_y),
-            tasks_at_once=tasks_at_once,
-            batching=batching,
-        )
+        with warnings.catch_warnings():  # this run is warned of as a whole
+            warnings.filterwarnings("ignore", ".* tasks of this meta-batch", ims.ConvergenceWarning)
+            result = distributed_meta_gradient(
+                problem.method,
+                problem.model,
+                problem.criterion,
+                _detached(theta),
+                (tasks.support_x, tasks.support_y),
+                (tasks.query_x, tasks.query_y),
+                tasks_at_once=tasks_at_once,
+                batching=batching,
+            )
         # Adam moves on a gradient of zero too, by its memory of earlier ones
         if not result.left_out.all():
             for name, value in theta.items():
@@ -113,6 +123,8 @@ def meta_train(
             history.task_residuals.append(result.adjoint_residual.tolist())
         for task in result.left_out.nonzero().flatten().tolist():
             history.left_out.append([step, count * step + task])
+        for kind, counts in history.failures.items():
+            counts |= Counter(counts) + failures(result, left_out=kind == "left out")
         last = history.steps == configuration.steps
         if last or history.steps % validate_every == 0:
             validate()
@@ -125,6 +137,7 @@ def meta_train(
                 theta=_detached(theta), optimizer=optimizer.state_dict(), history=asdict(history)
             )
     report(history)
+    warn_left_out(history.failures["left out"], count * history.steps, "this run")
     return _detached(theta), history
 
 
