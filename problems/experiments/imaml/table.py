@@ -143,6 +143,7 @@ def _run(arguments: argparse.Namespace) -> int:
                         **{"setting": setting.name, "method": method, "seed": seed},
                         **{"score": entry["score"], "residuals": entry["residuals"]},
                         **{"left_out": len(entry["tasks_left_out"]), "timing": entry["timing"]},
+                        "kept": sum(entry["failures"]["kept"].values()),
                         **{"steps": len(entry["history"]["loss"]), "memory": memory[method]},
                         **{"chosen": chosen[method], "inner_steps": setting.inner_steps},
                     }
@@ -228,7 +229,7 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Examples
     --------
-    >>> run = {"setting": "5-way 1-shot", "method": "maml", "steps": 10, "left_out": 0}
+    >>> run = {"setting": "5-way 1-shot", "method": "maml", "steps": 10, "left_out": 0, "kept": 0}
     >>> run |= {"residuals": {"adjoint": None}, "timing": {"processor": 20.0}}
     >>> run |= {"chosen": {"inner_lr": 0.4}, "memory": 10**6, "inner_steps": None}
     >>> (row,) = summarize(
@@ -252,7 +253,7 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 **{"mean": statistics.mean(means), "half": half_width(means)},
                 **{name: own[0][name] for name in ("chosen", "memory", "inner_steps")},
                 "adjoint_residual": statistics.mean(residuals) if residuals else None,
-                "left_out": sum(entry["left_out"] for entry in own),
+                **{name: sum(entry[name] for entry in own) for name in ("left_out", "kept")},
                 "seconds": statistics.mean(seconds),
             }
         )
@@ -317,10 +318,10 @@ def markdown_of_costs(rows: Sequence[Mapping[str, Any]]) -> str:
     Examples
     --------
     >>> row = {"setting": "5-way 1-shot", "method": "maml", "chosen": {"inner_lr": 0.4}}
-    >>> print(markdown_of_costs([{**row, "seconds": 0.1, "memory": 5e6, "left_out": 0}]))
+    >>> print(markdown_of_costs([{**row, "seconds": 0.1, "memory": 5e6, "left_out": 0, "kept": 0}]))
     | method | 5-way 1-shot |
     |---|---|
-    | MAML | inner_lr 0.4; 0.100 s, 5 MB a meta-step; 0 tasks left out |
+    | MAML | inner_lr 0.4; 0.100 s, 5 MB a meta-step; 0 tasks left out, 0 of failed solves kept |
     <BLANKLINE>
     """
     cells: dict[str, list[str]] = {}
@@ -328,7 +329,7 @@ def markdown_of_costs(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in own:
             chosen = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
             text = f"{chosen}; {row['seconds']:.3f} s, {row['memory'] / 1e6:.0f} MB a meta-step; "
-            text += f"{row['left_out']} tasks left out"
+            text += f"{row['left_out']} tasks left out, {row['kept']} of failed solves kept"
             cells.setdefault(LABELS[row["method"]], []).append(text)
     return markdown_table(list(_by_setting(rows)), cells)
 

@@ -54,7 +54,7 @@ def test_the_table_holds_the_means_of_its_runs(table):
             assert abs(float(mean) - np.mean(means)) <= 0.051
             # Student's t of one degree of freedom
             assert abs(float(half) - 12.706 * np.std(means) / 1) <= 0.06
-    assert "inner_lr 0." in lines[7] and "MB a meta-step; 0 tasks left out" in lines[7]
+    assert "inner_lr 0." in lines[7] and "MB a meta-step; 0 tasks left out, 0" in lines[7]
 
 
 def test_every_method_uses_the_best_point_of_its_search_in_each_setting(table):
@@ -219,7 +219,7 @@ def test_intervals_are_those_of_the_normal_distribution(scores):
 
 @given(seeds=st.lists(means, min_size=2, max_size=6))
 def test_the_interval_is_students_over_seeds(seeds):
-    common = {"setting": "5-way 1-shot", "method": "maml", "steps": 2, "left_out": 1}
+    common = {"setting": "5-way 1-shot", "method": "maml", "steps": 2, "left_out": 1, "kept": 2}
     common |= {"residuals": {"adjoint": {"median": 0.5}}, "timing": {"processor": 3.0}}
     common |= {"chosen": {}, "memory": 7, "inner_steps": None}
     results = [{**common, "seed": i, "score": {"mean": mean}} for i, mean in enumerate(seeds)]
