@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def markdown_table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> s
 Grid = Mapping[str, tuple[float, float]]
 """Of each hyperparameter, where the search begins, and the ratio of one value to the next."""
 
-TRIAL_TASKS = 200
+UNSCORED = {"evaluation_tasks": 0, "validations": 1, "validation_tasks": 200}
 
 _STEPS: Grid = {"inner_lr": (0.2, 2.0), "inner_steps": (8, 2.0)}
 GRIDS: dict[str, Grid] = {
@@ -208,11 +208,11 @@ def pattern_search(
 
 def run_searches(
     folder: harness.RunFolder,
+    name: str,
     grids: Mapping[str, Grid],
     configuration_of: Callable[[str, Mapping[str, float]], Configuration],
     jobs: int,
     machine: Machine,
-    name: str = "trial",
 ) -> dict[str, dict[str, Any]]:
     """Search on validation classes; return the scores and the choice of each method.
 
@@ -228,12 +228,7 @@ def run_searches(
     while waiting:
         cells = []
         for method, trial in waiting.items():
-            configuration = replace(
-                configuration_of(method, trial),
-                evaluation_tasks=0,
-                validations=1,
-                validation_tasks=TRIAL_TASKS,
-            )
+            configuration = configuration_of(method, {**trial, **UNSCORED})
             values = "-".join(f"{value:g}" for value in trial.values())
             out = folder.path / f"{name}-{method}-{values}"
             cells.append(Cell(configuration, out, machine, folder.overwrite))

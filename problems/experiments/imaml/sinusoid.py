@@ -60,12 +60,7 @@ class Plan:
         names = ("steps", "shots", "meta_batch", "evaluation_tasks", "seed")
         own = {name: getattr(self, name) for name in names}
         fixed = {"data": "sinusoid", "method": method, "validations": 1}
-        return configuration_from({**fixed, **chosen, **own})
-
-    def trial(self, method: str, trial: Mapping[str, float]) -> Configuration:
-        """Return that of a trial."""
-        steps = self.trial_steps or max(1, self.steps // 2)
-        return replace(self.configuration(method, trial), steps=steps)
+        return configuration_from({**fixed, **own, **chosen})
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,8 @@ def _run(arguments: argparse.Namespace) -> int:
         tried: dict[str, dict[str, Any]] = {}
         if plan.trial_steps != 0:
             grids = {method: WAVE_GRIDS[method] for method in plan.methods}
-            tried = run_searches(folder, grids, plan.trial, jobs, Machine())
+            trial = replace(plan, steps=plan.trial_steps or max(1, plan.steps // 2)).configuration
+            tried = run_searches(folder, "trial", grids, trial, jobs, Machine())
         chosen = {m: tried[m]["chosen"] if m in tried else {} for m in plan.methods}
         cells = [
             Cell(plan.configuration(m, chosen[m]), folder.path / m, Machine(), folder.overwrite)

@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -111,99 +111,62 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     plan, machine = harness.configuration_of(arguments, Plan), Machine(arguments.device)
-    given = given_options(arguments, OWN)
+    given, jobs = given_options(arguments, OWN), arguments.jobs
     options = ({} if arguments.size == "paper" else SMALL) | given
     settings = {text: Setting.parse(text) for text in plan.settings}
-    common = asdict(_configuration(options, settings[plan.settings[0]], plan.methods[0], 0, {}))
+    common = asdict(_configuration(options, settings[plan.settings[0]], 0, plan.methods[0], {}))
+    trial = options | {"steps": plan.trial_steps or max(1, common["steps"] // 3)}
     common = {name: value for name, value in common.items() if name not in OWN}
+    tried, complete = {}, {}
     with harness.RunFolder.of(arguments, {**asdict(plan), **common}, keeps=True) as folder:
-        tried, results, rows, text = {}, [], [], ""
         for prefix, setting in settings.items():
             fixed = given if setting.inner_steps is None else {**given, "inner_steps": 0}
-            configure = functools.partial(_configuration, options, setting)
-            found = _search(
-                *(folder, f"{prefix}-trial", plan, configure, fixed, arguments.jobs, machine)
-            )
-            tried[setting.name] = found
+            grids = {
+                method: {name: grid for name, grid in GRIDS[method].items() if name not in fixed}
+                for method in (plan.methods if plan.trial_steps != 0 else ())
+            }
+            # no training has the trials' seed
+            of_trial = functools.partial(_configuration, trial, setting, plan.seeds)
+            found = run_searches(folder, f"{prefix}-trial", grids, of_trial, jobs, machine)
             chosen = {m: found[m]["chosen"] if m in found else {} for m in plan.methods}
-            memory = {m: _memory(configure(m, 0, chosen[m]), machine) for m in plan.methods}
+            first = {m: _configuration(options, setting, 0, m, chosen[m]) for m in plan.methods}
+            memory = {method: _memory(c, machine) for method, c in first.items()}
+            runs: dict[str, list[Any]] = {method: [] for method in plan.methods}
+            tried[setting.name] = found
             for seed in range(plan.seeds):
-                cells = [
-                    Cell(
-                        configure(method, seed, chosen[method]),
-                        folder.path / f"{prefix}-{method}-seed{seed}",
-                        machine,
-                        folder.overwrite,
-                    )
-                    for method in plan.methods
-                ]
-                metrics = run_with_bar(folder, f"{prefix}, seed {seed}", cells, arguments.jobs)
-                results += [
-                    {
-                        **{"setting": setting.name, "method": method, "seed": seed},
-                        **{"score": entry["score"], "residuals": entry["residuals"]},
-                        **{"left_out": len(entry["tasks_left_out"]), "timing": entry["timing"]},
-                        "kept": sum(entry["failures"]["kept"].values()),
-                        **{"steps": len(entry["history"]["loss"]), "memory": memory[method]},
-                        **{"chosen": chosen[method], "inner_steps": setting.inner_steps},
-                    }
-                    for method, entry in zip(plan.methods, metrics, strict=True)
-                ]
-                # the table and the figure are those of what is complete, whenever the run ends
-                rows = summarize(results)
-                text = markdown(rows) + "\n" + markdown_of_costs(rows)
-                harness.write_whole(folder.path / "table.md", text.encode())
+                cells = []
+                for method, c in first.items():
+                    out = folder.path / f"{prefix}-{method}-seed{seed}"
+                    cells.append(Cell(replace(c, seed=seed), out, machine, folder.overwrite))
+                metrics = run_with_bar(folder, f"{prefix}, seed {seed}", cells, jobs)
+                for method, entry in zip(plan.methods, metrics, strict=True):
+                    runs[method].append(entry)
+                    row = {"setting": setting.name, "method": method, "chosen": chosen[method]}
+                    row |= {"inner_steps": setting.inner_steps, "memory": memory[method]}
+                    complete[setting, method] = row | summary(runs[method])
+                # if the run ends now, the table and the figure are those of what is complete
+                rows = list(complete.values())
+                harness.write_whole(folder.path / "table.md", markdown(rows).encode())
                 draw = draw_table if setting.inner_steps is None else draw_steps
                 draw(folder.path / "table.png", rows)
-        folder.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        folder.finish({"options": options, "trials": tried, "runs": results, "summary": rows})
+        folder.console.print(markdown(rows), markup=False, highlight=False, soft_wrap=True)
+        folder.finish({"options": options, "trials": tried, "summary": rows})
     return 0
 
 
 def _configuration(
-    options: Mapping[str, Any],
-    setting: Setting,
-    method: str,
-    seed: int,
-    hyperparameters: Mapping[str, Any],
+    options: Mapping[str, Any], setting: Setting, seed: int, method: str, chosen: Mapping[str, Any]
 ) -> Configuration:
     size = {name: value for name, value in asdict(setting).items() if value is not None}
-    return configuration_from(
-        {**options, **hyperparameters, **size, "method": method, "seed": seed}
-    )
-
-
-def _search(
-    folder: harness.RunFolder,
-    name: str,
-    plan: Plan,
-    configure: Callable[[str, int, Mapping[str, float]], Configuration],
-    fixed: Collection[str],
-    jobs: int,
-    machine: Machine,
-) -> dict[str, dict[str, Any]]:
-    """Search for the hyperparameters that are not ``fixed``, with a seed that no training has."""
-
-    def of_trial(method: str, trial: Mapping[str, float]) -> Configuration:
-        configuration = configure(method, plan.seeds, trial)
-        steps = plan.trial_steps or max(1, configuration.steps // 3)
-        return replace(configuration, steps=steps)
-
-    grids = {
-        method: {name: values for name, values in GRIDS[method].items() if name not in fixed}
-        for method in (plan.methods if plan.trial_steps != 0 else ())
-    }
-    return run_searches(folder, grids, of_trial, jobs, machine, name)
+    return configuration_from({**options, **chosen, **size, "method": method, "seed": seed})
 
 
 def _memory(configuration: Configuration, machine: Machine) -> int:
     """Return the bytes of live tensors, at most, of a meta-step without Adam."""
-    problem = load_problem(configuration, machine.device)
-    tasks = problem.train.batch(range(configuration.meta_batch))
+    p = load_problem(configuration, machine.device)
+    tasks = p.train.batch(range(configuration.meta_batch))
     with LiveMemory() as memory:
-        problem.method.meta_gradient(
-            problem.model, problem.criterion, problem.first, tasks[:2], tasks[2:]
-        )
+        p.method.meta_gradient(p.model, p.criterion, p.first, tasks[:2], tasks[2:])
     return memory.peak
 
 
@@ -221,43 +184,23 @@ def half_width(values: Sequence[float]) -> float | None:
     return float(stdtrit(len(values) - 1, 0.975)) * error
 
 
-def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the mean over seeds of each setting and method, with its 95% interval.
+def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean over the runs of a method, one for each seed, with its 95% interval.
 
-    A seed has weights, tasks to learn from, and tasks of the test of its own: what they differ by
+    A seed has weights, tasks to learn from, and tasks of the test of its own: what all of them do
     is in the spread of the seeds' means, and in the interval.
-
-    Examples
-    --------
-    >>> run = {"setting": "5-way 1-shot", "method": "maml", "steps": 10, "left_out": 0, "kept": 0}
-    >>> run |= {"residuals": {"adjoint": None}, "timing": {"processor": 20.0}}
-    >>> run |= {"chosen": {"inner_lr": 0.4}, "memory": 10**6, "inner_steps": None}
-    >>> (row,) = summarize(
-    ...     [{**run, "seed": i, "score": {"mean": m}} for i, m in [(0, 0.8), (1, 0.9)]]
-    ... )
-    >>> round(row["mean"], 3), round(row["half"], 3), row["seconds"]
-    (0.85, 0.635, 2.0)
     """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for result in results:
-        groups.setdefault((result["setting"], result["method"]), []).append(result)
-    rows = []
-    for (setting, method), own in groups.items():
-        means = [entry["score"]["mean"] for entry in own]
-        adjoint = [entry["residuals"]["adjoint"] for entry in own]
-        residuals = [entry["median"] for entry in adjoint if entry is not None]
-        seconds = [entry["timing"]["processor"] / entry["steps"] for entry in own]
-        rows.append(
-            {
-                **{"setting": setting, "method": method, "seeds": means},
-                **{"mean": statistics.mean(means), "half": half_width(means)},
-                **{name: own[0][name] for name in ("chosen", "memory", "inner_steps")},
-                "adjoint_residual": statistics.mean(residuals) if residuals else None,
-                **{name: sum(entry[name] for entry in own) for name in ("left_out", "kept")},
-                "seconds": statistics.mean(seconds),
-            }
-        )
-    return rows
+    means = [run["score"]["mean"] for run in runs]
+    adjoint = [run["residuals"]["adjoint"] for run in runs]
+    residuals = [entry["median"] for entry in adjoint if entry is not None]
+    seconds = [run["timing"]["processor"] / len(run["history"]["loss"]) for run in runs]
+    return {
+        **{"seeds": means, "mean": statistics.mean(means), "half": half_width(means)},
+        "adjoint_residual": statistics.mean(residuals) if residuals else None,
+        "left_out": sum(len(run["tasks_left_out"]) for run in runs),
+        "kept": sum(sum(run["failures"]["kept"].values()) for run in runs),
+        "seconds": statistics.mean(seconds),
+    }
 
 
 def best_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -282,56 +225,38 @@ def best_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _by_setting(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    names = dict.fromkeys(row["setting"] for row in rows)
-    return {name: [row for row in rows if row["setting"] == name] for name in names}
-
-
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the accuracies: methods down, settings across with their seeds; `best_of` is bold.
+    """Return two tables: accuracies, of which `best_of` is bold; what was chosen, and its cost.
 
     Examples
     --------
     >>> row = {"setting": "5-way 1-shot", "method": "maml", "mean": 0.85, "half": 0.01}
-    >>> print(markdown([{**row, "seeds": [0.85, 0.85]}]))
-    | method | 5-way 1-shot (2 seeds) |
+    >>> row |= {"seeds": [0.85, 0.85], "chosen": {"inner_lr": 0.4}, "seconds": 0.1, "memory": 5e6}
+    >>> print(markdown([row | {"left_out": 0, "kept": 0}]))
+    | method | 5-way 1-shot (seeds: 2) |
     |---|---|
     | MAML | **85.0 ± 1.0** |
     <BLANKLINE>
-    """
-    heads: list[str] = []
-    cells: dict[str, list[str]] = {}
-    for name, own in _by_setting(rows).items():
-        count, best = len(own[0]["seeds"]), best_of(own)
-        heads.append(f"{name} ({count} seeds)" if count > 1 else f"{name} (1 seed)")
-        for row in own:
-            half = "" if row["half"] is None else f" ± {100 * row['half']:.1f}"
-            mark = "**" if row["method"] in best else ""
-            text = f"{mark}{100 * row['mean']:.1f}{half}{mark}"
-            cells.setdefault(LABELS[row["method"]], []).append(text)
-    return markdown_table(heads, cells)
-
-
-def markdown_of_costs(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was chosen and what it costs: methods down, settings across.
-
-    Examples
-    --------
-    >>> row = {"setting": "5-way 1-shot", "method": "maml", "chosen": {"inner_lr": 0.4}}
-    >>> print(markdown_of_costs([{**row, "seconds": 0.1, "memory": 5e6, "left_out": 0, "kept": 0}]))
-    | method | 5-way 1-shot |
+    | method | 5-way 1-shot (seeds: 2) |
     |---|---|
     | MAML | inner_lr 0.4; 0.100 s, 5 MB a meta-step; 0 tasks left out, 0 of failed solves kept |
     <BLANKLINE>
     """
-    cells: dict[str, list[str]] = {}
-    for own in _by_setting(rows).values():
+    heads: list[str] = []
+    accuracies: dict[str, list[str]] = {LABELS[row["method"]]: [] for row in rows}
+    costs: dict[str, list[str]] = {label: [] for label in accuracies}
+    for name in dict.fromkeys(row["setting"] for row in rows):
+        own = [row for row in rows if row["setting"] == name]
+        heads.append(f"{name} (seeds: {len(own[0]['seeds'])})")
         for row in own:
-            chosen = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
-            text = f"{chosen}; {row['seconds']:.3f} s, {row['memory'] / 1e6:.0f} MB a meta-step; "
+            mark = "**" if row["method"] in best_of(own) else ""
+            half = "" if row["half"] is None else f" ± {100 * row['half']:.1f}"
+            accuracies[LABELS[row["method"]]].append(f"{mark}{100 * row['mean']:.1f}{half}{mark}")
+            text = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
+            text += f"; {row['seconds']:.3f} s, {row['memory'] / 1e6:.0f} MB a meta-step; "
             text += f"{row['left_out']} tasks left out, {row['kept']} of failed solves kept"
-            cells.setdefault(LABELS[row["method"]], []).append(text)
-    return markdown_table(list(_by_setting(rows)), cells)
+            costs[LABELS[row["method"]]].append(text)
+    return markdown_table(heads, accuracies) + "\n" + markdown_table(heads, costs)
 
 
 COMMAND = harness.Command(

@@ -27,7 +27,7 @@ from implicit_solvers.problems.experiments.imaml.table import (
     best_of,
     half_width,
     markdown,
-    summarize,
+    summary,
 )
 from tests.problems.experiments.runs import COMMANDS, METHODS
 
@@ -42,7 +42,7 @@ def table(finished):
 
 def test_the_table_holds_the_means_of_its_runs(table):
     lines = (table / "table.md").read_text().splitlines()
-    assert lines[0] == "| method | 2-way 1-shot (2 seeds) | 3-way 1-shot (2 seeds) |"
+    assert lines[0] == "| method | 2-way 1-shot (seeds: 2) | 3-way 1-shot (seeds: 2) |"
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| MAML", "| R2D2"]
     for line, method in zip(lines[2:4], ("maml", "r2d2"), strict=True):
         numbers = re.findall(r"([\d.]+) ± ([\d.]+)", line)
@@ -109,7 +109,9 @@ def test_the_table_of_given_inner_steps(tmp_path):
     configuration = json.loads((tmp_path / "2x1x2@3-maml-seed0" / "config.json").read_text())
     assert configuration["inner_steps"] == 3
     line = (tmp_path / "table.md").read_text().splitlines()[0]
-    assert line == "| method | 2-way 1-shot, 1 steps (1 seed) | 2-way 1-shot, 3 steps (1 seed) |"
+    assert (
+        line == "| method | 2-way 1-shot, 1 steps (seeds: 1) | 2-way 1-shot, 3 steps (seeds: 1) |"
+    )
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -219,28 +221,32 @@ def test_intervals_are_those_of_the_normal_distribution(scores):
 
 @given(seeds=st.lists(means, min_size=2, max_size=6))
 def test_the_interval_is_students_over_seeds(seeds):
-    common = {"setting": "5-way 1-shot", "method": "maml", "steps": 2, "left_out": 1, "kept": 2}
-    common |= {"residuals": {"adjoint": {"median": 0.5}}, "timing": {"processor": 3.0}}
-    common |= {"chosen": {}, "memory": 7, "inner_steps": None}
-    results = [{**common, "seed": i, "score": {"mean": mean}} for i, mean in enumerate(seeds)]
-    (row,) = summarize(results)
+    common = {"residuals": {"adjoint": {"median": 0.5}}, "timing": {"processor": 3.0}}
+    common |= {"history": {"loss": [1, 2]}, "tasks_left_out": [[0, 1]]}
+    common |= {"failures": {"kept": {"CG": 2, "other": 1}}}
+    row = summary([{**common, "score": {"mean": mean}} for mean in seeds])
     np.testing.assert_allclose(row["mean"], np.mean(seeds), atol=1e-12)
     error = stats.sem(seeds)
     high = stats.t.interval(0.95, len(seeds) - 1, row["mean"], error)[1] if error else row["mean"]
     np.testing.assert_allclose(row["mean"] + row["half"], high, atol=1e-10)
     assert row["half"] == half_width(seeds) and half_width(seeds[:1]) is None
-    assert (row["seconds"], row["adjoint_residual"], row["left_out"]) == (1.5, 0.5, len(seeds))
+    assert (row["seconds"], row["adjoint_residual"]) == (1.5, 0.5)
+    assert (row["left_out"], row["kept"]) == (len(seeds), 3 * len(seeds))
 
 
 @given(data=st.data(), seeds=st.integers(2, 5), methods=st.integers(2, 6))
 def test_bold_are_the_best_and_what_a_paired_test_cannot_tell_from_it(data, seeds, methods):
     scores = st.lists(st.integers(0, 1000).map(lambda k: k / 1000), min_size=seeds, max_size=seeds)
     values = [data.draw(scores) for _ in range(methods)]
+    costs = {"chosen": {}, "seconds": 1.0, "memory": 1, "left_out": 0, "kept": 0}
     rows = [
-        {"setting": "s", "method": method, "mean": np.mean(own), "half": 0.1, "seeds": own}
+        {"setting": "s", "method": method, "mean": np.mean(own), "half": 0.1, "seeds": own} | costs
         for method, own in zip(METHODS, values, strict=False)
     ]
-    lines, best = markdown(rows).splitlines()[2:], max(rows, key=lambda row: row["mean"])
+    lines, best = (
+        markdown(rows).splitlines()[2 : 2 + methods],
+        max(rows, key=lambda row: row["mean"]),
+    )
     assert best["method"] in best_of(rows)
     for line, row in zip(lines, rows, strict=True):
         behind = np.subtract(best["seeds"], row["seeds"])
