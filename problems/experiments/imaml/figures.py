@@ -102,23 +102,33 @@ def draw_cost_panels(memory: Axes, seconds: Axes, rows: Sequence[CostRow]) -> No
 
 
 def _draw_costs(ax: Axes, values: Sequence[tuple[str, int, float]], title: str, unit: str) -> None:
-    last = {}
-    for method in dict.fromkeys(name for name, _, _ in values):
-        steps, heights = zip(*[(n, y) for name, n, y in values if name == method], strict=True)
-        (line,) = ax.loglog(steps, heights, label=method, ms=5, **COST_LOOKS.get(method, {}))
-        last[heights[-1], method] = line.get_color()
-    ticks = sorted({n for _, n, _ in values})
-    ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.minorticks_off()
-    ax.set(title=title, xlabel="inner steps", ylabel=unit)
+    last = _draw_lines(ax, values, COST_LOOKS)
+    ax.set(title=title, ylabel=unit)
     ax.margins(x=0.04, y=0.15)
     place = -math.inf
     low, high = np.log(ax.get_ylim())
-    for (height, _), colour in sorted(last.items()):
+    for height, colour in sorted(last.values()):
         place = max(place + LABEL_GAP, (np.log(height) - low) / (high - low))
         given: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
         text = f"{height:.3g} {unit}"
         ax.annotate(text, (1, place), xycoords="axes fraction", fontsize=8, color=colour, **given)
+
+
+def _draw_lines(
+    ax: Axes, values: Sequence[tuple[str, int, float]], looks: Mapping[str, dict[str, Any]]
+) -> dict[str, tuple[float, Any]]:
+    """Draw lines against inner steps; return the last height of each, and its colour."""
+    last = {}
+    for method in dict.fromkeys(name for name, _, _ in values):
+        steps, heights = zip(*[(n, y) for name, n, y in values if name == method], strict=True)
+        (line,) = ax.loglog(steps, heights, label=method, ms=5, **looks.get(method, {}))
+        last[method] = (heights[-1], line.get_color())
+    ticks = sorted({n for _, n, _ in values})
+    ticks = ticks[:: 1 + len(ticks) // 10]
+    ax.set_xticks(ticks, [str(n) for n in ticks])
+    ax.minorticks_off()
+    ax.set_xlabel("inner steps")
+    return last
 
 
 # ---- Truth ----
@@ -126,38 +136,20 @@ def _draw_costs(ax: Axes, values: Sequence[tuple[str, int, float]], title: str, 
 
 def draw_truth(path: Path, rows: Sequence[TruthRow], titles: Mapping[str, str]) -> None:
     """Draw relative errors of meta-gradients against inner steps, one panel for each spectrum."""
-    spectra = list(dict.fromkeys(row.spectrum for row in rows))
-    with harness.canvas(path, 4.6 * len(spectra), 4.6, dpi=150, w_pad=0.1, h_pad=0.1) as figure:
-        axes = figure.subplots(1, len(spectra), sharey=True, squeeze=False)[0]
-        for ax, name in zip(axes, spectra, strict=True):
-            _draw_errors(ax, [row for row in rows if row.spectrum == name])
-            ax.set_title(titles[name], fontsize=10)
+    budgets = [name for name in dict.fromkeys(row.method for row in rows) if "steps" in name]
+    shades = [{"color": shade, "marker": "o"} for shade in BLUES]
+    looks = {"iMAML, CG to tolerance": COST_LOOKS["iMAML"], **COST_LOOKS}
+    looks |= zip(budgets, shades, strict=False)
+    with harness.canvas(path, 4.6 * len(titles), 4.6, dpi=150, w_pad=0.1, h_pad=0.1) as figure:
+        axes = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        for ax, (name, title) in zip(axes, titles.items(), strict=True):
+            own = [row for row in rows if row.spectrum == name]
+            errors = [(row.method, row.inner_steps, max(row.error, 1e-16)) for row in own]
+            _draw_lines(ax, errors, looks)
+            ax.set_title(title, fontsize=10)
         axes[0].set_ylabel("relative error of the meta-gradient")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
-
-
-def _draw_errors(ax: Axes, rows: Sequence[TruthRow]) -> None:
-    shades = iter(BLUES)
-    for method in dict.fromkeys(row.method for row in rows):
-        steps, errors = zip(
-            *[(row.inner_steps, max(row.error, 1e-16)) for row in rows if row.method == method],
-            strict=True,
-        )
-        style: dict[str, Any]
-        if "steps" in method:
-            style = {"color": next(shades, BLUES[-1]), "marker": "o"}
-        elif method.startswith("iMAML"):
-            style = {"color": harness.BLUE, "marker": "o", "linewidth": 2.2}
-        elif method == "MAML":
-            style = {"color": harness.ORANGE, "marker": "s"}
-        else:
-            style = {"color": harness.GREY, "marker": "^"}
-        ax.loglog(steps, errors, label=method, markersize=4, **style)
-    ticks = sorted({row.inner_steps for row in rows})
-    ax.set_xticks(ticks[::2], [str(n) for n in ticks[::2]])
-    ax.minorticks_off()
-    ax.set_xlabel("inner steps")
 
 
 # ---- All methods ----
@@ -188,21 +180,15 @@ def draw_steps(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw accuracy and memory against the inner steps that settings fix; rows as above."""
     with harness.canvas(path, 11, 4.4, w_pad=0.12, h_pad=0.1) as figure:
         left, right = figure.subplots(1, 2)
-        for method in dict.fromkeys(row["method"] for row in rows):
-            own = [row for row in rows if row["method"] == method]
-            looks = COST_LOOKS.get(LABELS[method], {"color": COLOURS[method], "marker": "v"})
-            left.errorbar(
-                [row["inner_steps"] for row in own],
-                [100 * row["mean"] for row in own],
-                [100 * (row["half"] or 0) for row in own],
-                **{"label": LABELS[method], "capsize": 3, **looks},
-            )
+        means = [(LABELS[row["method"]], row["inner_steps"], 100 * row["mean"]) for row in rows]
+        last = _draw_lines(left, means, COST_LOOKS)
+        for row, (label, *point) in zip(rows, means, strict=True):
+            half = None if row["half"] is None else 100 * row["half"]
+            left.errorbar(*point, half, fmt="none", color=last[label][1], capsize=3)
+        left.set(title="Accuracy, 95% interval", ylabel="%", yscale="linear")
+        left.legend()
         memory = [(LABELS[row["method"]], row["inner_steps"], row["memory"] / 1e6) for row in rows]
         _draw_costs(right, memory, "Peak live memory of a meta-step", "MB")
-        left.set(title="Accuracy, 95% interval", xlabel="inner steps", ylabel="%", xscale="log")
-        left.set_xticks(right.get_xticks(), [f"{n:g}" for n in right.get_xticks()])
-        left.minorticks_off()
-        left.legend()
 
 
 def draw_sinusoid(
