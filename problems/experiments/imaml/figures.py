@@ -60,9 +60,8 @@ def draw_learning(path: Path, history: History, score_name: str, method: str) ->
         width = max(1, history.steps // 20)
         if width > 1 and np.isfinite(loss).all():
             mean = np.convolve(loss, np.full(width, 1 / width), mode="valid")
-            axes[0].plot(
-                steps[width - 1 :], mean, color=harness.BLUE, lw=1.8, label=f"mean of {width}"
-            )
+            looks = {"color": harness.BLUE, "lw": 1.8, "label": f"mean of {width}"}
+            axes[0].plot(steps[width - 1 :], mean, **looks)
             axes[0].legend()
         axes[0].set(title=f"{method}: query loss", xlabel="meta-steps", ylabel="after adaptation")
         x, y = zip(*history.validation, strict=True)
@@ -207,26 +206,17 @@ def draw_sinusoid(
             colour = COLOURS.get(result.method, harness.RED)
             label = LABELS[result.method]
             if result.errors:
-                mean, low, high = (
-                    np.array([entry[key] for entry in result.errors])
-                    for key in ("mean", "low", "high")
-                )
+                parts = [[e[key] for key in ("mean", "low", "high")] for e in result.errors]
+                mean, low, high = np.array(parts).T
                 steps = np.arange(len(mean))
                 left.plot(steps, mean, "o-", color=colour, ms=4, lw=1.5, label=label)
                 left.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
             # beyond the steps: what the method itself does with the points
             own = result.own["mean"]
             half = (result.own["high"] - result.own["low"]) / 2
-            left.errorbar(
-                last + 0.6 + 0.22 * results.index(result),
-                own,
-                half,
-                fmt="s",
-                ms=5,
-                color=colour,
-                capsize=2,
-                label=None if result.errors else label,
-            )
+            place = last + 0.6 + 0.22 * results.index(result)
+            looks = {"fmt": "s", "ms": 5, "capsize": 2, "label": None if result.errors else label}
+            left.errorbar(place, own, half, color=colour, **looks)
             x, y = curves[result.method]
             right.plot(x.numpy(), y.numpy(), color=colour, lw=1.3)
         left.axvline(last - 0.1, color="#c9ccd1", lw=1)

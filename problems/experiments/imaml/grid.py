@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import signal
@@ -44,42 +45,26 @@ def finished(cell: Cell) -> dict[str, Any] | None:
 
 
 def run_all(
-    cells: Sequence[Cell],
-    jobs: int = 1,
-    report: Callable[[Cell, Mapping[str, Any]], None] = lambda cell, metrics: None,
-) -> list[dict[str, Any]]:
-    """Run what is not finished, and return the metrics of all."""
-    results: dict[Cell, dict[str, Any]] = {}
-    there = {cell: finished(cell) for cell in cells}
-    waiting = [cell for cell, metrics in there.items() if metrics is None]
-    kept = [(cell, metrics) for cell, metrics in there.items() if metrics is not None]
-    for source in (kept, _computed(waiting, jobs)):
-        for cell, metrics in source:
-            results[cell] = metrics
-            report(cell, metrics)
-    return [results[cell] for cell in cells]
-
-
-def run_with_bar(
     folder: harness.RunFolder, name: str, cells: Sequence[Cell], jobs: int
 ) -> list[dict[str, Any]]:
-    """Return what `run_all` does, and show a progress bar with that name meanwhile.
+    """Run what is not finished behind a progress bar of that name; return the metrics of all.
 
     The folder's seconds are those of all the runs, with what earlier processes spent on them.
     """
     start = time.perf_counter()
+    there = {cell: finished(cell) for cell in cells}
+    results = {cell: metrics for cell, metrics in there.items() if metrics is not None}
+    computed = _computed([cell for cell in cells if cell not in results], jobs)
     with folder.progress() as progress:
         bar = progress.add_task(name, total=len(cells), note="")
-
-        def report(cell: Cell, metrics: Mapping[str, Any]) -> None:
+        for cell, metrics in itertools.chain(list(results.items()), computed):
+            results[cell] = metrics
             score = metrics["score"]["mean"] if metrics["score"] else metrics["validation"]
             text = shown(score, cell.configuration.score_name)
             progress.update(bar, advance=1, note=f"{cell.out.name}: {text}")
-
-        metrics = run_all(cells, jobs, report)
-    spent = sum(entry["timing"]["total"] for entry in metrics)
+    spent = sum(metrics["timing"]["total"] for metrics in results.values())
     folder.before += spent - (time.perf_counter() - start)
-    return metrics
+    return [results[cell] for cell in cells]
 
 
 def _computed(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -135,9 +120,7 @@ _STEPS: Grid = {"inner_lr": (0.2, 2.0), "inner_steps": (8, 2.0)}
 GRIDS: dict[str, Grid] = {
     "imaml-gd": {"strength": (0.5, 2.0), **_STEPS, "adjoint_steps": (5, 2.0)},
     "imaml-hf": {"strength": (0.5, 2.0), "newton_steps": (3, 2.0), "adjoint_steps": (5, 2.0)},
-    "maml": _STEPS,
-    "fomaml": _STEPS,
-    "reptile": _STEPS,
+    **dict.fromkeys(("maml", "fomaml", "reptile"), _STEPS),
     "r2d2": {"ridge": (5.0, 2.0), "scale": (5.0, 2.0)},
 }
 
@@ -146,9 +129,7 @@ _MAML_WAVES: Grid = {"inner_lr": (0.02, 2.0), **_RATE}
 WAVE_GRIDS: dict[str, Grid] = {
     "imaml-gd": {"strength": (4.0, 2.0), **_MAML_WAVES},
     "imaml-hf": {"strength": (4.0, 2.0), **_RATE},
-    "maml": _MAML_WAVES,
-    "fomaml": _MAML_WAVES,
-    "reptile": _MAML_WAVES,
+    **dict.fromkeys(("maml", "fomaml", "reptile"), _MAML_WAVES),
     "r2d2": {"ridge": (0.2, 2.0), **_RATE},
 }
 
@@ -184,12 +165,11 @@ def pattern_search(
             values[name] = max(1, round(value)) if isinstance(first, int) else value
         return values
 
-    def scored(point: dict[str, float]) -> Generator[dict[str, float], float, float]:
-        score = yield point
+    def worth(score: float) -> float:
         return -math.inf if math.isnan(score) else score if higher_is_better else -score
 
     place, moving = (0,) * len(grid), True
-    best, seen = (yield from scored(point(place))), [point(place)]
+    best, seen = worth((yield point(place))), [point(place)]
     while moving:
         moving = False
         for axis in range(len(grid)):
@@ -199,7 +179,7 @@ def pattern_search(
                     if point(there) in seen:
                         break
                     seen.append(point(there))
-                    score = yield from scored(point(there))
+                    score = worth((yield point(there)))
                     if score <= best:
                         break
                     place, best, moving = there, score, True
@@ -232,7 +212,7 @@ def run_searches(
             values = "-".join(f"{value:g}" for value in trial.values())
             out = folder.path / f"{name}-{method}-{values}"
             cells.append(Cell(configuration, out, machine, folder.overwrite))
-        metrics = run_with_bar(folder, name, cells, jobs)
+        metrics = run_all(folder, name, cells, jobs)
         for (method, trial), entry in zip(list(waiting.items()), metrics, strict=True):
             found[method]["tried"].append({**trial, "validation": entry["validation"]})
             try:

@@ -23,8 +23,8 @@ from implicit_solvers.problems.experiments.imaml.grid import (
     WAVE_GRIDS,
     Cell,
     markdown_table,
+    run_all,
     run_searches,
-    run_with_bar,
 )
 from implicit_solvers.problems.experiments.imaml.problem import (
     Problem,
@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
             Cell(plan.configuration(m, chosen[m]), folder.path / m, Machine(), folder.overwrite)
             for m in plan.methods
         ]
-        metrics = run_with_bar(folder, "runs", cells, jobs)
+        metrics = run_all(folder, "runs", cells, jobs)
         results, curves = [], {}
         for cell, entry in zip(cells, metrics, strict=True):
             c = cell.configuration

@@ -28,8 +28,8 @@ from implicit_solvers.problems.experiments.imaml.grid import (
     GRIDS,
     Cell,
     markdown_table,
+    run_all,
     run_searches,
-    run_with_bar,
 )
 from implicit_solvers.problems.experiments.imaml.problem import load_problem
 from implicit_solvers.problems.experiments.imaml.run import Machine
@@ -138,7 +138,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 for method, c in first.items():
                     out = folder.path / f"{prefix}-{method}-seed{seed}"
                     cells.append(Cell(replace(c, seed=seed), out, machine, folder.overwrite))
-                metrics = run_with_bar(folder, f"{prefix}, seed {seed}", cells, jobs)
+                metrics = run_all(folder, f"{prefix}, seed {seed}", cells, jobs)
                 for method, entry in zip(plan.methods, metrics, strict=True):
                     runs[method].append(entry)
                     row = {"setting": setting.name, "method": method, "chosen": chosen[method]}

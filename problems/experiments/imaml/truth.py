@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-import implicit_solvers as ims
 from implicit_solvers.problems import imaml
 from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.harness import option
+from implicit_solvers.problems.experiments.imaml.costs import method_of
 from implicit_solvers.problems.experiments.imaml.figures import draw_truth
 
 INNER_STEPS = tuple(2**k for k in range(11))
@@ -115,16 +115,14 @@ def methods_of(
     spectrum: Spectrum, inner_steps: int, cg_steps: Sequence[int]
 ) -> dict[str, imaml.Method]:
     """Return the methods compared, all with the same steps on the same objective."""
-    strength, lr = spectrum.strength, spectrum.lr
-    solver = ims.GradientDescent(lr, max_steps=inner_steps, rtol=None)
-    methods: dict[str, imaml.Method] = {}
-    for steps in cg_steps:
-        adjoint = ims.ImplicitAdjoint(ims.CG(max_steps=steps, rtol=None))
-        methods[f"iMAML, {steps} CG steps"] = imaml.Imaml(strength, solver, adjoint)
-    methods[TOLERANCE] = imaml.Imaml(strength, solver, ims.ImplicitAdjoint(ims.CG()))
-    methods["MAML"] = imaml.Maml(lr, inner_steps, proximal=strength)
-    methods["first-order MAML"] = imaml.FirstOrderMaml(lr, inner_steps, proximal=strength)
-    return methods
+
+    def method(name: str, cg_steps: int | None = None) -> imaml.Method:
+        own = {"lr": spectrum.lr, "strength": spectrum.strength}
+        return method_of(name, inner_steps, cg_steps=cg_steps, **own)
+
+    methods = {f"iMAML, {steps} CG steps": method("iMAML", steps) for steps in cg_steps}
+    methods[TOLERANCE] = method("iMAML")
+    return methods | {name: method(name) for name in ("MAML", "first-order MAML")}
 
 
 def measure_truth(
