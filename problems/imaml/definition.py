@@ -23,10 +23,8 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.imaml.attachment import attach_damped, detached, unjudged
-from implicit_solvers.problems.imaml.meta_gradient import task_count
+from implicit_solvers.problems.imaml.inner_problem import detached, minimum
 from implicit_solvers.problems.imaml.proximal import Strength, check_proximal, proximal_term
-from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["adapt", "meta_loss", "meta_objective", "proximal_loss"]
 
@@ -174,29 +172,22 @@ def adapt(
     def task_objective(phi: Any, theta: Any, support: Any, strength: Any) -> Tensor:
         return proximal_loss(loss, phi, theta, support, strength)
 
-    def solve(support: Any) -> Any:
-        fixed = detached((theta, support, strength))
-        return solver(lambda phi: task_objective(phi, *fixed), fixed[0])
+    def damped(phi: Any, theta: Any, support: Any, strength: Any) -> Tensor:
+        # a term without value and gradient: at phi, it has curvature alone
+        more = damping * proximal_term(phi, detached(phi), strength)
+        return task_objective(phi, theta, support, strength) + more
 
-    def distance(phi: Any, center: Any) -> Tensor:
-        return damping * proximal_term(phi, center, strength)
-
-    # The start gets no gradient: theta acts through the proximal term, so it is an argument too.
-    start, objective, args = theta, task_objective, (theta, support, strength)
-    options: dict[str, Any] = {"adjoint": adjoint, "on_failure": on_failure}
-    if many_tasks:
-        tasks, shared = task_count(support, ()), (None, 0, None)
-        objective = torch.func.vmap(task_objective, in_dims=(0, *shared), randomness="different")
-        distance, solve = torch.func.vmap(distance), torch.func.vmap(solve, randomness="different")
-        start = tree_map(lambda t: t.expand(tasks, *t.shape), theta)
-        options |= {"batch_dims": 1, "in_dims": shared}
-    if not hasattr(solver, "step"):
-        found = unjudged(solve(support), int(many_tasks))
-    else:
-        found = ims.minimize(objective, start, args, solver=solver, **options)
-        if not damping:
-            return found
-    return attach_damped(objective, found, args, distance, **options)
+    damped.__name__ = task_objective.__name__  # what a monitor calls it
+    return minimum(
+        task_objective,
+        theta,
+        (theta, support, strength),
+        solver=solver,
+        damped=damped if damping else None,
+        adjoint=adjoint,
+        on_failure=on_failure,
+        many_tasks=many_tasks,
+    )
 
 
 def meta_loss(loss: Loss, theta: Any, support: Any, query: Any, **adaptation: Any) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -22,10 +22,11 @@ from implicit_solvers.problems.imaml.meta_gradient import (
 )
 from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
 from implicit_solvers.problems.imaml.proximal import Strength, check_damping, check_strength
-from implicit_solvers.torch_internals import tree_leaves
+from implicit_solvers.torch_internals import tree_leaves, tree_map
 
 __all__ = ["Imaml", "imaml_hf"]
 
+DAMPINGS = (0.5, 1.0, 2.0, 4.0, 8.0)
 LOG_STRENGTH = "imaml.log_strength"
 OnFailure = Literal["raise", "warn", "mask"]
 ADJOINT = "adjoint of minimize of task_objective"
@@ -54,7 +55,9 @@ class Imaml(Method):
         ``MINRES`` or ``GMRES`` where the strength is below the most negative curvature;
         `neumann_adjoint`.
     damping
-        A share of the strength that is added to the linear system alone.
+        A share of the strength that is added to the linear system alone. ``"auto"``: none, but in
+        a task where CG meets negative curvature, the least of 0.5, 1, 2, 4 and 8 at which it does
+        not; the task is solved again for each that is tried.
     on_failure
         What becomes of a task in which the inner loop or the linear solve fails. By default it is
         left out of the mean, but where CG meets negative curvature the estimate that it had is
@@ -96,13 +99,13 @@ class Imaml(Method):
     adjoint: ims.ImplicitAdjoint = field(
         default=ims.ImplicitAdjoint(ims.CG(max_steps=5, rtol=None))
     )
-    damping: float = 0.0
+    damping: float | Literal["auto"] = 0.0
     on_failure: OnFailure | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, (int, float)):
             check_strength(self.strength, torch.zeros(()))
-        check_damping(self.damping)
+        check_damping(0.0 if self.damping == "auto" else self.damping)
         if self.on_failure not in (None, "raise", "warn", "mask"):
             raise ValueError(
                 f'Imaml has on_failure={self.on_failure!r}: pass "raise", "warn" or "mask", or None'
@@ -176,7 +179,22 @@ class Imaml(Method):
             residuals = residual, adjoint.residual.reshape(-1)
             return TaskGradients(gradient, loss, self._failed(*ends), *residuals, *ends)
 
-        return evaluate
+        def with_damping(over_tasks: OverTasks, supports: Any, queries: Any) -> TaskGradients:
+            found = evaluate(over_tasks, supports, queries)
+            for damping in DAMPINGS:
+                bad = found.adjoint_status == ims.Status.INDEFINITE
+                if not bool(bad.any()):
+                    break
+                damped = replace(self, damping=damping)._tasks(model, criterion, theta)
+                data = _of_tasks(bad, (supports, queries))
+                found = tree_map(
+                    lambda t, new: t.index_put((bad,), new),  # noqa: B023
+                    found,
+                    damped(over_tasks, *data),
+                )
+            return found
+
+        return with_damping if self.damping == "auto" else evaluate
 
     def _failed(self, inner: Tensor, adjoint: Tensor) -> Tensor:
         """Tell for each task, from how its solves ended, whether it is left out."""
@@ -203,9 +221,13 @@ class Imaml(Method):
             strength=strength,
             solver=self.solver,
             adjoint=self.adjoint,
-            damping=self.damping,
+            damping=0.0 if self.damping == "auto" else self.damping,
             on_failure=self.on_failure or "warn",
         )
+
+
+def _of_tasks(some: Tensor, data: Any) -> Any:
+    return tree_map(lambda t: t[some] if isinstance(t, Tensor) else t, data)
 
 
 def _learned_strength(theta: Any) -> tuple[Strength, dict[str, Tensor]]:

@@ -179,8 +179,26 @@ def test_damping_makes_cg_applicable_at_negative_curvature():
     plain = imaml.Imaml(1.0, budget, CG).meta_gradient(*problem.arguments)
     assert (plain.adjoint_status == ims.Status.INDEFINITE).all()
     damped = imaml.Imaml(1.0, budget, CG, damping=0.5).meta_gradient(*problem.arguments)
-    assert not damped.left_out.any()
+    assert (damped.adjoint_status == ims.Status.CONVERGED).all()
     assert (damped.adjoint_residual < 1e-8).all()
+
+
+def test_damping_chosen_by_itself_is_the_least_that_suffices():
+    """Each task as with that damping alone: none, 0.5, and 2 where 1 is not enough."""
+    problem, needed = quadratics(7, 3), [0.0, 0.5, 2.0]
+    problem.A -= torch.tensor([0.0, 1.4, 2.5]).double()[:, None, None] * torch.eye(5).double()
+    shared, solver = problem.arguments[:3], GD(0.1, max_steps=3, rtol=None)
+    got = imaml.Imaml(1.0, solver, CG, "auto").meta_gradient(*problem.arguments)
+    alone = [
+        imaml.Imaml(1.0, solver, CG, damping).meta_gradient(*shared, *one(problem.data, [task]))
+        for task, damping in enumerate(needed)
+    ]
+    for columns in zip(got[1:], *(a[1:] for a in alone), strict=True):
+        torch.testing.assert_close(columns[0], torch.cat(columns[1:]))
+    mean = sum(ravel(a.gradient) for a in alone) / 3
+    torch.testing.assert_close(ravel(got.gradient), mean)
+    less = imaml.Imaml(1.0, solver, CG, 1.0).meta_gradient(*problem.arguments)
+    assert (less.adjoint_status == S.INDEFINITE).tolist() == [False, False, True]
 
 
 def test_hessian_free_descends_where_plain_steps_diverge():
