@@ -46,13 +46,19 @@ class CostRow:
 
 
 def method_of(
-    name: str, inner_steps: int, *, lr: float = 0.1, strength: float = 2.0, cg_steps: int | None = 5
+    name: str,
+    inner_steps: int,
+    *,
+    lr: float = 0.1,
+    strength: float = 2.0,
+    cg_steps: int | None = 5,
+    **options: Any,
 ) -> imaml.Method:
     """Return one of `METHODS`, all with the same steps; CG goes to a tolerance without a budget."""
     if name == "iMAML":
         solver = ims.GradientDescent(lr, max_steps=inner_steps, rtol=None)
         cg = ims.CG() if cg_steps is None else ims.CG(max_steps=cg_steps, rtol=None)
-        return imaml.Imaml(strength, solver, ims.ImplicitAdjoint(cg))
+        return imaml.Imaml(strength, solver, ims.ImplicitAdjoint(cg), **options)
     if name == "first-order MAML":
         return imaml.FirstOrderMaml(lr, inner_steps, proximal=strength)
     return imaml.Maml(lr, inner_steps, checkpoint="check" in name, proximal=strength)
