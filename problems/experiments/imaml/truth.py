@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-import implicit_solvers as ims
 from implicit_solvers.problems import imaml
 from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.harness import option
-from implicit_solvers.problems.experiments.imaml.costs import method_of
+from implicit_solvers.problems.experiments.imaml.costs import measured, method_of
 from implicit_solvers.problems.experiments.imaml.figures import draw_truth
 
 INNER_STEPS = tuple(2**k for k in range(11))
@@ -146,15 +144,11 @@ def measure_truth(
     """
     for name, spectrum in (SPECTRA if spectra is None else spectra).items():
         data = quadratic_tasks(spectrum, tasks, dimension, Generator().manual_seed(seed))
+        parts = (data.theta, data.supports, data.queries)
         for steps in inner_steps:
             for label, method in methods_of(spectrum, steps, cg_steps).items():
-                with warnings.catch_warnings():
-                    # what is measured is how far off CG is, even where it is worse than nothing
-                    warnings.simplefilter("ignore", ims.ConvergenceWarning)
-                    got = method.meta_gradient(
-                        model, criterion, data.theta, data.supports, data.queries
-                    )
-                error = (got.gradient - data.exact).norm() / data.exact.norm()
+                gradient = measured(method, model, criterion, *parts).gradient
+                error = (gradient - data.exact).norm() / data.exact.norm()
                 yield TruthRow(name, label, steps, float(error))
 
 
@@ -163,8 +157,8 @@ def _run(arguments: argparse.Namespace) -> int:
     with harness.RunFolder.of(arguments, asdict(c)) as folder:
         total = len(SPECTRA) * len(c.inner_steps) * (len(CG_STEPS) + 3)
         sizes: Any = {"tasks": c.tasks, "dimension": c.dimension}
-        measured = measure_truth(inner_steps=c.inner_steps, seed=c.seed, **sizes)
-        rows = folder.collect("meta-gradients", measured, total)
+        errors = measure_truth(inner_steps=c.inner_steps, seed=c.seed, **sizes)
+        rows = folder.collect("meta-gradients", errors, total)
         titles = {
             name: f"{name}: curvatures {s.lowest:g} to {s.highest:g}, λ = {s.strength:g}"
             for name, s in SPECTRA.items()

@@ -415,6 +415,12 @@ def test_help_needs_no_extra(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("page", ["imaml", "ernn", "reparameterization"])
+def test_the_page_of_a_command_names_its_extra(page):
+    text = Path(__file__).parents[3].joinpath("docs", f"{page}.md").read_text(encoding="utf-8")
+    assert "implicit-solvers[problems]" in text
+
+
 @pytest.mark.parametrize(
     ("line", "extra"), [("train --task watch", "problems"), ("table --tasks vowels", "sequences")]
 )
