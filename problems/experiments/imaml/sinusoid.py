@@ -74,20 +74,13 @@ class WaveResult:
     seconds: float  # of a meta-step
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--jobs", type=harness.COUNT, default=1, metavar="N", help="processes (%(default)s)")
-
-
 def _run(arguments: argparse.Namespace) -> int:
     plan, jobs = harness.configuration_of(arguments, Plan), arguments.jobs
     with harness.RunFolder.of(arguments, asdict(plan), keeps=True) as folder:
-        tried: dict[str, dict[str, Any]] = {}
-        if plan.trial_steps != 0:
-            grids = {method: WAVE_GRIDS[method] for method in plan.methods}
-            trial = replace(plan, steps=plan.trial_steps or max(1, plan.steps // 2)).configuration
-            tried = run_searches(folder, "trial", grids, trial, jobs, Machine())
-        chosen = {m: tried[m]["chosen"] if m in tried else {} for m in plan.methods}
+        grids = {m: WAVE_GRIDS[m] if plan.trial_steps != 0 else {} for m in plan.methods}
+        trial = replace(plan, steps=plan.trial_steps or max(1, plan.steps // 2)).configuration
+        tried = run_searches(folder, "trial", grids, trial, jobs, Machine())
+        chosen = {method: entry["chosen"] for method, entry in tried.items()}
         cells = [
             Cell(plan.configuration(m, chosen[m]), folder.path / m, Machine(), folder.overwrite)
             for m in plan.methods
@@ -185,8 +178,7 @@ COMMAND = harness.Command(
     "already are kept.",
     run=_run,
     out="runs/imaml-sinusoid",
-    folder={"resume": False},
+    folder={"resume": False, "jobs": True},
     configuration=Plan,
-    add_arguments=_add_arguments,
     modules=("HersheyFonts", "matplotlib"),
 )

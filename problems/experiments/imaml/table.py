@@ -104,9 +104,8 @@ class Plan:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_configuration(parser, leave_out=OWN, shown=SMALL)
-    add = parser.add_argument
-    add("--jobs", type=harness.COUNT, default=1, metavar="N", help="processes (%(default)s)")
-    add("--device", type=harness.device, default="cpu", help="of the tensors (%(default)s)")
+    text = "of the tensors (%(default)s)"
+    parser.add_argument("--device", type=harness.device, default="cpu", help=text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -121,14 +120,13 @@ def _run(arguments: argparse.Namespace) -> int:
     with harness.RunFolder.of(arguments, {**asdict(plan), **common}, keeps=True) as folder:
         for prefix, setting in settings.items():
             fixed = given if setting.inner_steps is None else {**given, "inner_steps": 0}
-            grids = {
-                method: {name: grid for name, grid in GRIDS[method].items() if name not in fixed}
-                for method in (plan.methods if plan.trial_steps != 0 else ())
-            }
+            grids = {m: {n: g for n, g in GRIDS[m].items() if n not in fixed} for m in plan.methods}
+            if plan.trial_steps == 0:
+                grids = {method: {} for method in plan.methods}
             # no training has the trials' seed
             of_trial = functools.partial(_configuration, trial, setting, plan.seeds)
             found = run_searches(folder, f"{prefix}-trial", grids, of_trial, jobs, machine)
-            chosen = {m: found[m]["chosen"] if m in found else {} for m in plan.methods}
+            chosen = {method: entry["chosen"] for method, entry in found.items()}
             first = {m: _configuration(options, setting, 0, m, chosen[m]) for m in plan.methods}
             memory = {method: _memory(c, machine) for method, c in first.items()}
             runs: dict[str, list[Any]] = {method: [] for method in plan.methods}
@@ -266,7 +264,7 @@ COMMAND = harness.Command(
     "table, which grows with each seed. Runs that are in the folder already are kept.",
     run=_run,
     out="runs/imaml-table",
-    folder={"resume": False},
+    folder={"resume": False, "jobs": True},
     configuration=Plan,
     add_arguments=_add_arguments,
     modules=("HersheyFonts", "matplotlib"),
