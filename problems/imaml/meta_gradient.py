@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -60,13 +63,11 @@ class MetaGradient(NamedTuple):
     --------
     The second task has no loss, and is left out:
 
-    >>> import warnings
     >>> from implicit_solvers.problems import imaml
     >>> model, criterion = lambda theta, x: theta * x, lambda out, y: (out - y).square().mean() / 2
     >>> x, y = torch.ones(2, 1), torch.tensor([[4.0], [float("nan")]])
     >>> method, theta = imaml.FirstOrderMaml(lr=0.5, steps=1), torch.tensor(0.0)
-    >>> with warnings.catch_warnings(action="ignore"):  # which says that a task is left out
-    ...     found = method.meta_gradient(model, criterion, theta, (x, y), (x, y))
+    >>> found = method.meta_gradient(model, criterion, theta, (x, y), (x, y))
     >>> found.gradient, found.loss, found.left_out
     (tensor(-2.), tensor([2., nan]), tensor([False,  True]))
     >>> [ims.Status(code).name for code in found.inner_status.tolist()]
@@ -143,18 +144,50 @@ def failures(found: MetaGradient, left_out: bool) -> Counter[str]:
     return names
 
 
-def warn_left_out(counts: Mapping[str, int], tasks: int, what: str) -> None:
-    """Warn where more than a twentieth of the ``tasks`` was left out; ``counts`` by `failures`.
+@dataclass
+class _Run:
+    """What a method has seen and left out so far."""
+
+    method: weakref.ref[Any]
+    tasks: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    warned: bool = False
+
+
+class _Runs(threading.local):
+    """The runs of this thread, by the identity of their methods."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, _Run] = {}
+
+
+_RUNS = _Runs()
+
+
+def warn_left_out(method: Any, found: MetaGradient) -> None:
+    """Warn, once in the life of a method, if it left out more than a twentieth of all its tasks.
+
+    One task alone is no reason.
 
     Examples
     --------
-    >>> warn_left_out({"NONFINITE (inner loop)": 1}, 20, "this run")
+    >>> from implicit_solvers.problems import imaml
+    >>> none, code, left = torch.zeros(2), torch.ones(2).long(), torch.tensor([False, True])
+    >>> warn_left_out(imaml.Maml(), MetaGradient(none, none, left, none, none, code, code))
     """
-    count = sum(counts.values())
-    if count > SHARE * tasks:
-        ends = ", ".join(f"{number} {name}" for name, number in counts.items())
+    run = _RUNS.of.get(id(method))
+    if run is None or run.method() is not method:
+        _RUNS.of = {key: run for key, run in _RUNS.of.items() if run.method() is not None}
+        run = _RUNS.of[id(method)] = _Run(weakref.ref(method))
+    run.tasks += len(found.loss)
+    run.left_out += failures(found, left_out=True)
+    count = run.left_out.total()
+    if count > max(1, SHARE * run.tasks) and not run.warned:
+        run.warned = True
+        ends = ", ".join(f"{number} {name}" for name, number in run.left_out.items())
         warnings.warn(
-            f"{count} of the {tasks} tasks of {what} were left out of the mean: {ends}. {REMEDY}",
+            f"{count} of {run.tasks} tasks so far were left out of {type(method).__name__}'s "
+            f"meta-gradients: {ends}. {REMEDY}",
             ims.ConvergenceWarning,
             stacklevel=3,
         )

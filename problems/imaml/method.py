@@ -13,7 +13,6 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     Evaluate,
     MetaGradient,
     average_over_tasks,
-    failures,
     warn_left_out,
 )
 
@@ -118,8 +117,8 @@ class Method(abc.ABC):
         Returns
         -------
         MetaGradient
-            The mean over the tasks, and what became of each. A `ConvergenceWarning` counts the
-            tasks that were left out, by their `Status`, where they are more than a twentieth.
+            The mean over the tasks, and what became of each. Once, where a method left out more
+            than a twentieth of all its tasks, a `ConvergenceWarning` counts them by `Status`.
 
         Raises
         ------
@@ -130,7 +129,7 @@ class Method(abc.ABC):
         found = average_over_tasks(
             evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
         )
-        warn_left_out(failures(found, left_out=True), len(found.loss), "this meta-batch")
+        warn_left_out(self, found)
         return found
 
     def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
