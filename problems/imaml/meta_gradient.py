@@ -23,6 +23,7 @@ __all__ = [
     "average_over_tasks",
     "gradient_of_each",
     "failures",
+    "of_tasks",
     "task_count",
     "warn_left_out",
     "without_solver",
@@ -168,12 +169,6 @@ def warn_left_out(method: Any, found: MetaGradient) -> None:
     """Warn, once in the life of a method, if it left out more than a twentieth of all its tasks.
 
     One task alone is no reason.
-
-    Examples
-    --------
-    >>> from implicit_solvers.problems import imaml
-    >>> none, code, left = torch.zeros(2), torch.ones(2).long(), torch.tensor([False, True])
-    >>> warn_left_out(imaml.Maml(), MetaGradient(none, none, left, none, none, code, code))
     """
     run = _RUNS.of.get(id(method))
     if run is None or run.method() is not method:
@@ -222,6 +217,17 @@ def task_count(supports: Any, queries: Any) -> int:
     return int(leaves[0].shape[0])
 
 
+def of_tasks(some: Any, data: Any) -> Any:
+    """Return the data of some tasks: what ``some`` indexes in the first dimension of each tensor.
+
+    Examples
+    --------
+    >>> of_tasks(slice(1, 3), (torch.arange(4), "name"))
+    (tensor([1, 2]), 'name')
+    """
+    return tree_map(lambda t: t[some] if isinstance(t, Tensor) else t, data)
+
+
 def gradient_of_each(
     over_tasks: OverTasks,
     fn: Callable[[Any, Any, Any], tuple[Tensor, ...]],
@@ -238,31 +244,17 @@ def gradient_of_each(
 
     Parameters
     ----------
-    over_tasks
-        Maps a function to one over a first dimension.
+    over_tasks, theta, supports, queries
+        As in `average_over_tasks`.
     fn
         ``fn(theta, support, query)`` returns the loss of one task, 0-d, and further tensors, which
         are not differentiated.
-    theta, supports, queries
-        As in `average_over_tasks`.
     shared
         Whether all tasks have one ``theta``; else it has the tasks in front, too.
 
-    Returns
-    -------
-    tuple
-        The gradients, like ``theta`` with the tasks in front; the losses ``(tasks,)``; the further
-        tensors.
-
-    Raises
-    ------
-    ValueError
-        If the losses do not depend on ``theta``.
-
     Examples
     --------
-    >>> x = torch.tensor([1.0, 2.0])
-    >>> vmap = torch.func.vmap
+    >>> x, vmap = torch.tensor([1.0, 2.0]), torch.func.vmap
     >>> gradient_of_each(vmap, lambda t, s, q: (s * t**2, q), torch.tensor(3.0), x, x)
     (tensor([ 6., 12.]), tensor([ 9., 18.]), tensor([1., 2.]))
     """
@@ -296,33 +288,16 @@ def average_over_tasks(
 ) -> MetaGradient:
     """Evaluate tasks in chunks and average what was not left out.
 
-    Parameters
-    ----------
-    evaluate
-        ``evaluate(over_tasks, supports, queries)`` returns the gradients of some tasks, where
-        ``over_tasks(fn)`` is ``fn`` over a first dimension of its arguments.
-    theta
-        The meta-parameters.
-    supports, queries
-        Pytrees of tensors with the tasks as first dimension.
-    tasks_at_once
-        How many tasks are evaluated together; all, if left out.
-    batching
-        Whether the tasks that are evaluated together are batched by ``vmap``; else they take turns,
-        one at once.
-
-    Raises
-    ------
-    ValueError
-        If the tensors do not have the same number of tasks, or ``tasks_at_once`` is not positive.
+    ``evaluate(over_tasks, supports, queries)`` returns the gradients of some tasks, where
+    ``over_tasks(fn)`` is ``fn`` over a first dimension of its arguments. The others are those of
+    `Method.meta_gradient`.
 
     Examples
     --------
     >>> def evaluate(over_tasks, supports, queries):
-    ...     def task(s, q):
-    ...         return s - q, (s - q) ** 2
-    ...
-    ...     return without_solver(*over_tasks(task)(supports, queries))
+    ...     return without_solver(
+    ...         *over_tasks(lambda s, q: (s - q, (s - q) ** 2))(supports, queries)
+    ...     )
     >>> s, q = torch.tensor([1.0, float("nan"), 5.0]), torch.zeros(3)
     >>> mean = average_over_tasks(evaluate, torch.tensor(0.0), s, q, tasks_at_once=2)
     >>> mean.gradient, mean.loss, mean.left_out
@@ -340,11 +315,7 @@ def average_over_tasks(
     total = tree_map(lambda t: torch.zeros_like(t.detach()), theta)
     parts = []
     for first in range(0, count, tasks_at_once):
-        chunk = slice(first, first + tasks_at_once)
-        some = [
-            tree_map(lambda t: t[chunk] if isinstance(t, Tensor) else t, data)  # noqa: B023
-            for data in (supports, queries)
-        ]
+        some = of_tasks(slice(first, first + tasks_at_once), (supports, queries))
         out = evaluate(batching.over_tasks, *some)
         unfit = ~torch.isfinite(out.loss) | ~_finite(out.gradient)
         left_out = out.failed | unfit

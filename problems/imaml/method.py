@@ -16,7 +16,7 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     warn_left_out,
 )
 
-__all__ = ["Criterion", "Method", "Model", "Predictor"]
+__all__ = ["Criterion", "Method", "Model", "Predictor", "task_loss"]
 
 Model = Callable[[Any, Any], Tensor]
 """``model(parameters, x)`` returns the outputs for the inputs ``x`` of one task.
@@ -35,6 +35,11 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 Predictor = Callable[[Any], Tensor]
 """``predict(x)`` returns the outputs of a task's adapted model for inputs ``(n, ...)``."""
+
+
+def task_loss(model: Model, criterion: Criterion) -> Callable[[Any, Any], Tensor]:
+    """Return the loss of one task, as the definition takes it: of parameters and ``(x, y)``."""
+    return lambda phi, data: criterion(model(phi, data[0]), data[1])
 
 
 class Method(abc.ABC):
