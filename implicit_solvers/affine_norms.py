@@ -3,8 +3,8 @@
 The pullback of a vmapped gradient, ``vjp(vmap(grad(f)))``, is silently wrong (torch 2.8 to 2.15) if
 ``f`` calls ``layer_norm``, ``batch_norm`` or ``instance_norm`` with a weight, and refused (2.15) if
 it calls the last two at all. So the weight and the bias are applied here by operations of their
-own, and batches and instances are normalized by their means and variances. Nothing here knows an
-equation.
+own, and from 2.15 on batches and instances are normalized by their means and variances. Nothing
+here knows an equation.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["WeightsApart", "is_written_out", "weights_apart"]
 
 T = TypeVar("T")
+
+# whether batches and instances are refused without a weight too; else torch's own are faster
+REFUSED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)
 
 _LAYER = {
     F.layer_norm: ("input", "shape", "weight", "bias", "eps"),
@@ -46,7 +49,7 @@ def is_written_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return False
     given = _arguments(func, args, kwargs)
     weighted = given.get("weight") is not None or given.get("bias") is not None
-    return weighted or func not in _LAYER
+    return weighted or (REFUSED and func not in _LAYER)
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -79,12 +82,15 @@ class WeightsApart(TorchFunctionMode):
 
 
 def _normalized(func: Any, given: dict[str, Any]) -> Tensor | None:
-    """Return ``(x - mean) weight / sqrt(variance + eps) + bias``; None where torch does more.
+    """Return ``(x - mean) weight / sqrt(variance + eps) + bias``; None where torch's own is better.
 
-    That is where running statistics are to be updated or missing, and where one value has no
-    variance.
+    It is where it is right without a weight, in single or double precision; where running
+    statistics are to be updated or missing; and where one value has no variance.
     """
     x = given["input"]
+    low = x.dtype in (torch.float16, torch.bfloat16)
+    if not (REFUSED or low):
+        return None
     mean, variance = given.get("running_mean"), given.get("running_var")
     batch = func in _BATCH
     own = given.get("training", False) if batch else given.get("use_input_stats", True)
@@ -94,7 +100,7 @@ def _normalized(func: Any, given: dict[str, Any]) -> Tensor | None:
         count *= x.shape[d]
     if own and (mean is not None or variance is not None or count <= 1):
         return None
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    wide = x.float() if low else x
     shape = (-1, *(1,) * (x.dim() - 2))
     if own:
         variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
