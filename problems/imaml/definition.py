@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.imaml.inner_problem import detached, minimum
+from implicit_solvers.problems.imaml.inner_problem import minimum
 from implicit_solvers.problems.imaml.proximal import Strength, check_proximal, proximal_term
 
 __all__ = ["adapt", "meta_loss", "meta_objective", "proximal_loss"]
@@ -172,22 +172,8 @@ def adapt(
     def task_objective(phi: Any, theta: Any, support: Any, strength: Any) -> Tensor:
         return proximal_loss(loss, phi, theta, support, strength)
 
-    def damped(phi: Any, theta: Any, support: Any, strength: Any) -> Tensor:
-        # a term without value and gradient: at phi, it has curvature alone
-        more = damping * proximal_term(phi, detached(phi), strength)
-        return task_objective(phi, theta, support, strength) + more
-
-    damped.__name__ = task_objective.__name__  # what a monitor calls it
-    return minimum(
-        task_objective,
-        theta,
-        (theta, support, strength),
-        solver=solver,
-        damped=damped if damping else None,
-        adjoint=adjoint,
-        on_failure=on_failure,
-        many_tasks=many_tasks,
-    )
+    args, how = (theta, support, strength), {"adjoint": adjoint, "on_failure": on_failure}
+    return minimum(task_objective, args, solver, damping=damping, many_tasks=many_tasks, **how)
 
 
 def meta_loss(loss: Loss, theta: Any, support: Any, query: Any, **adaptation: Any) -> Tensor:

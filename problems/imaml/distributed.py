@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from implicit_solvers.problems.imaml.batching import Batching
-from implicit_solvers.problems.imaml.meta_gradient import MetaGradient, task_count
+from implicit_solvers.problems.imaml.meta_gradient import MetaGradient, of_tasks, task_count
 from implicit_solvers.problems.imaml.method import Criterion, Method, Model
-from implicit_solvers.torch_internals import tree_flatten, tree_map, tree_unflatten
+from implicit_solvers.torch_internals import tree_flatten, tree_unflatten
 
 __all__ = ["distributed_meta_gradient"]
 
@@ -73,10 +72,7 @@ def distributed_meta_gradient(
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     count = task_count(supports, queries)
     share = slice(rank * count // ranks, (rank + 1) * count // ranks)
-    mine = [
-        tree_map(lambda t: t[share] if isinstance(t, Tensor) else t, data)
-        for data in (supports, queries)
-    ]
+    mine = of_tasks(share, (supports, queries))
     own = method.meta_gradient(model, criterion, theta, *mine, **options)
 
     kept = (~own.left_out).sum()

@@ -19,8 +19,9 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     OverTasks,
     TaskGradients,
     gradient_of_each,
+    of_tasks,
 )
-from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
+from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor, task_loss
 from implicit_solvers.problems.imaml.proximal import Strength, check_damping, check_strength
 from implicit_solvers.torch_internals import tree_leaves, tree_map
 
@@ -186,7 +187,7 @@ class Imaml(Method):
                 if not bool(bad.any()):
                     break
                 damped = replace(self, damping=damping)._tasks(model, criterion, theta)
-                data = _of_tasks(bad, (supports, queries))
+                data = of_tasks(bad, (supports, queries))
                 found = tree_map(
                     lambda t, new: t.index_put((bad,), new),  # noqa: B023
                     found,
@@ -210,12 +211,8 @@ class Imaml(Method):
         if strength is None:
             strength, parameters = _learned_strength(theta)
 
-        def loss(phi: Any, data: Any) -> Tensor:
-            x, y = data
-            return criterion(model(phi, x), y)
-
         return definition.adapt(
-            loss,
+            task_loss(model, criterion),
             parameters,
             support,
             strength=strength,
@@ -224,10 +221,6 @@ class Imaml(Method):
             damping=0.0 if self.damping == "auto" else self.damping,
             on_failure=self.on_failure or "warn",
         )
-
-
-def _of_tasks(some: Tensor, data: Any) -> Any:
-    return tree_map(lambda t: t[some] if isinstance(t, Tensor) else t, data)
 
 
 def _learned_strength(theta: Any) -> tuple[Strength, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import implicit_solvers as ims
 from implicit_solvers.problems.imaml.meta_gradient import task_count
+from implicit_solvers.problems.imaml.proximal import proximal_term
 from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["detached", "minimum"]
@@ -28,32 +29,22 @@ def detached(tree: Any) -> Any:
 
 def minimum(
     objective: Callable[..., Tensor],
-    theta: Any,
     args: tuple[Any, Any, Any],
-    *,
     solver: Any,
-    damped: Callable[..., Tensor] | None = None,
+    *,
+    damping: float = 0.0,
     many_tasks: bool = False,
     **how: Any,
 ) -> ims.Solution:
-    """Return ``argmin_phi objective(phi, *args)`` near ``theta``, with its derivatives.
+    """Return ``argmin_phi objective(phi, theta, support, strength)``, with its derivatives.
 
-    Parameters
-    ----------
-    objective, args
-        ``objective(phi, theta, support, strength)`` of one task, and its further arguments.
-    theta, solver, many_tasks
-        As in `adapt`.
-    damped
-        The objective whose equation is differentiated instead; it has the same gradient.
-    **how
-        ``adjoint`` and ``on_failure``, as in `adapt`.
+    The arguments are those of `adapt`; the objective is of one task.
 
     Examples
     --------
     >>> pull = lambda phi, theta, x, s: (phi - x) ** 2 / 2 + s / 2 * (phi - theta) ** 2
     >>> args = (torch.tensor(0.0), torch.tensor(3.0), 0.5)
-    >>> minimum(pull, args[0], args, solver=lambda objective, theta: theta + 2)
+    >>> minimum(pull, args, lambda objective, theta: theta + 2)
     Solution(BUDGET after 0 iterations; error inf, residual 0)
     """
 
@@ -63,6 +54,12 @@ def minimum(
     def by_function(theta: Any, support: Any, strength: Any) -> Any:
         return solver(lambda phi: objective(phi, theta, support, strength), theta)
 
+    def damped(phi: Any, theta: Any, support: Any, strength: Any) -> Tensor:
+        # what is added has no value and no gradient at phi, only curvature
+        more = damping * proximal_term(phi, detached(phi), strength)
+        return objective(phi, theta, support, strength) + more
+
+    damped.__name__ = objective.__name__  # what a monitor calls it
     shared = (None, 0, None)
     if many_tasks:
         how |= {"batch_dims": 1, "in_dims": shared}
@@ -71,13 +68,12 @@ def minimum(
         found = ims.Solution.unjudged(phi, int(many_tasks))
     else:
         # the start gets no gradient: theta acts through the proximal term, so it is an argument too
-        start = theta
+        start = args[0]
         if many_tasks:
             tasks = task_count(args[1], ())
-            start = tree_map(lambda t: t.expand(tasks, *t.shape), theta)
+            start = tree_map(lambda t: t.expand(tasks, *t.shape), start)
         found = ims.minimize(each(objective, 0, *shared), start, args, solver=solver, **how)
-        if damped is None:
+        if not damping:
             return found
-    return ims.attach(
-        each(damped or objective, 0, *shared), found, args, equation=ims.minimize, **how
-    )
+    fn = each(damped if damping else objective, 0, *shared)
+    return ims.attach(fn, found, args, equation=ims.minimize, **how)

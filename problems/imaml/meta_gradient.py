@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +23,7 @@ __all__ = [
     "average_over_tasks",
     "gradient_of_each",
     "failures",
+    "of_tasks",
     "task_count",
     "warn_left_out",
     "without_solver",
@@ -60,13 +64,11 @@ class MetaGradient(NamedTuple):
     --------
     The second task has no loss, and is left out:
 
-    >>> import warnings
     >>> from implicit_solvers.problems import imaml
     >>> model, criterion = lambda theta, x: theta * x, lambda out, y: (out - y).square().mean() / 2
     >>> x, y = torch.ones(2, 1), torch.tensor([[4.0], [float("nan")]])
     >>> method, theta = imaml.FirstOrderMaml(lr=0.5, steps=1), torch.tensor(0.0)
-    >>> with warnings.catch_warnings(action="ignore"):  # which says that a task is left out
-    ...     found = method.meta_gradient(model, criterion, theta, (x, y), (x, y))
+    >>> found = method.meta_gradient(model, criterion, theta, (x, y), (x, y))
     >>> found.gradient, found.loss, found.left_out
     (tensor(-2.), tensor([2., nan]), tensor([False,  True]))
     >>> [ims.Status(code).name for code in found.inner_status.tolist()]
@@ -143,18 +145,44 @@ def failures(found: MetaGradient, left_out: bool) -> Counter[str]:
     return names
 
 
-def warn_left_out(counts: Mapping[str, int], tasks: int, what: str) -> None:
-    """Warn where more than a twentieth of the ``tasks`` was left out; ``counts`` by `failures`.
+@dataclass
+class _Run:
+    """What a method has seen and left out so far."""
 
-    Examples
-    --------
-    >>> warn_left_out({"NONFINITE (inner loop)": 1}, 20, "this run")
+    method: weakref.ref[Any]
+    tasks: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    warned: bool = False
+
+
+class _Runs(threading.local):
+    """The runs of this thread, by the identity of their methods."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, _Run] = {}
+
+
+_RUNS = _Runs()
+
+
+def warn_left_out(method: Any, found: MetaGradient) -> None:
+    """Warn, once in the life of a method, if it left out more than a twentieth of all its tasks.
+
+    One task alone is no reason.
     """
-    count = sum(counts.values())
-    if count > SHARE * tasks:
-        ends = ", ".join(f"{number} {name}" for name, number in counts.items())
+    run = _RUNS.of.get(id(method))
+    if run is None or run.method() is not method:
+        _RUNS.of = {key: run for key, run in _RUNS.of.items() if run.method() is not None}
+        run = _RUNS.of[id(method)] = _Run(weakref.ref(method))
+    run.tasks += len(found.loss)
+    run.left_out += failures(found, left_out=True)
+    count = run.left_out.total()
+    if count > max(1, SHARE * run.tasks) and not run.warned:
+        run.warned = True
+        ends = ", ".join(f"{number} {name}" for name, number in run.left_out.items())
         warnings.warn(
-            f"{count} of the {tasks} tasks of {what} were left out of the mean: {ends}. {REMEDY}",
+            f"{count} of {run.tasks} tasks so far were left out of {type(method).__name__}'s "
+            f"meta-gradients: {ends}. {REMEDY}",
             ims.ConvergenceWarning,
             stacklevel=3,
         )
@@ -189,6 +217,17 @@ def task_count(supports: Any, queries: Any) -> int:
     return int(leaves[0].shape[0])
 
 
+def of_tasks(some: Any, data: Any) -> Any:
+    """Return the data of some tasks: what ``some`` indexes in the first dimension of each tensor.
+
+    Examples
+    --------
+    >>> of_tasks(slice(1, 3), (torch.arange(4), "name"))
+    (tensor([1, 2]), 'name')
+    """
+    return tree_map(lambda t: t[some] if isinstance(t, Tensor) else t, data)
+
+
 def gradient_of_each(
     over_tasks: OverTasks,
     fn: Callable[[Any, Any, Any], tuple[Tensor, ...]],
@@ -205,31 +244,17 @@ def gradient_of_each(
 
     Parameters
     ----------
-    over_tasks
-        Maps a function to one over a first dimension.
+    over_tasks, theta, supports, queries
+        As in `average_over_tasks`.
     fn
         ``fn(theta, support, query)`` returns the loss of one task, 0-d, and further tensors, which
         are not differentiated.
-    theta, supports, queries
-        As in `average_over_tasks`.
     shared
         Whether all tasks have one ``theta``; else it has the tasks in front, too.
 
-    Returns
-    -------
-    tuple
-        The gradients, like ``theta`` with the tasks in front; the losses ``(tasks,)``; the further
-        tensors.
-
-    Raises
-    ------
-    ValueError
-        If the losses do not depend on ``theta``.
-
     Examples
     --------
-    >>> x = torch.tensor([1.0, 2.0])
-    >>> vmap = torch.func.vmap
+    >>> x, vmap = torch.tensor([1.0, 2.0]), torch.func.vmap
     >>> gradient_of_each(vmap, lambda t, s, q: (s * t**2, q), torch.tensor(3.0), x, x)
     (tensor([ 6., 12.]), tensor([ 9., 18.]), tensor([1., 2.]))
     """
@@ -263,33 +288,16 @@ def average_over_tasks(
 ) -> MetaGradient:
     """Evaluate tasks in chunks and average what was not left out.
 
-    Parameters
-    ----------
-    evaluate
-        ``evaluate(over_tasks, supports, queries)`` returns the gradients of some tasks, where
-        ``over_tasks(fn)`` is ``fn`` over a first dimension of its arguments.
-    theta
-        The meta-parameters.
-    supports, queries
-        Pytrees of tensors with the tasks as first dimension.
-    tasks_at_once
-        How many tasks are evaluated together; all, if left out.
-    batching
-        Whether the tasks that are evaluated together are batched by ``vmap``; else they take turns,
-        one at once.
-
-    Raises
-    ------
-    ValueError
-        If the tensors do not have the same number of tasks, or ``tasks_at_once`` is not positive.
+    ``evaluate(over_tasks, supports, queries)`` returns the gradients of some tasks, where
+    ``over_tasks(fn)`` is ``fn`` over a first dimension of its arguments. The others are those of
+    `Method.meta_gradient`.
 
     Examples
     --------
     >>> def evaluate(over_tasks, supports, queries):
-    ...     def task(s, q):
-    ...         return s - q, (s - q) ** 2
-    ...
-    ...     return without_solver(*over_tasks(task)(supports, queries))
+    ...     return without_solver(
+    ...         *over_tasks(lambda s, q: (s - q, (s - q) ** 2))(supports, queries)
+    ...     )
     >>> s, q = torch.tensor([1.0, float("nan"), 5.0]), torch.zeros(3)
     >>> mean = average_over_tasks(evaluate, torch.tensor(0.0), s, q, tasks_at_once=2)
     >>> mean.gradient, mean.loss, mean.left_out
@@ -307,11 +315,7 @@ def average_over_tasks(
     total = tree_map(lambda t: torch.zeros_like(t.detach()), theta)
     parts = []
     for first in range(0, count, tasks_at_once):
-        chunk = slice(first, first + tasks_at_once)
-        some = [
-            tree_map(lambda t: t[chunk] if isinstance(t, Tensor) else t, data)  # noqa: B023
-            for data in (supports, queries)
-        ]
+        some = of_tasks(slice(first, first + tasks_at_once), (supports, queries))
         out = evaluate(batching.over_tasks, *some)
         unfit = ~torch.isfinite(out.loss) | ~_finite(out.gradient)
         left_out = out.failed | unfit

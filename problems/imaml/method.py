@@ -13,11 +13,10 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     Evaluate,
     MetaGradient,
     average_over_tasks,
-    failures,
     warn_left_out,
 )
 
-__all__ = ["Criterion", "Method", "Model", "Predictor"]
+__all__ = ["Criterion", "Method", "Model", "Predictor", "task_loss"]
 
 Model = Callable[[Any, Any], Tensor]
 """``model(parameters, x)`` returns the outputs for the inputs ``x`` of one task.
@@ -36,6 +35,11 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 Predictor = Callable[[Any], Tensor]
 """``predict(x)`` returns the outputs of a task's adapted model for inputs ``(n, ...)``."""
+
+
+def task_loss(model: Model, criterion: Criterion) -> Callable[[Any, Any], Tensor]:
+    """Return the loss of one task, as the definition takes it: of parameters and ``(x, y)``."""
+    return lambda phi, data: criterion(model(phi, data[0]), data[1])
 
 
 class Method(abc.ABC):
@@ -118,8 +122,8 @@ class Method(abc.ABC):
         Returns
         -------
         MetaGradient
-            The mean over the tasks, and what became of each. A `ConvergenceWarning` counts the
-            tasks that were left out, by their `Status`, where they are more than a twentieth.
+            The mean over the tasks, and what became of each. Once, where a method left out more
+            than a twentieth of all its tasks, a `ConvergenceWarning` counts them by `Status`.
 
         Raises
         ------
@@ -130,7 +134,7 @@ class Method(abc.ABC):
         found = average_over_tasks(
             evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
         )
-        warn_left_out(failures(found, left_out=True), len(found.loss), "this meta-batch")
+        warn_left_out(self, found)
         return found
 
     def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:

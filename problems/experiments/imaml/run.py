@@ -215,7 +215,8 @@ def _print_results(
         say(f"tasks evaluated by {metrics['batching']} ({seconds} a task)")
     tasks = configuration.steps * configuration.meta_batch
     if metrics["tasks_left_out"]:
-        say(f"{len(metrics['tasks_left_out'])} of {tasks} tasks left out")
+        ends = ", ".join(f"{n} {name}" for name, n in metrics["failures"]["left out"].items())
+        say(f"{len(metrics['tasks_left_out'])} of {tasks} tasks left out: {ends}")
     say(f"{timing['meta_training']:.0f} s of meta-training")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,14 +12,13 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-import implicit_solvers as ims
 from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.imaml.configuration import Configuration
 from implicit_solvers.problems.experiments.imaml.problem import Problem, task_scores
 from implicit_solvers.problems.experiments.imaml.processes import decided_by_first
 from implicit_solvers.problems.imaml import Batching, BatchingChoice, faster_batching
 from implicit_solvers.problems.imaml.distributed import distributed_meta_gradient
-from implicit_solvers.problems.imaml.meta_gradient import failures, warn_left_out
+from implicit_solvers.problems.imaml.meta_gradient import failures
 
 TIMED_TASKS = 4
 
@@ -97,18 +95,16 @@ def meta_train(
         report(history)
         step = history.steps
         tasks = problem.train.batch(range(count * step, count * (step + 1)))
-        with warnings.catch_warnings():  # this run is warned of as a whole
-            warnings.filterwarnings("ignore", ".* tasks of this meta-batch", ims.ConvergenceWarning)
-            result = distributed_meta_gradient(
-                problem.method,
-                problem.model,
-                problem.criterion,
-                _detached(theta),
-                (tasks.support_x, tasks.support_y),
-                (tasks.query_x, tasks.query_y),
-                tasks_at_once=tasks_at_once,
-                batching=batching,
-            )
+        result = distributed_meta_gradient(
+            problem.method,
+            problem.model,
+            problem.criterion,
+            _detached(theta),
+            (tasks.support_x, tasks.support_y),
+            (tasks.query_x, tasks.query_y),
+            tasks_at_once=tasks_at_once,
+            batching=batching,
+        )
         # Adam moves on a gradient of zero too, by its memory of earlier ones
         if not result.left_out.all():
             for name, value in theta.items():
@@ -137,7 +133,6 @@ def meta_train(
                 theta=_detached(theta), optimizer=optimizer.state_dict(), history=asdict(history)
             )
     report(history)
-    warn_left_out(history.failures["left out"], count * history.steps, "this run")
     return _detached(theta), history
 
 

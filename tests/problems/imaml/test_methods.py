@@ -89,7 +89,7 @@ WHERE = [("supports", 0), ("supports", 1), ("queries", 0), ("queries", 1)]
 HARM = [(torch.nan, *where) for where in WHERE] + [(torch.inf, *where) for where in WHERE[1::2]]
 
 
-@pytest.mark.filterwarnings("ignore:.* tasks of this meta-batch")
+@pytest.mark.filterwarnings("ignore:.* tasks so far")
 def test_a_task_with_nan_is_left_out_and_changes_nothing_else(case):
     others = [0, 2, 3]
     expected = case.run(others)
@@ -107,7 +107,7 @@ def test_a_task_with_nan_is_left_out_and_changes_nothing_else(case):
             torch.testing.assert_close(got.loss[others], expected.loss)
 
 
-@pytest.mark.filterwarnings("ignore:.* tasks of this meta-batch")
+@pytest.mark.filterwarnings("ignore:.* tasks so far")
 def test_without_usable_tasks_the_gradient_is_zero(case):
     x, y = case.given["queries"]
     got = case.run(changes={"queries": (x, y * torch.nan)})

@@ -242,8 +242,7 @@ def test_a_task_that_fails_is_left_out(name):
     method, harm, *ends = FAILING[name]
     problem = quadratics(11, 3)
     problem.A[1] = harm(problem.A[1])
-    with pytest.warns(ims.ConvergenceWarning, match=rf"1 of the 3 tasks.*: 1 {ends[-1].name} \("):
-        got = method.meta_gradient(*problem.arguments)
+    got = method.meta_gradient(*problem.arguments)
     assert got.left_out.tolist() == got.loss.isnan().tolist() == [False, True, False]
     assert [int(got.inner_status[1]), int(got.adjoint_status[1])][: len(ends)] == ends
     *shared, supports, queries = problem.arguments
@@ -252,12 +251,9 @@ def test_a_task_that_fails_is_left_out(name):
     torch.testing.assert_close(got.gradient, others.gradient, rtol=1e-8, atol=1e-8)
 
 
-# what a policy says, and whether the task is left out
-POLICIES = {
-    None: (None, False),
-    "warn": ("adjoint .* failed .*INDEFINITE", False),
-    "mask": ("1 of the 2 tasks of this meta-batch .*: 1 INDEFINITE .*raise strength", True),
-}
+# what a policy says in each step, and whether the task is left out
+POLICIES = {None: (None, False), "warn": ("adjoint .* failed .*INDEFINITE", False)}
+POLICIES |= {"mask": (None, True)}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -278,11 +274,28 @@ def test_where_cg_meets_negative_curvature(policy, recwarn):
     assert [bool(re.match(words, text)) for text in said] == [True] if words else said == []
 
 
+def test_a_run_that_leaves_out_many_tasks_is_warned_of_once(recwarn):
+    """One of two tasks in each step is said when they are two, and then no more."""
+    problem = quadratics(0, 2, lowest=-1.2)
+    method = imaml.Imaml(1.0, stationary, THREE, on_failure="mask")
+    said = []
+    for _ in range(4):
+        method.meta_gradient(*problem.arguments)
+        said.append([str(w.message) for w in recwarn.list if "so far" in str(w.message)])
+    assert [len(texts) for texts in said] == [0, 1, 1, 1]
+    words = r"2 of 4 tasks .* Imaml's .*: 2 INDEFINITE \(linear solve\)\. .*raise strength.*MINRES"
+    assert re.match(words, said[-1][0])
+    other = imaml.Imaml(1.0, stationary, THREE, on_failure="mask")
+    with pytest.warns(ims.ConvergenceWarning, match="2 of 4 tasks"):
+        for _ in range(2):
+            other.meta_gradient(*problem.arguments)
+
+
 def test_a_learned_strength_that_is_nan_leaves_all_tasks_out():
     problem = quadratics()
     theta = {**problem.theta, "imaml.log_strength": torch.tensor(torch.nan).double()}
     model, criterion, *_ = problem.arguments
-    with pytest.warns(ims.ConvergenceWarning, match="3 of the 3 tasks"):
+    with pytest.warns(ims.ConvergenceWarning, match="3 of 3 tasks so far"):
         got = imaml.Imaml(None).meta_gradient(model, criterion, theta, *problem.data)
     assert got.left_out.all()
     assert (ravel(got.gradient) == 0).all()

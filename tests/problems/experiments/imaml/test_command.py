@@ -162,9 +162,8 @@ def test_a_task_with_nan_is_left_out_and_reported(method, tmp_path, monkeypatch,
     poisoned = replace(problem, train=_Poisoned(problem.train, 4))
     monkeypatch.setattr(run_module, "load_problem", lambda *arguments: poisoned)
     line = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    with pytest.warns(ims.ConvergenceWarning, match="1 of the 12 tasks of this run .*NONFINITE"):
-        assert main(["imaml", *line, "--out", str(tmp_path)]) == 0
-    assert "1 of 12 tasks left out" in capsys.readouterr().out
+    assert main(["imaml", *line, "--out", str(tmp_path)]) == 0
+    assert "1 of 12 tasks left out: 1 NONFINITE" in capsys.readouterr().out
     metrics = metrics_of(tmp_path)
     assert metrics["tasks_left_out"] == [[1, 4]]
     assert all(loss is not None for loss in metrics["history"]["loss"])
@@ -183,7 +182,7 @@ def test_a_step_without_a_usable_task_changes_nothing():
     configuration = configuration_from({**SMALL_WAVES, "lr": 3e-3})
     problem = load_problem(configuration)
     seen = []
-    with pytest.warns(ims.ConvergenceWarning, match="9 of the 12 tasks of this run"):
+    with pytest.warns(ims.ConvergenceWarning, match="3 of 6 tasks so far"):
         theta, history = meta_train(
             replace(problem, train=Broken()),
             configuration,
