@@ -7,6 +7,7 @@ come from the implicit function theorem, by one linear solve, in every mode of `
 
 from implicit_solvers import nn as nn
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
+from implicit_solvers.affine_norms import weights_apart
 from implicit_solvers.allocation import retain_freed_memory
 from implicit_solvers.autodiff import transformed
 from implicit_solvers.constraints import Multipliers
@@ -185,6 +186,7 @@ __all__ = [
     "AdjointStart",
     "gradient_error",
     "in_full_precision",
+    "weights_apart",
     # results
     "Solution",
     "Multipliers",

@@ -3,14 +3,15 @@
 The pullback of a vmapped gradient, ``vjp(vmap(grad(f)))``, is silently wrong (torch 2.8 to 2.15) if
 ``f`` calls ``layer_norm``, ``batch_norm`` or ``instance_norm`` with a weight, and refused (2.15) if
 it calls the last two at all. So the weight and the bias are applied here by operations of their
-own, and batches and instances are normalized by their means and variances. Nothing here knows an
-equation.
+own, and from 2.15 on batches and instances are normalized by their means and variances. Nothing
+here knows an equation.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["WeightsApart", "is_written_out", "weights_apart"]
+
+T = TypeVar("T")
+
+# whether batches and instances are refused without a weight too; else torch's own are faster
+REFUSED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)
 
 _LAYER = {
     F.layer_norm: ("input", "shape", "weight", "bias", "eps"),
@@ -43,7 +49,7 @@ def is_written_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return False
     given = _arguments(func, args, kwargs)
     weighted = given.get("weight") is not None or given.get("bias") is not None
-    return weighted or func not in _LAYER
+    return weighted or (REFUSED and func not in _LAYER)
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -61,13 +67,12 @@ class WeightsApart(TorchFunctionMode):
             return func(*args, **kwargs)
         given = _arguments(func, args, kwargs)
         out = None if func in _LAYER else _normalized(func, given)
-        if out is None:
-            names = _NORMS[func]
-            bare = (
-                None if n in ("weight", "bias") else a for n, a in zip(names, args, strict=False)
-            )
-            rest = {name: None if name in ("weight", "bias") else a for name, a in kwargs.items()}
-            out = func(*bare, *args[len(names) :], **rest)
+        if out is not None:
+            return out
+        names = _NORMS[func]
+        bare = (None if n in _WEIGHTS else a for n, a in zip(names, args, strict=False))
+        rest = {name: None if name in _WEIGHTS else a for name, a in kwargs.items()}
+        out = func(*bare, *args[len(names) :], **rest)
         trailing = () if func in _LAYER else (1,) * (out.dim() - 2)
         for name, combine in (("weight", torch.mul), ("bias", torch.add)):
             tensor = given.get(name)
@@ -77,12 +82,15 @@ class WeightsApart(TorchFunctionMode):
 
 
 def _normalized(func: Any, given: dict[str, Any]) -> Tensor | None:
-    """Return ``(x - mean) / sqrt(variance + eps)``; None where torch has to do more than that.
+    """Return ``(x - mean) weight / sqrt(variance + eps) + bias``; None where torch's own is better.
 
-    That is where running statistics are to be updated or missing, and where one value has no
-    variance.
+    It is where it is right without a weight, in single or double precision; where running
+    statistics are to be updated or missing; and where one value has no variance.
     """
     x = given["input"]
+    low = x.dtype in (torch.float16, torch.bfloat16)
+    if not (REFUSED or low):
+        return None
     mean, variance = given.get("running_mean"), given.get("running_var")
     batch = func in _BATCH
     own = given.get("training", False) if batch else given.get("use_input_stats", True)
@@ -92,23 +100,63 @@ def _normalized(func: Any, given: dict[str, Any]) -> Tensor | None:
         count *= x.shape[d]
     if own and (mean is not None or variance is not None or count <= 1):
         return None
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    wide = x.float() if low else x
+    shape = (-1, *(1,) * (x.dim() - 2))
     if own:
-        mean = wide.mean(dims, keepdim=True)
-        variance = (wide - mean).square().mean(dims, keepdim=True)
+        variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
+        centered = wide - mean
     elif mean is None or variance is None:
         return None
     else:
-        shape = (-1, *(1,) * (x.dim() - 2))
-        mean, variance = mean.reshape(shape), variance.reshape(shape)
-    return ((wide - mean) * (variance + given.get("eps", 1e-5)).rsqrt()).to(x.dtype)
+        centered, variance = wide - mean.reshape(shape), variance.reshape(shape)
+    # what is small is multiplied first: a pass over all entries costs as much as a statistic
+    scale, shift = (variance + given.get("eps", 1e-5)).rsqrt(), given.get("bias")
+    if given.get("weight") is not None:
+        scale = scale * given["weight"].reshape(shape)
+    if shift is None:
+        return (centered * scale).to(x.dtype)
+    return torch.addcmul(shift.reshape(shape), centered, scale).to(x.dtype)
 
 
-def weights_apart(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return ``fn`` with its normalizations written out."""
+def weights_apart(fn: Callable[..., T]) -> Callable[..., T]:
+    """Return ``fn`` with its normalizations written out, for second derivatives under ``vmap``.
 
-    def separated(*tensors: Tensor) -> Tensor:
+    Solves do this by themselves. Wherever else a gradient that ``vmap`` batches is differentiated
+    again, ``vjp(vmap(grad(f)))``, torch (2.8 to 2.15) is silently wrong, or refuses, if ``f`` calls
+    ``layer_norm``, ``batch_norm`` or ``instance_norm``, unless the parts of ``weight (x - mean) /
+    sqrt(variance + eps) + bias`` are operations of their own.
+
+    Parameters
+    ----------
+    fn
+        A function that normalizes, by ``torch.nn.functional`` or by modules.
+
+    Returns
+    -------
+    callable
+        With the same arguments and results; the values differ by rounding.
+
+    Raises
+    ------
+    ValueError
+        By the function returned, where one value has no variance, as by torch.
+
+    Notes
+    -----
+    Inputs may have any shape that torch normalizes, of every floating dtype; in half precision,
+    statistics are computed in float32.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x, weight = torch.tensor([[1.0, 3.0]]), torch.tensor([1.0, 2.0])
+    >>> weights_apart(torch.nn.functional.layer_norm)(x, (2,), weight)
+    tensor([[-1.0000,  2.0000]])
+    """
+
+    @functools.wraps(fn)
+    def separated(*args: Any, **kwargs: Any) -> T:
         with WeightsApart():
-            return fn(*tensors)
+            return fn(*args, **kwargs)
 
     return separated

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
+import torch
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
 from implicit_solvers.evaluations import Evaluations
 from implicit_solvers.ranks import Ranks, failures
-from implicit_solvers.torch_internals import is_batched, register_pytree_node
+from implicit_solvers.torch_internals import is_batched, register_pytree_node, tree_leaves
 
 __all__ = [
     "ConvergenceError",
@@ -181,6 +182,40 @@ class Solution(Generic[T]):
     evaluations: Evaluations | None = None
     multipliers: Any = None
     aux: Any = None
+
+    @classmethod
+    def unjudged(cls, value: T, batch_dims: int = 0) -> Solution[T]:
+        """Return what something else found, as after a budget: nothing is known of its error.
+
+        `attach` gives it derivatives, and says how large the residual is, and where it is NaN.
+
+        Parameters
+        ----------
+        value
+            A pytree of floating tensors, whose first ``batch_dims`` dimensions are problems.
+        batch_dims
+            As in `root`.
+
+        Raises
+        ------
+        ValueError
+            If ``value`` has no tensor.
+
+        Examples
+        --------
+        >>> import torch, implicit_solvers as ims
+        >>> a = torch.tensor(3.0, requires_grad=True)
+        >>> near = ims.Solution.unjudged(torch.tensor(1.5))  # an estimate
+        >>> sol = ims.attach(lambda z, a: (z * a - 4) ** 2, near, (a,), equation=ims.minimize)
+        >>> sol, torch.autograd.grad(sol.value, a)[0]
+        (Solution(BUDGET after 0 iterations; error inf, residual 3), tensor(-0.5556))
+        """
+        leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        if not leaves:
+            raise ValueError("value has no tensor: pass a tensor or a pytree of tensors")
+        none = leaves[0].new_zeros(leaves[0].shape[:batch_dims], dtype=torch.int64)
+        unknown = torch.full_like(none, torch.inf, dtype=leaves[0].real.dtype)
+        return cls(value, none > 0, none, unknown, unknown, none + int(Status.BUDGET))
 
     def status_names(self) -> Any:
         """Return the name of each lane's `Status`: a string, or nested lists of the lanes' shape.

@@ -192,3 +192,14 @@ def test_a_type_checker_sees_what_is_no_solver(tmp_path):
     wanted = {number: words for number, (_, mark, words) in enumerate(lines, 1) if mark}
     assert set(said) == set(wanted), run.stdout + run.stderr
     assert [n for n, words in wanted.items() if words not in said[n]] == [], run.stdout
+
+
+def test_a_value_that_is_not_judged_is_attached_where_it_is():
+    """NaN is a failure of its problem; elsewhere dz = -F_a / F_z at a point that is no root."""
+    z, a = torch.tensor([1.0, torch.nan, 3.0]).double(), torch.full((3,), 2.0).double()
+    f, policy = lambda z, a: z**2 - a, {"batch_dims": 1, "in_dims": 0, "on_failure": "mask"}
+    sol = ims.attach(f, ims.Solution.unjudged(z, 1), (a.requires_grad_(),), **policy)
+    assert sol.status_names() == ["BUDGET", "NONFINITE", "BUDGET"]
+    assert sol.residual[::2].tolist() == [1.0, 7.0] and not sol.converged.any()
+    slope = torch.autograd.grad(sol.value[::2].sum(), a)[0]
+    torch.testing.assert_close(slope, torch.tensor([1 / 2, 0.0, 1 / 6]).double())

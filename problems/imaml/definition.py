@@ -23,10 +23,8 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.imaml.attachment import attach_damped, detached, unjudged
-from implicit_solvers.problems.imaml.meta_gradient import task_count
+from implicit_solvers.problems.imaml.inner_problem import minimum
 from implicit_solvers.problems.imaml.proximal import Strength, check_proximal, proximal_term
-from implicit_solvers.torch_internals import tree_map
 
 __all__ = ["adapt", "meta_loss", "meta_objective", "proximal_loss"]
 
@@ -174,29 +172,8 @@ def adapt(
     def task_objective(phi: Any, theta: Any, support: Any, strength: Any) -> Tensor:
         return proximal_loss(loss, phi, theta, support, strength)
 
-    def solve(support: Any) -> Any:
-        fixed = detached((theta, support, strength))
-        return solver(lambda phi: task_objective(phi, *fixed), fixed[0])
-
-    def distance(phi: Any, center: Any) -> Tensor:
-        return damping * proximal_term(phi, center, strength)
-
-    # The start gets no gradient: theta acts through the proximal term, so it is an argument too.
-    start, objective, args = theta, task_objective, (theta, support, strength)
-    options: dict[str, Any] = {"adjoint": adjoint, "on_failure": on_failure}
-    if many_tasks:
-        tasks, shared = task_count(support, ()), (None, 0, None)
-        objective = torch.func.vmap(task_objective, in_dims=(0, *shared), randomness="different")
-        distance, solve = torch.func.vmap(distance), torch.func.vmap(solve, randomness="different")
-        start = tree_map(lambda t: t.expand(tasks, *t.shape), theta)
-        options |= {"batch_dims": 1, "in_dims": shared}
-    if not hasattr(solver, "step"):
-        found = unjudged(solve(support), int(many_tasks))
-    else:
-        found = ims.minimize(objective, start, args, solver=solver, **options)
-        if not damping:
-            return found
-    return attach_damped(objective, found, args, distance, **options)
+    args, how = (theta, support, strength), {"adjoint": adjoint, "on_failure": on_failure}
+    return minimum(task_objective, args, solver, damping=damping, many_tasks=many_tasks, **how)
 
 
 def meta_loss(loss: Loss, theta: Any, support: Any, query: Any, **adaptation: Any) -> Tensor:

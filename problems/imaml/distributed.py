@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from implicit_solvers.problems.imaml.batching import Batching
-from implicit_solvers.problems.imaml.meta_gradient import MetaGradient, task_count
+from implicit_solvers.problems.imaml.meta_gradient import MetaGradient, of_tasks, task_count
 from implicit_solvers.problems.imaml.method import Criterion, Method, Model
-from implicit_solvers.torch_internals import tree_flatten, tree_map, tree_unflatten
+from implicit_solvers.torch_internals import tree_flatten, tree_unflatten
 
 __all__ = ["distributed_meta_gradient"]
 
@@ -73,18 +72,13 @@ def distributed_meta_gradient(
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     count = task_count(supports, queries)
     share = slice(rank * count // ranks, (rank + 1) * count // ranks)
-    mine = [
-        tree_map(lambda t: t[share] if isinstance(t, Tensor) else t, data)
-        for data in (supports, queries)
-    ]
+    mine = of_tasks(share, (supports, queries))
     own = method.meta_gradient(model, criterion, theta, *mine, **options)
 
     kept = (~own.left_out).sum()
     leaves, tree = tree_flatten(own.gradient)
-    columns = leaves[0].new_zeros(4, count)
-    for row, values in enumerate(
-        (own.loss, own.left_out, own.inner_residual, own.adjoint_residual)
-    ):
+    columns = leaves[0].new_zeros(len(own) - 1, count)
+    for row, values in enumerate(own[1:]):
         columns[row, share] = values.to(columns.dtype)
     parts = [*(leaf * kept for leaf in leaves), kept.to(columns.dtype), columns]
     packed = torch.cat([part.flatten() for part in parts])
@@ -93,7 +87,7 @@ def distributed_meta_gradient(
     pieces = packed.split([part.numel() for part in parts])
     total = pieces[len(leaves)].clamp(min=1)
     gradient = [(g / total).reshape(t.shape) for g, t in zip(pieces, leaves, strict=False)]
-    loss, left_out, inner, outer = pieces[-1].reshape(4, count)
-    return MetaGradient(
-        tree_unflatten(gradient, tree), loss.clone(), left_out > 0.5, inner.clone(), outer.clone()
-    )
+    whole = [
+        c.to(t, copy=True) for c, t in zip(pieces[-1].reshape(columns.shape), own[1:], strict=True)
+    ]
+    return MetaGradient(tree_unflatten(gradient, tree), *whole)

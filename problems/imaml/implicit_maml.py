@@ -6,8 +6,8 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,14 +19,17 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     OverTasks,
     TaskGradients,
     gradient_of_each,
+    of_tasks,
 )
-from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
+from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor, task_loss
 from implicit_solvers.problems.imaml.proximal import Strength, check_damping, check_strength
-from implicit_solvers.torch_internals import tree_leaves
+from implicit_solvers.torch_internals import tree_leaves, tree_map
 
 __all__ = ["Imaml", "imaml_hf"]
 
+DAMPINGS = (0.5, 1.0, 2.0, 4.0, 8.0)
 LOG_STRENGTH = "imaml.log_strength"
+OnFailure = Literal["raise", "warn", "mask"]
 ADJOINT = "adjoint of minimize of task_objective"
 
 
@@ -36,8 +39,7 @@ class Imaml(Method):
 
     ``phi_i`` minimizes ``L(phi, support_i) + strength/2 |phi - theta|²``, and the meta-gradient is
     ``1/M sum_i A_i^-1 dL(phi_i, query_i)/dphi`` with
-    ``A_i = (1 + damping) I + 1/strength d²L(phi_i, support_i)/dphi²``. A task in which the inner
-    loop or the linear solve fails is left out.
+    ``A_i = (1 + damping) I + 1/strength d²L(phi_i, support_i)/dphi²``.
 
     Parameters
     ----------
@@ -54,16 +56,23 @@ class Imaml(Method):
         ``MINRES`` or ``GMRES`` where the strength is below the most negative curvature;
         `neumann_adjoint`.
     damping
-        A share of the strength that is added to the linear system alone.
+        A share of the strength that is added to the linear system alone. ``"auto"``: none, but in
+        a task where CG meets negative curvature, the least of 0.5, 1, 2, 4 and 8 at which it does
+        not; the task is solved again for each that is tried.
+    on_failure
+        What becomes of a task in which the inner loop or the linear solve fails. By default it is
+        left out of the mean, but where CG meets negative curvature the estimate that it had is
+        kept, and the task counts. ``"mask"`` leaves out these too; ``"warn"`` keeps all estimates
+        that are finite, and warns; ``"raise"`` is an error. `MetaGradient` has the statuses.
 
     Raises
     ------
     TypeError
         If ``adjoint`` is no ``ImplicitAdjoint``.
     ValueError
-        If ``strength`` is not positive and finite, or ``damping`` is negative; of tensors, when
-        they are used. When used, too, if ``strength=None`` and ``theta`` does not come from
-        `extend`, or if tensors of ``strength`` require gradients.
+        If ``strength`` is not positive and finite, ``damping`` is negative, or ``on_failure`` is
+        none of the above; of tensors, when they are used. When used, too, if ``strength=None`` and
+        ``theta`` does not come from `extend`, or if tensors of ``strength`` require gradients.
 
     Notes
     -----
@@ -91,12 +100,17 @@ class Imaml(Method):
     adjoint: ims.ImplicitAdjoint = field(
         default=ims.ImplicitAdjoint(ims.CG(max_steps=5, rtol=None))
     )
-    damping: float = 0.0
+    damping: float | Literal["auto"] = 0.0
+    on_failure: OnFailure | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, (int, float)):
             check_strength(self.strength, torch.zeros(()))
-        check_damping(self.damping)
+        check_damping(0.0 if self.damping == "auto" else self.damping)
+        if self.on_failure not in (None, "raise", "warn", "mask"):
+            raise ValueError(
+                f'Imaml has on_failure={self.on_failure!r}: pass "raise", "warn" or "mask", or None'
+            )
         if not isinstance(self.adjoint, ims.ImplicitAdjoint):
             raise TypeError(
                 f"Imaml has the adjoint {type(self.adjoint).__name__}: pass an ImplicitAdjoint "
@@ -139,7 +153,8 @@ class Imaml(Method):
 
     def adapt(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> Predictor:
         """Return the predictor at ``phi``; as in `Method`."""
-        phi = self._solve(model, criterion, theta, support).value
+        with _silent(self.on_failure):
+            phi = self._solve(model, criterion, theta, support).value
         return lambda x: model(phi, x)
 
     def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
@@ -156,34 +171,55 @@ class Imaml(Method):
             return criterion(model(solution.value, x), y), solution.status, solution.residual
 
         def evaluate(over_tasks: OverTasks, supports: Any, queries: Any) -> TaskGradients:
-            with ims.monitor() as log, _failures_left_out():
+            with ims.monitor() as log, _silent(self.on_failure):
                 gradient, loss, status, residual = gradient_of_each(
                     over_tasks, query_loss, theta, supports, queries
                 )
             adjoint = next(record for record in log.records if record.equation == ADJOINT)
-            failed = (status > ims.Status.BUDGET) | (adjoint.status > ims.Status.BUDGET)
-            return TaskGradients(gradient, loss, failed, residual, adjoint.residual.reshape(-1))
+            ends = status, adjoint.status.reshape(-1)
+            residuals = residual, adjoint.residual.reshape(-1)
+            return TaskGradients(gradient, loss, self._failed(*ends), *residuals, *ends)
 
-        return evaluate
+        def with_damping(over_tasks: OverTasks, supports: Any, queries: Any) -> TaskGradients:
+            found = evaluate(over_tasks, supports, queries)
+            for damping in DAMPINGS:
+                bad = found.adjoint_status == ims.Status.INDEFINITE
+                if not bool(bad.any()):
+                    break
+                damped = replace(self, damping=damping)._tasks(model, criterion, theta)
+                data = of_tasks(bad, (supports, queries))
+                found = tree_map(
+                    lambda t, new: t.index_put((bad,), new),  # noqa: B023
+                    found,
+                    damped(over_tasks, *data),
+                )
+            return found
+
+        return with_damping if self.damping == "auto" else evaluate
+
+    def _failed(self, inner: Tensor, adjoint: Tensor) -> Tensor:
+        """Tell for each task, from how its solves ended, whether it is left out."""
+        bad, budget = adjoint > ims.Status.BUDGET, ims.Status.BUDGET
+        if self.on_failure == "warn":
+            return torch.zeros_like(bad)
+        if self.on_failure is None:
+            bad = bad & (adjoint != ims.Status.INDEFINITE)
+        return bad | (inner > budget)
 
     def _solve(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> ims.Solution:
         strength, parameters = self.strength, theta
         if strength is None:
             strength, parameters = _learned_strength(theta)
 
-        def loss(phi: Any, data: Any) -> Tensor:
-            x, y = data
-            return criterion(model(phi, x), y)
-
         return definition.adapt(
-            loss,
+            task_loss(model, criterion),
             parameters,
             support,
             strength=strength,
             solver=self.solver,
             adjoint=self.adjoint,
-            damping=self.damping,
-            on_failure="mask",
+            damping=0.0 if self.damping == "auto" else self.damping,
+            on_failure=self.on_failure or "warn",
         )
 
 
@@ -251,8 +287,9 @@ def imaml_hf(
 
 
 @contextlib.contextmanager
-def _failures_left_out() -> Iterator[None]:
-    """Silence the warning about tasks that fail: the result says which were left out."""
+def _silent(on_failure: OnFailure | None) -> Iterator[None]:
+    """Silence warnings about tasks that fail, unless they are asked for: the result has them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ims.ConvergenceWarning)
+        if on_failure in (None, "mask"):
+            warnings.simplefilter("ignore", ims.ConvergenceWarning)
         yield

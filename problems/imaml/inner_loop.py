@@ -20,18 +20,7 @@ def gradient_steps(
 ) -> Any:
     """Return ``phi`` after ``steps`` steps ``phi <- phi - lr grad objective(phi)``.
 
-    Parameters
-    ----------
-    objective
-        ``objective(phi)`` returns a 0-d tensor.
-    phi
-        The start, a pytree of tensors.
-    lr
-        The step length.
-    steps
-        Their number.
-    detach
-        Whether the steps are cut out of the graph; else they can be differentiated through.
+    They can be differentiated through, or are cut out of the graph (``detach``).
 
     Examples
     --------
@@ -58,21 +47,7 @@ def rms_norm(tree: Any) -> Tensor:
 
 
 def check_inner_loop(name: str, lr: float, steps: int, proximal: float = 0.0) -> None:
-    """Refuse an inner loop that makes no sense.
-
-    Raises
-    ------
-    ValueError
-        If ``lr`` is not positive and finite, ``steps`` no number of at least zero, or ``proximal``
-        negative.
-
-    Examples
-    --------
-    >>> check_inner_loop("Maml", 0.1, -1)
-    Traceback (most recent call last):
-        ...
-    ValueError: Maml has steps=-1: pass a number of gradient steps, 0 or more
-    """
+    """Refuse an inner loop that makes no sense."""
     if not 0 < lr < math.inf:
         raise ValueError(f"{name} has lr={lr}: pass a positive step length, as 0.1")
     if not isinstance(steps, int) or steps < 0:

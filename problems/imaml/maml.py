@@ -20,8 +20,9 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     OverTasks,
     TaskGradients,
     gradient_of_each,
+    without_solver,
 )
-from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
+from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor, task_loss
 
 __all__ = ["FirstOrderMaml", "Maml", "unrolled_meta_loss"]
 
@@ -90,14 +91,6 @@ def _inner(loss: Loss, theta: Any, support: Any, strength: float) -> Callable[[A
     return lambda phi: proximal_loss(loss, phi, theta, support, strength)
 
 
-def _task_loss(model: Model, criterion: Criterion) -> Loss:
-    def loss(phi: Any, data: Any) -> Tensor:
-        x, y = data
-        return criterion(model(phi, x), y)
-
-    return loss
-
-
 @dataclass(frozen=True)
 class Maml(Method):
     """MAML: ``theta`` descends the query loss after ``steps`` gradient steps, through the steps.
@@ -152,12 +145,12 @@ class Maml(Method):
 
     def adapt(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> Predictor:
         """Return the predictor after the steps; as in `Method`."""
-        phi = self._phi(_task_loss(model, criterion), theta, support)
+        phi = self._phi(task_loss(model, criterion), theta, support)
         return lambda x: model(phi, x)
 
     def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
         """Return the gradients through the steps."""
-        loss = _task_loss(model, criterion)
+        loss = task_loss(model, criterion)
 
         def query_loss(theta: Any, support: Any, query: Any) -> tuple[Tensor, ...]:
             phi = self._phi(loss, theta, support)
@@ -236,13 +229,13 @@ class FirstOrderMaml(Method):
 
     def adapt(self, model: Model, criterion: Criterion, theta: Any, support: Any) -> Predictor:
         """Return the predictor after the steps; as in `Method`."""
-        inner = _inner(_task_loss(model, criterion), theta, support, self.proximal)
+        inner = _inner(task_loss(model, criterion), theta, support, self.proximal)
         phi = gradient_steps(inner, theta, self.lr, self.steps, detach=True)
         return lambda x: model(phi, x)
 
     def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
         """Return the query losses' gradients at ``phi``."""
-        loss = _task_loss(model, criterion)
+        loss = task_loss(model, criterion)
 
         def adapted(support: Any) -> tuple[Any, Tensor]:
             inner = _inner(loss, theta, support, self.proximal)
@@ -260,11 +253,3 @@ class FirstOrderMaml(Method):
             return without_solver(gradient, value, residual.detach())
 
         return evaluate
-
-
-def without_solver(gradient: Any, loss: Tensor, residual: Tensor) -> TaskGradients:
-    """Return the contributions of tasks in which no solver can fail."""
-    nothing = torch.full_like(loss, torch.nan)
-    return TaskGradients(
-        gradient, loss, torch.zeros_like(loss, dtype=torch.bool), residual, nothing
-    )

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+import weakref
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import implicit_solvers as ims
 from implicit_solvers.problems.imaml.batching import Batching
 from implicit_solvers.torch_internals import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-__all__ = ["MetaGradient", "TaskGradients", "average_over_tasks", "gradient_of_each", "task_count"]
+__all__ = [
+    "MetaGradient",
+    "TaskGradients",
+    "average_over_tasks",
+    "gradient_of_each",
+    "failures",
+    "of_tasks",
+    "task_count",
+    "warn_left_out",
+    "without_solver",
+]
+
+
+SHARE, SOLVE = 1 / 20, "linear solve"
+REMEDY = (
+    "Where the linear solve failed, raise strength, add damping, or solve with MINRES(); where the "
+    "inner loop failed, take shorter steps, or more of them."
+)
 
 
 class MetaGradient(NamedTuple):
@@ -26,12 +49,16 @@ class MetaGradient(NamedTuple):
         was left out.
     left_out
         ``(tasks,)`` bool: NaN or infinity in the loss or gradient of the task, or a failure of its
-        inner loop or adjoint.
+        inner loop or adjoint that the method does not let pass.
     inner_residual
         ``(tasks,)``, the norm (RMS over entries) of the inner objective's gradient at ``phi``; NaN
         where the method does not compute it.
     adjoint_residual
         ``(tasks,)``, the relative residual of the outer linear solve; NaN where there is none.
+    inner_status, adjoint_status
+        ``(tasks,)`` int64, the `implicit_solvers.Status` of the inner loop and of the outer linear
+        solve: BUDGET where nothing is judged, as in a method without a solver. NONFINITE too where
+        the loss or the gradient of the task is not finite.
 
     Examples
     --------
@@ -44,6 +71,8 @@ class MetaGradient(NamedTuple):
     >>> found = method.meta_gradient(model, criterion, theta, (x, y), (x, y))
     >>> found.gradient, found.loss, found.left_out
     (tensor(-2.), tensor([2., nan]), tensor([False,  True]))
+    >>> [ims.Status(code).name for code in found.inner_status.tolist()]
+    ['BUDGET', 'NONFINITE']
     """
 
     gradient: Any
@@ -51,6 +80,8 @@ class MetaGradient(NamedTuple):
     left_out: Tensor
     inner_residual: Tensor
     adjoint_residual: Tensor
+    inner_status: Tensor
+    adjoint_status: Tensor
 
 
 class TaskGradients(NamedTuple):
@@ -63,8 +94,8 @@ class TaskGradients(NamedTuple):
     loss
         ``(tasks,)``, the query loss.
     failed
-        ``(tasks,)`` bool: a solver reported a failure.
-    inner_residual, adjoint_residual
+        ``(tasks,)`` bool: a solver reported a failure for which the task is left out.
+    inner_residual, adjoint_residual, inner_status, adjoint_status
         ``(tasks,)``, as in `MetaGradient`.
     """
 
@@ -73,6 +104,88 @@ class TaskGradients(NamedTuple):
     failed: Tensor
     inner_residual: Tensor
     adjoint_residual: Tensor
+    inner_status: Tensor
+    adjoint_status: Tensor
+
+
+def without_solver(
+    gradient: Any, loss: Tensor, inner_residual: Tensor | None = None
+) -> TaskGradients:
+    """Return the contributions of tasks in which no solver can fail.
+
+    Examples
+    --------
+    >>> without_solver(torch.ones(1), torch.ones(1)).adjoint_status
+    tensor([1])
+    """
+    nothing = torch.full_like(loss, torch.nan)
+    budget = torch.full_like(loss, ims.Status.BUDGET, dtype=torch.int64)
+    failed = torch.zeros_like(loss, dtype=torch.bool)
+    residual = nothing if inner_residual is None else inner_residual
+    return TaskGradients(gradient, loss, failed, residual, nothing, budget, budget)
+
+
+def failures(found: MetaGradient, left_out: bool) -> Counter[str]:
+    """Count the tasks in which a solve failed, by how it ended: those left out, or those kept.
+
+    Examples
+    --------
+    >>> none, code = torch.zeros(2), torch.tensor([1, 6])
+    >>> left = torch.tensor([False, True])
+    >>> failures(MetaGradient(none, none, left, none, none, torch.ones(2).long(), code), True)
+    Counter({'INDEFINITE (linear solve)': 1})
+    """
+    names: Counter[str] = Counter()
+    some = found.left_out == left_out
+    pairs = (found.inner_status[some].tolist(), found.adjoint_status[some].tolist())
+    for inner, adjoint in zip(*pairs, strict=True):
+        code, where = (inner, "inner loop") if inner > ims.Status.BUDGET else (adjoint, SOLVE)
+        if left_out or code > ims.Status.BUDGET:
+            names[f"{ims.Status(code).name} ({where})"] += 1
+    return names
+
+
+@dataclass
+class _Run:
+    """What a method has seen and left out so far."""
+
+    method: weakref.ref[Any]
+    tasks: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    warned: bool = False
+
+
+class _Runs(threading.local):
+    """The runs of this thread, by the identity of their methods."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, _Run] = {}
+
+
+_RUNS = _Runs()
+
+
+def warn_left_out(method: Any, found: MetaGradient) -> None:
+    """Warn, once in the life of a method, if it left out more than a twentieth of all its tasks.
+
+    One task alone is no reason.
+    """
+    run = _RUNS.of.get(id(method))
+    if run is None or run.method() is not method:
+        _RUNS.of = {key: run for key, run in _RUNS.of.items() if run.method() is not None}
+        run = _RUNS.of[id(method)] = _Run(weakref.ref(method))
+    run.tasks += len(found.loss)
+    run.left_out += failures(found, left_out=True)
+    count = run.left_out.total()
+    if count > max(1, SHARE * run.tasks) and not run.warned:
+        run.warned = True
+        ends = ", ".join(f"{number} {name}" for name, number in run.left_out.items())
+        warnings.warn(
+            f"{count} of {run.tasks} tasks so far were left out of {type(method).__name__}'s "
+            f"meta-gradients: {ends}. {REMEDY}",
+            ims.ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 OverTasks = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -104,6 +217,17 @@ def task_count(supports: Any, queries: Any) -> int:
     return int(leaves[0].shape[0])
 
 
+def of_tasks(some: Any, data: Any) -> Any:
+    """Return the data of some tasks: what ``some`` indexes in the first dimension of each tensor.
+
+    Examples
+    --------
+    >>> of_tasks(slice(1, 3), (torch.arange(4), "name"))
+    (tensor([1, 2]), 'name')
+    """
+    return tree_map(lambda t: t[some] if isinstance(t, Tensor) else t, data)
+
+
 def gradient_of_each(
     over_tasks: OverTasks,
     fn: Callable[[Any, Any, Any], tuple[Tensor, ...]],
@@ -120,31 +244,17 @@ def gradient_of_each(
 
     Parameters
     ----------
-    over_tasks
-        Maps a function to one over a first dimension.
+    over_tasks, theta, supports, queries
+        As in `average_over_tasks`.
     fn
         ``fn(theta, support, query)`` returns the loss of one task, 0-d, and further tensors, which
         are not differentiated.
-    theta, supports, queries
-        As in `average_over_tasks`.
     shared
         Whether all tasks have one ``theta``; else it has the tasks in front, too.
 
-    Returns
-    -------
-    tuple
-        The gradients, like ``theta`` with the tasks in front; the losses ``(tasks,)``; the further
-        tensors.
-
-    Raises
-    ------
-    ValueError
-        If the losses do not depend on ``theta``.
-
     Examples
     --------
-    >>> x = torch.tensor([1.0, 2.0])
-    >>> vmap = torch.func.vmap
+    >>> x, vmap = torch.tensor([1.0, 2.0]), torch.func.vmap
     >>> gradient_of_each(vmap, lambda t, s, q: (s * t**2, q), torch.tensor(3.0), x, x)
     (tensor([ 6., 12.]), tensor([ 9., 18.]), tensor([1., 2.]))
     """
@@ -178,34 +288,16 @@ def average_over_tasks(
 ) -> MetaGradient:
     """Evaluate tasks in chunks and average what was not left out.
 
-    Parameters
-    ----------
-    evaluate
-        ``evaluate(over_tasks, supports, queries)`` returns the gradients of some tasks, where
-        ``over_tasks(fn)`` is ``fn`` over a first dimension of its arguments.
-    theta
-        The meta-parameters.
-    supports, queries
-        Pytrees of tensors with the tasks as first dimension.
-    tasks_at_once
-        How many tasks are evaluated together; all, if left out.
-    batching
-        Whether the tasks that are evaluated together are batched by ``vmap``; else they take turns,
-        one at once.
-
-    Raises
-    ------
-    ValueError
-        If the tensors do not have the same number of tasks, or ``tasks_at_once`` is not positive.
+    ``evaluate(over_tasks, supports, queries)`` returns the gradients of some tasks, where
+    ``over_tasks(fn)`` is ``fn`` over a first dimension of its arguments. The others are those of
+    `Method.meta_gradient`.
 
     Examples
     --------
     >>> def evaluate(over_tasks, supports, queries):
-    ...     def task(s, q):
-    ...         return s - q, (s - q) ** 2, torch.zeros((), dtype=torch.bool)
-    ...
-    ...     gradient, loss, failed = over_tasks(task)(supports, queries)
-    ...     return TaskGradients(gradient, loss, failed, loss, loss)
+    ...     return without_solver(
+    ...         *over_tasks(lambda s, q: (s - q, (s - q) ** 2))(supports, queries)
+    ...     )
     >>> s, q = torch.tensor([1.0, float("nan"), 5.0]), torch.zeros(3)
     >>> mean = average_over_tasks(evaluate, torch.tensor(0.0), s, q, tasks_at_once=2)
     >>> mean.gradient, mean.loss, mean.left_out
@@ -223,19 +315,20 @@ def average_over_tasks(
     total = tree_map(lambda t: torch.zeros_like(t.detach()), theta)
     parts = []
     for first in range(0, count, tasks_at_once):
-        chunk = slice(first, first + tasks_at_once)
-        some = [
-            tree_map(lambda t: t[chunk] if isinstance(t, Tensor) else t, data)  # noqa: B023
-            for data in (supports, queries)
-        ]
+        some = of_tasks(slice(first, first + tasks_at_once), (supports, queries))
         out = evaluate(batching.over_tasks, *some)
-        left_out = out.failed | ~torch.isfinite(out.loss) | ~_finite(out.gradient)
+        unfit = ~torch.isfinite(out.loss) | ~_finite(out.gradient)
+        left_out = out.failed | unfit
+        status = torch.where(unfit & ~out.failed, int(ims.Status.NONFINITE), out.inner_status)
         total = tree_map(lambda t, g: t + _sum_of(g, ~left_out), total, out.gradient)  # noqa: B023
         loss = torch.where(left_out, torch.nan, out.loss)
-        parts.append((loss, left_out, out.inner_residual, out.adjoint_residual))
+        residuals = out.inner_residual, out.adjoint_residual
+        parts.append((loss, left_out, *residuals, status, out.adjoint_status))
     if not parts:
         nothing = next(iter(tree_leaves(total))).new_zeros(0)
-        return MetaGradient(total, nothing, nothing.bool(), nothing.clone(), nothing.clone())
+        none = (torch.zeros_like(nothing, dtype=torch.int64) for _ in range(2))
+        residuals = nothing.clone(), nothing.clone()
+        return MetaGradient(total, nothing, nothing.bool(), *residuals, *none)
     columns = [torch.cat(column).detach() for column in zip(*parts, strict=True)]
     kept = (~columns[1]).sum().clamp(min=1)
     return MetaGradient(tree_map(lambda t: (t / kept).detach(), total), *columns)

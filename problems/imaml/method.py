@@ -13,9 +13,10 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     Evaluate,
     MetaGradient,
     average_over_tasks,
+    warn_left_out,
 )
 
-__all__ = ["Criterion", "Method", "Model", "Predictor"]
+__all__ = ["Criterion", "Method", "Model", "Predictor", "task_loss"]
 
 Model = Callable[[Any, Any], Tensor]
 """``model(parameters, x)`` returns the outputs for the inputs ``x`` of one task.
@@ -34,6 +35,11 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 Predictor = Callable[[Any], Tensor]
 """``predict(x)`` returns the outputs of a task's adapted model for inputs ``(n, ...)``."""
+
+
+def task_loss(model: Model, criterion: Criterion) -> Callable[[Any, Any], Tensor]:
+    """Return the loss of one task, as the definition takes it: of parameters and ``(x, y)``."""
+    return lambda phi, data: criterion(model(phi, data[0]), data[1])
 
 
 class Method(abc.ABC):
@@ -116,7 +122,8 @@ class Method(abc.ABC):
         Returns
         -------
         MetaGradient
-            The mean over the tasks, and what became of each.
+            The mean over the tasks, and what became of each. Once, where a method left out more
+            than a twentieth of all its tasks, a `ConvergenceWarning` counts them by `Status`.
 
         Raises
         ------
@@ -124,9 +131,11 @@ class Method(abc.ABC):
             If tensors have different numbers of tasks, or ``tasks_at_once`` is not positive.
         """
         evaluate = self._tasks(model, criterion, theta)
-        return average_over_tasks(
+        found = average_over_tasks(
             evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
         )
+        warn_left_out(self, found)
+        return found
 
     def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:
         """Return what finds the gradients of some tasks, for `average_over_tasks`."""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import implicit_solvers as ims
 from implicit_solvers.problems.imaml.method import Model
 
 __all__ = ["functional_model"]
-
-BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-INSTANCE_NORM = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def functional_model(network: nn.Module) -> tuple[Model, dict[str, Tensor]]:
@@ -48,8 +45,8 @@ def functional_model(network: nn.Module) -> tuple[Model, dict[str, Tensor]]:
     Notes
     -----
     Torch (2.8 to 2.15) differentiates batch, instance and layer normalizations with a weight
-    wrongly in ``vjp(vmap(grad(...)))``, which products with the Hessians of batched tasks are.
-    Without a weight it is right: the model multiplies by the weight afterwards.
+    wrongly in ``vjp(vmap(grad(...)))``, which products with the Hessians of batched tasks are:
+    the model is one of `weights_apart`.
 
     Examples
     --------
@@ -69,33 +66,9 @@ def functional_model(network: nn.Module) -> tuple[Model, dict[str, Tensor]]:
             )
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
     own = copy.deepcopy(network)
-    for module in own.modules():
-        if isinstance(module, BATCH_NORM + INSTANCE_NORM + (nn.LayerNorm,)):
-            module.forward = _weighted_afterwards(module)  # type: ignore[assignment]
 
+    @ims.weights_apart
     def model(parameters: dict[str, Tensor], x: Any) -> Tensor:
         return functional_call(own, parameters, (x,))
 
     return model, parameters
-
-
-def _weighted_afterwards(norm: Any) -> Callable[[Tensor], Tensor]:
-    """Return the forward of ``norm`` with its weight and bias applied to the normalized input."""
-    bare = copy.deepcopy(norm)
-    for name in ("weight", "bias"):
-        bare.register_parameter(name, None)
-
-    def forward(x: Tensor) -> Tensor:
-        out: Tensor = type(bare).forward(bare, x)
-        after = 0  # the dimensions of an example behind those of a weight
-        if isinstance(norm, BATCH_NORM):
-            after = max(x.dim() - 2, 0)
-        elif isinstance(norm, INSTANCE_NORM):
-            after = 1 + INSTANCE_NORM.index(next(k for k in INSTANCE_NORM if isinstance(norm, k)))
-        if norm.weight is not None:
-            out = out * norm.weight.reshape(*norm.weight.shape, *(1,) * after)
-        if norm.bias is not None:
-            out = out + norm.bias.reshape(*norm.bias.shape, *(1,) * after)
-        return out
-
-    return forward

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from implicit_solvers.problems.imaml.maml import without_solver
 from implicit_solvers.problems.imaml.meta_gradient import (
     Evaluate,
     OverTasks,
     TaskGradients,
     gradient_of_each,
+    without_solver,
 )
 from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
 
@@ -156,7 +156,7 @@ class R2D2(Method):
 
         def evaluate(over_tasks: OverTasks, supports: Any, queries: Any) -> TaskGradients:
             gradient, loss = gradient_of_each(over_tasks, query_loss, theta, supports, queries)
-            return without_solver(gradient, loss, torch.full_like(loss, torch.nan))
+            return without_solver(gradient, loss)
 
         return evaluate
 

@@ -15,6 +15,7 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     Evaluate,
     OverTasks,
     TaskGradients,
+    without_solver,
 )
 from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor
 from implicit_solvers.torch_internals import tree_map
@@ -90,10 +91,7 @@ class Reptile(Method):
             return gradient, criterion(model(phi, x), y)
 
         def evaluate(over_tasks: OverTasks, supports: Any, queries: Any) -> TaskGradients:
-            gradient, loss = over_tasks(task)(supports, queries)
-            nothing = torch.full_like(loss, torch.nan)
-            failed = torch.zeros_like(loss, dtype=torch.bool)
-            return TaskGradients(gradient, loss, failed, nothing, nothing)
+            return without_solver(*over_tasks(task)(supports, queries))
 
         return evaluate
 

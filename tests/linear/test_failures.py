@@ -63,7 +63,10 @@ FAILURES = [
     (ims.BiCGStab(), ZERO, "BREAKDOWN"),
     (ims.BiCGStab(), SHIFT, "MAX_STEPS", {"max_steps": 2}),
     (ims.BiCGStab(), torch.eye(50, dtype=F64).roll(1, 0), "BREAKDOWN", {}, diagonal(*seeded(50))),
+    # a budget that is worse than zero: the residual of the other families never grows
     (ims.CG(), HILBERT, "MAX_STEPS", {"max_steps": 1, "rtol": None}, diagonal(*seeded(12))),
+    (ims.BiCGStab(), diagonal(1, -2, 3), "MAX_STEPS", {"max_steps": 1, "rtol": None}),
+    (ims.Neumann(), 3.75 * EYE, "MAX_STEPS", {"max_steps": 20, "rtol": None}),
     (ims.LSMR(), HILBERT, "MAX_STEPS", {"max_steps": 2}),
     (ims.Neumann(), 0.1 * EYE, "MAX_STEPS", {"max_steps": 5}),
     (ims.Neumann(), 3 * EYE, "MAX_STEPS", {"max_steps": 50}),

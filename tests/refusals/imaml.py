@@ -60,6 +60,8 @@ ROWS = [
                    "imaml.adapt(loss, torch.zeros(2), torch.ones(2), damping={})")),
     *(Refusal(f"imaml.Imaml(adjoint=ims.{adjoint}())", TypeError, "pass an ImplicitAdjoint")
       for adjoint in ("UnrolledAdjoint", "OneStepAdjoint", "CG")),
+    Refusal("imaml.Imaml(on_failure='keep')", ValueError,
+            "on_failure='keep': pass \"raise\", \"warn\" or \"mask\", or None"),
     *(Refusal(f"imaml.neumann_adjoint({terms})", ValueError,
               f"terms={terms}: pass a positive number of terms") for terms in (0, -1, 1.0, None)),
     # the other methods

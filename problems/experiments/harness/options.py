@@ -153,8 +153,9 @@ def add_run_options(
     checkpoint_every: int | None = None,
     unit: str = "epochs",
     threads: bool = False,
+    jobs: bool = False,
 ) -> None:
-    """Declare the options of the folder of a run: those that it has, and torch's threads."""
+    """Declare the options of the folder of a run: those that it has, torch's threads, and jobs."""
     add = parser.add_argument
     add("--out", type=Path, default=Path(out), help="folder of the results (%(default)s)")
     either = parser.add_mutually_exclusive_group()
@@ -170,6 +171,8 @@ def add_run_options(
     if threads:
         text = "of torch (%(default)s): two are faster on idle cores, much slower on busy ones"
         add("--threads", type=COUNT, default=1, metavar="N", help=text)
+    if jobs:
+        add("--jobs", type=COUNT, default=1, metavar="N", help="processes (%(default)s)")
 
 
 def configuration_of(

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -170,7 +170,7 @@ class Checkpoint:
     """Where a run stands, in the file ``path``; one of another configuration is refused.
 
     ``content`` is what was read: None if there is no file, or the run does not ``resume``. Only the
-    process that ``writes`` saves.
+    process that ``writes`` saves. Beside what it is given it saves the ``seconds`` of all so far.
     """
 
     def __init__(
@@ -180,9 +180,10 @@ class Checkpoint:
         *,
         resume: bool = False,
         writes: bool = True,
+        seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.path, self.configuration = path, json.loads(json.dumps(configuration))
-        self.writes = writes
+        self.writes, self.seconds = writes, seconds
         self.content: dict[str, Any] | None = None
         if resume and path.exists():
             self.content = read_checkpoint(path)
@@ -191,7 +192,8 @@ class Checkpoint:
     def save(self, **content: Any) -> None:
         """Write the file."""
         if self.writes:
-            write_checkpoint(self.path, {**content, "configuration": self.configuration})
+            common = {"configuration": self.configuration, "seconds": self.seconds()}
+            write_checkpoint(self.path, {**content, **common})
 
 
 class RunFolder:
@@ -232,6 +234,7 @@ class RunFolder:
         self.overwrite, self.keeps, self.writes = overwrite, keeps, writes
         self.resume = resume or (keeps and not overwrite)
         self.started = time.perf_counter() if started is None else started
+        self.before = 0.0  # seconds of the processes that this one goes on from
         self.console = console if console is not None and writes else Console(quiet=True)
         self._lock, self._begins = filelock.FileLock(path / ".lock", timeout=0), False
 
@@ -305,13 +308,21 @@ class RunFolder:
     def checkpoint(self, name: str = "checkpoint.pt", **configuration: Any) -> Checkpoint:
         """Return a checkpoint, of the configuration of the folder or of another one."""
         own = configuration or self.configuration
+        options: dict[str, Any] = {"resume": self.resume, "writes": self.writes}
         try:
-            return Checkpoint(self.path / name, own, resume=self.resume, writes=self.writes)
+            found = Checkpoint(self.path / name, own, seconds=self.seconds, **options)
+            if found.content is not None:
+                self.before = max(self.before, found.content["seconds"])
+            return found
         except RunError:
             if self._begins:
                 # the checkpoint is another run's: this configuration was never the folder's
                 (self.path / "config.json").unlink(missing_ok=True)
             raise
+
+    def seconds(self) -> float:
+        """Return the seconds that all took so far, in earlier processes too."""
+        return self.before + time.perf_counter() - self.started
 
     def progress(self) -> Progress:
         """Return bars with a description, counts, the time left, and the field ``note``."""
@@ -329,7 +340,7 @@ class RunFolder:
 
     def finish(self, metrics: Mapping[str, Any], **timing: Any) -> None:
         """Write ``metrics.json``, with the seconds that all took, and say where the results are."""
-        total = timing.pop("before", 0.0) + time.perf_counter() - self.started
+        total = self.seconds()
         content = {**metrics, "timing": {**timing, "total": total}}
         write_json(self.path / "metrics.json", content)
         self.console.print(f"{total:.0f} s. Results are in {self.path}.", soft_wrap=True)

@@ -224,10 +224,8 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def _checked(path: Path, name: str, value: Any) -> Any:
-    choices, truth = (
-        FIELDS[name].metadata["choices"],
-        isinstance(harness.default_of(FIELDS[name]), bool),
-    )
+    about = FIELDS[name]
+    choices, truth = about.metadata["choices"], isinstance(harness.default_of(about), bool)
     if isinstance(value, bool) or truth:
         if isinstance(value, bool) and truth:
             return value
@@ -238,6 +236,6 @@ def _checked(path: Path, name: str, value: Any) -> Any:
             raise ValueError(f"{path}: {name} = {value!r} is none of {', '.join(choices)}")
         return value
     try:
-        return harness.reader_of(FIELDS[name])(str(value))
+        return harness.reader_of(about)(str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise ValueError(f"{path}: {name} = {value!r} is unfit ({error})") from error

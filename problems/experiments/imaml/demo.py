@@ -80,8 +80,8 @@ def _run(arguments: argparse.Namespace) -> int:
         with folder.progress() as progress:
             machine = Machine(checkpoint_every=arguments.checkpoint_every)
             theta, history = trained(problem, c, folder, machine, progress, closely=True)
-            # what was trained before an interruption took its time too
-            timing |= {"meta_training": history.seconds, "before": history.seconds - lap()}
+            timing["meta_training"] = history.seconds
+            lap()
             accuracies, setting = _evaluate(problem, c, theta, progress)
             timing["evaluation"] = lap()
         costs = [] if arguments.no_memory else _measure(problem, c, theta, folder)
@@ -193,6 +193,9 @@ def _cg_summary(history: History, c: Configuration) -> dict[str, float]:
         "residual_95": float(residual.quantile(0.95)),
         "tasks": len(residual),
         "tasks_left_out": len(history.left_out),
+        "tasks_of_negative_curvature": sum(
+            number for name, number in history.failures["kept"].items() if "INDEFINITE" in name
+        ),
     }
 
 
@@ -220,8 +223,8 @@ def _print_results(
     )
     console.print(
         f"Meta-gradients: {cg['steps']} steps of CG, relative residual {cg['median_residual']:.3f} "
-        f"(median), {cg['residual_95']:.3f} (95%); {cg['tasks_left_out']} of {cg['tasks']} tasks "
-        "left out for negative curvature."
+        f"(median), {cg['residual_95']:.3f} (95%); of {cg['tasks']} tasks it met negative "
+        f"curvature in {cg['tasks_of_negative_curvature']}, {cg['tasks_left_out']} were left out."
     )
     if metrics["memory"]:
         console.print(_cost_table(metrics["memory"], timing["meta_gradients"]))

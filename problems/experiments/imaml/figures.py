@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ COST_LOOKS: dict[str, dict[str, Any]] = {
     "MAML, checkpointed": {"color": harness.GREEN, "marker": "D"},
     "first-order MAML": {"color": harness.GREY, "marker": "^", "linestyle": "--"},
 }
+COST_LOOKS[LABELS["imaml-gd"]] = COST_LOOKS["iMAML"]
+LABEL_GAP = 0.05  # of the height of a panel
 BLUES = ("#a9c9e8", "#7fb0dc", "#5596cf", "#2f78b7")
 
 
@@ -57,9 +60,8 @@ def draw_learning(path: Path, history: History, score_name: str, method: str) ->
         width = max(1, history.steps // 20)
         if width > 1 and np.isfinite(loss).all():
             mean = np.convolve(loss, np.full(width, 1 / width), mode="valid")
-            axes[0].plot(
-                steps[width - 1 :], mean, color=harness.BLUE, lw=1.8, label=f"mean of {width}"
-            )
+            looks = {"color": harness.BLUE, "lw": 1.8, "label": f"mean of {width}"}
+            axes[0].plot(steps[width - 1 :], mean, **looks)
             axes[0].legend()
         axes[0].set(title=f"{method}: query loss", xlabel="meta-steps", ylabel="after adaptation")
         x, y = zip(*history.validation, strict=True)
@@ -99,27 +101,33 @@ def draw_cost_panels(memory: Axes, seconds: Axes, rows: Sequence[CostRow]) -> No
 
 
 def _draw_costs(ax: Axes, values: Sequence[tuple[str, int, float]], title: str, unit: str) -> None:
-    labelled: list[float] = []
+    last = _draw_lines(ax, values, COST_LOOKS)
+    ax.set(title=title, ylabel=unit)
+    ax.margins(x=0.04, y=0.15)
+    place = -math.inf
+    low, high = np.log(ax.get_ylim())
+    for height, colour in sorted(last.values()):
+        place = max(place + LABEL_GAP, (np.log(height) - low) / (high - low))
+        given: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        text = f"{height:.3g} {unit}"
+        ax.annotate(text, (1, place), xycoords="axes fraction", fontsize=8, color=colour, **given)
+
+
+def _draw_lines(
+    ax: Axes, values: Sequence[tuple[str, int, float]], looks: Mapping[str, dict[str, Any]]
+) -> dict[str, tuple[float, Any]]:
+    """Draw lines against inner steps; return the last height of each, and its colour."""
+    last = {}
     for method in dict.fromkeys(name for name, _, _ in values):
         steps, heights = zip(*[(n, y) for name, n, y in values if name == method], strict=True)
-        ax.loglog(steps, heights, label=method, markersize=5, **COST_LOOKS.get(method, {}))
-        if any(abs(heights[-1] - other) < 0.05 * other for other in labelled):
-            continue
-        labelled.append(heights[-1])
-        ax.annotate(
-            f" {heights[-1]:.3g} {unit}",
-            (steps[-1], heights[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            annotation_clip=False,
-        )
+        (line,) = ax.loglog(steps, heights, label=method, ms=5, **looks.get(method, {}))
+        last[method] = (heights[-1], line.get_color())
     ticks = sorted({n for _, n, _ in values})
+    ticks = ticks[:: 1 + len(ticks) // 10]
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
-    ax.set(title=title, xlabel="inner steps", ylabel=unit)
-    ax.margins(x=0.04, y=0.15)
+    ax.set_xlabel("inner steps")
+    return last
 
 
 # ---- Truth ----
@@ -127,38 +135,20 @@ def _draw_costs(ax: Axes, values: Sequence[tuple[str, int, float]], title: str, 
 
 def draw_truth(path: Path, rows: Sequence[TruthRow], titles: Mapping[str, str]) -> None:
     """Draw relative errors of meta-gradients against inner steps, one panel for each spectrum."""
-    spectra = list(dict.fromkeys(row.spectrum for row in rows))
-    with harness.canvas(path, 4.6 * len(spectra), 4.6, dpi=150, w_pad=0.1, h_pad=0.1) as figure:
-        axes = figure.subplots(1, len(spectra), sharey=True, squeeze=False)[0]
-        for ax, name in zip(axes, spectra, strict=True):
-            _draw_errors(ax, [row for row in rows if row.spectrum == name])
-            ax.set_title(titles[name], fontsize=10)
+    budgets = [name for name in dict.fromkeys(row.method for row in rows) if "steps" in name]
+    shades = [{"color": shade, "marker": "o"} for shade in BLUES]
+    looks = {"iMAML, CG to tolerance": COST_LOOKS["iMAML"], **COST_LOOKS}
+    looks |= zip(budgets, shades, strict=False)
+    with harness.canvas(path, 4.6 * len(titles), 4.6, dpi=150, w_pad=0.1, h_pad=0.1) as figure:
+        axes = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        for ax, (name, title) in zip(axes, titles.items(), strict=True):
+            own = [row for row in rows if row.spectrum == name]
+            errors = [(row.method, row.inner_steps, max(row.error, 1e-16)) for row in own]
+            _draw_lines(ax, errors, looks)
+            ax.set_title(title, fontsize=10)
         axes[0].set_ylabel("relative error of the meta-gradient")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
-
-
-def _draw_errors(ax: Axes, rows: Sequence[TruthRow]) -> None:
-    shades = iter(BLUES)
-    for method in dict.fromkeys(row.method for row in rows):
-        steps, errors = zip(
-            *[(row.inner_steps, max(row.error, 1e-16)) for row in rows if row.method == method],
-            strict=True,
-        )
-        style: dict[str, Any]
-        if "steps" in method:
-            style = {"color": next(shades, BLUES[-1]), "marker": "o"}
-        elif method.startswith("iMAML"):
-            style = {"color": harness.BLUE, "marker": "o", "linewidth": 2.2}
-        elif method == "MAML":
-            style = {"color": harness.ORANGE, "marker": "s"}
-        else:
-            style = {"color": harness.GREY, "marker": "^"}
-        ax.loglog(steps, errors, label=method, markersize=4, **style)
-    ticks = sorted({row.inner_steps for row in rows})
-    ax.set_xticks(ticks[::2], [str(n) for n in ticks[::2]])
-    ax.minorticks_off()
-    ax.set_xlabel("inner steps")
 
 
 # ---- All methods ----
@@ -176,13 +166,28 @@ def draw_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             colour = COLOURS.get(row["method"], harness.RED)
             seeds = [100 * value for value in row["seeds"]]
             own.plot(seeds, [y] * len(seeds), "|", color=colour, ms=11, alpha=0.6)
-            mean, half = 100 * row["mean"], 100 * row["half"]
-            own.errorbar(mean, y, xerr=half, fmt="o", ms=6, color=colour, capsize=3)
+            half = None if row["half"] is None else 100 * row["half"]
+            own.errorbar(100 * row["mean"], y, xerr=half, fmt="o", ms=6, color=colour, capsize=3)
         for own, setting in zip(axes, settings, strict=True):
             own.set(title=setting, xlabel="accuracy, %")
             own.margins(x=0.12)
         axes[0].set_yticks(range(len(methods)), [LABELS[method] for method in methods])
         axes[0].set_ylim(len(methods) - 0.5, -0.5)
+
+
+def draw_steps(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw accuracy and memory against the inner steps that settings fix; rows as above."""
+    with harness.canvas(path, 11, 4.4, w_pad=0.12, h_pad=0.1) as figure:
+        left, right = figure.subplots(1, 2)
+        means = [(LABELS[row["method"]], row["inner_steps"], 100 * row["mean"]) for row in rows]
+        last = _draw_lines(left, means, COST_LOOKS)
+        for row, (label, *point) in zip(rows, means, strict=True):
+            half = None if row["half"] is None else 100 * row["half"]
+            left.errorbar(*point, half, fmt="none", color=last[label][1], capsize=3)
+        left.set(title="Accuracy, 95% interval", ylabel="%", yscale="linear")
+        left.legend()
+        memory = [(LABELS[row["method"]], row["inner_steps"], row["memory"] / 1e6) for row in rows]
+        _draw_costs(right, memory, "Peak live memory of a meta-step", "MB")
 
 
 def draw_sinusoid(
@@ -201,26 +206,17 @@ def draw_sinusoid(
             colour = COLOURS.get(result.method, harness.RED)
             label = LABELS[result.method]
             if result.errors:
-                mean, low, high = (
-                    np.array([entry[key] for entry in result.errors])
-                    for key in ("mean", "low", "high")
-                )
+                parts = [[e[key] for key in ("mean", "low", "high")] for e in result.errors]
+                mean, low, high = np.array(parts).T
                 steps = np.arange(len(mean))
                 left.plot(steps, mean, "o-", color=colour, ms=4, lw=1.5, label=label)
                 left.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
             # beyond the steps: what the method itself does with the points
             own = result.own["mean"]
             half = (result.own["high"] - result.own["low"]) / 2
-            left.errorbar(
-                last + 0.6 + 0.22 * results.index(result),
-                own,
-                half,
-                fmt="s",
-                ms=5,
-                color=colour,
-                capsize=2,
-                label=None if result.errors else label,
-            )
+            place = last + 0.6 + 0.22 * results.index(result)
+            looks = {"fmt": "s", "ms": 5, "capsize": 2, "label": None if result.errors else label}
+            left.errorbar(place, own, half, color=colour, **looks)
             x, y = curves[result.method]
             right.plot(x.numpy(), y.numpy(), color=colour, lw=1.3)
         left.axvline(last - 0.1, color="#c9ccd1", lw=1)

@@ -1,13 +1,15 @@
-"""Many runs, each in a folder of its own, and the trials that tune all methods alike."""
+"""Many runs, each in a folder of its own, and the searches that tune all methods alike."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,35 +45,26 @@ def finished(cell: Cell) -> dict[str, Any] | None:
 
 
 def run_all(
-    cells: Sequence[Cell],
-    jobs: int = 1,
-    report: Callable[[Cell, Mapping[str, Any]], None] = lambda cell, metrics: None,
-) -> list[dict[str, Any]]:
-    """Run what is not finished, and return the metrics of all."""
-    results: dict[Cell, dict[str, Any]] = {}
-    there = {cell: finished(cell) for cell in cells}
-    waiting = [cell for cell, metrics in there.items() if metrics is None]
-    kept = [(cell, metrics) for cell, metrics in there.items() if metrics is not None]
-    for source in (kept, _computed(waiting, jobs)):
-        for cell, metrics in source:
-            results[cell] = metrics
-            report(cell, metrics)
-    return [results[cell] for cell in cells]
-
-
-def run_with_bar(
     folder: harness.RunFolder, name: str, cells: Sequence[Cell], jobs: int
 ) -> list[dict[str, Any]]:
-    """Return what `run_all` does, and show a progress bar with that name meanwhile."""
+    """Run what is not finished behind a progress bar of that name; return the metrics of all.
+
+    The folder's seconds are those of all the runs, with what earlier processes spent on them.
+    """
+    start = time.perf_counter()
+    there = {cell: finished(cell) for cell in cells}
+    results = {cell: metrics for cell, metrics in there.items() if metrics is not None}
+    computed = _computed([cell for cell in cells if cell not in results], jobs)
     with folder.progress() as progress:
         bar = progress.add_task(name, total=len(cells), note="")
-
-        def report(cell: Cell, metrics: Mapping[str, Any]) -> None:
+        for cell, metrics in itertools.chain(list(results.items()), computed):
+            results[cell] = metrics
             score = metrics["score"]["mean"] if metrics["score"] else metrics["validation"]
             text = shown(score, cell.configuration.score_name)
             progress.update(bar, advance=1, note=f"{cell.out.name}: {text}")
-
-        return run_all(cells, jobs, report)
+    spent = sum(metrics["timing"]["total"] for metrics in results.values())
+    folder.before += spent - (time.perf_counter() - start)
+    return [results[cell] for cell in cells]
 
 
 def _computed(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -116,94 +109,115 @@ def markdown_table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> s
     return "\n".join(lines) + "\n"
 
 
-# ---- Trials ----
+# ---- The search for hyperparameters ----
 
-Trials = tuple[dict[str, float], ...]
+Grid = Mapping[str, tuple[float, float]]
+"""Of each hyperparameter, where the search begins, and the ratio of one value to the next."""
 
-TRIAL_TASKS = 200
+UNSCORED = {"evaluation_tasks": 0, "validations": 1, "validation_tasks": 200}
+
+_STEPS: Grid = {"inner_lr": (0.2, 2.0), "inner_steps": (8, 2.0)}
+GRIDS: dict[str, Grid] = {
+    "imaml-gd": {"strength": (0.5, 2.0), **_STEPS, "adjoint_steps": (5, 2.0)},
+    "imaml-hf": {"strength": (0.5, 2.0), "newton_steps": (3, 2.0), "adjoint_steps": (5, 2.0)},
+    **dict.fromkeys(("maml", "fomaml", "reptile"), _STEPS),
+    "r2d2": {"ridge": (5.0, 2.0), "scale": (5.0, 2.0)},
+}
+
+_RATE: Grid = {"lr": (5e-3, 2.0)}
+_MAML_WAVES: Grid = {"inner_lr": (0.02, 2.0), **_RATE}
+WAVE_GRIDS: dict[str, Grid] = {
+    "imaml-gd": {"strength": (4.0, 2.0), **_MAML_WAVES},
+    "imaml-hf": {"strength": (4.0, 2.0), **_RATE},
+    **dict.fromkeys(("maml", "fomaml", "reptile"), _MAML_WAVES),
+    "r2d2": {"ridge": (0.2, 2.0), **_RATE},
+}
 
 
-def _each(**values: Sequence[float]) -> Trials:
-    """Return all combinations; the first hyperparameter changes fastest.
+def pattern_search(
+    grid: Grid, *, higher_is_better: bool
+) -> Generator[dict[str, float], float, dict[str, float]]:
+    """Yield points of a grid, take the score of each, and return the best.
+
+    A point moves along one hyperparameter to the next value, and on in that direction, as long as
+    the score gets better. The search ends when no neighbour is better. The grid has no end, so that
+    the choice lies in its interior; numbers of steps are rounded, and end at 1. NaN is the worst.
+
+    Source: Hooke and Jeeves, "'Direct search' solution of numerical and statistical problems"
+    (1961), without its pattern moves.
 
     Examples
     --------
-    >>> _each(ridge=(1.0, 10.0), scale=(3.0,))
-    ({'ridge': 1.0, 'scale': 3.0}, {'ridge': 10.0, 'scale': 3.0})
+    >>> search = pattern_search({"lr": (0.5, 2.0), "steps": (1, 2.0)}, higher_is_better=True)
+    >>> point = next(search)
+    >>> try:
+    ...     while True:
+    ...         point = search.send(-abs(point["lr"] - 4.0) - abs(point["steps"] - 2))
+    ... except StopIteration as end:
+    ...     end.value
+    {'lr': 4.0, 'steps': 2}
     """
-    rows = itertools.product(*reversed(values.values()))
-    return tuple(dict(zip(values, reversed(row), strict=True)) for row in rows)
+
+    def point(place: Sequence[int]) -> dict[str, float]:
+        values = {}
+        for (name, (first, ratio)), power in zip(grid.items(), place, strict=True):
+            value = first * ratio**power
+            values[name] = max(1, round(value)) if isinstance(first, int) else value
+        return values
+
+    def worth(score: float) -> float:
+        return -math.inf if math.isnan(score) else score if higher_is_better else -score
+
+    place, moving = (0,) * len(grid), True
+    best, seen = worth((yield point(place))), [point(place)]
+    while moving:
+        moving = False
+        for axis in range(len(grid)):
+            for direction in (1, -1):
+                while True:
+                    there = tuple(k + direction * (i == axis) for i, k in enumerate(place))
+                    if point(there) in seen:
+                        break
+                    seen.append(point(there))
+                    score = worth((yield point(there)))
+                    if score <= best:
+                        break
+                    place, best, moving = there, score, True
+    return point(place)
 
 
-_MAML = _each(inner_lr=(0.05, 0.1, 0.2, 0.4))
-TRIALS: dict[str, Trials] = {
-    "imaml-gd": _each(strength=(2.0, 0.5), inner_lr=(0.1, 0.3)),
-    "imaml-hf": _each(strength=(2.0, 1.0, 0.5, 0.25)),
-    "maml": _MAML,
-    "fomaml": _MAML,
-    "reptile": (
-        {"inner_lr": 0.1, "lr": 2e-3, "convolution_lr": 2e-2},
-        {"inner_lr": 0.3, "lr": 2e-3, "convolution_lr": 2e-2},
-        {"inner_lr": 0.1, "lr": 1e-3, "convolution_lr": 5e-3},
-        {"inner_lr": 0.3, "lr": 1e-3, "convolution_lr": 5e-3},
-    ),
-    "r2d2": _each(ridge=(1.0, 10.0), scale=(3.0, 10.0)),
-}
-
-_RATES = (3e-3, 1e-2)
-_IMAML_WAVES = _each(strength=(2.0, 8.0), lr=_RATES)
-_MAML_WAVES = _each(inner_lr=(0.01, 0.03), lr=_RATES)
-WAVE_TRIALS: dict[str, Trials] = {
-    "imaml-gd": _IMAML_WAVES,
-    "imaml-hf": _IMAML_WAVES,
-    "maml": _MAML_WAVES,
-    "fomaml": _MAML_WAVES,
-    "reptile": _MAML_WAVES,
-    "r2d2": _each(ridge=(0.1, 1.0), scale=(1.0,), lr=_RATES),
-}
-
-
-def run_trials(
+def run_searches(
     folder: harness.RunFolder,
-    trials: Mapping[str, Sequence[Mapping[str, float]]],
+    name: str,
+    grids: Mapping[str, Grid],
     configuration_of: Callable[[str, Mapping[str, float]], Configuration],
     jobs: int,
     machine: Machine,
 ) -> dict[str, dict[str, Any]]:
-    """Try hyperparameters on validation classes; return scores and choice for each method."""
-    cells: list[Cell] = []
-    for method, own in trials.items():
-        for number, trial in enumerate(own):
-            configuration = replace(
-                configuration_of(method, trial),
-                evaluation_tasks=0,
-                validations=1,
-                validation_tasks=TRIAL_TASKS,
-            )
-            out = folder.path / f"trial-{method}-{number}"
-            cells.append(Cell(configuration, out, machine, folder.overwrite))
-    metrics = iter(run_with_bar(folder, "trials", cells, jobs))
-    higher_is_better = all(cell.configuration.score_name == "accuracy" for cell in cells)
-    tried = {}
-    for method, own in trials.items():
-        scores = [next(metrics)["validation"] for _ in own]
-        tried[method] = {
-            "tried": [{**t, "validation": s} for t, s in zip(own, scores, strict=True)],
-            "chosen": best_trial(own, scores, higher_is_better=higher_is_better),
-        }
-    return tried
+    """Search on validation classes; return the scores and the choice of each method.
 
-
-def best_trial(
-    trials: Sequence[Mapping[str, float]], scores: Sequence[float], *, higher_is_better: bool
-) -> dict[str, Any]:
-    """Return the hyperparameters with the best score; of equal ones, the first. NaN is the worst.
-
-    Examples
-    --------
-    >>> best_trial([{"lr": 0.1}, {"lr": 0.2}], [0.5, 0.7], higher_is_better=True)
-    {'lr': 0.2}
+    The searches take turns: there are as many trials at once as methods that have not ended.
     """
-    sign = -1 if higher_is_better else 1
-    keys = [(score != score, sign * score) for score in scores]
-    return dict(trials[min(range(len(keys)), key=keys.__getitem__)])
+    found: dict[str, dict[str, Any]] = {method: {"tried": [], "chosen": {}} for method in grids}
+    searches, waiting = {}, {}
+    for method, grid in grids.items():
+        higher = configuration_of(method, {}).score_name == "accuracy"
+        searches[method] = pattern_search(grid, higher_is_better=higher)
+        if grid:
+            waiting[method] = next(searches[method])
+    while waiting:
+        cells = []
+        for method, trial in waiting.items():
+            configuration = configuration_of(method, {**trial, **UNSCORED})
+            values = "-".join(f"{value:g}" for value in trial.values())
+            out = folder.path / f"{name}-{method}-{values}"
+            cells.append(Cell(configuration, out, machine, folder.overwrite))
+        metrics = run_all(folder, name, cells, jobs)
+        for (method, trial), entry in zip(list(waiting.items()), metrics, strict=True):
+            found[method]["tried"].append({**trial, "validation": entry["validation"]})
+            try:
+                waiting[method] = searches[method].send(entry["validation"])
+            except StopIteration as end:
+                found[method]["chosen"] = end.value
+                del waiting[method]
+    return found

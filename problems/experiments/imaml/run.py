@@ -93,6 +93,7 @@ def train_and_score(
             "validation": history.validation[-1][1] if history.validation else None,
             "residuals": {name: _residuals(history, name) for name in RESIDUALS},
             "tasks_left_out": history.left_out,
+            "failures": history.failures,
             "batching": history.batching,
             "history": {
                 name: getattr(history, name)
@@ -103,15 +104,17 @@ def train_and_score(
             "a_task": history.batching_seconds,
             "loading": loaded,
             "meta_training": history.seconds,
+            "processor": history.processor_seconds,
             "evaluation": time.perf_counter() - start,
         }
         progress.stop()
         if folder.writes:
-            path = folder.path / "learning.png"
-            draw_learning(path, history, problem.score_name, configuration.method)
+            if count:  # nobody looks at the hundreds of trials of a table
+                path = folder.path / "learning.png"
+                draw_learning(path, history, problem.score_name, configuration.method)
             _print_results(folder, metrics, timing, configuration)
             folder.finish(metrics, **timing)
-    return {**metrics, "timing": timing}
+    return {**metrics, "timing": {**timing, "total": folder.seconds()}}
 
 
 def trained(
@@ -212,7 +215,8 @@ def _print_results(
         say(f"tasks evaluated by {metrics['batching']} ({seconds} a task)")
     tasks = configuration.steps * configuration.meta_batch
     if metrics["tasks_left_out"]:
-        say(f"{len(metrics['tasks_left_out'])} of {tasks} tasks left out")
+        ends = ", ".join(f"{n} {name}" for name, n in metrics["failures"]["left out"].items())
+        say(f"{len(metrics['tasks_left_out'])} of {tasks} tasks left out: {ends}")
     say(f"{timing['meta_training']:.0f} s of meta-training")
 
 

@@ -20,11 +20,11 @@ from implicit_solvers.problems.experiments.imaml.configuration import (
 )
 from implicit_solvers.problems.experiments.imaml.figures import draw_sinusoid
 from implicit_solvers.problems.experiments.imaml.grid import (
-    WAVE_TRIALS,
+    WAVE_GRIDS,
     Cell,
     markdown_table,
-    run_trials,
-    run_with_bar,
+    run_all,
+    run_searches,
 )
 from implicit_solvers.problems.experiments.imaml.problem import (
     Problem,
@@ -60,12 +60,7 @@ class Plan:
         names = ("steps", "shots", "meta_batch", "evaluation_tasks", "seed")
         own = {name: getattr(self, name) for name in names}
         fixed = {"data": "sinusoid", "method": method, "validations": 1}
-        return configuration_from({**fixed, **chosen, **own})
-
-    def trial(self, method: str, trial: Mapping[str, float]) -> Configuration:
-        """Return that of a trial."""
-        steps = self.trial_steps or max(1, self.steps // 2)
-        return replace(self.configuration(method, trial), steps=steps)
+        return configuration_from({**fixed, **own, **chosen})
 
 
 @dataclass(frozen=True)
@@ -79,24 +74,18 @@ class WaveResult:
     seconds: float  # of a meta-step
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--jobs", type=harness.COUNT, default=1, metavar="N", help="processes (%(default)s)")
-
-
 def _run(arguments: argparse.Namespace) -> int:
     plan, jobs = harness.configuration_of(arguments, Plan), arguments.jobs
     with harness.RunFolder.of(arguments, asdict(plan), keeps=True) as folder:
-        tried: dict[str, dict[str, Any]] = {}
-        if plan.trial_steps != 0:
-            trials = {method: WAVE_TRIALS[method] for method in plan.methods}
-            tried = run_trials(folder, trials, plan.trial, jobs, Machine())
-        chosen = {m: tried[m]["chosen"] if m in tried else {} for m in plan.methods}
+        grids = {m: WAVE_GRIDS[m] if plan.trial_steps != 0 else {} for m in plan.methods}
+        trial = replace(plan, steps=plan.trial_steps or max(1, plan.steps // 2)).configuration
+        tried = run_searches(folder, "trial", grids, trial, jobs, Machine())
+        chosen = {method: entry["chosen"] for method, entry in tried.items()}
         cells = [
             Cell(plan.configuration(m, chosen[m]), folder.path / m, Machine(), folder.overwrite)
             for m in plan.methods
         ]
-        metrics = run_with_bar(folder, "runs", cells, jobs)
+        metrics = run_all(folder, "runs", cells, jobs)
         results, curves = [], {}
         for cell, entry in zip(cells, metrics, strict=True):
             c = cell.configuration
@@ -184,13 +173,12 @@ def markdown(results: Sequence[WaveResult]) -> str:
 
 COMMAND = harness.Command(
     help="error of all methods after 0 to 10 gradient steps on sine waves (ten minutes)",
-    description="Train all methods on sine waves, with hyperparameters chosen by the same number "
-    "of trials, and measure the error on unseen waves after each gradient step. Runs that are in "
-    "the folder already are kept.",
+    description="Search for each method's hyperparameters on validation waves, train it, and "
+    "measure the error on unseen waves after each gradient step. Runs that are in the folder "
+    "already are kept.",
     run=_run,
     out="runs/imaml-sinusoid",
-    folder={"resume": False},
+    folder={"resume": False, "jobs": True},
     configuration=Plan,
-    add_arguments=_add_arguments,
     modules=("HersheyFonts", "matplotlib"),
 )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import re
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rich.console import Console
+from scipy.special import stdtrit
 
 from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.harness import option
@@ -23,58 +23,59 @@ from implicit_solvers.problems.experiments.imaml.configuration import (
     configuration_from,
     given_options,
 )
-from implicit_solvers.problems.experiments.imaml.figures import draw_table
+from implicit_solvers.problems.experiments.imaml.figures import draw_steps, draw_table
 from implicit_solvers.problems.experiments.imaml.grid import (
-    TRIAL_TASKS,
-    TRIALS,
+    GRIDS,
     Cell,
     markdown_table,
-    run_trials,
-    run_with_bar,
+    run_all,
+    run_searches,
 )
-from implicit_solvers.problems.experiments.imaml.problem import load_problem, task_scores
+from implicit_solvers.problems.experiments.imaml.problem import load_problem
 from implicit_solvers.problems.experiments.imaml.run import Machine
-from implicit_solvers.problems.experiments.imaml.training import meta_train
+from implicit_solvers.testing.live_memory import LiveMemory
 
-# What an idle core finishes in half an hour.
-SMALL = {"width": 16, "side": 14, "inner_steps": 8, "steps": 160, "meta_batch": 4}
+# What an idle core finishes in about five hours.
+SMALL = {"width": 16, "side": 14, "inner_steps": 8, "steps": 300, "meta_batch": 4}
 SMALL |= {"validations": 1, "validation_tasks": 40}
 OWN = ("method", "ways", "shots", "queries", "seed")
-TIMED_STEPS, TIMED_TASKS = 2, 25
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The size of a task.
+    """The size of a task, and the steps of the inner loop if they are not searched for.
 
     Examples
     --------
     >>> Setting.parse("20x5")
-    Setting(ways=20, shots=5, queries=5)
-    >>> Setting.parse("5x1x15").name
-    '5-way 1-shot'
+    Setting(ways=20, shots=5, queries=5, inner_steps=None)
+    >>> Setting.parse("5x1x15@64").name
+    '5-way 1-shot, 64 steps'
     """
 
     ways: int
     shots: int
     queries: int
+    inner_steps: int | None = None
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        return f"{self.ways}-way {self.shots}-shot"
+        steps = "" if self.inner_steps is None else f", {self.inner_steps} steps"
+        return f"{self.ways}-way {self.shots}-shot{steps}"
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """Read ``WAYSxSHOTS``, or ``WAYSxSHOTSxQUERIES``; else there are 10 queries of each class.
+        """Read ``WAYSxSHOTS``, behind them ``xQUERIES`` (of each class) and ``@STEPS``.
 
-        With more than five ways, 5 queries of each class are enough.
+        If they are not given there are 10 queries, with more than five ways 5.
         """
-        numbers = re.fullmatch(r"(\d+)x(\d+)(?:x(\d+))?", text)
+        numbers = re.fullmatch(r"(\d+)x(\d+)(?:x(\d+))?(?:@(\d+))?", text)
         if numbers is None or "0" in [str(int(n)) for n in numbers.groups() if n]:
             raise argparse.ArgumentTypeError(f"{text!r} is no setting: pass 5x1, say")
-        ways, shots = int(numbers[1]), int(numbers[2])
-        return cls(ways, shots, int(numbers[3] or (10 if ways <= 5 else 5)))
+        ways, shots, queries, steps = numbers.groups()
+        usual = 10 if int(ways) <= 5 else 5
+        return cls(int(ways), int(shots), int(queries or usual), int(steps) if steps else None)
 
 
 def _setting(text: str) -> str:
@@ -88,204 +89,182 @@ class Plan:
 
     settings: list[str] = option(
         ["5x1", "5x5", "20x1", "20x5"],
-        "a third number is the queries of each class",
+        "a third number is the queries of each class; 5x1@64 fixes the inner steps",
         read=_setting,
         metavar="WAYSxSHOTS",
     )
     methods: list[str] = option(list(METHODS), "methods", choices=METHODS, metavar="METHOD")
-    seeds: int = option(2, "trainings of each")
+    seeds: int = option(5, "trainings of each")
     trial_steps: int = option(
         None,
-        "meta-steps of each trial of hyperparameters, on the first setting (half as many as in "
-        "the table; 0: no trials)",
+        "meta-steps of each trial of hyperparameters (a third of the table's; 0: no trials)",
         read=harness.WHOLE,
     )
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_configuration(parser, leave_out=OWN, shown=SMALL)
-    add = parser.add_argument
-    add("--jobs", type=harness.COUNT, default=1, metavar="N", help="processes (%(default)s)")
-    add("--device", type=harness.device, default="cpu", help="of the tensors (%(default)s)")
-    text = "time a few meta-steps, say how long it takes, end"
-    add("--estimate", action="store_true", help=text)
+    text = "of the tensors (%(default)s)"
+    parser.add_argument("--device", type=harness.device, default="cpu", help=text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     plan, machine = harness.configuration_of(arguments, Plan), Machine(arguments.device)
-    options = ({} if arguments.size == "paper" else SMALL) | given_options(arguments, OWN)
-    settings = [Setting.parse(text) for text in plan.settings]
-    if arguments.estimate:
-        _print_estimate(Console(), plan, settings, arguments, options)
-        return 0
-    common = asdict(_configuration(options, settings[0], plan.methods[0], 0, {}))
+    given, jobs = given_options(arguments, OWN), arguments.jobs
+    options = ({} if arguments.size == "paper" else SMALL) | given
+    settings = {text: Setting.parse(text) for text in plan.settings}
+    common = asdict(_configuration(options, settings[plan.settings[0]], 0, plan.methods[0], {}))
+    trial = options | {"steps": plan.trial_steps or max(1, common["steps"] // 3)}
     common = {name: value for name, value in common.items() if name not in OWN}
+    tried, complete = {}, {}
     with harness.RunFolder.of(arguments, {**asdict(plan), **common}, keeps=True) as folder:
-        tried = {}
-        if plan.trial_steps != 0:
-
-            def of_trial(method: str, trial: Mapping[str, float]) -> Configuration:
-                configuration = _configuration(options, settings[0], method, 0, trial)
-                return replace(configuration, steps=_trial_steps(plan, configuration))
-
-            trials = {method: TRIALS[method] for method in plan.methods}
-            tried = run_trials(folder, trials, of_trial, arguments.jobs, machine)
-        chosen = {method: entry["chosen"] for method, entry in tried.items()}
-        cells = {
-            (setting, method, seed): Cell(
-                _configuration(options, setting, method, seed, chosen.get(method, {})),
-                folder.path / f"{setting.ways}x{setting.shots}-{method}-seed{seed}",
-                machine,
-                folder.overwrite,
-            )
-            for seed in range(plan.seeds)
-            for setting in settings
-            for method in plan.methods
-        }
-        metrics = run_with_bar(folder, "runs", list(cells.values()), arguments.jobs)
-        results = [
-            {
-                **{"setting": setting.name, "method": method, "seed": seed},
-                **{"score": entry["score"], "residuals": entry["residuals"]},
-                **{"left_out": len(entry["tasks_left_out"]), "timing": entry["timing"]},
-                "steps": len(entry["history"]["loss"]),
-            }
-            for (setting, method, seed), entry in zip(cells, metrics, strict=True)
-        ]
-        rows = summarize(results)
-        text = markdown(rows)
-        harness.write_whole(folder.path / "table.md", text.encode())
-        draw_table(folder.path / "table.png", rows)
-        folder.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        content = {"options": options, "trials": tried, "runs": results, "summary": rows}
-        folder.finish(content)
+        for prefix, setting in settings.items():
+            fixed = given if setting.inner_steps is None else {**given, "inner_steps": 0}
+            grids = {m: {n: g for n, g in GRIDS[m].items() if n not in fixed} for m in plan.methods}
+            if plan.trial_steps == 0:
+                grids = {method: {} for method in plan.methods}
+            # no training has the trials' seed
+            of_trial = functools.partial(_configuration, trial, setting, plan.seeds)
+            found = run_searches(folder, f"{prefix}-trial", grids, of_trial, jobs, machine)
+            chosen = {method: entry["chosen"] for method, entry in found.items()}
+            first = {m: _configuration(options, setting, 0, m, chosen[m]) for m in plan.methods}
+            memory = {method: _memory(c, machine) for method, c in first.items()}
+            runs: dict[str, list[Any]] = {method: [] for method in plan.methods}
+            tried[setting.name] = found
+            for seed in range(plan.seeds):
+                cells = []
+                for method, c in first.items():
+                    out = folder.path / f"{prefix}-{method}-seed{seed}"
+                    cells.append(Cell(replace(c, seed=seed), out, machine, folder.overwrite))
+                metrics = run_all(folder, f"{prefix}, seed {seed}", cells, jobs)
+                for method, entry in zip(plan.methods, metrics, strict=True):
+                    runs[method].append(entry)
+                    row = {"setting": setting.name, "method": method, "chosen": chosen[method]}
+                    row |= {"inner_steps": setting.inner_steps, "memory": memory[method]}
+                    complete[setting, method] = row | summary(runs[method])
+                # if the run ends now, the table and the figure are those of what is complete
+                rows = list(complete.values())
+                harness.write_whole(folder.path / "table.md", markdown(rows).encode())
+                draw = draw_table if setting.inner_steps is None else draw_steps
+                draw(folder.path / "table.png", rows)
+        folder.console.print(markdown(rows), markup=False, highlight=False, soft_wrap=True)
+        folder.finish({"options": options, "trials": tried, "summary": rows})
     return 0
 
 
 def _configuration(
-    options: Mapping[str, Any],
-    setting: Setting,
-    method: str,
-    seed: int,
-    hyperparameters: Mapping[str, Any],
+    options: Mapping[str, Any], setting: Setting, seed: int, method: str, chosen: Mapping[str, Any]
 ) -> Configuration:
-    own = {"method": method, "seed": seed, **asdict(setting)}
-    return configuration_from({**options, **hyperparameters, **own})
+    size = {name: value for name, value in asdict(setting).items() if value is not None}
+    return configuration_from({**options, **chosen, **size, "method": method, "seed": seed})
 
 
-def _trial_steps(plan: Plan, configuration: Configuration) -> int:
-    return plan.trial_steps or max(1, configuration.steps // 2)
+def _memory(configuration: Configuration, machine: Machine) -> int:
+    """Return the bytes of live tensors, at most, of a meta-step without Adam."""
+    p = load_problem(configuration, machine.device)
+    tasks = p.train.batch(range(configuration.meta_batch))
+    with LiveMemory() as memory:
+        p.method.meta_gradient(p.model, p.criterion, p.first, tasks[:2], tasks[2:])
+    return memory.peak
 
 
-def _print_estimate(
-    console: Console,
-    plan: Plan,
-    settings: Sequence[Setting],
-    arguments: argparse.Namespace,
-    options: Mapping[str, Any],
-) -> None:
-    """Time meta-steps and evaluations, and print how long the table takes on idle cores."""
-    total = 0.0
-    for setting in settings:
-        for method in plan.methods:
-            configuration = _configuration(options, setting, method, 0, {})
-            problem = load_problem(configuration, arguments.device)
-            short = replace(
-                configuration, steps=TIMED_STEPS, validations=1, validation_tasks=TIMED_TASKS
-            )
-            meta_train(problem, short, None)  # what is only slow at first
-            start = time.process_time()
-            theta, _ = meta_train(problem, short, None)
-            middle = time.process_time()
-            task_scores(problem, theta, problem.validation, range(TIMED_TASKS))
-            task = (time.process_time() - middle) / TIMED_TASKS
-            step = (middle - start - TIMED_TASKS * task) / TIMED_STEPS
-            scored = configuration.evaluation_tasks
-            scored += configuration.validations * configuration.validation_tasks
-            seconds = plan.seeds * (configuration.steps * step + scored * task)
-            if setting == settings[0] and plan.trial_steps != 0:
-                steps = _trial_steps(plan, configuration)
-                seconds += len(TRIALS[method]) * (steps * step + TRIAL_TASKS * task)
-            total += seconds
-            console.print(
-                f"{setting.name}, {LABELS[method]}: {step:.3f} s a meta-step, "
-                f"{1e3 * task:.0f} ms a task of the test, {seconds:.0f} s in all"
-            )
-    console.print(f"{total / arguments.jobs / 60:.0f} minutes of {arguments.jobs} idle cores")
-
-
-def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the mean over seeds of each setting and method, with its 95% interval.
+def half_width(values: Sequence[float]) -> float | None:
+    """Return half of the 95% interval of the mean, by Student's t; None of one value.
 
     Examples
     --------
-    >>> run = {"setting": "5-way 1-shot", "method": "maml", "steps": 10, "left_out": 0}
-    >>> run |= {"residuals": {"adjoint": None}, "timing": {"meta_training": 20.0}}
-    >>> scores = [{"mean": m, "low": m - 0.03, "high": m + 0.03} for m in (0.8, 0.9)]
-    >>> (row,) = summarize([{**run, "seed": i, "score": s} for i, s in enumerate(scores)])
-    >>> round(row["mean"], 3), round(row["half"], 3), row["seconds"]
-    (0.85, 0.021, 2.0)
+    >>> round(half_width([0.8, 0.9, 1.0]), 3), half_width([0.8])
+    (0.248, None)
     """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for result in results:
-        groups.setdefault((result["setting"], result["method"]), []).append(result)
-    rows = []
-    for (setting, method), own in groups.items():
-        scores = [entry["score"] for entry in own]
-        halves = [(score["high"] - score["low"]) / 2 for score in scores]
-        adjoint = [entry["residuals"]["adjoint"] for entry in own]
-        residuals = [entry["median"] for entry in adjoint if entry is not None]
-        seconds = [entry["timing"]["meta_training"] / entry["steps"] for entry in own]
-        rows.append(
-            {
-                **{"setting": setting, "method": method},
-                "mean": statistics.mean(score["mean"] for score in scores),
-                "half": math.sqrt(sum(half**2 for half in halves)) / len(halves),
-                "seeds": [score["mean"] for score in scores],
-                "adjoint_residual": statistics.mean(residuals) if residuals else None,
-                "left_out": sum(entry["left_out"] for entry in own),
-                "seconds": statistics.mean(seconds),
-            }
-        )
-    return rows
+    if len(values) < 2:
+        return None
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return float(stdtrit(len(values) - 1, 0.975)) * error
+
+
+def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean over the runs of a method, one for each seed, with its 95% interval.
+
+    A seed has weights, tasks to learn from, and tasks of the test of its own: what all of them do
+    is in the spread of the seeds' means, and in the interval.
+    """
+    means = [run["score"]["mean"] for run in runs]
+    adjoint = [run["residuals"]["adjoint"] for run in runs]
+    residuals = [entry["median"] for entry in adjoint if entry is not None]
+    seconds = [run["timing"]["processor"] / len(run["history"]["loss"]) for run in runs]
+    return {
+        **{"seeds": means, "mean": statistics.mean(means), "half": half_width(means)},
+        "adjoint_residual": statistics.mean(residuals) if residuals else None,
+        "left_out": sum(len(run["tasks_left_out"]) for run in runs),
+        "kept": sum(sum(run["failures"]["kept"].values()) for run in runs),
+        "seconds": statistics.mean(seconds),
+    }
+
+
+def best_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the methods of a setting that cannot be told from the best one; none of one seed.
+
+    The methods of a seed have the same tasks. A method is left out if the 95% interval of its
+    difference from the best, seed by seed, does not reach zero.
+
+    Examples
+    --------
+    >>> seeds = {"maml": [0.8, 0.9, 0.7], "r2d2": [0.6, 0.72, 0.5], "reptile": [0.85, 0.7, 0.75]}
+    >>> best_of([{"method": m, "mean": sum(s) / 3, "seeds": s} for m, s in seeds.items()])
+    ['maml', 'reptile']
+    """
+    best = max(rows, key=lambda row: float(row["mean"]))
+    found = []
+    for row in rows:
+        behind = [a - b for a, b in zip(best["seeds"], row["seeds"], strict=True)]
+        half = half_width(behind)
+        if half is not None and statistics.mean(behind) <= half:
+            found.append(str(row["method"]))
+    return found
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table: methods down, settings across; the best of each setting is bold.
-
-    Methods whose intervals overlap the best one's are bold too.
+    """Return two tables: accuracies, of which `best_of` is bold; what was chosen, and its cost.
 
     Examples
     --------
     >>> row = {"setting": "5-way 1-shot", "method": "maml", "mean": 0.85, "half": 0.01}
-    >>> print(markdown([row]))
-    | method | 5-way 1-shot |
+    >>> row |= {"seeds": [0.85, 0.85], "chosen": {"inner_lr": 0.4}, "seconds": 0.1, "memory": 5e6}
+    >>> print(markdown([row | {"left_out": 0, "kept": 0}]))
+    | method | 5-way 1-shot (seeds: 2) |
     |---|---|
     | MAML | **85.0 ± 1.0** |
     <BLANKLINE>
+    | method | 5-way 1-shot (seeds: 2) |
+    |---|---|
+    | MAML | inner_lr 0.4; 0.100 s, 5 MB a meta-step; 0 tasks left out, 0 of failed solves kept |
+    <BLANKLINE>
     """
-    settings = list(dict.fromkeys(row["setting"] for row in rows))
-    floors = {
-        setting: max(row["mean"] - row["half"] for row in rows if row["setting"] == setting)
-        for setting in settings
-    }
-    cells: dict[str, list[str]] = {}
-    for row in sorted(rows, key=lambda row: settings.index(row["setting"])):
-        text = f"{100 * row['mean']:.1f} ± {100 * row['half']:.1f}"
-        best = row["mean"] + row["half"] >= floors[row["setting"]]
-        cells.setdefault(LABELS[row["method"]], []).append(f"**{text}**" if best else text)
-    return markdown_table(settings, cells)
+    heads: list[str] = []
+    accuracies: dict[str, list[str]] = {LABELS[row["method"]]: [] for row in rows}
+    costs: dict[str, list[str]] = {label: [] for label in accuracies}
+    for name in dict.fromkeys(row["setting"] for row in rows):
+        own = [row for row in rows if row["setting"] == name]
+        heads.append(f"{name} (seeds: {len(own[0]['seeds'])})")
+        for row in own:
+            mark = "**" if row["method"] in best_of(own) else ""
+            half = "" if row["half"] is None else f" ± {100 * row['half']:.1f}"
+            accuracies[LABELS[row["method"]]].append(f"{mark}{100 * row['mean']:.1f}{half}{mark}")
+            text = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
+            text += f"; {row['seconds']:.3f} s, {row['memory'] / 1e6:.0f} MB a meta-step; "
+            text += f"{row['left_out']} tasks left out, {row['kept']} of failed solves kept"
+            costs[LABELS[row["method"]]].append(text)
+    return markdown_table(heads, accuracies) + "\n" + markdown_table(heads, costs)
 
 
 COMMAND = harness.Command(
-    help="accuracy of all methods in several settings (an hour)",
-    description="Choose each method's hyperparameters on validation classes, with the same number "
-    "of trials (they set the strength, step lengths and the like, unless --trial-steps is 0); "
-    "train it in each setting with several seeds; make a table. Runs that are in the folder "
-    "already are kept.",
+    help="accuracy of all methods in several settings (hours)",
+    description="Choose each method's hyperparameters in each setting on validation classes, by a "
+    "search (those that are given are not searched for); train it with several seeds; make a "
+    "table, which grows with each seed. Runs that are in the folder already are kept.",
     run=_run,
     out="runs/imaml-table",
-    folder={"resume": False},
+    folder={"resume": False, "jobs": True},
     configuration=Plan,
     add_arguments=_add_arguments,
     modules=("HersheyFonts", "matplotlib"),

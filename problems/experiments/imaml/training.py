@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -17,6 +18,7 @@ from implicit_solvers.problems.experiments.imaml.problem import Problem, task_sc
 from implicit_solvers.problems.experiments.imaml.processes import decided_by_first
 from implicit_solvers.problems.imaml import Batching, BatchingChoice, faster_batching
 from implicit_solvers.problems.imaml.distributed import distributed_meta_gradient
+from implicit_solvers.problems.imaml.meta_gradient import failures
 
 TIMED_TASKS = 4
 
@@ -27,7 +29,8 @@ class History:
 
     Of each meta-step: the mean query loss before it, the mean norm of the inner objective's
     gradient, the mean relative residual of the outer solve (that of every task, if it is followed
-    closely). ``left_out`` has pairs of a meta-step and a task; ``validation`` pairs of a number of
+    closely). ``left_out`` has pairs of a meta-step and a task, ``failures`` how many tasks were
+    left out and how many were kept, by how a solve failed; ``validation`` pairs of a number of
     meta-steps and the score after them; ``batching`` is "vmap" or "loop".
     """
 
@@ -36,10 +39,14 @@ class History:
     adjoint_residual: list[float | None] = field(default_factory=list)
     task_residuals: list[list[float]] = field(default_factory=list)
     left_out: list[list[int]] = field(default_factory=list)
+    failures: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {"left out": {}, "kept": {}}
+    )
     validation: list[list[float]] = field(default_factory=list)
     batching: str | None = None
     batching_seconds: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    processor_seconds: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -81,7 +88,7 @@ def meta_train(
         )
         history.validation.append([history.steps, float(scores.mean())])
 
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     if closely and not history.validation:
         validate()
     while history.steps < configuration.steps:
@@ -112,12 +119,15 @@ def meta_train(
             history.task_residuals.append(result.adjoint_residual.tolist())
         for task in result.left_out.nonzero().flatten().tolist():
             history.left_out.append([step, count * step + task])
+        for kind, counts in history.failures.items():
+            counts |= Counter(counts) + failures(result, left_out=kind == "left out")
         last = history.steps == configuration.steps
         if last or history.steps % validate_every == 0:
             validate()
-        now = time.perf_counter()
+        now, processed = time.perf_counter(), time.process_time()
         history.seconds += now - start
-        start = now
+        history.processor_seconds += processed - processor
+        start, processor = now, processed
         if checkpoint is not None and (last or history.steps % checkpoint_every == 0):
             checkpoint.save(
                 theta=_detached(theta), optimizer=optimizer.state_dict(), history=asdict(history)

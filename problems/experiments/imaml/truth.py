@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-import implicit_solvers as ims
 from implicit_solvers.problems import imaml
 from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.harness import option
+from implicit_solvers.problems.experiments.imaml.costs import measured, method_of
 from implicit_solvers.problems.experiments.imaml.figures import draw_truth
 
 INNER_STEPS = tuple(2**k for k in range(11))
@@ -115,16 +115,14 @@ def methods_of(
     spectrum: Spectrum, inner_steps: int, cg_steps: Sequence[int]
 ) -> dict[str, imaml.Method]:
     """Return the methods compared, all with the same steps on the same objective."""
-    strength, lr = spectrum.strength, spectrum.lr
-    solver = ims.GradientDescent(lr, max_steps=inner_steps, rtol=None)
-    methods: dict[str, imaml.Method] = {}
-    for steps in cg_steps:
-        adjoint = ims.ImplicitAdjoint(ims.CG(max_steps=steps, rtol=None))
-        methods[f"iMAML, {steps} CG steps"] = imaml.Imaml(strength, solver, adjoint)
-    methods[TOLERANCE] = imaml.Imaml(strength, solver, ims.ImplicitAdjoint(ims.CG()))
-    methods["MAML"] = imaml.Maml(lr, inner_steps, proximal=strength)
-    methods["first-order MAML"] = imaml.FirstOrderMaml(lr, inner_steps, proximal=strength)
-    return methods
+
+    def method(name: str, cg_steps: int | None = None) -> imaml.Method:
+        own: Any = {"lr": spectrum.lr, "strength": spectrum.strength, "on_failure": "warn"}
+        return method_of(name, inner_steps, cg_steps=cg_steps, **own)
+
+    methods = {f"iMAML, {steps} CG steps": method("iMAML", steps) for steps in cg_steps}
+    methods[TOLERANCE] = method("iMAML")
+    return methods | {name: method(name) for name in ("MAML", "first-order MAML")}
 
 
 def measure_truth(
@@ -146,12 +144,11 @@ def measure_truth(
     """
     for name, spectrum in (SPECTRA if spectra is None else spectra).items():
         data = quadratic_tasks(spectrum, tasks, dimension, Generator().manual_seed(seed))
+        parts = (data.theta, data.supports, data.queries)
         for steps in inner_steps:
             for label, method in methods_of(spectrum, steps, cg_steps).items():
-                got = method.meta_gradient(
-                    model, criterion, data.theta, data.supports, data.queries
-                )
-                error = (got.gradient - data.exact).norm() / data.exact.norm()
+                gradient = measured(method, model, criterion, *parts).gradient
+                error = (gradient - data.exact).norm() / data.exact.norm()
                 yield TruthRow(name, label, steps, float(error))
 
 
@@ -160,8 +157,8 @@ def _run(arguments: argparse.Namespace) -> int:
     with harness.RunFolder.of(arguments, asdict(c)) as folder:
         total = len(SPECTRA) * len(c.inner_steps) * (len(CG_STEPS) + 3)
         sizes: Any = {"tasks": c.tasks, "dimension": c.dimension}
-        measured = measure_truth(inner_steps=c.inner_steps, seed=c.seed, **sizes)
-        rows = folder.collect("meta-gradients", measured, total)
+        errors = measure_truth(inner_steps=c.inner_steps, seed=c.seed, **sizes)
+        rows = folder.collect("meta-gradients", errors, total)
         titles = {
             name: f"{name}: curvatures {s.lowest:g} to {s.highest:g}, λ = {s.strength:g}"
             for name, s in SPECTRA.items()

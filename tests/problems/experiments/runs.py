@@ -61,7 +61,7 @@ COMMANDS = {
     ),
     "imaml table": Command(
         "imaml table --settings 2x1x2 3x1x1 --methods maml r2d2 --seeds 2 --steps 2 "
-        "--trial-steps 1 --meta-batch 2 --inner-steps 1 --width 4 --side 7 --instances 3 "
+        "--trial-steps 1 --meta-batch 2 --inner-steps 1 --ridge 5 --width 4 --side 7 --instances 3 "
         "--validation-tasks 3 --evaluation-tasks 5",
         "metrics.json table.md table.png",
         other=("--inner-lr 0.3", "inner_lr 0.1 where this run has 0.3"),

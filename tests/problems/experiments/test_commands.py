@@ -104,9 +104,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name, finished, tmp_path, m
     if resume:
         load = lambda: read_checkpoint(tmp_path / checkpoint).get("measurements", [])
         checkpoint, *_ = COMMANDS[name].checkpoints.split()
-        measured = load()
+        measured, content = load(), read_checkpoint(tmp_path / checkpoint)
+        assert content["seconds"] > 0
+        earlier = 5e4 + content["seconds"]
+        write_checkpoint(tmp_path / checkpoint, {**content, "seconds": earlier})
         assert run(name, tmp_path, *resume) == 0
         assert metrics_of(tmp_path) == metrics_of(finished(name).out)
+        timing = json.loads((tmp_path / "metrics.json").read_text())["timing"]
+        assert earlier < timing["total"] < earlier + 500
+        if name == "imaml":
+            parts = [timing[part] for part in ("loading", "meta_training", "evaluation")]
+            assert sum(parts) < timing["total"] - 5e4
         # times included: they were not measured again
         assert load()[: len(measured)] == measured
         assert len(measured) == (7 if name == "reparam variance" else 0)
@@ -347,7 +355,7 @@ def test_missing_entries_are_said(name, finished, tmp_path, capsys):
 
 def test_metrics_without_an_entry_are_said(finished, tmp_path, capsys):
     shutil.copytree(finished("imaml table").out, tmp_path / "out")
-    path = tmp_path / "out" / "2x1-maml-seed0" / "metrics.json"
+    path = tmp_path / "out" / "2x1x2-maml-seed0" / "metrics.json"
     whole = json.loads(path.read_text(encoding="utf-8"))
     for key in ("score", "residuals", "tasks_left_out", "history", "timing"):
         metrics = {name: value for name, value in whole.items() if name != key}
@@ -405,6 +413,12 @@ def test_help_needs_no_extra(tmp_path):
     for packages in ("HersheyFonts and matplotlib", "matplotlib and lda", "matplotlib and sklearn"):
         assert f"{packages}: pip" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("page", ["imaml", "ernn", "reparameterization"])
+def test_the_page_of_a_command_names_its_extra(page):
+    text = Path(__file__).parents[3].joinpath("docs", f"{page}.md").read_text(encoding="utf-8")
+    assert "implicit-solvers[problems]" in text
 
 
 @pytest.mark.parametrize(

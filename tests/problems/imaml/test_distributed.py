@@ -15,6 +15,7 @@ from tests.problems.imaml.meta_tasks import assert_same
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
+@pytest.mark.filterwarnings("ignore:.* tasks so far")
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_processes_share_the_tasks(ranks, tmp_path):
     processes = [

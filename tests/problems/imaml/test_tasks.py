@@ -15,6 +15,7 @@ from implicit_solvers.testing.live_memory import LiveMemory
 from tests.problems.imaml.meta_tasks import assert_same, curves, normal, one, ravel
 
 
+@pytest.mark.filterwarnings("ignore:.* tasks so far")
 @given(
     left_out=st.lists(st.sampled_from([None, "loss", "gradient"]), min_size=1, max_size=12),
     tasks_at_once=st.none() | st.integers(1, 13),

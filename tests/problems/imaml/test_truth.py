@@ -1,6 +1,7 @@
 """`Imaml`, `Maml` and `FirstOrderMaml` against closed forms, unrolled steps and differences."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -100,7 +101,20 @@ def test_every_solver_reaches_the_closed_form(name):
     np.testing.assert_allclose(adapted(method, problem), phi, atol=1e-7)
     np.testing.assert_allclose(ravel(got.gradient).numpy(), slopes.mean(0), atol=1e-7)
     if lowest < 0:  # CG has to notice
-        assert indefinite(ims.CG()).meta_gradient(*problem.arguments).left_out.all()
+        ends = indefinite(ims.CG()).meta_gradient(*problem.arguments).adjoint_status
+        assert (ends == ims.Status.INDEFINITE).all()
+
+
+def cg_by_hand(K, v, steps):
+    """Return the estimate of CG, which stops at negative curvature, and whether it did."""
+    x, r, p = np.zeros(5), v, v
+    for _ in range(steps):
+        if p @ K @ p <= 0:
+            return x, True
+        a = (r @ r) / (p @ K @ p)
+        x, r, old = x + a * p, r - a * K @ p, r
+        p = r + (r @ r) / (old @ old) * p
+    return x, False
 
 
 THREE = ims.ImplicitAdjoint(ims.CG(max_steps=3, rtol=None))
@@ -120,11 +134,7 @@ def test_the_budgets_of_algorithm_2_step_by_step(method, strength, lr, steps, pr
         for _ in range(steps):
             phi = phi - lr * (K @ phi - c - strength * theta)
         v = phi - y
-        x, r, p = np.zeros(5), v, v
-        for _ in range(products):
-            a = (r @ r) / (p @ K @ p)
-            x, r, old = x + a * p, r - a * K @ p, r
-            p = r + (r @ r) / (old @ old) * p
+        x, _ = cg_by_hand(K, v, products)
         slopes.append(strength * x)
         inner.append(np.sqrt(np.mean((K @ phi - c - strength * theta) ** 2)))
         outer.append(np.linalg.norm(v - K @ x) / np.linalg.norm(v))
@@ -166,10 +176,29 @@ def test_one_term_of_the_series_is_the_first_order_gradient():
 def test_damping_makes_cg_applicable_at_negative_curvature():
     problem = quadratics(7, 2, lowest=-1.2)
     budget = GD(0.1, max_steps=3, rtol=None)
-    assert imaml.Imaml(1.0, budget, CG).meta_gradient(*problem.arguments).left_out.all()
+    plain = imaml.Imaml(1.0, budget, CG).meta_gradient(*problem.arguments)
+    assert (plain.adjoint_status == ims.Status.INDEFINITE).all()
     damped = imaml.Imaml(1.0, budget, CG, damping=0.5).meta_gradient(*problem.arguments)
-    assert not damped.left_out.any()
+    assert (damped.adjoint_status == ims.Status.CONVERGED).all()
     assert (damped.adjoint_residual < 1e-8).all()
+
+
+def test_damping_chosen_by_itself_is_the_least_that_suffices():
+    """Each task as with that damping alone: none, 0.5, and 2 where 1 is not enough."""
+    problem, needed = quadratics(7, 3), [0.0, 0.5, 2.0]
+    problem.A -= torch.tensor([0.0, 1.4, 2.5]).double()[:, None, None] * torch.eye(5).double()
+    shared, solver = problem.arguments[:3], GD(0.1, max_steps=3, rtol=None)
+    got = imaml.Imaml(1.0, solver, CG, "auto").meta_gradient(*problem.arguments)
+    alone = [
+        imaml.Imaml(1.0, solver, CG, damping).meta_gradient(*shared, *one(problem.data, [task]))
+        for task, damping in enumerate(needed)
+    ]
+    for columns in zip(got[1:], *(a[1:] for a in alone), strict=True):
+        torch.testing.assert_close(columns[0], torch.cat(columns[1:]))
+    mean = sum(ravel(a.gradient) for a in alone) / 3
+    torch.testing.assert_close(ravel(got.gradient), mean)
+    less = imaml.Imaml(1.0, solver, CG, 1.0).meta_gradient(*problem.arguments)
+    assert (less.adjoint_status == S.INDEFINITE).tolist() == [False, False, True]
 
 
 def test_hessian_free_descends_where_plain_steps_diverge():
@@ -189,34 +218,85 @@ def test_hessian_free_descends_where_plain_steps_diverge():
 
 
 BUDGET = GD(0.1, max_steps=4, rtol=None)
-# A method, and what is done to the Hessian of the second task.
+MASK = {"on_failure": "mask"}
+SERIES = imaml.Imaml(9.0, BUDGET, imaml.neumann_adjoint(20))
+S = ims.Status
+
+
+def shifted(A):
+    return A - 5 * torch.eye(5).double()
+
+
+# A method, what is done to the Hessian of the second task, and how its solves end.
 FAILING = {
-    "inner solver": (imaml.Imaml(2.0, GD(0.1, max_steps=500), CG), lambda A: 50 * A),
-    "CG": (imaml.Imaml(2.0, BUDGET, CG), lambda A: A - 5 * torch.eye(5).double()),
-    "overflow": (imaml.Maml(0.1, 4), lambda A: 1e200 * A),
-    "overflow between checkpoints": (imaml.Maml(0.1, 4, True), lambda A: 1e200 * A),
+    "inner solver": (imaml.Imaml(2.0, GD(0.1, max_steps=500), CG), lambda A: 50 * A, S.NONFINITE),
+    "CG": (imaml.Imaml(2.0, BUDGET, CG, **MASK), shifted, S.BUDGET, S.INDEFINITE),
+    "series": (SERIES, lambda A: 20 * A, S.BUDGET, S.MAX_STEPS),
+    "overflow": (imaml.Maml(0.1, 4), lambda A: 1e200 * A, S.NONFINITE),
+    "overflow between checkpoints": (imaml.Maml(0.1, 4, True), lambda A: 1e200 * A, S.NONFINITE),
 }
 
 
 @pytest.mark.parametrize("name", FAILING)
 def test_a_task_that_fails_is_left_out(name):
-    method, harm = FAILING[name]
+    method, harm, *ends = FAILING[name]
     problem = quadratics(11, 3)
     problem.A[1] = harm(problem.A[1])
     got = method.meta_gradient(*problem.arguments)
     assert got.left_out.tolist() == got.loss.isnan().tolist() == [False, True, False]
+    assert [int(got.inner_status[1]), int(got.adjoint_status[1])][: len(ends)] == ends
     *shared, supports, queries = problem.arguments
     others = method.meta_gradient(*shared, *(one(data, [0, 2]) for data in (supports, queries)))
     # where a solver stops may differ by a step
     torch.testing.assert_close(got.gradient, others.gradient, rtol=1e-8, atol=1e-8)
 
 
+# what a policy says in each step, and whether the task is left out
+POLICIES = {None: (None, False), "warn": ("adjoint .* failed .*INDEFINITE", False)}
+POLICIES |= {"mask": (None, True)}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_where_cg_meets_negative_curvature(policy, recwarn):
+    """By default the estimate counts that CG had."""
+    problem, (words, left_out) = quadratics(0, 2, lowest=-1.2), POLICIES[policy]
+    phis = problem.closed_form(1.0)[0]
+    pairs = zip(problem.A.numpy(), phis - problem.y.numpy(), strict=True)
+    estimates, stopped = zip(*(cg_by_hand(A + np.eye(5), v, 3) for A, v in pairs), strict=True)
+    assert stopped == (True, False) and estimates[0].any()
+    got = imaml.Imaml(1.0, stationary, THREE, on_failure=policy).meta_gradient(*problem.arguments)
+    assert got.left_out.tolist() == [left_out, False]
+    assert got.adjoint_status.tolist() == [S.INDEFINITE, S.BUDGET]
+    # three steps of CG, in float64
+    expected = np.mean(estimates[left_out:], 0)
+    np.testing.assert_allclose(ravel(got.gradient).numpy(), expected, rtol=1e-9)
+    said = [str(w.message) for w in recwarn if w.category is ims.ConvergenceWarning]
+    assert [bool(re.match(words, text)) for text in said] == [True] if words else said == []
+
+
+def test_a_run_that_leaves_out_many_tasks_is_warned_of_once(recwarn):
+    """One of two tasks in each step is said when they are two, and then no more."""
+    problem = quadratics(0, 2, lowest=-1.2)
+    method = imaml.Imaml(1.0, stationary, THREE, on_failure="mask")
+    said = []
+    for _ in range(4):
+        method.meta_gradient(*problem.arguments)
+        said.append([str(w.message) for w in recwarn.list if "so far" in str(w.message)])
+    assert [len(texts) for texts in said] == [0, 1, 1, 1]
+    words = r"2 of 4 tasks .* Imaml's .*: 2 INDEFINITE \(linear solve\)\. .*raise strength.*MINRES"
+    assert re.match(words, said[-1][0])
+    other = imaml.Imaml(1.0, stationary, THREE, on_failure="mask")
+    with pytest.warns(ims.ConvergenceWarning, match="2 of 4 tasks"):
+        for _ in range(2):
+            other.meta_gradient(*problem.arguments)
+
+
 def test_a_learned_strength_that_is_nan_leaves_all_tasks_out():
     problem = quadratics()
     theta = {**problem.theta, "imaml.log_strength": torch.tensor(torch.nan).double()}
-    got = imaml.Imaml(None).meta_gradient(
-        meta_tasks.quadratic_model, meta_tasks.quadratic_criterion, theta, *problem.data
-    )
+    model, criterion, *_ = problem.arguments
+    with pytest.warns(ims.ConvergenceWarning, match="3 of 3 tasks so far"):
+        got = imaml.Imaml(None).meta_gradient(model, criterion, theta, *problem.data)
     assert got.left_out.all()
     assert (ravel(got.gradient) == 0).all()
 

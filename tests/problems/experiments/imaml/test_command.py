@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import implicit_solvers as ims
 from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.experiments.data.episodes import Tasks
 from implicit_solvers.problems.experiments.harness.run_folder import (
@@ -162,7 +163,7 @@ def test_a_task_with_nan_is_left_out_and_reported(method, tmp_path, monkeypatch,
     monkeypatch.setattr(run_module, "load_problem", lambda *arguments: poisoned)
     line = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     assert main(["imaml", *line, "--out", str(tmp_path)]) == 0
-    assert "1 of 12 tasks left out" in capsys.readouterr().out
+    assert "1 of 12 tasks left out: 1 NONFINITE" in capsys.readouterr().out
     metrics = metrics_of(tmp_path)
     assert metrics["tasks_left_out"] == [[1, 4]]
     assert all(loss is not None for loss in metrics["history"]["loss"])
@@ -181,12 +182,13 @@ def test_a_step_without_a_usable_task_changes_nothing():
     configuration = configuration_from({**SMALL_WAVES, "lr": 3e-3})
     problem = load_problem(configuration)
     seen = []
-    theta, history = meta_train(
-        replace(problem, train=Broken()),
-        configuration,
-        None,
-        report=lambda history: seen.append(history.steps),
-    )
+    with pytest.warns(ims.ConvergenceWarning, match="3 of 6 tasks so far"):
+        theta, history = meta_train(
+            replace(problem, train=Broken()),
+            configuration,
+            None,
+            report=lambda history: seen.append(history.steps),
+        )
     assert len(history.left_out) == 9 and history.loss[1:] == [None] * 3
     # Adam's first step has the length of its rate in every direction
     moved = torch.cat([(theta[k] - v).flatten() for k, v in problem.first.items()]).abs()

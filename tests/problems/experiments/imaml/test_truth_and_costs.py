@@ -1,5 +1,7 @@
 """The experiments `imaml truth` and `imaml costs`, in small."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,12 @@ import torch
 from implicit_solvers.problems.experiments.imaml import truth
 from implicit_solvers.problems.experiments.imaml.costs import (
     METHODS,
+    CostRow,
     measure_meta_gradients,
     method_of,
     noise_task,
 )
+from implicit_solvers.problems.experiments.imaml.figures import draw_cost_panels
 from implicit_solvers.problems.experiments.imaml.truth import (
     SPECTRA,
     TOLERANCE,
@@ -106,3 +110,20 @@ def test_costs_are_of_the_same_adaptation():
     for loss in others:
         torch.testing.assert_close(loss, plain)
     assert not method_of("MAML", 4).checkpoint and method_of("MAML, checkpointed", 4).checkpoint
+
+
+@pytest.mark.parametrize("last", [(1, 1, 1, 1), (1, 1.02, 50, 49), (0.91, 1.27, 3.24, 5.24)])
+def test_labels_of_costs_do_not_overlap(last):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ends = zip(METHODS, last, strict=True)
+    rows = [CostRow(m, n, int(1e6 * end**n), end * n / 9) for m, end in ends for n in (1, 9)]
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    draw_cost_panels(*panels, rows)
+    FigureCanvasAgg(figure).draw()
+    for panel in panels:
+        boxes = [text.get_window_extent() for text in panel.texts]
+        assert len(boxes) == len(METHODS)
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
