@@ -164,7 +164,7 @@ def test_the_files_of_another_configuration_are_left_alone(name, finished, tmp_p
         # what a checkpoint says is enough
         shutil.copy(out / checkpoint, tmp_path)
         assert run(name, tmp_path, *options.split(), "--resume") == 2
-        words = words.removeprefix("adding.")
+        words = words.removeprefix("adding-32.")
         assert f"{tmp_path}/checkpoint" in (error := capsys.readouterr().err) and words in error
         assert not (tmp_path / "config.json").exists()
 
