@@ -7,6 +7,7 @@ from functools import partial
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.datasets
 import torch
 from hypothesis import given
@@ -99,24 +100,62 @@ def test_values_are_those_of_the_files(tmp_path):
 
 
 def test_watch_windows_and_subjects_against_the_trusted_reader():
-    task = load_watch()
     path = package_file("seglearn", "watch_dataset.npy", "problems")
     content = np.load(path, allow_pickle=True).item()
-    subjects = {"train": range(1, 7), "validation": (7, 8), "test": (9, 10)}
-    expected = {part: ([], []) for part in subjects}
-    for series, label, subject in zip(content["X"], content["y"], content["subject"], strict=True):
-        for part, own in subjects.items():
-            for start in range(0, len(series) - 127, 128) if subject in own else ():
-                expected[part][0].append(series[start : start + 128])
-                expected[part][1].append(label)
-    steps = np.concatenate(expected["train"][0])
-    for part, (windows, labels) in expected.items():
-        sequences = getattr(task, part)
-        scaled = (np.stack(windows) - steps.mean(0)) / steps.std(0)
-        # float32 values of order 1
-        np.testing.assert_allclose(sequences.x.numpy(), scaled, rtol=1e-4, atol=1e-4)
-        assert sequences.y[:, 0].tolist() == labels
-    assert task.classes == tuple(content["y_labels"])
+    tested = []
+    for fold, (validation, test) in enumerate([((9, 10), (1, 2)), ((1, 2), (3, 4))]):
+        task, tested = load_watch(fold=fold), [*tested, *test]
+        subjects = {"validation": validation, "test": test}
+        subjects["train"] = {*range(1, 11)} - {*validation, *test}
+        expected = {part: ([], []) for part in subjects}
+        for series, label, subject in zip(
+            content["X"], content["y"], content["subject"], strict=True
+        ):
+            for part, own in subjects.items():
+                for start in range(0, len(series) - 127, 128) if subject in own else ():
+                    expected[part][0].append(series[start : start + 128])
+                    expected[part][1].append(label)
+        steps = np.concatenate(expected["train"][0])
+        for part, (windows, labels) in expected.items():
+            sequences = getattr(task, part)
+            scaled = (np.stack(windows) - steps.mean(0)) / steps.std(0)
+            # float32 values of order 1
+            np.testing.assert_allclose(sequences.x.numpy(), scaled, rtol=1e-4, atol=1e-4)
+            assert sequences.y[:, 0].tolist() == labels
+        assert task.classes == tuple(content["y_labels"])
+
+
+def test_every_subject_of_the_watch_is_tested_once(tmp_path):
+    """A series of a subject is constant, and says who it is."""
+    path = made_folders.write_watch(
+        tmp_path / "watch.npy", np.array(made_folders.watch_content(), dtype=object)
+    )
+    seen = []
+    for fold in range(5):
+        parts = []
+        for part in ("train", "validation", "test"):
+            task = load_watch_file(path, window=2, fold=fold)
+            values = getattr(task, part).x[:, 0, 0]
+            parts.append(values.unique().tolist())
+        train, validation, test = parts
+        assert (len(train), len(validation), len(test)) == (6, 2, 2)
+        assert not set(train) & set(validation) | set(test) & set(train + validation)
+        # scaled back: the subjects' numbers, of which 6 were the scale
+        subjects = [s for s in range(10) if s // 2 not in (fold, (fold - 1) % 5)]
+        mean, deviation = np.mean(subjects), np.std(subjects)
+        seen += [round(value * deviation + mean) for value in test]
+    assert sorted(seen) == list(range(10))
+
+
+def test_noise_follows_the_rows_of_a_digit():
+    task, digits = pixels.load_noise_padded_digits(steps=40), pixels.load_digit_sequences()
+    for part in ("train", "validation", "test"):
+        padded, own = getattr(task, part), getattr(digits, part)
+        assert (padded.x[:, :8] == own.x).all() and (padded.y == own.y).all()
+        noise = padded.x[:, 8:]
+        assert padded.lengths.unique().tolist() == [40] and noise.shape[1:] == (32, 8)
+        assert scipy.stats.kstest(noise.flatten().numpy(), "uniform").pvalue > 1e-3
+        assert len(noise[:, 0, 0].unique()) > len(noise) - 5
 
 
 @pytest.mark.skipif(
