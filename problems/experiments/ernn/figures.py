@@ -37,9 +37,9 @@ def score_text(task: str, row: Mapping[str, Any]) -> str:
 
     Examples
     --------
-    >>> row = {"mean": 0.953, "half": 0.012, "seeds": [0, 1, 2], "p_holm": None}
+    >>> row = {"mean": 0.953, "half": 0.012, "seeds": [0, 1, 2], "failed": 1, "p_holm": None}
     >>> score_text("digits", row)
-    '95.3 ± 1.2 (3)'
+    '95.3 ± 1.2 (3, 1 failed)'
     """
     if row["mean"] is None:
         return "failed"
@@ -47,7 +47,8 @@ def score_text(task: str, row: Mapping[str, Any]) -> str:
     text = f"{scale * row['mean']:.{digits}f}"
     if row["half"] is not None:
         text += f" ± {scale * row['half']:.{digits}f}"
-    text += f" ({len(row['seeds'])})"
+    failed = f", {row['failed']} failed" if row["failed"] else ""
+    text += f" ({len(row['seeds'])}{failed})"
     if row["p_holm"] is None or row["p_holm"] >= LEVEL:
         return text
     return f"{text} {'▲' if row['above'] != measures_error(task) else '▼'}"

@@ -50,8 +50,8 @@ SHIPPED: Mapping[str, Task] = {
         seeds=5,
     ),
     "copying": Task(
-        "copying, 3 of 4 symbols, 200 steps",
-        partial(generate_copying, LONG - 6, 3200, 500, 1000, symbols=4, copied=3),
+        "copying 2 symbols, 200 steps",
+        partial(generate_copying, LONG - 4, 3200, 500, 1000, copied=2),
         epochs=12,
         batch=100,
         seeds=5,
