@@ -8,10 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from implicit_solvers.problems.experiments.data.adding import generate_adding
-from implicit_solvers.problems.experiments.data.aeon_ts import (
-    load_basic_motions,
-    load_japanese_vowels,
-)
 from implicit_solvers.problems.experiments.data.copying import generate_copying
 from implicit_solvers.problems.experiments.data.pixel_sequences import (
     load_digit_sequences,
@@ -62,8 +58,6 @@ SHIPPED: Mapping[str, Task] = {
         epochs=12,
         batch=50,
     ),
-    "motions": Task("BasicMotions", load_basic_motions, epochs=40, batch=7),
-    "vowels": Task("JapaneseVowels", load_japanese_vowels, epochs=30, batch=32),
     "digits": Task("digits, 8 rows of 8", load_digit_sequences, epochs=15, batch=32),
 }
 """Tasks whose data packages ship, or that are generated."""

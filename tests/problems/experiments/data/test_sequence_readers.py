@@ -1,6 +1,5 @@
 """Sequence tasks: the shapes, labels and classes of each reader, and what a sequence says."""
 
-import importlib.util
 import math
 from functools import partial
 
@@ -12,30 +11,21 @@ import sklearn.datasets
 import torch
 from hypothesis import given
 
-from implicit_solvers.problems.experiments.data import aeon_ts
 from implicit_solvers.problems.experiments.data import pixel_sequences as pixels
 from implicit_solvers.problems.experiments.data.adding import generate_adding
-from implicit_solvers.problems.experiments.data.aeon_ts import load_basic_motions, load_ts_pair
 from implicit_solvers.problems.experiments.data.copying import generate_copying
 from implicit_solvers.problems.experiments.data.package_files import package_file
 from implicit_solvers.problems.experiments.data.seglearn_watch import load_watch, load_watch_file
 from implicit_solvers.problems.experiments.data.speech_commands import load_speech_commands, log_mel
 from implicit_solvers.problems.experiments.data.uci_har import SIGNALS, load_uci_har
 from tests.problems.experiments.data import made_folders
-from tests.problems.experiments.data.made_folders import ACTIVITIES, TS_HEADER, make_har, make_mnist
+from tests.problems.experiments.data.made_folders import ACTIVITIES, make_har, make_mnist
 
 
 def watch(path, protocol):
     content = np.array(made_folders.watch_content(), dtype=object)
     path = made_folders.write_watch(path / "watch.npy", content, protocol)
     return load_watch_file(path, window=2)
-
-
-def ts_pair(path):
-    lines = "".join(f"{i},{i + 1}:{'ab'[i % 2]}\n" for i in range(8))
-    for name, text in {"train": lines, "test": "9:b\n"}.items():
-        (path / f"{name}.ts").write_text(TS_HEADER + text)
-    return load_ts_pair(path / "train.ts", path / "test.ts", validation_every=4)
 
 
 def speech(path, words=None):
@@ -53,7 +43,6 @@ TASKS = {
     "speech": (speech, (98, 32), ([0, 1, 2],) * 3, ("no", "tree", "yes")),
     "speech, one word": (partial(speech, words=("yes",)), (98, 32), ([1, 1, 0],) * 3,
                          ("yes", "unknown")),
-    "ts pair": (ts_pair, (2, 1), ([0, 1] * 3, [0, 1], [1]), ("a", "b")),
     "watch, protocol 2": (partial(watch, protocol=2), (2, 2),
                           ([0, 0, 1, 1] * 3, [0, 0, 1, 1], [0, 0, 1, 1]), ("a", "b")),
     "watch, protocol 4": (partial(watch, protocol=4), (2, 2),
@@ -89,14 +78,6 @@ def test_values_are_those_of_the_files(tmp_path):
     images = pixels.load_mnist_sequences(make_mnist(tmp_path / "mnist"), channels=1).test.x
     rows = pixels.load_mnist_sequences(tmp_path / "mnist", channels=4).test.x
     assert (rows == images.reshape(10, 4, 4)).all() and 0 < images.max() <= 1
-
-    (tmp_path / "ts").mkdir()
-    task = ts_pair(tmp_path / "ts")
-    first = np.array([[2, 3], [3, 4], [4, 5], [5, 6], [6, 7], [7, 8.0]])
-    mean, deviation = first.mean(), first.std()
-    np.testing.assert_allclose(task.train.x[..., 0], (first - mean) / deviation, rtol=1e-5)
-    np.testing.assert_allclose(task.validation.x[0, :, 0], (np.array([0, 1]) - mean) / deviation)
-    assert task.test.lengths.tolist() == [1]
 
 
 def test_watch_windows_and_subjects_against_the_trusted_reader():
@@ -156,21 +137,6 @@ def test_noise_follows_the_rows_of_a_digit():
         assert padded.lengths.unique().tolist() == [40] and noise.shape[1:] == (32, 8)
         assert scipy.stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
         assert len(noise[:, 0, 0].unique()) > len(noise) - 5
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("aeon") is None, reason="the package aeon is not installed"
-)
-def test_the_shipped_sets():
-    motions, vowels = load_basic_motions(), aeon_ts.load_japanese_vowels()
-    assert motions.train.x.shape == (28, 100, 6) and motions.test.x.shape == (40, 100, 6)
-    assert motions.validation.y.flatten().bincount().tolist() == [3] * 4
-    assert motions.test.y.flatten().bincount().tolist() == [10] * 4
-    assert len(vowels.train) + len(vowels.validation) == 270 and len(vowels.test) == 370
-    assert vowels.validation.y.flatten().bincount().tolist() == [8] * 9
-    assert vowels.train.x.shape[2] == 12 and vowels.classes == tuple("123456789")
-    lengths = vowels.test.lengths
-    assert int(lengths.min()) == 7 and int(lengths.max()) == 29
 
 
 @pytest.mark.parametrize("channels", [1, 8])
