@@ -1,6 +1,6 @@
-"""Two published recurrent networks that are special cases of the equilibrium cell.
+"""Published recurrent networks that are special cases of the equilibrium cell.
 
-Both have the interface of ``torch.nn.RNN``, and are what ERNN is compared with.
+All have the interface of ``torch.nn.RNN``, and are what ERNN is compared with.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from implicit_solvers.problems.ernn.layer import ERNN
 from implicit_solvers.problems.ernn.leak import Leak
 from implicit_solvers.problems.ernn.modes import Equilibrium, Unrolled
 
-__all__ = ["FastRNN", "FastRNNCell", "ImplicitEulerRNN"]
+__all__ = [
+    "AntisymmetricRNN",
+    "AntisymmetricRNNCell",
+    "FastRNN",
+    "FastRNNCell",
+    "ImplicitEulerRNN",
+]
 
 
 class FastRNNCell(ERNNCell):
@@ -99,6 +105,80 @@ class FastRNNCell(ERNNCell):
         return unrolled(drive, before, c, self.phi, self.alpha.sigmoid().unsqueeze(0))
 
 
+class AntisymmetricRNNCell(ERNNCell):
+    r"""A cell that is an Euler step of a differential equation which neither grows nor decays.
+
+    .. math:: h_k = h_{k-1} + \epsilon\, \phi((M - M^T - \delta I) h_{k-1} + W x_k + c)
+
+    The eigenvalues of :math:`M - M^T` are imaginary; :math:`\delta` damps what the Euler step adds
+    to them. It is one Euler step of `ERNNCell` with :math:`a = \gamma = 1` and
+    :math:`b = -1 / \epsilon`. Source: Chang, Chen, Haber and Chi, "AntisymmetricRNN: a dynamical
+    system view on recurrent neural networks" (2019), equation 9, without gates.
+
+    Parameters
+    ----------
+    input_size, hidden_size
+        The numbers of inputs ``I`` and of hidden units ``H``.
+    nonlinearity
+        As in `ERNNCell`.
+    step_size, diffusion
+        The step :math:`\epsilon`, positive, and :math:`\delta`, not negative. Not learned.
+    initial_norm
+        The spectral norm of ``M`` at the start.
+    bias, device, dtype
+        As in `ERNNCell`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Examples
+    --------
+    >>> cell = AntisymmetricRNNCell(3, 4, step_size=0.5, diffusion=0.1)
+    >>> x, h = torch.randn(2, 3), torch.randn(2, 4)
+    >>> M = cell.recurrent.weight
+    >>> inner = h @ (M - M.T - 0.1 * torch.eye(4)).T + cell.drive(x)
+    >>> bool(torch.allclose(cell(x, h), h + 0.5 * torch.tanh(inner), atol=1e-6))
+    True
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        nonlinearity: Any = "tanh",
+        step_size: float = 0.1,
+        diffusion: float = 0.01,
+        initial_norm: float = 1.0,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not 0 <= diffusion < math.inf:
+            raise ValueError(f"diffusion={diffusion} is negative or not finite: pass 0.01, say")
+        mode = Unrolled(steps=1, step_size=step_size, learned=False)
+        super().__init__(
+            input_size,
+            hidden_size,
+            mode=mode,
+            nonlinearity=nonlinearity,
+            learn_gamma=False,
+            leak=Leak(1.0, -1 / step_size),
+            initial_norm=initial_norm,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.diffusion = diffusion
+
+    def coefficients(self) -> Coefficients:
+        """Return ``U``, ``gamma``, ``a`` and ``b``, differentiable in the parameters."""
+        M, gamma, a, b = super().coefficients()
+        return Coefficients(M - M.mT - self.diffusion * torch.eye(len(M)).to(M), gamma, a, b)
+
+
 class FastRNN(ERNN):
     """A recurrent network of `FastRNNCell`, with the interface of ``torch.nn.RNN``.
 
@@ -120,6 +200,29 @@ class FastRNN(ERNN):
     """
 
     cell_type = FastRNNCell
+
+
+class AntisymmetricRNN(ERNN):
+    """A recurrent network of `AntisymmetricRNNCell`, with the interface of ``torch.nn.RNN``.
+
+    Parameters
+    ----------
+    *args, **options
+        As in `ERNN`, with the keywords of `AntisymmetricRNNCell`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unfit; the message names it.
+
+    Examples
+    --------
+    >>> output, h_n = AntisymmetricRNN(3, 4)(torch.randn(5, 7, 3))
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 7, 4]), torch.Size([1, 7, 4]))
+    """
+
+    cell_type = AntisymmetricRNNCell
 
 
 class ImplicitEulerRNN(ERNN):

@@ -12,7 +12,7 @@ from implicit_solvers.problems.experiments.data.glyphs import load_glyphs, rende
 from implicit_solvers.problems.experiments.data.glyphs import rasterize
 from implicit_solvers.problems.experiments.data.mini_imagenet import load_mini_imagenet
 from implicit_solvers.problems.experiments.data.omniglot import load_omniglot
-from implicit_solvers.problems.experiments.data.pixel_sequences import load_digit_sequences
+from implicit_solvers.problems.experiments.data.pixel_sequences import *
 from implicit_solvers.problems.experiments.data.seglearn_watch import load_watch
 from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask
 from implicit_solvers.problems.experiments.data.sequences import held_out, pad
@@ -44,6 +44,8 @@ TABLE = [
      ("Sinusoids(shots=0, queries=1)", "shots=0"), ("Sinusoids(shots=1, queries=0)", "queries=0"),
      ("generate_copying(0, 1, 1, 1)", "delay=0"), ("generate_copying(1, 1, 1, 0)", "test=0"),
      ("load_watch(0)", "window=0")),
+    (WRONG, "fold=5 is not one from 0 to 4", "load_watch(fold=5)"),
+    (WRONG, "steps=8 leaves no room for noise: pass more", "load_noise_padded_digits(8)"),
     (WRONG, "{} is negative: pass 0 or more",
      ("Episodes(images, ways=4, shots=1, queries=3, seed=-2)", "seed=-2"),
      ("Sinusoids(shots=1, queries=1, seed=-1)", "seed=-1")),

@@ -5,7 +5,7 @@ from tests.refusals.row import Refusal
 SETUP = """
 from torch.nn.utils.rnn import pack_sequence
 from implicit_solvers.problems.ernn import *
-from implicit_solvers.problems.ernn.baselines import FastRNN, FastRNNCell, ImplicitEulerRNN
+from implicit_solvers.problems.ernn.baselines import *
 net, cell = ERNN(2, 3).double(), ERNNCell(2, 3).double()
 def dropping(kind, **options):
     drops = torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Dropout())
@@ -71,6 +71,8 @@ ROWS = [
     Refusal("cell(None)", TypeError, "input is a NoneType"),
     Refusal("FastRNN(2, 3, alpha=math.inf)", ValueError, "alpha=inf is not finite: pass a logit"),
     Refusal("FastRNNCell(2, 3, beta=math.nan)", ValueError, "beta=nan is not finite"),
+    Refusal("AntisymmetricRNN(2, 3, diffusion=-1.0)", ValueError, "diffusion=-1.0 is negative"),
+    Refusal("AntisymmetricRNNCell(2, 3, step_size=0.0)", ValueError, "step_size=0.0"),
     Refusal("FastRNN(0, 3)", ValueError, "input_size=0"),
     Refusal("FastRNN(2, 3, mode=Unrolled())", TypeError, "mode"),
     Refusal("ImplicitEulerRNN(2, 3, step_size=0.0)", ValueError, "step_size=0.0 is not positive"),

@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from implicit_solvers.problems.experiments.data.digits import Digits, load_digits, load_mnist
 from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask, held_out
 
-__all__ = ["load_digit_sequences", "load_mnist_sequences", "pixel_sequences"]
+__all__ = [
+    "load_digit_sequences",
+    "load_mnist_sequences",
+    "load_noise_padded_digits",
+    "pixel_sequences",
+]
 
 VALIDATION_EVERY = 5
 
@@ -29,6 +34,44 @@ def load_digit_sequences(channels: int = 8) -> SequenceTask:
     (torch.Size([1074, 8, 8]), torch.Size([450, 64, 1]))
     """
     return pixel_sequences(load_digits(), channels)
+
+
+def load_noise_padded_digits(steps: int = 200, seed: int = 0) -> SequenceTask:
+    """Return scikit-learn's digits, a row at a step, and then steps of noise.
+
+    The class is told at the last step. Noise is standard normal, and drawn once; pixels are between
+    0 and 1. Source: Chang, Chen, Haber and Chi, "AntisymmetricRNN: a dynamical system view on
+    recurrent neural networks" (2019), section 5.3, with 968 steps of noise after the 32 rows of an
+    image of CIFAR-10.
+
+    Parameters
+    ----------
+    steps
+        The length of all sequences, more than 8.
+    seed
+        The same seed draws the same noise.
+
+    Raises
+    ------
+    ValueError
+        If there is no room for noise.
+
+    Examples
+    --------
+    >>> load_noise_padded_digits(steps=20).test.x.shape
+    torch.Size([450, 20, 8])
+    """
+    task, generator = load_digit_sequences(), Generator().manual_seed(seed)
+    if steps <= task.train.x.shape[1]:
+        raise ValueError(f"steps={steps} leaves no room for noise: pass more than 8")
+
+    def padded(part: Sequences) -> Sequences:
+        count, rows, channels = part.x.shape
+        noise = torch.randn(count, steps - rows, channels, generator=generator)
+        return Sequences(torch.cat([part.x, noise], 1), torch.full((count,), steps), part.y)
+
+    train, validation, test = map(padded, (task.train, task.validation, task.test))
+    return SequenceTask(train, validation, test, task.classes)
 
 
 def load_mnist_sequences(folder: Path, channels: int = 1) -> SequenceTask:

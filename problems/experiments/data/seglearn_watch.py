@@ -12,24 +12,27 @@ import torch
 from implicit_solvers.problems.experiments.data.package_files import package_file
 from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask, pad
 
-__all__ = ["VALIDATION_SUBJECTS", "TEST_SUBJECTS", "load_watch", "load_watch_file"]
+__all__ = ["FOLDS", "load_watch", "load_watch_file"]
 
-VALIDATION_SUBJECTS, TEST_SUBJECTS = (7, 8), (9, 10)
+FOLDS, SUBJECTS = 5, 10
 
 
-def load_watch(window: int = 128) -> SequenceTask:
+def load_watch(window: int = 128, fold: int = FOLDS - 1) -> SequenceTask:
     """Return windows of seven shoulder exercises; no subject is in two parts.
 
     Ten subjects did each exercise with either arm: 140 series of accelerometer and gyroscope, six
-    channels at 50 Hz. Subjects 1 to 6 are the training part, 7 and 8 validation, 9 and 10 the test.
-    Each series is cut into windows that do not overlap; its rest is left out. Channels are
-    standardized. Source: Burns et al., "Shoulder physiotherapy exercise recognition: machine
-    learning the inertial signals from a smartwatch" (2018).
+    channels at 50 Hz. Two of them are the test, subjects 1 and 2 in the first of five folds, 9 and
+    10 in the last; the two before these (9 and 10 in the first) are the validation part, the
+    others the training part. Each series is cut into windows that do not overlap; its rest is left
+    out. Channels are standardized. Source: Burns et al., "Shoulder physiotherapy exercise
+    recognition: machine learning the inertial signals from a smartwatch" (2018).
 
     Parameters
     ----------
     window
         Steps in a window.
+    fold
+        From 0 to 4: every subject is in the test part of one of them.
 
     Raises
     ------
@@ -38,7 +41,7 @@ def load_watch(window: int = 128) -> SequenceTask:
     FileNotFoundError
         If it is, without the file.
     ValueError
-        If the file is not what is expected, or no window is so long.
+        If there is no such fold, the file is not what is expected, or no window is so long.
 
     Examples
     --------
@@ -46,10 +49,10 @@ def load_watch(window: int = 128) -> SequenceTask:
     >>> len(task.train), len(task.validation), len(task.test), task.classes
     (1044, 397, 392, ('PEN', 'ABD', 'FEL', 'IR', 'ER', 'TRAP', 'ROW'))
     """
-    return load_watch_file(package_file("seglearn", "watch_dataset.npy", "problems"), window)
+    return load_watch_file(package_file("seglearn", "watch_dataset.npy", "problems"), window, fold)
 
 
-def load_watch_file(path: Path, window: int = 128) -> SequenceTask:
+def load_watch_file(path: Path, window: int = 128, fold: int = FOLDS - 1) -> SequenceTask:
     """Return `load_watch` of the file at ``path``.
 
     The file is a pickle in numpy's format. Pickles can run any code; this one is read by an
@@ -57,6 +60,8 @@ def load_watch_file(path: Path, window: int = 128) -> SequenceTask:
     """
     if window < 1:
         raise ValueError(f"window={window} is not positive: pass 1 or more")
+    if not 0 <= fold < FOLDS:
+        raise ValueError(f"fold={fold} is not one from 0 to {FOLDS - 1}")
     content = _read_arrays(path)
     try:
         series = [np.asarray(one, dtype=np.float64) for one in content["X"]]
@@ -77,9 +82,9 @@ def load_watch_file(path: Path, window: int = 128) -> SequenceTask:
         raise ValueError(f"window={window} is longer than every series: pass a smaller one")
     x, lengths = pad(cut)
     whole = Sequences(x, lengths, torch.tensor(np.array(cut_labels))[:, None])
-    of = torch.tensor(np.array(cut_subjects))
-    validation = torch.isin(of, torch.tensor(VALIDATION_SUBJECTS))
-    test = torch.isin(of, torch.tensor(TEST_SUBJECTS))
+    # subjects are numbered from 1 on: pairs are neighbours
+    pair = (torch.tensor(np.array(cut_subjects)) - 1) // (SUBJECTS // FOLDS)
+    validation, test = pair == (fold - 1) % FOLDS, pair == fold
     return SequenceTask(
         whole.subset(~validation & ~test), whole.subset(validation), whole.subset(test), classes
     ).standardized()

@@ -23,29 +23,35 @@ COLUMNS = 3
 # What a constant prediction reaches on the adding task.
 CONSTANT_ERROR = 1 / 6
 LOWEST = 1e-20
+LEVEL = 0.05
 CLASS_COLOURS = (harness.ORANGE, harness.BLUE)
 
 
-def _measures_error(task: str) -> bool:
+def measures_error(task: str) -> bool:
     """Return whether a task's score is a mean squared error, and smaller is better."""
-    return task == "adding"
+    return task.startswith("adding")
 
 
 def score_text(task: str, row: Mapping[str, Any]) -> str:
-    """Return mean ± deviation of a row of `trials.summary`: percent, or thousandths of an error.
+    """Return a row of `trials.summary` as percent, or thousandths of an error, with a verdict.
 
     Examples
     --------
-    >>> score_text("digits", {"mean": 0.953, "deviation": 0.012})
-    '95.3 ± 1.2'
+    >>> row = {"mean": 0.953, "half": 0.012, "seeds": [0, 1, 2], "failed": 1, "p_holm": None}
+    >>> score_text("digits", row)
+    '95.3 ± 1.2 (3, 1 failed)'
     """
     if row["mean"] is None:
         return "failed"
-    scale, digits = (1000, 2) if _measures_error(task) else (100, 1)
+    scale, digits = (1000, 2) if measures_error(task) else (100, 1)
     text = f"{scale * row['mean']:.{digits}f}"
-    if row["deviation"] is None:
+    if row["half"] is not None:
+        text += f" ± {scale * row['half']:.{digits}f}"
+    failed = f", {row['failed']} failed" if row["failed"] else ""
+    text += f" ({len(row['seeds'])}{failed})"
+    if row["p_holm"] is None or row["p_holm"] >= LEVEL:
         return text
-    return f"{text} ± {scale * row['deviation']:.{digits}f}"
+    return f"{text} {'▲' if row['above'] != measures_error(task) else '▼'}"
 
 
 # ---- Trainings on one task ----
@@ -63,7 +69,8 @@ def draw_learning(path: Path, title: str, results: Rows, rows: Rows) -> None:
     with harness.canvas(path, 11, 4) as figure:
         left, right = figure.subplots(1, 2)
         for number, row in enumerate(rows):
-            own = [r for r in results if (r["model"], r["rate"]) == (row["model"], row["rate"])]
+            own = [r for r in results if r["model"] == row["model"]]
+            own = [r for r in own if r["rate"] == row["rates"][r["fold"]]]
             style: dict[str, Any] = {"color": colours[number % 10]}
             style["ls"] = "-" if number < 10 else "--"
             for ax, key in ((left, "train"), (right, "test")):
@@ -98,7 +105,7 @@ def draw_table(path: Path, rows: Mapping[str, Rows]) -> None:
 
 
 def _draw_task(ax: Axes, task: str, rows: Rows) -> None:
-    error = _measures_error(task)
+    error = measures_error(task)
     scale = 1 if error else 100
     places = range(len(rows), 0, -1)
     for place, row in zip(places, rows, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from implicit_solvers.problems.ernn import ERNN, LEAKY, Equilibrium, Leak, SpectralNorm, Unrolled
-from implicit_solvers.problems.ernn.baselines import FastRNN, ImplicitEulerRNN
+from implicit_solvers.problems.ernn.baselines import AntisymmetricRNN, FastRNN, ImplicitEulerRNN
 
 Build = Callable[[int, int], nn.Module]
 
@@ -52,6 +52,7 @@ MODELS: Mapping[str, Build] = {
     "gru": _batch_first(nn.GRU),
     "lstm": _batch_first(nn.LSTM),
     "fastrnn": _batch_first(FastRNN),
+    "antisymmetric": _batch_first(AntisymmetricRNN),
     "implicit-euler": _batch_first(ImplicitEulerRNN),
 }
 """From a name to a function of the channels and the hidden size."""
@@ -59,8 +60,8 @@ MODELS: Mapping[str, Build] = {
 LABELS: Mapping[str, str] = {
     "exact": "ERNN, exact",
     "exact-plus": "ERNN, exact, a = b = −1",
-    "leaky": "ERNN, leaky",
-    "leaky-implicit": "ERNN, leaky, implicit gradients",
+    "leaky": "ERNN, leaky, five steps",
+    "leaky-implicit": "ERNN, leaky, equilibrium",
     "k1": "ERNN, K = 1",
     "k3": "ERNN, K = 3",
     "k5": "ERNN, K = 5",
@@ -68,5 +69,9 @@ LABELS: Mapping[str, str] = {
     "gru": "GRU",
     "lstm": "LSTM",
     "fastrnn": "FastRNN",
+    "antisymmetric": "antisymmetric RNN",
     "implicit-euler": "implicit Euler",
 }
+
+SLOW: Mapping[str, str] = {"leaky-implicit": "leaky"}
+"""From a network whose training takes long to the one whose rate it takes over, untried."""

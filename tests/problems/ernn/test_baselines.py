@@ -1,12 +1,14 @@
-"""FastRNN and the implicit Euler network against their formulas and SciPy's flow."""
+"""FastRNN, antisymmetric and implicit Euler networks against formulas and SciPy's flow."""
 
 import numpy as np
 import scipy.integrate
+import scipy.linalg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from implicit_solvers.problems.ernn.baselines import FastRNN, ImplicitEulerRNN
+from implicit_solvers.problems.ernn import Nonlinearity
+from implicit_solvers.problems.ernn.baselines import AntisymmetricRNN, FastRNN, ImplicitEulerRNN
 from tests.problems.ernn.networks import PHIS, SEQUENTIAL, double
 
 DRAWN = {
@@ -37,6 +39,28 @@ def test_fastrnn_is_its_formula(phi, logits, **drawn):
     a, b = torch.tensor(logits, dtype=torch.float64).sigmoid()
     expected = a * PHIS[phi](inner(before)) + b * before
     torch.testing.assert_close(after, expected, rtol=1e-12, atol=1e-13)
+
+
+@given(**DRAWN, step_size=st.floats(0.05, 4), diffusion=st.floats(0, 2))
+def test_antisymmetric_rnn_is_its_formula(phi, step_size, diffusion, **drawn):
+    options = {"step_size": step_size, "diffusion": diffusion}
+    before, inner, after = run(AntisymmetricRNN, phi, **drawn, **options)
+    expected = before + step_size * PHIS[phi](inner(before))
+    torch.testing.assert_close(after, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_linear_antisymmetric_network_is_a_rotation():
+    """With phi = id, no input and diffusion, many small steps are exp(t (M - M^T - d I))."""
+    torch.manual_seed(0)
+    phi = Nonlinearity(lambda z: 1.0 * z, slope=1.0)
+    options = {"nonlinearity": phi, "step_size": 1e-4, "bias": False, "dtype": torch.float64}
+    net = AntisymmetricRNN(1, 3, diffusion=0.5, **options)
+    M, h = net.cells[0].recurrent.weight.detach(), double(1, 1, 3)
+    _, h_n = net(torch.zeros(1000, 1, 1, dtype=torch.float64), h)
+    A = (M - M.T).numpy()
+    expected = scipy.linalg.expm(0.1 * (A - 0.5 * np.eye(3))) @ h[0, 0].numpy()
+    np.testing.assert_allclose(h_n[0, 0].detach().numpy(), expected, rtol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(expected), np.exp(-0.05) * h.norm().item())
 
 
 @given(**DRAWN, step_size=st.floats(0.05, 4))

@@ -49,10 +49,10 @@ COMMANDS = {
         *("checkpoint.pt", 5, ("--hidden 5", "hidden 4 where this run has 5")),
     ),
     "ernn table": Command(
-        f"ernn table --tasks adding digits --models fastrnn rnn --seeds 1 --epochs 1 {ERNN}",
-        "accuracy.png metrics.json",
-        "checkpoint-adding.pt checkpoint-digits.pt",
-        *(9, ("--first-seed 1", "adding.first_seed 0 where this run has 1")),
+        f"ernn table --tasks adding-32 digits --models fastrnn rnn --seeds 1 --epochs 1 {ERNN}",
+        "accuracy.png metrics.json table.md",
+        "checkpoint-adding-32.pt checkpoint-digits.pt",
+        *(9, ("--first-seed 1", "adding-32.first_seed 0 where this run has 1")),
     ),
     "imaml": Command(
         f"imaml {WAVES} --method imaml-gd --steps 12 --checkpoint-every 3",

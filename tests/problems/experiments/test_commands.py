@@ -172,7 +172,7 @@ def test_the_files_of_another_configuration_are_left_alone(name, finished, tmp_p
         # what a checkpoint says is enough
         shutil.copy(out / checkpoint, tmp_path)
         assert run(name, tmp_path, *options.split(), "--resume") == 2
-        words = words.removeprefix("adding.")
+        words = words.removeprefix("adding-32.")
         assert f"{tmp_path}/checkpoint" in (error := capsys.readouterr().err) and words in error
         assert not (tmp_path / "config.json").exists()
 
@@ -387,7 +387,7 @@ def test_a_flipped_bit_is_noticed(place, bit, tmp_path_factory):
 
 # ---- Without the extras ----
 
-NAMES = ["HersheyFonts", "matplotlib", "sklearn", "seglearn", "aeon", "lda"]
+NAMES = ["HersheyFonts", "matplotlib", "sklearn", "seglearn", "lda"]
 WITHOUT_EXTRAS = f"""
 import sys
 sys.modules.update(dict.fromkeys({NAMES}))
@@ -421,16 +421,14 @@ def test_the_page_of_a_command_names_its_extra(page):
     assert "implicit-solvers[problems]" in text
 
 
-@pytest.mark.parametrize(
-    ("line", "extra"), [("train --task watch", "problems"), ("table --tasks vowels", "sequences")]
-)
-def test_packages_that_are_missing(line, extra, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("line", ["train --task watch", "table --tasks watch"])
+def test_packages_that_are_missing(line, tmp_path, capsys, monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
     assert main(["ernn", *line.split(), "--out", str(tmp_path / "out")]) == 2
-    assert f"pip install 'implicit-solvers[{extra}]'" in capsys.readouterr().err
+    assert "pip install 'implicit-solvers[problems]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

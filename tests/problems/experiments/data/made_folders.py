@@ -145,6 +145,3 @@ def write_watch(path, content, protocol=2):
         np.lib.format.write_array_header_1_0(file, header)
         pickle.dump(content, file, protocol=protocol)
     return path
-
-
-TS_HEADER = "# a comment\n@problemName Made\n@timeStamps false\n@classLabel true a b\n@data\n"

@@ -13,20 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
-from implicit_solvers.problems.experiments.data.aeon_ts import (
-    load_basic_motions,
-    load_japanese_vowels,
-)
 from implicit_solvers.problems.experiments.data.digits import load_digits, load_mnist
 from implicit_solvers.problems.experiments.data.glyphs import load_strokes
 from implicit_solvers.problems.experiments.data.idx import read_idx
 from implicit_solvers.problems.experiments.data.reuters import load_reuters, read_ldac
 from implicit_solvers.problems.experiments.data.seglearn_watch import load_watch
 from implicit_solvers.problems.experiments.data.speech_commands import read_wav
-from implicit_solvers.problems.experiments.data.ts_format import read_ts
 from tests.problems.experiments.data.made_folders import (
     IDX_CODES,
-    TS_HEADER,
     idx_bytes,
     make_mnist,
     write_wav,
@@ -70,25 +64,6 @@ def test_ldac(folder, counts):
     np.testing.assert_array_equal(read_ldac(folder / "corpus", counts.shape[1]).numpy(), counts)
 
 
-NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=32)
-
-
-@given(data=st.data(), channels=st.integers(1, 3))
-def test_ts(folder, data, channels):
-    shapes = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=5))
-    series = [data.draw(hnp.arrays(np.float64, (n, channels), elements=NUMBERS)) for n in shapes]
-    names = [data.draw(st.sampled_from("ab")) for _ in series]
-    lines = [
-        ":".join([*(",".join(map(repr, channel.tolist())) for channel in values.T), name])
-        for values, name in zip(series, names, strict=True)
-    ]
-    (folder / "made.ts").write_text(TS_HEADER + "\n".join(lines) + "\n")
-    read = read_ts(folder / "made.ts")
-    assert read.classes == ("a", "b") and [read.classes[label] for label in read.labels] == names
-    for values, expected in zip(read.series, series, strict=True):
-        np.testing.assert_array_equal(values, expected)
-
-
 def test_wav(folder):
     samples = np.array([0.0, 0.5, -0.5, 1, -1])
     write_wav(folder / "a.wav", samples)
@@ -126,8 +101,6 @@ def test_the_corpus_is_what_the_package_reads():
 PACKAGES = [
     (load_reuters, "problems", "no file reuters.tokens"),
     (load_watch, "problems", "seglearn has no file watch_dataset.npy"),
-    (load_japanese_vowels, "sequences", "aeon has no file JapaneseVowels/"),
-    (load_basic_motions, "sequences", "aeon has no file BasicMotions/"),
 ]
 
 

@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-from implicit_solvers.problems.experiments.data.aeon_ts import load_ts_pair
 from implicit_solvers.problems.experiments.data.class_images import read_image
 from implicit_solvers.problems.experiments.data.digits import load_mnist
 from implicit_solvers.problems.experiments.data.idx import read_idx
@@ -18,11 +17,9 @@ from implicit_solvers.problems.experiments.data.pixel_sequences import load_mnis
 from implicit_solvers.problems.experiments.data.reuters import read_ldac
 from implicit_solvers.problems.experiments.data.seglearn_watch import load_watch_file
 from implicit_solvers.problems.experiments.data.speech_commands import load_speech_commands
-from implicit_solvers.problems.experiments.data.ts_format import read_ts
 from implicit_solvers.problems.experiments.data.uci_har import load_uci_har
 from tests.problems.experiments.data import made_folders
 from tests.problems.experiments.data.made_folders import (
-    TS_HEADER,
     make_mnist,
     watch_content,
     write_table,
@@ -42,8 +39,6 @@ READERS = {
     "idx": (None, lambda folder: read_idx(folder / "file")),
     "idx.gz": (None, lambda folder: read_idx(folder / "file.gz")),
     "ldac": (None, lambda folder: read_ldac(folder / "corpus", 3)),
-    "ts": (None, lambda folder: read_ts(folder / "made.ts")),
-    "ts pair": (None, lambda folder: load_ts_pair(folder / "made.ts", folder / "test.ts")),
     "watch": (None, lambda folder: load_watch_file(folder / "watch.npy", window=2)),
 }
 
@@ -86,10 +81,6 @@ def watch(content, protocol=2):
     return lambda folder: made_folders.write_watch(folder / "watch.npy", content, protocol)
 
 
-def pair(train, test=TS_HEADER + "1:a\n"):
-    return lambda folder: (put("made.ts", TS_HEADER + train)(folder), put("test.ts", test)(folder))
-
-
 class RunsACommand:
     def __reduce__(self):
         return os.mkdir, ("made by a pickle",)
@@ -114,7 +105,6 @@ JPG = "images/n0500000002.jpg"
 PNG = f"{LATIN}/0011_01.png"
 IDX = made_folders.idx_bytes(np.arange(6, dtype="u1").reshape(2, 3))
 LOWER = "\n".join(f"{i} {name.lower()}" for i, name in enumerate(made_folders.ACTIVITIES, 1))
-HEADLESS = TS_HEADER.replace("true a b", "false")
 MISSING, VALUE = FileNotFoundError, ValueError
 TABLE = [
     ("omniglot", remove("."), MISSING, "there is no folder"),
@@ -185,22 +175,6 @@ TABLE = [
        "line 2 of .*corpus is no document of 3 words")
       for line in ("", "x", "2 0:1", "1 3:1", "1 -1:1", "1 0:-1", "1 0", "1 0:1:1", "1 0:x",
                        "2 0:1 0:2", "1 0:99999999999999999999")),
-    ("ts", put("made.ts"), VALUE, "holds no series"),
-    ("ts", put("made.ts", TS_HEADER), VALUE, "holds no series"),
-    ("ts", put("made.ts", TS_HEADER + "1,2:3,4:c\n"), VALUE,
-     "line 6 of .*made.ts ends in 'c', which is none of"),
-    ("ts", put("made.ts", TS_HEADER + "1,x:3,4:a\n"), VALUE, "line 6 of .* is no series of numb"),
-    ("ts", put("made.ts", TS_HEADER + "1,2:3:a\n"), VALUE, r"channels of \[1, 2\] steps"),
-    ("ts", put("made.ts", TS_HEADER + "1,2:3,4:a\n1,2:b\n"), VALUE,
-     "line 7 of .* has 1 channels, the first series 2"),
-    ("ts", put("made.ts", TS_HEADER.replace("false", "true")), VALUE, "has time stamps"),
-    ("ts", put("made.ts", HEADLESS), VALUE, "no line '@classLabel true'"),
-    ("ts", put("made.ts", TS_HEADER.replace(" a b", "")), VALUE, "no line '@classLabel true'"),
-    ("ts", put("made.ts", "1,2:a\n"), VALUE, "line 1 of .* comes before @data"),
-    ("ts pair", pair("1:a\n", TS_HEADER.replace("a b", "b a") + "1:a\n"), VALUE,
-     "has the classes .*pass two parts of one data set"),
-    ("ts pair", pair("1:a\n1:b\n"), VALUE, "one series of each class"),
-    ("ts pair", pair("1:a\n1:a\n1:a\n?:a\n"), VALUE, "1 of 4 sequences have a NaN.*number 3"),
     *(("watch", watch({"first": RunsACommand(), **watch_content()}, protocol), VALUE,
        "watch.npy is refused: its pickle asks for .*mkdir")
       for protocol in (0, 2, 5)),

@@ -1,40 +1,31 @@
 """Sequence tasks: the shapes, labels and classes of each reader, and what a sequence says."""
 
-import importlib.util
 import math
 from functools import partial
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.datasets
 import torch
 from hypothesis import given
 
-from implicit_solvers.problems.experiments.data import aeon_ts
 from implicit_solvers.problems.experiments.data import pixel_sequences as pixels
 from implicit_solvers.problems.experiments.data.adding import generate_adding
-from implicit_solvers.problems.experiments.data.aeon_ts import load_basic_motions, load_ts_pair
 from implicit_solvers.problems.experiments.data.copying import generate_copying
 from implicit_solvers.problems.experiments.data.package_files import package_file
 from implicit_solvers.problems.experiments.data.seglearn_watch import load_watch, load_watch_file
 from implicit_solvers.problems.experiments.data.speech_commands import load_speech_commands, log_mel
 from implicit_solvers.problems.experiments.data.uci_har import SIGNALS, load_uci_har
 from tests.problems.experiments.data import made_folders
-from tests.problems.experiments.data.made_folders import ACTIVITIES, TS_HEADER, make_har, make_mnist
+from tests.problems.experiments.data.made_folders import ACTIVITIES, make_har, make_mnist
 
 
 def watch(path, protocol):
     content = np.array(made_folders.watch_content(), dtype=object)
     path = made_folders.write_watch(path / "watch.npy", content, protocol)
     return load_watch_file(path, window=2)
-
-
-def ts_pair(path):
-    lines = "".join(f"{i},{i + 1}:{'ab'[i % 2]}\n" for i in range(8))
-    for name, text in {"train": lines, "test": "9:b\n"}.items():
-        (path / f"{name}.ts").write_text(TS_HEADER + text)
-    return load_ts_pair(path / "train.ts", path / "test.ts", validation_every=4)
 
 
 def speech(path, words=None):
@@ -52,7 +43,6 @@ TASKS = {
     "speech": (speech, (98, 32), ([0, 1, 2],) * 3, ("no", "tree", "yes")),
     "speech, one word": (partial(speech, words=("yes",)), (98, 32), ([1, 1, 0],) * 3,
                          ("yes", "unknown")),
-    "ts pair": (ts_pair, (2, 1), ([0, 1] * 3, [0, 1], [1]), ("a", "b")),
     "watch, protocol 2": (partial(watch, protocol=2), (2, 2),
                           ([0, 0, 1, 1] * 3, [0, 0, 1, 1], [0, 0, 1, 1]), ("a", "b")),
     "watch, protocol 4": (partial(watch, protocol=4), (2, 2),
@@ -89,49 +79,64 @@ def test_values_are_those_of_the_files(tmp_path):
     rows = pixels.load_mnist_sequences(tmp_path / "mnist", channels=4).test.x
     assert (rows == images.reshape(10, 4, 4)).all() and 0 < images.max() <= 1
 
-    (tmp_path / "ts").mkdir()
-    task = ts_pair(tmp_path / "ts")
-    first = np.array([[2, 3], [3, 4], [4, 5], [5, 6], [6, 7], [7, 8.0]])
-    mean, deviation = first.mean(), first.std()
-    np.testing.assert_allclose(task.train.x[..., 0], (first - mean) / deviation, rtol=1e-5)
-    np.testing.assert_allclose(task.validation.x[0, :, 0], (np.array([0, 1]) - mean) / deviation)
-    assert task.test.lengths.tolist() == [1]
-
 
 def test_watch_windows_and_subjects_against_the_trusted_reader():
-    task = load_watch()
     path = package_file("seglearn", "watch_dataset.npy", "problems")
     content = np.load(path, allow_pickle=True).item()
-    subjects = {"train": range(1, 7), "validation": (7, 8), "test": (9, 10)}
-    expected = {part: ([], []) for part in subjects}
-    for series, label, subject in zip(content["X"], content["y"], content["subject"], strict=True):
-        for part, own in subjects.items():
-            for start in range(0, len(series) - 127, 128) if subject in own else ():
-                expected[part][0].append(series[start : start + 128])
-                expected[part][1].append(label)
-    steps = np.concatenate(expected["train"][0])
-    for part, (windows, labels) in expected.items():
-        sequences = getattr(task, part)
-        scaled = (np.stack(windows) - steps.mean(0)) / steps.std(0)
-        # float32 values of order 1
-        np.testing.assert_allclose(sequences.x.numpy(), scaled, rtol=1e-4, atol=1e-4)
-        assert sequences.y[:, 0].tolist() == labels
-    assert task.classes == tuple(content["y_labels"])
+    tested = []
+    for fold, (validation, test) in enumerate([((9, 10), (1, 2)), ((1, 2), (3, 4))]):
+        task, tested = load_watch(fold=fold), [*tested, *test]
+        subjects = {"validation": validation, "test": test}
+        subjects["train"] = {*range(1, 11)} - {*validation, *test}
+        expected = {part: ([], []) for part in subjects}
+        for series, label, subject in zip(
+            content["X"], content["y"], content["subject"], strict=True
+        ):
+            for part, own in subjects.items():
+                for start in range(0, len(series) - 127, 128) if subject in own else ():
+                    expected[part][0].append(series[start : start + 128])
+                    expected[part][1].append(label)
+        steps = np.concatenate(expected["train"][0])
+        for part, (windows, labels) in expected.items():
+            sequences = getattr(task, part)
+            scaled = (np.stack(windows) - steps.mean(0)) / steps.std(0)
+            # float32 values of order 1
+            np.testing.assert_allclose(sequences.x.numpy(), scaled, rtol=1e-4, atol=1e-4)
+            assert sequences.y[:, 0].tolist() == labels
+        assert task.classes == tuple(content["y_labels"])
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("aeon") is None, reason="the package aeon is not installed"
-)
-def test_the_shipped_sets():
-    motions, vowels = load_basic_motions(), aeon_ts.load_japanese_vowels()
-    assert motions.train.x.shape == (28, 100, 6) and motions.test.x.shape == (40, 100, 6)
-    assert motions.validation.y.flatten().bincount().tolist() == [3] * 4
-    assert motions.test.y.flatten().bincount().tolist() == [10] * 4
-    assert len(vowels.train) + len(vowels.validation) == 270 and len(vowels.test) == 370
-    assert vowels.validation.y.flatten().bincount().tolist() == [8] * 9
-    assert vowels.train.x.shape[2] == 12 and vowels.classes == tuple("123456789")
-    lengths = vowels.test.lengths
-    assert int(lengths.min()) == 7 and int(lengths.max()) == 29
+def test_every_subject_of_the_watch_is_tested_once(tmp_path):
+    """A series of a subject is constant, and says who it is."""
+    path = made_folders.write_watch(
+        tmp_path / "watch.npy", np.array(made_folders.watch_content(), dtype=object)
+    )
+    seen = []
+    for fold in range(5):
+        parts = []
+        for part in ("train", "validation", "test"):
+            task = load_watch_file(path, window=2, fold=fold)
+            values = getattr(task, part).x[:, 0, 0]
+            parts.append(values.unique().tolist())
+        train, validation, test = parts
+        assert (len(train), len(validation), len(test)) == (6, 2, 2)
+        assert not set(train) & set(validation) | set(test) & set(train + validation)
+        # scaled back: the subjects' numbers, of which 6 were the scale
+        subjects = [s for s in range(10) if s // 2 not in (fold, (fold - 1) % 5)]
+        mean, deviation = np.mean(subjects), np.std(subjects)
+        seen += [round(value * deviation + mean) for value in test]
+    assert sorted(seen) == list(range(10))
+
+
+def test_noise_follows_the_rows_of_a_digit():
+    task, digits = pixels.load_noise_padded_digits(steps=40), pixels.load_digit_sequences()
+    for part in ("train", "validation", "test"):
+        padded, own = getattr(task, part), getattr(digits, part)
+        assert (padded.x[:, :8] == own.x).all() and (padded.y == own.y).all()
+        noise = padded.x[:, 8:]
+        assert padded.lengths.unique().tolist() == [40] and noise.shape[1:] == (32, 8)
+        assert scipy.stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
+        assert len(noise[:, 0, 0].unique()) > len(noise) - 5
 
 
 @pytest.mark.parametrize("channels", [1, 8])

@@ -68,6 +68,7 @@ def test_every_model_has_a_label_and_parameters_as_its_formula_says():
     expected = {
         **{"exact": matrices + 1, "exact-plus": matrices + 1},
         **{"leaky": matrices + 3, "leaky-implicit": matrices + 3, "implicit-euler": matrices},
+        "antisymmetric": matrices,
         **{"k1": matrices + 2, "k3": matrices + 4, "k5": matrices + 6, "fastrnn": matrices + 2},
         **{"rnn": torch_rnn, "gru": 3 * torch_rnn, "lstm": 4 * torch_rnn},
     }

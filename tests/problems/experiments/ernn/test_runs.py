@@ -19,14 +19,15 @@ def test_train(finished):
         *((model, 1) for model in ("rnn", "exact", "leaky")),
     ]
     for row in metrics["models"]:
-        own = [t for t in trainings if (t["model"], t["rate"]) == (row["model"], row["rate"])]
+        (rate,) = row["rates"]
+        own = [t for t in trainings if (t["model"], t["rate"]) == (row["model"], rate)]
         assert row["scores"] == [t["score"] for t in own] and len(own) == 2
         np.testing.assert_allclose(row["mean"], np.mean(row["scores"]))
         np.testing.assert_allclose(row["deviation"], np.std(row["scores"], ddof=1), atol=1e-12)
         tried = [t for t in trainings if t["model"] == row["model"] and t["seed"] == 0]
         best = max(tried, key=lambda t: (t["validation"], -t["validation_loss"]))
-        assert best["rate"] == row["rate"]
-        assert metrics["timing"]["seconds_an_epoch"][row["model"]] > 0
+        assert best["rate"] == rate
+        assert metrics["timing"]["processor_seconds"]["digits"][row["model"]] > 0
     for training in trainings:
         assert len(training["train"]) == len(training["test"]) == 2
         assert training["test"][-1] == training["validation"]
@@ -39,14 +40,15 @@ def test_train(finished):
 
 def test_table(finished):
     out, printed = finished("ernn table")
-    assert "FastRNN" in printed and "adding, 32 steps" in printed
+    table = (out / "table.md").read_text(encoding="utf-8")
+    assert "| FastRNN |" in table and "adding, 32 steps" in table and table in printed
     metrics = metrics_of(out)
-    assert list(metrics["tasks"]) == ["adding", "digits"]
+    assert list(metrics["tasks"]) == ["adding-32", "digits"]
     for own in metrics["tasks"].values():
         assert [row["model"] for row in own["models"]] == ["rnn", "fastrnn"]
         assert len(own["trainings"]) == 4 and own["models"][0]["deviation"] is None
     # a constant has an error of 1/6, the shares of classes are at most 1
-    assert all(0.1 < row["mean"] < 1 for row in metrics["tasks"]["adding"]["models"])
+    assert all(0.1 < row["mean"] < 1 for row in metrics["tasks"]["adding-32"]["models"])
     # another task is trained, this one's checkpoint is used
     (out / "checkpoint-digits.pt").unlink()
     assert main([*COMMANDS["ernn table"].arguments, "--out", str(out), "--resume"]) == 0

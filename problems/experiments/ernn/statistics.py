@@ -1,0 +1,64 @@
+"""What scores of several seeds say: intervals of means, and paired tests of many networks."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from scipy.special import stdtr, stdtrit
+
+LEVEL = 0.95
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Return half of the mean's 95% t-interval, None for less than two values.
+
+    Examples
+    --------
+    >>> half_width([1.0, 3.0])  # the interval is 2 ± 12.706
+    12.706204736174694
+    """
+    count = len(values)
+    if count < 2:
+        return None
+    return float(stdtrit(count - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(count)
+
+
+def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
+    """Return the two-sided p-value of Student's paired test, over the seeds that both have.
+
+    None for less than two such seeds. Where all differences are equal it is 1 if they are zero,
+    and 0 if not.
+
+    Examples
+    --------
+    >>> round(paired_p({0: 1.0, 1: 3.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 1.0, 3: 7.0}), 4)
+    0.0742
+    """
+    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    if len(differences) < 2:
+        return None
+    mean, deviation = statistics.mean(differences), statistics.stdev(differences)
+    if deviation == 0:
+        return float(mean == 0)
+    t = mean / deviation * math.sqrt(len(differences))
+    return 2 * float(stdtr(len(differences) - 1, -abs(t)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values of which those below a level may be believed together.
+
+    The smallest of m is multiplied by m, the next by m - 1, ...; none gets smaller than one before
+    it. Source: Holm, "A simple sequentially rejective multiple test procedure" (1979).
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
+        adjusted[place] = largest
+    return adjusted
