@@ -16,6 +16,7 @@ from implicit_solvers.agreement import Mask, both, everywhere, implies, no, pick
 from implicit_solvers.compiled_step import (
     bucket,
     compiled_step,
+    for_any_lanes,
     in_own_memory,
     padded,
     to_compile,
@@ -34,6 +35,7 @@ from implicit_solvers.outcome import (
     proposed,
     result,
     select,
+    unknown,
     with_ended,
 )
 from implicit_solvers.ranks import alone, columns
@@ -93,14 +95,18 @@ def _until_judged(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> O
     by_products = solver.rtol is not None and getattr(problem, "by_products", False) and alone()
     if direct is None and not by_products:
         return _iterate(solver, problem, z).spread()
-    found, start = judged(solver, problem, _iterate(solver, problem, z), direct)
-    if not isinstance(found.status, Tensor) and found.status >= 0:
-        return found.spread()
-    counts = found.evaluations
-    if len(counts) > 0:
-        counts = as_tensor(counts, z).expand(len(z), 3)
-    found = found.spread()._replace(evaluations=counts)
     everyone: Any = slice(None)
+    if compiling():
+        # the first round is one of the loop: a step, and a verdict, are in the graph once
+        found, start, rounds = unknown(z), z, _ROUNDS + 1
+    else:
+        found, start = judged(solver, problem, _iterate(solver, problem, z), direct)
+        if not isinstance(found.status, Tensor) and found.status >= 0:
+            return found.spread()
+        counts, rounds = found.evaluations, _ROUNDS
+        if len(counts) > 0:
+            counts = as_tensor(counts, z).expand(len(z), 3)
+        found = found.spread()._replace(evaluations=counts)
 
     def again(carry: Any) -> Any:
         found, start = carry
@@ -113,10 +119,12 @@ def _until_judged(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> O
         new = _iterate(solver, here, start[keep], found.iterations[keep], going).spread()
         counts = added(select(found.evaluations, keep), new.evaluations)
         new, onward = judged(solver, here, new._replace(evaluations=counts), direct)
+        if compiling():  # the derivative makes factors of its own
+            new = new._replace(factors=())
         new, onward = pick(going, (new.spread(), onward), select((found, start), keep))
         return _put((found, start), keep, (new, onward))
 
-    found, _ = repeat(lambda carry: (carry[0].status < 0).any(), again, (found, start), _ROUNDS)
+    found, _ = repeat(lambda carry: (carry[0].status < 0).any(), again, (found, start), rounds)
     status = torch.where(found.status == LEAVING, int(Status.SADDLE), found.status)
     return found._replace(status=torch.where(status == RUNNING, int(Status.STALLED), status))
 
@@ -139,15 +147,15 @@ def _iterate(solver: Any, problem: Any, z: Tensor, made: Any = 0, running: Mask 
     returns its best iterate; with ``rtol=None`` exactly ``max_steps`` steps are made and the last
     is returned. Steps whose trial is not accepted do not count, up to ``max_trials`` of all.
 
-    Whether lanes are left is asked every ``check_every`` steps of a solver that has this field: a
-    GPU has to wait for the answer. Between, lanes that have ended are computed and not looked at.
+    Whether lanes are left is asked every ``check_every`` steps (`_asks_every`): a GPU has to wait
+    for the answer. Between, lanes that have ended are computed and not looked at.
     If it is 1, lanes that come nearer at a steady rate are not looked at while they are far.
     """
     if compiling():
         return _iterate_in_graph(solver, problem, z, made, running)
     if (compilable := to_compile(solver, problem, z)) is not None:
         return _iterate_compiled(solver, compilable, z, made, running)
-    every = getattr(solver, "check_every", 1)
+    every = _asks_every(solver, z.device)
     departed, lanes = Departed(), len(z)
     left, progress = _look(
         solver, problem, _begin(solver, problem, z, made, running), lanes, lanes, settle
@@ -172,6 +180,19 @@ def _iterate(solver: Any, problem: Any, z: Tensor, made: Any = 0, running: Mask 
 def _leave(solver: Any, problem: Any, left: int, lanes: int) -> bool:
     """Tell whether the lanes that are left go on without the others."""
     return 0 < 2 * left <= lanes and solver.compact and problem.separable
+
+
+def _asks_every(solver: Any, device: torch.device) -> int:
+    """Return after how many steps it is asked whether lanes are left."""
+    every: int | None = getattr(solver, "check_every", 1)
+    if every is None:
+        every = _BLOCK if _waits(device) and solver.light else 1
+    return every
+
+
+def _waits(device: torch.device) -> bool:
+    """Tell whether the host has to wait for an answer."""
+    return device.type != "cpu"
 
 
 def _nobody(lanes: int, *masks: Mask) -> tuple[list[int], list[Mask]]:
@@ -335,6 +356,7 @@ def _iterate_compiled(solver: Any, problem: Any, z: Tensor, made: Any, running: 
     """Iterate in compiled blocks of steps; lanes leave between two of them."""
     advance = compiled_step(_block, solver, problem)
     progress, departed = in_own_memory(_begun(solver, problem, z, made, running)), Departed()
+    for_any_lanes(problem, progress)
     while left := int(progress.running.sum()):
         if _leave(solver, problem, bucket(left), len(progress.running)):
             keep = progress.running.nonzero().squeeze(-1)
@@ -374,7 +396,7 @@ def _begun(solver: Any, problem: Any, z: Tensor, made: Any, running: Mask) -> Pr
 
 def _some_steps(solver: Any, problem: Any, progress: Progress, least: int = 1) -> Progress:
     problem = problem.aliased()
-    for _ in range(max(least, getattr(solver, "check_every", 1))):
+    for _ in range(max(least, getattr(solver, "check_every", None) or 1)):
         progress = _advance(solver, problem, progress)
     return progress
 

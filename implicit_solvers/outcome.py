@@ -42,6 +42,7 @@ __all__ = [
     "proposed",
     "result",
     "select",
+    "unknown",
     "with_ended",
 ]
 
@@ -72,6 +73,11 @@ class Outcome(NamedTuple):
         status, iterations = (spread(v, self.z, torch.int64) for v in self[1:3])
         residual, error = (spread(v, self.z) for v in self[3:5])
         return Outcome(self.z, status, iterations, residual, error, *self[5:])
+
+
+def unknown(z: Tensor) -> Outcome:
+    """Return what is known of lanes that have not begun."""
+    return Outcome(z, RUNNING, 0, math.inf, math.inf).spread()
 
 
 class Departed:

@@ -70,7 +70,8 @@ class IterativeSolver:
     A solver whose error never grows says ``monotone = True``, so that the loop need not remember
     the best iterate of a lane that fails. One that comes nearer at a steady rate has a
     ``steps(problem, state, count)``, which measures after the last step only: the loop calls it
-    while lanes are far from their ends. A solver whose state must change its form between steps
+    while lanes are far from their ends. One whose steps are little work beside a question to a GPU
+    says ``light = True``. A solver whose state must change its form between steps
     (to grow, to start again) does so in ``refresh(problem, state)``, for all lanes, those that
     have ended included, without moving their iterates. One that says ``spreads = True`` knows
     vectors by products, and by sums over their entries that all go through the library's, so that
@@ -81,16 +82,18 @@ class IterativeSolver:
     atol: float | Auto = AUTO
     max_steps: int = 1000
     compact: bool = True
-    check_every: int = 1
+    check_every: int | None = None
     compile: bool = False
     monotone: ClassVar[bool] = False
+    light: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
     spreads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
-        check_count(self, "check_every", least=1)
+        if self.check_every is not None:
+            check_count(self, "check_every", least=1)
 
     def init(self, problem: Any, z: Tensor) -> Any:
         """Return the state at ``z (N, n)``."""
@@ -137,7 +140,8 @@ class EquationMethod(IterativeSolver):
         Whether lanes that ended leave the computation; False keeps shapes static.
     check_every
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have.
+        lanes that ended keep what they have. By default every step, and on a GPU every fourth of a
+        solver whose steps are ``light``.
     compile
         Whether blocks of steps are compiled, for each function and dtype, and for few shapes.
     autocast
@@ -241,10 +245,11 @@ class LinearMethod(IterativeSolver, LinearSolver):
     --------
     >>> import implicit_solvers as ims
     >>> ims.CG(rtol=1e-3, max_steps=20)
-    CG(rtol=0.001, atol=AUTO, max_steps=20, compact=True, check_every=1, compile=False)
+    CG(rtol=0.001, atol=AUTO, max_steps=20, compact=True, check_every=None, compile=False)
     """
 
     starts: ClassVar[bool] = True
+    light: ClassVar[bool] = True
 
     def error_at(self, problem: LinearProblem, x: Tensor, error: Tensor) -> Tensor:
         """Return what is compared with the tolerance at ``x``, where the state has an ``error``.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.lane_map import LaneMap
+from implicit_solvers.linear.sparsity import check_device
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver, Factors
 
@@ -27,7 +28,7 @@ class Banded(DirectSolver):
 
     With ``l`` diagonals below the main one and ``u`` above, it takes ``l + u + 1`` products, and
     time proportional to ``n l (l + u)``; on the CPU, through LAPACK, to which all lanes go as one
-    matrix of blocks (tensors on another device travel). Source: Golub and Van Loan, "Matrix
+    matrix of blocks. Source: Golub and Van Loan, "Matrix
     Computations", section 4.3; LAPACK's ``gbtrf``.
 
     For square operators ``(*lanes, n, n)`` in float32, float64 and their complex kin.
@@ -35,7 +36,8 @@ class Banded(DirectSolver):
     Raises
     ------
     ValueError
-        When a solve begins with an operator that is not known to be banded.
+        When a solve begins with an operator that is not known to be banded, or on another device
+        than the CPU.
 
     Examples
     --------
@@ -59,6 +61,7 @@ class Banded(DirectSolver):
 
         ``bands[:, above + i - j, j]`` is the entry in row ``i`` and column ``j``.
         """
+        check_device("solver=Banded()", bands.device)
         if compiling():
             return tuple(_factor_in_graph(bands, below, above))
         return _factor(bands, below, above)
@@ -86,8 +89,8 @@ def _factor(bands: Tensor, below: int, above: int) -> Factors:
     packed = torch.nn.functional.pad(scaled, (0, 0, below, 0))
     (factor,) = get_lapack_funcs(("gbtrf",), dtype=_numpy_dtype(bands))
     lu, pivots, _ = factor(_stacked(packed), below, above)
-    lu = _unstacked(lu, grid, n).to(bands.device)
-    local = torch.from_numpy(pivots).reshape(grid, n).to(bands.device)
+    lu = _unstacked(lu, grid, n)
+    local = torch.from_numpy(pivots).reshape(grid, n)
     local = local - n * torch.arange(grid, dtype=local.dtype, device=local.device).unsqueeze(-1)
     regular = (lu[:, below + above] != 0).all(-1)
     lu = _identity_where(~regular, lu, below + above)
@@ -119,7 +122,7 @@ def _solve(
         _array((pivots + offsets.unsqueeze(-1)).reshape(-1)),
         trans=2 if transposed else 0,
     )
-    x = torch.from_numpy(np.ascontiguousarray(out)).to(b.device).reshape(grid, n, k)
+    x = torch.from_numpy(np.ascontiguousarray(out)).reshape(grid, n, k)
     if grid > 1 and not bool(torch.isfinite(x).all()):
         # a lane that overflowed reaches the others through the zeros between them
         lanes = [
@@ -217,7 +220,7 @@ def _unstacked(bands: np.ndarray, grid: int, n: int) -> Tensor:
 
 
 def _array(t: Tensor) -> np.ndarray:
-    array: np.ndarray = t.detach().resolve_conj().cpu().numpy()
+    array: np.ndarray = t.detach().resolve_conj().numpy()
     return array
 
 

@@ -33,9 +33,9 @@ def default_linear_solver(
 ) -> LinearSolver:
     """Choose a linear solver.
 
-    Diagonal operators are divided by, banded and square sparse ones factored as such (sparse ones
-    on the CPU only). Of the others, up to 512 unknowns, `Cholesky` solves positive definite, `QR`
-    rectangular and `LU` all other systems; beyond, `CG`, `LSMR` and `GMRES` do.
+    Diagonal operators are divided by; on the CPU, banded and square sparse ones are factored as
+    such. Of the others, up to 512 unknowns, `Cholesky` solves positive definite, `QR` rectangular
+    and `LU` all other systems; beyond, `CG`, `LSMR` and `GMRES` do.
     """
     if sparse and not rectangular:
         return SuperLU()

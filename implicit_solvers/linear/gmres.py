@@ -182,7 +182,7 @@ class GMRES(LinearMethod):
         if isinstance(state, RefinementState):
             return state
         j, m = state.place, state.hessenberg.shape[1]
-        ends = m >= self.max_steps and self.check_every == 1  # before it is full
+        ends = m >= self.max_steps and self.check_every in (None, 1)  # before it is full
         full = not ends and j == m
         if not nowhere(full):
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.linear.lane_map import LaneMap
-from implicit_solvers.linear.sparsity import Ordering, check_ordering, csc_arrays, on_host
+from implicit_solvers.linear.sparsity import Ordering, check_device, check_ordering, csc_arrays
 
 __all__ = ["ILU", "DiagonalMap", "HostMap", "Jacobi", "Preconditioner", "SparsePreconditioner"]
 
@@ -97,6 +97,7 @@ class SparsePreconditioner(Preconditioner):
                 "SparseOperator, or the pattern of the Jacobian as jac_sparsity, or use Jacobi()"
             )
         entries, pattern = sparse
+        check_device(f"preconditioner={self!r}", entries.device)
         lanes = csc_arrays(entries, pattern, A.transposed)
         return HostMap(tuple(map(self._lane, lanes)), A.like)
 
@@ -167,9 +168,9 @@ class HostMap:
 
     def mv(self, v: Tensor) -> Tensor:
         """Return the product with each lane of ``v (N, n)``."""
-        given, count = on_host(v), len(self.products)
+        given, count = v.detach().resolve_conj().numpy(), len(self.products)
         out = [self.products[i % count](lane) for i, lane in enumerate(given)]
-        return torch.as_tensor(np.stack(out), dtype=v.dtype, device=v.device)
+        return torch.as_tensor(np.stack(out), dtype=v.dtype)
 
     def aliased(self) -> HostMap:
         """Return the map itself."""

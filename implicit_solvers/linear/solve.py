@@ -102,7 +102,7 @@ def linear_solve(
     solver
         How to solve: `LU`, `Cholesky`, `QR`, `SVD`, `Diagonal`, `Banded`, `SuperLU`, `CG`,
         `MINRES`, `GMRES`, `BiCGStab`, `LSMR`, `Neumann`. Left out, `Diagonal` for a diagonal
-        operator, `Banded` for a banded one, `SuperLU` for a sparse one on the CPU; of the others,
+        operator, on the CPU `Banded` for a banded one, `SuperLU` for a sparse one; of the others,
         up to 512 unknowns, `Cholesky` for a positive definite one, `QR` for a rectangular one,
         else `LU`; beyond, `CG`, `LSMR` or `GMRES`.
     x0
@@ -183,12 +183,13 @@ def linear_solve(
     if check and not compiling():
         _check_flags(A, structure)
     if solver is None:
+        on_cpu = structure.device.type == "cpu"
         solver = default_linear_solver(
             max(structure.size, unknowns.size),
             positive_definite=A.positive_definite,
             diagonal=A.diagonal,
-            banded=A.bands is not None,
-            sparse=isinstance(A, SparseOperator) and A.values.device.type == "cpu",
+            banded=A.bands is not None and on_cpu,
+            sparse=isinstance(A, SparseOperator) and on_cpu,
             detect=isinstance(A, JacobianOperator) and A.detect,
             rectangular=A.rectangular,
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "Ordering",
     "SparsityPattern",
+    "check_device",
     "check_ordering",
     "csc_arrays",
     "greedy_colors",
@@ -213,9 +214,19 @@ def scattered(values: Tensor, rows: Tensor, columns: Tensor, size: int, v: Tenso
 
 
 def on_host(t: Tensor) -> np.ndarray:
-    """Return a tensor as a NumPy array."""
-    array: np.ndarray = t.detach().resolve_conj().cpu().numpy()
+    """Return a pattern, on whatever device, as a NumPy array."""
+    array: np.ndarray = t.detach().cpu().numpy()
     return array
+
+
+def check_device(what: str, device: torch.device) -> None:
+    """Refuse tensors that are not where SciPy factors."""
+    if device.type != "cpu":
+        raise ValueError(
+            f"{what} factors on the CPU alone, through SciPy, and this system is on {device}: use "
+            "GMRES() or another iterative solver, LU() if it is small, or move the problem to the "
+            "CPU"
+        )
 
 
 def csc_arrays(entries: Tensor, pattern: Any, transposed: bool = False) -> list[Any]:
@@ -224,7 +235,7 @@ def csc_arrays(entries: Tensor, pattern: Any, transposed: bool = False) -> list[
     m, n = pattern.shape
     if transposed:
         entries, rows, columns, m, n = entries.conj(), columns, rows, n, m
-    lanes = on_host(entries)
+    lanes = entries.detach().resolve_conj().numpy()
     return [scipy.sparse.coo_array((lane, (rows, columns)), (m, n)).tocsc() for lane in lanes]
 
 

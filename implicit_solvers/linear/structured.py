@@ -28,9 +28,10 @@ class Structured(DirectSolver):
     A product with a vector of ones has the entries of a diagonal operator, ``2 w + 1`` products
     those of one with ``w`` diagonals at each side. A product with a random vector refutes a wrong
     guess, row by row, to a thousand roundings, in every lane; then the next width is tried, and
-    at last ``fallback``. So a diagonal system, as the Jacobian of an elementwise equation, takes
-    two products, evaluated as one batch, and no factorization. Every factorization looks anew: the
-    structure may differ from one Newton step to the next.
+    at last ``fallback``; bands are looked for on the CPU only. So a diagonal system, as the
+    Jacobian of an elementwise equation, takes two products, evaluated as one batch, and no
+    factorization. Every factorization looks anew: the structure may differ from one Newton step to
+    the next.
 
     For square operators ``(*lanes, n, n)`` of the dtypes of what solves in the end: `Diagonal`,
     `Banded`, or ``fallback``.
@@ -89,7 +90,9 @@ class Structured(DirectSolver):
             generator=torch.Generator(device=A.like.device).manual_seed(0),
         )
         product: Tensor | None = None
-        for width in range(min(self.widest, max(A.n - 1, 0)) + 1):
+        # (bands are factored on the CPU alone)
+        widest = self.widest if A.like.device.type == "cpu" else 0
+        for width in range(min(widest, max(A.n - 1, 0)) + 1):
             bands, product = _guess(A, width, probe, product)
             if _explains(bands, width, probe, product):
                 factors = (

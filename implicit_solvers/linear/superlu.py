@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.linear.lane_map import LaneMap
-from implicit_solvers.linear.sparsity import Ordering, check_ordering, csc_arrays, on_host
+from implicit_solvers.linear.sparsity import Ordering, check_device, check_ordering, csc_arrays
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver, Factors
 
@@ -21,7 +21,7 @@ __all__ = ["SuperLU", "factored", "solved_lanes"]
 
 @dataclass(frozen=True)
 class SuperLU(DirectSolver):
-    """Sparse LU factorization with partial pivoting, on the CPU.
+    """Sparse LU factorization with partial pivoting, on the CPU alone.
 
     It is for a `SparseOperator`, and for Jacobians of equations whose ``jac_sparsity`` is given.
     SciPy's SuperLU factors ``n x n`` matrices in float32, float64 and their complex kin, each lane
@@ -39,7 +39,8 @@ class SuperLU(DirectSolver):
     ------
     ValueError
         If ``ordering`` is none of them; when a solve begins with another operator than a square
-        sparse one, or under a ``vmap`` over the pattern of the matrix.
+        sparse one, or on another device than the CPU, or under a ``vmap`` over the pattern of the
+        matrix.
 
     Examples
     --------
@@ -92,6 +93,7 @@ def factored(A: LaneMap, factor: Callable[[Any], tuple[Any, int]]) -> Factors:
             "not the operator), give the pattern of a Jacobian, or use GMRES() or LU()"
         )
     entries, pattern = sparse
+    check_device("solver=SuperLU()", entries.device)
     if pattern.rows.dim() > 1 or pattern.columns.dim() > 1:
         raise ValueError(
             "solver=SuperLU() under vmap over the pattern of a sparse matrix: lanes must share "
@@ -108,9 +110,9 @@ def factored(A: LaneMap, factor: Callable[[Any], tuple[Any, int]]) -> Factors:
 
 def solved_lanes(memory: Any, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
     """Return ``A^-1 b`` or ``A^-T b``, by what was factored."""
-    rhs, trans = on_host(b), "H" if transposed else "N"
+    rhs, trans = b.detach().resolve_conj().numpy(), "H" if transposed else "N"
     x = np.full_like(rhs, np.nan)
     for lane, (number, how) in enumerate(zip(*(t.tolist() for t in factors), strict=True)):
         if how == 0:
             x[lane] = memory.factorizations[number].solve(rhs[lane], trans=trans)
-    return torch.from_numpy(x).to(b.device)
+    return torch.from_numpy(x)

@@ -22,7 +22,7 @@ class TridiagonalOperator(LinearOperator):
     """The operator of a matrix with three diagonals: ``lower``, ``main``, ``upper``.
 
     ``(A v)_i = lower_(i-1) v_(i-1) + main_i v_i + upper_i v_(i+1)``; products and the default
-    solve (`Banded`) take time and memory proportional to ``n``.
+    solve (`Banded`, on the CPU) take time and memory proportional to ``n``.
 
     Parameters
     ----------

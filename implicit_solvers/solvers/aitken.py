@@ -74,6 +74,7 @@ class Aitken(EquationMethod):
     growth: float = 2.0
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
     exportable: ClassVar[bool] = True
+    light: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""

@@ -95,6 +95,7 @@ class Anderson(EquationMethod):
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
     exportable: ClassVar[bool] = True
     spreads: ClassVar[bool] = True
+    light: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""

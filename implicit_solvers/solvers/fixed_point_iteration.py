@@ -58,6 +58,7 @@ class FixedPointIteration(EquationMethod):
 
     damping: float = 1.0
     unrollable: ClassVar[bool] = True
+    light: ClassVar[bool] = True
     solves: ClassVar[tuple[str, ...]] = ("fixed_point",)
     exportable: ClassVar[bool] = True
 

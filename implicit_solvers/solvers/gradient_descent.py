@@ -77,6 +77,7 @@ class GradientDescent(Descent):
         "minimize with bounds",
         "least_squares with bounds",
     )
+    light: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""

@@ -91,6 +91,7 @@ class ProximalGradient(EquationMethod):
 
     max_steps: int = field(default=10_000, kw_only=True)
     solves: ClassVar[tuple[str, ...]] = ("minimize with prox",)
+    light: ClassVar[bool] = True
 
     def init(self, problem: EquationProblem, z: Tensor) -> ProximalState:
         """Evaluate at the start, with the step of the equation."""

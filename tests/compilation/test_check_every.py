@@ -1,9 +1,52 @@
 """``check_every``: convergence is asked for now and then."""
 
+import importlib
+
 import pytest
 import torch
 
+import implicit_solvers as ims
+
+from .comparison import drawn
 from .systems import ROWS
+
+LOOP = importlib.import_module("implicit_solvers.iterate")
+R = drawn(6, 6)
+
+
+def positive(x, w):
+    A = ims.MatrixOperator(R @ R.T + torch.eye(6, dtype=torch.float64), positive_definite=True)
+    return ims.linear_solve(A, drawn(3, 6), solver=ims.CG(), batch_dims=1, on_failure="mask")
+
+
+EVERY = {"FixedPointIteration": 4, "Anderson": 4, "GradientDescent": 4, "Newton": 1, "CG": 4}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_gpu_is_asked_every_fourth_light_step(name, monkeypatch):
+    """Here the CPU is taken for one, that has to be waited for."""
+    if name == "CG":
+        run, (x, w) = positive, (R, R)
+    else:
+        run = ROWS[name].problem.run(ROWS[name].solver(compact=False))
+        x, w = ROWS[name].problem.data(8)
+        x = x[4:]
+    asked, settle = [], LOOP.settle
+
+    def counted(*masks):
+        asked.append(None)
+        return settle(*masks)
+
+    with torch.no_grad():
+        expected = run(x, w)
+        monkeypatch.setattr(LOOP, "_waits", lambda device: True)
+        monkeypatch.setattr(LOOP, "settle", counted)
+        sol = run(x, w)
+    assert torch.equal(sol.iterations, expected.iterations)
+    assert torch.equal(sol.status, expected.status)
+    steps = int(sol.iterations.max())
+    assert steps > 3 and len(asked) <= steps // EVERY[name] + 3
+    assert EVERY[name] > 1 or len(asked) >= steps
 
 
 def test_questions_are_few():

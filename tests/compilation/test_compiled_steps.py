@@ -13,6 +13,7 @@ from .comparison import compare, drawn, nightly_but
 
 X, W = drawn(40, 4), 0.3 * drawn(4, 4, seed=1)
 LANES = {"batch_dims": 1, "in_dims": (0, None)}
+SIZED = [ims.FixedPointIteration, ims.Anderson, ims.Newton]
 PICARD = ims.FixedPointIteration(compile=True)
 
 
@@ -60,6 +61,17 @@ def test_a_number_in_a_closure_that_changes_counts():
     for value in (1.0, 2.0, -3.0, 1.0):
         shift = value
         picard(fn)
+
+
+@pytest.mark.parametrize("solver", nightly_but([ims.FixedPointIteration], SIZED))
+def test_batches_of_any_size_share_a_graph(solver, graphs):
+    """One problem has a graph of its own."""
+    for lanes in (40, 7, 23, 2, 64):
+        x = drawn(lanes, 4)
+        options = {"solver": solver(compile=True), **LANES}
+        sol = ims.fixed_point(contraction, 0 * x, (x, W), **options)
+        torch.testing.assert_close(contraction(sol.value, x, W), sol.value)
+    assert graphs() == 1
 
 
 @pytest.mark.nightly

@@ -28,6 +28,21 @@ class Equilibrium(nn.Module):
         return sol.value, sol.status, sol.iterations
 
 
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4).double()
+        nn.init.orthogonal_(self.inner.weight, 0.5)
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner(z) + x)
+
+
+def layer(**options):
+    solver = ims.FixedPointIteration(**options)
+    return ims.nn.FixedPoint(Cell(), solver=solver, batch_dims=1, on_failure="mask")
+
+
 class Cubic(nn.Module):
     def __init__(self, solver):
         super().__init__()
@@ -54,6 +69,8 @@ class System(nn.Module):
 ANY_SIZE = {"dynamic_shapes": ({0: Dim("batch", min=2)},), "strict": True}
 XS = (X, drawn(9, 4, seed=1), X * torch.nan)
 VALUES = {
+    "layer": (layer(), XS, ANY_SIZE),
+    "layer, budget": (layer(max_steps=16, rtol=None), XS, ANY_SIZE),
     "FixedPointIteration": (Equilibrium(ims.FixedPointIteration()), XS, ANY_SIZE),
     "Anderson": (Equilibrium(ims.Anderson()), XS, ANY_SIZE),
     "not strict": (Equilibrium(ims.FixedPointIteration()), (X,), {"strict": False}),
@@ -65,7 +82,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("name", nightly_but(["FixedPointIteration"], VALUES))
+@pytest.mark.parametrize("name", nightly_but(["layer"], VALUES))
 def test_values(name):
     model, inputs, options = VALUES[name]
     with torch.no_grad():

@@ -1,6 +1,8 @@
 """The default backend of ``torch.compile``, which needs a C++ compiler."""
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ pytestmark = [
     # said by torch of itself
     pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),
 ]
+PAGE = Path(__file__).parents[2] / "docs" / "compilation.md"
 W = 0.3 * drawn(4, 4, seed=1)
 
 
@@ -56,6 +59,18 @@ def test_conjugate_gradients_in_a_graph():
 
     A = R @ R.T + torch.eye(6, dtype=torch.float64)
     agree(run, (A, drawn(6, seed=1)), backend="inductor", factor=1e2)
+
+
+@pytest.mark.nightly
+def test_a_layer_is_packaged_ahead_of_time(tmp_path, monkeypatch):
+    """As the page says."""
+    monkeypatch.chdir(tmp_path)
+    (recipe,) = re.findall(r"```\{code-block\} python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    scope = {"torch": torch, "ims": ims}
+    exec(compile(recipe, str(PAGE), "exec"), scope)
+    x = torch.randn(7, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(scope["packaged"](x), scope["layer"](x))
 
 
 @pytest.mark.parametrize("equation", nightly_but(["fixed_point"], ["fixed_point", "root"]))

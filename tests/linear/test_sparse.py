@@ -1,5 +1,7 @@
 """Sparse systems: what is not in the tables, against SciPy and dense inverses."""
 
+import types
+
 import pytest
 import scipy.sparse
 import scipy.sparse.linalg
@@ -75,3 +77,18 @@ def test_solution_and_gradient_solve(n, density, seed, dtype):
     limit = 100 * n * torch.finfo(dtype).eps
     assert ((M @ x - b).abs() <= limit * (M.abs() @ x.abs() + b.abs())).all()
     assert ((M.T @ w - c).abs() <= limit * (M.T.abs() @ w.abs() + c.abs()) * 10).all()
+
+
+META = torch.ones(1, 3, dtype=torch.float64, device="meta")
+FAR = types.SimpleNamespace(entries=lambda: (META, types.SimpleNamespace(shape=(3, 3))))
+ELSEWHERE = {
+    "Banded": lambda: ims.Banded().factor_bands(META.expand(1, 3, 3), 1, 1),
+    "SuperLU": lambda: ims.SuperLU().factor(FAR),
+    "ILU": lambda: ims.ILU().of(FAR),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_factors_on_the_cpu_refuses_other_devices(name):
+    with pytest.raises(ValueError, match=f"{name}.*on the CPU alone.*is on meta: use GMRES"):
+        ELSEWHERE[name]()

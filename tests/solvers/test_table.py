@@ -14,6 +14,7 @@ from implicit_solvers import Status
 from implicit_solvers.testing import assert_implicit_gradients
 from tests.solvers.systems import CONSTRAINED, F32, F64, PROX, Watch, entry, error, marked, tensor
 from tests.solvers.table import SOLVERS
+from tests.test_operations import Count
 
 ONE = (ims.Bisection, ims.Chandrupatla, ims.Steffensen)  # they solve for one unknown
 FAILED = [s for s in Status if s not in (Status.CONVERGED, Status.BUDGET)]
@@ -161,6 +162,29 @@ def test_budget(row, case):
         for _ in range(3):
             z = solve(1, z).value
         assert error(solve(3).value, z) < 1e-12
+
+
+# which lanes need new factors, or a decomposition: the answer costs less than these do; and what
+# solves linear systems in a loop has the questions of that loop
+ASKED = {"Broyden": 1, "NewtonDogleg": 1, "Dogleg": 1, "LevenbergMarquardt": 2, "TrustRegion": 2}
+ASKED |= {"ProjectedNewton": 1, "FilterInteriorPoint": 1, "NewtonCG": 4}
+
+
+@pytest.mark.parametrize("row", [row for row in SOLVERS if row.main], ids=str)
+def test_a_step_asks_the_host_nothing(row):
+    """For an answer a GPU would be waited for; the loop asks as ``check_every`` says."""
+    z0, thetas = lanes_of(row.systems[0], 3, bad=slice(0))
+
+    def questions(steps):
+        options = {"rtol": None, "max_steps": steps, "check_every": 1000, "compact": False}
+        solver = replace(row.solver, **options)
+        with Count() as count, torch.no_grad():
+            vmap(lambda z, t: row.systems[0].solve(solver, z0=z, theta=t, on_failure="mask").value)(
+                z0, thetas
+            )
+        return count.questions
+
+    assert questions(12) - questions(6) <= 6 * ASKED.get(row.name, 0)
 
 
 @first
