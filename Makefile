@@ -143,7 +143,7 @@ docs-test: docs ## then open every page in a browser (Chromium), wide and narrow
 docs-serve: docs ## the documentation, on http://127.0.0.1:8000 (PORT=...)
 	.venv-docs/bin/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
 
-wheel-test: .venv-dev/.installed ## build the wheel and try it in clean environments: without extras, and with each
+wheel-test: .venv-dev/.installed ## build the archive of sources and the wheel, and try them in clean environments
 	.ci/wheel-test .venv-dev/bin/python
 
 clean: ## remove what was built and cached (environments and runs/ stay)
