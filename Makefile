@@ -11,6 +11,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+PYTHONS ?= python3.12 python3.13
 PYTEST_ARGS ?=
 PORT ?= 8000
 FAULTS ?=
@@ -22,7 +23,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-clients test-core test-nightly test-oldest test-newest faults bench bench-env bench-docs
+.PHONY: help demo test test-clients test-core test-nightly test-oldest test-newest test-pythons faults
+.PHONY: bench bench-env bench-docs
 .PHONY: lint format docs docs-test docs-serve wheel-test clean distclean
 
 help: ## list the targets
@@ -82,7 +84,7 @@ demo: $(VENV)/.installed-problems ## set up, then run the demonstration
 # ---- Tests -------------------------------------------------------------------------------------------------
 
 # One thread per process: two torch processes with default threads are 20 to 80 times slower.
-test test-clients test-core test-nightly test-oldest test-newest: export OMP_NUM_THREADS = 1
+test test-clients test-core test-nightly test-oldest test-newest test-pythons docs: export OMP_NUM_THREADS = 1
 
 test: $(VENV)/.installed-test ## set up, then run the tests
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
@@ -106,6 +108,16 @@ test-newest: .venv-newest/bin/pip ## the tests on the newest torch (upgraded at 
 	.venv-newest/bin/python -m pip --disable-pip-version-check install --quiet --upgrade torch
 	.venv-newest/bin/python -c 'import torch; print("torch", torch.__version__)'
 	.venv-newest/bin/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# INSTALL=1 makes an environment for each, and may have to download a torch for every device (gigabytes).
+test-pythons: ## the core tier on other Pythons that are here: those that have torch, or with INSTALL=1 each
+	@set -e; for python in $(PYTHONS); do \
+		if ! $$python -c "" 2>/dev/null; then echo "$$python: left out, it is not here"; \
+		elif [ "$(INSTALL)" ]; then $(MAKE) test-core VENV=.venv-$$python PYTHON=$$python; \
+		elif ! $$python -c "import torch, cvxpy, hypothesis, mpmath, pytest, xdist" 2>/dev/null; then \
+			echo "$$python: left out, it has no torch or lacks packages of the tests (INSTALL=1 installs them)"; \
+		else $$python -m pytest -n $(JOBS) -m "core and not nightly" $(PYTEST_ARGS); fi; \
+	done
 
 faults: $(VENV)/.installed-test ## put faults into the core, one by one: a test must fail for each
 	$(BIN)/python tests/fault_injection.py --jobs $(JOBS) $(if $(FAULTS),--only "$(FAULTS)")
@@ -143,7 +155,7 @@ docs-test: docs ## then open every page in a browser (Chromium), wide and narrow
 docs-serve: docs ## the documentation, on http://127.0.0.1:8000 (PORT=...)
 	.venv-docs/bin/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
 
-wheel-test: .venv-dev/.installed ## build the wheel and try it in clean environments: without extras, and with each
+wheel-test: .venv-dev/.installed ## build the archive of sources and the wheel, and try them in clean environments
 	.ci/wheel-test .venv-dev/bin/python
 
 clean: ## remove what was built and cached (environments and runs/ stay)
@@ -151,4 +163,4 @@ clean: ## remove what was built and cached (environments and runs/ stay)
 	find implicit_solvers problems tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environments too
-	rm -rf .venv $(EXTRA_ENVS) .venv-oldest .venv-newest .venv-bench *.egg-info
+	rm -rf .venv $(EXTRA_ENVS) $(PYTHONS:%=.venv-%) .venv-oldest .venv-newest .venv-bench *.egg-info

@@ -202,5 +202,11 @@ __all__ = [
     "retain_freed_memory",
 ]
 
+
+def __dir__() -> list[str]:
+    """Offer the public names for completion, and no files."""
+    return sorted([*__all__, "nn", *(name for name in globals() if name.startswith("__"))])
+
+
 for _name in __all__:
     _explains_names_of(globals()[_name])

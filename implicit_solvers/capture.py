@@ -36,6 +36,7 @@ from implicit_solvers.torch_internals import (
     graph_age,
     is_functorch_wrapped_tensor,
     level_of,
+    never_compiled,
     peel,
     tensor_dicts,
     transforms_active,
@@ -135,7 +136,7 @@ class _Scope(TorchFunctionMode):
         """Do an operation on what stands in the places of its tensors."""
         return func(*_seen(args, self.see), **_seen(kwargs, self.see))
 
-    @torch.compiler.disable
+    @never_compiled
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -219,6 +218,8 @@ class SparseConvex(DirectSolver):
 
 
 def _shifted(matrix: Any) -> tuple[Any, int]:
+    import scipy.sparse.linalg
+
     if not np.isfinite(matrix.data).all():
         return None, int(Status.NONFINITE)
     size = abs(matrix).sum(0).max()

@@ -10,9 +10,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TextIO
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
@@ -77,14 +76,13 @@ class Monitor:
     Examples
     --------
     >>> import torch, implicit_solvers as ims
-    >>> from rich.console import Console
     >>> a = torch.tensor(2.0, requires_grad=True)
     >>> with ims.monitor() as log:
     ...     ims.root(lambda z, a: z**2 - a, torch.tensor(1.0), (a,)).value.backward()
     >>> [record.equation for record in log.adjoints()]
     ['adjoint of root of <lambda>']
-    >>> log.table(Console(width=90))
-    ┏━...
+    >>> log.table()
+    equation...
     """
 
     records: list[SolveRecord] = field(default_factory=list)
@@ -94,13 +92,14 @@ class Monitor:
         """Return the records of the backward (and tangent) solves."""
         return [record for record in self.records if record.equation.startswith("adjoint of ")]
 
-    def table(self, console: Console | None = None) -> None:
+    def table(self, file: TextIO | None = None) -> None:
         """Print a line for each solve: the most of all lanes, their statuses, and the time.
 
         ``f``, ``J`` and ``Jv`` are calls of the function, Jacobians, and products with one.
+        It goes to ``file``, or to the standard output.
         """
         names = "equation", "solver", "lanes", "steps", "f/J/Jv", "residual", "error"
-        table = Table(*names, "status", "ms")
+        rows: list[tuple[str, ...]] = [(*names, "status", "ms")]
         for record in self.records:
             counts = {
                 Status(code).name: int((record.status == code).sum())
@@ -108,7 +107,7 @@ class Monitor:
             }
             single = len(counts) == 1
             empty = record.lanes == 0
-            table.add_row(
+            row = (
                 record.equation,
                 record.solver,
                 str(record.lanes),
@@ -123,7 +122,11 @@ class Monitor:
                 ", ".join(n if single else f"{n}: {c}" for n, c in counts.items()),
                 f"{1e3 * record.seconds:.2f}",
             )
-        (console or Console()).print(table)
+            rows.append(row)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print("  ".join(cells).rstrip(), file=file)
 
 
 class _Thread(threading.local):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -106,6 +105,8 @@ def jacobian_sparsity(
     def columns(w: Tensor) -> Tensor:
         found: Tensor = pull(w.expand_as(value).contiguous())
         return (found != 0).reshape(-1, structure.size).any(0)
+
+    import scipy.sparse
 
     with torch.no_grad():
         rows, found = _divided(columns, structure.size, z)

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from torch._C._dynamo.eval_frame import (
+    _FrameAction,
+    _FrameExecStrategy,
+    get_eval_frame_callback,
+    set_code_exec_strategy,
+)
 from torch._C._functorch import (  # type: ignore[import-untyped,unused-ignore]
     TransformType,
     _unwrap_for_grad,
@@ -70,6 +75,7 @@ __all__ = [
     "legacy_batches",
     "let_lanes_vary",
     "level_of",
+    "never_compiled",
     "peel",
     "pop_saved_tensor_hooks",
     "push_saved_tensor_hooks",
@@ -91,6 +97,8 @@ __all__ = [
     "unwrap_once",
     "version",
 ]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def transforms_active() -> bool:
@@ -271,6 +279,17 @@ def frames_compiled() -> bool:
     would take themselves to be in a graph.
     """
     return get_eval_frame_callback() not in (None, False)
+
+
+def never_compiled(fn: F) -> F:
+    """Do what ``torch.compiler.disable`` does, without importing Dynamo.
+
+    To import that takes longer than to import torch.
+    """
+    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)  # itself, and what it calls
+    set_code_exec_strategy(fn.__code__, skip)
+    vars(fn)["_torchdynamo_disable"] = True  # where it would be part of another's graph
+    return fn
 
 
 def break_graph(why: str) -> None:

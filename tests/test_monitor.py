@@ -4,7 +4,6 @@ import io
 
 import pytest
 import torch
-from rich.console import Console
 
 import implicit_solvers as ims
 
@@ -64,7 +63,7 @@ def test_the_table_names_each_solve():
         square_roots(A)
         ims.linear_solve(ims.MatrixOperator(torch.eye(2)), torch.ones(2))
     out = io.StringIO()
-    log.table(Console(file=out, width=120))
+    log.table(out)
     text = out.getvalue()
     assert "root of <lambda>" in text and "NewtonDogleg" in text and "CONVERGED" in text
     assert "linear_solve with MatrixOperator" in text

@@ -1,6 +1,7 @@
 """Layers as modules, where people use them: torch.nn, torch.func, optimizers, hooks, workers."""
 
 import copy
+import functools
 import pickle
 import shutil
 
@@ -305,6 +306,13 @@ def test_data_loader_worker():
     values, records = zip(*loader, strict=True)
     torch.testing.assert_close(torch.cat(values), torch.arange(1.0, 7.0).sqrt())
     assert torch.cat(records).tolist() == [1] * 6
+
+
+def test_data_loader_worker_that_is_spawned():
+    solve = functools.partial(ims.linear_solve, ims.MatrixOperator(2 * torch.eye(4, dtype=F64)))
+    options = {"num_workers": 1, "multiprocessing_context": "spawn"}
+    loader = DataLoader(list(X), batch_size=None, collate_fn=solve, **options)
+    torch.testing.assert_close(torch.stack([sol.value for sol in loader]), X / 2)
 
 
 def test_one_cell_in_two_layers_sums_gradients():

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
@@ -87,7 +86,7 @@ def _factor(bands: Tensor, below: int, above: int) -> Factors:
     scale = 1 / _largest_of_rows(bands, below, above)
     scaled = bands * _by_rows(scale, below, above)
     packed = torch.nn.functional.pad(scaled, (0, 0, below, 0))
-    (factor,) = get_lapack_funcs(("gbtrf",), dtype=_numpy_dtype(bands))
+    factor = _lapack("gbtrf", bands)
     lu, pivots, _ = factor(_stacked(packed), below, above)
     lu = _unstacked(lu, grid, n)
     local = torch.from_numpy(pivots).reshape(grid, n)
@@ -112,7 +111,7 @@ def _solve(
     if not transposed:
         rhs = scale.unsqueeze(-1) * rhs
     offsets = n * torch.arange(grid, dtype=pivots.dtype, device=pivots.device)
-    (solve,) = get_lapack_funcs(("gbtrs",), dtype=_numpy_dtype(b))
+    solve = _lapack("gbtrs", b)
     # trans=2 is the conjugate transpose
     out, _ = solve(
         _stacked(lu),
@@ -224,5 +223,8 @@ def _array(t: Tensor) -> np.ndarray:
     return array
 
 
-def _numpy_dtype(t: Tensor) -> np.dtype:
-    return _array(t.new_zeros(0)).dtype
+def _lapack(name: str, t: Tensor) -> Any:
+    """Return a routine of LAPACK for the dtype of ``t``."""
+    from scipy.linalg import get_lapack_funcs
+
+    return get_lapack_funcs((name,), dtype=_array(t.new_zeros(0)).dtype)[0]

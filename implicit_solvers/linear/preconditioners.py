@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -152,6 +151,8 @@ class ILU(SparsePreconditioner):
 
     def inverse(self, matrix: Any) -> Callable[[np.ndarray], np.ndarray]:
         """Return what solves with the incomplete factors."""
+        import scipy.sparse.linalg
+
         how = {"drop_tol": self.drop_tol, "fill_factor": self.fill_factor}
         factors = scipy.sparse.linalg.spilu(matrix, permc_spec=self.ordering, **how)
         solve: Callable[[np.ndarray], np.ndarray] = factors.solve

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -124,6 +123,8 @@ class SparsityPattern:
         return full
 
     def _united(self, rows: Tensor, columns: Tensor) -> SparsityPattern:
+        import scipy.sparse
+
         rows, columns = (torch.cat(ab).cpu() for ab in ((self.rows, rows), (self.columns, columns)))
         places = (np.ones(len(rows)), (rows.numpy(), columns.numpy()))
         return SparsityPattern(scipy.sparse.coo_array(places, shape=self.shape))
@@ -231,6 +232,8 @@ def check_device(what: str, device: torch.device) -> None:
 
 def csc_arrays(entries: Tensor, pattern: Any, transposed: bool = False) -> list[Any]:
     """Return SciPy matrices, one for each lane of ``entries (grid, nnz)``, or their ``A^H``."""
+    import scipy.sparse
+
     rows, columns = on_host(pattern.rows), on_host(pattern.columns)
     m, n = pattern.shape
     if transposed:
@@ -240,6 +243,8 @@ def csc_arrays(entries: Tensor, pattern: Any, transposed: bool = False) -> list[
 
 
 def _places(pattern: Any) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    import scipy.sparse
+
     if scipy.sparse.issparse(pattern):
         pattern = pattern.tocoo()
         rows, columns = pattern.row, pattern.col

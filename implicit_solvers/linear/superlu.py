@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -63,6 +62,8 @@ class SuperLU(DirectSolver):
         return factored(A, self._factor_lane)
 
     def _factor_lane(self, matrix: Any) -> tuple[Any, int]:
+        import scipy.sparse.linalg
+
         if not np.isfinite(matrix.data).all():
             return None, int(Status.NONFINITE)
         try:

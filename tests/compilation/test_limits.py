@@ -64,6 +64,19 @@ def test_what_is_left_out_of_a_graph_is_not_compiled():
     torch.testing.assert_close(found, (X + 1, False))
 
 
+def test_how_a_compiled_function_is_recorded_is_not_compiled():
+    @torch.compile
+    def fn(z, x):
+        return z**3 + z - x
+
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    x = X.clone().requires_grad_()
+    ims.root(fn, torch.zeros_like(X), (x,), solver=ims.Newton()).value.sum().backward()
+    # the function alone, at each place from where its values and its products are asked for
+    assert 0 < counters["frames"]["total"] < 10
+
+
 def test_a_solve_in_the_function_of_another_is_refused():
     def run(x):
         outer = lambda z, x: z + 0.1 * solved(z) - x

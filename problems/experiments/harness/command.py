@@ -75,6 +75,8 @@ def execute(command: Command, arguments: argparse.Namespace) -> int:
     try:
         with torch.random.fork_rng(devices=[]):
             return command.run(arguments)
+    except BrokenPipeError:
+        raise
     except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

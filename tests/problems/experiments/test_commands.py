@@ -21,6 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import implicit_solvers as ims
 from implicit_solvers.problems.__main__ import main
 from implicit_solvers.problems.experiments.harness import run_folder
 from implicit_solvers.problems.experiments.harness.run_folder import (
@@ -432,6 +433,29 @@ def test_packages_that_are_missing(line, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_without_a_command_there_is_help(capsys):
+    assert main([]) == 0
+    assert "usage: implicit-solvers [-h] [--version] COMMAND" in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"implicit-solvers {ims.__version__}\n"
+
+
+def test_output_that_nobody_reads_ends_the_command_quietly(tmp_path):
+    code = "import sys; sys.stdin.read(); from implicit_solvers.problems.__main__ import main; "
+    command = [sys.executable, "-c", code + "sys.exit(main(['demo', '--help']))"]
+    options = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    options["env"] = {**ENVIRONMENT, "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(command, **options, text=True, cwd=tmp_path) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 # ---- Wrong command lines ----
 
 UNFIT = [
@@ -441,6 +465,14 @@ UNFIT = [
     ("demo --seed -1", "--seed: -1 is negative"),
     ("demo --lr x", "--lr: invalid"),
     ("demo --threads 0.5", "--threads: invalid"),
+    # an unknown option names itself, not what its value was taken for
+    ("--stepz 3", "unrecognized option: --stepz"),
+    ("demo --stepz 3", "unrecognized arguments: --stepz 3"),
+    ("check --stepz", "unrecognized option: --stepz"),
+    ("reparam --stepz 3", "unrecognized option: --stepz"),
+    ("imaml --lr 1 --stepz=3 2 table", "unrecognized option: --stepz"),
+    ("imaml --lr 1 tabel --steps 3", "EXPERIMENT: invalid choice: 'tabel'"),
+    ("imamll --steps 3", "COMMAND: invalid choice: 'imamll'"),
     ("ernn train --task cifar", "--task: invalid choice: 'cifar'"),
     ("ernn train --models transformer", "--models: invalid choice: 'transformer'"),
     ("ernn train --rates 0", "--rates: 0 is not positive"),
