@@ -35,7 +35,7 @@ from implicit_solvers.linear.specification import LinearSolveSpec
 from implicit_solvers.masking import pull_back, push_forward
 from implicit_solvers.monitoring import observe
 from implicit_solvers.problem import Equation, EquationProblem
-from implicit_solvers.solution import OnFailure, enforce, failed
+from implicit_solvers.solution import OnFailure, Status, enforce, failed
 from implicit_solvers.structure import replaced
 from implicit_solvers.tolerance import largest
 from implicit_solvers.torch_internals import forward_mode_disabled
@@ -116,13 +116,27 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     counts = as_tensor(out.evaluations, status)
     counts = counts.expand((*shape, -1)) if counts.dim() == 1 else counts.reshape((*shape, -1))
     watch.done(iterations, residual, error, status, counted(counts))
-    cause = partial(_randomness, problem, out.z)
+    cause = partial(_cause, problem, out.z, out.status)
     enforce(spec.on_failure, spec.label, status, iterations, residual, cause=cause)
     degenerate = spec.equation.degenerate(problem, out.z, out.error)
     more = out.factors if degenerate is None else (degenerate, *out.factors)
     factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in more)
     z = out.z.reshape((*shape, -1)).clone()
     return z, status, iterations, residual, error, counts, *factors
+
+
+def _cause(problem: EquationProblem, z: Tensor, status: Tensor) -> str:
+    """Say what is wrong with the function, if its values at ``z (N, n)`` tell; else nothing."""
+    random = _randomness(problem, z)
+    singular = status == int(Status.SINGULAR)
+    if random or not bool(singular.any()):
+        return random
+    if bool((problem.linearize(z).mv(torch.rand_like(z))[singular] == 0).all()):
+        return (
+            "The derivative is exactly zero there: start elsewhere, or look for what cuts z off in "
+            "the function, as detach(), item(), torch.tensor() or NumPy."
+        )
+    return ""
 
 
 def _randomness(problem: EquationProblem, z: Tensor) -> str:
