@@ -131,6 +131,14 @@ def _cause(problem: EquationProblem, z: Tensor, status: Tensor) -> str:
     singular = status == int(Status.SINGULAR)
     if random or not bool(singular.any()):
         return random
+    if (
+        problem.equation.kind == "least_squares"
+        and problem.evaluate(z).shape[-1] == 1 < z.shape[-1]
+    ):
+        return (
+            "The function returns one residual for several unknowns: return all residuals, not "
+            "the sum of their squares, or pass that to minimize."
+        )
     if bool((problem.linearize(z).mv(torch.rand_like(z))[singular] == 0).all()):
         return (
             "The derivative is exactly zero there: start elsewhere, or look for what cuts z off in "

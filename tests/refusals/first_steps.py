@@ -104,6 +104,7 @@ ROWS = [
     *alike(KIND, "so args has what comes after z, as in args=(theta,)",
            "ims.root(f, z0)", "ims.root(f, z0, (a, a))", "ims.nn.FixedPoint(linear)(z0)",
            "ims.minimize(lambda z, a, b: energy(z, a), z0, (a,))"),
+    Refusal("ims.nn.FixedPoint(cell, init=lambda: z0)(a)", KIND, "it is called as init(x)"),
     Refusal("ims.root(f, z0, a)", KIND, "args is a Tensor: pass a tuple, as args=(theta,)"),
     Refusal("ims.root(f, z0, {'a': a})", KIND, "args is a dict: pass a tuple, as args=(theta,)"),
     Refusal("ims.root(f(z0, a), z0)", KIND, "fn is a Tensor: pass a function fn(z, *args)"),
@@ -123,6 +124,8 @@ ROWS = [
            "ims.root(lambda z, a: f(z.detach(), a), z0, (a,))",
            "ims.root(f, 0 * z0, (a,), solver=ims.Newton())",
            "ims.root(lambda z, a: torch.tensor(z.tolist()) - a, z0, (a,))"),
+    Refusal("ims.least_squares(energy, z0, (a,))", FAILED, "return all residuals, not the sum of "
+            "their squares, or pass that to minimize"),
     # solvers of one's own
     *alike(KIND, "it decorates your solver, as in solve = custom_root(fn)(solver)",
            "ims.custom_root(f)(z0, a)", "ims.custom_root(f)(z0)"),
