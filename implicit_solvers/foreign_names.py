@@ -123,10 +123,10 @@ def missing_name(module: str, name: str) -> AttributeError:
 
 
 def _refusing(fn: F, foreign: dict[str, str], example: str) -> F:
-    accepted = inspect.signature(fn).parameters
-    own = [name for name in accepted if name != "self"]
-    refused = foreign.keys() - accepted.keys()
-    free = any(option.kind is option.VAR_KEYWORD for option in accepted.values())
+    parameters = inspect.signature(fn).parameters
+    own = [name for name in parameters if name != "self"]
+    accepted, refused = set(parameters), foreign.keys() - parameters.keys()
+    free = any(option.kind is option.VAR_KEYWORD for option in parameters.values())
 
     @functools.wraps(fn)
     def call(*args: Any, **options: Any) -> Any:
