@@ -5,6 +5,8 @@ come from the implicit function theorem, by one linear solve, in every mode of `
 ``torch.autograd``, batched by ``vmap``. This file knows public names, and nothing else.
 """
 
+import typing as _typing
+
 from implicit_solvers import nn as nn
 from implicit_solvers.adjoint import ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint
 from implicit_solvers.affine_norms import weights_apart
@@ -17,6 +19,7 @@ from implicit_solvers.error_estimates import gradient_error
 from implicit_solvers.evaluations import Evaluations
 from implicit_solvers.fixed_points import fixed_point
 from implicit_solvers.foreign_names import explains_names_of as _explains_names_of
+from implicit_solvers.foreign_names import missing_name as _missing_name
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.linear.banded import Banded
 from implicit_solvers.linear.bicgstab import BiCGStab
@@ -210,3 +213,8 @@ def __dir__() -> list[str]:
 
 for _name in __all__:
     _explains_names_of(globals()[_name])
+
+if not _typing.TYPE_CHECKING:  # a checker knows the names
+
+    def __getattr__(name: str) -> object:
+        raise _missing_name(__name__, name)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from implicit_solvers.guarded_call import called
 from implicit_solvers.many_starts import Starts
 from implicit_solvers.structure import Structure
 from implicit_solvers.torch_internals import TreeSpec, tree_flatten, tree_unflatten
@@ -141,8 +142,9 @@ class Constraints:
                     f"{name} is {_what(given)}: pass a function {name}(z, *args) that returns "
                     f"what is to be {'zero' if name == 'equalities' else 'at most zero'}"
                 )
+            fix = f"it is called as {name}(z, *args), with all of args"
             with torch.no_grad():
-                out = given(z0, *args) if isinstance(args, tuple) else None
+                out = called(given, (z0, *args), name, fix) if isinstance(args, tuple) else None
             parts.append(_Part.of(name, out, structure))
         return Constraints(fn, equalities, inequalities, (parts[0], parts[1]), has_aux)
 

@@ -18,6 +18,7 @@ from implicit_solvers.bounds import read_bounds
 from implicit_solvers.constraints import Multipliers
 from implicit_solvers.driver import Task, name_of, solve_equation
 from implicit_solvers.fixed_points import FixedPointEquation, fixed_point
+from implicit_solvers.guarded_call import called
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.minimization import (
     BoundedMinimumEquation,
@@ -48,6 +49,7 @@ __all__ = ["attach", "attach_kkt", "custom_fixed_point", "custom_root", "stated"
 VmapMethod = Literal["loop", "batched"]
 T = TypeVar("T")
 
+_GIVEN = "it is called as solver(z0, *args), with all that fn takes after the unknown"
 _STATEMENTS: dict[Any, Any] = {
     root: (RootEquation, like_unknown),
     fixed_point: (FixedPointEquation, like_unknown),
@@ -434,7 +436,14 @@ def _decorator(
     task = stated(equation, fn, adjoint, on_failure=on_failure)
     judge = _Judge(rtol, atol)
 
-    def decorate(solver: Callable[..., Any]) -> Callable[..., Solution]:
+    def decorate(solver: Callable[..., Any], *more: Any) -> Callable[..., Solution]:
+        if more or not callable(solver):
+            name = name_of(equation)
+            raise TypeError(
+                f"custom_{name}(fn) was given what a solver is given: it decorates your solver, as "
+                f"in solve = custom_{name}(fn)(solver), and solve(z0, *args) solves"
+            )
+
         @in_full_precision("z0", body=False)
         def found(fn: Callable[..., Any], z0: Any, args: tuple[Any, ...]) -> Solution:
             structure = Structure.of(z0, "z0").as_real()
@@ -443,7 +452,8 @@ def _decorator(
             def call(z: Tensor, lane_tensors: list[Tensor]) -> Tensor:
                 # copies: NumPy shares memory, and a solver may write into what it is given
                 copies = [t.clone() for t in lane_tensors]
-                out = solver(structure.unravel(z.clone()), *join(copies))
+                given = structure.unravel(z.clone()), *join(copies)
+                out = called(solver, given, f"your solver {name_of(solver)}", _GIVEN)
                 if out is None:
                     raise TypeError(
                         f"your solver {name_of(solver)} returned None: end it with return z, the "

@@ -37,7 +37,7 @@ from implicit_solvers.masking import pull_back, push_forward
 from implicit_solvers.monitoring import observe
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.ranks import alone, over
-from implicit_solvers.solution import OnFailure, enforce, failed
+from implicit_solvers.solution import OnFailure, Status, enforce, failed
 from implicit_solvers.structure import replaced
 from implicit_solvers.tolerance import largest
 from implicit_solvers.torch_internals import forward_mode_disabled
@@ -120,7 +120,7 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     counts = as_tensor(out.evaluations, status)
     counts = counts.expand((*shape, -1)) if counts.dim() == 1 else counts.reshape((*shape, -1))
     watch.done(iterations, residual, error, status, counted(counts))
-    cause = partial(_randomness, problem, out.z)
+    cause = partial(_cause, problem, out.z, out.status)
     how: Any = {"cause": cause, "ranks": spec.lanes.ranks}
     enforce(spec.on_failure, spec.label, status, iterations, residual, **how)
     degenerate = spec.equation.degenerate(problem, out.z, out.error)
@@ -128,6 +128,28 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in more)
     z = out.z.reshape((*shape, -1)).clone()
     return z, status, iterations, residual, error, counts, *factors
+
+
+def _cause(problem: EquationProblem, z: Tensor, status: Tensor) -> str:
+    """Say what is wrong with the function, if its values at ``z (N, n)`` tell; else nothing."""
+    random = _randomness(problem, z)
+    singular = status == int(Status.SINGULAR)
+    if random or not bool(singular.any()):
+        return random
+    if (
+        problem.equation.kind == "least_squares"
+        and problem.evaluate(z).shape[-1] == 1 < z.shape[-1]
+    ):
+        return (
+            "The function returns one residual for several unknowns: return all residuals, not "
+            "the sum of their squares, or pass that to minimize."
+        )
+    if bool((problem.linearize(z).mv(torch.rand_like(z))[singular] == 0).all()):
+        return (
+            "The derivative is exactly zero there: start elsewhere, or look for what cuts z off in "
+            "the function, as detach(), item(), torch.tensor() or NumPy."
+        )
+    return ""
 
 
 def _randomness(problem: EquationProblem, z: Tensor) -> str:

@@ -101,9 +101,9 @@ def gradient_error(
 
     Raises
     ------
-    ValueError
-        If ``equation`` is none of the four, ``bounds`` are missing, or ``cotangent`` is not like
-        the solution's value.
+    TypeError, ValueError
+        If ``solution`` is no `Solution`, ``equation`` none of the four, ``bounds`` are missing, or
+        ``cotangent`` is not like the solution's value.
 
     Examples
     --------
@@ -115,6 +115,11 @@ def gradient_error(
     0.0017
     """
     stated(equation, fn, adjoint)
+    if not isinstance(solution, Solution):
+        raise TypeError(
+            f"solution is a {type(solution).__name__}: pass the Solution that the solve returned, "
+            "with its statuses"
+        )
     if bounds is None and solution.degenerate is not None:
         raise ValueError("the solution lies between bounds, and bounds is None: pass them")
     own = () if bounds is None else read_bounds(bounds, solution.value, 0)

@@ -5,6 +5,7 @@ It knows no equation and no solver.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,7 +25,10 @@ from implicit_solvers.torch_internals import (
     version,
 )
 
-__all__ = ["ExplainedCall", "GuardedCall", "is_of_devices"]
+__all__ = ["ExplainedCall", "GuardedCall", "called", "is_of_devices"]
+
+# how a function is called, where it takes another number of arguments
+IN_ARGS = "it is called as fn(z, *args), so args has what comes after z, as in args=(theta,)"
 
 # What torch says where its functional transforms cannot go through an operation.
 _NO_TRANSFORM = (
@@ -43,8 +47,8 @@ class GuardedCall:
     not do otherwise.
     """
 
-    def __init__(self, fn: Callable[..., Any], label: str) -> None:
-        self.fn, self.label, self.records = fn, label, False
+    def __init__(self, fn: Callable[..., Any], label: str, fix: str = IN_ARGS) -> None:
+        self.fn, self.label, self.fix, self.records = fn, label, fix, False
 
     def __call__(self, z: Any, args: Sequence[Any]) -> Any:
         """Return what the function returns."""
@@ -56,6 +60,14 @@ class GuardedCall:
             out = self._recorded(z, args) if self.records else self.fn(z, *args)
         except RuntimeError as error:
             out = self._again(error, z, args)
+        except TypeError as error:
+            who = f"the function of {self.label}"
+            why = _unfit(self.fn, given, who, self.fix)
+            if why is None and not isinstance(z, Tensor) and not hasattr(self.fn, "__wrapped__"):
+                why = f"{who} is given z as z0 is, a {type(z).__name__}: take it apart there"
+            if why is None or isinstance(error.__cause__, TypeError):
+                raise
+            raise TypeError(f"{why} ({error})") from error
         if _versions(given) != before:
             raise ValueError(self._written(given, before))
         return out
@@ -78,6 +90,12 @@ class GuardedCall:
                 "torch.func (vmap, grad, jvp, ...) cannot go through, and plain backward() can: "
                 "solve outside of the transform (batch_dims for batches), or write the operation "
                 "as an autograd.Function with setup_context and generate_vmap_rule = True"
+            ) from error
+        elif "Can't call numpy()" in text:
+            raise RuntimeError(
+                f"the function of {self.label} calls NumPy: write it in torch, with arguments that "
+                "are tensors (torch.as_tensor); a solution that NumPy or SciPy found can be given "
+                f"to attach ({text})"
             ) from error
         raise error
 
@@ -164,6 +182,32 @@ class ExplainedCall:
                 "which go on when the others have ended. A tensor with an entry for each lane that "
                 "it captures is not cut to those: pass it in args, with 0 in in_dims"
             )
+
+
+def called(fn: Callable[..., Any], given: Sequence[Any], who: str, fix: str) -> Any:
+    """Return ``fn(*given)``; explain by ``fix`` that it takes another number of arguments."""
+    if compiling():
+        return fn(*given)
+    try:
+        return fn(*given)
+    except TypeError as error:
+        why = _unfit(fn, given, who, fix)
+        if why is None:
+            raise
+        raise TypeError(f"{why} ({error})") from error
+
+
+def _unfit(fn: Callable[..., Any], given: Sequence[Any], who: str, fix: str) -> str | None:
+    try:
+        taken = inspect.signature(getattr(fn, "forward", fn))
+    except (TypeError, ValueError):  # what is not written in Python may not say
+        return None
+    try:
+        taken.bind(*given)
+    except TypeError:
+        count = "one argument" if len(given) == 1 else f"{len(given)} arguments"
+        return f"{who} takes {taken} and is given {count}: {fix}"
+    return None
 
 
 def is_of_devices(error: Exception) -> bool:

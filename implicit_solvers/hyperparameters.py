@@ -10,7 +10,7 @@ from typing import Any
 
 from implicit_solvers.tolerance import Auto
 
-__all__ = ["check_count", "check_number", "check_stopping"]
+__all__ = ["check_count", "check_flag", "check_number", "check_stopping"]
 
 
 def check_stopping(solver: Any) -> None:
@@ -34,6 +34,16 @@ def check_count(solver: Any, name: str, least: int = 0) -> None:
     value = getattr(solver, name)
     if value < least:
         raise ValueError(f"{_owner(solver)} has {name}={value!r}: pass a whole number >= {least}")
+
+
+def check_flag(solver: Any, name: str) -> None:
+    """Refuse what is neither True nor False."""
+    value = getattr(solver, name)
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{_owner(solver)} has {name}={value!r}, of type {type(value).__name__}: pass True or "
+            "False"
+        )
 
 
 def check_number(

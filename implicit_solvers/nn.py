@@ -16,6 +16,7 @@ from implicit_solvers.adjoint import Adjoint
 from implicit_solvers.driver import name_of
 from implicit_solvers.fixed_points import fixed_point
 from implicit_solvers.foreign_names import explains_names
+from implicit_solvers.guarded_call import called
 from implicit_solvers.minimization import minimize
 from implicit_solvers.root_finding import root
 from implicit_solvers.solution import OnFailure, Solution
@@ -85,7 +86,7 @@ class _Layer(nn.Module):
 
     def forward(self, x: Any, *more: Any) -> Any:
         """Solve for the inputs ``x, *more``; return the value, or the whole `Solution`."""
-        start = self.init(x)
+        start = called(self.init, (x,), "init", "it is called as init(x), with the first input")
         Structure.of(start, "init(x)")
         in_dims = 0 if self.in_dims is None and self.batch_dims != 0 else self.in_dims
         solution = self._solve(

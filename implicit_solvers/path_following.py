@@ -14,6 +14,7 @@ from torch import Tensor
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, name_of, solve_equation
 from implicit_solvers.foreign_names import explains_names
+from implicit_solvers.guarded_call import called
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.precision import in_full_precision
 from implicit_solvers.root_finding import RootEquation, like_unknown
@@ -126,16 +127,20 @@ def continuation(
     return solution
 
 
+_GIVEN = "it is called as fn(z, t, *args), with t from 0 to 1"
+
+
 def _along(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
     """Return the function of ``z`` and ``t`` that vanishes where ``t`` is one and ``z`` a root."""
+    name = name_of(fn)
 
     def along(point: tuple[Any, Tensor], *args: Any) -> Any:
         z, t = point
-        out = fn(z, t, *args)
+        out = called(fn, (z, t, *args), f"the function of continuation of {name}", _GIVEN)
         if has_aux and isinstance(out, tuple) and len(out) == 2:
             return (out[0], t - 1), out[1]
         return out if has_aux else (out, t - 1)
 
-    along.__name__ = name_of(fn)
+    along.__name__ = name
     along.__wrapped__ = fn  # type: ignore[attr-defined]
     return along

@@ -102,7 +102,8 @@ class ProximalTask(Task):
     ) -> Callable[..., Tensor]:
         """Return what the equation's ``fn`` is."""
         objective = super().flat(structure, join)
-        call = GuardedCall(self.prox, f"prox of {self.label}")
+        fix = "it is called as prox(v, step, *args)"
+        call = GuardedCall(self.prox, f"prox of {self.label}", fix)
 
         def fn(z: Tensor, step: Tensor, shift: Tensor, *tensors: Tensor) -> Tensor:
             given = step, shift, *tensors

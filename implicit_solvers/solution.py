@@ -263,13 +263,35 @@ class Solution(Generic[T]):
                 raise AttributeError(
                     f"a Solution has no {name}: take that of its value, solution.value.{name}"
                 )
-            raise AttributeError(f"a Solution has no {name}")
+            if name in _HERE:
+                raise AttributeError(f"a Solution has no {name}: it has {_HERE[name]}")
+            raise AttributeError(f"a Solution has no {name}: it has {', '.join(_FIELDS)}")
 
         @classmethod
         def __torch_function__(cls, func, types, args=(), kwargs=None):
             """Refuse to be a tensor."""
             name = getattr(func, "__name__", "a torch function")
             raise TypeError(f"{name} was given a Solution: pass its value, solution.value")
+
+
+_FIELDS = [field.name for field in fields(Solution)]
+# what SciPy, jaxopt and Optimistix call it
+_HERE = {
+    "x": "value",
+    "params": "value",
+    "z": "value",
+    "root": "value",
+    "fun": "residual, the size of the equation there",
+    "success": "converged",
+    "nit": "iterations",
+    "nfev": "evaluations.function",
+    "njev": "evaluations.jacobian",
+    "message": "status_names(), and Status.help",
+    "result": "status, and status_names()",
+    "state": "iterations, residual, error and status",
+    "stats": "iterations and evaluations",
+    "info": "iterations, residual, error and status",
+}
 
 
 def _refuses(name: str) -> Callable[..., NoReturn]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from implicit_solvers.hyperparameters import check_count, check_number, check_stopping
+from implicit_solvers.hyperparameters import check_count, check_flag, check_number, check_stopping
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.tolerance import AUTO, Auto, Norm, rms, safe_rms
@@ -94,6 +94,8 @@ class IterativeSolver:
         check_stopping(self)
         if self.check_every is not None:
             check_count(self, "check_every", least=1)
+        for flag in ("compact", "compile"):
+            check_flag(self, flag)
 
     def init(self, problem: Any, z: Tensor) -> Any:
         """Return the state at ``z (N, n)``."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from implicit_solvers.compiling import cached_property
 from implicit_solvers.torch_internals import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["Structure", "filled", "replaced", "split_tensors"]
+__all__ = ["Structure", "filled", "replaced", "shown", "split_tensors"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Structure:
             leaves, tree = tree_flatten(value)
         if tree != self.tree:
             raise ValueError(
-                f"{name} returned the structure {tree}, and {like} has {self.tree}: "
+                f"{name} returned the structure {shown(tree)}, and {like} has {shown(self.tree)}: "
                 f"return one tensor for each leaf of {like}, in the same containers"
             )
         for leaf, shape in zip(leaves, self.shapes, strict=True):
@@ -171,6 +171,16 @@ class Structure:
         return self._join(leaves)
 
 
+class _Place:
+    def __repr__(self) -> str:
+        return "tensor"
+
+
+def shown(tree: TreeSpec) -> str:
+    """Write a structure as a value with a word in the place of each tensor: ``{'x': tensor}``."""
+    return repr(tree_unflatten([_Place()] * tree.num_leaves, tree))
+
+
 def filled(value: Any, name: str, like: Any, missing: float | None = None) -> Any:
     """Return a pytree of tensors like ``like``, of one of tensors and numbers.
 
@@ -182,8 +192,8 @@ def filled(value: Any, name: str, like: Any, missing: float | None = None) -> An
         given, given_tree = [value] * len(leaves), tree
     if given_tree != tree:
         raise ValueError(
-            f"{name} has the structure {given_tree} where z0 has {tree}: give it the same, or one "
-            "number"
+            f"{name} has the structure {shown(given_tree)} where z0 has {shown(tree)}: give it "
+            "the same, or one number"
         )
     full = []
     for leaf, entry in zip(leaves, given, strict=True):

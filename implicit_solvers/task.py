@@ -18,7 +18,7 @@ from implicit_solvers.problem import Equation
 from implicit_solvers.ranks import Ranks
 from implicit_solvers.solution import OnFailure
 from implicit_solvers.solver import EquationMethod
-from implicit_solvers.structure import Structure, split_tensors
+from implicit_solvers.structure import Structure, shown, split_tensors
 from implicit_solvers.torch_internals import active_dropout, tree_flatten
 
 __all__ = ["Task", "arguments", "check_size", "check_task", "name_of"]
@@ -129,7 +129,8 @@ def check_task(task: Task, args: Any) -> None:
         )
     if task.on_failure not in ("raise", "warn", "mask"):
         raise ValueError(f'on_failure is {task.on_failure!r}: use "raise", "warn" or "mask"')
-    if not isinstance(task.batch_dims, int) or task.batch_dims < 0:
+    number = isinstance(task.batch_dims, int) and not isinstance(task.batch_dims, bool)
+    if not number or task.batch_dims < 0:
         raise ValueError(f"batch_dims is {task.batch_dims!r}: pass the number of lane dimensions")
     check_adjoint(task.adjoint)
     solver, kind = task.solver, task.equation.kind
@@ -234,7 +235,7 @@ def _broadcast(dims: Any, arg: Any, i: int) -> list[tuple[Any, Any]]:
     given, given_spec = tree_flatten(dims)
     if given_spec != spec:
         raise ValueError(
-            f"in_dims has the structure {given_spec} for args[{i}], which has {spec}: use 0 or "
+            f"in_dims has {dims!r} for args[{i}], which is {shown(spec)}: use 0 or "
             "None for all of it, or the same structure"
         )
     return list(zip(given, leaves, strict=True))

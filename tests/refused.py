@@ -10,7 +10,8 @@ import torch
 import implicit_solvers as ims
 
 FOLDER = Path(__file__).with_name("refusals")
-AREAS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "row")
+AREAS = [path.stem for path in FOLDER.glob("*.py") if path.stem != "row"]
+AREAS.sort(key=lambda name: (name != "first_steps", name))
 
 
 def area(name):

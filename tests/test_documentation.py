@@ -4,8 +4,12 @@ import ast
 import doctest
 import importlib
 import inspect
+import os
 import pkgutil
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,20 +40,33 @@ def test_all_lists_exactly_what_the_package_offers():
     assert all(getattr(ims, name).__doc__ for name in ims.__all__)
 
 
-def python_blocks(path):
-    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+def python_blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
+def sections(path):
+    """Return the sections of a page by their anchors."""
+    parts = re.split(r"(?m)^##+ (.*)\n", path.read_text())
+    return {
+        re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")): text
+        for title, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+DOCS = ROOT / "docs"
 PAGES = [
     str(path.relative_to(ROOT))
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    if python_blocks(path)
+    for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+    if python_blocks(path.read_text()) and not path.name.startswith("recipes_")
+]
+RECIPES = [
+    (path.name, anchor) for path in sorted(DOCS.glob("recipes_*.md")) for anchor in sections(path)
 ]
 
 
 @pytest.mark.parametrize("path", PAGES)
 def test_the_examples_of_a_page_run(path, capsys):
-    blocks = python_blocks(ROOT / path)
+    blocks = python_blocks((ROOT / path).read_text())
     scope = {}
     for block in blocks:
         exec(compile(block, path, "exec"), scope)
@@ -59,6 +76,38 @@ def test_the_examples_of_a_page_run(path, capsys):
         expected = 1 / (1 - e * torch.cos(E))
         torch.testing.assert_close(scope["M"].grad, expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(scope["jacobian"], torch.diag(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("page, anchor", RECIPES)
+def test_a_recipe_runs_by_itself(page, anchor, capsys):
+    text = sections(DOCS / page)[anchor]
+    if "import lightning" in text:
+        pytest.importorskip("lightning")
+    if '"g++"' in text and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    for block in python_blocks(text):
+        exec(compile(block, page, "exec"), {"__name__": "recipe"})
+    for script in re.findall(r"{literalinclude} (\S+)", text):
+        run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        place = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        if sys.platform == "linux":
+            place["GLOO_SOCKET_IFNAME"] = "lo"
+        done = subprocess.run(
+            [*run, str(DOCS / script)], env=os.environ | place, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_question_leads_to_code_that_is_run_and_checked():
+    text = (DOCS / "how_do_i.md").read_text()
+    links = re.findall(r"(?m)^- \[.*?\]\((\w+\.md)#?([\w-]*)\)", text)
+    assert len(links) >= 20 and "how_do_i" in (DOCS / "index.md").read_text()
+    for page, anchor in links:
+        code = (DOCS / page).read_text() if not anchor else sections(DOCS / page)[anchor]
+        checked = "assert" in "".join(python_blocks(code)) or "{literalinclude}" in code
+        assert checked, (page, anchor)
+    assert set(RECIPES) <= set(links)
+    assert text.count("\n- ") == len(links)
 
 
 def imports(folder):

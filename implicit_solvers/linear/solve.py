@@ -44,7 +44,7 @@ from implicit_solvers.sharded_modules import gathering
 from implicit_solvers.sharding import Spread, added_up, check_spread, sharded, telling
 from implicit_solvers.solution import OnFailure, Solution, Status
 from implicit_solvers.solver import LinearSolver, refuse_other_solvers
-from implicit_solvers.structure import Structure, split_tensors
+from implicit_solvers.structure import Structure, shown, split_tensors
 from implicit_solvers.torch_internals import (
     frames_compiled,
     transforms_active,
@@ -338,7 +338,8 @@ def _check_start(x0: Any, b: Any) -> None:
             raise TypeError(f"x0 is {kind}: pass tensors of the dtype of b, {wanted[0].dtype}")
     if tree != wanted_tree:
         raise ValueError(
-            f"x0 has the structure {tree} and b has {wanted_tree}: pass x0 in the same containers"
+            f"x0 has the structure {shown(tree)} and b has {shown(wanted_tree)}: pass x0 in the "
+            "same containers"
         )
     if any(x.shape != w.shape for x, w in zip(leaves, wanted, strict=True)):
         raise ValueError(
@@ -355,8 +356,8 @@ def _right_hand_side(A: LinearOperator, b: Any, batch_dims: int) -> tuple[Struct
         return structure, False
     if wanted.tree != structure.tree:
         raise ValueError(
-            f"b has the structure {structure.tree} and A takes {wanted.tree}: pass b in the same "
-            "containers"
+            f"b has the structure {shown(structure.tree)} and A takes {shown(wanted.tree)}: pass "
+            "b in the same containers"
         )
     if wanted.dtype != structure.dtype or wanted.device != structure.device:
         raise TypeError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import pick
-from implicit_solvers.hyperparameters import check_number
+from implicit_solvers.hyperparameters import check_flag, check_number
 from implicit_solvers.linear.lu import LU
 from implicit_solvers.outcome import contracted
 from implicit_solvers.problem import EquationProblem
@@ -112,11 +112,7 @@ class Continuation(EquationMethod):
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
         check_number(self, "first_step", above=0)
-        if not isinstance(self.arclength, bool):
-            raise TypeError(
-                f"Continuation has arclength={self.arclength!r}, of type "
-                f"{type(self.arclength).__name__}: pass True or False"
-            )
+        check_flag(self, "arclength")
 
     def init(self, problem: EquationProblem, z: Tensor) -> PathState:
         """Begin at ``(z, t)``, which need be near the path only."""

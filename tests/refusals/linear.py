@@ -76,7 +76,7 @@ SOLVED = [
     (WRONG, "x0 is given, and {}() takes none: leave it out, solve for what is left",
      ("A, b, solver=ims.LU(), x0=b", "LU"), ("A, b, x0=b", "LU"),
      ("tall, b, solver=ims.QR(), x0=z", "QR"), ("tall, b, solver=ims.LSMR(), x0=z", "LSMR")),
-    (WRONG, "and b has *: pass x0 in the same containers", "A, b, solver=gmres, x0=[b]"),
+    (WRONG, "and b has tensor: pass x0 in the same containers", "A, b, solver=gmres, x0=[b]"),
     (WRONG, "x0 has shapes {} where b has {}: give the start the shapes of b",
      ("A, b, solver=gmres, x0=b[:2]", "[(2,)]", "[(3,)]"),
      ("A, torch.stack([b, b], 1), solver=gmres, x0=b", "[(3,)]", "[(3, 2)]")),

@@ -47,7 +47,8 @@ TABLE = [
     *((KIND, f"has no {keyword.partition('=')[0]}: the tolerances are rtol and atol, as in "
        f"{solver}(rtol=1e-6, max_steps=50)", f"ims.{solver}({keyword})")
       for solver, keyword in SOLVERS.items()),
-    (KIND, "unexpected keyword argument 'rotl'", "ims.Newton(rotl=1e-6)"),
+    (KIND, "Newton() has no rotl: it has linear_solver, reuse, preconditioner, rtol, atol",
+     "ims.Newton(rotl=1e-6)"),
     (KIND, "your solver <lambda> returned None: end it with return z",
      "ims.custom_root(f)(lambda z0, a: print(a))(z, a)"),
     (KIND, "your solver returned a str: return tensors or NumPy arrays",
