@@ -151,6 +151,7 @@ def _iterate(solver: Any, problem: Any, z: Tensor, made: Any = 0, running: Mask 
     left, progress = _look(
         solver, problem, _begin(solver, problem, z, made, running), lanes, lanes, settle
     )
+    _note(problem, progress, running)
     foresees = every == 1 and solver.rtol is not None and hasattr(solver, "steps")
     while left:
         if _leave(solver, problem, left, lanes):
@@ -164,8 +165,16 @@ def _iterate(solver: Any, problem: Any, z: Tensor, made: Any = 0, running: Mask 
         upcoming = progress.trials + 1
         looks = upcoming % every == 0 or upcoming >= min(solver.max_steps, _most(solver))
         ask = settle if looks else _nobody
+        ran = progress.running
         left, progress = _look(solver, problem, progress, lanes, left, ask)
+        _note(problem, progress, ran)
     return departed.joined(_end(solver, problem, progress))
+
+
+def _note(problem: Any, progress: Progress, ran: Mask) -> None:
+    """Note where the lanes that ``ran`` have come to, if somebody wants to see it."""
+    if (history := getattr(problem, "history", None)) is not None:
+        history.note(progress.trials, progress.state.error, ran)
 
 
 def _leave(solver: Any, problem: Any, left: int, lanes: int) -> bool:
@@ -341,7 +350,9 @@ def _iterate_compiled(solver: Any, problem: Any, z: Tensor, made: Any, running: 
             keep = padded(keep, bucket(left))
             problem, progress = problem.take(keep), select(progress, keep)
             progress.running[left:] = False
+        ran = progress.running.clone()
         progress = advance(problem, progress)
+        _note(problem, progress, ran)
     return departed.joined(_end(solver, problem, progress))
 
 

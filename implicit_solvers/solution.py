@@ -7,13 +7,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from html import escape
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
 from implicit_solvers.evaluations import Evaluations
-from implicit_solvers.torch_internals import is_batched, register_pytree_node
+from implicit_solvers.torch_internals import is_batched, register_pytree_node, tree_leaves
 
 __all__ = [
     "ConvergenceError",
@@ -219,6 +220,20 @@ class Solution(Generic[T]):
         others = "".join(f", {count:,} {name}" for name, count in counts.most_common())
         lanes = f"{converged:,} of {self.status.numel():,} converged{others}"
         return f"Solution({lanes}; at most {taken}; {ends})"
+
+    def _repr_html_(self) -> str:
+        """Show the solve in a notebook: how many problems ended how, and what is left of each."""
+        if not _has_values(self.status) or self.status.numel() == 0:
+            return f"<code>{escape(repr(self))}</code>"
+        counts = Counter(_names(self.status.flatten().tolist())).most_common()
+        rows = {"status": ", ".join(f"{name}: {count:,}" for name, count in counts)}
+        for name in ("iterations", "error", "residual"):
+            values = getattr(self, name).flatten().double()
+            rows[f"{name}, median and largest"] = f"{values.median():.3g}, {values.max():.3g}"
+        shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(self.value)]
+        rows["shape of the value"] = ", ".join(shapes)
+        cells = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        return f"<table>{cells}</table>"
 
     if not TYPE_CHECKING:  # a checker knows the attributes
 
