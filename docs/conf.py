@@ -19,7 +19,7 @@ from sphinx.util import logging
 from implicit_solvers import rms
 
 sys.path.insert(0, str(Path(__file__).parent))
-import thumbnails  # noqa: E402
+import thumbnails
 
 # the list of wrong calls is the tests'; some package that is installed may be called tests, too
 sys.modules["tests"] = types.ModuleType("tests")

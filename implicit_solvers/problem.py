@@ -26,9 +26,9 @@ from implicit_solvers.bounds import held, projected
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.evaluations import Counter
-from implicit_solvers.history import History
 from implicit_solvers.examination import Examination, by_newton
 from implicit_solvers.explicit_function import reading_by_itself
+from implicit_solvers.history import History
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
 from implicit_solvers.linear.lane_map import LaneMap
