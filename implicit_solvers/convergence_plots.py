@@ -74,8 +74,8 @@ def draw_lanes(residual: Tensor, status: Tensor, axes: Any) -> None:
     sizes = residual.double()
     there = sizes[(sizes > 0) & (sizes < torch.inf)]
     # what is zero, or not finite, stands at the edge
-    least, most = (there.min(), there.max()) if len(there) else (1e-16, 1.0)
-    sizes = sizes.nan_to_num(nan=torch.inf).clamp(least / 10, 10 * most)
+    if len(there):
+        sizes = sizes.nan_to_num(nan=torch.inf).clamp(there.min() / 10, 10 * there.max())
     names = {status.value: status.name for status in Status}
     codes = sorted(set(status.tolist()))
     shades = iter((_BAD, "#c62828", "#6a1b9a", "#4e342e", "#546e7a") * len(codes))

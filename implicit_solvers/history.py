@@ -36,7 +36,7 @@ class History:
         return part
 
     def note(self, step: Any, residual: Any, running: Any) -> None:
-        """Add a look after some steps: the residuals ``(N,)``, and which lanes made the last step."""
+        """Add a look after some steps: the residuals ``(N,)``, and which lanes made the last."""
         if isinstance(residual, Tensor):
             residual = residual.detach().clone()  # the memory of a state may be used again
         step = step.max() if isinstance(step, Tensor) else step
