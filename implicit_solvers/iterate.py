@@ -76,8 +76,15 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     """Step from ``z (N, n)`` until every lane has converged, failed, or used its steps up.
 
     Where a lane ends is judged (`judged`); if it is no solution after all, the lane goes on. One
-    whose bounds leave nothing has none, wherever it ends.
+    whose bounds leave nothing has none, wherever it ends. Lanes are solved in chunks, if the solver
+    has a ``chunk_size``.
     """
+    size = getattr(solver, "chunk_size", None)
+    if size is not None and len(z) > size and not compiling():
+        if not problem.separable:
+            raise ValueError(f"chunk_size={size} needs lanes that can be told apart: pass in_dims")
+        chunks = torch.arange(len(z), device=z.device).split(size)
+        return Outcome.joined([iterate(solver, problem.take(part), z[part]) for part in chunks])
     found, equation = _until_judged(solver, problem, z), cast(Any, problem)
     if getattr(problem, "bounds", None) is None:
         return found

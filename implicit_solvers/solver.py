@@ -79,6 +79,7 @@ class IterativeSolver:
     atol: float | Auto = AUTO
     max_steps: int = 1000
     compact: bool = True
+    chunk_size: int | None = None
     check_every: int = 1
     compile: bool = False
     monotone: ClassVar[bool] = False
@@ -88,6 +89,8 @@ class IterativeSolver:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
         check_count(self, "check_every", least=1)
+        if self.chunk_size is not None:
+            check_count(self, "chunk_size", least=1)
 
     def init(self, problem: Any, z: Tensor) -> Any:
         """Return the state at ``z (N, n)``."""
@@ -132,6 +135,9 @@ class EquationMethod(IterativeSolver):
         sizes ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    chunk_size
+        How many lanes are solved together, as in ``torch.func.vmap``; the others wait. All, if left
+        out. Less memory, the same results.
     check_every
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have.
@@ -225,7 +231,7 @@ class LinearMethod(IterativeSolver, LinearSolver):
         judges nothing.
     max_steps
         The number of steps allowed.
-    compact, check_every, compile
+    compact, chunk_size, check_every, compile
         As in `EquationMethod`, with the operator in the place of the function.
 
     Raises

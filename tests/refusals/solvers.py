@@ -106,4 +106,6 @@ TABLE = [
      "ims.TorchOptimizer('adam')", "ims.TorchOptimizer(None)"),
 ]
 # fmt: on
-ROWS = [row for group in TABLE for row in alike(*group)]
+ROWS = [
+    Refusal("ims.root(lambda z: z - 1, torch.ones(4), solver=ims.Newton(chunk_size=2), batch_dims=1)",
+            ValueError, "chunk_size=2 needs lanes that can be told apart: pass in_dims"),row for group in TABLE for row in alike(*group)]
