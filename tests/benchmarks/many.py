@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/many.py
 
 A thousand to a million problems of four unknowns, by the default of `root`, whole and in chunks of
-65,536; and one problem of a thousand to a million unknowns, by products only. It prints a table with
-the slopes of the last decade, where fixed costs no longer hide them, and writes
+65,536; and one problem of a thousand to a million unknowns, by products only. It prints a table
+with the slopes of the last decade, where fixed costs no longer hide them, and writes
 ``docs/figures/many.png``. The process needs 4 GB.
 """
 
