@@ -18,6 +18,9 @@ from sphinx.util import logging
 
 from implicit_solvers import rms
 
+sys.path.insert(0, str(Path(__file__).parent))
+import thumbnails
+
 # the list of wrong calls is the tests'; some package that is installed may be called tests, too
 sys.modules["tests"] = types.ModuleType("tests")
 sys.modules["tests"].__path__ = [str(Path(__file__).parents[1] / "tests")]
@@ -36,6 +39,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "matplotlib.sphinxext.plot_directive",
 ]
@@ -86,7 +90,8 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "copyfile_regex": "",
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": ("thumbnails.scraper",),
+    "thumbnail_size": thumbnails.SIZE,
     "matplotlib_animations": False,
     "backreferences_dir": None,
     "write_computation_times": False,
@@ -147,6 +152,7 @@ def refusal(row, names):
     except Exception as error:
         # what a compiler adds, where and in which code, is of no interest here
         text = f"{type(error).__name__}: {error}".partition("\n\n")[0]
+        text = re.sub(" at 0x[0-9a-f]+", "", text)
     else:
         logging.getLogger(__name__).warning("not refused: %s", row.call)
         return ""
@@ -182,6 +188,7 @@ def refusals(app, docname, source):
 
 def setup(app):
     """Called by Sphinx."""
+    app.connect("builder-inited", thumbnails.put, priority=900)
     app.connect("source-read", refusals)
     app.connect("autodoc-process-signature", brief_signature)
     app.connect("autodoc-skip-member", no_default_as_method)

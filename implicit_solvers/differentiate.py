@@ -82,12 +82,12 @@ class Solve(Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> tuple[None, ...]:
-        """Return nothing for every input."""
+        """Have no derivative; that of the solution is `Attach`'s."""
         return (None,) * len(ctx.needs_input_grad)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> tuple[None, ...]:
-        """Return nothing for every output."""
+        """Have none in forward mode either."""
         return (None,) * ctx.outputs
 
     @staticmethod
@@ -114,6 +114,7 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     places = None if spec.memory is None else torch.arange(len(flat), device=z.device)
     of = spec.equation, spec.lanes, shape, operands, start
     problem = EquationProblem(*of, counter=spec.counter, memory=spec.memory, places=places)
+    problem.history = watch.history(len(flat))
     out = spec.run(problem, flat)
     status, iterations = out.status.reshape(shape), out.iterations.reshape(shape)
     residual, error = out.residual.reshape(shape), out.error.reshape(shape)

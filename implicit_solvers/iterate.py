@@ -79,8 +79,15 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     """Step from ``z (N, n)`` until every lane has converged, failed, or used its steps up.
 
     Where a lane ends is judged (`judged`); if it is no solution after all, the lane goes on. One
-    whose bounds leave nothing has none, wherever it ends.
+    whose bounds leave nothing has none, wherever it ends. Lanes are solved in chunks, if the solver
+    has a ``chunk_size``.
     """
+    size = getattr(solver, "chunk_size", None)
+    if size is not None and len(z) > size and not compiling():
+        if not problem.separable:
+            raise ValueError(f"chunk_size={size} needs lanes that can be told apart: pass in_dims")
+        chunks = torch.arange(len(z), device=z.device).split(size)
+        return Outcome.joined([iterate(solver, problem.take(part), z[part]) for part in chunks])
     found, equation = _until_judged(solver, problem, z), cast(Any, problem)
     if getattr(problem, "bounds", None) is None:
         return found
@@ -160,6 +167,7 @@ def _iterate(solver: Any, problem: Any, z: Tensor, made: Any = 0, running: Mask 
     left, progress = _look(
         solver, problem, _begin(solver, problem, z, made, running), lanes, lanes, settle
     )
+    _note(problem, progress, running)
     foresees = every == 1 and solver.rtol is not None and hasattr(solver, "steps")
     while left:
         if _leave(solver, problem, left, lanes):
@@ -173,8 +181,16 @@ def _iterate(solver: Any, problem: Any, z: Tensor, made: Any = 0, running: Mask 
         upcoming = progress.trials + 1
         looks = upcoming % every == 0 or upcoming >= min(solver.max_steps, _most(solver))
         ask = settle if looks else _nobody
+        ran = progress.running
         left, progress = _look(solver, problem, progress, lanes, left, ask)
+        _note(problem, progress, ran)
     return departed.joined(_end(solver, problem, progress))
+
+
+def _note(problem: Any, progress: Progress, ran: Mask) -> None:
+    """Note where the lanes that ``ran`` have come to, if somebody wants to see it."""
+    if (history := getattr(problem, "history", None)) is not None:
+        history.note(progress.trials, progress.state.error, ran)
 
 
 def _leave(solver: Any, problem: Any, left: int, lanes: int) -> bool:
@@ -364,7 +380,9 @@ def _iterate_compiled(solver: Any, problem: Any, z: Tensor, made: Any, running: 
             keep = padded(keep, bucket(left))
             problem, progress = problem.take(keep), select(progress, keep)
             progress.running[left:] = False
+        ran = progress.running.clone()
         progress = advance(problem, progress)
+        _note(problem, progress, ran)
     return departed.joined(_end(solver, problem, progress))
 
 

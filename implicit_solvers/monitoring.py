@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Any, TextIO
 
 from torch import Tensor
 
 from implicit_solvers.compiling import compiling
+from implicit_solvers.convergence_plots import draw_convergence, new_axes, overview
 from implicit_solvers.evaluations import Evaluations
+from implicit_solvers.history import History
 from implicit_solvers.solution import Status
 
 __all__ = ["Monitor", "SolveRecord", "monitor", "monitors", "observe"]
@@ -41,6 +43,8 @@ class SolveRecord:
         As in `Solution`; None where it is not counted, as in linear solves.
     seconds
         Wall-clock time.
+    history
+        The `History` of the residuals, step by step; None where nothing stepped.
 
     Examples
     --------
@@ -61,6 +65,39 @@ class SolveRecord:
     status: Tensor
     seconds: float
     evaluations: Evaluations | None = None
+    history: History | None = field(default=None, repr=False)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the convergence of this solve: the residual of each lane against steps.
+
+        Lanes that failed are orange.
+
+        Parameters
+        ----------
+        axes
+            A matplotlib ``Axes``; a new one if left out.
+
+        Returns
+        -------
+        Axes
+            What was drawn in.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+
+        Examples
+        --------
+        >>> import torch, implicit_solvers as ims
+        >>> with ims.monitor() as log:
+        ...     _ = ims.root(lambda z: z**2 - 4, torch.tensor([1.0, 2.0]), batch_dims=1)
+        >>> log.records[0].plot().get_xlabel()
+        'step'
+        """
+        axes = new_axes(axes)
+        draw_convergence([self], axes)
+        return axes
 
 
 @dataclass(eq=False)
@@ -91,6 +128,29 @@ class Monitor:
     def adjoints(self) -> list[SolveRecord]:
         """Return the records of the backward (and tangent) solves."""
         return [record for record in self.records if record.equation.startswith("adjoint of ")]
+
+    def plot(self) -> Any:
+        """Draw all records: residuals against steps, iterations, and which problems failed.
+
+        Returns
+        -------
+        Figure
+            Of matplotlib, with three panels. A notebook shows it.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+
+        Examples
+        --------
+        >>> import torch, implicit_solvers as ims
+        >>> with ims.monitor() as log:
+        ...     _ = ims.root(lambda z: z**2 - 4, torch.tensor([1.0, 2.0]), batch_dims=1)
+        >>> len(log.plot().axes)
+        3
+        """
+        return overview(self.records)
 
     def table(self, file: TextIO | None = None) -> None:
         """Print a line for each solve: the most of all lanes, their statuses, and the time.
@@ -192,6 +252,13 @@ class observe:
             self.active = [*here, *(log for log in others if log.open and log not in here)]
         self.equation, self.solver = equation, type(solver).__name__
         self.start = time.perf_counter() if self.active else 0.0
+        self._history: History | None = None
+
+    def history(self, *lanes: Any) -> History | None:
+        """Return what the loop is to fill, if somebody watches; the arguments are `History`'s."""
+        if self.active:
+            self._history = History(*lanes)
+        return self._history
 
     def done(
         self,
@@ -206,6 +273,7 @@ class observe:
             return
         seconds = time.perf_counter() - self.start
         of = self.equation, self.solver, status.numel()
-        record = SolveRecord(*of, iterations, residual, error, status, seconds, evaluations)
+        ends = iterations, residual, error, status
+        record = SolveRecord(*of, *ends, seconds, evaluations, self._history)
         for log in self.active:
             log.records.append(record)

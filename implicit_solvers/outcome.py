@@ -6,6 +6,7 @@ It knows no concrete solver and no equation.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +74,19 @@ class Outcome(NamedTuple):
         status, iterations = (spread(v, self.z, torch.int64) for v in self[1:3])
         residual, error = (spread(v, self.z) for v in self[3:5])
         return Outcome(self.z, status, iterations, residual, error, *self[5:])
+
+    @staticmethod
+    def joined(chunks: Sequence[Outcome]) -> Outcome:
+        """Return how the lanes of all chunks ended, in their order."""
+        parts = [[*chunk.spread()[:5], *_counts(chunk), *chunk.factors] for chunk in chunks]
+        # factors that only some have are made again
+        common = 5 + len(_counts(chunks[0]))
+        several = len({len(part) for part in parts}) > 1
+        columns = zip(*(part[:common] if several else part for part in parts), strict=True)
+        z, status, iterations, residual, error, *rest = (torch.cat(column) for column in columns)
+        counts, factors = rest[: common - 5], rest[common - 5 :]
+        ends = z, status, iterations, residual, error
+        return Outcome(*ends, tuple(factors), counts[0] if counts else ())
 
 
 def unknown(z: Tensor) -> Outcome:

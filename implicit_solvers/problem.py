@@ -28,6 +28,7 @@ from implicit_solvers.compiling import compiling
 from implicit_solvers.evaluations import Counter
 from implicit_solvers.examination import Examination, by_newton
 from implicit_solvers.explicit_function import reading_by_itself
+from implicit_solvers.history import History
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
 from implicit_solvers.linear.lane_map import LaneMap
@@ -181,6 +182,8 @@ class EquationProblem:
     >>> ims.root(lambda z: z**2 - 4, torch.tensor([1.0, 3.0]), solver=Damped(), batch_dims=1).value
     tensor([2.0000, 2.0000])
     """
+
+    history: History | None = None
 
     def __init__(
         self,
@@ -625,6 +628,7 @@ class EquationProblem:
         own = self.equation, lanes, shape, operands, start, self.basis, self.traced
         taken = EquationProblem(*own, self.counter, self.memory, places)
         taken.taken = True
+        taken.history = None if self.history is None else self.history.take(index)
         return taken
 
 

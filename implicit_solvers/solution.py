@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from html import escape
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
 import torch
@@ -72,7 +73,7 @@ _HELP = {
     ),
     Status.NONFINITE: (
         "NaN or inf in the start, in the function's value there, or in every step tried: check "
-        "the inputs of these lanes, or start where the function is defined"
+        "the inputs, or start where the function is defined"
     ),
     Status.STALLED: (
         "no step comes nearer to a solution any more, at a point that is none: start elsewhere, "
@@ -244,7 +245,7 @@ class Solution(Generic[T]):
         if not _has_values(self.status):
             return "Solution(inside a transform)"
         if self.status.numel() == 0:
-            return "Solution(no lanes)"
+            return "Solution(no problems)"
         steps = int(self.iterations.max())
         ends = f"error {float(self.error.max()):.2g}, residual {float(self.residual.max()):.2g}"
         taken = f"{steps:,} iteration{'' if steps == 1 else 's'}"
@@ -255,6 +256,20 @@ class Solution(Generic[T]):
         others = "".join(f", {count:,} {name}" for name, count in counts.most_common())
         lanes = f"{converged:,} of {self.status.numel():,} converged{others}"
         return f"Solution({lanes}; at most {taken}; {ends})"
+
+    def _repr_html_(self) -> str:
+        """Show the solve in a notebook: how many problems ended how, and what is left of each."""
+        if not _has_values(self.status) or self.status.numel() == 0:
+            return f"<code>{escape(repr(self))}</code>"
+        counts = Counter(_names(self.status.flatten().tolist())).most_common()
+        rows = {"status": ", ".join(f"{name}: {count:,}" for name, count in counts)}
+        for name in ("iterations", "error", "residual"):
+            values = getattr(self, name).flatten().double()
+            rows[f"{name}, median and largest"] = f"{values.median():.3g}, {values.max():.3g}"
+        shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(self.value)]
+        rows["shape of the value"] = ", ".join(shapes)
+        cells = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        return f"<table>{cells}</table>"
 
     if not TYPE_CHECKING:  # a checker knows the attributes
 
@@ -404,12 +419,11 @@ def warn_degenerate(what: str, degenerate: Tensor) -> None:
     """
     if is_batched(degenerate) or not bool(degenerate.any()):
         return
-    count = (
-        f"{int(degenerate.sum())} of {degenerate.numel()} lanes are" if degenerate.dim() else "is"
-    )
+    count, total = int(degenerate.sum()), degenerate.numel()
+    where = f" in {count} of {total} problems" if degenerate.dim() else ""
     warnings.warn(
-        f"{what} {count} degenerate: an inequality holds without a multiplier, or next to one; the "
-        "derivatives are those of one side",
+        f"{what} is degenerate{where}: an inequality holds without a multiplier, or next to one; "
+        "the derivatives are those of one side",
         ConvergenceWarning,
         stacklevel=2,
     )
@@ -423,17 +437,17 @@ def _describe(
     for row in index[:most]:
         key = tuple(row.tolist())
         code = Status(int(status[key]))
-        lane = f"lane {key[0] if len(key) == 1 else key}: " if key else ""
+        lane = f"problem {key[0] if len(key) == 1 else key}: " if key else ""
         lines.append(
             f"{lane}{code.name} after {int(iterations[key])} steps, "
             f"residual {float(residual[key]):.3g}"
         )
     if len(index) > most:
-        lines.append(f"and {len(index) - most} lanes more")
+        lines.append(f"and {len(index) - most} more")
     codes = sorted({int(code) for code in status[bad]})
     advice = [f"{Status(code).name}: {Status(code).help}." for code in codes]
     if bad.dim():
-        head = f"{what} failed in {len(index)} of {bad.numel()} lanes ({'; '.join(lines)})."
+        head = f"{what} failed in {len(index)} of {bad.numel()} problems ({'; '.join(lines)})."
     else:
         head = f"{what} failed ({'; '.join(lines)})."
     return " ".join([head, *advice])

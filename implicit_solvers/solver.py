@@ -82,6 +82,7 @@ class IterativeSolver:
     atol: float | Auto = AUTO
     max_steps: int = 1000
     compact: bool = True
+    chunk_size: int | None = None
     check_every: int | None = None
     compile: bool = False
     monotone: ClassVar[bool] = False
@@ -92,8 +93,9 @@ class IterativeSolver:
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         check_stopping(self)
-        if self.check_every is not None:
-            check_count(self, "check_every", least=1)
+        for count in ("chunk_size", "check_every"):
+            if getattr(self, count) is not None:
+                check_count(self, count, least=1)
         for flag in ("compact", "compile"):
             check_flag(self, flag)
 
@@ -140,6 +142,9 @@ class EquationMethod(IterativeSolver):
         sizes ``(N,)``.
     compact
         Whether lanes that ended leave the computation; False keeps shapes static.
+    chunk_size
+        How many lanes are solved together, as in ``torch.func.vmap``; the others wait. All, if left
+        out. Less memory, the same results.
     check_every
         Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
         lanes that ended keep what they have. By default every step, and on a GPU every fourth of a
@@ -235,7 +240,7 @@ class LinearMethod(IterativeSolver, LinearSolver):
         judges nothing.
     max_steps
         The number of steps allowed.
-    compact, check_every, compile
+    compact, chunk_size, check_every, compile
         As in `EquationMethod`, with the operator in the place of the function.
 
     Raises

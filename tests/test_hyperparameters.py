@@ -29,7 +29,9 @@ RANGES = {
     "max_steps": (-1, 10.0),
     "max_trials": (-1, 10.0),
     "damping": SHARE,
-    **dict.fromkeys(("window", "memory", "restart", "check_every", "max_products"), (0, *COUNT)),
+    **dict.fromkeys(
+        ("window", "memory", "restart", "check_every", "chunk_size", "max_products"), (0, *COUNT)
+    ),
     **dict.fromkeys(("halvings", "expansions", "shrinks", "widest"), COUNT),
     **dict.fromkeys(("first_radius", "reach", "lr", "growth"), POSITIVE),
     "regularization": (-1e-9, math.nan),

@@ -329,7 +329,7 @@ def test_a_batch_is_the_loop_over_its_lanes(entry, way, policy):
     sol, (gP, gs, gc), log = gradients(entry, way, Z, P, policy)
     assert torch.equal(sol.converged, order < 4)
     words = [str(w.message) for w in log]
-    assert policy == "mask" or any("failed in 4 of 8 lanes (lane " in w for w in words), words
+    assert policy == "mask" or any("failed in 4 of 8 problems (problem " in w for w in words), words
     total_s, total_c, slack = 0.0, 0.0, 0.0
     for i in range(8):
         one, grads = single(entry, Z[i], P[i], policy)
@@ -513,7 +513,7 @@ def test_raise_names_the_failed_lanes(entry, way):
     places = [0, 3, 5, 6]
     index = list(itertools.product(*map(range, grid(way, 8))))
     assert named(str(error.value)) == {index[i]: int(status[i]) for i in places}
-    assert "failed in 4 of 8 lanes" in str(error.value)
+    assert "failed in 4 of 8 problems" in str(error.value)
 
 
 def at_double_root(way, policy, cotangent, p=None):

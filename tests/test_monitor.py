@@ -1,6 +1,7 @@
 """The log of solves, forward and backward."""
 
 import io
+import math
 
 import pytest
 import torch
@@ -67,3 +68,69 @@ def test_the_table_names_each_solve():
     text = out.getvalue()
     assert "root of <lambda>" in text and "NewtonDogleg" in text and "CONVERGED" in text
     assert "linear_solve with MatrixOperator" in text
+
+
+def lambert(a, z0, **options):
+    f = lambda z, a: z * z.exp() - a
+    return ims.root(f, z0, (a,), batch_dims=a.dim(), in_dims=(0,) if a.dim() else None, **options)
+
+
+def test_the_history_of_a_lane_is_that_of_the_lane_alone():
+    a = torch.tensor([1.0, 1e6, -2.0, 0.01, 30.0, 1e3, 2.0, 1e-3], dtype=torch.float64)
+    with ims.monitor() as log:
+        lambert(a, torch.ones_like(a), on_failure="mask")
+        for x in a:
+            lambert(x, torch.ones_like(x), on_failure="mask")
+    together, *alone = log.records
+    _, residuals = together.history.residuals()
+    counts = []
+    for lane, record in enumerate(alone):
+        steps, each = record.history.residuals()
+        assert steps.tolist() == sorted(steps.tolist()) and each.shape[1] == 1
+        column = residuals[:, lane]
+        column = column[~column.isnan()]
+        # (in some of its steps one problem is not looked at)
+        torch.testing.assert_close(column[: len(each)], each[:, 0], rtol=1e-6, atol=1e-15)
+        counts.append(len(column))
+    assert len(set(counts)) > 3
+
+
+def test_the_history_is_the_residual_of_each_iterate():
+    x = z0 = torch.tensor([0.1, 1.0], dtype=torch.float64)
+    solver = ims.FixedPointIteration(max_steps=5, rtol=None)
+    with ims.monitor() as log:
+        ims.fixed_point(torch.cos, z0, solver=solver, batch_dims=1)
+    steps, residuals = log.records[0].history.residuals()
+    for step, row in zip(steps.tolist(), residuals, strict=True):
+        z = x
+        for _ in range(step):
+            z = z.cos()
+        torch.testing.assert_close(row, (z.cos() - z).abs(), rtol=1e-12, atol=1e-15)
+    assert steps[-1] == 5
+
+
+def test_the_history_of_a_linear_solve_is_relative():
+    A = torch.diag(torch.linspace(1, 30, 6, dtype=torch.float64))
+    b = torch.full((6,), 1e-5, dtype=torch.float64)
+    with ims.monitor() as log:
+        ims.linear_solve(ims.MatrixOperator(A, positive_definite=True), b, solver=ims.CG())
+    _, residuals = log.records[0].history.residuals()
+    assert residuals[0].item() == pytest.approx(1) and residuals[-1].item() < 1e-5
+
+
+def test_pictures():
+    pytest.importorskip("matplotlib").use("Agg")
+    with ims.monitor() as log:
+        assert len(log.plot().axes) == 3  # of nothing
+        a = torch.tensor([1.0, -2.0, math.nan], dtype=torch.float64)
+        solution = lambert(a, torch.zeros_like(a), on_failure="mask")
+        ims.linear_solve(torch.eye(2), torch.ones(2))
+    left, middle, right = log.plot().axes
+    failures = [line for line in left.lines if line.get_color() == "#ff6d00"]
+    assert len(failures) == 1  # NaN has no residual to draw
+    assert sum(patch.get_height() for patch in middle.patches) >= 3
+    words = [text.get_text() for text in right.get_legend().get_texts()]
+    assert "CONVERGED: 2" in words and "NONFINITE: 1" in words
+    assert log.records[0].plot().get_xlabel() == "step"
+    assert log.records[1].plot().texts[0].get_text() == "no solve made steps"
+    assert "NONFINITE: 1" in solution._repr_html_() and "(3,)" in solution._repr_html_()

@@ -50,7 +50,7 @@ def test_one_problem_reads_in_one_line():
     assert repr(one) == f"Solution(CONVERGED after {int(one.iterations)} iterations; {ends})"
     linear = ims.linear_solve(ims.MatrixOperator(torch.eye(2)), torch.ones(2))
     assert repr(linear) == "Solution(CONVERGED after 1 iteration; error 2.1e-07, residual 0)"
-    assert repr(square_roots(A[:0])) == "Solution(no lanes)"
+    assert repr(square_roots(A[:0])) == "Solution(no problems)"
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,9 @@ def test_13_an_unconverged_lane_has_no_gradient():
         fn = lambda z, a: z**2 - a
         return vmap(lambda z, a: ims.root(fn, z, (a,), solver=solver, on_failure=policy))(start, a)
 
-    with pytest.raises(ims.ConvergenceError, match=r"1 of 2 lanes \(lane 1: MAX_STEPS after 3"):
+    with pytest.raises(
+        ims.ConvergenceError, match=r"1 of 2 problems \(problem 1: MAX_STEPS after 3"
+    ):
         solve("raise")
     with pytest.warns(ims.ConvergenceWarning, match="MAX_STEPS"):
         assert solve("warn").converged.tolist() == [True, False]

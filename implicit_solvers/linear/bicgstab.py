@@ -55,7 +55,7 @@ class BiCGStab(LinearMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, compact, check_every, compile
+    rtol, atol, max_steps, compact, chunk_size, check_every, compile
         As in `LinearMethod`.
 
     Raises

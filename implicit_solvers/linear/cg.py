@@ -40,7 +40,7 @@ class CG(LinearMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, compact, check_every, compile
+    rtol, atol, max_steps, compact, chunk_size, check_every, compile
         As in `LinearMethod`.
 
     Raises

@@ -88,7 +88,7 @@ class GMRES(LinearMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, compact, check_every, compile
+    rtol, atol, max_steps, compact, chunk_size, check_every, compile
         As in `LinearMethod`; restarts are no steps.
     restart
         The size of the Krylov space at which the method starts again from its iterate.

@@ -166,6 +166,9 @@ def solve_in_lanes(
             M = lane_map(spec.preconditioner, first, second)
         begin = flat.new_zeros(flat.shape[0], n) if first_x is None else first_x
         problem = LinearProblem(A, flat, M, unit)
+        if watch.active:
+            order = grid.back(torch.arange(len(flat), device=flat.device)).flatten()
+            problem.history = watch.history(len(flat), rms(flat), order)
         x, status, iterations, residual = _solve_iteratively(spec.solver, problem, begin)
 
     if residual is None:

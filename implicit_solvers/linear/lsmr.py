@@ -78,7 +78,7 @@ class LSMR(LinearMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, compact, check_every, compile
+    rtol, atol, max_steps, compact, chunk_size, check_every, compile
         As in `LinearMethod`; a lane has converged too when ``|A^T r| / (s |r|) rms(b)`` is no more
         than its tolerance, with ``r = b - A x`` and the estimate ``s`` of the norm of ``A`` from
         two steps of the power method.

@@ -35,7 +35,7 @@ class Neumann(LinearMethod):
 
     Parameters
     ----------
-    rtol, atol, max_steps, compact, check_every, compile
+    rtol, atol, max_steps, compact, chunk_size, check_every, compile
         As in `LinearMethod`.
 
     Raises

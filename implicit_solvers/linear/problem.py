@@ -12,6 +12,7 @@ from torch import Tensor
 
 from implicit_solvers.autodiff import unwatched
 from implicit_solvers.compiling import compiling
+from implicit_solvers.history import History
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.preconditioners import DiagonalMap
 from implicit_solvers.ranks import alone, entries, some
@@ -66,6 +67,7 @@ class LinearProblem:
     """
 
     linear: ClassVar[bool] = True
+    history: History | None = None
 
     def __init__(
         self,
@@ -113,7 +115,9 @@ class LinearProblem:
         """Return the problem of some of the lanes."""
         M = None if self.M is None else self.M.take(index)
         unit = None if self.unit is None else self.unit[index]
-        return LinearProblem(self.A.take(index), self.b[index], M, unit, self.traced)
+        taken = LinearProblem(self.A.take(index), self.b[index], M, unit, self.traced)
+        taken.history = None if self.history is None else self.history.take(index)
+        return taken
 
     def tensors(self) -> list[Any]:
         """Return what a step reads beside its state."""

@@ -35,7 +35,9 @@ class BFGS(SecantDescent):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     line_search
         How the length of a step is found; ``StrongWolfe()`` by default.

@@ -56,7 +56,9 @@ class Broyden(Halving):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     memory
         How many updates are remembered; they take ``2 memory n`` numbers a lane.

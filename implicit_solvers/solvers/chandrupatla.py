@@ -47,7 +47,9 @@ class Chandrupatla(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     expansions
         How often the search for a bracket may go twice as far; only if none is given.

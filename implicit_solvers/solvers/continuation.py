@@ -74,7 +74,7 @@ class Continuation(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`; a step is one of Newton's method.
     norm
         As in `EquationMethod`, of ``(N, n + 1)`` with the parameter in the last place; left out, it

@@ -58,7 +58,9 @@ class Dogleg(NewtonFirst):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     linear_solver
         An iterative solver that finds Newton's step with products: ``GMRES()`` for ``J p = -F``,

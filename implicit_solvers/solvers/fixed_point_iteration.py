@@ -39,7 +39,9 @@ class FixedPointIteration(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     damping
         The share of the way to ``g(z)``; 1 is the plain iteration.

@@ -43,7 +43,9 @@ class GradientDescent(Descent):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     lr
         The step length, in units of ``z`` over those of the gradient; with a line search, the

@@ -68,7 +68,9 @@ class LBFGS(LimitedMemory):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     memory
         How many pairs are remembered, of ``2 n`` numbers each.
@@ -110,7 +112,9 @@ class LBFGSB(LimitedMemory):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     memory
         How many pairs are remembered, of ``2 n`` numbers each.

@@ -57,7 +57,9 @@ class LevenbergMarquardt(ScaledRegion):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     linear_solver
         An iterative solver (``CG()``) that solves ``(J^T J + damping) p = -J^T r`` with products;

@@ -142,7 +142,9 @@ class NewtonCG(NewtonSteps):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     max_products
         The number of products with the Hessian allowed in a step.
@@ -183,7 +185,9 @@ class ProjectedNewton(NewtonSteps):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     max_products
         The number of products with the Hessian allowed in a step of conjugate gradients.

@@ -26,7 +26,9 @@ class NewtonDogleg(Dogleg):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     linear_solver, first_radius, shrinks
         As in `Dogleg`.

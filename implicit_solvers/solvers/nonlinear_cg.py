@@ -39,7 +39,9 @@ class NonlinearCG(SecantDescent):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     line_search
         How the length of a step is found; ``StrongWolfe(curvature=0.1)`` by default.

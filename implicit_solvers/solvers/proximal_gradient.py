@@ -70,7 +70,9 @@ class ProximalGradient(EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
 
     Raises
@@ -171,7 +173,9 @@ class FISTA(ProximalGradient):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
 
     Raises

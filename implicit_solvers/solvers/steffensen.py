@@ -43,7 +43,9 @@ class Steffensen(Halving):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     reach
         The increment is at most ``reach`` times as long as ``z`` or the start (1 if both are zero),

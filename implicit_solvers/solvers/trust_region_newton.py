@@ -153,7 +153,9 @@ class TrustRegion(Minimizer):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     first_radius
         The first radius, over ``|D z|``; if the start is about zero, over the length of Newton's

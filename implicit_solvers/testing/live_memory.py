@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, UntypedStorage
 
-from implicit_solvers.torch_internals import TorchDispatchMode
+from implicit_solvers.torch_internals import TorchDispatchMode, tree_map
 
-__all__ = ["LiveMemory"]
+__all__ = ["LiveMemory", "lanes_that_fit"]
 
 
 class LiveMemory(TorchDispatchMode):
@@ -63,6 +64,68 @@ class LiveMemory(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, freed)
         self.live += size
         self.peak = max(self.peak, self.live)
+
+
+def lanes_that_fit(memory_limit: float, work: Callable[..., Any], *data: Any) -> int:
+    """Return of how many lanes ``work(*data)`` can be done within ``memory_limit`` bytes.
+
+    The memory of live tensors is measured for one, two and four lanes, which gives what a further
+    lane needs. It does not count the data, what was there before, or what a kernel of torch
+    allocates for itself: leave a margin. It is the ``chunk_size`` of a solver, or that of
+    ``torch.func.vmap``.
+
+    Parameters
+    ----------
+    memory_limit
+        In bytes, positive.
+    work
+        A function of many lanes, such as a solve and its backward pass.
+    *data
+        Pytrees of tensors, of any dtype, with the lanes as first dimension, ``(lanes, ...)``; the
+        first lane is measured.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    ValueError
+        If one lane alone needs more, or there is none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.zeros(2, 1000)
+    >>> lanes_that_fit(1e6, lambda x: (x * x).exp().sum(), x)  # two tensors of 4 kB a lane
+    125
+    """
+
+    def peak(lanes: int) -> int:
+        own = [
+            tree_map(lambda t: _repeat(t, lanes) if isinstance(t, Tensor) else t, part)
+            for part in data
+        ]
+        with LiveMemory() as memory:
+            work(*own)
+        return memory.peak
+
+    one = peak(1)
+    if one > memory_limit:
+        raise ValueError(
+            f"memory_limit={memory_limit:.3g} bytes, and one lane needs {one:.3g}: raise the "
+            "limit, or do the work in a way that needs less"
+        )
+    two = peak(2)  # one alone may go another way
+    another = max((peak(4) - two) // 2, 1)
+    return max(1, 2 + int((memory_limit - two) // another))
+
+
+def _repeat(data: Tensor, lanes: int) -> Tensor:
+    if len(data) == 0:
+        raise ValueError("data hold no lane: pass at least one to measure")
+    return torch.cat([data[:1]] * lanes)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -5,7 +5,6 @@
 """
 
 from implicit_solvers.problems.imaml.batching import Batching, BatchingChoice, faster_batching
-from implicit_solvers.problems.imaml.chunks import tasks_that_fit
 from implicit_solvers.problems.imaml.definition import (
     adapt,
     meta_loss,
@@ -48,6 +47,5 @@ __all__ = [
     "Batching",
     "BatchingChoice",
     "faster_batching",
-    "tasks_that_fit",
     "distributed_meta_gradient",
 ]

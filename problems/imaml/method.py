@@ -114,7 +114,7 @@ class Method(abc.ABC):
         supports, queries
             Pairs ``(x, y)`` whose tensors have the tasks as first dimension.
         tasks_at_once
-            How many tasks are held in memory together; all, if left out. `tasks_that_fit` finds
+            How many tasks are held in memory together; all, if left out. `lanes_that_fit` finds
             the number for a memory limit.
         batching
             ``vmap``, or a loop where that is faster: `faster_batching` measures.

@@ -138,7 +138,7 @@ def test_failures_are_raised_as_ever():
     a = torch.tensor([[0.5], [2.0], [0.1]], dtype=torch.float64)
     solver = ims.FixedPointIteration(max_steps=30, compile=True)
     options = {"solver": solver, "batch_dims": 1, "in_dims": (0,)}
-    with pytest.raises(ims.ConvergenceError, match="lane 1: "):
+    with pytest.raises(ims.ConvergenceError, match="problem 1: "):
         ims.fixed_point(lambda z, a: a * z + 1, torch.zeros_like(a), (a,), **options)
 
 

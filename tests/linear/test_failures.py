@@ -128,7 +128,7 @@ def test_indefinite_preconditioner_is_reported():
 
 
 def test_lanes_are_named_in_the_error():
-    with pytest.raises(ims.ConvergenceError, match=r"1 of 3 lanes \(lane 1: SINGULAR"):
+    with pytest.raises(ims.ConvergenceError, match=r"1 of 3 problems \(problem 1: SINGULAR"):
         A = torch.stack([EYE, 0 * EYE, EYE])
         vmap(lambda A: ims.linear_solve(ims.MatrixOperator(A), B[:3]))(A)
 

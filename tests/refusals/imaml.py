@@ -109,10 +109,6 @@ ROWS = [
       if kind != "Reptile" or "detach" not in arguments),
     Refusal("imaml.faster_batching(work, x, y, rounds=0)", ValueError, "rounds=0"),
     Refusal("imaml.faster_batching(work, [1, 2], y)", ValueError, "supports have no tensor"),
-    Refusal("imaml.tasks_that_fit(100, maml, (x, y), (x, y))", ValueError,
-            "memory_limit=100 bytes, and one task needs"),
-    Refusal("imaml.tasks_that_fit(1e9, maml, (x[:0], y[:0]), (x[:0], y[:0]))", ValueError,
-            "hold no task: pass at least one to measure"),
     Refusal("imaml.functional_model(tracked)", ValueError,
             "1.0 is a BatchNorm2d that tracks running statistics, which batched tasks cannot"),
     *(Refusal(f"imaml.functional_model(nn.{name}(2))", ValueError, f"the network is a {name} that "

@@ -104,6 +104,8 @@ TABLE = [
     (KIND, "subclass of torch.optim.Optimizer",
      "ims.TorchOptimizer(Adam([torch.zeros(1)]))", "ims.TorchOptimizer(torch.nn.Linear)",
      "ims.TorchOptimizer('adam')", "ims.TorchOptimizer(None)"),
+    (WRONG, "chunk_size=2 needs lanes that can be told apart: pass in_dims",
+     "ims.root(torch.sin, torch.ones(4), solver=ims.Newton(chunk_size=2), batch_dims=1)"),
 ]
 # fmt: on
 ROWS = [row for group in TABLE for row in alike(*group)]

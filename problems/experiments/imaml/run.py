@@ -30,7 +30,8 @@ from implicit_solvers.problems.experiments.imaml.problem import (
 )
 from implicit_solvers.problems.experiments.imaml.processes import first_rank, process_group
 from implicit_solvers.problems.experiments.imaml.training import History, meta_train
-from implicit_solvers.problems.imaml import Batching, tasks_that_fit
+from implicit_solvers.problems.imaml import Batching
+from implicit_solvers.testing.live_memory import lanes_that_fit
 
 TAIL = 20
 FOLDER = {"checkpoint_every": 10, "unit": "meta-steps", "threads": True}
@@ -148,7 +149,7 @@ def _tasks_at_once(problem: Problem, configuration: Configuration, machine: Mach
     meta_gradient = functools.partial(
         problem.method.meta_gradient, problem.model, problem.criterion, problem.first
     )
-    fitting = tasks_that_fit(machine.memory_limit, meta_gradient, tasks[:2], tasks[2:])
+    fitting = lanes_that_fit(machine.memory_limit, meta_gradient, tasks[:2], tasks[2:])
     return min(fitting, configuration.meta_batch)
 
 

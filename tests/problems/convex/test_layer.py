@@ -110,7 +110,7 @@ class TestStatuses:
         assert solution.status.tolist() == [0, ims.Status.UNBOUNDED]
 
     def test_warn_goes_on(self):
-        with pytest.warns(ims.ConvergenceWarning, match=r"lane 1: INFEASIBLE"):
+        with pytest.warns(ims.ConvergenceWarning, match=r"problem 1: INFEASIBLE"):
             solution = self.layer(on_failure="warn")(self.c[:2], self.low[:2])
         assert first(solution)[0].isfinite().all()
 
@@ -162,7 +162,7 @@ class TestStatuses:
         strict = ConvexLayer(problem, [matrix], [x])
         with pytest.raises(ValueError, match=said):
             strict(values)
-        with pytest.warns(ims.ConvergenceWarning, match="lane 1: NONFINITE"):
+        with pytest.warns(ims.ConvergenceWarning, match="problem 1: NONFINITE"):
             ConvexLayer(problem, [matrix], [x], on_failure="warn")(values)
 
     def test_nan_and_infinity_fail_their_lanes(self):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from implicit_solvers.problems import imaml
-from implicit_solvers.testing.live_memory import LiveMemory
+from implicit_solvers.testing.live_memory import LiveMemory, lanes_that_fit
 from tests.problems.imaml.meta_tasks import assert_same, curves, normal, one, ravel
 
 
@@ -116,10 +116,10 @@ def test_the_tasks_that_fit_do_fit(method):
         return method.meta_gradient(*shared, supports, queries)
 
     limit = 1.05 * peak_of(method, arguments, 20)
-    fits = imaml.tasks_that_fit(limit, call, supports, queries)
+    fits = lanes_that_fit(limit, call, supports, queries)
     assert 18 <= fits <= 22
     assert peak_of(method, arguments, fits) <= 1.1 * limit < peak_of(method, arguments, fits + 4)
-    assert imaml.tasks_that_fit(peak_of(method, arguments, 1), call, supports, queries) == 1
+    assert lanes_that_fit(peak_of(method, arguments, 1), call, supports, queries) == 1
 
 
 def test_memory_grows_with_the_tasks_held_together_only():

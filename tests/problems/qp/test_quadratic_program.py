@@ -309,7 +309,7 @@ class TestFailure:
         found = (*(g[rest] for g in gradients[:-1]), gradients[-1])
         assert_close(found, expected, rtol=1e-8, atol=1e-9)
         assert all(bool((g[2] == 0).all()) for g in gradients[:-1])
-        with pytest.raises(ims.ConvergenceError, match=f"lane 2: {status.name}"):
+        with pytest.raises(ims.ConvergenceError, match=f"problem 2: {status.name}"):
             quadratic_program(*bad)
 
     @pytest.mark.parametrize("dtype", DTYPES)

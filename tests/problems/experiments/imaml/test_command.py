@@ -197,7 +197,7 @@ def test_a_step_without_a_usable_task_changes_nothing():
 
 
 def test_the_memory_limit_makes_chunks(tmp_path, monkeypatch):
-    """The chunks are what `tasks_that_fit` says; they, and a loop, change rounding only."""
+    """The chunks are what `lanes_that_fit` says; they, and a loop, change rounding only."""
     chunks = []
     original = training.distributed_meta_gradient
 
