@@ -214,7 +214,7 @@ class Root(_Layer):
         layer.
     solver
         `NewtonDogleg`, by default.
-    adjoint, init, batch_dims, in_dims, on_failure, return_solution
+    adjoint, init, batch_dims, in_dims, on_failure, return_solution, sync_failures
         As in `FixedPoint`, its note on cells with dropout or batch normalization included.
 
     Raises
@@ -268,7 +268,7 @@ class Minimize(_Layer):
         submodule, whose parameters are those of the layer.
     solver
         `TrustRegion`, by default; `GradientDescent`, `Newton`.
-    adjoint, init, batch_dims, in_dims, on_failure, return_solution
+    adjoint, init, batch_dims, in_dims, on_failure, return_solution, sync_failures
         As in `FixedPoint`, its note on cells with dropout or batch normalization included.
 
     Raises
