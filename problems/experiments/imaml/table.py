@@ -50,7 +50,7 @@ class Setting:
     >>> Setting.parse("20x5")
     Setting(ways=20, shots=5, queries=5, inner_steps=None)
     >>> Setting.parse("5x1x15@64").name
-    '5-way 1-shot, 64 steps'
+    '5-way 1-shot, steps: 64'
     """
 
     ways: int
@@ -61,7 +61,7 @@ class Setting:
     @property
     def name(self) -> str:
         """What tables call it."""
-        steps = "" if self.inner_steps is None else f", {self.inner_steps} steps"
+        steps = "" if self.inner_steps is None else f", steps: {self.inner_steps}"
         return f"{self.ways}-way {self.shots}-shot{steps}"
 
     @classmethod

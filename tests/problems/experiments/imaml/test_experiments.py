@@ -111,7 +111,7 @@ def test_the_table_of_given_inner_steps(tmp_path):
     assert configuration["inner_steps"] == 3
     line = (tmp_path / "table.md").read_text().splitlines()[0]
     assert (
-        line == "| method | 2-way 1-shot, 1 steps (seeds: 1) | 2-way 1-shot, 3 steps (seeds: 1) |"
+        line == "| method | 2-way 1-shot, steps: 1 (seeds: 1) | 2-way 1-shot, steps: 3 (seeds: 1) |"
     )
 
 
