@@ -247,7 +247,7 @@ def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
 
         @functools.wraps(solve)
         def call(*given: Any, **options: Any) -> Any:
-            known = dict(zip(names, given, strict=False)) | options
+            known = {name: given[i] for i, name in enumerate(names[: len(given)])} | options
             unknown = next((v for name in unknowns if (v := known.get(name)) is not None), None)
             leaf = _a_tensor(unknown)
             around = leaf is not None and autocast_around(leaf)
