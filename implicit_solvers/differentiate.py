@@ -27,6 +27,7 @@ from implicit_solvers.autodiff import (
     some,
 )
 from implicit_solvers.capture import Captured
+from implicit_solvers.causes import cause
 from implicit_solvers.evaluations import Counter, as_tensor, counted
 from implicit_solvers.iterate import Outcome
 from implicit_solvers.lanes import Lanes, lifted
@@ -37,7 +38,7 @@ from implicit_solvers.masking import pull_back, push_forward
 from implicit_solvers.monitoring import observe
 from implicit_solvers.problem import Equation, EquationProblem
 from implicit_solvers.ranks import alone, over
-from implicit_solvers.solution import OnFailure, Status, enforce, failed
+from implicit_solvers.solution import OnFailure, enforce, failed
 from implicit_solvers.structure import replaced
 from implicit_solvers.tolerance import largest
 from implicit_solvers.torch_internals import forward_mode_disabled
@@ -121,50 +122,14 @@ def _run(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor
     counts = as_tensor(out.evaluations, status)
     counts = counts.expand((*shape, -1)) if counts.dim() == 1 else counts.reshape((*shape, -1))
     watch.done(iterations, residual, error, status, counted(counts))
-    cause = partial(_cause, problem, out.z, out.status)
-    how: Any = {"cause": cause, "ranks": spec.lanes.ranks}
+    why = partial(cause, problem, out.z, out.status)
+    how: Any = {"cause": why, "ranks": spec.lanes.ranks}
     enforce(spec.on_failure, spec.label, status, iterations, residual, **how)
     degenerate = spec.equation.degenerate(problem, out.z, out.error)
     more = out.factors if degenerate is None else (degenerate, *out.factors)
     factors = tuple(t.reshape((*shape, *t.shape[1:])) for t in more)
     z = out.z.reshape((*shape, -1)).clone()
     return z, status, iterations, residual, error, counts, *factors
-
-
-def _cause(problem: EquationProblem, z: Tensor, status: Tensor) -> str:
-    """Say what is wrong with the function, if its values at ``z (N, n)`` tell; else nothing."""
-    random = _randomness(problem, z)
-    singular = status == int(Status.SINGULAR)
-    if random or not bool(singular.any()):
-        return random
-    if (
-        problem.equation.kind == "least_squares"
-        and problem.evaluate(z).shape[-1] == 1 < z.shape[-1]
-    ):
-        return (
-            "The function returns one residual for several unknowns: return all residuals, not "
-            "the sum of their squares, or pass that to minimize."
-        )
-    if bool((problem.linearize(z).mv(torch.rand_like(z))[singular] == 0).all()):
-        return (
-            "The derivative is exactly zero there: start elsewhere, or look for what cuts z off in "
-            "the function, as detach(), item(), torch.tensor() or NumPy."
-        )
-    return ""
-
-
-def _randomness(problem: EquationProblem, z: Tensor) -> str:
-    """Say that the function is random, if two evaluations at ``z (N, n)`` tell; else nothing."""
-    first, second = problem.residual(z), problem.residual(z)
-    size, difference = (largest(t.nan_to_num()).amax() for t in (first, first - second))
-    # sums in another order differ by rounding, far less than this
-    if difference <= torch.finfo(z.dtype).eps ** 0.5 * size:
-        return ""
-    return (
-        f"The function is random: two evaluations at the same point differ by "
-        f"{float(difference):.2g}, and no solver can go below that. Draw outside of it and pass in "
-        "args what was drawn; for dropout, call eval() on the module."
-    )
 
 
 def solve_plainly(spec: SolveSpec, z: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:

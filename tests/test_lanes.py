@@ -496,7 +496,7 @@ def test_every_lane_bad(entry, way):
 
 def named(message):
     """Return the lanes that an error names: numbers, or tuples of them."""
-    found = re.findall(r"lane (\d+|\(\d+(?:, \d+)*\)): ([A-Z_]+) after", message)
+    found = re.findall(r"problem (\d+|\(\d+(?:, \d+)*\)): ([A-Z_]+) after", message)
     return {
         tuple(map(int, re.findall(r"\d+", lane))): Status[status].value for lane, status in found
     }

@@ -126,6 +126,8 @@ ROWS = [
            "ims.root(lambda z, a: torch.tensor(z.tolist()) - a, z0, (a,))"),
     Refusal("ims.least_squares(energy, z0, (a,))", FAILED, "return all residuals, not the sum of "
             "their squares, or pass that to minimize"),
+    *alike(FAILED, "The objective seems to fall without end: to maximize, minimize its",
+           "ims.minimize(lambda z: -(z**2).sum(), z0)", "ims.minimize(lambda z: z.sum(), z0)"),
     # solvers of one's own
     *alike(KIND, "it decorates your solver, as in solve = custom_root(fn)(solver)",
            "ims.custom_root(f)(z0, a)", "ims.custom_root(f)(z0)"),

@@ -222,11 +222,9 @@ def summary(results: Sequence[harness.State], configuration: Configuration) -> l
     for row in rows:
         row["p"], row["above"] = None, None
         if REFERENCE in found and row["model"] != REFERENCE:
-            own = found[row["model"]]
-            row["p"] = paired_p(own, found[REFERENCE])
-            row["above"] = (
-                sum(own[s] - found[REFERENCE][s] for s in own if s in found[REFERENCE]) > 0
-            )
+            these, those = found[row["model"]], found[REFERENCE]
+            row["p"] = paired_p(these, those)
+            row["above"] = sum(these[s] - those[s] for s in these if s in those) > 0
     return rows
 
 
