@@ -113,11 +113,6 @@ class LinearProblem:
         unit = None if self.unit is None else self.unit[index]
         return LinearProblem(self.A.take(index), self.b[index], M, unit, self.traced)
 
-    def tensors(self) -> list[Any]:
-        """Return what a step reads beside its state."""
-        maps = [] if self.M is None else getattr(self.M, "tensors", [])
-        return [*self.A.tensors, *maps, self.b, self.unit]
-
     def aliased(self) -> LinearProblem:
         """Return the problem as the body of a loop in a graph has to see it."""
         M = None if self.M is None else self.M.aliased()
