@@ -19,9 +19,7 @@ from torch import Tensor
 from implicit_solvers.compiling import COMPILES
 from implicit_solvers.torch_internals import (
     dynamo_limits,
-    let_lanes_vary,
     saved_tensor_hooks_restored,
-    tree_leaves,
     tree_map_only,
     untraced,
 )
@@ -30,7 +28,6 @@ __all__ = [
     "apart",
     "bucket",
     "compiled_step",
-    "for_any_lanes",
     "in_own_memory",
     "padded",
     "to_compile",
@@ -120,12 +117,6 @@ def _anchor(source: Any) -> Any:
 def in_own_memory(state: Any) -> Any:
     """Return a state of contiguous tensors that share no memory, as its successors are."""
     return tree_map_only(Tensor, lambda t: t.clone(memory_format=torch.contiguous_format), state)
-
-
-def for_any_lanes(problem: Any, state: Any) -> None:
-    """Say of the tensors of a step that the first dimension of those with lanes may vary."""
-    lanes = len(state.running)
-    let_lanes_vary(lanes, [*problem.tensors(), *tree_leaves(state)])
 
 
 def apart(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

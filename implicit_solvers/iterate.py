@@ -16,7 +16,6 @@ from implicit_solvers.agreement import Mask, both, everywhere, implies, no, pick
 from implicit_solvers.compiled_step import (
     bucket,
     compiled_step,
-    for_any_lanes,
     in_own_memory,
     padded,
     to_compile,
@@ -372,7 +371,6 @@ def _iterate_compiled(solver: Any, problem: Any, z: Tensor, made: Any, running: 
     """Iterate in compiled blocks of steps; lanes leave between two of them."""
     advance = compiled_step(_block, solver, problem)
     progress, departed = in_own_memory(_begun(solver, problem, z, made, running)), Departed()
-    for_any_lanes(problem, progress)
     while left := int(progress.running.sum()):
         if _leave(solver, problem, bucket(left), len(progress.running)):
             keep = progress.running.nonzero().squeeze(-1)

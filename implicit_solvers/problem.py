@@ -595,15 +595,9 @@ class EquationProblem:
         if found is None:
             return None
         equation, count = found
-        # (views: what is said of them is said to nobody else)
-        operands = [alias(t) for t in apart(self.operands[:count])]
-        lanes = self.lanes.keep(range(count))
+        lanes, operands = self.lanes.keep(range(count)), apart(self.operands[:count])
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         return EquationProblem(equation, lanes, self.shape, operands, self.start, basis, True)
-
-    def tensors(self) -> list[Any]:
-        """Return what a step reads beside its state."""
-        return [*self.operands, self.start]
 
     def aliased(self) -> EquationProblem:
         """Return the problem as the body of a loop in a graph has to see it."""

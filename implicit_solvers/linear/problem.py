@@ -119,11 +119,6 @@ class LinearProblem:
         taken.history = None if self.history is None else self.history.take(index)
         return taken
 
-    def tensors(self) -> list[Any]:
-        """Return what a step reads beside its state."""
-        maps = [] if self.M is None else getattr(self.M, "tensors", [])
-        return [*self.A.tensors, *maps, self.b, self.unit]
-
     def aliased(self) -> LinearProblem:
         """Return the problem as the body of a loop in a graph has to see it."""
         M = None if self.M is None else self.M.aliased()

@@ -65,13 +65,13 @@ def test_a_number_in_a_closure_that_changes_counts():
 
 @pytest.mark.parametrize("solver", nightly_but([ims.FixedPointIteration], SIZED))
 def test_batches_of_any_size_share_a_graph(solver, graphs):
-    """One problem has a graph of its own."""
+    """The second number of lanes is compiled for all; one problem has a graph of its own."""
     for lanes in (40, 7, 23, 2, 64):
         x = drawn(lanes, 4)
         options = {"solver": solver(compile=True), **LANES}
         sol = ims.fixed_point(contraction, 0 * x, (x, W), **options)
         torch.testing.assert_close(contraction(sol.value, x, W), sol.value)
-    assert graphs() == 1
+    assert graphs() <= 2
 
 
 @pytest.mark.nightly
