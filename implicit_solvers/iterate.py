@@ -40,6 +40,7 @@ from implicit_solvers.outcome import (
 from implicit_solvers.ranks import alone, columns
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import IterativeSolver, LaneProblem
+from implicit_solvers.torch_internals import let_lanes_vary
 from implicit_solvers.traced_loop import inside, loop_in_graph, repeat
 from implicit_solvers.verdict import examiner, judged
 
@@ -371,6 +372,7 @@ def _iterate_compiled(solver: Any, problem: Any, z: Tensor, made: Any, running: 
     """Iterate in compiled blocks of steps; lanes leave between two of them."""
     advance = compiled_step(_block, solver, problem)
     progress, departed = in_own_memory(_begun(solver, problem, z, made, running)), Departed()
+    let_lanes_vary(len(z), progress)
     while left := int(progress.running.sum()):
         if _leave(solver, problem, bucket(left), len(progress.running)):
             keep = progress.running.nonzero().squeeze(-1)

@@ -153,6 +153,12 @@ class Lanes:
         native = where[len(self.sizes) :] if self.native_carried[place] else ()
         return (*(where[i] for i in levels), *native)
 
+    def carriers(self, operands: Sequence[Tensor]) -> list[Tensor]:
+        """Return the operands that have entries for lanes, or may have."""
+        native = self.native_carried or (self.native_carried is None,) * len(operands)
+        known = zip(operands, native, self.carried, strict=True)
+        return [operand for operand, own, levels in known if own or any(levels)]
+
     def take(
         self, index: Tensor, shape: Sequence[int], operands: Sequence[Tensor]
     ) -> tuple[Lanes, tuple[int, ...], list[Tensor]]:

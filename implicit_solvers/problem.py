@@ -37,6 +37,7 @@ from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.residual_map import ResidualMap
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import Norm, equation_tolerance, rms
+from implicit_solvers.torch_internals import let_lanes_vary
 from implicit_solvers.traced_loop import alias
 
 __all__ = ["Equation", "EquationProblem"]
@@ -467,7 +468,7 @@ class EquationProblem:
             self.count_jacobian()
             out, matrices = evaluate(grid, self.identity(z), *self.operands)
             if len(self.shape) > 1:
-                matrices = matrices.reshape(self.count, *matrices.shape[-2:])
+                matrices = matrices.reshape(len(z), *matrices.shape[-2:])
         self._evaluated = _Evaluated(z, grid, out, matrices)
         out = out.detach() if out.requires_grad else out
         return out if out.shape == z.shape else out.reshape(z.shape)
@@ -484,7 +485,7 @@ class EquationProblem:
             fn = lanes.over(self.equation.fn)
             operands = (*(self._grid(t) for t in own), *operands[count:])
         out = fn(self._grid(z), *operands)
-        return out.reshape(self.count, *out.shape[len(self.shape) :])
+        return out.reshape(len(z), *out.shape[len(self.shape) :])
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return an objective, or ``|r|^2 / 2``, ``(N,)``, and its gradient ``(N, n)``."""
@@ -494,7 +495,7 @@ class EquationProblem:
             value = 0.5 * (value**2).sum(-1)
         else:
             gradient = pull(torch.ones_like(value))[0]
-        return value.reshape(-1), gradient.reshape(self.count, z.shape[-1])
+        return value.reshape(-1), gradient.reshape(len(z), z.shape[-1])
 
     def value_and_gradient_to_linearize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return `value_and_gradient`, and keep its graph for `linearize` at this very ``z``."""
@@ -518,7 +519,7 @@ class EquationProblem:
         if kept is None or kept.z is not z or kept.of != of:
             kept = None
         grid = self._grid(z) if kept is None else kept.point
-        how = template, self.lanes.prepend(), self.shape, (grid, *self.operands)
+        how = template, self.lanes.prepend(), grid.shape[:-1], (grid, *self.operands)
         jacobian = LaneMap(
             *how,
             like=grid,
@@ -562,7 +563,7 @@ class EquationProblem:
         gradient = gradient.reshape(z.shape)
         if self.bounds is not None and self.branches:
             self._free = z, self.apart(z, gradient, 0.0)
-        return out.reshape(self.count, out.shape[-1]), gradient
+        return out.reshape(len(z), out.shape[-1]), gradient
 
     def linearize_residuals(self, z: Tensor) -> ResidualMap:
         """Return the Jacobian of the residuals at ``z``, ``m x n``; zero where bounds hold."""
@@ -585,8 +586,8 @@ class EquationProblem:
         r = self._fn(grid, *self.operands)
         value, pull = vjp(gradient, grid, r)
         slopes = rows(lambda e: torch.cat(pull(e), -1), value, n + r.shape[-1])
-        slopes = slopes.reshape(self.count, n, -1)
-        r = r.reshape(self.count, -1)
+        slopes = slopes.reshape(len(z), n, -1)
+        r = r.reshape(len(z), -1)
         return r, slopes[..., n:].mT, value.reshape(z.shape), slopes[..., :n]
 
     def to_compile(self, z: Tensor) -> EquationProblem | None:
@@ -595,7 +596,10 @@ class EquationProblem:
         if found is None:
             return None
         equation, count = found
-        lanes, operands = self.lanes.keep(range(count)), apart(self.operands[:count])
+        # (views: what is said of them is said to nobody else)
+        operands = [alias(t) for t in apart(self.operands[:count])]
+        lanes = self.lanes.keep(range(count))
+        let_lanes_vary(len(z), lanes.carriers(operands), self.start)
         basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         return EquationProblem(equation, lanes, self.shape, operands, self.start, basis, True)
 

@@ -73,6 +73,7 @@ __all__ = [
     "is_legacy_batchedtensor",
     "keystr",
     "legacy_batches",
+    "let_lanes_vary",
     "level_of",
     "never_compiled",
     "peel",
@@ -294,6 +295,13 @@ def never_compiled(fn: F) -> F:
 def break_graph(why: str) -> None:
     """End the graph that Dynamo makes, here."""
     torch._dynamo.graph_break(msg=why)
+
+
+def let_lanes_vary(lanes: int, *trees: Any) -> None:
+    """Let what is compiled for tensors ``(lanes, ...)`` serve any number of lanes but one."""
+    for t in tree_leaves(trees):
+        if isinstance(t, Tensor) and lanes > 1 and t.dim() > 0 and len(t) == lanes:
+            torch._dynamo.maybe_mark_dynamic(t, 0)
 
 
 def untraced(error: Exception) -> bool:
