@@ -92,7 +92,7 @@ class _Compiled:
                 raise
             warnings.warn(
                 f"{self.name}(compile=True) compiles its step together with the function that it "
-                f"solves for, which could not be traced, and goes on uncompiled: leave compile "
+                f"solves for, which could not be compiled, and goes on uncompiled: leave compile "
                 f"out, or mend the function ({str(error).strip().splitlines()[0]})",
                 stacklevel=2,
             )

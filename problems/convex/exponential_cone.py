@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.projections.validation import check_array
+from implicit_solvers.problems.projections.validation import check_cone_points
 
 __all__ = ["linearize_exponential_projection", "project_exponential_cone"]
 
@@ -25,7 +25,7 @@ def _slope(r: Tensor, s: Tensor, t: Tensor) -> Tensor:
     slow, the interval is halved (doubled, while an end of it is infinite).
     """
     # NumPy: a hundred operations on a few numbers each take less time there
-    rho = _find_slope(*(w.detach().cpu().numpy() for w in (r, s, t)))
+    rho = _find_slope(*(w.detach().numpy() for w in (r, s, t)))
     return torch.from_numpy(np.asarray(rho)).to(r)
 
 
@@ -85,7 +85,7 @@ def project_exponential_cone(v: Tensor) -> Tensor:
     Parameters
     ----------
     v
-        ``(..., 3)``, floating; each row is projected.
+        ``(..., 3)``, floating, on the CPU; each row is projected.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def project_exponential_cone(v: Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If ``v`` is no floating tensor, or its rows have not three entries.
+        If ``v`` is no floating tensor, its rows have not three entries, or it is not on the CPU.
 
     Notes
     -----
@@ -108,9 +108,7 @@ def project_exponential_cone(v: Tensor) -> Tensor:
     >>> project_exponential_cone(torch.tensor([1.0, 1.0, 1.0]).double())
     tensor([0.4263, 0.7517, 1.3254], dtype=torch.float64)
     """
-    v = check_array("v", v)
-    if v.shape[-1] != 3:
-        raise ValueError(f"v has the shape {tuple(v.shape)}: pass rows (r, s, t)")
+    v = check_cone_points(v, "(r, s, t)")
     inside, facet, smooth = _cases(v)
     w = torch.where(smooth.unsqueeze(-1), v, 1.0)
     return _point(v, w, slope(*w.unbind(-1)), inside, facet, smooth)

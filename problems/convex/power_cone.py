@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
-from implicit_solvers.problems.projections.validation import check_array
+from implicit_solvers.problems.projections.validation import check_cone_points
 
 __all__ = ["linearize_power_projection", "project_power_cone"]
 
@@ -24,7 +24,7 @@ def _logit(x: Tensor, y: Tensor, z: Tensor, alpha: Tensor) -> Tensor:
     signs. Newton's method finds it; where it leaves the bracket, the interval is halved.
     """
     # NumPy, as in the exponential cone
-    t = _find_logit(*(w.detach().cpu().numpy() for w in (x, y, z, alpha)))
+    t = _find_logit(*(w.detach().numpy() for w in (x, y, z, alpha)))
     return torch.from_numpy(np.asarray(t)).to(x)
 
 
@@ -131,7 +131,7 @@ def project_power_cone(v: Tensor, alpha: Tensor | float) -> Tensor:
     Parameters
     ----------
     v
-        ``(..., 3)``, floating; each row is projected.
+        ``(..., 3)``, floating, on the CPU; each row is projected.
     alpha
         The exponent, between zero and one: a number, or a tensor ``(...)``.
 
@@ -144,8 +144,8 @@ def project_power_cone(v: Tensor, alpha: Tensor | float) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If ``v`` is no floating tensor, its rows have not three entries, or ``alpha`` is a number
-        that is not between zero and one.
+        If ``v`` is no floating tensor, its rows have not three entries, it is not on the CPU, or
+        ``alpha`` is a number that is not between zero and one.
 
     Notes
     -----
@@ -156,9 +156,7 @@ def project_power_cone(v: Tensor, alpha: Tensor | float) -> Tensor:
     >>> project_power_cone(torch.tensor([1.0, -1.0, 2.0]).double(), 0.5)
     tensor([1.3333, 0.3333, 0.6667], dtype=torch.float64)
     """
-    v = check_array("v", v)
-    if v.shape[-1] != 3:
-        raise ValueError(f"v has the shape {tuple(v.shape)}: pass rows (x, y, z)")
+    v = check_cone_points(v, "(x, y, z)")
     if not isinstance(alpha, Tensor) and not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}: pass an exponent between 0 and 1")
     alpha = torch.as_tensor(alpha, dtype=v.dtype, device=v.device)

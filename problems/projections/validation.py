@@ -9,6 +9,7 @@ from torch import Tensor
 
 __all__ = [
     "check_array",
+    "check_cone_points",
     "check_lanes",
     "check_number",
     "read_positive",
@@ -29,6 +30,18 @@ def check_array(name: str, value: Any, dims: int = 1) -> Tensor:
             f"{name} has the shape {tuple(value.shape)}: pass {what} with entries, lanes in front"
         )
     return value
+
+
+def check_cone_points(v: Any, entries: str) -> Tensor:
+    """Return a floating tensor of rows of three, on the CPU, where NumPy finds projections."""
+    v = check_array("v", v)
+    if v.shape[-1] != 3:
+        raise ValueError(f"v has the shape {tuple(v.shape)}: pass rows {entries}")
+    if v.device.type != "cpu":
+        raise ValueError(
+            f"v is on {v.device}, and the projection is found by NumPy, on the CPU: pass v.cpu()"
+        )
+    return v
 
 
 def check_number(name: str, value: float, least: float, strict: bool = True) -> float:

@@ -68,6 +68,8 @@ ROWS = [
     Refusal("project_exponential_cone(torch.zeros(4))", ValueError, "pass rows (r, s, t)"),
     Refusal("project_exponential_cone(torch.zeros(3).long())", TypeError, "v is torch.int64"),
     Refusal("project_power_cone(torch.zeros(4), 0.5)", ValueError, "pass rows (x, y, z)"),
+    Refusal("project_exponential_cone(bs.to('meta'))", ValueError, "on the CPU: pass v.cpu()"),
+    Refusal("project_power_cone(bs.to('meta'), 0.5)", ValueError, "on the CPU: pass v.cpu()"),
     Refusal("project_power_cone(torch.zeros(3), 1)", ValueError, "an exponent between 0 and 1"),
     *(Refusal(f"{method}({option})", error, f"{method} has {option.partition('=')[0]}=")
       for method in ("Clarabel", "SCS") for error, *options in [
