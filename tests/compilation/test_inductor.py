@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,44 @@ def test_compiled_steps(equation):
         return lambda x, W: solve(own, torch.zeros_like(x), (x, W), **options)
 
     compare(run(True), run(False), (drawn(9, 4), W), factor=1e3)
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.no_grad():
+        run(True)(drawn(9, 4), W)
+    counts = counters["inductor"]
+    assert counts["fxgraph_cache_hit"] and not counts["fxgraph_cache_miss"]
+
+
+CACHED = """
+import torch
+import implicit_solvers as ims
+
+def system(z, x, W):
+    return torch.tanh(z @ W.T) + z - x
+
+def solve(x, W, **options):
+    lanes = {"batch_dims": 1, "in_dims": (0, None), "on_failure": "mask"}
+    solver = ims.Newton(**options)
+    return ims.root(system, torch.zeros_like(x), (x, W), solver=solver, **lanes).value
+
+cached = {"unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": "1"}}
+whole = torch.compile(solve, fullgraph=True, options=cached)
+for call in (lambda x, W: solve(x, W, compile=True), whole):
+    torch.manual_seed(0)
+    x, W = torch.randn(9, 3), (0.1 * torch.randn(3, 3)).requires_grad_()
+    call(x, W).sum().backward()
+    torch.testing.assert_close(W.grad, torch.autograd.grad(solve(x, W).sum(), W)[0])
+counts = torch._dynamo.utils.counters["inductor"]
+print(counts["fxgraph_cache_miss"] + counts["fxgraph_cache_bypass"], counts["fxgraph_cache_hit"])
+"""
+
+
+@pytest.mark.nightly
+def test_another_process_compiles_nothing_again(tmp_path, monkeypatch):
+    """With the option that the page names for graphs with loops."""
+    assert "unsafe_marked_cacheable_functions" in PAGE.read_text()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    runs = [subprocess.check_output([sys.executable, "-c", CACHED], text=True) for _ in range(2)]
+    first, second = ([int(count) for count in run.split()] for run in runs)
+    assert first[0] >= 2 and second == [0, sum(first)]

@@ -1,6 +1,6 @@
 """What compilation refuses."""
 
-from torch._dynamo.exc import Unsupported
+from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported, UserError
 
 from tests.refusals.row import Refusal
 
@@ -21,6 +21,16 @@ compiled = lambda fn: torch.compile(fn, fullgraph=True, backend="eager")
 def root(x, **options):
     options = {"solver": ims.Newton(), "on_failure": "mask", **options}
     return ims.root(cubic, torch.zeros_like(x), (x,), **options).value
+
+def once(x):
+    with torch._dynamo.config.patch(recompile_limit=1):
+        return at_most_once(x)
+at_most_once = compiled(root)
+
+def branching(x):
+    fn = lambda z, x: z - x if float(z.sum()) > 1 else z - 2 * x
+    options = {"solver": ims.Newton(), "on_failure": "mask"}
+    return ims.root(fn, torch.zeros_like(x), (x,), **options).value
 
 # a graph is easier to make with solvers that are made outside of it
 sgd, structured = ims.TorchOptimizer(torch.optim.SGD, lr=0.1), ims.Structured()
@@ -105,6 +115,8 @@ ROWS = [
     *(Refusal(f"export({model}, (x,), strict={strict})", Exception, words)
       for model, *both in EXPORTED
       for strict, words in zip((True, False), both, strict=True)),
+    Refusal("compiled(branching)(x)", UserError, "data-dependent expression"),
+    Refusal("[once(x.new_ones(k, 2)) for k in (2, 3)]", FailOnRecompileLimitHit, "fullgraph=True"),
     # with breaks, the solve runs as ever
     Refusal("torch.compile(lambda x: root(x, solver=bisection), backend='eager')(x)", ValueError,
             "z0 has 2 unknowns, and solver=Bisection() is for one"),
