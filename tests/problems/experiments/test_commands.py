@@ -549,7 +549,7 @@ REFUSED = [
     (f"{SMALL} --shots 2", {}, "images has 3 instances of each class, fewer than shots + queries"),
     (f"{SMALL} --ways 2000", {}, "ways=2000 is more than the "),
     (f"{SMALL} --width 6 --normalization group", {}, "width=6 is no multiple of 4"),
-    (f"{SMALL} --memory-limit 1e-6", {}, "memory_limit=1e+03 bytes, and one task needs"),
+    (f"{SMALL} --memory-limit 1e-6", {}, "memory_limit=1e+03 bytes, and one alone needs"),
     (f"{SMALL} --data omniglot:data", {}, "there is no folder {tmp}/data"),
     (f"{SMALL} --data omniglot:data", {**OMNIGLOT, f"data/{PNG}": HTML},
      f"{{tmp}}/data/{PNG} is no image, or a part of one"),
