@@ -111,6 +111,7 @@ html_logo = "static/icon.svg"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_search_scorer = str(Path(__file__).parent / "scorer.js")
 copybutton_exclude = ".linenos, .gp, .go"
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 __path__ = [str(Path(__file__).parents[1] / "problems")]
 
 if __name__ == "__main__":
-    import sys
+    import runpy
 
-    from implicit_solvers.problems.__main__ import main
-
-    sys.exit(main())
+    runpy.run_module("implicit_solvers.problems.__main__", run_name="__main__")

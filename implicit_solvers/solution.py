@@ -387,13 +387,13 @@ def enforce(
     if not bool(bad.any()):
         if everywhere:
             raise ConvergenceError(
-                f"{what} failed on other ranks (lanes: {everywhere}). {_GOING_ON}"
+                f"{what} failed on other ranks (problems: {everywhere}). {_GOING_ON}"
             )
         return
     if policy not in ("raise", "warn") and not warn_masked:
         return
     parts = [_describe(what, bad, status, iterations, residual), cause()]
-    parts += [f"Lanes that failed: {everywhere}."] if everywhere else []
+    parts += [f"Problems that failed: {everywhere}."] if everywhere else []
     text = " ".join(filter(None, parts))
     if policy == "raise":
         raise ConvergenceError(f"{text} {_GOING_ON}")

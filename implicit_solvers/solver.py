@@ -252,7 +252,7 @@ class LinearMethod(IterativeSolver, LinearSolver):
     --------
     >>> import implicit_solvers as ims
     >>> ims.CG(rtol=1e-3, max_steps=20)
-    CG(rtol=0.001, atol=AUTO, max_steps=20, compact=True, check_every=None, compile=False)
+    CG(rtol=0.001, atol=AUTO, max_steps=20, ...)
     """
 
     starts: ClassVar[bool] = True

@@ -185,6 +185,7 @@ def test_files_are_opened_with_an_encoding():
             called, written = ast.unparse(node.func), ast.unparse(node)
             binary = re.search(r"['\"][rwax]b['\"]", written) or called in (
                 "Image.open",
+                "os.open",
                 "wave.open",
             )
             if re.search(r"(^|\.)(open|read_text|write_text)$", called) and not binary:

@@ -39,6 +39,16 @@ FLAWS = """() => {
     const formulas = document.querySelectorAll(".math").length;
     const rendered = document.querySelectorAll("mjx-container").length;
     if (formulas > rendered) flaws.push(`${rendered} of ${formulas} formulas rendered`);
+    const scrolls = node => ["auto", "scroll"].includes(getComputedStyle(node).overflowX);
+    for (const wide of document.querySelectorAll("article table, article pre, article .math")) {
+        let box = wide;
+        while (box !== root && !scrolls(box)) box = box.parentElement;
+        const right = wide.getBoundingClientRect().right;
+        if (box === root && right > root.clientWidth + 1)
+            flaws.push(`cut off: ${wide.textContent.slice(0, 40)}`);
+    }
+    const address = document.body.innerText.match(/ at 0x[0-9a-f]{6,}/);
+    if (address) flaws.push(`an address of memory: ${address}`);
     return flaws;
 }"""
 
@@ -122,6 +132,19 @@ def test_the_search_box_finds_a_solver(browser, address):
     assert any("Anderson" in text for text in found), found
 
 
+@pytest.mark.parametrize("words", ["brentq", "Lightning", "warm start", "Sinkhorn", "bfloat16"])
+def test_the_search_finds_a_recipe_before_lists_of_changes(browser, address, words):
+    page = browser.new_page()
+    page.goto(f"{address}/search.html?q={words}")
+    page.wait_for_selector("#search-results li a")
+    page.wait_for_timeout(500)
+    links = [a.get_attribute("href") for a in page.locator("#search-results li a").all()]
+    page.close()
+    places = [i for i, link in enumerate(links) if "recipes" in link or "how_do_i" in link]
+    lists = [i for i, link in enumerate(links) if "changelog" in link or "errors" in link]
+    assert places and min(places) < 5 and min(lists, default=99) > min(places), links[:9]
+
+
 READY = "MathJax = {startup: {promise: Promise.resolve()}}"
 
 
@@ -132,6 +155,8 @@ READY = "MathJax = {startup: {promise: Promise.resolve()}}"
         ("<img src='nowhere.png'>", "no picture"),
         ("<script>console.error('alas')</script>", "console: alas"),
         ("<script>undefined_name</script>", "script"),
+        ("<article><pre style='width: 2000px'>cut</pre></article>", "cut off"),
+        ("<p>&lt;function at 0x7f63e6d5c360&gt;</p>", "an address"),
         (f"<span class='math'>x</span><script>{READY}</script>", "0 of 1 formulas"),
         ("<script src='http://192.0.2.1/x.js' async></script>", "from the network"),
     ],

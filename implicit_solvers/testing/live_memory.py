@@ -114,7 +114,7 @@ def lanes_that_fit(memory_limit: float, work: Callable[..., Any], *data: Any) ->
     one = peak(1)
     if one > memory_limit:
         raise ValueError(
-            f"memory_limit={memory_limit:.3g} bytes, and one lane needs {one:.3g}: raise the "
+            f"memory_limit={memory_limit:.3g} bytes, and one alone needs {one:.3g}: raise the "
             "limit, or do the work in a way that needs less"
         )
     two = peak(2)  # one alone may go another way

@@ -184,8 +184,10 @@ class FastRNN(ERNN):
 
     Parameters
     ----------
-    *args, **options
-        As in `ERNN`, with the keywords of `FastRNNCell`.
+    input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional
+        As in `ERNN`.
+    **options
+        The keywords of `FastRNNCell`.
 
     Raises
     ------
@@ -207,8 +209,10 @@ class AntisymmetricRNN(ERNN):
 
     Parameters
     ----------
-    *args, **options
-        As in `ERNN`, with the keywords of `AntisymmetricRNNCell`.
+    input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional
+        As in `ERNN`.
+    **options
+        The keywords of `AntisymmetricRNNCell`.
 
     Raises
     ------

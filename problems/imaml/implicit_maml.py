@@ -181,18 +181,22 @@ class Imaml(Method):
             return TaskGradients(gradient, loss, self._failed(*ends), *residuals, *ends)
 
         def with_damping(over_tasks: OverTasks, supports: Any, queries: Any) -> TaskGradients:
-            found = evaluate(over_tasks, supports, queries)
+            def solve(damping: float, policy: OnFailure | None, some: Any) -> TaskGradients:
+                method = replace(self, damping=damping, on_failure=policy)
+                data = of_tasks(some, (supports, queries))
+                return method._tasks(model, criterion, theta)(over_tasks, *data)
+
+            found = solve(0.0, "mask", slice(None))
+            other = found.failed & (found.adjoint_status != ims.Status.INDEFINITE)
+            if self.on_failure in ("raise", "warn") and bool(other.any()):
+                new = solve(0.0, self.on_failure, other)
+                found = tree_map(lambda t, n: t.index_put((other,), n), found, new)
             for damping in DAMPINGS:
                 bad = found.adjoint_status == ims.Status.INDEFINITE
-                if not bool(bad.any()):
-                    break
-                damped = replace(self, damping=damping)._tasks(model, criterion, theta)
-                data = of_tasks(bad, (supports, queries))
-                found = tree_map(
-                    lambda t, new: t.index_put((bad,), new),  # noqa: B023
-                    found,
-                    damped(over_tasks, *data),
-                )
+                if bool(bad.any()):
+                    policy = self.on_failure if damping == DAMPINGS[-1] else "mask"
+                    new = solve(damping, policy, bad)
+                    found = tree_map(lambda t, n: t.index_put((bad,), n), found, new)  # noqa: B023
             return found
 
         return with_damping if self.damping == "auto" else evaluate

@@ -44,7 +44,9 @@ class Spectral(ims.EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile
         As in `EquationMethod`; no step is made.
     """
 

@@ -68,7 +68,9 @@ class InteriorPoint(ims.EquationMethod):
 
     Parameters
     ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm, compact, check_every, compile, autocast
+    rtol, atol, f_atol, max_steps, max_trials, norm
+        As in `EquationMethod`.
+    compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`; ``max_steps`` counts factorizations. Steps cannot be compiled.
 
     Raises

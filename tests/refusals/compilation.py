@@ -1,6 +1,11 @@
 """What compilation refuses."""
 
-from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported, UserError
+from torch._dynamo.exc import (
+    FailOnRecompileLimitHit,
+    UncapturedHigherOrderOpError,
+    Unsupported,
+    UserError,
+)
 
 from tests.refusals.row import Refusal
 
@@ -111,7 +116,8 @@ EXPORTED = [
     ("exported_system(ims.SVD())", "cannot keep the adjoint", "cannot keep the adjoint"),
 ]
 ROWS = [
-    *(Refusal(f"compiled({fn})(x)", Unsupported, words) for fn, words in TRACED),
+    *(Refusal(f"compiled({fn})(x)", (Unsupported, UncapturedHigherOrderOpError), words)
+      for fn, words in TRACED),
     *(Refusal(f"export({model}, (x,), strict={strict})", Exception, words)
       for model, *both in EXPORTED
       for strict, words in zip((True, False), both, strict=True)),

@@ -49,9 +49,9 @@ def compare(found, expected, where):
 def of_one_failure(outcomes, together, what):
     """Tell whether the last rank failed, and whether the others did with it."""
     *others, last = outcomes
-    assert last.startswith(f"ConvergenceError: {what} of") and "failed in 1 of 2 lanes" in last
+    assert last.startswith(f"ConvergenceError: {what} of") and "failed in 1 of 2 problems" in last
     for outcome in others:
-        assert (f"failed on other ranks (lanes: 1 on rank {len(others)})" in outcome) is together
+        assert (f"failed on other ranks (problems: 1 on rank {len(others)})" in outcome) is together
         assert bool(outcome) is together
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -114,7 +115,7 @@ def _write(
     text = markdown(rows, taken)
     harness.write_whole(folder.path / "table.md", text.encode())
     _print(folder, text)
-    kept = {name: [dict(one) for one in own] for name, own in results.items()}
+    kept = {name: [copy.copy(one) for one in own] for name, own in results.items()}
     trainings = {name: harness.taken(own, *TIMES) for name, own in kept.items()}
     metrics = {name: {"models": rows[name], "trainings": kept[name]} for name in rows}
     folder.finish({"tasks": metrics}, processor_seconds=taken, trainings=trainings)

@@ -107,7 +107,8 @@ def run_trials(
 ) -> list[harness.State]:
     """Train all models up to a place of the stages, and return a result for each training."""
     begin, runs = _begin(configuration, folds), list[Run]()
-    results = [] if checkpoint.content is None else checkpoint.content["results"]
+    content = checkpoint.content or {"results": [], "kept": {}, "current": None}
+    results, *_ = (content[entry] for entry in ("results", "kept", "current"))
     for place, models, seed in configuration.stages():
         if place <= until:
             runs += configuration.trainings(models, seed, len(folds), results)
@@ -222,9 +223,9 @@ def summary(results: Sequence[harness.State], configuration: Configuration) -> l
     for row in rows:
         row["p"], row["above"] = None, None
         if REFERENCE in found and row["model"] != REFERENCE:
-            these, those = found[row["model"]], found[REFERENCE]
-            row["p"] = paired_p(these, those)
-            row["above"] = sum(these[s] - those[s] for s in these if s in those) > 0
+            mine, its = found[row["model"]], found[REFERENCE]
+            row["p"] = paired_p(mine, its)
+            row["above"] = sum(mine[s] - its[s] for s in mine.keys() & its.keys()) > 0
     return rows
 
 

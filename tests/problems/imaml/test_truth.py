@@ -188,7 +188,7 @@ def test_damping_chosen_by_itself_is_the_least_that_suffices():
     problem, needed = quadratics(7, 3), [0.0, 0.5, 2.0]
     problem.A -= torch.tensor([0.0, 1.4, 2.5]).double()[:, None, None] * torch.eye(5).double()
     shared, solver = problem.arguments[:3], GD(0.1, max_steps=3, rtol=None)
-    got = imaml.Imaml(1.0, solver, CG, "auto").meta_gradient(*problem.arguments)
+    got = imaml.Imaml(1.0, solver, CG, "auto", "raise").meta_gradient(*problem.arguments)
     alone = [
         imaml.Imaml(1.0, solver, CG, damping).meta_gradient(*shared, *one(problem.data, [task]))
         for task, damping in enumerate(needed)
@@ -199,6 +199,9 @@ def test_damping_chosen_by_itself_is_the_least_that_suffices():
     torch.testing.assert_close(ravel(got.gradient), mean)
     less = imaml.Imaml(1.0, solver, CG, 1.0).meta_gradient(*problem.arguments)
     assert (less.adjoint_status == S.INDEFINITE).tolist() == [False, False, True]
+    problem.A -= 20 * torch.eye(5).double()
+    with pytest.raises(ims.ConvergenceError, match="INDEFINITE"):
+        imaml.Imaml(1.0, solver, CG, "auto", "raise").meta_gradient(*problem.arguments)
 
 
 def test_hessian_free_descends_where_plain_steps_diverge():

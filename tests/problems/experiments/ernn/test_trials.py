@@ -169,7 +169,7 @@ def test_intervals_and_paired_tests_against_scipy(scores, data):
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
-@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.2))
+@given(st.lists(st.floats(0, 0.1), max_size=8), st.floats(0.001, 0.2))
 def test_holm_is_its_step_down_rule(values, level):
     """Reject in order, as long as p is at most the level over the number of hypotheses left."""
     rejected = set()
