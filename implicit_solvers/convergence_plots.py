@@ -43,7 +43,8 @@ def draw_convergence(records: Sequence[Any], axes: Any) -> None:
             kept = residuals[:, lane].isfinite() & (residuals[:, lane] > 0)
             if not bool(kept.any()):
                 continue
-            style = {"color": _BAD if bad[lane] else _FINE, "alpha": max(0.15, 1 / len(bad) ** 0.5)}
+            faint = max(0.15, 1 / len(bad) ** 0.5)
+            style = {"color": _BAD, "alpha": 1.0} if bad[lane] else {"color": _FINE, "alpha": faint}
             axes.semilogy(steps[kept], residuals[kept, lane], ".-", markersize=3, **style)
             drawn += 1
     title = "residual" if drawn == lines else f"residual ({drawn:,} of {lines:,} problems)"

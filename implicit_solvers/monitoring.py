@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, TextIO
 
 from torch import Tensor
@@ -158,35 +159,38 @@ class Monitor:
         ``f``, ``J`` and ``Jv`` are calls of the function, Jacobians, and products with one.
         It goes to ``file``, or to the standard output.
         """
-        names = "equation", "solver", "lanes", "steps", "f/J/Jv", "residual", "error"
-        rows: list[tuple[str, ...]] = [(*names, "status", "ms")]
-        for record in self.records:
-            counts = {
-                Status(code).name: int((record.status == code).sum())
-                for code in sorted(set(record.status.flatten().tolist()))
-            }
-            single = len(counts) == 1
-            empty = record.lanes == 0
-            row = (
-                record.equation,
-                record.solver,
-                str(record.lanes),
-                "-" if empty else str(int(record.iterations.max())),
-                "-"
-                if empty or record.evaluations is None
-                else "/".join(str(int(count.max())) for count in record.evaluations),
-                *(
-                    "-" if empty else f"{float(v.max()):.2e}"
-                    for v in (record.residual, record.error)
-                ),
-                ", ".join(n if single else f"{n}: {c}" for n, c in counts.items()),
-                f"{1e3 * record.seconds:.2f}",
-            )
-            rows.append(row)
+        rows = [_HEAD, *map(_row, self.records)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             print("  ".join(cells).rstrip(), file=file)
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        head = "".join(f"<th>{name}</th>" for name in _HEAD)
+        lines = ("".join(f"<td>{escape(c)}</td>" for c in _row(r)) for r in self.records)
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+_HEAD = "equation", "solver", "lanes", "steps", "f/J/Jv", "residual", "error", "status", "ms"
+
+
+def _row(record: SolveRecord) -> tuple[str, ...]:
+    codes = record.status.flatten().tolist()
+    counts = {Status(code).name: codes.count(code) for code in sorted(set(codes))}
+    single, empty = len(counts) == 1, record.lanes == 0
+    calls = None if empty else record.evaluations
+    return (
+        record.equation,
+        record.solver,
+        str(record.lanes),
+        "-" if empty else str(int(record.iterations.max())),
+        "-" if calls is None else "/".join(str(int(count.max())) for count in calls),
+        *("-" if empty else f"{float(v.max()):.2e}" for v in (record.residual, record.error)),
+        ", ".join(n if single else f"{n}: {c}" for n, c in counts.items()),
+        f"{1e3 * record.seconds:.2f}",
+    )
 
 
 class _Thread(threading.local):

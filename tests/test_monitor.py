@@ -134,3 +134,5 @@ def test_pictures():
     assert log.records[0].plot().get_xlabel() == "step"
     assert log.records[1].plot().texts[0].get_text() == "no solve made steps"
     assert "NONFINITE: 1" in solution._repr_html_() and "(3,)" in solution._repr_html_()
+    shown = log._repr_html_()
+    assert shown.count("<tr>") == 3 and "NONFINITE: 1" in shown and "&lt;lambda&gt;" in shown
