@@ -1,4 +1,4 @@
-"""Diabetes: regression under a budget for the coefficients, for sixty budgets at once, and the slope of its error."""
+"""Diabetes: regression with a bound on the sum of coefficients, for sixty bounds at once, and the slope of its error."""
 
 import matplotlib.pyplot as plt
 import torch
@@ -13,8 +13,8 @@ train, test = slice(0, 300), slice(300, None)
 d = X.shape[1]
 
 
-def regression(budget):
-    """Least squares with the absolute coefficients summing to the budget at most: w and bounds u >= |w|."""
+def regression(bound):
+    """Least squares with the absolute coefficients summing to the bound at most: w and bounds u >= |w|."""
     Q = torch.zeros(2 * d, 2 * d).double()
     Q[:d, :d] = X[train].T @ X[train] / 300
     p = torch.cat([-X[train].T @ y[train] / 300, torch.zeros(d).double()])
@@ -22,17 +22,17 @@ def regression(budget):
     G = torch.cat(
         [torch.cat([eye, -eye], 1), torch.cat([-eye, -eye], 1), torch.cat([0 * one, one], 1)]
     )
-    h = torch.cat([torch.zeros(*budget.shape, 2 * d).double(), budget.unsqueeze(-1)], -1)
+    h = torch.cat([torch.zeros(*bound.shape, 2 * d).double(), bound.unsqueeze(-1)], -1)
     return quadratic_program(Q, p, G, h).value.x[..., :d]
 
 
-budgets = torch.linspace(0.02, 1.2, 60).double().requires_grad_()
-w = regression(budgets)
+bounds = torch.linspace(0.02, 1.2, 60).double().requires_grad_()
+w = regression(bounds)
 errors = (X[test] @ w.T - y[test].unsqueeze(-1)).square().mean(0)
-slopes = torch.autograd.grad(errors.sum(), budgets)[0]
+slopes = torch.autograd.grad(errors.sum(), bounds)[0]
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-at = budgets.detach()
+at = bounds.detach()
 for name, path in zip(data.feature_names, w.T.detach(), strict=True):
     strong = path.abs().max() > 0.12
     left.plot(
@@ -42,7 +42,7 @@ for name, path in zip(data.feature_names, w.T.detach(), strict=True):
         color=None if strong else "0.75",
         linewidth=1.5 if strong else 1,
     )
-left.set(xlabel="budget", ylabel="coefficient", title="the coefficients enter one by one")
+left.set(xlabel="bound", ylabel="coefficient", title="the coefficients enter one by one")
 left.legend(fontsize="small")
 right.plot(at, errors.detach(), color="tab:blue")
 for i in range(4, 60, 11):
@@ -51,7 +51,7 @@ for i in range(4, 60, 11):
         at[i] + along, errors[i].detach() + slopes[i] * along, color="tab:red", linewidth=2.5
     )
 right.set(
-    xlabel="budget",
+    xlabel="bound",
     ylabel="mean squared error",
     title="held-out error, and its slope by the library (red)",
 )
