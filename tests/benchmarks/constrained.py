@@ -206,20 +206,23 @@ def kind(problem, end):
 # -- the page -------------------------------------------------------------------------------------
 
 
-PAGE = rf"""# Hock and Schittkowski's problems, beside SciPy
+PAGE = rf"""# Hock and Schittkowski's problems, compared with SciPy
 
-Made by `python tests/benchmarks/constrained.py`, torch {TORCH}, SciPy {scipy.__version__}, in
-float64, from the standard starts. The problems are `HOCK_SCHITTKOWSKI` of
-`implicit_solvers.testing.problems`: minima with bounds, equalities and inequalities. SciPy has its
-defaults, and exact gradients and Jacobians. Tight: `SLSQP` with `ftol=1e-12`; `trust-constr` with
-exact Hessians, `gtol=0`, `xtol=1e-12`, `barrier_tol=1e-10`.
+`python tests/benchmarks/constrained.py` makes this page, here with torch {TORCH}, SciPy
+{scipy.__version__}, in float64, from the standard starts. The problems are `HOCK_SCHITTKOWSKI` of
+`implicit_solvers.testing.problems`: minima with bounds, equalities and inequalities. SciPy has
+exact gradients and Jacobians, and its defaults, or *tight* options: `SLSQP` with `ftol=1e-12`;
+`trust-constr` with exact Hessians, `gtol=0`, `xtol=1e-12`, `barrier_tol=1e-10`.
 
-A problem is solved where the objective is within 1e-6 (1 + |f*|) of the least one known, f*, and no
-constraint is missed by more than 1e-6 of its terms, $1 + \sum_j |J_{{ij}}| |z_j|$. Near: with 1e-3
-for 1e-6. Elsewhere: feasible, and multipliers of the right signs leave 1e-3 of the gradient at
-most, but the objective is another: a local minimum, or a saddle. False: said to have converged, and
-none of these. Missed: solved, and said to have failed. Calls are those of the objective, for its
-value or a derivative.
+- *Solved*: the objective is within 1e-6 (1 + |f*|) of the least known one, f*, and no constraint is
+  violated by more than 1e-6 of its terms, $1 + \sum_j |J_{{ij}}| |z_j|$.
+- *Near*: the same with 1e-3 instead of 1e-6.
+- *Elsewhere*: a local minimum or a saddle. The point is feasible, and multipliers of the right
+  signs leave at most 1e-3 of the gradient.
+- *False*: reported as converged, but none of these.
+- *Missed*: solved, but reported as failed.
+
+Calls are those of the objective, for its value or a derivative.
 """
 
 

@@ -128,18 +128,20 @@ def run(problem, start):
 # -- the page -------------------------------------------------------------------------------------
 
 
-PAGE = rf"""# NIST, CUTEst and MGH, beside SciPy
+PAGE = rf"""# NIST, CUTEst and MGH, compared with SciPy
 
-Made by `python tests/benchmarks/nist_and_cutest.py`, torch {TORCH}, SciPy {scipy.__version__}, in
-float64. The problems are `NIST`, `CUTEST`, and those of Moré, Garbow and Hillstrom (MGH) in `ALL`,
-of `implicit_solvers.testing.problems`. Solvers have their defaults; SciPy has exact Jacobians,
-tolerances of 1e-12, `x_scale="jac"`, and up to 2,000 evaluations for a fit, 1,200 for a root.
+`python tests/benchmarks/nist_and_cutest.py` makes this page, here with torch {TORCH}, SciPy
+{scipy.__version__}, in float64. The problems are `NIST`, `CUTEST`, and those of Moré, Garbow and
+Hillstrom (MGH) in `ALL`, of `implicit_solvers.testing.problems`. The solvers of this library have
+their defaults. SciPy has exact Jacobians, tolerances of 1e-12, `x_scale="jac"`, and up to 2,000
+evaluations for a fit, 1,200 for a root.
 
-A fit is solved where its sum of squares is the least one known, to six digits. A root is solved
-where each residual is at most 1e-8 of $\sum_j |J_{{ij}}| \max(|z_j|, |z_{{0j}}|)$, or *z* is the
-known root to 1e-8 (1e-4 where the Jacobian is singular there). False: said to have converged, and
-not solved; where `lm` and `trf` say so of a system, whose squares they minimize, it may be a local
-minimum of these. Missed: solved, and said to have failed.
+- *Solved*, for a fit: its sum of squares is the least known one, to six digits. For a root: each
+  residual is at most 1e-8 of $\sum_j |J_{{ij}}| \max(|z_j|, |z_{{0j}}|)$, or *z* is the known root
+  to 1e-8 (1e-4 if the Jacobian is singular there).
+- *False*: reported as converged, but not solved. SciPy's `lm` and `trf` minimize the squares of a
+  system, so that this may be a local minimum of them.
+- *Missed*: solved, but reported as failed.
 """
 
 

@@ -251,18 +251,19 @@ def page(chosen, count, slow_count, seed, jobs=1):
     lines = [
         "# Solvers on the test problems",
         "",
-        "Made by `python tests/benchmarks/solver_table.py` with torch "
-        f"{torch.__version__.partition('+')[0]} and SciPy {scipy.__version__}, in float64, every",
-        "solver with its defaults. The problems are those of `implicit_solvers.testing.problems`.",
+        "`python tests/benchmarks/solver_table.py` makes this page, here with torch "
+        f"{torch.__version__.partition('+')[0]} and SciPy {scipy.__version__},",
+        "in float64. Solvers have their defaults. The problems are those of",
+        "`implicit_solvers.testing.problems`.",
         "",
         "## From the standard start",
         "",
-        "Steps / calls of the function. A call that a Jacobian is taken of counts as one; SciPy's",
-        "`hybr` and `lm` take Jacobians by differences and count those too. A solve that ended",
-        "otherwise than by convergence says how; a star marks another solution than the problem's.",
-        "SciPy's `tol` is 1e-12 (`broyden1` and `krylov`: 1e-10, and at most 100 steps); it failed",
-        "where rms *F* > 1e-8 (1 + rms *z*) at what it returned.",
-        "`no-root` and `chebyquad-8` have no solution, the Jacobian is singular at the solution of",
+        "Each cell has steps / calls of the function, and the status if the solve did not converge. A",
+        "star marks another solution than that of the problem. A call with its Jacobian counts as one.",
+        "SciPy's `hybr` and `lm` compute Jacobians by differences, and these calls count. SciPy's `tol`",
+        "is 1e-12 (`broyden1` and `krylov`: 1e-10, and at most 100 steps). It failed if",
+        "rms *F* > 1e-8 (1 + rms *z*) at its result.",
+        "`no-root` and `chebyquad-8` have no solution. The Jacobian is singular at the solution of",
         "`double-root` and `powell-singular`.",
     ]
     for kind, title in TITLES.items():
@@ -285,9 +286,9 @@ def random_section(chosen, count, slow_count, seed, jobs):
         "## From random starts",
         "",
         f"Percent of {count} starts *z*0 + (1 + |*z*0|) N(0, 1), seed {seed}, from which",
-        "rms *F* ≤ 1e-8 (1 + rms *z*) is reached, the same starts for all (`broyden1` and",
-        f"`krylov`: the first {slow_count} of them). Ours solve them as lanes of one batch.",
-        "Left out: methods for one unknown, and `Chord`, which converges from near only.",
+        "rms *F* ≤ 1e-8 (1 + rms *z*) is reached. All solvers have the same starts (`broyden1` and",
+        f"`krylov`: the first {slow_count} of them). This library solves them as one batch. Methods",
+        "for one unknown are left out, and `Chord`, which converges only from near.",
         "",
         *random_table(roots, count, slow_count, seed, jobs),
     ]
