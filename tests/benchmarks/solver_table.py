@@ -263,8 +263,8 @@ def page(chosen, count, slow_count, seed, jobs=1):
         "Jacobian counts as one. SciPy's `hybr` and `lm` compute Jacobians by differences, and",
         "these calls count. SciPy's `tol` is 1e-12 (`broyden1` and `krylov`: 1e-10, and at most",
         "100 steps). It failed if rms *F* > 1e-8 (1 + rms *z*) at its result. `no-root` and",
-        "`chebyquad-8` have no solution. The Jacobian is singular at the solution of `double-",
-        "root` and `powell-singular`.",
+        "`chebyquad-8` have no solution. The Jacobian is singular at the solution of",
+        "`double-root` and `powell-singular`.",
     ]
     for kind, title in TITLES.items():
         of_kind = [p for p in chosen if p.kind == kind]
