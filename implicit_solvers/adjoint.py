@@ -56,7 +56,7 @@ class ImplicitAdjoint:
 
     Notes
     -----
-    ``z`` is ``(*lanes, n)`` for the solve, whatever its structure, and ``A`` is ``(*lanes, n, n)``,
+    ``z`` is ``(*batch, n)`` for the solve, whatever its structure, and ``A`` is ``(*batch, n, n)``,
     of the unknown's dtype.
 
     Examples
@@ -165,7 +165,7 @@ class UnrolledAdjoint:
     Raises
     ------
     TypeError, ValueError
-        If ``checkpoint`` is no number of steps; when a solve begins that cannot be unrolled.
+        If ``checkpoint`` is not a number of steps; when a solve begins that cannot be unrolled.
 
     Examples
     --------

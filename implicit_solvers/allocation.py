@@ -22,7 +22,7 @@ def retain_freed_memory(limit: int = 512 << 20) -> bool:
     2 MiB that takes longer than a sum or a product on it. After a call of this function, blocks of
     up to 32 MiB come from memory that the process holds.
 
-    It is a setting of the whole process, for good; nothing in this library changes it unasked.
+    It is a permanent setting of the whole process; the library never changes it by itself.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def retain_freed_memory(limit: int = 512 << 20) -> bool:
     Raises
     ------
     ValueError
-        If ``limit`` is no positive number of bytes below 2 GiB.
+        If ``limit`` is not a positive number of bytes below 2 GiB.
 
     Notes
     -----

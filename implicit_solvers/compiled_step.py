@@ -93,7 +93,7 @@ class _Compiled:
             warnings.warn(
                 f"{self.name}(compile=True) compiles its step together with the function that it "
                 f"solves for, which could not be compiled, and goes on uncompiled: leave compile "
-                f"out, or mend the function ({str(error).strip().splitlines()[0]})",
+                f"out, or change the function ({str(error).strip().splitlines()[0]})",
                 stacklevel=2,
             )
             self.compiled = _contiguous

@@ -249,7 +249,7 @@ def _check(name: str, leaves: Sequence[Any], structure: Structure, lanes: Sequen
         if leaf.shape[: len(lanes)] != tuple(lanes):
             raise ValueError(
                 f"{name} returned constraints of shape {tuple(leaf.shape)}: they must begin with "
-                f"the lanes {tuple(lanes)}"
+                f"the batch {tuple(lanes)}"
             )
     if all(0 in leaf.shape[len(lanes) :] for leaf in leaves):
         raise ValueError(f"{name} returned no number: return constraints, or leave {name} out")

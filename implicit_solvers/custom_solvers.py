@@ -124,9 +124,9 @@ def attach(
     in_dims: Any = None,
     on_failure: OnFailure = "raise",
 ) -> T:
-    """Return a solution that you have already, with the derivatives of its equation.
+    """Return a solution that you already have, with the derivatives of its equation.
 
-    For a root of ``F(z, theta) = 0``, with the gradient of an objective in the place of ``F`` for a
+    For a root of ``F(z, theta) = 0``, with the gradient of an objective in place of ``F`` for a
     minimum, they are ``dz = -(dF/dz)^-1 (dF/dtheta) dtheta``. Source: Blondel et al., "Efficient
     and Modular Implicit Differentiation" (2022), section 2.
 
@@ -135,40 +135,40 @@ def attach(
     fn
         ``fn(z, *args)`` as ``equation`` takes it: the residual of a root, an objective, ...
     z
-        The solution, found by whatever means: a tensor or pytree of tensors, of any shapes and one
-        floating dtype. Its own gradient, if it has one, is dropped. Or a `Solution`, whose
-        statuses stand, and whose failures stay failures.
+        The solution, found by any means: a tensor or pytree of tensors, of any shapes and one
+        floating dtype. Its own gradient, if it has one, is dropped. Or a `Solution`, which keeps
+        its statuses and failures.
     args
         Further arguments of ``fn``, pytrees.
     equation
         What ``z`` solves, by the function that solves it: `root` (default), `fixed_point`,
         `minimize`, `least_squares`.
     bounds
-        Of a minimum or fit, those that it lies between, as in `minimize`; an unknown that one of
-        them holds is exactly there.
+        The bounds of a minimum or fit, as in `minimize`; an unknown at an active bound equals it
+        exactly.
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     rtol, atol
-        ``z`` counts as a solution where its estimated error, by a step of Newton's method, is at
-        most ``atol + rtol rms(z)``, or what rounding allows; in units of ``z``. ``rtol`` defaults
-        to ``sqrt(eps)``, 1.5e-8 in float64, 3.5e-4 in float32, 0.031 in float16 and 0.088 in
-        bfloat16, ``atol`` to zero. Beyond 512 unknowns no Jacobian is formed, and the residual is
-        compared with the terms that cancel in it: ``rms(F(z)) <= rtol rms(|F'(z)| |z|)``, of which
-        two products with signs tell.
+        ``z`` is accepted as a solution if its estimated error, by a Newton step, is at most ``atol
+        + rtol rms(z)``, or what rounding allows; in units of ``z``. ``rtol`` defaults to
+        ``sqrt(eps)``, 1.5e-8 in float64, 3.5e-4 in float32, 0.031 in float16 and 0.088 in bfloat16,
+        ``atol`` to zero. Beyond 512 unknowns no Jacobian is formed, and the residual is compared
+        with the terms that cancel in it, ``rms(F(z)) <= rtol rms(|F'(z)| |z|)``, estimated by two
+        products with signs.
     batch_dims, in_dims, on_failure
-        As in `root`; a lane that is no solution fails, with status REJECTED.
+        As in `root`; a problem whose ``z`` is not a solution fails as REJECTED.
 
     Returns
     -------
     pytree or Solution
-        What ``z`` is, differentiable in ``args`` and in the tensors that ``fn`` captures.
+        Like ``z``, differentiable in ``args`` and in the tensors that ``fn`` captures.
 
     Raises
     ------
     ConvergenceError
-        If ``z`` is no solution, or a `Solution` that failed, and ``on_failure="raise"``.
+        If ``z`` is not a solution, or is a `Solution` that failed, and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -215,7 +215,7 @@ def attach_kkt(
     in_dims: Any = None,
     on_failure: OnFailure = "raise",
 ) -> tuple[T, Multipliers]:
-    """Return a minimum under constraints that you have already, with its derivatives.
+    """Return a minimum under constraints that you already have, with its derivatives.
 
     They follow from the conditions of Karush, Kuhn and Tucker on the set of constraints that are
     active there, as those of `minimize` do.
@@ -225,33 +225,33 @@ def attach_kkt(
     fn, args, bounds, equalities, inequalities
         The problem, as `minimize` takes it.
     z
-        The minimum, found by whatever means: a tensor or pytree of tensors, of any shapes and one
+        The minimum, found by any means: a tensor or pytree of tensors, of any shapes and one
         floating dtype. Its own gradient, if it has one, is dropped.
     multipliers
         A pair, of the equalities and of the inequalities, each like what the function returns, or
         ``()`` without one: those with which the gradient of ``fn + sum(y h) + sum(u g)`` vanishes
         where no bound is active, so ``u >= 0``. ``trust-constr`` of SciPy has them in ``v``, where
         the inequalities are ``NonlinearConstraint(g, -inf, 0)``; for the form ``0 <= -g``, ``-v``.
-        Those of bounds are not asked for.
+        Multipliers of bounds are not needed.
     adjoint, batch_dims, in_dims, on_failure
         As in `attach`.
     rtol, atol
         ``z`` counts as a minimum as in `attach`, with an error of ``rtol``, by default
-        ``sqrt(eps)``. Unknowns as near to a bound that holds them are moved there, and multipliers
-        of inequalities that are farther from zero are taken for zero.
+        ``sqrt(eps)``. Unknowns that are as near to an active bound are moved onto it, and
+        multipliers of inequalities that are farther from zero are set to zero.
 
     Returns
     -------
     tuple
-        What ``z`` is, and its `Multipliers`, differentiable in ``args``, in ``bounds`` and in what
-        the functions capture.
+        Like ``z``, and its `Multipliers`, differentiable in ``args``, in ``bounds`` and in captured
+        tensors.
 
     Raises
     ------
     ConvergenceError
-        If ``z`` is no such minimum (REJECTED), and ``on_failure="raise"``.
+        If ``z`` is not such a minimum (REJECTED), and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -301,7 +301,7 @@ def custom_root(
     vmap_method: VmapMethod = "loop",
     on_failure: OnFailure = "raise",
 ) -> Callable[[Callable[..., Any]], Callable[..., Solution[Any]]]:
-    """Decorate a solver for ``fn(z, *args) = 0`` of your own: SciPy, C++, a sampler.
+    """Decorate your own solver for ``fn(z, *args) = 0``: SciPy, C++, a sampler.
 
     The solver is called as ``solver(z0, *args)`` and returns the root, as tensors or NumPy arrays
     of the structure of ``z0``. It runs without gradients, on plain tensors, and need not be
@@ -318,9 +318,9 @@ def custom_root(
     rtol, atol
         As in `attach`.
     vmap_method
-        Under ``torch.func.vmap``: ``"loop"`` calls the solver once for each lane; ``"batched"``
-        calls it once, with the lanes as a first dimension of ``z0`` and of every argument that
-        has them (those that the lanes share come as they are).
+        Under ``torch.func.vmap``: ``"loop"`` calls the solver once for each problem; ``"batched"``
+        calls it once, with the batch as a first dimension of ``z0`` and of every argument that has
+        it (shared ones are passed as they are).
     on_failure
         As in `root`.
 
@@ -332,10 +332,10 @@ def custom_root(
     Raises
     ------
     ConvergenceError
-        By the decorated solver, if its result is no root and ``on_failure="raise"``.
+        By the decorated solver, if its result is not a root and ``on_failure="raise"``.
     TypeError, ValueError
-        By the decorated solver, if an argument or what it returns is unfit; a ValueError at once,
-        if ``vmap_method`` is none of the two.
+        By the decorated solver, if an argument or its result is invalid; a ValueError at once, if
+        ``vmap_method`` is neither of the two.
 
     Examples
     --------
@@ -360,7 +360,7 @@ def custom_fixed_point(
     vmap_method: VmapMethod = "loop",
     on_failure: OnFailure = "raise",
 ) -> Callable[[Callable[..., Any]], Callable[..., Solution[Any]]]:
-    """Decorate a solver for ``z = fn(z, *args)`` of your own.
+    """Decorate your own solver for ``z = fn(z, *args)``.
 
     The derivative is that of `fixed_point`, ``dz = (I - dg/dz)^-1 (dg/dtheta) dtheta`` for ``fn``
     called ``g``; what the solver does is not differentiated. Source: Blondel et al., "Efficient and
@@ -381,10 +381,10 @@ def custom_fixed_point(
     Raises
     ------
     ConvergenceError
-        By the decorated solver, if its result is no fixed point and ``on_failure="raise"``.
+        By the decorated solver, if its result is not a fixed point and ``on_failure="raise"``.
     TypeError, ValueError
-        By the decorated solver, if an argument or what it returns is unfit; a ValueError at once,
-        if ``vmap_method`` is none of the two.
+        By the decorated solver, if an argument or its result is invalid; a ValueError at once, if
+        ``vmap_method`` is neither of the two.
 
     Examples
     --------

@@ -310,15 +310,15 @@ def _unrolled(
     masked = task.on_failure == "mask"
     if masked and is_batched(bad):
         raise ValueError(
-            'adjoint=UnrolledAdjoint() with on_failure="mask" under vmap cannot leave failed lanes '
-            "out of gradients: use batch_dims and in_dims, or ImplicitAdjoint()"
+            'adjoint=UnrolledAdjoint() with on_failure="mask" under vmap cannot leave failed '
+            "problems out of gradients: use batch_dims and in_dims, or ImplicitAdjoint()"
         )
     if task.solver.rtol is None:
         steps, counts = task.solver.max_steps, None
     elif is_batched(iterations):
         raise ValueError(
             "adjoint=UnrolledAdjoint() under vmap needs a number of steps that does not depend on "
-            "the lane: pass rtol=None to the solver, or use batch_dims"
+            "the problem: pass rtol=None to the solver, or use batch_dims"
         )
     else:
         steps, counts = int(iterations.max()), iterations.reshape(-1)

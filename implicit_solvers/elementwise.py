@@ -34,8 +34,8 @@ def elementwise_function(
 ) -> Callable[..., Any]:
     r"""Build a differentiable function ``y = g(x_1, ..., x_n)`` from its partial derivatives.
 
-    The derivatives are ``dy = sum_j (dg/dx_j) dx_j``. They are right in every composition of
-    reverse and forward mode and under ``vmap``, to the order to which ``partials`` can itself be
+    The derivatives are ``dy = sum_j (dg/dx_j) dx_j``. They are correct in every composition of
+    reverse and forward mode and under ``vmap``, to the order to which ``partials`` can be
     differentiated.
 
     Parameters
@@ -55,8 +55,8 @@ def elementwise_function(
     name : str, optional
         The name used in messages, by default that of ``value``.
     random : bool, optional
-        Whether ``value`` draws random numbers, for which it sees the arguments of all lanes at
-        once. Under ``vmap(randomness="same")`` each lane draws from the same state of the
+        Whether ``value`` draws random numbers; then it gets the arguments of the whole batch at
+        once. Under ``vmap(randomness="same")`` each problem draws from the same state of the
         generator.
 
     Returns

@@ -67,15 +67,13 @@ def gradient_error(
 ) -> Tensor:
     """Estimate the relative error of the gradient of a solution that is not exact.
 
-    The gradient that ``solution`` gives, ``g``, is compared with the one at the point after one
-    Newton step more, ``g+``, whose adjoint is solved to tolerance: ``|g - g+| / |g+|``. Where
-    Newton's method converges, ``g+`` is right to second order in the distance to the solution,
-    so that the estimate covers the residual at the point, the conditioning of the Jacobian, and
-    the adjoint's own residual. The step is no shorter than the error that the solution tells,
-    ``solution.error``, so that what rounding did to ``z`` counts too. Price: one step's linear
-    solve, and two adjoint solves. The bound
-    that it estimates: Blondel et al., "Efficient and Modular Implicit Differentiation" (2022),
-    theorem 1.
+    The gradient of ``solution``, ``g``, is compared with the one after one more Newton step,
+    ``g+``, whose adjoint is solved to tolerance: ``|g - g+| / |g+|``. Where Newton's method
+    converges, ``g+`` is correct to second order in the distance to the solution, so the estimate
+    covers the residual at the point, the conditioning of the Jacobian, and the residual of the
+    adjoint. The step is at least as long as ``solution.error``, so that the rounding of ``z``
+    counts, too. It costs one linear solve and two adjoints. The bound that it estimates: Blondel et
+    al., "Efficient and Modular Implicit Differentiation" (2022), theorem 1.
 
     Parameters
     ----------
@@ -86,7 +84,7 @@ def gradient_error(
     equation
         By which function: `root` (default), `fixed_point`, `minimize`, `least_squares`.
     bounds
-        Those that it was given, if any; which of them hold an unknown is taken for known.
+        The bounds of the solve, if any; which of them are active is taken as known.
     cotangent
         The derivative of the loss with respect to ``solution.value``, of its structure, shapes and
         dtype; ones if left out.
@@ -96,8 +94,8 @@ def gradient_error(
     Returns
     -------
     Tensor
-        0-d, real (one for each lane under ``torch.func.vmap``), over the gradients with respect to
-        all floating tensors in ``args`` and captured; NaN if nothing is to be had at the point.
+        0-d, real (one for each problem under ``torch.func.vmap``), over the gradients with respect
+        to all floating tensors in ``args`` and captured; NaN if there is no estimate at the point.
 
     Raises
     ------

@@ -14,16 +14,16 @@ __all__ = ["Counter", "Evaluations", "added", "as_tensor", "counted"]
 
 
 class Evaluations(NamedTuple):
-    """What a solve has asked for until a lane ended; int64, ``(*lanes,)`` each.
+    """What a solve has evaluated until a problem ended; int64, ``(*batch,)`` each.
 
-    Lanes that step together are evaluated together, and count so: what is asked for in a step, as
-    by conjugate gradients, is what its slowest lane needs.
+    Problems that step together are evaluated together: each step counts what its slowest problem
+    needs.
 
     Attributes
     ----------
     function
-        Calls of the function, whatever for (SciPy's ``nfev``); the gradient of an objective comes
-        with its value.
+        Calls of the function, for any purpose (SciPy's ``nfev``); the gradient of an objective
+        comes with its value.
     jacobian
         Jacobians (of ``minimize``, Hessians) that were formed (SciPy's ``njev``, ``nhev``).
     products

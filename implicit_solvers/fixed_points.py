@@ -89,10 +89,10 @@ def fixed_point(
     Raises
     ------
     ConvergenceError
-        If a lane fails and ``on_failure="raise"``: a map that is no contraction near its fixed
-        point needs `Newton` or damping.
+        If a problem fails and ``on_failure="raise"``: a map that is not a contraction near its
+        fixed point needs `Newton` or damping.
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----

@@ -178,9 +178,9 @@ class ExplainedCall:
         lanes = z.shape[:-1]
         if self.in_dims is not None and lanes != self.structure.native:
             yield (
-                f"the function fails on {lanes.numel()} of {_count(self.structure.native)} lanes, "
-                "which go on when the others have ended. A tensor with an entry for each lane that "
-                "it captures is not cut to those: pass it in args, with 0 in in_dims"
+                f"the function fails on {lanes.numel()} of {_count(self.structure.native)} "
+                "problems, which go on when the others have ended. A tensor with an entry for each "
+                "problem that it captures is not cut to those: pass it in args, with 0 in in_dims"
             )
 
 

@@ -85,7 +85,7 @@ def iterate(solver: IterativeSolver, problem: LaneProblem, z: Tensor) -> Outcome
     size = getattr(solver, "chunk_size", None)
     if size is not None and len(z) > size and not compiling():
         if not problem.separable:
-            raise ValueError(f"chunk_size={size} needs lanes that can be told apart: pass in_dims")
+            raise ValueError(f"chunk_size={size} has to select problems of the batch: pass in_dims")
         chunks = torch.arange(len(z), device=z.device).split(size)
         return Outcome.joined([iterate(solver, problem.take(part), z[part]) for part in chunks])
     found, equation = _until_judged(solver, problem, z), cast(Any, problem)

@@ -34,17 +34,17 @@ class Starts:
 def multistart(starts: T) -> T:
     """Return a ``z0`` for `root`, `fixed_point`, `minimize` or `least_squares`: many starts.
 
-    All of them are solved from at once, as lanes, for each problem, and the best end is the
-    solution: of minima and fits the lowest that has converged (of equal ones, that of the first
-    start), of roots and fixed points that of the first start that has converged. Its status is the
-    solution's, and derivatives are those of the equation there; the other ends leave no trace. If
-    none has converged, the problem has failed, with the end of the smallest residual.
+    All starts of a problem are solved from at once, and the best result is the solution: of minima
+    and fits the lowest that has converged (of equal ones, that of the first start), of roots and
+    fixed points that of the first start that has converged. The solution has its status and its
+    derivatives; the other starts have no influence. If none has converged, the problem has failed,
+    and returns the result with the smallest residual.
 
     Parameters
     ----------
     starts
         As ``z0``, with a first dimension in front of all leaves: ``starts[i]`` is a start. With
-        ``batch_dims``, the lanes come after it. It gets no gradient.
+        ``batch_dims``, the batch comes after it. It gets no gradient.
 
     Returns
     -------
@@ -54,8 +54,8 @@ def multistart(starts: T) -> T:
     Raises
     ------
     TypeError, ValueError
-        If a leaf is no tensor, or leaves disagree on the number of starts. A solve refuses it with
-        a ``bracket`` and with `UnrolledAdjoint`, which belong to one start.
+        If a leaf is not a tensor, or leaves disagree on the number of starts. A solve refuses it
+        with a ``bracket`` and with `UnrolledAdjoint`, which belong to one start.
 
     Notes
     -----

@@ -202,8 +202,8 @@ def _warn_of_what_is_not_finite(gradients: Sequence[Tensor]) -> None:
     if all(bool(torch.isfinite(g).all()) for g in gradients):
         return
     warnings.warn(
-        'a derivative is not finite where lanes failed: on_failure="mask" cannot leave them out '
-        "while it is not known which tensors carry the lanes. Pass in_dims, or make the lanes by "
+        'a derivative is not finite where problems failed: on_failure="mask" cannot leave them out '
+        "while it is not known which tensors have the batch. Pass in_dims, or make the batch by "
         "torch.func.vmap",
         ConvergenceWarning,
         stacklevel=2,

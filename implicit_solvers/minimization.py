@@ -75,7 +75,7 @@ def read_objective(out: Any, structure: Structure, lanes: Sequence[int]) -> Tens
     if not isinstance(out, Tensor) or out.shape != tuple(lanes):
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(
-            f"fn returned {shape}: an objective is one number for each lane, a tensor of shape "
+            f"fn returned {shape}: an objective is one number for each problem, a tensor of shape "
             f"{tuple(lanes)}"
         )
     if out.dtype != structure.flat_dtype:
@@ -113,15 +113,16 @@ def minimize(
     The derivative is ``dz = -H^-1 (d grad f/dtheta) dtheta`` with the Hessian ``H`` at the point
     returned. After a budget of steps it is an estimate.
 
-    What has converged is a minimum: where a solve ends, the Hessian tells how far that is, and that
-    it has no negative curvature (`Status.SADDLE`). Saddles are left, unless the solve begins in
-    one. Beyond 512 unknowns a few products with the Hessian tell, and the error is not known.
+    What has converged is a minimum: at the end of a solve, the Hessian gives the error, and shows
+    that there is no negative curvature (`Status.SADDLE`). The solver leaves saddles, unless it
+    starts at one. Beyond 512 unknowns, a few products with the Hessian are used instead, and the
+    error is not known.
 
     Parameters
     ----------
     fn
         ``fn(z, *args)`` returns the objective, real and of the dtype of ``z0``: a 0-d tensor, or
-        one number for each lane, ``(*lanes,)``.
+        one number for each problem, ``(*batch,)``.
     z0
         The start: a tensor (0-d too) or a pytree of tensors, of any shapes and of one floating
         dtype and device. It gets no gradient: where the start is a parameter that the solution
@@ -131,17 +132,17 @@ def minimize(
     bounds
         A pair ``(lo, hi)`` with ``lo <= z <= hi``: each a number, None, or a pytree like ``z0`` of
         tensors, numbers and None; infinite where there is none. They are differentiable. A start
-        outside of them is moved to the nearest point between them. Where one is active without
-        holding an unknown there are two derivatives: `Solution.degenerate`.
+        outside of them is moved to the nearest point between them. If one is active with a
+        multiplier of zero, there are two derivatives: `Solution.degenerate`.
     equalities, inequalities
-        ``equalities(z, *args)`` returns what is to be zero, ``inequalities(z, *args)`` what is to
-        be at most zero: tensors or pytrees of any shapes, of the dtype of ``z0`` (with the lanes in
+        ``equalities(z, *args)`` returns what has to be zero, ``inequalities(z, *args)`` what has to
+        be at most zero: tensors or pytrees of any shapes, of the dtype of ``z0`` (with the batch in
         front).
     prox
         ``prox(v, step, *args)``, the proximal operator of ``step * h``, for a minimum of ``f + h``:
         ``argmin_x h(x) + |x - v|^2 / (2 step)``, a pytree like ``v``, which is one like ``z``. The
-        step is a 0-d tensor, or one of the lanes' shape. The condition is then ``z = prox(z -
-        step grad f(z), step)``; ``degenerate`` tells where ``prox`` has a kink there.
+        step is a 0-d tensor, or one of the batch's shape. The condition is then ``z = prox(z - step
+        grad f(z), step)``; ``degenerate`` says where ``prox`` has a kink there.
     solver
         `TrustRegion`, by default; `NewtonCG`, `Newton`, `BFGS`, `LBFGS`, `NonlinearCG`,
         `GradientDescent`, `TorchOptimizer`. With bounds `ProjectedNewton`, by default; `LBFGSB`,
@@ -155,15 +156,16 @@ def minimize(
     Returns
     -------
     Solution
-        The minimum; ``residual`` is the norm of the gradient, of unknowns that no bound holds; with
-        constraints that of the Lagrangian, whose `Multipliers` are in ``multipliers``.
+        The minimum; ``residual`` is the norm of the gradient over the unknowns that are not at an
+        active bound; with constraints, of the gradient of the Lagrangian, whose `Multipliers` are
+        in ``multipliers``.
 
     Raises
     ------
     ConvergenceError
-        If a lane fails and ``on_failure="raise"``.
+        If a problem fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----

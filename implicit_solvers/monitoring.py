@@ -35,9 +35,9 @@ class SolveRecord:
     solver
         The class name of the solver.
     lanes
-        The number of lanes.
+        The number of problems.
     iterations, residual, error, status
-        Tensors with one entry for each lane, as in `Solution`: int64, twice of the unknown's
+        Tensors with one entry for each problem, as in `Solution`: int64, twice of the unknown's
         dtype, and int64. For a linear solve, and so for every adjoint, the residual is
         ``norm(b - A x) / norm(b)``.
     evaluations
@@ -108,8 +108,8 @@ class Monitor:
     Attributes
     ----------
     records
-        The solves, in the order in which they ended, so that a solve inside of another, and the
-        backward solves, have records of their own.
+        The solves, in the order in which they ended. A solve inside of another, and each adjoint,
+        has its own record.
 
     Examples
     --------
@@ -215,11 +215,10 @@ def monitors() -> tuple[Monitor, ...]:
 def monitor() -> Iterator[Monitor]:
     """Record every solve inside the block, forward and backward, in a `Monitor`.
 
-    It is the channel for the residual of the adjoint solves, ``norm(b - A x) / norm(b)`` in each
-    lane. Outside such a block nothing is recorded and nothing is paid. Blocks may be nested: each
-    records all solves inside of it. A block is of one thread: solves of other threads are not
-    recorded, but for the backward passes of what was solved inside, as long as it is open. What
-    ``torch.compile`` traces is not recorded.
+    It shows the residuals of adjoints, too: ``norm(b - A x) / norm(b)`` for each problem. Outside
+    of such a block nothing is recorded, at no cost. Blocks may be nested: each records all solves
+    inside of it. Solves of other threads are not recorded, except the backward passes of what was
+    solved inside, while the block is open. What ``torch.compile`` traces is not recorded.
 
     Yields
     ------

@@ -121,7 +121,7 @@ class FixedPoint(_Layer):
 
     ``layer(x, *more)`` is ``fixed_point(cell, init(x), args=(x, *more), ...).value``: the
     derivative reaches the inputs, the parameters of ``cell``, and every other tensor that it
-    reads. Nothing of a solve is kept on the module.
+    reads. The module keeps nothing of a solve.
 
     Parameters
     ----------
@@ -138,13 +138,13 @@ class FixedPoint(_Layer):
         real floating dtype and device. ``torch.zeros_like`` by default, where ``z`` is like
         ``x``. It gets no gradient, unless the adjoint is `UnrolledAdjoint`.
     batch_dims
-        How many leading dimensions of every leaf of ``z`` are lanes, independent problems: with
-        1, inputs ``(batch, n)`` are ``batch`` problems of ``n`` unknowns, each stopped on its
-        own. 0, the default, makes one problem of the whole batch, with the same solution for a
-        cell that acts on the rows one by one, and a Jacobian of ``batch * n`` unknowns.
+        How many leading dimensions of every leaf of ``z`` are a batch of independent problems: with
+        1, inputs ``(batch, n)`` are ``batch`` problems of ``n`` unknowns, each stopped on its own.
+        0, the default, makes one problem of the whole batch, with the same solution for a cell that
+        acts on the rows one by one, and a Jacobian of ``batch * n`` unknowns.
     in_dims
-        With ``batch_dims``: a tuple with 0 for each input that carries the lanes and None for
-        each that they share (or a pytree of these). Left out, every input carries them.
+        With ``batch_dims``: a tuple with 0 for each input that has the batch dimensions, and None
+        for each shared one (or a pytree of these). By default, every input has them.
     on_failure
         ``"raise"``, ``"warn"`` or ``"mask"``, as in `fixed_point`.
     return_solution
@@ -155,9 +155,9 @@ class FixedPoint(_Layer):
     Raises
     ------
     ConvergenceError
-        In a call, or out of ``backward()``, if a lane fails and ``on_failure="raise"``.
+        In a call, or out of ``backward()``, if a problem fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit, at once or in the first call, where ``init(x)`` is called ``z0``;
+        If an argument is invalid, at once or in the first call, where ``init(x)`` is called ``z0``;
         the message names it.
 
     See Also
@@ -166,10 +166,10 @@ class FixedPoint(_Layer):
 
     Notes
     -----
-    The equation must be the same in every evaluation. A cell with dropout or batch normalization
-    is an equation in evaluation mode alone (``layer.eval()`` reaches the cell): in training mode,
-    dropout draws anew each time, and batch normalization makes lanes depend on each other. The
-    backward pass evaluates the cell too: leave its mode as it is until then. Forward hooks on the
+    The equation must be the same in every evaluation. Use a cell with dropout or batch
+    normalization only in evaluation mode (``layer.eval()`` reaches the cell): in training mode,
+    dropout changes in each evaluation, and batch normalization makes problems depend on each other.
+    The backward pass evaluates the cell, too: do not change its mode before. Forward hooks on the
     cell fire at every evaluation, of both passes; hooks on the layer once. Full backward hooks on
     the cell are refused by ``torch.func``; on the layer they work. ``fully_shard`` (FSDP2) may be
     around the layer, around the cell, or both: a solve is one forward pass of a sharded cell.
@@ -203,8 +203,8 @@ class Root(_Layer):
     """The layer ``x -> z`` with ``cell(z, x) = 0``.
 
     ``layer(x, *more)`` is ``root(cell, init(x), args=(x, *more), ...).value``: the derivative
-    reaches the inputs, the parameters of ``cell``, and every other tensor that it reads. Nothing
-    of a solve is kept on the module.
+    reaches the inputs, the parameters of ``cell``, and every other tensor that it reads. The module
+    keeps nothing of a solve.
 
     Parameters
     ----------
@@ -220,9 +220,9 @@ class Root(_Layer):
     Raises
     ------
     ConvergenceError
-        In a call, or out of ``backward()``, if a lane fails and ``on_failure="raise"``.
+        In a call, or out of ``backward()``, if a problem fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit, at once or in the first call, where ``init(x)`` is called ``z0``;
+        If an argument is invalid, at once or in the first call, where ``init(x)`` is called ``z0``;
         the message names it.
 
     See Also
@@ -258,13 +258,13 @@ class Minimize(_Layer):
 
     ``layer(x, *more)`` is ``minimize(cell, init(x), args=(x, *more), ...).value``, a local
     minimum: the derivative reaches the inputs, the parameters of ``cell``, and every other tensor
-    that it reads. Nothing of a solve is kept on the module.
+    that it reads. The module keeps nothing of a solve.
 
     Parameters
     ----------
     cell
         A module or function: ``cell(z, x, *more)`` returns the objective, a 0-d tensor, or with
-        ``batch_dims`` one number for each lane, in the dtype of ``z``. A module becomes a
+        ``batch_dims`` one number for each problem, in the dtype of ``z``. A module becomes a
         submodule, whose parameters are those of the layer.
     solver
         `TrustRegion`, by default; `GradientDescent`, `Newton`.
@@ -274,9 +274,9 @@ class Minimize(_Layer):
     Raises
     ------
     ConvergenceError
-        In a call, or out of ``backward()``, if a lane fails and ``on_failure="raise"``.
+        In a call, or out of ``backward()``, if a problem fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit, at once or in the first call, where ``init(x)`` is called ``z0``;
+        If an argument is invalid, at once or in the first call, where ``init(x)`` is called ``z0``;
         the message names it.
 
     See Also

@@ -94,7 +94,7 @@ def read_residuals(out: Any, structure: Structure, lanes: Sequence[int]) -> Tens
         if leaf.shape[:k] != tuple(lanes):
             raise ValueError(
                 f"fn returned residuals of shape {tuple(leaf.shape)}: they must begin with the "
-                f"lanes {tuple(lanes)}"
+                f"batch {tuple(lanes)}"
             )
     leaves = [torch.stack((t.real, t.imag), -1) if t.is_complex() else t for t in leaves]
     flat = [leaf.reshape((*lanes, math.prod(leaf.shape[k:]))) for leaf in leaves]
@@ -127,15 +127,15 @@ def least_squares(
     With a ``loss`` it is ``f_scale^2 / 2 sum_i rho((r_i / f_scale)^2)``, in which outliers count
     for less.
 
-    The derivative uses the full Hessian ``H = J^T J + sum_i r_i Hess(r_i)``:
-    ``dz = -H^-1 (d(J^T r)/dtheta) dtheta``. With its Gauss-Newton part ``J^T J`` alone it is wrong
-    wherever the residuals at the solution are not zero, and right, and cheaper, where they are.
+    The derivative uses the full Hessian ``H = J^T J + sum_i r_i Hess(r_i)``: ``dz = -H^-1 (d(J^T
+    r)/dtheta) dtheta``. The Gauss-Newton part ``J^T J`` alone is cheaper, but wrong unless the
+    residuals at the solution are zero.
 
     Parameters
     ----------
     fn
-        ``fn(z, *args)`` returns the residuals: a tensor or pytree of tensors of any shape (with
-        the lanes in front).
+        ``fn(z, *args)`` returns the residuals: a tensor or pytree of tensors of any shape (with the
+        batch in front).
     z0
         The start: a tensor (0-d too) or a pytree of tensors of one floating dtype and
         device. It gets no gradient.
@@ -160,8 +160,8 @@ def least_squares(
         rho(0)``; tensors that it captures get gradients. A complex residual is one observation:
         its modulus counts.
     f_scale
-        How large residuals may be before they count for less: a number, or a tensor, 0-d or one
-        for each lane of ``batch_dims``, which gets gradients. A lane whose scale is not positive
+        How large residuals may be before they count for less: a number, or a tensor, 0-d or one for
+        each problem of ``batch_dims``, which gets gradients. A problem whose scale is not positive
         is NONFINITE.
     adjoint, batch_dims, in_dims, has_aux, on_failure, adjoint_start, check, sync_failures
         As in `root`.
@@ -175,17 +175,17 @@ def least_squares(
     Raises
     ------
     ConvergenceError
-        If a lane fails and ``on_failure="raise"``.
+        If a problem fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit; the message names it. Among them ``gauss_newton=True`` with
+        If an argument is invalid; the message names it. Among them ``gauss_newton=True`` with
         `UnrolledAdjoint`, which has no Hessian.
 
     Notes
     -----
-    Where a solve ends, Newton's step of the full Hessian says how far the fit is, with ``J`` by its
-    singular values. A saddle is left along its negative curvature (SADDLE, if it is the start); an
-    unknown without influence, as on a plateau, makes a fit SINGULAR. Source: Nocedal and Wright,
-    "Numerical Optimization", chapter 10.
+    At the end of a solve, a Newton step with the full Hessian gives the error of the fit. A saddle
+    is left along its negative curvature (SADDLE, if it is the start); an unknown without influence,
+    as on a plateau, makes a fit SINGULAR. Source: Nocedal and Wright, "Numerical Optimization",
+    chapter 10.
 
     With a loss, solvers and derivatives are those of the residuals ``r_i sqrt(rho(s_i) / s_i)``,
     whose squares are the robust objective. So the derivative has its full Hessian, and

@@ -54,18 +54,17 @@ def continuation(
 ) -> Solution[T]:
     """Find a root of ``fn(z, 1, *args) = 0`` along the path of those of ``fn(z, t, *args)``.
 
-    For equations that cannot be solved from where one can start: ``fn(z, 0, *args) = 0`` is easy,
-    with ``z0`` at or near its solution, and ``t`` leads from it to the equation itself: a load, a
-    Reynolds number, or ``t f(z) + (1 - t) (z - z0)``, or ``f(z) - (1 - t) f(z0)``. The derivative
-    is that of the end, by the implicit function theorem at ``t = 1``, as in `root`: memory does
-    not grow with the path.
+    For equations without a good start: ``fn(z, 0, *args) = 0`` is easy, with ``z0`` at or near its
+    solution, and ``t`` leads to the equation itself: a load, a Reynolds number, or ``t f(z) + (1 -
+    t) (z - z0)``, or ``f(z) - (1 - t) f(z0)``. The derivative is that of the end, by the implicit
+    function theorem at ``t = 1``, as in `root`: memory does not grow with the path.
 
     Parameters
     ----------
     fn
-        ``fn(z, t, *args)`` returns the residual, with the structure, shapes and dtype of ``z``.
-        The parameter ``t`` is a 0-d tensor; with ``batch_dims`` it has the shape of the lanes,
-        each of which has come as far as it has.
+        ``fn(z, t, *args)`` returns the residual, with the structure, shapes and dtype of ``z``. The
+        parameter ``t`` is a 0-d tensor; with ``batch_dims`` it has an entry for each problem, which
+        goes at its own pace.
     z0
         The start: a tensor (0-d too) or a pytree of tensors of one real floating dtype and
         device. It gets no gradient.
@@ -80,15 +79,15 @@ def continuation(
     -------
     Solution
         The root at ``t = 1``; ``residual`` is the norm of ``fn`` there, and ``iterations`` counts
-        all steps of Newton's method. A lane that fails has the ``z`` of the largest ``t`` that it
-        came to. One whose steps become too short is STALLED.
+        all steps of Newton's method. A problem that fails has the ``z`` of the largest ``t`` that
+        it reached. One whose steps become too short is STALLED.
 
     Raises
     ------
     ConvergenceError
-        If a lane fails and ``on_failure="raise"``.
+        If a problem fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     See Also
     --------

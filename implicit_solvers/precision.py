@@ -200,11 +200,11 @@ class _Conversion:
 def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
     """Decorate a function, or ``forward`` of a module: what it computes is in float32 at least.
 
-    Where the first of the arguments ``unknowns`` that is given is in half precision, or autocast
-    is on around a call, autocast is off within it. Every tensor in half precision that an operation
-    reads, weights too, or makes is in float32 there, or in the dtype of that argument. Results are
-    returned in kind, like that argument. Other calls go on as they are. `root` and the other
-    functions that solve do so of themselves.
+    If the first given argument of ``unknowns`` is in half precision, or autocast is on around a
+    call, autocast is off inside. Every half-precision tensor that an operation reads, weights too,
+    or makes is in float32 there, or in the dtype of that argument. Results have the dtype of that
+    argument. Other calls are unchanged. `root` and the other functions that solve do this by
+    themselves.
 
     Parameters
     ----------

@@ -133,7 +133,7 @@ class ProximalTask(Task):
         if isinstance(z0, Starts):
             raise ValueError(
                 "z0 is multistart(...) and prox is given, which does not tell the value of h, so "
-                "that ends cannot be compared: pass one start, or make lanes of them"
+                "that ends cannot be compared: pass one start, or make a batch of them"
             )
         structure = Structure.of(z0, "z0", self.batch_dims).as_real()
         tensors, join = split_tensors(args)

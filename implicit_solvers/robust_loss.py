@@ -167,6 +167,6 @@ def check_loss(loss: Any, f_scale: Any, z0: Any, batch_dims: int) -> None:
     lanes = [tuple(t.shape[:batch_dims]) for t in tree_leaves(z0)[:1] if isinstance(t, Tensor)]
     if tuple(f_scale.shape) not in ((), *lanes):
         raise ValueError(
-            f"f_scale has the shape {tuple(f_scale.shape)}: pass one number, or one for each lane"
-            f"{f' {lanes[0]}' if lanes and batch_dims else ' of batch_dims'}"
+            f"f_scale has the shape {tuple(f_scale.shape)}: pass one number, or one for each "
+            f"problem{f' {lanes[0]}' if lanes and batch_dims else ' of batch_dims'}"
         )

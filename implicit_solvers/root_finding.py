@@ -65,10 +65,10 @@ def root(
 ) -> Solution[T]:
     """Find a root ``z`` of ``fn(z, *args) = 0``, differentiable in everything that ``fn`` uses.
 
-    The derivative is that of the implicit function theorem,
-    ``dz = -(df/dz)^-1 (df/dtheta) dtheta``, at the point returned, whichever solver found it: in
-    reverse and forward mode, to any order, under ``torch.func`` transforms, and with respect to
-    ``args`` and to tensors that ``fn`` captures.
+    The derivative is that of the implicit function theorem, ``dz = -(df/dz)^-1 (df/dtheta)
+    dtheta``, at the returned point, whichever solver found it: in reverse and forward mode, to any
+    order, under ``torch.func`` transforms, and with respect to ``args`` and to tensors that ``fn``
+    captures.
 
     Parameters
     ----------
@@ -82,55 +82,55 @@ def root(
     args
         Further arguments, pytrees; other leaves than tensors are passed on as they are.
     bracket
-        For one unknown a lane: two ends ``(lo, hi)`` like ``z0`` (or numbers), where ``fn`` has
-        different signs. They get no gradient.
+        For one unknown in each problem: two ends ``(lo, hi)`` like ``z0`` (or numbers), where
+        ``fn`` has different signs. They get no gradient.
     solver
         `NewtonDogleg`, by default; with a bracket, `Chandrupatla`; with a pattern, `Newton`.
     adjoint
         How to differentiate: `ImplicitAdjoint`, by default.
     jac_sparsity
-        Which entries of the Jacobian ``(n, n)``, over the raveled ``z`` of one lane, may be other
-        than zero: a `SparsityPattern`, or what one is made of (a sparse tensor, one of bools, a
-        SciPy matrix). `jacobian_sparsity` finds it. The Jacobian then takes a product for each
-        color, and `SuperLU` factors it, for steps of `Newton` (the default then), for the verdict
-        and for derivatives, at any ``n``. A product with a random vector tells, wherever a Jacobian
-        is made, whether the pattern misses an entry. All lanes share it.
+        Which entries of the Jacobian ``(n, n)``, over the raveled ``z`` of one problem, may be
+        nonzero: a `SparsityPattern`, a sparse tensor, a tensor of bools, or a SciPy matrix.
+        `jacobian_sparsity` finds it. The Jacobian then takes one product for each color, and
+        `SuperLU` factors it, at any ``n``: for the steps of `Newton` (the default then), for the
+        verdict, and for derivatives. If the pattern misses an entry, an error names it. All
+        problems share the pattern.
     batch_dims
-        How many leading dimensions of every leaf of ``z`` are lanes, independent problems, that
-        ``fn`` handles already. (``torch.func.vmap`` makes lanes of its own accord.)
+        How many leading dimensions of every leaf of ``z`` are a batch of independent problems,
+        which ``fn`` handles itself. (``torch.func.vmap`` adds batch dimensions by itself.)
     in_dims
-        With ``batch_dims``: a tuple with 0 or None for each of ``args`` (or a pytree of these),
-        as in ``torch.func.vmap``, that says which carry the lanes. Left out, lanes can be stopped
-        on their own, but not be left out of the computation.
+        With ``batch_dims``: a tuple with 0 or None for each of ``args`` (or a pytree of these), as
+        in ``torch.func.vmap``, that says which have the batch dimensions. Without it, problems stop
+        on their own, but cannot leave the computation.
     has_aux
         Whether ``fn`` returns ``(residual, aux)``; aux is evaluated once more at the solution
         and differentiates like any tensor.
     on_failure
-        ``"raise"``: `ConvergenceError` if a lane fails, out of ``backward()`` too; ``"warn"``:
-        `ConvergenceWarning`, best iterate kept; ``"mask"``: best iterate kept, and the lane
+        ``"raise"``: `ConvergenceError` if a problem fails, out of ``backward()`` too; ``"warn"``:
+        `ConvergenceWarning`, best iterate kept; ``"mask"``: best iterate kept, and the problem
         contributes nothing to gradients.
     adjoint_start
-        An `AdjointStart`, for an adjoint with an iterative linear solver: where the backward
-        solve starts, and where it leaves its solution for the next.
+        An `AdjointStart`, for an adjoint with an iterative linear solver: where it starts, and
+        where it leaves its solution for the next one.
     check
-        Whether to look, at the cost of two products, for what derivatives would silently miss:
+        Whether to look, at the cost of two products, for what makes derivatives silently wrong:
         values that ``fn`` reads out of tensors (``item()``, ``float()``, ``numpy()``), and, with
-        ``batch_dims``, lanes that ``fn`` mixes.
+        ``batch_dims``, problems that ``fn`` mixes.
     sync_failures
-        Whether ranks of ``torch.distributed`` that have lanes of their own tell each other which
-        failed before one raises, so that all raise: True, or a process group of theirs.
+        Whether the ranks of ``torch.distributed``, each with its own problems, exchange failures
+        before one raises, so that all raise: True, or their process group.
 
     Returns
     -------
     Solution
-        The root and, for each lane, whether it converged, the iterations, the residual.
+        The root and, for each problem, whether it converged, the iterations, the residual.
 
     Raises
     ------
     ConvergenceError
-        If a lane fails and ``on_failure="raise"``.
+        If a problem fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit, or ``fn`` returns another structure, shape or dtype than ``z0``;
+        If an argument is invalid, or ``fn`` returns another structure, shape or dtype than ``z0``;
         the message names the argument and what to do.
 
     See Also

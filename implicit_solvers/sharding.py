@@ -202,7 +202,7 @@ class Spread:
         if layout.split:
             if layout.placements != self.first.placements:
                 raise ValueError(
-                    f"{name} has a DTensor with {layout.placements}, and lanes are spread by "
+                    f"{name} has a DTensor with {layout.placements}, and problems are spread by "
                     f"{self.first.placements}: shard it alike, or replicate it"
                 )
             return layout.part(tensor)

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Status(enum.IntEnum):
-    """How the solve of a lane ended; `help` says what to change.
+    """How the solve of a problem ended; `help` says what to change.
 
     Examples
     --------
@@ -76,8 +76,8 @@ _HELP = {
         "the inputs, or start where the function is defined"
     ),
     Status.STALLED: (
-        "no step comes nearer to a solution any more, at a point that is none: start elsewhere, "
-        "try another solver, or look for noise in the function"
+        "no step comes nearer to a solution: start elsewhere, try another solver, or look for "
+        "noise in the function"
     ),
     Status.SINGULAR: (
         "the Jacobian (or matrix) is singular to working precision: no digit of a solution can be "
@@ -117,26 +117,26 @@ _HELP = {
 
 
 class ConvergenceError(RuntimeError):
-    """A solve failed in at least one lane, and ``on_failure="raise"``."""
+    """The solve of at least one problem failed, and ``on_failure="raise"``."""
 
 
 class ConvergenceWarning(UserWarning):
-    """A solve failed in at least one lane, and ``on_failure`` is ``"warn"`` or ``"mask"``."""
+    """The solve of at least one problem failed, and ``on_failure`` is ``"warn"`` or ``"mask"``."""
 
 
 @dataclass(frozen=True, repr=False)
 class Solution(Generic[T]):
-    """The result of a solve, a pytree; the statistics have one entry for each lane.
+    """The result of a solve, a pytree; the statistics have one entry for each problem.
 
     It prints in one line, with the most iterations and the largest error and residual of all
-    lanes. To a type checker it is generic: ``Solution[Tensor]`` has a tensor for its value.
+    problems. To a type checker it is generic: ``Solution[Tensor]`` has a tensor for its value.
 
     Attributes
     ----------
     value
         The solution, with the structure, shapes and dtype of the start.
     converged
-        Whether the error met the tolerance; bool, ``(*lanes,)``, like all statistics: 0-d where
+        Whether the error met the tolerance; bool, ``(*batch,)``, like all statistics: 0-d where
         there is one problem.
     iterations
         The number of steps taken; int64.
@@ -150,14 +150,14 @@ class Solution(Generic[T]):
     status
         `Status` codes; int64.
     degenerate
-        Where an unknown is at a bound that does not hold it, or next to one, where a multiplier and
-        its slack both vanish, or ``prox`` has a kink: a derivative is then one of two, to either
-        side. Bool; None without any.
+        Whether the derivative is one of two, to either side: an unknown is at an inactive bound, or
+        next to one, a multiplier and its slack are both zero, or ``prox`` has a kink. Bool; None
+        without bounds, constraints or ``prox``.
     multipliers
         The `Multipliers` of constraints, differentiable as the value is; None without constraints.
     evaluations
-        How often the function was called, its Jacobian formed, and multiplied with, until the lane
-        ended: `Evaluations`. None in compiled graphs, and where something else solved.
+        How often the function was called, and its Jacobian formed and multiplied with, until the
+        problem ended: `Evaluations`. None in compiled graphs, and for solutions of other solvers.
     aux
         What the function returned beside its value (``has_aux=True``), at ``value``; else None.
 
@@ -401,7 +401,7 @@ def enforce(
 
 
 def warn_degenerate(what: str, degenerate: Tensor) -> None:
-    """Warn of lanes that are degenerate, as ``on_failure="warn"`` has it.
+    """Warn of degenerate problems, as ``on_failure="warn"`` does.
 
     Under a ``torch.func`` transform, where there are no values to look at, it says nothing.
 
@@ -410,7 +410,7 @@ def warn_degenerate(what: str, degenerate: Tensor) -> None:
     what
         What was solved.
     degenerate
-        Bool, for each lane; those that failed are not degenerate.
+        Bool, for each problem; those that failed are not degenerate.
 
     Examples
     --------

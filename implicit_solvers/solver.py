@@ -112,54 +112,53 @@ class IterativeSolver:
 class EquationMethod(IterativeSolver):
     """What iterative methods for equations have in common; pass hyperparameters by keyword.
 
-    A solver of your own is a frozen dataclass that inherits this, with two methods: ``init(problem,
-    z)`` returns the state at the start, ``step(problem, state)`` that one step later; ``problem``
-    is an `EquationProblem`. Its attributes: ``solves`` names the equations that it is for, and
-    ``monotone`` tells whether the error never grows. Of itself it says whether it is ``traceable``
-    (part of a graph) and ``exportable``; whether its steps are ``unrollable`` and ``remembers``
-    what they depend on; whether it ``brackets`` roots of one unknown; and whether it ``keeps``
-    factorizations that are no tensors, in the problem's ``memory``.
+    Your own solver is a frozen dataclass that inherits this, with two methods: ``init(problem, z)``
+    returns the state at the start, ``step(problem, state)`` the state one step later; ``problem``
+    is an `EquationProblem`. Attributes: ``solves`` names the equations that the solver is for;
+    ``monotone`` says whether the error never grows; ``traceable`` and ``exportable``, whether it
+    can be part of a graph; ``unrollable`` and ``remembers``, whether steps can be unrolled and
+    whether they depend on earlier ones; ``brackets``, whether it brackets roots of one unknown; and
+    ``keeps``, whether it keeps factorizations that are not tensors in the problem's ``memory``.
 
     Parameters
     ----------
     rtol, atol
-        A lane has converged when the estimated error ``e`` of ``z`` is small: ``e <= max(atol +
+        A problem has converged when the estimated error ``e`` of ``z`` is small: ``e <= max(atol +
         rtol s, 20 e0)`` and ``e + e0 <= 0.1 s``, all in units of ``z``. ``s`` is ``norm(z)``, or
-        the size of the start where ``z`` is nothing beside it; ``e0`` is the error that the
-        rounding of the function makes. So no units of the function enter. ``rtol`` defaults to
-        ``eps**0.75``, 1.8e-12 in float64 and 6.4e-6 in float32, and ``atol`` to zero.
+        the size of the start where ``z`` is negligible compared with it; ``e0`` is the error that
+        the rounding of the function causes. So the units of the function do not matter. ``rtol``
+        defaults to ``eps**0.75``, 1.8e-12 in float64 and 6.4e-6 in float32, and ``atol`` to zero.
         ``rtol=None`` makes exactly ``max_steps`` steps and judges nothing.
     max_steps
-        The number of steps allowed. One that is taken back, as it does not pay, does not count; of
-        a budget, each does.
+        The number of steps allowed. A rejected step does not count, except in a budget.
     max_trials
-        The number of steps allowed with those that are taken back, ``4 max_steps`` if left out.
+        The number of steps allowed with rejected ones, ``4 max_steps`` by default.
     f_atol
-        A lane whose residual, ``norm(F(z))``, is at most this large has converged too, in units of
-        ``F``; 0 by default.
+        A problem whose residual, ``norm(F(z))``, is at most this large has converged too, in units
+        of ``F``; 0 by default.
     norm
         Maps ``z``, steps of it and what ``F`` returns, ``(N, n)``, of a real floating dtype, to
         sizes ``(N,)``.
     compact
-        Whether lanes that ended leave the computation; False keeps shapes static.
+        Whether problems that ended leave the computation; False keeps shapes static.
     chunk_size
-        How many lanes are solved together, as in ``torch.func.vmap``; the others wait. All, if left
-        out. Less memory, the same results.
+        How many problems are solved at a time, as in ``torch.func.vmap``; all by default. Less
+        memory, the same results.
     check_every
-        Every how many steps it is asked whether all lanes have ended. A GPU waits for the answer;
-        lanes that ended keep what they have. By default every step, and on a GPU every fourth of a
-        solver whose steps are ``light``.
+        After how many steps to ask whether all problems have ended, for which the host waits for a
+        GPU. Ended problems keep their values. By default 1, and on a GPU 4 for solvers whose steps
+        are ``light``.
     compile
         Whether blocks of steps are compiled, for each function and dtype, and for few shapes.
     autocast
         Whether the function is called with the ``torch.autocast`` that is on around the solve; by
-        default that is off within. ``rtol`` then defaults to ``eps**0.75`` of its dtype, 0.026 in
+        default it is off inside. ``rtol`` then defaults to ``eps**0.75`` of its dtype, 0.026 in
         bfloat16 and 0.0055 in float16, and is that of an iterative adjoint, too.
 
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------
@@ -227,26 +226,26 @@ class LinearSolver:
 class LinearMethod(IterativeSolver, LinearSolver):
     """What iterative methods for ``A x = b`` have in common; pass hyperparameters by keyword.
 
-    A solver of your own is a frozen dataclass that inherits this, with ``init(problem, x)`` and
-    ``step(problem, state)`` as in `EquationMethod`; ``problem`` is a `LinearProblem`. It tells
-    whether it is for ``symmetric_only`` or ``diagonal_only`` operators, ``starts`` at a start and
-    takes a preconditioner, and is ``traceable``, part of a graph.
+    Your own solver is a frozen dataclass that inherits this, with ``init(problem, x)`` and
+    ``step(problem, state)`` as in `EquationMethod`; ``problem`` is a `LinearProblem`. Attributes:
+    ``symmetric_only`` and ``diagonal_only``, which operators it is for; ``starts``, whether it
+    takes a start and a preconditioner; ``traceable``, whether it can be part of a graph.
 
     Parameters
     ----------
     rtol, atol
-        A lane has converged when ``rms(b - A x) <= atol + rtol rms(b)``; by default ``rtol`` is
+        A problem has converged when ``rms(b - A x) <= atol + rtol rms(b)``; by default ``rtol`` is
         ``eps**(2/3)`` and ``atol`` zero. ``rtol=None`` makes exactly ``max_steps`` steps and
         judges nothing.
     max_steps
         The number of steps allowed.
     compact, chunk_size, check_every, compile
-        As in `EquationMethod`, with the operator in the place of the function.
+        As in `EquationMethod`, with the operator in place of the function.
 
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -26,7 +26,7 @@ def with_sparsity(task: Task, structure: Structure) -> Task:
     if given.shape != (n, n):
         raise ValueError(
             f"jac_sparsity has shape {given.shape} and z0 has {n} unknowns (real numbers, of a "
-            f"lane): pass a pattern ({n}, {n})"
+            f"problem): pass a pattern ({n}, {n})"
         )
     if getattr(task.solver, "compile", False):
         raise ValueError(

@@ -44,12 +44,12 @@ def jacobian_sparsity(
     """Find which entries of the Jacobian of ``fn`` are not zero, for ``jac_sparsity``.
 
     Rows are summed in groups with random weights, by products with the transpose at a random point
-    near ``z0``, and groups that show entries are divided in four until they are rows; groups that
-    have no column in common take one product. A five-point stencil of any size takes about 150. At
-    ``where``, ``relu``, ``abs``, ``clamp``, ``maximum`` and the like all sides are followed,
-    whichever was taken. So what is found are the entries that do not vanish for these ``args``, and
-    with probability one all of them; where a solve meets another, it says so. Source: Griewank and
-    Mitev, "Detecting Jacobian sparsity patterns by Bayesian probing", Math. Program. 93 (2002).
+    near ``z0``. Groups with entries are divided in four until they are rows; groups without a
+    common column share one product. A five-point stencil of any size takes about 150. At ``where``,
+    ``relu``, ``abs``, ``clamp``, ``maximum`` and the like all branches are followed. With
+    probability one this finds all entries that do not vanish for these ``args``; a solve that meets
+    another one raises an error. Source: Griewank and Mitev, "Detecting Jacobian sparsity patterns
+    by Bayesian probing", Math. Program. 93 (2002).
 
     Parameters
     ----------
@@ -59,18 +59,18 @@ def jacobian_sparsity(
         Which function is to solve: `root`, `fixed_point` or `minimize`, whose pattern is that of
         the Hessian.
     batch_dims
-        As in `root`: lanes share one pattern, of all that is found in any.
+        As in `root`; the problems share one pattern, with the entries of all of them.
 
     Returns
     -------
     SparsityPattern
-        The pattern ``(n, n)`` over the raveled ``z`` of one lane, colored: pass it to any number
+        The pattern ``(n, n)`` over the raveled ``z`` of one problem, colored: pass it to any number
         of solves.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; under a ``torch.func`` transform; if the Jacobian is not sparse:
+        If an argument is invalid; under a ``torch.func`` transform; if the Jacobian is not sparse:
         more than a million entries, and a hundred for each row.
 
     Examples

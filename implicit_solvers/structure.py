@@ -71,7 +71,7 @@ class Structure:
                 )
             if leaf.shape[:batch_dims] != leaves[0].shape[:batch_dims]:
                 raise ValueError(
-                    f"{name} has leaves with lanes {tuple(leaves[0].shape[:batch_dims])} and "
+                    f"{name} has leaves with the batch {tuple(leaves[0].shape[:batch_dims])} and "
                     f"{tuple(leaf.shape[:batch_dims])}: the first batch_dims={batch_dims} "
                     "dimensions of all leaves must agree"
                 )

@@ -131,7 +131,7 @@ def check_task(task: Task, args: Any) -> None:
         raise ValueError(f'on_failure is {task.on_failure!r}: use "raise", "warn" or "mask"')
     number = isinstance(task.batch_dims, int) and not isinstance(task.batch_dims, bool)
     if not number or task.batch_dims < 0:
-        raise ValueError(f"batch_dims is {task.batch_dims!r}: pass the number of lane dimensions")
+        raise ValueError(f"batch_dims is {task.batch_dims!r}: pass the number of batch dimensions")
     check_adjoint(task.adjoint)
     solver, kind = task.solver, task.equation.kind
     if solver is None:
@@ -168,7 +168,7 @@ def check_size(task: Task, structure: Structure) -> None:
     if getattr(task.solver, "brackets", False) and structure.size != 1:
         raise ValueError(
             f"z0 has {structure.size} unknowns, and solver={type(task.solver).__name__}() is for "
-            "one: make lanes of them, with batch_dims or vmap, or use Newton()"
+            "one: make a batch of them, with batch_dims or vmap, or use Newton()"
         )
 
 
@@ -195,7 +195,7 @@ def _read_in_dims(
     if task.batch_dims == 0:
         if in_dims is not None:
             raise ValueError(
-                f"in_dims is {in_dims!r} and batch_dims is 0: pass batch_dims, the number of lane "
+                f"in_dims is {in_dims!r} and batch_dims is 0: pass batch_dims, the number of batch "
                 "dimensions of z0, too"
             )
         return (False,) * len(split_tensors(args)[0])
@@ -215,14 +215,14 @@ def _read_in_dims(
                 continue
             if dim not in (0, None):
                 raise ValueError(
-                    f"in_dims has {dim!r} for args[{i}]: lanes come first, use 0 or None"
+                    f"in_dims has {dim!r} for args[{i}]: the batch comes first, use 0 or None"
                 )
             lanes = tuple(leaf.shape[: task.batch_dims])
             if dim == 0 and lanes != structure.native:
                 raise ValueError(
-                    f"in_dims says that args[{i}] carries lanes, and its shape is "
-                    f"{tuple(leaf.shape)} where z0 has lanes {structure.native}: put None for it, "
-                    "or expand it"
+                    f"in_dims says that args[{i}] has the batch, and its shape is "
+                    f"{tuple(leaf.shape)} where z0 has the batch {structure.native}: put None for "
+                    "it, or expand it"
                 )
             carried.append(dim == 0)
     return tuple(carried)

@@ -15,28 +15,26 @@ __all__ = ["AdjointMemory", "AdjointStart"]
 
 
 class AdjointStart:
-    """A warm start of backward solves: each begins where the last one ended.
+    """A warm start of adjoints: each begins where the last one ended.
 
-    Pass one object to the same solve at every step of a training loop. The backward solve
-    ``A^T w = z'`` starts at ``value``, if that fits in structure, shape, dtype and device, else at
-    zero, and leaves ``w`` there. A start whose residual is larger than that of zero, which a
-    product tells, is not used in its lane: it is of another problem, or wrong. With a tolerance
-    the gradient is the same, up to that tolerance, for fewer products; with a budget
-    (``rtol=None``) the start is part of the estimate. Derivatives
-    of the gradient, and forward mode, start at zero. The object is a place to keep numbers: no
-    gradient flows through it. Source: Pedregosa, "Hyperparameter optimization with approximate
-    gradient" (2016), section 5.
+    Pass one object to the same solve at every step of a training loop. The adjoint ``A^T w = z'``
+    starts at ``value``, if that fits in structure, shape, dtype and device, otherwise at zero, and
+    leaves ``w`` there. A start whose residual is larger than that of zero is not used for its
+    problem. With a tolerance the gradient is the same, up to that tolerance, for fewer products;
+    with a budget (``rtol=None``) the start is part of the estimate. Derivatives of the gradient,
+    and forward mode, start at zero. No gradient flows through the object. Source:
+    Pedregosa, "Hyperparameter optimization with approximate gradient" (2016), section 5.
 
     Parameters
     ----------
     value
-        The first start, like the solution ``z`` (under ``vmap``, with all lanes in front); zero if
-        left out.
+        The first start, like the solution ``z`` (under ``vmap``, with the batch in front); zero by
+        default.
 
     Raises
     ------
     TypeError
-        If a leaf of ``value`` is no tensor.
+        If a leaf of ``value`` is not a tensor.
 
     Examples
     --------

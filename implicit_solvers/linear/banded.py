@@ -26,11 +26,10 @@ class Banded(DirectSolver):
     """LU factorization with partial pivoting of banded operators, rows scaled to equal size.
 
     With ``l`` diagonals below the main one and ``u`` above, it takes ``l + u + 1`` products, and
-    time proportional to ``n l (l + u)``; on the CPU, through LAPACK, to which all lanes go as one
-    matrix of blocks. Source: Golub and Van Loan, "Matrix
-    Computations", section 4.3; LAPACK's ``gbtrf``.
+    time proportional to ``n l (l + u)``; on the CPU, by LAPACK, with the whole batch as one matrix
+    of blocks. Source: Golub and Van Loan, "Matrix Computations", section 4.3; LAPACK's ``gbtrf``.
 
-    For square operators ``(*lanes, n, n)`` in float32, float64 and their complex kin.
+    For square operators ``(*batch, n, n)`` in float32, float64 and their complex counterparts.
 
     Raises
     ------

@@ -45,12 +45,12 @@ class BiCGStab(LinearMethod):
 
     A step makes two products. Preconditioning is from the right, so that the residual is that of
     the system itself. Where the recurrence breaks down, or gains nothing in ``n`` steps, it begins
-    again from the residual, twice; then the lane ends with status BREAKDOWN. Nearly skew-symmetric
-    operators are hard for it (use `GMRES`). Source: van der Vorst, "Bi-CGSTAB: a fast and smoothly
-    converging variant of Bi-CG for the solution of nonsymmetric linear systems", SIAM J. Sci. Stat.
-    Comput. 13 (1992).
+    again from the residual, twice; then the problem ends with status BREAKDOWN. Nearly
+    skew-symmetric operators are hard for it (use `GMRES`). Source: van der Vorst, "Bi-CGSTAB: a
+    fast and smoothly converging variant of Bi-CG for the solution of nonsymmetric linear systems",
+    SIAM J. Sci. Stat. Comput. 13 (1992).
 
-    For square operators ``(*lanes, n, n)`` of every floating and complex dtype, known by their
+    For square operators ``(*batch, n, n)`` of every floating and complex dtype, known by their
     products.
 
     Parameters
@@ -61,7 +61,7 @@ class BiCGStab(LinearMethod):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -35,7 +35,7 @@ class CG(LinearMethod):
     """Conjugate gradients, for symmetric positive definite operators.
 
     For vectors of every floating and complex dtype. A direction of nonpositive curvature ends the
-    lane with status INDEFINITE. Source: Hestenes and Stiefel (1952); preconditioned as
+    problem with status INDEFINITE. Source: Hestenes and Stiefel (1952); preconditioned as
     in Golub and Van Loan, "Matrix Computations", section 11.5.
 
     Parameters
@@ -46,7 +46,7 @@ class CG(LinearMethod):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -22,7 +22,7 @@ class Cholesky(DirectSolver):
 
     It reads the lower triangle. Source: Golub and Van Loan, "Matrix Computations", section 4.2.
 
-    For square operators ``(*lanes, n, n)`` in float32, float64 and their complex kin;
+    For square operators ``(*batch, n, n)`` in float32, float64 and their complex counterparts;
     operators known by products are formed first.
 
     Raises

@@ -19,9 +19,9 @@ __all__ = ["Diagonal"]
 class Diagonal(DirectSolver):
     """Division by the diagonal, for operators that are diagonal: ``x_i = b_i / a_i``.
 
-    For square operators ``(*lanes, n, n)`` of every floating and complex dtype, known to be
-    diagonal: `DiagonalOperator`, `IdentityOperator`, and what is made of them. A lane with a zero
-    on its diagonal is SINGULAR.
+    For square operators ``(*batch, n, n)`` of every floating and complex dtype, known to be
+    diagonal: `DiagonalOperator`, `IdentityOperator`, and what is made of them. A problem with a
+    zero on its diagonal is SINGULAR.
 
     Raises
     ------

@@ -83,7 +83,7 @@ class GMRES(LinearMethod):
     Yamazaki, Boman and Rajamanickam, "A study of mixed precision strategies for GMRES on GPUs"
     (2021).
 
-    For square operators ``(*lanes, n, n)`` of every floating and complex dtype, known by their
+    For square operators ``(*batch, n, n)`` of every floating and complex dtype, known by their
     products.
 
     Parameters
@@ -97,13 +97,13 @@ class GMRES(LinearMethod):
         of float64 (complex128) often enough; in float32 it changes nothing. Operators made of
         tensors (`MatrixOperator`, `SparseOperator`, ..., their sums and products), preconditioners
         too, are rounded once for both passes; functions are evaluated in float64, on rounded
-        vectors. Lanes that float32 carries no further, as their matrix is too ill-conditioned or
+        vectors. Problems that float32 carries no further, as their matrix is too ill-conditioned or
         out of its range, go on in float64. Not in a compiled graph.
 
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

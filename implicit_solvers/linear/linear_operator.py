@@ -56,7 +56,7 @@ class LinearOperator:
 
     Operators add, subtract, multiply (``A @ B``) and scale (``2 * A``); ``A @ v`` is the product
     with a vector, ``A.T`` the transpose, ``A.H`` the conjugate transpose, ``A.dense()`` the matrix
-    ``(*lanes, m, n)`` over the raveled vectors.
+    ``(*batch, m, n)`` over the raveled vectors.
 
     It is what `MatrixOperator`, `FunctionOperator`, `JacobianOperator` and the others have in
     common: annotate with it, and make one of those.

@@ -74,19 +74,19 @@ class LSMR(LinearMethod):
     which would change the norm that is least. Source: Fong and Saunders, "LSMR: an iterative
     algorithm for sparse least-squares problems", SIAM J. Sci. Comput. 33 (2011).
 
-    For operators ``(*lanes, m, n)`` of every floating and complex dtype, known by their products.
+    For operators ``(*batch, m, n)`` of every floating and complex dtype, known by their products.
 
     Parameters
     ----------
     rtol, atol, max_steps, compact, chunk_size, check_every, compile
-        As in `LinearMethod`; a lane has converged too when ``|A^T r| / (s |r|) rms(b)`` is no more
-        than its tolerance, with ``r = b - A x`` and the estimate ``s`` of the norm of ``A`` from
-        two steps of the power method.
+        As in `LinearMethod`; a problem has converged too when ``|A^T r| / (s |r|) rms(b)`` is no
+        more than its tolerance, with ``r = b - A x`` and the estimate ``s`` of the norm of ``A``
+        from two steps of the power method.
 
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
+        If a hyperparameter is invalid; the message names it. A ValueError also when a solve
         begins with ``x0`` or a preconditioner.
 
     Examples

@@ -21,7 +21,7 @@ class LU(DirectSolver):
     Where the factors grow so much that refinement does not help, `QR` solves. Source: Higham,
     "Accuracy and Stability of Numerical Algorithms" (2002), chapter 9.
 
-    For square operators ``(*lanes, n, n)`` in float32, float64 and their complex kin;
+    For square operators ``(*batch, n, n)`` in float32, float64 and their complex counterparts;
     operators known by products are formed first.
 
     Examples

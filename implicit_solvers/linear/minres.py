@@ -55,7 +55,7 @@ class MINRES(LinearMethod):
     Anal. 12 (1975); the residual's recurrence: Choi, Paige and Saunders, "MINRES-QLP", SIAM J.
     Sci. Comput. 33 (2011).
 
-    For square operators ``(*lanes, n, n)`` of every floating and complex dtype, known by their
+    For square operators ``(*batch, n, n)`` of every floating and complex dtype, known by their
     products.
 
     Parameters
@@ -66,7 +66,7 @@ class MINRES(LinearMethod):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
+        If a hyperparameter is invalid; the message names it. A ValueError also when a solve
         begins with an operator that is not known to be symmetric.
 
     Examples

@@ -30,7 +30,7 @@ class Neumann(LinearMethod):
     and Duvenaud, "Optimizing Millions of Hyperparameters by Implicit Differentiation" (2020), its
     use as an adjoint.
 
-    For square operators ``(*lanes, n, n)`` of every floating and complex dtype, known by their
+    For square operators ``(*batch, n, n)`` of every floating and complex dtype, known by their
     products.
 
     Parameters
@@ -41,7 +41,7 @@ class Neumann(LinearMethod):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -59,7 +59,7 @@ def read_operator_dims(
         return carried_lanes(A)
     if not lanes:
         raise ValueError(
-            f"in_dims is {in_dims!r} and batch_dims is 0: pass batch_dims, the number of lane "
+            f"in_dims is {in_dims!r} and batch_dims is 0: pass batch_dims, the number of batch "
             "dimensions of b, too"
         )
     tensors = split_tensors(A)[0]
@@ -71,10 +71,13 @@ def read_operator_dims(
         )
     for place, (dim, tensor) in enumerate(zip(given, tensors, strict=True)):
         if dim is not None and (isinstance(dim, bool) or dim != 0):
-            raise ValueError(f"in_dims has {dim!r} at {place}: lanes come first, use 0 or None")
+            raise ValueError(
+                f"in_dims has {dim!r} at {place}: the batch comes first, use 0 or None"
+            )
         if dim == 0 and tuple(tensor.shape[: len(lanes)]) != lanes:
             raise ValueError(
-                f"in_dims says that tensor {place} of A carries lanes, and its shape is "
-                f"{tuple(tensor.shape)} where b has lanes {lanes}: put None for it, or expand it"
+                f"in_dims says that tensor {place} of A has the batch, and its shape is "
+                f"{tuple(tensor.shape)} where b has the batch {lanes}: put None for it, or "
+                "expand it"
             )
     return [dim == 0 for dim in given]

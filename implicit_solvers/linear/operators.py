@@ -38,14 +38,14 @@ class MatrixOperator(LinearOperator):
     Parameters
     ----------
     matrix
-        ``(*lanes, m, n)``, floating, real or complex.
+        ``(*batch, m, n)``, floating, real or complex.
     symmetric, positive_definite
         What is known of the matrix.
 
     Raises
     ------
     TypeError
-        If ``matrix`` is no floating tensor.
+        If ``matrix`` is not a floating tensor.
     ValueError
         If it has fewer than two dimensions, or is said to be symmetric and is not square.
 
@@ -68,7 +68,7 @@ class MatrixOperator(LinearOperator):
         if matrix.layout != torch.strided:
             raise TypeError(f"matrix is {matrix.layout}: use SparseOperator(matrix)")
         if matrix.dim() < 2:
-            raise ValueError(f"matrix has shape {tuple(matrix.shape)}: pass one (*lanes, m, n)")
+            raise ValueError(f"matrix has shape {tuple(matrix.shape)}: pass one (*batch, m, n)")
         _imply_symmetry(self)
         if self.symmetric and matrix.shape[-1] != matrix.shape[-2]:
             raise ValueError(
@@ -117,8 +117,8 @@ class FunctionOperator(LinearOperator):
         gradients. Its transpose comes from its pullback.
     like
         A vector of the shape, structure and dtype of those that ``fn`` takes; its values are not
-        used. With ``batch_dims`` of a solve it may be one of all lanes, if ``fn`` lets none depend
-        on another.
+        used. With ``batch_dims`` of a solve it may be one of the whole batch, if ``fn`` keeps
+        problems apart.
     symmetric, positive_definite
         What is known of the operator.
     out_like
@@ -127,8 +127,8 @@ class FunctionOperator(LinearOperator):
     Raises
     ------
     TypeError, ValueError
-        If ``like`` is no tensor or pytree of tensors of one dtype; at a product, if ``fn`` returns
-        another structure, shape or dtype than it should.
+        If ``like`` is not a tensor or pytree of tensors of one dtype; at a product, if ``fn``
+        returns another structure, shape or dtype than it should.
 
     Examples
     --------
@@ -209,7 +209,7 @@ class JacobianOperator(LinearOperator):
     Raises
     ------
     TypeError, ValueError
-        If ``z`` is no tensor or pytree of tensors of one dtype; at a product, if ``fn`` returns
+        If ``z`` is not a tensor or pytree of tensors of one dtype; at a product, if ``fn`` returns
         another structure, shape or dtype than it should.
 
     Examples
@@ -288,8 +288,8 @@ class HessianOperator(LinearOperator):
     Raises
     ------
     TypeError, ValueError
-        If ``z`` is no tensor or pytree of tensors of one real dtype; at a product, if ``fn`` does
-        not return one number.
+        If ``z`` is not a tensor or pytree of tensors of one real dtype; at a product, if ``fn``
+        does not return one number.
 
     Examples
     --------
@@ -333,20 +333,21 @@ class HessianOperator(LinearOperator):
 @operator_pytree("entries")
 @dataclass(frozen=True, eq=False)
 class DiagonalOperator(LinearOperator):
-    """The operator that multiplies each unknown by a number of its own, ``(A v)_i = a_i v_i``.
+    """The operator that multiplies each unknown by its own number, ``(A v)_i = a_i v_i``.
 
     Parameters
     ----------
     entries
         The diagonal: a tensor, or a pytree of tensors, of the vectors' structure, shapes and
-        floating or complex dtype; with ``batch_dims`` of a solve, that of all lanes or of one.
+        floating or complex dtype; with ``batch_dims`` of a solve, of the whole batch or of one
+        problem.
     positive_definite
         Whether all entries are known to be positive, of complex entries too.
 
     Raises
     ------
     TypeError, ValueError
-        If ``entries`` is no tensor or pytree of tensors of one floating or complex dtype.
+        If ``entries`` is not a tensor or pytree of tensors of one floating or complex dtype.
 
     Examples
     --------

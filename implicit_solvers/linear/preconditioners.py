@@ -31,7 +31,7 @@ class Preconditioner:
 class Jacobi(Preconditioner):
     """Divide by the operator's diagonal: ``(M r)_i = r_i / |a_ii|``; zeros in it are left alone.
 
-    For square operators ``(*lanes, n, n)`` of every floating and complex dtype. One without a
+    For square operators ``(*batch, n, n)`` of every floating and complex dtype. One without a
     closed form is probed with ``n`` products for its diagonal. Source: Saad, "Iterative Methods for
     Sparse Linear Systems" (2003), section 10.2.
 
@@ -52,13 +52,13 @@ class Jacobi(Preconditioner):
 
 
 class SparsePreconditioner(Preconditioner):
-    """A preconditioner that is made of a sparse matrix, on the CPU; one of your own, too.
+    """The base class of preconditioners made of a sparse matrix, yours among them, on the CPU.
 
     A subclass has ``inverse(matrix)``, which takes a ``scipy.sparse.csc_array`` and returns a
     function of NumPy vectors, or SciPy's ``LinearOperator``, near the inverse of the matrix. It is
-    made for each lane of a `SparseOperator`, or of the Jacobian of an equation whose
-    ``jac_sparsity`` is given, and for the transpose in a backward pass. A lane whose matrix is not
-    finite, or for which ``inverse`` raises ``RuntimeError``, has none.
+    made for each problem of a `SparseOperator`, or of the Jacobian of an equation whose
+    ``jac_sparsity`` is given, and for the transpose in a backward pass. A problem whose matrix is
+    not finite, or for which ``inverse`` raises ``RuntimeError``, has none.
 
     Raises
     ------
@@ -111,8 +111,8 @@ class SparsePreconditioner(Preconditioner):
 class ILU(SparsePreconditioner):
     """Incomplete LU factors: those of SuperLU without what is small.
 
-    For sparse operators, and sparse Jacobians, in float32, float64 and their complex kin; see
-    `SparsePreconditioner`. Source: Li and Shao, "A supernodal approach to incomplete LU
+    For sparse operators, and sparse Jacobians, in float32, float64 and their complex counterparts;
+    see `SparsePreconditioner`. Source: Li and Shao, "A supernodal approach to incomplete LU
     factorization with partial pivoting", ACM Trans. Math. Softw. 37 (2011).
 
     Parameters
@@ -128,7 +128,7 @@ class ILU(SparsePreconditioner):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; when a solve begins with an operator that is not sparse.
+        If a hyperparameter is invalid; when a solve begins with an operator that is not sparse.
 
     Examples
     --------

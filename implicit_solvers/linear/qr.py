@@ -22,7 +22,7 @@ class QR(DirectSolver):
     that of ``A x = b`` with the least norm. Unless there are more rows than columns, rows are
     scaled to equal size. Source: Golub and Van Loan, "Matrix Computations", sections 5.3 and 5.6.
 
-    For operators ``(*lanes, m, n)`` in float32, float64 and their complex kin;
+    For operators ``(*batch, m, n)`` in float32, float64 and their complex counterparts;
     operators known by products are formed first.
 
     Examples

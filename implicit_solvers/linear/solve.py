@@ -86,14 +86,14 @@ def linear_solve(
 
     The solution is differentiable, in both modes and to any order, in ``b`` and in every tensor
     that ``A`` is made of or that its function captures; ``torch.func.vmap`` solves many systems,
-    and lanes that share ``A`` share its factorization. Source of the rule: Giles, "Collected matrix
-    derivative results for forward and reverse mode algorithmic differentiation" (2008), section
-    2.3.1.
+    and those with the same ``A`` share its factorization. Source of the rule: Giles, "Collected
+    matrix derivative results for forward and reverse mode algorithmic differentiation" (2008),
+    section 2.3.1.
 
     Parameters
     ----------
     A
-        A `LinearOperator`, or a matrix ``(*lanes, m, n)``: a tensor is a `MatrixOperator`, a sparse
+        A `LinearOperator`, or a matrix ``(*batch, m, n)``: a tensor is a `MatrixOperator`, a sparse
         one a `SparseOperator`.
     b
         The right-hand side: a tensor or pytree of tensors of one floating dtype, with the
@@ -113,35 +113,35 @@ def linear_solve(
     check
         Whether to test the operator's flags with random vectors, at the cost of three products.
     batch_dims
-        How many leading dimensions of every leaf of ``b`` are lanes that ``A`` handles already.
+        How many leading dimensions of every leaf of ``b`` are a batch that ``A`` handles itself.
     in_dims
-        With ``batch_dims``: which tensors of ``A`` carry the lanes, 0 for all of them, or a tuple
-        with 0 or None for each, in their order (of a `JacobianOperator`, those of ``z``, then
-        those of ``args``). What a function captures is shared by the lanes. Left out, it is known
-        of operators made of tensors alone (`MatrixOperator`, `DiagonalOperator`, ..., their sums
-        and products); of others it is not, so that lanes can be stopped on their own, but not be
-        left out of the computation, nor of gradients.
+        With ``batch_dims``: which tensors of ``A`` have the batch dimensions, 0 for all of them, or
+        a tuple with 0 or None for each, in their order (of a `JacobianOperator`, those of ``z``,
+        then those of ``args``). Captured tensors are shared. Operators made of tensors alone
+        (`MatrixOperator`, `DiagonalOperator`, ..., their sums and products) do not need it. With
+        others, problems stop on their own without it, but cannot be left out of the computation or
+        of gradients.
     on_failure
-        ``"raise"``: `ConvergenceError` if a lane fails; ``"warn"``: `ConvergenceWarning`;
-        ``"mask"``: neither, and the lane contributes nothing to gradients.
+        ``"raise"``: `ConvergenceError` if a problem fails; ``"warn"``: `ConvergenceWarning`;
+        ``"mask"``: neither, and the problem contributes nothing to gradients.
     adjoint_start
-        An `AdjointStart`, for iterative solvers: where the backward solve starts, and where it
-        leaves its solution for the next.
+        An `AdjointStart`, for iterative solvers: where the adjoint starts, and where it leaves its
+        solution for the next one.
     sync_failures
         As in `root`.
 
     Returns
     -------
     Solution
-        ``residual`` is ``rms(b - A x)`` for each lane. ``error`` is ``|A^-1 (b - A x)|`` and what
-        rounding may have made besides, for direct solvers; ``inf`` for iterative ones.
+        ``residual`` is ``rms(b - A x)`` for each problem. ``error`` is ``|A^-1 (b - A x)|`` plus
+        the effect of rounding, for direct solvers; ``inf`` for iterative ones.
 
     Raises
     ------
     ConvergenceError
-        If a lane fails and ``on_failure="raise"``; out of ``backward()`` too.
+        If a problem fails and ``on_failure="raise"``; out of ``backward()`` too.
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -165,7 +165,7 @@ def linear_solve(
     if on_failure not in ("raise", "warn", "mask"):
         raise ValueError(f'on_failure is {on_failure!r}: use "raise", "warn" or "mask"')
     if not isinstance(batch_dims, int) or batch_dims < 0:
-        raise ValueError(f"batch_dims is {batch_dims!r}: pass the number of lane dimensions")
+        raise ValueError(f"batch_dims is {batch_dims!r}: pass the number of batch dimensions")
     ranks = telling(sync_failures)
     returned: Callable[[Any], Any] | None = None
     if not compiling() and sharded((A, b, x0, preconditioner)):
@@ -210,7 +210,7 @@ def linear_solve(
     if in_dims is not None and not _lanes_known(preconditioner, structure):
         raise ValueError(
             "in_dims is given, and of this preconditioner it is not known which of its tensors "
-            "carry the lanes: pass one that is made of tensors, as a MatrixOperator, or Jacobi()"
+            "have the batch: pass one that is made of tensors, as a MatrixOperator, or Jacobi()"
         )
 
     if compiling() or frames_compiled():
@@ -368,8 +368,8 @@ def _right_hand_side(A: LinearOperator, b: Any, batch_dims: int) -> tuple[Struct
     if not shared and wanted.native != structure.native:
         raise ValueError(
             f"b has leaves of shapes {[(*structure.native, *s) for s in structure.shapes]} and A "
-            f"has lanes {wanted.native}, and with batch_dims={len(structure.native)} b has "
-            f"{structure.native}: give b the same lanes in front, and pass batch_dims="
+            f"has the batch {wanted.native}, and with batch_dims={len(structure.native)} b has "
+            f"{structure.native}: give b the same batch in front, and pass batch_dims="
             f"{len(wanted.native)}"
         )
     shapes = [(*structure.native, *s) for s in structure.shapes]
@@ -394,7 +394,8 @@ def _right_hand_side(A: LinearOperator, b: Any, batch_dims: int) -> tuple[Struct
         return one, True
     raise ValueError(
         f"b has leaves of shapes {shapes} and A takes {whole}: pass vectors of those shapes, or "
-        "several as one more dimension at the end; lanes come first, and batch_dims counts them"
+        "several as one more dimension at the end; the batch comes first, and batch_dims counts "
+        "its dimensions"
     )
 
 

@@ -39,9 +39,9 @@ class SparseOperator(LinearOperator):
     Raises
     ------
     TypeError
-        If ``matrix`` is no floating sparse tensor.
+        If ``matrix`` is not a floating sparse tensor.
     ValueError
-        If the matrix has lanes of its own, or is said to be symmetric and is not square.
+        If the matrix has batch dimensions, or is said to be symmetric and is not square.
 
     Examples
     --------
@@ -73,7 +73,7 @@ class SparseOperator(LinearOperator):
             raise TypeError(f"matrix is {what}: pass a sparse tensor, as matrix.to_sparse_csr()")
         if matrix.dim() != 2:
             raise ValueError(
-                f"matrix has shape {tuple(matrix.shape)}: pass one matrix, and lanes of entries "
+                f"matrix has shape {tuple(matrix.shape)}: pass one matrix, and a batch of entries "
                 "to its with_values"
             )
         if not differentiable(matrix):

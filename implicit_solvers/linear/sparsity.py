@@ -42,14 +42,14 @@ _ROUNDINGS = 1000
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class SparsityPattern:
-    """The entries of a matrix that may be other than zero, and a coloring of its rows or columns.
+    """The entries of a matrix that may be nonzero, and a coloring of its rows or columns.
 
-    Rows of one color have no column in common, so that one product with the transpose shows all of
-    their entries; for columns, one with the matrix does. What has fewer colors is taken, rows if
-    both have as many. Make it once for many solves: they need not color again. Source: Curtis,
-    Powell and Reid, "On the estimation of sparse Jacobian matrices", J. Inst. Maths Applics 13
-    (1974); Gebremedhin, Manne and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005),
-    section 3 (greedy, distance two).
+    Rows of one color have no column in common, so one product with the transpose gives all of their
+    entries; for columns, one with the matrix does. Rows or columns are colored, whichever need
+    fewer colors. Make a pattern once for many solves. Source: Curtis, Powell and Reid, "On the
+    estimation of sparse Jacobian matrices", J. Inst. Maths Applics 13 (1974); Gebremedhin, Manne
+    and Pothen, "What color is your Jacobian?", SIAM Review 47 (2005), section 3 (greedy, distance
+    two).
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class SparsityPattern:
     Raises
     ------
     TypeError, ValueError
-        If ``pattern`` is no matrix.
+        If ``pattern`` is not a matrix.
 
     Examples
     --------
@@ -265,7 +265,7 @@ def _places(pattern: Any) -> tuple[Tensor, Tensor, tuple[int, int]]:
     if len(pattern.shape) != 2:
         raise ValueError(
             f"jac_sparsity has shape {tuple(pattern.shape)}: pass one matrix (m, n), which all "
-            "lanes share"
+            "problems share"
         )
     m, n = pattern.shape
     return torch.as_tensor(rows).long(), torch.as_tensor(columns).long(), (int(m), int(n))

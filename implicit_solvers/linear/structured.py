@@ -27,13 +27,13 @@ class Structured(DirectSolver):
 
     A product with a vector of ones has the entries of a diagonal operator, ``2 w + 1`` products
     those of one with ``w`` diagonals at each side. A product with a random vector refutes a wrong
-    guess, row by row, to a thousand roundings, in every lane; then the next width is tried, and
+    guess, row by row, to a thousand roundings, in every problem; then the next width is tried, and
     at last ``fallback``; bands are looked for on the CPU only. So a diagonal system, as the
     Jacobian of an elementwise equation, takes two products, evaluated as one batch, and no
-    factorization. Every factorization looks anew: the structure may differ from one Newton step to
-    the next.
+    factorization. Every factorization looks again, because the structure may differ between Newton
+    steps.
 
-    For square operators ``(*lanes, n, n)`` of the dtypes of what solves in the end: `Diagonal`,
+    For square operators ``(*batch, n, n)`` of the dtypes of what solves in the end: `Diagonal`,
     `Banded`, or ``fallback``.
 
     Source: Curtis, Powell and Reid, "On the estimation of sparse Jacobian matrices", J. Inst.
@@ -51,7 +51,7 @@ class Structured(DirectSolver):
     ValueError
         If ``widest`` is negative, or ``fallback`` solves singular systems (`SVD`).
     TypeError
-        If ``widest`` is no whole number, or ``fallback`` not a direct solver.
+        If ``widest`` is not a whole number, or ``fallback`` not a direct solver.
 
     Examples
     --------

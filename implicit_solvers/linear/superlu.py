@@ -23,11 +23,10 @@ class SuperLU(DirectSolver):
     """Sparse LU factorization with partial pivoting, on the CPU alone.
 
     It is for a `SparseOperator`, and for Jacobians of equations whose ``jac_sparsity`` is given.
-    SciPy's SuperLU factors ``n x n`` matrices in float32, float64 and their complex kin, each lane
-    of entries, ``(*lanes, entries)``, once;
-    the backward pass, and every further derivative, uses the factors again. Source: Demmel,
-    Eisenstat, Gilbert, Li and Liu, "A supernodal approach to sparse partial pivoting", SIAM J.
-    Matrix Anal. Appl. 20 (1999).
+    SciPy's SuperLU factors ``n x n`` matrices in float32, float64 and their complex counterparts,
+    each of a batch of entries, ``(*batch, entries)``, once; the backward pass, and every further
+    derivative, uses the factors again. Source: Demmel, Eisenstat, Gilbert, Li and Liu, "A
+    supernodal approach to sparse partial pivoting", SIAM J. Matrix Anal. Appl. 20 (1999).
 
     Parameters
     ----------
@@ -97,7 +96,7 @@ def factored(A: LaneMap, factor: Callable[[Any], tuple[Any, int]]) -> Factors:
     check_device("solver=SuperLU()", entries.device)
     if pattern.rows.dim() > 1 or pattern.columns.dim() > 1:
         raise ValueError(
-            "solver=SuperLU() under vmap over the pattern of a sparse matrix: lanes must share "
+            "solver=SuperLU() under vmap over the pattern of a sparse matrix: a batch must share "
             "the pattern; pass their entries as values"
         )
     kept, status = A.memory.factorizations, []

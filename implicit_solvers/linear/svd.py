@@ -27,8 +27,8 @@ class SVD(DirectSolver):
     differentiation of pseudo-inverses and nonlinear least squares problems whose variables
     separate", SIAM J. Numer. Anal. 10 (1973).
 
-    For operators ``(*lanes, m, n)`` in float32, float64 and their complex kin; operators known by
-    products are formed first.
+    For operators ``(*batch, m, n)`` in float32, float64 and their complex counterparts; operators
+    known by products are formed first.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class SVD(DirectSolver):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

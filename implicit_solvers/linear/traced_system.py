@@ -52,7 +52,7 @@ def system_obstacle(
         return f"{what} by {type(solver).__name__}() is exported with strict=True only"
     if columns:
         return (
-            f"{what} cannot solve for several columns in a compiled graph: make lanes of them, "
+            f"{what} cannot solve for several columns in a compiled graph: make a batch of them, "
             "with batch_dims"
         )
     if check:

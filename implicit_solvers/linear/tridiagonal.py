@@ -27,9 +27,9 @@ class TridiagonalOperator(LinearOperator):
     Parameters
     ----------
     lower, upper
-        The entries below and above the diagonal, ``(*lanes, n - 1)``.
+        The entries below and above the diagonal, ``(*batch, n - 1)``.
     main
-        The diagonal, ``(*lanes, n)``, floating, real or complex.
+        The diagonal, ``(*batch, n)``, floating, real or complex.
     symmetric, positive_definite
         What is known of the matrix.
 
@@ -60,7 +60,7 @@ class TridiagonalOperator(LinearOperator):
         Structure.of((self.lower, self.main, self.upper), "TridiagonalOperator's argument")
         if self.main.dim() == 0 or self.main.shape[-1] == 0:
             raise ValueError(
-                f"main has shape {tuple(self.main.shape)}: pass the diagonal, (*lanes, n)"
+                f"main has shape {tuple(self.main.shape)}: pass the diagonal, (*batch, n)"
             )
         wanted = (*self.main.shape[:-1], self.main.shape[-1] - 1)
         for name, entries in (("lower", self.lower), ("upper", self.upper)):

@@ -45,16 +45,15 @@ class Anderson(EquationMethod):
     """Anderson acceleration of ``z = g(z)``, type II.
 
     With ``f = z - g(z)`` and the last ``window`` differences ``dz``, ``df``: the weights ``c``
-    minimize ``|f - df c|^2 + regularization sum_i |df_i|^2 c_i^2``, and
-    ``z <- z - damping f - (dz - damping df) c``. They come from the normal equations of the
-    differences, scaled to ``|df_i| = 1``, with a ridge of a few rounding errors that grows with
-    their age: of differences that depend on each other, the newest has most of the weight.
+    minimize ``|f - df c|^2 + regularization sum_i |df_i|^2 c_i^2``, and ``z <- z - damping f - (dz
+    - damping df) c``. They come from the normal equations of the differences, scaled to ``|df_i| =
+    1``, with a ridge of a few rounding errors that grows with their age: of differences that depend
+    on each other, the newest has most of the weight.
 
-    Without a history a step is plain, ``z <- z - damping f``, and goes where it goes. Each lane is
-    safeguarded for itself: an accelerated step that raises the residual's norm to more than
-    ``growth`` times what it was, leads to NaN, or is ``eps**-0.5`` times as long as a plain one, is
-    taken back, the history is forgotten, and the next step is a plain one. (A step taken back
-    counts.)
+    Without a history a step is plain, ``z <- z - damping f``, and always accepted. Each problem is
+    safeguarded on its own: an accelerated step is rejected if it raises the norm of the residual to
+    more than ``growth`` times what it was, leads to NaN, or is ``eps**-0.5`` times as long as a
+    plain one. Then the history is dropped, and the next step is plain. (A rejected step counts.)
 
     Source: Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal.
     49 (2011); regularized weights: Scieur, d'Aspremont and Bach, "Regularized nonlinear
@@ -79,7 +78,7 @@ class Anderson(EquationMethod):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

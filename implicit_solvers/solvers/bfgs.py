@@ -27,7 +27,7 @@ class BFGS(SecantDescent):
     identity, for the first step ``s`` and the change ``y`` of the gradient over it, and is changed
     as little as makes ``B y = s`` with each step; before there is one, the curvature along the
     gradient tells the length, by one product with the Hessian. A pair is used where ``s.y`` is
-    positive beyond rounding. The length ``t`` meets the strong Wolfe conditions. A lane whose
+    positive beyond rounding. The length ``t`` meets the strong Wolfe conditions. A problem whose
     search fails forgets ``B`` and goes down the gradient; if that fails too (where the function is
     unbounded below along a line) it ends as STALLED. Twice the size of the next step estimates the
     error and proposes the end, where the Hessian decides. For least squares the objective is
@@ -45,7 +45,7 @@ class BFGS(SecantDescent):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

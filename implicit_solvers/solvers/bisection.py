@@ -44,11 +44,11 @@ class BisectionState(NamedTuple):
 class Bisection(EquationMethod):
     """Bisection: keep the half of the bracket in which the function changes its sign.
 
-    For one unknown a lane (``vmap`` or ``batch_dims`` make lanes of many). The bracket is given,
-    ``root(..., bracket=(lo, hi))``, or searched outwards from ``z0``; a lane without one ends as
-    BRACKET. Each step gains one bit, whatever the function; a bracket with nothing left between
-    its ends ends as STALLED, at a jump, or as BRACKET, at a pole.
-    Source: Burden and Faires, "Numerical Analysis", section 2.1.
+    For one unknown in each problem (``vmap`` or ``batch_dims`` solve many). The bracket is given,
+    ``root(..., bracket=(lo, hi))``, or searched outwards from ``z0``; a problem without one ends as
+    BRACKET. Each step gains one bit, for every function. If nothing is left between its ends, the
+    problem is STALLED, at a jump, or BRACKET, at a pole. Source: Burden and Faires, "Numerical
+    Analysis", section 2.1.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ class Bisection(EquationMethod):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
-        begins with a lane of more than one unknown.
+        If a hyperparameter is invalid; the message names it. A ValueError also when a solve begins
+        with a problem of more than one unknown.
 
     Examples
     --------

@@ -44,8 +44,8 @@ class Broyden(Halving):
     After a step ``s`` that changed ``F`` by ``y``, the rank-one update ``H <- H + u v^T`` makes
     ``H y = s``: the good one with ``v = H^T s``, the bad one with ``v = y``. Its steps are often
     uphill while it learns: ``t`` is halved only until the residual's norm is at most ``growth``
-    times the least that the lane has seen. ``H`` starts as a multiple of the identity that a
-    single product with the Jacobian chooses, or as the Jacobian's inverse. A lane starts again
+    times the least that the problem has seen. ``H`` starts as a multiple of the identity that a
+    single product with the Jacobian chooses, or as the Jacobian's inverse. A problem starts again
     when its memory is full, no ``t`` is accepted, or ``H`` has come to step ``eps**-0.5`` times as
     far as it did at first, and ends as STALLED if no ``t`` is accepted right after a start.
 
@@ -61,7 +61,7 @@ class Broyden(Halving):
     compact, chunk_size, check_every, compile, autocast
         As in `EquationMethod`.
     memory
-        How many updates are remembered; they take ``2 memory n`` numbers a lane.
+        How many updates are kept; they take ``2 memory n`` numbers for each problem.
     good
         Whether the update changes the Jacobian least (Broyden's first, the "good" one), or its
         inverse (his second, the "bad" one).
@@ -69,14 +69,14 @@ class Broyden(Halving):
         A direct solver, ``LU()``, factors the Jacobian at each start. Left out, the Jacobian is
         formed for the verdict only, once, and never beyond 512 unknowns.
     halvings
-        How many times the step length may be halved; 0 takes full steps always.
+        How many times the step length may be halved; 0 always takes full steps.
     growth
         By how much a step may raise the residual's norm above its least; at least 1.
 
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -37,13 +37,12 @@ class ChandrupatlaState(NamedTuple):
 class Chandrupatla(EquationMethod):
     """Chandrupatla's method: inverse quadratic interpolation where it is safe, else bisection.
 
-    For one unknown a lane (``vmap`` or ``batch_dims`` make lanes of many); as sure as
-    `Bisection`, with the speed of Brent's method. The bracket is given,
-    ``root(..., bracket=(lo, hi))``, or searched outwards from ``z0``; a lane without one ends as
-    BRACKET. A bracket with nothing left between its ends ends as STALLED, at a jump, or as
-    BRACKET, at a pole. Source: Chandrupatla, "A new hybrid
-    quadratic/bisection algorithm for finding the zero of a nonlinear function without using
-    derivatives", Adv. Eng. Software 28 (1997).
+    For one unknown in each problem (``vmap`` or ``batch_dims`` solve many); as reliable as
+    `Bisection`, with the speed of Brent's method. The bracket is given, ``root(..., bracket=(lo,
+    hi))``, or searched outwards from ``z0``; a problem without one ends as BRACKET. If nothing is
+    left between its ends, the problem is STALLED, at a jump, or BRACKET, at a pole. Source:
+    Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear
+    function without using derivatives", Adv. Eng. Software 28 (1997).
 
     Parameters
     ----------
@@ -57,8 +56,8 @@ class Chandrupatla(EquationMethod):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
-        begins with a lane of more than one unknown.
+        If a hyperparameter is invalid; the message names it. A ValueError also when a solve begins
+        with a problem of more than one unknown.
 
     Examples
     --------

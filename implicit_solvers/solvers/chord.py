@@ -32,10 +32,10 @@ class Chord(Factored):
 
     The Jacobian is formed and factored once, at the start, so that a step costs an evaluation and
     two triangular solves. It converges linearly, the faster the nearer the start. The step length
-    ``t`` is shortened as in `Newton`, until the next step is shorter. A lane in which no ``t`` does
-    so ends as STALLED, one with a singular Jacobian as SINGULAR: ``Newton(reuse=0.5)``
-    would factor again. Source: Kelley, "Iterative Methods for Linear and Nonlinear Equations"
-    (1995), section 5.4.1.
+    ``t`` is shortened as in `Newton`, until the next step is shorter. If no ``t`` does so, the
+    problem ends as STALLED; with a singular Jacobian, as SINGULAR. ``Newton(reuse=0.5)`` would
+    factor again. Source: Kelley, "Iterative Methods for Linear and Nonlinear Equations" (1995),
+    section 5.4.1.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ class Chord(Factored):
     linear_solver
         A direct solver.
     halvings
-        How short a step may become, in powers of a half; 0 takes full steps always.
+        How many times the step length may be halved; 0 always takes full steps.
 
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -61,12 +61,12 @@ class Continuation(EquationMethod):
     """Continuation in a parameter: a tangent predicts, Newton's method corrects.
 
     For `continuation`. From a point of the path, the tangent leads ahead by a length; Newton's
-    method comes back to the path in the plane across the tangent (pseudo-arclength), or at the
-    same parameter. The next length is the larger the fewer steps that took. It is halved where
-    Newton's steps do not halve each time, or lead away by more than half of the length, so that
-    another branch is not taken for the path; a lane in which it becomes less than ``sqrt(eps)`` is
-    STALLED. Lengths measure unknowns in units of the largest root mean square that the path has
-    had (of its slope, where it begins at zero). At ``t = 1`` Newton's method goes on alone. Source:
+    method comes back to the path in the plane across the tangent (pseudo-arclength), or at the same
+    parameter. The next length is the larger the fewer steps that took. It is halved where Newton's
+    steps do not halve each time, or lead away by more than half of the length, so that another
+    branch is not taken for the path; a problem in which it becomes less than ``sqrt(eps)`` is
+    STALLED. Lengths measure unknowns in units of the largest root mean square that the path has had
+    (of its slope, where it begins at zero). At ``t = 1`` Newton's method goes on alone. Source:
     Allgower and Georg, "Numerical Continuation Methods" (1990), chapters 2 and 6; Keller,
     "Numerical solution of bifurcation and nonlinear eigenvalue problems" (1977).
 
@@ -88,7 +88,7 @@ class Continuation(EquationMethod):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

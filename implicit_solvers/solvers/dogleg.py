@@ -52,7 +52,7 @@ class Dogleg(NewtonFirst):
     Gauss-Newton step; ``p`` is where it leaves the region ``|D p| <= radius``, or its end. ``D``
     holds the largest norms that the columns of ``J`` have had, so that the units of the unknowns
     do not matter. Where ``J`` is singular or has fewer rows than columns, the shortest of the best
-    steps takes the place of Newton's. A root's lane that ends in a minimum of ``|F|`` is STALLED.
+    steps takes the place of Newton's. A root that ends in a minimum of ``|F|`` is STALLED.
     Source: Powell, "A hybrid method for nonlinear equations" (1970); MINPACK's HYBRJ, with the
     Jacobian of every step.
 
@@ -75,7 +75,7 @@ class Dogleg(NewtonFirst):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

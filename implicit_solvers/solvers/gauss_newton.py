@@ -36,8 +36,8 @@ class GaussNewton(ModelSteps):
 
     The step length ``t`` is halved until ``|r|^2`` falls by ``1e-4`` of what ``r + J p`` promises,
     or, near the minimum, where both falls drown in rounding, until the norm of ``J^T r`` falls, or
-    the step is small; if no ``t`` does so, the lane is STALLED. The step comes from a QR
-    factorization of ``J``; a ``J`` without full column rank ends the lane as SINGULAR. Source:
+    the step is small; if no ``t`` does so, the problem is STALLED. The step comes from a QR
+    factorization of ``J``; a ``J`` without full column rank ends the problem as SINGULAR. Source:
     Nocedal and Wright, "Numerical Optimization", section 10.3.
 
     Parameters
@@ -56,7 +56,7 @@ class GaussNewton(ModelSteps):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
+        If a hyperparameter is invalid; the message names it. A ValueError also when a solve
         begins with fewer residuals than unknowns; use `LevenbergMarquardt` then.
 
     Examples

@@ -34,10 +34,10 @@ class GradientDescent(Descent):
 
     It converges for ``lr < 2 / L`` (without momentum), with ``L`` the largest curvature. With
     ``rtol=None`` it makes exactly ``max_steps`` steps, as the inner loop of meta-learning does;
-    otherwise it works to a tolerance. A ``line_search`` finds the length of each step instead; a
-    lane in which it fails (where `StrongWolfe` finds the function unbounded below along the line)
-    ends as STALLED. A step and what it left of the gradient estimate the error and propose the end,
-    where the Hessian decides. For least squares the objective is ``|r|^2 / 2``. Between bounds each
+    otherwise it works to a tolerance. A ``line_search`` finds the length of each step instead; if
+    it fails (where `StrongWolfe` finds the function unbounded below along the line), the problem
+    ends as STALLED. A step and the gradient after it estimate the error and propose the end, where
+    the Hessian decides. For least squares the objective is ``|r|^2 / 2``. Between bounds each
     iterate is projected; a line search is `Backtracking` there. Source: Nocedal and Wright,
     "Numerical Optimization", chapter 3; momentum: Polyak (1964).
 
@@ -59,7 +59,7 @@ class GradientDescent(Descent):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -83,11 +83,11 @@ class FilterInteriorPoint(EquationMethod):
     Inequalities get slacks; slacks and bounds a logarithmic barrier, whose weight falls as the
     barrier problem is solved. Each step solves the linearized conditions, with a Hessian whose
     curvature is made positive along the constraints; a trial is accepted if it reduces the
-    violation or the barrier function and no pair that was met before beats it, after a
-    second-order correction or by half of its length. Where steps become tiny, the violation alone
-    is reduced. When the error has fallen to ``1e-4``, the constraints whose multiplier is larger
-    than their slack are taken to be active, and Newton's method goes on with these; if it does not
-    contract, the lane goes back inside.
+    violation or the barrier function and no pair that was met before beats it, after a second-order
+    correction or by half of its length. Where steps become tiny, the violation alone is reduced.
+    When the error has fallen to ``1e-4``, the constraints whose multiplier is larger than their
+    slack are taken to be active, and Newton's method goes on with these; if it does not contract,
+    the problem goes back inside.
 
     Objective and constraints are scaled by their gradients at the start.
 
@@ -101,13 +101,13 @@ class FilterInteriorPoint(EquationMethod):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Notes
     -----
-    A lane ends as INFEASIBLE at a point where the violation is least and not zero (a local proof,
-    where constraints are not convex), and as UNBOUNDED where feasible iterates run away while the
-    objective falls.
+    A problem ends as INFEASIBLE at a point where the violation is least and not zero (a local
+    proof, where constraints are not convex), and as UNBOUNDED where feasible iterates run away
+    while the objective falls.
 
     Source: Wächter and Biegler, "On the implementation of an interior-point filter line-search
     algorithm for large-scale nonlinear programming", Math. Program. 106 (2006).

@@ -60,7 +60,7 @@ class LBFGS(LimitedMemory):
     the change ``y`` of the gradient over it, from ``s.y / y.y`` times the identity; before there is
     a pair, the curvature along the gradient tells the length, by one product with the Hessian. A
     pair is kept where ``s.y`` is positive beyond rounding. The length ``t`` meets the strong Wolfe
-    conditions. A lane whose search fails forgets its pairs and goes down the gradient; if that
+    conditions. A problem whose search fails forgets its pairs and goes down the gradient; if that
     fails too (where the function is unbounded below along a line) it ends as STALLED. Twice the
     size of the next step estimates the error and proposes the end, where the Hessian decides. For
     least squares the objective is ``|r|^2 / 2``. Source: Nocedal and Wright, "Numerical
@@ -80,7 +80,7 @@ class LBFGS(LimitedMemory):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------
@@ -104,11 +104,11 @@ class LBFGSB(LimitedMemory):
     the gradient of the length ``s.y / y.y`` goes, and makes that step instead. Of the pairs of
     `LBFGS` the others have their own parts, where these curve upwards. The length ``t`` is halved
     until the objective falls by ``1e-4`` of what the slope promises along the chord to the trial. A
-    lane whose search fails forgets its pairs, and then ends as STALLED. Twice the size of the next
-    step estimates the error and proposes the end, where the Hessian decides. Source: Bertsekas,
-    "Projected Newton Methods for Optimization Problems with Simple Constraints", SIAM J. Control
-    Optim. 20 (1982); pairs among free unknowns: Schmidt, Kim and Sra, "Projected Newton-type
-    Methods in Machine Learning" (2011), section 3.
+    problem whose search fails forgets its pairs, and then ends as STALLED. Twice the size of the
+    next step estimates the error and proposes the end, where the Hessian decides. Source:
+    Bertsekas, "Projected Newton Methods for Optimization Problems with Simple Constraints", SIAM J.
+    Control Optim. 20 (1982); pairs among free unknowns: Schmidt, Kim and Sra, "Projected
+    Newton-type Methods in Machine Learning" (2011), section 3.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class LBFGSB(LimitedMemory):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

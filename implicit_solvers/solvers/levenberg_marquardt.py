@@ -47,13 +47,12 @@ class Unscaled(NamedTuple):
 class LevenbergMarquardt(ScaledRegion):
     """Levenberg-Marquardt: ``z <- z + p``, ``p`` minimizes ``|r + J p|^2 + damping |D p|^2``.
 
-    For least squares and, with ``r = F``, for roots and fixed points. The damping is such that
-    ``|D p|`` is at most the radius of a region that grows and shrinks with the model's merit; ``D``
-    holds the largest norms that the columns of ``J`` have had, so that the units of the unknowns
-    do not matter. ``J`` may be singular, and have fewer rows than columns; then the solution is
-    one of many, near the start, and SINGULAR. A root's lane that ends in a minimum of ``|F|`` is
-    STALLED. Source: Moré, "The Levenberg-Marquardt algorithm: implementation
-    and theory" (1978).
+    For least squares and, with ``r = F``, for roots and fixed points. The damping is such that ``|D
+    p|`` is at most the radius of a region that grows and shrinks with the model's merit; ``D``
+    holds the largest norms that the columns of ``J`` have had, so that the units of the unknowns do
+    not matter. ``J`` may be singular, and have fewer rows than columns; then the solution is one of
+    many, near the start, and SINGULAR. A root that ends in a minimum of ``|F|`` is STALLED. Source:
+    Moré, "The Levenberg-Marquardt algorithm: implementation and theory" (1978).
 
     Parameters
     ----------
@@ -75,7 +74,7 @@ class LevenbergMarquardt(ScaledRegion):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

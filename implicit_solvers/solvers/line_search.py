@@ -97,7 +97,7 @@ class Backtracking(LineSearch):
     """Shorten the step until the objective falls enough: the rule of Armijo.
 
     For objectives ``f`` ``(N,)`` and directions ``p`` ``(N, n)`` of a real floating dtype; each
-    lane has its own length.
+    problem has its own length.
 
     The length ``t`` is multiplied by ``shrink`` until ``f(z + t p) <= f(z) + decrease t f'``, with
     the slope ``f'`` along ``p`` at ``z``. Where that fall is less than the rounding of the
@@ -117,7 +117,7 @@ class Backtracking(LineSearch):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------
@@ -157,7 +157,7 @@ class StrongWolfe(LineSearch):
     """Find a length at which the objective has fallen and the slope is nearly gone.
 
     For objectives ``f`` ``(N,)`` and directions ``p`` ``(N, n)`` of a real floating dtype; each
-    lane has its own length.
+    problem has its own length.
 
     With ``phi(t) = f(z + t p)``: ``phi(t) <= phi(0) + decrease t phi'(0)`` and
     ``|phi'(t)| <= curvature |phi'(0)|``. The length grows until a bracket is found, whose lower
@@ -184,7 +184,7 @@ class StrongWolfe(LineSearch):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

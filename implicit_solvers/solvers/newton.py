@@ -192,9 +192,9 @@ def _falls(problem: EquationProblem, state: DampedState, nearer: Mask) -> Mask:
 class Newton(Factored):
     """Newton's method: ``z <- z + t p`` with ``F'(z) p = -F(z)``.
 
-    The step length ``t`` is shortened until the step that would follow is a part ``1 - t / 4`` of
-    this one, or shorter (natural monotonicity): neither units of ``F`` nor of its rows enter. A
-    lane in which no ``t`` does so ends as STALLED, one with a singular Jacobian as SINGULAR. An
+    The step length ``t`` is shortened until the next step would be at most ``1 - t / 4`` times as
+    long as this one (natural monotonicity), so the units of ``F`` and of its rows do not matter. If
+    no ``t`` does so, the problem ends as STALLED; with a singular Jacobian, as SINGULAR. An
     objective is made to fall, by steps that lead away from saddles. Source: Deuflhard, "Newton
     Methods for Nonlinear Problems" (2004), section 3.3.
 
@@ -214,15 +214,15 @@ class Newton(Factored):
         As in `EquationMethod`.
     linear_solver
         How to solve for the step. A direct solver forms the Jacobian; an iterative one
-        (``GMRES()``) needs its products only. Left out, ``LU()`` up to 512 unknowns, ``GMRES()``
+        (``GMRES()``) needs only products. By default, ``LU()`` up to 512 unknowns, ``GMRES()``
         beyond; with a ``jac_sparsity``, ``SuperLU()``.
     halvings
-        How short a step may become, in powers of a half; 0 takes full steps always.
+        How many times the step length may be halved; 0 always takes full steps.
     reuse
-        A factorization serves again while each step reduces the residual's norm to at most
-        ``reuse`` times what it was, in [0, 1); 0 never, so that every step factors. Each lane
-        decides for itself. A step by old factors that reduces nothing is taken back, and counts.
-        Only direct solvers can. See `Chord` for factors that serve always.
+        A factorization is used again while each step reduces the norm of the residual by at least
+        this factor, in [0, 1); 0 factors in every step. Each problem decides for itself. A step by
+        old factors that reduces nothing is rejected, and counts. For direct solvers only. See
+        `Chord` to use one factorization always.
     preconditioner
         For an iterative ``linear_solver``: ``Jacobi()``, or with a ``jac_sparsity`` ``ILU()`` or a
         `SparsePreconditioner` of your own, made at each step.
@@ -230,7 +230,7 @@ class Newton(Factored):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -133,12 +133,13 @@ class NewtonCG(NewtonSteps):
     direction ``d`` of nonpositive curvature: that is followed from the last iterate, by the length
     that the absolute value of its curvature gives, so that a saddle point is left at least twice as
     far behind with each step. The length of the step is 1 where that meets the strong Wolfe
-    conditions; a lane in which no length does, as the objective is unbounded below along the line,
-    ends as STALLED. The step, times what it left of the gradient or was to leave, estimates the
-    error and proposes the end, where the Hessian decides. Source: Nocedal and Wright, "Numerical
-    Optimization", algorithm 7.1; the residual: Eisenstat and Walker, "Choosing the forcing terms in
-    an inexact Newton method", SIAM J. Sci. Comput. 17 (1996), choice 2; the absolute curvature:
-    Nash, "Newton-type minimization via the Lanczos method", SIAM J. Numer. Anal. 21 (1984).
+    conditions; if no length does, because the objective is unbounded below along the line, the
+    problem ends as STALLED. The step, times what it left of the gradient or was to leave, estimates
+    the error and proposes the end, where the Hessian decides. Source: Nocedal and Wright,
+    "Numerical Optimization", algorithm 7.1; the residual: Eisenstat and Walker, "Choosing the
+    forcing terms in an inexact Newton method", SIAM J. Sci. Comput. 17 (1996), choice 2; the
+    absolute curvature: Nash, "Newton-type minimization via the Lanczos method", SIAM J. Numer.
+    Anal. 21 (1984).
 
     Parameters
     ----------
@@ -154,7 +155,7 @@ class NewtonCG(NewtonSteps):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------
@@ -178,8 +179,8 @@ class ProjectedNewton(NewtonSteps):
     the Hessian is formed and factored, made positive definite by the absolute values of its
     eigenvalues where it is not; beyond, conjugate gradients solve as in `NewtonCG`. The length
     ``t`` is halved until the objective falls by ``1e-4`` of what the slope promises along the chord
-    to the trial; a lane in which no length will do ends as STALLED. The step, times what it left of
-    the slope, estimates the error and proposes the end, where the Hessian decides. Source:
+    to the trial; a problem in which no length does so ends as STALLED. The step, times what it left
+    of the slope, estimates the error and proposes the end, where the Hessian decides. Source:
     Bertsekas, "Projected Newton Methods for Optimization Problems with Simple Constraints", SIAM J.
     Control Optim. 20 (1982).
 
@@ -197,7 +198,7 @@ class ProjectedNewton(NewtonSteps):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -14,11 +14,11 @@ __all__ = ["NewtonDogleg"]
 class NewtonDogleg(Dogleg):
     """Newton's damped steps, and the dogleg method where these do not pay.
 
-    Each lane begins as in `Newton`: a step ``t p`` pays by the step that would follow it, in which
-    no units of ``F`` or of its rows enter. Where ``t`` would be less than a thousandth, steps of
-    `Dogleg` take over. They are Newton's whole steps wherever these halve ``|F|``, and else within
-    a region in which ``|F|`` falls. A lane whose step is no more than what rounding makes of it
-    ends.
+    Each problem begins as in `Newton`: a step ``t p`` is judged by the step that would follow it,
+    so the units of ``F`` and of its rows do not matter. Where ``t`` would be less than a
+    thousandth, steps of `Dogleg` take over. They are full Newton steps where these halve ``|F|``,
+    and otherwise stay within a region in which ``|F|`` falls. A problem ends when its step is no
+    larger than its rounding.
 
     Beyond 512 unknowns, or with a ``linear_solver``, it is `Dogleg`. Source: Deuflhard, "Newton
     Methods for Nonlinear Problems" (2004), section 3.3; Powell, "A hybrid method for nonlinear
@@ -36,7 +36,7 @@ class NewtonDogleg(Dogleg):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

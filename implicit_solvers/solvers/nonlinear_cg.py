@@ -30,9 +30,9 @@ class NonlinearCG(SecantDescent):
     before, if that is larger; so it leads down, whatever the search. The curvature along ``s``
     tells the length that is tried first, and at the start that along the gradient, by one product
     with the Hessian. The length ``t`` meets the strong Wolfe conditions, with a tenth of the slope
-    left. A lane whose search fails goes down the gradient; if that fails too (where the function is
-    unbounded below along a line) it ends as STALLED. Twice the size of the next step estimates the
-    error and proposes the end, where the Hessian decides. For least squares the objective is
+    left. A problem whose search fails goes down the gradient; if that fails too (where the function
+    is unbounded below along a line) it ends as STALLED. Twice the size of the next step estimates
+    the error and proposes the end, where the Hessian decides. For least squares the objective is
     ``|r|^2 / 2``. Source: Hager and Zhang, "A new conjugate gradient method with guaranteed descent
     and an efficient line search", SIAM J. Optim. 16 (2005); the bound: the same, "The limited
     memory conjugate gradient method", SIAM J. Optim. 23 (2013), in which no unit enters.
@@ -49,7 +49,7 @@ class NonlinearCG(SecantDescent):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -29,7 +29,7 @@ class SteffensenMemory(NamedTuple):
 class Steffensen(Halving):
     """Steffensen's method with memory: ``z <- z - t F(z) / d`` with ``d = (F(z + h) - F(z)) / h``.
 
-    Newton's method with a difference quotient in the place of the derivative. Its increment
+    Newton's method with a difference quotient in place of the derivative. Its increment
     vanishes at the solution: so convergence is quadratic or better, with two evaluations a step.
     For a root the increment is the step that the last quotient would make, ``h = -F(z) / d``, which
     has the units of ``z``. For a fixed point, ``F = z - g(z)`` and ``h = -F(z)``: a full step is
@@ -38,8 +38,8 @@ class Steffensen(Halving):
     (1933); Quarteroni, Sacco and Saleri, "Numerical Mathematics", section 6.6; memory: Traub,
     "Iterative Methods for the Solution of Equations" (1964), section 8.6.
 
-    Lanes of one unknown only: elements of a tensor are lanes under ``torch.func.vmap`` or with
-    ``batch_dims``. For a bracketed root, `Chandrupatla` and `Bisection` cannot miss.
+    For problems of one unknown only: elements of a tensor are problems under ``torch.func.vmap`` or
+    with ``batch_dims``. For a bracketed root, `Chandrupatla` and `Bisection` cannot miss.
 
     Parameters
     ----------
@@ -49,17 +49,17 @@ class Steffensen(Halving):
         As in `EquationMethod`.
     reach
         The increment is at most ``reach`` times as long as ``z`` or the start (1 if both are zero),
-        and at least ``sqrt(eps)`` times. The first of a root is the longest. A lane in which no
-        step reduces the residual tries again with a hundredth of it, and ends as STALLED when it
-        has come to ``sqrt(eps)``.
+        and at least ``sqrt(eps)`` times. The first of a root is the longest. A problem in which no
+        step reduces the residual tries again with a hundredth of it, and ends as STALLED at
+        ``sqrt(eps)``.
     halvings
-        How many times the step length may be halved; 0 takes full steps always.
+        How many times the step length may be halved; 0 always takes full steps.
 
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it. A ValueError also when a solve
-        begins with a lane of more than one unknown.
+        If a hyperparameter is invalid; the message names it. A ValueError also when a solve begins
+        with a problem of more than one unknown.
 
     Examples
     --------
@@ -85,8 +85,9 @@ class Steffensen(Halving):
         """Begin with the whole reach."""
         if z.shape[-1] != 1:
             raise ValueError(
-                f"solver=Steffensen() is for one unknown, and z0 has {z.shape[-1]} in a lane: make "
-                "each element a lane by torch.func.vmap or batch_dims, or use Newton() or Broyden()"
+                f"solver=Steffensen() is for one unknown, and z0 has {z.shape[-1]} in a problem: "
+                "make each element a problem by torch.func.vmap or batch_dims, or use Newton() or "
+                "Broyden()"
             )
         one = torch.ones_like(residual)
         return SteffensenMemory(self.reach * one.squeeze(-1), 0 * one, one.squeeze(-1) > 0)

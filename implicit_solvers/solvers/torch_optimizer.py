@@ -39,8 +39,8 @@ class TorchOptimizer(EquationMethod):
 
     The optimizer must be *elementwise*: the step of an entry depends on the past gradients of that
     entry alone, as in SGD, Adam, Adamax, NAdam, RAdam, RMSprop, Adagrad, Adadelta and Rprop.
-    Lanes are independent then. Its steps must go against the gradient, and rest where the gradient
-    vanishes. Any class, also one of your own, is tested for that on a few numbers.
+    Problems are independent then. Its steps must go against the gradient, and rest where the
+    gradient vanishes. Any class, also one of your own, is tested for that on a few numbers.
 
     Parameters
     ----------
@@ -209,8 +209,8 @@ def _unfit(optimizer: type[Optimizer], options: tuple[tuple[str, Any], ...]) -> 
     shapes = all(t.dim() == 0 or t.shape == _Z.shape for t in tensors)
     if not shapes or not torch.allclose(whole.reshape(-1, 1, 1), torch.stack(parts), rtol=1e-9):
         return (
-            "it is not elementwise: the step of one entry depends on other entries, so that lanes "
-            "would not be independent; use Adam, RMSprop, SGD or LBFGS()"
+            "it is not elementwise: the step of one entry depends on other entries, so that "
+            "problems would not be independent; use Adam, RMSprop, SGD or LBFGS()"
         )
     if not torch.equal(resting, _Z):
         decays = [n for n in ("weight_decay", "lambd") if _default(optimizer, options, n)]

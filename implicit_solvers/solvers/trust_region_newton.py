@@ -144,12 +144,12 @@ class TrustRegion(Minimizer):
     holds the largest ``sqrt(|H_ii|)`` so far, so that the units of the unknowns do not matter.
     Beyond, ``p`` is found by conjugate gradients, which end at the edge of the region, where they
     go along nonpositive curvature too, or at the relative residual of `NewtonCG`; ``D`` is one. A
-    trial is accepted if the objective falls by ``1e-4`` of what the
-    model promised; where that drowns in rounding, the slopes at both ends tell the fall. A lane in
-    which the region has shrunk too often ends as STALLED. Source: Moré and Sorensen, "Computing a
-    trust region step", SIAM J. Sci. Stat. Comput. 4 (1983); Steihaug, "The conjugate gradient
-    method and trust regions in large scale optimization", SIAM J. Numer. Anal. 20 (1983); ``D``:
-    Moré, "The Levenberg-Marquardt algorithm: implementation and theory" (1978).
+    trial is accepted if the objective falls by ``1e-4`` of what the model promised; where that is
+    lost in rounding, the slopes at both ends are used instead. A problem whose region has shrunk
+    too often ends as STALLED. Source: Moré and Sorensen, "Computing a trust region step", SIAM J.
+    Sci. Stat. Comput. 4 (1983); Steihaug, "The conjugate gradient method and trust regions in large
+    scale optimization", SIAM J. Numer. Anal. 20 (1983); ``D``: Moré, "The Levenberg-Marquardt
+    algorithm: implementation and theory" (1978).
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ class TrustRegion(Minimizer):
     Raises
     ------
     TypeError, ValueError
-        If a hyperparameter makes no sense; the message names it.
+        If a hyperparameter is invalid; the message names it.
 
     Examples
     --------

@@ -61,13 +61,13 @@ def check_implicit_gradients(
     """Solve, and compare every derivative of the solution with central differences.
 
     First derivatives, by reverse and by forward mode, are compared with differences of the
-    solution; those of order k with differences of those of order k - 1; ``vmap`` with a loop.
-    The differences are Richardson-extrapolated, with a step from ``finfo(dtype)`` and the size of
-    each tensor. Each tolerance is an estimate, of the differences' own error, of what the
-    error of the solution changes, and of what a linear solve is asked for. Moreover, the
-    equation's own derivatives are compared with its differences, the error of the solution and the
-    conditioning of ``df/dz`` are looked at, other starts are tried, and one lane of a batch is
-    changed, and filled with NaN, while the others are watched.
+    solution; those of order k with differences of those of order k - 1; ``vmap`` with a loop. The
+    differences are Richardson-extrapolated, with a step from ``finfo(dtype)`` and the size of each
+    tensor. Each tolerance is an estimate, of the differences' own error, of what the error of the
+    solution changes, and of what a linear solve is asked for. Moreover, the equation's own
+    derivatives are compared with its differences, the error of the solution and the conditioning of
+    ``df/dz`` are examined, other starts are tried, and one problem of a batch is changed, and
+    filled with NaN, to see whether the others change.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def check_implicit_gradients(
     **options
         Those of the solve: ``solver``, ``adjoint``, ``batch_dims``, ``in_dims``, ``has_aux``,
         ``on_failure``, ``bracket`` (then no other starts are tried). For a layer, ``batch_dims``
-        and ``in_dims`` say what its lanes are.
+        and ``in_dims`` say what its problems are.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def check_implicit_gradients(
     Raises
     ------
     TypeError, ValueError
-        If an argument of the check is unfit. What the layer raises becomes an entry.
+        If an argument of the check is invalid. What the layer raises becomes an entry.
 
     Notes
     -----
@@ -188,7 +188,7 @@ def assert_implicit_gradients(*args: Any, **options: Any) -> Report:
     GradientCheckError
         An AssertionError with the table; ``error.report`` is the report.
     TypeError, ValueError
-        If an argument of the check is unfit.
+        If an argument of the check is invalid.
 
     Examples
     --------

@@ -33,7 +33,7 @@ SHAPES: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (4,), (3, 3), (2, 2))
 DESCRIPTION = """\
 Solve an equation of your own, and compare every derivative of its solution with central
 differences: reverse and forward mode, double backward, vmap, captured tensors; look at the
-residual, the conditioning, other starts, and what a failed lane does to the others. The table
+residual, the conditioning, other starts, and what a failed problem does to the others. The table
 names the likely cause of each failure.
 """
 
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--in-dims",
         nargs="*",
         choices=("0", "none"),
-        help="with --batch-dims: for each argument, 0 if it carries the lanes, else none",
+        help="with --batch-dims: for each argument, 0 if it has the batch, else none",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float64", help="the precision (default: float64)"
@@ -147,7 +147,7 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, Any, tuple[Any, ...], 
     if layer and arguments.z0 is not None:
         raise UsageError("--z0 was given for a layer, which chooses its own start: leave it out")
     if arguments.in_dims is not None and not arguments.batch_dims:
-        raise UsageError("--in-dims was given without --batch-dims, the number of lane dimensions")
+        raise UsageError("--in-dims was given without --batch-dims, the number of batch dimensions")
     if arguments.starts < 0:
         raise UsageError(f"--starts is {arguments.starts}: pass 0 or more")
     generator = Generator().manual_seed(arguments.seed)

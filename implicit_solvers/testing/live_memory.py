@@ -67,11 +67,11 @@ class LiveMemory(TorchDispatchMode):
 
 
 def lanes_that_fit(memory_limit: float, work: Callable[..., Any], *data: Any) -> int:
-    """Return of how many lanes ``work(*data)`` can be done within ``memory_limit`` bytes.
+    """Return for how many problems ``work(*data)`` fits into ``memory_limit`` bytes.
 
-    The memory of live tensors is measured for one, two and four lanes, which gives what a further
-    lane needs. It does not count the data, what was there before, or what a kernel of torch
-    allocates for itself: leave a margin. It is the ``chunk_size`` of a solver, or that of
+    The memory of live tensors is measured for one, two and four problems, which gives what a
+    further one needs. It does not count the data, what was there before, or what a kernel of torch
+    allocates for itself: leave a margin. Use the result as ``chunk_size`` of a solver, or of
     ``torch.func.vmap``.
 
     Parameters
@@ -79,10 +79,10 @@ def lanes_that_fit(memory_limit: float, work: Callable[..., Any], *data: Any) ->
     memory_limit
         In bytes, positive.
     work
-        A function of many lanes, such as a solve and its backward pass.
+        A function of many problems, such as a solve and its backward pass.
     *data
-        Pytrees of tensors, of any dtype, with the lanes as first dimension, ``(lanes, ...)``; the
-        first lane is measured.
+        Pytrees of tensors, of any dtype, with the problems as first dimension, ``(problems, ...)``;
+        the first one is measured.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def lanes_that_fit(memory_limit: float, work: Callable[..., Any], *data: Any) ->
     Raises
     ------
     ValueError
-        If one lane alone needs more, or there is none.
+        If one problem alone needs more, or there is none.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def lanes_that_fit(memory_limit: float, work: Callable[..., Any], *data: Any) ->
 
 def _repeat(data: Tensor, lanes: int) -> Tensor:
     if len(data) == 0:
-        raise ValueError("data hold no lane: pass at least one to measure")
+        raise ValueError("data hold no problem: pass at least one to measure")
     return torch.cat([data[:1]] * lanes)
 
 

@@ -30,7 +30,7 @@ class Entry:
     result
         ``"ok"``, ``"failed"``, ``"warning"`` (to be read, no failure), or ``"skipped"``.
     error, tolerance
-        The largest absolute difference and what it may be; None where there is no number.
+        The largest absolute difference and what it may be; None where there is not a number.
     cause
         The likely cause of a failure or warning; why it was skipped.
     change

@@ -15,7 +15,7 @@ __all__ = ["Clarabel", "ConeSolution"]
 
 
 class ConeSolution(NamedTuple):
-    """What a solver found for one lane.
+    """What a solver found for one problem.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Clarabel:
     """Clarabel: a primal-dual interior-point method for quadratic objectives over cones.
 
     ``min x^T P x / 2 + c^T x`` such that ``A x + s = b``, ``s`` in ``K``, in float64, on the CPU,
-    one lane at a time.
+    one problem at a time.
 
     Parameters
     ----------
@@ -73,13 +73,12 @@ class Clarabel:
     polish
         How many Newton steps on the `normal_map` may follow, until rounding is reached.
     workers
-        How many threads solve the lanes of a batch; Clarabel lets them run side by side. Left
-        out, one for each processor.
+        How many threads solve the problems of a batch; by default one for each processor.
 
     Raises
     ------
     TypeError, ValueError
-        If a setting makes no sense; the message names it.
+        If a setting is invalid; the message names it.
 
     Notes
     -----

@@ -96,7 +96,7 @@ def project_exponential_cone(v: Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If ``v`` is no floating tensor, its rows have not three entries, or it is not on the CPU.
+        If ``v`` is not a floating tensor, its rows have not three entries, or it is not on the CPU.
 
     Notes
     -----

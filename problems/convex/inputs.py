@@ -140,7 +140,7 @@ def check_values(
         if dim < 0 or tuple(value.shape[dim:]) != shape:
             raise ValueError(
                 f"{name} has the shape {tuple(value.shape)}, and the parameter has {shape}: pass "
-                "that, lanes in front"
+                "that, with the batch in front"
             )
         dims.append(dim)
         if dim:
@@ -149,7 +149,7 @@ def check_values(
         return tuple(torch.broadcast_shapes(*leading.values())), dims
     except RuntimeError:
         shown = ", ".join(f"{name} {lanes}" for name, lanes in leading.items())
-        raise ValueError(f"the lanes do not broadcast: {shown}") from None
+        raise ValueError(f"the batches do not broadcast: {shown}") from None
 
 
 def as_declared(

@@ -35,10 +35,10 @@ _WITHOUT_SOLUTION = (ims.Status.INFEASIBLE, ims.Status.UNBOUNDED, ims.Status.NON
 
 
 class ConvexProgramValue(NamedTuple):
-    """The solution of a convex program; each tensor has the lanes in front.
+    """The solution of a convex program; each tensor has the batch dimensions in front.
 
-    All are of the dtype and on the device of the values that the layer was called with. A lane
-    without a solution holds NaN.
+    All have the dtype and device of the values that the layer was called with. A problem without a
+    solution is NaN.
 
     Attributes
     ----------
@@ -49,8 +49,8 @@ class ConvexProgramValue(NamedTuple):
         tensor, or a tuple of them where CVXPY has several (all cones but the semidefinite one).
         In a geometric program, those of the constraints between logarithms.
     point
-        The solution ``(x, y - s)`` of the cone program, ``(..., n + m)``:
-        the ``start`` of the next solve, if it is to be warm. It has no derivatives.
+        The solution ``(x, y - s)`` of the cone program, ``(..., n + m)``: the ``start`` of the next
+        solve, if it is to be warm. It has no derivatives.
     objective
         The optimal value, ``(...,)``, differentiable as the others are.
 
@@ -80,16 +80,16 @@ class ConvexLayer(torch.nn.Module):
 
     whose ``P``, ``c``, ``A``, ``b`` are affine in the parameters; ``K`` is a product of zero,
     nonnegative, second-order, positive semidefinite, exponential and power cones. Each call applies
-    that map in torch, solves the lanes on the CPU in float64, and refines the solutions by Newton's
-    method on the `normal_map`. The derivatives are those of that equation, in every mode of torch
-    and, where the projections onto the cones have them, to any order.
+    that map in torch, solves the problems of the batch on the CPU in float64, and refines the
+    solutions by Newton's method on the `normal_map`. The derivatives are those of that equation, in
+    every mode of torch and, where the projections onto the cones have them, to any order.
 
-    Called as ``layer(*values, start=None)`` with a tensor for each parameter, of its shape, with
-    lanes in front or without: leading dimensions are lanes, and so is every ``torch.func.vmap``. A
-    value without lanes is shared by them, and gets the sum of their gradients. Symmetric (``PSD``,
-    ``NSD``) parameters: the symmetric part is used. ``start`` is the ``point`` of an earlier
-    solution, of a problem nearby: where Newton's method gets from there to a solution, the solver
-    does not run; it starts there otherwise, if it can.
+    Call it as ``layer(*values, start=None)`` with a tensor for each parameter, of its shape.
+    Leading dimensions are a batch, as are those of ``torch.func.vmap``. A value without them is
+    shared, and gets the sum of the gradients. Symmetric (``PSD``, ``NSD``) parameters: the
+    symmetric part is used. ``start`` is the ``point`` of an earlier solution, of a problem nearby:
+    where Newton's method gets from there to a solution, the solver does not run; it starts there
+    otherwise, if it can.
 
     A geometric program is solved for the logarithms of its variables, given those of its parameters
     (a parameter that is an exponent is taken as it is).
@@ -112,34 +112,34 @@ class ConvexLayer(torch.nn.Module):
     adjoint
         How to differentiate; without a linear solver in it, by `NormalMapLU`.
     on_failure
-        As in `implicit_solvers.root`. A lane fails as INFEASIBLE or UNBOUNDED (by a certificate,
+        As in `implicit_solvers.root`. A problem fails as INFEASIBLE or UNBOUNDED (by a certificate,
         which is checked), NONFINITE (its parameters are not finite, or what their declaration rules
         out: of another sign, not semidefinite, not diagonal), MAX_STEPS or STALLED. In the first
-        three cases it has no solution, and holds NaN.
+        three cases its value is NaN.
 
     Raises
     ------
     implicit_solvers.ConvergenceError
-        When called, if a lane fails and ``on_failure="raise"``; out of ``backward()`` too, where
+        When called, if a problem fails and ``on_failure="raise"``; out of ``backward()`` too, where
         the solution is not unique and a derivative in need of that was asked for.
     TypeError, ValueError
-        If the problem, or an input, is unfit; the message names it.
+        If the problem, or an input, is invalid; the message names it.
     NotImplementedError
         If ``duals`` has a constraint whose dual variables are no selection of the cone program's.
 
     Notes
     -----
     A call returns an `implicit_solvers.Solution` whose value is a `ConvexProgramValue` of the
-    values' dtype and device. A lane has converged when its relative error, the ``residual``, is
+    values' dtype and device. A problem has converged when its relative error, the ``residual``, is
     that of rounding, at most 1e-12, and no error of this size could change which constraints are
     active. Its ``iterations`` are the steps of the cone solver and those of Newton's method after
     it. What the units of the data are does not matter.
 
     Where a constraint holds with the multiplier zero, or active constraints depend on one another,
-    the solution has a derivative to each side: the lane is `degenerate
+    the solution has a derivative to each side: the problem is `degenerate
     <implicit_solvers.Solution>`, which ``on_failure="warn"`` warns about. The derivative is that of
-    one side, for a linearly independent choice of inequalities. A lane takes the time and memory of
-    an LU factorization, a sparse one if few entries are other than zero.
+    one side, for a linearly independent choice of inequalities. A problem takes the time and memory
+    of an LU factorization, a sparse one if few entries are other than zero.
 
     Source: Agrawal, Amos, Barratt, Boyd, Diamond and Kolter, "Differentiable Convex Optimization
     Layers" (2019); Agrawal, Barratt, Boyd, Busseti and Moursi, "Differentiating through a cone

@@ -16,11 +16,11 @@ __all__ = ["NormalMapLU"]
 
 @dataclass(frozen=True)
 class NormalMapLU(ims.DirectSolver):
-    """LU factorization of the Jacobian of `normal_map`, sparse or dense, lane by lane.
+    """LU factorization of the Jacobian of `normal_map`, sparse or dense, for each problem.
 
     Equations that depend on one another leave the multipliers undetermined, and the Jacobian
     singular, while ``x`` has derivatives: the system for them has solutions, of which one is found.
-    Where a system has none, because what was asked for has no derivative, the lane ends as
+    Where a system has none, because what was asked for has no derivative, the problem ends as
     SINGULAR.
 
     Parameters

@@ -144,7 +144,7 @@ def project_power_cone(v: Tensor, alpha: Tensor | float) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If ``v`` is no floating tensor, its rows have not three entries, it is not on the CPU, or
+        If ``v`` is not a floating tensor, its rows have not three entries, it is not on the CPU, or
         ``alpha`` is a number that is not between zero and one.
 
     Notes

@@ -29,7 +29,7 @@ class SCS:
     """SCS: operator splitting on the homogeneous embedding, for large programs.
 
     ``min x^T P x / 2 + c^T x`` such that ``A x + s = b``, ``s`` in ``K``, in float64, on the CPU,
-    one lane at a time.
+    one problem at a time.
 
     Parameters
     ----------
@@ -40,13 +40,12 @@ class SCS:
     polish
         How many Newton steps may follow, until rounding is reached.
     workers
-        How many threads solve the lanes of a batch; SCS lets them run side by side. Left out, one
-        for each processor.
+        How many threads solve the problems of a batch; by default one for each processor.
 
     Raises
     ------
     TypeError, ValueError
-        If a setting makes no sense; the message names it.
+        If a setting is invalid; the message names it.
 
     Notes
     -----

@@ -51,7 +51,7 @@ class FastRNNCell(ERNNCell):
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -131,7 +131,7 @@ class AntisymmetricRNNCell(ERNNCell):
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -192,7 +192,7 @@ class FastRNN(ERNN):
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -217,7 +217,7 @@ class AntisymmetricRNN(ERNN):
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -251,7 +251,7 @@ class ImplicitEulerRNN(ERNN):
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------

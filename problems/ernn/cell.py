@@ -76,7 +76,7 @@ class ERNNCell(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit, at once or in a call; the message names it.
+        If an argument is invalid, at once or in a call; the message names it.
     ConvergenceError
         In a call, or out of ``backward()``, if an equilibrium is not found and the mode's
         ``on_failure`` is ``"raise"``.

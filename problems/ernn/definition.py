@@ -98,7 +98,7 @@ def equilibrium(
     Parameters
     ----------
     drive, previous, c, phi
-        As in `evolution`; leading dimensions are lanes, solved each on its own.
+        As in `evolution`; leading dimensions are a batch.
     start
         Where the solver begins, like ``drive``.
     **options
@@ -112,7 +112,7 @@ def equilibrium(
     Raises
     ------
     ConvergenceError
-        If a lane fails and ``on_failure="raise"``.
+        If a problem fails and ``on_failure="raise"``.
 
     Examples
     --------
@@ -136,9 +136,9 @@ def memoryless(drive: Tensor, G: Tensor, phi: Phi, share: Tensor | float, **opti
     r"""Return what ``phi`` is taken of at the equilibrium of a cell with ``a = b``.
 
     In :math:`s_k = h_k + a h_{k-1}` the equation is :math:`\phi(U s_k + d_k) = \gamma s_k`: no
-    previous state is left, and all time steps can be lanes of one solve. With
-    :math:`z = U s_k + d_k` and :math:`V = U / \gamma` it says :math:`z = V \phi(z) + d_k`, or, for
-    any number :math:`\mu` and :math:`R = (I - \mu V)^{-1}`,
+    previous state is left, and all time steps can be one batch. With :math:`z = U s_k + d_k` and
+    :math:`V = U / \gamma` it says :math:`z = V \phi(z) + d_k`, or, for any number :math:`\mu` and
+    :math:`R = (I - \mu V)^{-1}`,
 
     .. math:: z = R V (\phi(z) - \mu z) + R d_k,
 
@@ -168,7 +168,7 @@ def memoryless(drive: Tensor, G: Tensor, phi: Phi, share: Tensor | float, **opti
     Raises
     ------
     ConvergenceError
-        If a lane fails and ``on_failure="raise"``.
+        If a problem fails and ``on_failure="raise"``.
 
     Examples
     --------

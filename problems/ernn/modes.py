@@ -20,8 +20,8 @@ class Equilibrium:
     Parameters
     ----------
     solver
-        A solver of `implicit_solvers.fixed_point`. Left out, ``FixedPointIteration()`` where
-        the spectral norm bounds ``U`` (a step costs one product for all lanes), ``Dogleg()``
+        A solver of `implicit_solvers.fixed_point`. Left out, ``FixedPointIteration()`` where the
+        spectral norm bounds ``U`` (a step costs one product for the whole batch), ``Dogleg()``
         elsewhere.
     adjoint
         Left out, ``ImplicitAdjoint(Neumann())`` and ``ImplicitAdjoint()``, alike.
@@ -29,7 +29,7 @@ class Equilibrium:
         Whether `ERNN` solves for all time steps at once: for ``a = b`` only. Left out, wherever
         that is so. False steps through time, each solve starting at the equilibrium before.
     block
-        How many lanes (time steps times sequences) are solved together in parallel mode: as many
+        How many problems (time steps times sequences) are solved together in parallel mode: as many
         as fit in the processor's cache.
     on_failure
         ``"raise"``, ``"warn"`` or ``"mask"``, as in `implicit_solvers.fixed_point`. With
@@ -65,7 +65,7 @@ class Equilibrium:
     def __post_init__(self) -> None:
         """Check the values."""
         if self.block < 1:
-            raise ValueError(f"block={self.block} is no number of lanes: pass 8192, say")
+            raise ValueError(f"block={self.block} is no number of problems: pass 8192, say")
         if self.on_failure not in ("raise", "warn", "mask"):
             raise ValueError(f'on_failure is {self.on_failure!r}: use "raise", "warn" or "mask"')
 

@@ -121,16 +121,16 @@ def adapt(
         How lemma 1's system is solved; the paper's 5 steps of CG. `MINRES` where the strength is
         below the most negative curvature, `neumann_adjoint` for the series.
     damping
-        A share of the strength that is added in lemma 1's system only:
-        ``(1 + damping) I + 1/strength d²L/dphi²``. It shrinks the gradient, and makes CG
-        applicable at more negative curvature. First derivatives only.
+        A share of the strength that is added in lemma 1's system only: ``(1 + damping) I +
+        1/strength d²L/dphi²``. It shrinks the gradient, and makes CG applicable at more negative
+        curvature. First derivatives only.
     on_failure
         As in `implicit_solvers.minimize`; under ``"warn"``, a task in which CG meets negative
         curvature keeps the estimate that it had.
     many_tasks
         Whether ``support`` holds many tasks, each tensor in it with the tasks as its first
-        dimension. They are lanes of one solve, which can be compiled whole, ``loss`` is batched by
-        ``torch.func.vmap``, and what is returned has the tasks in front.
+        dimension. They are the batch of one solve, which can be compiled as a whole, ``loss`` is
+        batched by ``torch.func.vmap``, and the result has the tasks in front.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def adapt(
     Raises
     ------
     TypeError
-        If ``theta`` has a leaf that is no floating tensor, or none at all, or ``strength`` is
+        If ``theta`` has a leaf that is not a floating tensor, or none at all, or ``strength`` is
         neither a number nor floating tensors.
     ValueError
         If ``strength`` is not positive and finite or does not fit ``theta``, ``damping`` is
@@ -204,7 +204,7 @@ def meta_loss(loss: Loss, theta: Any, support: Any, query: Any, **adaptation: An
     Raises
     ------
     TypeError, ValueError
-        As `adapt`, if an argument is unfit; the message names it.
+        As `adapt`, if an argument is invalid; the message names it.
     ConvergenceError
         If a solve fails and ``on_failure="raise"``; out of ``backward()`` too.
 
@@ -251,7 +251,7 @@ def meta_objective(
     Raises
     ------
     TypeError, ValueError
-        As `adapt`, if an argument is unfit, or if tensors have different numbers of tasks.
+        As `adapt`, if an argument is invalid, or if tensors have different numbers of tasks.
     ConvergenceError
         If the solve of a task fails and ``on_failure="raise"``; out of ``backward()`` too.
 

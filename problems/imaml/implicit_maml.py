@@ -38,8 +38,8 @@ class Imaml(Method):
     """Implicit MAML: ``theta`` descends ``1/M sum_i L(phi_i(theta), query_i)`` by lemma 1.
 
     ``phi_i`` minimizes ``L(phi, support_i) + strength/2 |phi - theta|²``, and the meta-gradient is
-    ``1/M sum_i A_i^-1 dL(phi_i, query_i)/dphi`` with
-    ``A_i = (1 + damping) I + 1/strength d²L(phi_i, support_i)/dphi²``.
+    ``1/M sum_i A_i^-1 dL(phi_i, query_i)/dphi`` with ``A_i = (1 + damping) I + 1/strength
+    d²L(phi_i, support_i)/dphi²``.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ def imaml_hf(
     Raises
     ------
     TypeError, ValueError
-        As `Imaml` and `NewtonCG`, if a number of steps or a field makes no sense.
+        As `Imaml` and `NewtonCG`, if a number of steps or a field is invalid.
 
     Notes
     -----

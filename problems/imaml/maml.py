@@ -41,8 +41,8 @@ def unrolled_meta_loss(
 ) -> Tensor:
     """Return `meta_loss` as a chain of gradient steps, to be differentiated through.
 
-    ``L(phi_K, query)`` with ``phi_0 = theta`` and
-    ``phi_(k+1) = phi_k - lr d(L(phi_k, support) + strength/2 |phi_k - theta|²)/dphi``.
+    ``L(phi_K, query)`` with ``phi_0 = theta`` and ``phi_(k+1) = phi_k - lr d(L(phi_k, support) +
+    strength/2 |phi_k - theta|²)/dphi``.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def unrolled_meta_loss(
     Raises
     ------
     ValueError
-        If ``lr``, ``steps`` or ``strength`` makes no sense.
+        If ``lr``, ``steps`` or ``strength`` is invalid.
     RuntimeError
         If ``loss`` does not return a 0-d tensor (torch refuses).
 

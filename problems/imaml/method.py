@@ -46,11 +46,11 @@ class Method(abc.ABC):
     """A way to learn meta-parameters ``theta`` from many tasks, and to adapt them to a new one.
 
     The methods are frozen dataclasses whose fields are the hyperparameters; they are exchangeable.
-    One of your own is a subclass with `adapt` and `meta_gradient`.
-    A *support* or *query* is a pair ``(x, y)`` of a task: inputs ``(n, ...)`` and targets, a tensor
-    or a pytree of tensors, of the dtypes that model and criterion take. All methods descend
-    ``F(theta) = 1/M sum_i L(phi_i(theta), query_i)`` or something near it; they differ in how
-    ``phi_i`` is found from ``theta`` and the support, and in how its derivative is taken.
+    One of your own is a subclass with `adapt` and `meta_gradient`. A *support* or *query* is a pair
+    ``(x, y)`` of a task: inputs ``(n, ...)`` and targets, a tensor or a pytree of tensors, of the
+    dtypes that model and criterion take. All methods descend ``F(theta) = 1/M sum_i L(phi_i(theta),
+    query_i)`` or something near it; they differ in how ``phi_i`` is found from ``theta`` and the
+    support, and in how its derivative is taken.
 
     Notes
     -----

@@ -45,7 +45,7 @@ class Reptile(Method):
     Raises
     ------
     ValueError
-        If ``lr``, ``steps`` or ``minibatch`` is unfit.
+        If ``lr``, ``steps`` or ``minibatch`` is invalid.
 
     Notes
     -----

@@ -41,7 +41,7 @@ def project_box(v: Tensor, lower: float | Tensor, upper: float | Tensor) -> Tens
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def project_l1_ball(v: Tensor, radius: float | Tensor = 1.0) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -125,7 +125,7 @@ def project_l2_ball(v: Tensor, radius: float | Tensor = 1.0) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------

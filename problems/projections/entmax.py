@@ -47,10 +47,9 @@ def entmax(
     scores
         ``(..., n)``, floating; minus infinity rules an entry out.
     alpha
-        A number of at least 1, or a tensor above 1 that broadcasts to the lanes; it may be
-        trained.
+        A number of at least 1, or a tensor above 1 that broadcasts to the batch; it may be trained.
     on_failure
-        As in `implicit_solvers.root`; a lane with NaN fails.
+        As in `implicit_solvers.root`; a problem with NaN fails.
 
     Returns
     -------
@@ -60,9 +59,9 @@ def entmax(
     Raises
     ------
     implicit_solvers.ConvergenceError
-        If a lane fails and ``on_failure="raise"``.
+        If a problem fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----

@@ -128,7 +128,7 @@ def project_psd_cone(
     S
         ``(..., n, n)``, floating; the symmetric part is projected.
     on_failure
-        As in `implicit_solvers.root`; a lane with NaN fails.
+        As in `implicit_solvers.root`; a problem with NaN fails.
 
     Returns
     -------
@@ -141,9 +141,9 @@ def project_psd_cone(
     Raises
     ------
     implicit_solvers.ConvergenceError
-        If a lane fails and ``on_failure="raise"``.
+        If a problem fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If ``S`` is no floating tensor, or not square.
+        If ``S`` is not a floating tensor, or not square.
 
     Notes
     -----

@@ -32,7 +32,7 @@ def project_second_order_cone(v: Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If ``v`` is no floating tensor, or has no entries.
+        If ``v`` is not a floating tensor, or has no entries.
 
     Notes
     -----

@@ -40,8 +40,8 @@ def project_simplex(v: Tensor, radius: float | Tensor = 1.0) -> Tensor:
     v
         ``(..., n)``, floating; each row is projected.
     radius
-        Positive; a number, or a tensor that broadcasts to the lanes. A lane of a tensor that is
-        not positive comes out as NaN.
+        Positive; a number, or a tensor that broadcasts to the batch. Where it is not positive, the
+        result is NaN.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def project_simplex(v: Tensor, radius: float | Tensor = 1.0) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -87,7 +87,7 @@ def sparsemax(scores: Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If ``scores`` is no floating tensor, or has no entries.
+        If ``scores`` is not a floating tensor, or has no entries.
 
     Notes
     -----

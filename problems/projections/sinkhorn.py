@@ -17,7 +17,7 @@ __all__ = ["TransportPlan", "entropic_transport", "sinkhorn"]
 
 
 class TransportPlan(NamedTuple):
-    """A matrix with given sums, and what makes it; each tensor has the lanes in front.
+    """A matrix with given sums, and its potentials; each tensor has the batch dimensions in front.
 
     Attributes
     ----------
@@ -64,9 +64,9 @@ def sinkhorn(
     Raises
     ------
     implicit_solvers.ConvergenceError
-        If a lane fails and ``on_failure="raise"``.
+        If a problem fails and ``on_failure="raise"``.
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -117,11 +117,11 @@ def entropic_transport(
         out.
     row_sums, column_sums
         ``r (..., n)`` and ``c (..., m)``, positive, of the same total; by default equal, ones where
-        neither is given. A lane with an entry that is not positive, or with totals that differ by
-        more than ``sqrt(eps)``, fails (as NONFINITE).
+        neither is given. A problem with an entry that is not positive, or with totals that differ
+        by more than ``sqrt(eps)``, fails (as NONFINITE).
     temperature
-        ``T``, a number or a tensor ``(...)``; the smaller, the nearer to a corner. A lane where it
-        is not positive fails (as NONFINITE).
+        ``T``, a number or a tensor ``(...)``; the smaller, the nearer to a corner. A problem where
+        it is not positive fails (as NONFINITE).
     max_steps
         The number of Newton steps allowed.
     on_failure
@@ -138,9 +138,9 @@ def entropic_transport(
     Raises
     ------
     implicit_solvers.ConvergenceError
-        If a lane fails and ``on_failure="raise"``; it tells totals that differ.
+        If a problem fails and ``on_failure="raise"``; it tells totals that differ.
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -224,11 +224,11 @@ def _refuse_other_totals(rows: Tensor, columns: Tensor, same: Tensor) -> None:
     apart = ~same & rows.isfinite() & columns.isfinite()
     if bool(apart.any()):
         lane = int(apart.nonzero()[0])
-        count = f" ({int(apart.sum())} of {len(apart)} lanes differ)" if len(apart) > 1 else ""
+        count = f" ({int(apart.sum())} of {len(apart)} problems differ)" if len(apart) > 1 else ""
         raise ims.ConvergenceError(
             f"sinkhorn is INFEASIBLE: row_sums add up to {rows[lane].item():.9g} and column_sums "
-            f"to {columns[lane].item():.9g} in lane {lane}{count}, and no matrix has both; scale "
-            "one of them"
+            f"to {columns[lane].item():.9g} in problem {lane}{count}, and no matrix has both; "
+            "scale one of them"
         )
 
 

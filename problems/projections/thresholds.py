@@ -34,7 +34,7 @@ def soft_threshold(v: Tensor, threshold: float | Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -61,8 +61,8 @@ def group_soft_threshold(v: Tensor, threshold: float | Tensor) -> Tensor:
     v
         ``(..., n)``, floating; each row is a group.
     threshold
-        A number that is not negative, or a tensor that broadcasts to the lanes; a lane where it is
-        negative comes out as NaN.
+        A number that is not negative, or a tensor that broadcasts to the batch; where it is
+        negative, the result is NaN.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def group_soft_threshold(v: Tensor, threshold: float | Tensor) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -102,19 +102,19 @@ def singular_value_threshold(V: Tensor, threshold: float | Tensor) -> Tensor:
     V
         ``(..., m, n)``, floating.
     threshold
-        A number that is not negative, or a tensor that broadcasts to the lanes.
+        A number that is not negative, or a tensor that broadcasts to the batch.
 
     Returns
     -------
     Tensor
         Like ``V``, differentiable in both, also where singular values coincide. Where one is the
-        threshold there is a kink. A lane that is not finite, or whose threshold is negative, comes
-        out as NaN.
+        threshold there is a kink. A problem that is not finite, or whose threshold is negative,
+        comes out as NaN.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is unfit; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----

@@ -27,7 +27,8 @@ def check_array(name: str, value: Any, dims: int = 1) -> Tensor:
     what = "a vector" if dims == 1 else "a matrix"
     if value.dim() < dims or 0 in value.shape[value.dim() - dims :]:
         raise ValueError(
-            f"{name} has the shape {tuple(value.shape)}: pass {what} with entries, lanes in front"
+            f"{name} has the shape {tuple(value.shape)}: pass {what} with entries, with the "
+            "batch in front"
         )
     return value
 
@@ -88,6 +89,6 @@ def check_lanes(name: str, value: Tensor, like: Tensor, of: str = "v") -> None:
         fits = False
     if not fits:
         raise ValueError(
-            f"{name} has the shape {tuple(value.shape)}, and {of} has lanes {lanes}: pass a "
-            "number, or a tensor that broadcasts to the lanes"
+            f"{name} has the shape {tuple(value.shape)}, and {of} has the batch {lanes}: pass a "
+            "number, or a tensor that broadcasts to the batch"
         )

@@ -156,9 +156,9 @@ class CondensedKKT(ims.DirectSolver):
     ``Q dx + R^T dy = r``, ``R_a dx = c_a``, ``dy_i = c_i``.
 
     The blocks are ``Q (..., n, n)`` and ``R (..., m + k, n)``, in float32 or float64. The
-    transposed system has the same core. Active rows may depend on one another: then there is
-    a solution for the cotangents of ``x``, and the lane has failed only if what was asked for has
-    no answer. The factors of the last step of `InteriorPoint` serve here.
+    transposed system has the same core. Active rows may depend on one another: then there is a
+    solution for the cotangents of ``x``, and the problem fails only if there is none for those
+    asked for. The factors of the last step of `InteriorPoint` serve here.
 
     Parameters
     ----------

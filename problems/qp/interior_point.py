@@ -56,15 +56,14 @@ class InteriorPoint(ims.EquationMethod):
     fallen to a thousandth, the constraints with ``lambda_i > s_i`` are taken to be active and the
     equality-constrained program is solved, up to rounding; the new signs give the next guess
     (semismooth Newton on the natural residual). If that does not end in a solution, or a step of it
-    does not halve the error, the lane goes back to where it was and on from there. A lane ends only
-    on an active set that its own solution confirms, of rows that are linearly independent.
+    does not halve the error, the problem goes on from where it was before. A problem ends only with
+    an active set that its own solution confirms, of linearly independent rows.
 
-    It works in units in which rows, right-hand sides and costs are about one: powers of two, for
-    each lane. The error is the `kkt_residual` of the program so scaled, its parts divided by one
-    plus the sizes of the terms that they are differences of.
+    Rows, right-hand sides and costs are scaled to about one, by powers of two, in each problem. The
+    error is the `kkt_residual` of the program so scaled, its parts divided by one plus the sizes of
+    the terms that they are differences of.
 
-    From a start other than zero (``start`` of `quadratic_program`), a lane begins with the active
-    set of the start.
+    With ``start`` of `quadratic_program`, a problem begins with the active set of the start.
 
     Parameters
     ----------
@@ -76,13 +75,13 @@ class InteriorPoint(ims.EquationMethod):
     Raises
     ------
     TypeError, ValueError
-        If a tolerance or the number of steps makes no sense; a TypeError also when a solve begins
+        If a tolerance or the number of steps is invalid; a TypeError also when a solve begins
         of another equation than that of `quadratic_program`.
 
     Notes
     -----
-    A lane ends as INDEFINITE if ``Q`` is not positive semidefinite, as INFEASIBLE or UNBOUNDED if
-    its iterates prove that, and as STALLED if no step makes progress.
+    A problem ends as INDEFINITE if ``Q`` is not positive semidefinite, as INFEASIBLE or UNBOUNDED
+    if its iterates prove that, and as STALLED if no step makes progress.
 
     Source: Mehrotra, "On the implementation of a primal-dual interior point method" (1992); Nocedal
     and Wright, "Numerical Optimization", section 16.6; the weight of the corrector: Colombo and

@@ -14,7 +14,7 @@ SLIGHT = 10.0
 
 
 class QuadraticProgramValue(NamedTuple):
-    """The solution of a quadratic program and its multipliers; each has the lanes in front.
+    """The solution of a quadratic program and its multipliers; each has the batch in front.
 
     ``Q x + p + G^T lambda + A^T nu = 0``, ``lambda >= 0``, ``slack >= 0``, ``lambda_i slack_i = 0``
     and ``A x = b``, up to rounding. All are of the dtype and on the device of the program.

@@ -47,8 +47,8 @@ def quadratic_program(
               \quad\text{such that}\quad G x \le h, \; A x = b
 
     The derivatives are those of `kkt_residual`, in every mode of torch and to any order. Leading
-    dimensions are lanes, and so is every ``torch.func.vmap``; inputs without them are shared by
-    the lanes, and get the sum of the lanes' gradients.
+    dimensions are a batch, as are those of ``torch.func.vmap``; inputs without them are shared, and
+    get the sum of the gradients.
 
     Parameters
     ----------
@@ -63,30 +63,31 @@ def quadratic_program(
         The equalities, ``(..., k, n)`` and ``(..., k)``; both or neither. Rows may depend on one
         another.
     start
-        What an earlier call returned, or its value: lanes begin with the constraints that are
-        active there. Where these still are, a solve takes one factorization; where not, it comes
-        to the same solution. It gets no gradient.
+        What an earlier call returned, or its value. The solver first tries the constraints that are
+        active there. If they still are, a solve takes one factorization; if not, it finds the same
+        solution. It gets no gradient.
     solver
         `InteriorPoint`, by default; any solver for `implicit_solvers.root` is accepted.
     adjoint
         How to differentiate; without a linear solver in it, by `CondensedKKT`.
     on_failure
-        As in `implicit_solvers.root`. A lane fails as INFEASIBLE, UNBOUNDED, INDEFINITE (``Q`` is
-        not positive semidefinite), NONFINITE, STALLED or MAX_STEPS.
+        As in `implicit_solvers.root`. A problem fails as INFEASIBLE, UNBOUNDED, INDEFINITE (``Q``
+        is not positive semidefinite), NONFINITE, STALLED or MAX_STEPS.
 
     Returns
     -------
     implicit_solvers.Solution
         Its value is a `QuadraticProgramValue`: the minimizer, the multipliers, the slack, the
-        optimal value. ``degenerate`` tells in which lanes a multiplier and its slack both vanish.
+        optimal value. ``degenerate`` says in which problems a multiplier and its slack are both
+        zero.
 
     Raises
     ------
     implicit_solvers.ConvergenceError
-        If a lane fails and ``on_failure="raise"``; out of ``backward()`` too, where the minimizer
-        is not unique and a derivative in need of that was asked for.
+        If a problem fails and ``on_failure="raise"``; out of ``backward()`` too, where the
+        minimizer is not unique and a derivative in need of that was asked for.
     TypeError, ValueError
-        If an input is unfit; the message names it.
+        If an input is invalid; the message names it.
 
     Notes
     -----
@@ -94,9 +95,10 @@ def quadratic_program(
     derivative to each side. So it has where active rows depend on one another: then rows of a
     linearly independent choice have multipliers, nonnegative ones, and the others zero. The
     derivative returned is the one with the rows active that have multipliers; if the minimizer
-    would not be unique without some of the others, with these too. Such lanes are ``degenerate``,
-    which ``on_failure="warn"`` warns about. Equalities may depend on one another: the multipliers,
-    not being unique, have no derivatives then; those of the nearest consistent system are used.
+    would not be unique without some of the others, with these too. Such problems are
+    ``degenerate``, which ``on_failure="warn"`` warns about. Equalities may depend on one another:
+    the multipliers, not being unique, have no derivatives then; those of the nearest consistent
+    system are used.
 
     Source: Amos and Kolter, "OptNet: Differentiable Optimization as a Layer in Neural Networks"
     (2017); Nocedal and Wright, "Numerical Optimization", chapter 16.
@@ -198,7 +200,8 @@ def _read_start(start: Any, p: Tensor, grid: tuple[int, ...], sizes: Sequence[in
         z = z.expand(*grid, z.shape[-1])
     except RuntimeError:
         raise ValueError(
-            f"start has lanes {tuple(z.shape[:-1])}, and the program {grid}: pass as many, or one"
+            f"start has the batch {tuple(z.shape[:-1])}, and the program {grid}: pass as many, "
+            "or one"
         ) from None
     return torch.where(z.isfinite().all(-1, keepdim=True), z, 0.0)
 
@@ -238,7 +241,9 @@ def _check(operands: Sequence[Any]) -> tuple[int, ...]:
             raise TypeError(f"{name} is {t.dtype}: pass float32 or float64")
         if t.dim() < rank:
             what = "a matrix" if rank == 2 else "a vector"
-            raise ValueError(f"{name} has the shape {tuple(t.shape)}: pass {what}, lanes in front")
+            raise ValueError(
+                f"{name} has the shape {tuple(t.shape)}: pass {what}, with the batch in front"
+            )
     n, m, k = p.shape[-1], operands[3].shape[-1], operands[5].shape[-1]
     if n == 0:
         raise ValueError(f"p has the shape {tuple(p.shape)}: pass at least one variable")
@@ -261,4 +266,4 @@ def _check(operands: Sequence[Any]) -> tuple[int, ...]:
         shown = ", ".join(
             f"{name} {tuple(s)}" for name, s in zip(_NAMES, leading, strict=True) if len(s)
         )
-        raise ValueError(f"the lanes do not broadcast: {shown}") from None
+        raise ValueError(f"the batches do not broadcast: {shown}") from None

@@ -101,7 +101,7 @@ TRACED = [
     ("lambda x: system(x, solver=ims.Structured())", "cannot use Structured()"),
     ("lambda x: system(x, check=True)", "cannot check=True"),
     ("lambda x: system(x, solver=mixed)", "cannot use GMRES(), which is not traceable"),
-    ("lambda x: system(torch.stack([x, x], 1))", "make lanes of them"),
+    ("lambda x: system(torch.stack([x, x], 1))", "make a batch of them"),
     ("torch.func.vmap(root)", "use batch_dims"),
     ("one_residual", "GaussNewton() needs at least as many residuals"),
     ("lambda x: fixed(x, Branching())", "Branching"),

@@ -69,12 +69,12 @@ TABLE = [
     ),
     (OPTIONS, "args=z0", KIND, "args is a Tensor: pass a tuple, as args=(theta,)"),
     (OPTIONS, "on_failure='ignore'", WRONG, 'on_failure is \'ignore\': use "raise", "warn"'),
-    (OPTIONS, "batch_dims=-1", WRONG, "batch_dims is -1: pass the number of lane dimensions"),
+    (OPTIONS, "batch_dims=-1", WRONG, "batch_dims is -1: pass the number of batch dimensions"),
     (OPTIONS, "batch_dims=2", WRONG, "shape (2,), which has fewer than batch_dims=2 dimensions"),
     (OPTIONS, "(z0,), in_dims=(0,)", WRONG, "in_dims is (0,) and batch_dims is 0: pass batch_dims"),
     (LANES, ("(z0,)", "(0, None)"), WRONG, "in_dims is (0, None) for 1 args: pass a tuple"),
-    (LANES, ("(z0,)", "(1,)"), WRONG, "in_dims has 1 for args[0]: lanes come first, use 0"),
-    (LANES, ("(torch.ones(3),)", "(0,)"), WRONG, "(3,) where z0 has lanes (2,): put None for it"),
+    (LANES, ("(z0,)", "(1,)"), WRONG, "in_dims has 1 for args[0]: the batch comes first, use 0"),
+    (LANES, ("(torch.ones(3),)", "(0,)"), WRONG, "(3,) where z0 has the batch (2,): put"),
     (LANES, ("(z0,)", "([0, 0],)"), WRONG, "use 0 or None for all of it, or the same structure"),
     (FOUR, "solver=ims.Newton", KIND, "solver is the class Newton: pass an instance of a solver"),
     (FOUR, "solver='newton'", KIND, "solver is the object str: pass an instance of a solver"),
@@ -100,7 +100,7 @@ TABLE = [
     (CALLED, "solver=ims.Anderson", KIND, "solver is the class Anderson: pass an instance of"),
     (CALLED, "solver=ims.GradientDescent()", WRONG, "choose a solver for fixed_point"),
     (CALLED, "in_dims=0", WRONG, "in_dims is 0 and batch_dims is 0: pass batch_dims"),
-    (CALLED, "batch_dims=-1", WRONG, "batch_dims is -1: pass the number of lane dimensions"),
+    (CALLED, "batch_dims=-1", WRONG, "batch_dims is -1: pass the number of batch dimensions"),
     (CALLED, "batch_dims=3", WRONG, "which has fewer than batch_dims=3 dimensions"),
     (CALLED, "batch_dims=1, in_dims=(0, 0)", WRONG, "in_dims is (0, 0) for 1 args: pass a tuple"),
     (CALLED, "on_failure='ignore'", WRONG, 'on_failure is \'ignore\': use "raise", "warn" or'),
@@ -129,8 +129,8 @@ TABLE += [
     (FIT, "loss='huber', f_scale=math.nan", WRONG, "f_scale is nan: pass a number > 0"),
     (FIT, "loss='huber', f_scale='1'", KIND, "f_scale is a str: pass a number > 0, or a floating"),
     (FIT, "loss='huber', f_scale=torch.tensor(1)", KIND, "f_scale is torch.int64: pass a number"),
-    (FIT, "loss='huber', f_scale=z0", WRONG, "pass one number, or one for each lane of batch_dims"),
-    (FIT, "loss='huber', f_scale=torch.ones(3), batch_dims=1", WRONG, "one for each lane (2,)"),
+    (FIT, "loss='huber', f_scale=z0", WRONG, "or one for each problem of batch_dims"),
+    (FIT, "loss='huber', f_scale=torch.ones(3), batch_dims=1", WRONG, "one for each problem (2,)"),
 ]
 TABLE += [
     (["ims.multistart({})"], "1.0", KIND, "starts has a leaf of type float: every leaf must be a"),
@@ -213,7 +213,7 @@ SINGLE = [
      "equalities returned no number: return constraints, or leave equalities out"),
     ("ims.minimize(lambda z: (z**2).sum(-1), z0.expand(3, *z0.shape), batch_dims=1,\n"
      "             inequalities=lambda z: z.sum().reshape(1))", WRONG,
-     "they must begin with the lanes (3,)"),
+     "they must begin with the batch (3,)"),
     ("ims.minimize(energy, z0.to(torch.complex128), equalities=lambda z: z)", WRONG,
      "pass its real and imaginary parts"),
     ("ims.minimize(energy, z0, equalities=lambda z: z, solver=ims.LBFGS())", WRONG,
@@ -227,7 +227,7 @@ SINGLE = [
     ("ims.attach_kkt(energy, z0, 1.0, equalities=lambda z: z)", KIND, "multipliers is a float"),
     ("ims.attach_kkt(energy, z0, (z0[:1].expand(9), ()), equalities=lambda z: z)", WRONG,
      "the multipliers of equalities have shapes (9,): pass tensors like what equalities returns"),
-    ("ims.minimize(lambda z: z**2, z0)", WRONG, "an objective is one number for each lane"),
+    ("ims.minimize(lambda z: z**2, z0)", WRONG, "an objective is one number for each problem"),
     ("ims.minimize(lambda z: (z**2).sum().float(), z0)", KIND, "torch.float64: convert z0"),
     ("ims.least_squares(lambda z: z[:1], z0, solver=ims.GaussNewton())", WRONG, "1 residuals for 2 "
      "unknowns: GaussNewton() needs at least as many residuals as unknowns; use"),
@@ -255,8 +255,8 @@ SINGLE = [
     ("ims.attach(f, z0, bounds=(0.0, 2.0))", WRONG, "bounds is given with equation=root: leave it"),
     ("ims.gradient_error(ims.minimize(energy, z0, bounds=(0.0, 2.0)), energy, "
      "equation=ims.minimize)", WRONG, "lies between bounds, and bounds is None: pass them"),
-    ("ims.nn.FixedPoint(g, batch_dims=1)(z0, torch.tensor(0.5))", WRONG, "args[1] carries lanes, "
-     "and its shape is () where z0 has lanes (2,): put None for it"),
+    ("ims.nn.FixedPoint(g, batch_dims=1)(z0, torch.tensor(0.5))", WRONG, "args[1] has the batch, "
+     "and its shape is () where z0 has the batch (2,): put None for it"),
     ("torch.func.vmap(lambda z: ims.jacobian_sparsity(f, z))(z0)", WRONG, "call it before"),
     ("ims.jacobian_sparsity(f, z0, equation=ims.linear_solve)", WRONG, "pass root, fixed_point,"),
     ("ims.jacobian_sparsity(lambda z: z * z.sum(), torch.ones(3000))", WRONG, "is not sparse, more "

@@ -28,7 +28,7 @@ ROWS = [
     Refusal("quadratic_program(eye, one, rows, one[:2], start=free)", ValueError,
             "start has the sizes [3, 0, 0]"),
     Refusal("quadratic_program(eye, rows, start=quadratic_program(eye, eye))", ValueError,
-            "start has lanes (3,), and the program (2,)"),
+            "start has the batch (3,), and the program (2,)"),
     Refusal("quadratic_program(-eye, one)", ims.ConvergenceError, "INDEFINITE"),
     Refusal("quadratic_program(eye, one, solver=hasty)", ims.ConvergenceError, "MAX_STEPS"),
     Refusal("ims.root(torch.sub, one, (one,), solver=hasty)", TypeError, "quadratic_program only"),

@@ -39,10 +39,10 @@ TABLE = [
     (WRONG, "shape (3,) where z0", "ims.root(f, x, bracket=(torch.zeros(3), 1.0))"),
     (WRONG, "bracket[0] has the structure", "ims.root(f, x, bracket=([0.0], 1.0))"),
     (WRONG, "choose Chandrupatla()", "ims.root(f, x, bracket=(0.0, 9.0), solver=ims.Newton())"),
-    (WRONG, "lanes of them, with batch_dims or vmap", "ims.root(f, two, bracket=(0.0, 9.0))"),
+    (WRONG, "a batch of them, with batch_dims or vmap", "ims.root(f, two, bracket=(0.0, 9.0))"),
     (KIND, "z0 has dtype torch.int64", "ims.root(f, torch.tensor(1), bracket=(0, 1))"),
     (FAILED, "pass bracket=(lo, hi)", "ims.root(lambda z: z**2 + 1, x, bracket=(-1.0, 1.0))"),
-    (WRONG, "each element a lane by torch.func.vmap or batch_dims",
+    (WRONG, "each element a problem by torch.func.vmap or batch_dims",
      "ims.root(f, two, solver=ims.Steffensen())"),
     (WRONG, "pass a number in [0, 1), or use Chord()",
      "ims.Newton(reuse=-0.1)", "ims.Newton(reuse=1.0)", "ims.Newton(reuse=2.0)",
@@ -104,7 +104,7 @@ TABLE = [
     (KIND, "subclass of torch.optim.Optimizer",
      "ims.TorchOptimizer(Adam([torch.zeros(1)]))", "ims.TorchOptimizer(torch.nn.Linear)",
      "ims.TorchOptimizer('adam')", "ims.TorchOptimizer(None)"),
-    (WRONG, "chunk_size=2 needs lanes that can be told apart: pass in_dims",
+    (WRONG, "chunk_size=2 has to select problems of the batch: pass in_dims",
      "ims.root(torch.sin, torch.ones(4), solver=ims.Newton(chunk_size=2), batch_dims=1)"),
 ]
 # fmt: on

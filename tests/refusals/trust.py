@@ -53,8 +53,8 @@ TABLE = [
      "ims.custom_root(f)(lambda z0, a: print(a))(z, a)"),
     (KIND, "your solver returned a str: return tensors or NumPy arrays",
      "ims.custom_root(f)(lambda z0, a: 'solved')(z, a)"),
-    (WRONG, "A tensor with an entry for each lane that it captures is not cut to those: pass it in "
-     "args, with 0 in in_dims",
+    (WRONG, "A tensor with an entry for each problem that it captures is not cut to those: pass it "
+     "in args, with 0 in in_dims",
      "ims.root(lambda z, a: z**2 - a - 0 * many, many**0, (many,), batch_dims=1, in_dims=0)"),
     (KIND, "pass an instance of it, as Linear(", "ims.nn.FixedPoint(torch.nn.Linear)"),
     (KIND, "fn is the class Linear: pass an instance of it", "ims.root(torch.nn.Linear, z)"),
@@ -75,11 +75,11 @@ TABLE = [
     (RuntimeError, "outside, or return the Solution",
      "torch.func.vmap(lambda a: ims.root(f, a, (a,)).status_names())(a)"),
     # lanes
-    (WRONG, "pass batch_dims, the number of lane dimensions of b",
+    (WRONG, "pass batch_dims, the number of batch dimensions of b",
      "ims.linear_solve(matrix, z, in_dims=0)"),
     (WRONG, "for the 1 tensors of A: pass 0, or a tuple with 0 or None for each",
      "ims.linear_solve(matrix.expand(3, 2, 2), z.expand(3, 2), batch_dims=1, in_dims=(0, 0))"),
-    (WRONG, "lanes come first, use 0 or None",
+    (WRONG, "the batch comes first, use 0 or None",
      "ims.linear_solve(matrix.expand(3, 2, 2), z.expand(3, 2), batch_dims=1, in_dims=(1,))"),
     (WRONG, "put None for it, or expand it",
      "ims.linear_solve(matrix, z.expand(3, 2), batch_dims=1, in_dims=0)"),

@@ -50,7 +50,7 @@ class CopulaDistribution(Distribution):
     Raises
     ------
     TypeError
-        If ``copula`` is no copula, or a marginal no distribution.
+        If ``copula`` is not a copula, or a marginal no distribution.
     ValueError
         If a marginal is discrete or multivariate, or their number is not that of the copula.
 

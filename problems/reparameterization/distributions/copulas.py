@@ -224,7 +224,8 @@ class GaussianCopula(Copula):
     Raises
     ------
     ValueError
-        If ``scale_tril`` is no square matrix, or arguments are validated and it is no such factor.
+        If ``scale_tril`` is not a square matrix, or arguments are validated and it is no such
+        factor.
 
     Examples
     --------

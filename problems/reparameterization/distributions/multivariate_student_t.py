@@ -42,8 +42,8 @@ class MultivariateStudentT(Distribution):
     Distributions and Their Applications" (2004), chapter 1.
 
     In place of the CDF, the Rosenblatt transform: given ``y_1, ..., y_(i-1)``, ``y_i`` is a t
-    variable with ``n + i - 1`` degrees of freedom and the scale
-    ``((n + y_1^2 + ... + y_(i-1)^2) / (n + i - 1))^(1/2)``.
+    variable with ``n + i - 1`` degrees of freedom and the scale ``((n + y_1^2 + ... + y_(i-1)^2) /
+    (n + i - 1))^(1/2)``.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ class Truncated(UnivariateDistribution):
     NotImplementedError
         If the base has no CDF.
     TypeError
-        If the base is no distribution, or an end has another dtype.
+        If the base is not a distribution, or an end has another dtype.
     ValueError
         If the base is discrete or multivariate, ``low`` is not below ``high``, or the base has no
         probability, or in floating point not enough, between them.

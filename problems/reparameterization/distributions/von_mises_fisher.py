@@ -90,8 +90,8 @@ class VonMisesFisher(Distribution):
     Raises
     ------
     ValueError
-        If ``loc`` is no vector of two numbers or more, or arguments are validated and it is zero or
-        ``concentration`` not positive.
+        If ``loc`` is not a vector of two numbers or more, or arguments are validated and it is zero
+        or ``concentration`` not positive.
 
     Examples
     --------
