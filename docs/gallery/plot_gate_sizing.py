@@ -81,7 +81,7 @@ print(f"by differences {(far[0] - far[1]).item() / (2 * h):.5f}")
 # %%
 # All areas at once
 # -----------------
-# Lanes are areas; the slope at one of them is the price of area there.
+# One problem for each area; the slope at one of them is the price of area there.
 
 areas = torch.linspace(9, 80, 40, dtype=F64, requires_grad=True)
 curve = layer(*rest, areas).value

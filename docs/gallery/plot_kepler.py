@@ -32,8 +32,8 @@ def eccentric_anomaly(M, e):
 # %%
 # One orbit
 # ---------
-# ``vmap`` turns the solver of one equation into the solver of many. Every lane stops when it has
-# converged, and reports how.
+# ``vmap`` turns the solver of one equation into the solver of many. Every problem stops when it has
+# converged, and has its own status.
 
 M = torch.linspace(0, 2 * math.pi, 1001, dtype=torch.float64)
 e = torch.tensor(0.7, dtype=torch.float64)

@@ -4,7 +4,7 @@ A lasso path, and the penalty by gradient
 
 The lasso, :math:`z(\\lambda) = \\arg\\min_z \\tfrac12 |X z - y|^2 / m + \\lambda \\sum_i |z_i|`, is ``minimize`` with a
 **proximal operator**: the absolute values have no gradient at zero, and are known by what
-:math:`\\arg\\min_x \\lambda |x| + (x - v)^2 / 2t` is. All penalties of the path are lanes of one solve, and the
+:math:`\\arg\\min_x \\lambda |x| + (x - v)^2 / 2t` is. All penalties of the path are one batch, and the
 derivative of the validation loss with respect to each of them comes with it.
 """
 
@@ -22,7 +22,7 @@ torch.manual_seed(0)
 # --------
 # 442 patients, ten measurements, and the progression of their disease a year later; with the squares and products of
 # the measurements, 64 features. (The square of the sex, which has two values, is the sex again: with both, there would
-# be no one solution, and its lanes would be SINGULAR.) Few of them help.
+# be no unique solution, and problems would be SINGULAR.) Few of them help.
 
 raw = load_diabetes()
 x = torch.tensor(raw.data)
@@ -37,7 +37,7 @@ train, validation = order[:220], order[220:]
 # %%
 # The path
 # --------
-# ``misfit`` and ``prox`` are for many penalties at once: the unknowns are ``(lanes, 64)``, and the step is ``(lanes,)``.
+# ``misfit`` and ``prox`` are for many penalties at once: unknowns are ``(problems, 64)``, the step is ``(problems,)``.
 
 
 def misfit(z, penalty):
@@ -66,8 +66,8 @@ print(path)
 print(f"{int(counts[0])} features at the smallest penalty, {int(counts[-1])} at the largest")
 
 # %%
-# What is zero is exactly zero, and its derivative too: that of the others is the derivative on the support. Where a
-# feature just enters there would be two, and ``degenerate`` would say so.
+# Zeros are exact, and so are their derivatives; the others have the derivative on the support. Where a feature just
+# enters there are two derivatives, and ``degenerate`` says so.
 
 print(f"{int(path.degenerate.sum())} penalties of the path are at a kink")
 

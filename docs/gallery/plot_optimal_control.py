@@ -77,10 +77,10 @@ moved = [fuel(plan(start.detach(), limit.detach() + h).value, 0, 0) for h in (1e
 print(f"by differences {(moved[0] - moved[1]).item() / 2e-4:.4f}")
 
 # %%
-# Many limits at once, in lanes; those that are too low for two seconds say so.
+# Many limits at once, as a batch; those that are too low for two seconds are INFEASIBLE.
 
 limits = torch.linspace(0.4, 1.6, 25, dtype=F64)
-lanes = ims.minimize(
+many = ims.minimize(
     fuel,
     torch.zeros(len(limits), steps, dtype=F64),
     (start.detach().expand(len(limits), 2), limits.unsqueeze(-1)),
@@ -91,7 +91,7 @@ lanes = ims.minimize(
     in_dims=0,
     on_failure="mask",
 )
-print(lanes)
+print(many)
 
 # %%
 # The slope of the speed with respect to the start shows what the plan does with a push: nothing where the
@@ -110,8 +110,8 @@ left.set(xlabel="time", title="The plan")
 left.legend(fontsize=8)
 middle.plot(time, torch.stack(rows))
 middle.set(xlabel="time", title="Speed, by the speed at the start")
-costs = fuel(lanes.value, 0, 0)
-right.plot(limits[lanes.converged], costs[lanes.converged])
+costs = fuel(many.value, 0, 0)
+right.plot(limits[many.converged], costs[many.converged])
 right.plot(limit.item(), cost.item(), "o")
 tangent = torch.tensor([0.55, 0.68])
 right.plot(tangent, cost.item() + by_limit.item() * (tangent - limit.item()), "--")

@@ -69,7 +69,7 @@ def utility(x, chosen):
 # %%
 # Learning
 # --------
-# 32 portfolios a step, in lanes.
+# 32 portfolios in each step, as a batch.
 
 train, test = torch.arange(32), torch.arange(32, 64)
 settings = torch.tensor([-2.3, 3.0, 3.0], dtype=F64, requires_grad=True)  # aversion 0.1; all kept

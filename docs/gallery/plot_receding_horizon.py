@@ -45,7 +45,7 @@ G, h = torch.cat([eye, -eye]), torch.full((4 * horizon,), limit, dtype=F64)
 
 
 def plan(state, terminal, start=None):
-    """The forces of the next steps, for states in lanes."""
+    """The forces of the next steps, for a batch of states."""
     weights = torch.cat([torch.ones(6 * (horizon - 1), dtype=F64), terminal])
     weighted = forced.T * weights
     Q = weighted @ forced + 0.1 * eye
@@ -83,7 +83,7 @@ print(f"cost {before.item():.6f} and {again.item():.6f}")
 # %%
 # Learning what comes after the end
 # ---------------------------------
-# Each step drives all lanes through the whole loop and differentiates it, twenty programs one after another.
+# Each step drives the whole batch through the loop and differentiates it, twenty programs one after another.
 
 log_terminal = torch.zeros(6, dtype=F64, requires_grad=True)
 optimizer = torch.optim.Adam([log_terminal], lr=0.3)
@@ -105,12 +105,12 @@ left.plot(time, states_after[:, 0, 1], label="middle mass, learned")
 left.step(time[:-1], forces[:, 0, 0], where="post", color="0.6", label="first force")
 left.axhline(limit, color="0.8", linestyle=":")
 left.axhline(-limit, color="0.8", linestyle=":")
-left.set(xlabel="time", title="One of the lanes")
+left.set(xlabel="time", title="One of the problems")
 left.legend(fontsize=8)
 middle.plot(cold.double().mean(-1), label="cold")
 middle.plot(warm.double().mean(-1), label="from the plan before")
 middle.set(
-    xlabel="step of the loop", ylim=(0, None), title="Steps of the solver, mean of the lanes"
+    xlabel="step of the loop", ylim=(0, None), title="Steps of the solver, mean of the problems"
 )
 middle.legend(fontsize=8)
 right.plot(history)

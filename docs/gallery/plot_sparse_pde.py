@@ -58,7 +58,7 @@ print(pattern)
 
 
 def measured(logk):
-    """The potentials at all wells, of each experiment: a lane each, which share the pattern."""
+    """The potentials at all wells, of each experiment, one problem each; all share the pattern."""
     u = ims.root(
         flow,
         torch.zeros_like(sources),
