@@ -78,6 +78,11 @@ def test_ranks_find_what_one_process_finds(tmp_path):
         of_one_failure(found["alone, backward"], False, "adjoint of root")
         of_one_failure(found["together, backward"], True, "adjoint of root")
         of_one_failure(found["together, without DTensors"], True, "root")
+        for name in ("warn", "mask", "mask, ranks without lanes"):
+            assert found[name] == [""] * ranks, name
+        failed, *others = found["raise, ranks without lanes"]
+        assert "failed in 1 of 1 problems" in failed
+        assert all("failed on other ranks (problems: 1 on rank 0)" in other for other in others)
         assert found["nobody waits"] == [*[""] * (ranks - 1), "RuntimeError: CONVERGED"]
         if ranks == 4:
             compare(found["resumed"], training, "resumed on 4 ranks")
