@@ -50,7 +50,8 @@ def draw_convergence(records: Sequence[Any], axes: Any) -> None:
     title = "residual" if drawn == lines else f"residual ({drawn:,} of {lines:,} problems)"
     axes.set(title=title, xlabel="step")
     if lines == 0:
-        axes.text(0.5, 0.5, "no solve made steps", ha="center", transform=axes.transAxes)
+        none = "no steps (monitor(history=True) keeps them)"
+        axes.text(0.5, 0.5, none, ha="center", transform=axes.transAxes)
 
 
 def draw_iterations(iterations: Tensor, status: Tensor, axes: Any) -> None:

@@ -45,15 +45,27 @@ class History:
     def residuals(self) -> tuple[Tensor, Tensor]:
         """Return after how many steps it was looked, ``(K,)``, and the residuals ``(K, lanes)``.
 
-        They are NaN in lanes that had ended before.
+        They are NaN in lanes that had ended before. A number of steps stands there again if a lane
+        was looked at again after it, as where one goes on from its proposed end.
         """
-        steps = torch.tensor([step for step, *_ in self._looks], dtype=torch.int64)
-        rows = torch.full((len(self._looks), self._lanes), torch.nan, dtype=torch.float64)
-        for row, (_, places, residual, running) in zip(rows, self._looks, strict=True):
-            values = torch.as_tensor(residual, dtype=torch.float64, device="cpu")
-            running = torch.as_tensor(running, device="cpu")
-            places = places.cpu() if isinstance(places, Tensor) else places
-            row[places] = torch.where(running, values, torch.nan)
+        rows: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        order = slice(None) if self._order is None else self._order.cpu()
+        everyone = torch.arange(self._lanes)
+        for step, places, residual, running in self._looks:
+            lanes = everyone[places.cpu() if isinstance(places, Tensor) else places]
+            values = torch.as_tensor(residual, dtype=torch.float64, device="cpu").expand_as(lanes)
+            ran = torch.as_tensor(running, device="cpu").expand_as(lanes)
+            lanes, again = lanes[ran], 0
+            while (step, again) in rows and bool(rows[step, again][1][lanes].any()):
+                again += 1
+            if (step, again) not in rows:
+                blank = torch.full((self._lanes,), torch.nan, dtype=torch.float64)
+                rows[step, again] = blank, torch.zeros_like(blank, dtype=torch.bool)
+            row, seen = rows[step, again]
+            row[lanes], seen[lanes] = values[ran], True
         unit = torch.as_tensor(self._unit, dtype=torch.float64, device="cpu")
-        rows = rows / unit
-        return steps, rows if self._order is None else rows[:, self._order.cpu()]
+        found = torch.empty(len(rows), self._lanes, dtype=torch.float64)
+        for place, key in enumerate(sorted(rows)):
+            found[place] = rows[key][0] / unit
+        steps = torch.tensor([step for step, _ in sorted(rows)], dtype=torch.int64)
+        return steps, found[:, order]

@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any, TextIO
 
@@ -45,7 +45,8 @@ class SolveRecord:
     seconds
         Wall-clock time.
     history
-        The `History` of the residuals, step by step; None where nothing stepped.
+        The `History` of the residuals, step by step; None unless it was asked for by
+        ``monitor(history=True)``, and where nothing stepped.
 
     Examples
     --------
@@ -91,7 +92,7 @@ class SolveRecord:
         Examples
         --------
         >>> import torch, implicit_solvers as ims
-        >>> with ims.monitor() as log:
+        >>> with ims.monitor(history=True) as log:
         ...     _ = ims.root(lambda z: z**2 - 4, torch.tensor([1.0, 2.0]), batch_dims=1)
         >>> log.records[0].plot().get_xlabel()
         'step'
@@ -110,6 +111,10 @@ class Monitor:
     records
         The solves, in the order in which they ended. A solve inside of another, and each adjoint,
         has its own record.
+    history
+        Whether records keep the residual of every step.
+    last
+        How many records are kept, the newest; all if None.
 
     Examples
     --------
@@ -124,6 +129,8 @@ class Monitor:
     """
 
     records: list[SolveRecord] = field(default_factory=list)
+    history: bool = False
+    last: int | None = None
     open: bool = field(default=True, init=False, repr=False)
 
     def adjoints(self) -> list[SolveRecord]:
@@ -146,7 +153,7 @@ class Monitor:
         Examples
         --------
         >>> import torch, implicit_solvers as ims
-        >>> with ims.monitor() as log:
+        >>> with ims.monitor(history=True) as log:
         ...     _ = ims.root(lambda z: z**2 - 4, torch.tensor([1.0, 2.0]), batch_dims=1)
         >>> len(log.plot().axes)
         3
@@ -212,13 +219,22 @@ def monitors() -> tuple[Monitor, ...]:
 
 
 @contextlib.contextmanager
-def monitor() -> Iterator[Monitor]:
+def monitor(*, history: bool = False, last: int | None = None) -> Iterator[Monitor]:
     """Record every solve inside the block, forward and backward, in a `Monitor`.
 
     It shows the residuals of adjoints, too: ``norm(b - A x) / norm(b)`` for each problem. Outside
     of such a block nothing is recorded, at no cost. Blocks may be nested: each records all solves
     inside of it. Solves of other threads are not recorded, except the backward passes of what was
     solved inside, while the block is open. What ``torch.compile`` traces is not recorded.
+
+    Parameters
+    ----------
+    history
+        Keep the residual of each problem at each step (`SolveRecord.history`), which ``plot``
+        draws. Else a record has seven numbers for each problem, however many steps there were.
+    last
+        Keep the newest ``last`` records only: for a block around a long training, whose memory
+        else grows with every solve.
 
     Yields
     ------
@@ -236,7 +252,9 @@ def monitor() -> Iterator[Monitor]:
     >>> bool(log.adjoints()[0].residual < 1e-6)
     True
     """
-    log = Monitor()
+    if last is not None and (not isinstance(last, int) or last < 1):
+        raise ValueError(f"monitor has last={last!r}: pass how many records to keep, or None")
+    log = Monitor(history=history, last=last)
     _THREAD.monitors = (*_THREAD.monitors, log)
     try:
         yield log
@@ -258,8 +276,8 @@ class observe:
         self._history: History | None = None
 
     def history(self, *lanes: Any) -> History | None:
-        """Return what the loop is to fill, if somebody watches; the arguments are `History`'s."""
-        if self.active:
+        """Return what the loop is to fill, if somebody asks; the arguments are `History`'s."""
+        if any(log.history for log in self.active):
             self._history = History(*lanes)
         return self._history
 
@@ -276,7 +294,15 @@ class observe:
             return
         seconds = time.perf_counter() - self.start
         of = self.equation, self.solver, status.numel()
+        # (a part of a larger tensor would keep all of it)
+        kept = (t.detach().clone() for t in (iterations, residual, error, status))
+        iterations, residual, error, status = kept
+        if evaluations is not None:
+            evaluations = Evaluations(*(count.clone() for count in evaluations))
         ends = iterations, residual, error, status
         record = SolveRecord(*of, *ends, seconds, evaluations, self._history)
+        plain = replace(record, history=None)
         for log in self.active:
-            log.records.append(record)
+            log.records.append(record if log.history else plain)
+            if log.last is not None:
+                del log.records[: -log.last]

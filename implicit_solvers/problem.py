@@ -34,6 +34,7 @@ from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemp
 from implicit_solvers.linear.lane_map import LaneMap
 from implicit_solvers.linear.solve_memory import SolveMemory
 from implicit_solvers.linear.sparsity import SparsityPattern
+from implicit_solvers.ranks import alone
 from implicit_solvers.residual_map import ResidualMap
 from implicit_solvers.solution import Status
 from implicit_solvers.tolerance import Norm, equation_tolerance, rms
@@ -270,7 +271,8 @@ class EquationProblem:
         v = self.equation.measured(v)
         if v.dtype != torch.float32:
             return norm(v)
-        if self.branches and v.device.type == "cpu" and unwatched() and v.numel() > MANY_ENTRIES:
+        here = self.branches and v.device.type == "cpu" and unwatched() and alone()
+        if here and v.numel() > MANY_ENTRIES:
             sizes = norm(v)
             least, most = torch.aminmax(sizes)
             if float(least) > _SMALL and float(most) < 1 / _SMALL:

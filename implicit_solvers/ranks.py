@@ -28,6 +28,7 @@ __all__ = [
     "once",
     "over",
     "peak",
+    "rms",
     "some",
     "summed",
 ]
@@ -49,11 +50,7 @@ def failures(ranks: Ranks | None, bad: Tensor) -> list[int]:
     """Return how many lanes failed on each rank; nothing where nobody tells."""
     if ranks is None or ranks.together is None:
         return []
-    counts = torch.empty(torch.distributed.get_world_size(ranks.together), dtype=torch.int64)
-    counts, own = counts.to(bad.device), bad.sum().reshape(1)
-    parts = list(counts.split(1))
-    torch.distributed.all_gather(parts, own, group=ranks.together)
-    found: list[int] = torch.cat(parts).tolist()
+    found: list[int] = _gathered(bad.sum(), ranks.together).tolist()
     return found
 
 
@@ -93,6 +90,14 @@ def alone() -> bool:
     return _ACTIVE == 0 or compiling() or _THREAD.groups[-1] is None
 
 
+def _gathered(part: Tensor, group: Any) -> Tensor:
+    """Return what each rank of a group has, ``(ranks, ...)``."""
+    part = part.contiguous()
+    parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(parts, part, group=group)
+    return torch.stack(parts)
+
+
 def _reduced(part: Tensor, op: Any) -> Tensor:
     whole = part.contiguous().clone()
     torch.distributed.all_reduce(whole, op=op, group=_THREAD.groups[-1])
@@ -125,8 +130,32 @@ def once(term: Tensor) -> Tensor:
 
 def norm(vectors: Tensor, keepdim: bool = False) -> Tensor:
     """Return the Euclidean norm of each lane."""
-    part = torch.linalg.vector_norm(vectors, dim=-1, keepdim=keepdim)
-    return part if alone() else summed(part.square()).sqrt()
+    if alone():
+        return torch.linalg.vector_norm(vectors, dim=-1, keepdim=keepdim)
+    size = _safe_norm(_gathered(_safe_norm(vectors), _THREAD.groups[-1]).movedim(0, -1))
+    return size.unsqueeze(-1) if keepdim else size
+
+
+def rms(vectors: Tensor) -> Tensor:
+    """Return the root mean square of each lane."""
+    if alone():
+        size = torch.linalg.vector_norm(vectors, dim=-1)
+        return size / math.sqrt(max(vectors.shape[-1], 1))
+    size = _safe_norm(vectors)
+    parts = torch.stack([size, torch.full_like(size, vectors.shape[-1])])
+    sizes, counts = _gathered(parts, _THREAD.groups[-1]).movedim(0, -1)
+    return _safe_norm(sizes) / counts.sum(-1).clamp(min=1).sqrt()
+
+
+def _safe_norm(vectors: Tensor) -> Tensor:
+    """Return the Euclidean norm in the unit of the largest entry, whose square is moderate."""
+    if vectors.is_complex():
+        vectors = torch.view_as_real(vectors.resolve_conj()).flatten(-2)
+    if vectors.shape[-1] == 0:
+        return vectors.sum(-1)
+    unit = vectors.abs().amax(-1, keepdim=True)
+    unit = torch.where((unit > 0) & (unit < math.inf), unit, 1.0)
+    return torch.linalg.vector_norm(vectors / unit, dim=-1) * unit.squeeze(-1)
 
 
 def entries(vectors: Tensor) -> int:

@@ -6,14 +6,14 @@ It knows no solver.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from implicit_solvers.ranks import alone, peak, summed
+from implicit_solvers import ranks
+from implicit_solvers.ranks import peak
 
 __all__ = [
     "AUTO",
@@ -66,11 +66,7 @@ def rms(lanes: Tensor) -> Tensor:
     >>> rms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     tensor([3.5355, 0.0000])
     """
-    size, n = torch.linalg.vector_norm(lanes, dim=-1), max(lanes.shape[-1], 1)
-    if alone():
-        return size / math.sqrt(n)
-    total, n = summed(torch.stack([size.square(), torch.full_like(size, lanes.shape[-1])]))
-    return (total / n.clamp(min=1)).sqrt()
+    return ranks.rms(lanes)
 
 
 def largest(lanes: Tensor) -> Tensor:

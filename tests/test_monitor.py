@@ -1,5 +1,6 @@
 """The log of solves, forward and backward."""
 
+import gc
 import io
 import math
 
@@ -77,7 +78,7 @@ def lambert(a, z0, **options):
 
 def test_the_history_of_a_lane_is_that_of_the_lane_alone():
     a = torch.tensor([1.0, 1e6, -2.0, 0.01, 30.0, 1e3, 2.0, 1e-3], dtype=torch.float64)
-    with ims.monitor() as log:
+    with ims.monitor(history=True) as log:
         lambert(a, torch.ones_like(a), on_failure="mask")
         for x in a:
             lambert(x, torch.ones_like(x), on_failure="mask")
@@ -98,7 +99,7 @@ def test_the_history_of_a_lane_is_that_of_the_lane_alone():
 def test_the_history_is_the_residual_of_each_iterate():
     x = z0 = torch.tensor([0.1, 1.0], dtype=torch.float64)
     solver = ims.FixedPointIteration(max_steps=5, rtol=None)
-    with ims.monitor() as log:
+    with ims.monitor(history=True) as log:
         ims.fixed_point(torch.cos, z0, solver=solver, batch_dims=1)
     steps, residuals = log.records[0].history.residuals()
     for step, row in zip(steps.tolist(), residuals, strict=True):
@@ -112,7 +113,7 @@ def test_the_history_is_the_residual_of_each_iterate():
 def test_the_history_of_a_linear_solve_is_relative():
     A = torch.diag(torch.linspace(1, 30, 6, dtype=torch.float64))
     b = torch.full((6,), 1e-5, dtype=torch.float64)
-    with ims.monitor() as log:
+    with ims.monitor(history=True) as log:
         ims.linear_solve(ims.MatrixOperator(A, positive_definite=True), b, solver=ims.CG())
     _, residuals = log.records[0].history.residuals()
     assert residuals[0].item() == pytest.approx(1) and residuals[-1].item() < 1e-5
@@ -120,7 +121,7 @@ def test_the_history_of_a_linear_solve_is_relative():
 
 def test_pictures():
     pytest.importorskip("matplotlib").use("Agg")
-    with ims.monitor() as log:
+    with ims.monitor(history=True) as log:
         assert len(log.plot().axes) == 3  # of nothing
         a = torch.tensor([1.0, -2.0, math.nan], dtype=torch.float64)
         solution = lambert(a, torch.zeros_like(a), on_failure="mask")
@@ -132,7 +133,46 @@ def test_pictures():
     words = [text.get_text() for text in right.get_legend().get_texts()]
     assert "CONVERGED: 2" in words and "NONFINITE: 1" in words
     assert log.records[0].plot().get_xlabel() == "step"
-    assert log.records[1].plot().texts[0].get_text() == "no solve made steps"
+    assert log.records[1].plot().texts[0].get_text().startswith("no steps")
     assert "NONFINITE: 1" in solution._repr_html_() and "(3,)" in solution._repr_html_()
     shown = log._repr_html_()
     assert shown.count("<tr>") == 3 and "NONFINITE: 1" in shown and "&lt;lambda&gt;" in shown
+
+
+def live_bytes():
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_a_log_keeps_a_few_numbers_for_each_problem_unless_asked_for_more(history):
+    b = torch.linspace(0.1, 1, 800, dtype=torch.float64).reshape(100, 8).requires_grad_()
+    bytes_, g = [], lambda z, b: torch.cos(z) * b / 2
+    solver = ims.FixedPointIteration(rtol=None, max_steps=30)
+    how = {"batch_dims": 1, "in_dims": (0,), "solver": solver}
+    with ims.monitor(history=history) as log:
+        for _ in range(3):
+            for _ in range(20):
+                ims.fixed_point(g, torch.zeros_like(b), (b,), **how).value.sum().backward()
+            bytes_.append(live_bytes())
+    first, second, third = bytes_
+    assert abs((third - second) - (second - first)) < 0.01 * third  # as much for each solve
+    # of both passes: four numbers, and three counts of the first
+    numbers = 20 * 100 * 8 * (4 + 3 + 4)
+    assert (numbers <= third - second <= 1.1 * numbers) is not history
+    assert all((record.history is None) is not history for record in log.records[::2])
+
+
+def test_a_log_of_the_last_solves():
+    with ims.monitor(last=3) as log, ims.monitor() as everything:
+        for a in A.repeat(5):
+            square_roots(a)
+    assert log.records == everything.records[-3:] and len(everything.records) == 10
+
+
+def test_a_log_inside_of_another_keeps_what_it_was_asked_for():
+    with ims.monitor() as outer, ims.monitor(history=True) as inner:
+        square_roots(A)
+    assert outer.records[0].history is None and len(inner.records[0].history.residuals()[0]) > 1

@@ -5,7 +5,7 @@ import torch
 import implicit_solvers as ims
 
 a = torch.linspace(-1, 20, 60, dtype=torch.float64)
-with ims.monitor() as log:
+with ims.monitor(history=True) as log:
     ims.root(
         lambda z, a: z * z.exp() - a,
         torch.zeros_like(a),

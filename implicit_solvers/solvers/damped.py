@@ -16,7 +16,7 @@ from implicit_solvers.hyperparameters import check_count
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.solver import EquationMethod
 
-__all__ = ["Aim", "Damped", "DampedState", "Halving", "Point"]
+__all__ = ["Aim", "Damped", "DampedState", "Halving", "Point", "always"]
 
 _FULL = 1.0
 
@@ -205,7 +205,12 @@ class Halving(Damped):
         """Tell where the residual falls enough."""
         error, before = state.error, state.kept.error
         if self.halvings == 0:
-            return state._replace(accepted=True if problem.branches else error == error)
+            return state._replace(accepted=always(problem, error))
         limit, fall = self.limit(state), 1e-4 * state.length
         least = (1 - fall) * limit if limit is before else limit - fall * before
         return state._replace(accepted=error <= least)
+
+
+def always(problem: EquationProblem, sizes: Any) -> Mask:
+    """Return the mask of a trial that is accepted whatever it leaves, as a tensor in a graph."""
+    return True if problem.branches else torch.ones_like(sizes, dtype=torch.bool)

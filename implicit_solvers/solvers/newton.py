@@ -38,7 +38,7 @@ from implicit_solvers.solver import (
     LinearSolver,
     check_linear_solver,
 )
-from implicit_solvers.solvers.damped import Aim, DampedState, Halving, Point
+from implicit_solvers.solvers.damped import Aim, DampedState, Halving, Point, always
 from implicit_solvers.solvers.descent import dot
 from implicit_solvers.solvers.renewal import renew
 from implicit_solvers.tolerance import Auto
@@ -158,7 +158,7 @@ class Factored(Halving):
         state, trial = measured(self, problem, state, direct, state.memory.inverse)
         accepted = state.accepted
         if self.halvings == 0:
-            accepted = True if problem.branches else trial.rest == trial.rest
+            accepted = always(problem, trial.rest)
         elif problem.kind == "minimize":
             accepted = _falls(problem, state, accepted)
         return state._replace(accepted=accepted, search=trial)

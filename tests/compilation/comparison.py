@@ -48,9 +48,15 @@ def compare(actual, expected, inputs, parameters=(), *, steps=1, factor=1.0):
     same = torch.equal(sol.iterations, other.iterations)
     tolerance = factor * (1e3 * eps if same else 10 * eps**0.75)
     close = {"rtol": tolerance, "atol": tolerance, "equal_nan": True}
-    torch.testing.assert_close(sol.value, other.value, **close)
     torch.testing.assert_close(sol.residual, other.residual, **close)
-    torch.testing.assert_close(sol.error, other.error, **close)
+    # |F|^2 is flat where a lane stalls in a minimum of it: eps of it is the root of eps in z, and
+    # the error there, Newton's step by a Jacobian that is singular nearby, has no digits
+    stalled = sol.status == int(ims.Status.STALLED)
+    flat = {**close, "atol": max(tolerance, eps**0.5)}
+    for lanes, within in ((~stalled, close), (stalled, flat)):
+        torch.testing.assert_close(sol.value[lanes], other.value[lanes], **within)
+    torch.testing.assert_close(sol.error[~stalled], other.error[~stalled], **close)
+    assert torch.equal(sol.error[stalled].isfinite(), other.error[stalled].isfinite())
     for a, b in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=10 * tolerance)
     return sol, gradients

@@ -7,7 +7,7 @@ import torch
 
 import implicit_solvers as ims
 
-from .comparison import agree, compare_lanes, nightly_but
+from .comparison import agree, compare_lanes, evaluated, nightly_but
 from .systems import ROWS
 
 DAILY = {"Newton", "FixedPointIteration", "of one's own", "LBFGS", "fit, GaussNewton"}
@@ -104,3 +104,31 @@ def test_results_do_not_depend_on_check_every(name, every, compact):
     close = {"atol": 1e-12, "equal_nan": True}
     torch.testing.assert_close(one.value[moved], several.value[moved], rtol=1e-12, **close)
     torch.testing.assert_close(one.residual, several.residual, rtol=1e-6, **close)
+
+
+# nothing judges where their steps end, so that no lane goes on from there
+STEPWISE = {"Anderson", "Aitken", "FISTA", "ProximalGradient", "of one's own"}
+
+
+@pytest.mark.parametrize("name", nightly_but(DAILY | {"Anderson"}, ROWS))
+def test_chunks_are_the_whole(name):
+    system, solver = ROWS[name].problem, ROWS[name].solver
+    inputs, found = system.data(20), []
+    for size in (None, 7):
+        with ims.monitor(history=True) as log:
+            found.append((*evaluated(system.run(solver(chunk_size=size)), inputs), log.records))
+    (whole, gradients, records), (parts, others, several) = found
+    assert torch.equal(whole.status, parts.status)
+    assert torch.equal(whole.iterations, parts.iterations)
+    # products of batches of other sizes are rounded otherwise, and minima of |F| are flat
+    close = {"rtol": 1e-8, "atol": 1e-9, "equal_nan": True}
+    for field in ("value", "residual", "error"):
+        torch.testing.assert_close(getattr(whole, field), getattr(parts, field), **close)
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    for one, other in zip(records, several, strict=True):
+        assert (one.equation, one.solver, one.lanes) == (other.equation, other.solver, other.lanes)
+        assert torch.equal(one.status, other.status)
+    if name in STEPWISE:
+        for a, b in zip(*(r[0].history.residuals() for r in (records, several)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9, equal_nan=True)

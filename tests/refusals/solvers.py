@@ -106,6 +106,7 @@ TABLE = [
      "ims.TorchOptimizer('adam')", "ims.TorchOptimizer(None)"),
     (WRONG, "chunk_size=2 has to select problems of the batch: pass in_dims",
      "ims.root(torch.sin, torch.ones(4), solver=ims.Newton(chunk_size=2), batch_dims=1)"),
+    (WRONG, "pass how many records to keep", "ims.monitor(last=0).__enter__()"),
 ]
 # fmt: on
 ROWS = [row for group in TABLE for row in alike(*group)]

@@ -13,6 +13,10 @@ from torch import nn
 from torch.func import functional_call
 
 import implicit_solvers as ims
+from implicit_solvers import ranks
+from implicit_solvers.linear.jacobian_template import MANY_ENTRIES
+from implicit_solvers.ranks import Ranks
+from implicit_solvers.tolerance import rms
 
 from .poisson import diffusion, laplacian
 
@@ -202,6 +206,75 @@ def rows_of_lanes(here):
     solution = ims.root(lambda z, b, d: z * d + z**3 - b, start, (b, d), solver=solver, **how)
     found = differentiated(here, solution, b, d)
     return {**found, "iterations": solution.iterations.max()}
+
+
+UNITS = [2.0**k for k in (-664, -540, 0, 505, 664)]  # 1e-200 ... 1e200
+
+
+def in_units(solve):
+    """Return a check of solves in several units, against one process in the usual one."""
+
+    def check(here):
+        b, values, steps = here.shard(random(41) + 1), [], []
+        for unit in UNITS:
+            unit = 1.0 if here.ranks == 1 else unit
+            solution = solve(torch.zeros_like(b), b, unit)
+            values.append(here.whole(solution[0].value.detach()) / solution[1])
+            steps.append(solution[0].iterations)
+        alike = all(abs(int(k - steps[0])) <= 1 for k in steps)
+        return {"value": [*values, torch.tensor(alike)]}
+
+    return check
+
+
+def fixed_point_in(z, b, unit):
+    def g(u, b):
+        return unit * torch.cos(u / unit) * b / 3
+
+    return ims.fixed_point(g, z, (b,), solver=ims.Anderson()), unit
+
+
+def minimum_in(z, b, unit):
+    def energy(u, b):
+        return unit * (u**4 / 4 + u**2 - b * u).sum()
+
+    return ims.minimize(energy, z, (b,), solver=ims.LBFGS()), 1.0
+
+
+def single(here):
+    """In float32, on two ranks, of which one has more rows than norms take as they come."""
+    b = here.shard(1 + random(2 * MANY_ENTRIES + 1).float())
+    solution = ims.fixed_point(lambda u, b: torch.cos(u) * b / 3, torch.zeros_like(b), (b,))
+    u, b = (here.whole(t.detach()) for t in (solution.value, b))
+    return {"value": [(u - torch.cos(u) * b / 3).abs().amax() < 1e-4]}
+
+
+def norms(here):
+    """Norms of rows whose squares under- or overflow, of zeros, and of what is no number."""
+    found = []
+    for dtype, exponents in {
+        torch.float64: (-1020, -664, 0, 664, 1015),
+        torch.float32: (-125, -80, 0, 80, 120),
+    }.items():
+        # of each lane a rank has a row, the last one none
+        v, few = random(8, 6).to(dtype), max(here.ranks - 1, 1)
+        columns = v if here.ranks == 1 else v[:, : 6 // few * few].tensor_split(few, 1)
+        for k in exponents:
+            unit = torch.tensor(2.0, dtype=dtype) ** (0 if here.ranks == 1 else k)
+            own = v if here.ranks == 1 else (*columns, v[:, :0])[here.rank]
+            own = torch.view_as_complex((own * unit).reshape(8, -1, 2)) if k == 0 else own * unit
+            with over_rows(here):
+                norms = ranks.norm(own), ranks.norm(own, keepdim=True), rms(own)
+            found += [part / unit for part in norms]
+    with over_rows(here):
+        special = torch.tensor([[0.0], [torch.inf], [torch.nan]])
+        found += [ranks.norm(special), rms(special)]
+    return {"value": found}
+
+
+def over_rows(here):
+    """Let norms go over the rows of all ranks."""
+    return ranks.over(None if here.ranks == 1 else Ranks(rows=torch.distributed.group.WORLD))
 
 
 # lanes, spread over ranks
@@ -428,6 +501,12 @@ ROWS = {
     "rows of lanes": rows_of_lanes,
     "preconditioned": preconditioned,
 }
+IN_UNITS = {
+    "norms": norms,
+    "float32": single,
+    "fixed point in units": in_units(fixed_point_in),
+    "minimum in units": in_units(minimum_in),
+}
 LANES = {
     "uneven": of_lanes(7),
     "a rank without lanes": of_lanes(1, sync_failures=True),
@@ -451,8 +530,8 @@ MODULES = {
     "iMAML, layer": of_module(Meta, [""]),
     "iMAML, cell": of_module(Meta, ["features", ""]),
 }
-CHECKS = {**ROWS, **LANES, **MODULES}
+CHECKS = {**ROWS, **IN_UNITS, **LANES, **MODULES}
 # what DTensors of torch 2.8 cannot: differentiate the way to local parts twice, multiply a matrix
 NEWER = ("Newton", "LBFGS", "energy of a matrix", "rows of lanes", "second derivative")
-NEWER += ("matrix, uneven", "matrix, a rank without rows", "fit")
+NEWER += ("minimum in units", "matrix, uneven", "matrix, a rank without rows", "fit")
 LARGE = of_system(ims.CG(), reaction=0.0, size=500, scale=0.01, positive_definite=True)

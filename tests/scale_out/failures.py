@@ -1,5 +1,7 @@
 """Solves that fail on one rank: what becomes of them on each."""
 
+import warnings
+
 import torch
 import torch.distributed as dist
 
@@ -47,6 +49,28 @@ def of_ranks_without_dtensors(here):
     return outcomes(here, lambda: ims.root(lambda z, a: z**2 - a, torch.ones(2), (a,), **how))
 
 
+def of_policy(on_failure, count):
+    """Return what becomes of solves that go on where lanes of the first rank fail."""
+
+    def check(here):
+        a = torch.ones(count or here.ranks, dtype=torch.float64)
+        a[0] = -1.0
+        a, how = here.shard(a), {"batch_dims": 1, "in_dims": 0, "sync_failures": True}
+
+        def call():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ims.ConvergenceWarning)
+                z0 = torch.ones_like(a)
+                sol = ims.root(lambda z, a: z**2 - a, z0, (a,), on_failure=on_failure, **how)
+                sol.value.to_local().sum().backward()
+            expected = 0.0 if here.rank == 0 else 0.5  # (half of 1 / z)
+            assert (a.grad.to_local() == expected).all()
+
+        return outcomes(here, call)
+
+    return check
+
+
 def of_one_rank(here):
     """Return how lanes of the last rank end while the others do not even call the solver."""
     a = here.shard(torch.arange(1.0, 1.0 + here.ranks, dtype=torch.float64))
@@ -67,4 +91,8 @@ FAILURES = {
     "together, backward": of_failures(True, backward=True),
     "together, without DTensors": of_ranks_without_dtensors,
     "nobody waits": of_one_rank,
+    "warn": of_policy("warn", None),
+    "mask": of_policy("mask", None),
+    "mask, ranks without lanes": of_policy("mask", 1),
+    "raise, ranks without lanes": of_policy("raise", 1),
 }
