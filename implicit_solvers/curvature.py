@@ -268,7 +268,7 @@ def by_conjugate_gradients(problem: Any, z: Tensor) -> Examination:
     (step, other), (first, second) = out.z.chunk(2), bent.chunk(2)
     down = downhill(pick(first, step, pick(second, other, torch.zeros_like(z))), F)
     noises = rms(noise).unsqueeze(-1) * other, rms(other).unsqueeze(-1) * probe
-    return Examination(F, size * step, noises, (), kick(problem, z, down))
+    return Examination(F, size * step, noises, (), kick(problem, z, down), coarse=True)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class Examination(NamedTuple):
     in ``z``; the last of them was seen in ``F``, the others are what to expect of it. ``kick``
     leads down where the curvature is negative, and is zero elsewhere; ``jacobian`` is that of the
     condition. Where it is not ``drowned``, ``F`` is larger than its rounding, however small the
-    step is beside the noise. A point that is ``wrong`` is none, however short the step is.
+    step is beside the noise. A point that is ``wrong`` is none, however short the step is. A
+    ``coarse`` step does not say how large the error is.
     """
 
     residual: Tensor
@@ -37,6 +38,7 @@ class Examination(NamedTuple):
     drowned: Mask = True
     jacobian: Any = None
     wrong: Mask = False
+    coarse: bool = False
 
 
 def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:

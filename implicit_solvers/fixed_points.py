@@ -9,12 +9,14 @@ from torch import Tensor
 
 from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.driver import Task, solve_equation
+from implicit_solvers.examination import Examination
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.linear.adjoint_start import AdjointStart
 from implicit_solvers.linear.sparsity import SparsityPattern
 from implicit_solvers.precision import in_full_precision
 from implicit_solvers.problem import Equation
 from implicit_solvers.root_finding import like_unknown
+from implicit_solvers.rounding_floor import at_the_floor
 from implicit_solvers.sharding import telling
 from implicit_solvers.solution import OnFailure, Solution
 from implicit_solvers.solver import EquationMethod
@@ -31,6 +33,7 @@ class FixedPointEquation(Equation):
 
     kind: ClassVar[str] = "fixed_point"
     symmetric: ClassVar[bool] = False
+    looked_at_last: ClassVar[bool] = True
 
     @staticmethod
     def pattern_from(given: SparsityPattern) -> SparsityPattern:
@@ -40,6 +43,12 @@ class FixedPointEquation(Equation):
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:
         """Return ``z - g(z, theta)``."""
         return z - self.fn(z, *operands)
+
+    def examine(self, problem: Any, z: Tensor, direct: Any) -> Examination:
+        """Return Newton's step; by products where nothing factors the Jacobian."""
+        if direct is None:
+            return at_the_floor(problem, z)
+        return super().examine(problem, z, direct)
 
 
 @explains_names("Anderson")

@@ -53,8 +53,9 @@ class Equation:
     ``z`` is ``(*native, n)``, and so is the condition. ``kind`` is the public function that states
     the equation, ``symmetric`` tells whether the condition's Jacobian always is, and ``biased``
     what makes derivatives of the condition estimates, of first order only. ``by_products`` tells
-    whether points are examined without factors too, and ``fits`` whether the squares of what ``fn``
-    returns are to be least. The first operands are the equation's ``own``, if it has any, which
+    whether points are examined without factors too, ``looked_at_last`` whether they are if they
+    would fail else, and ``fits`` whether the squares of what ``fn`` returns are to be least. The
+    first operands are the equation's ``own``, if it has any, which
     ``fn`` is given and does not look at: those of one that is ``bounded`` are the bounds.
     ``sparsity`` are the entries of the Jacobian that may be other than zero, if they are known. The
     last unknowns may be ``multipliers``, which have units of their own: no error is measured by
@@ -68,6 +69,7 @@ class Equation:
     symmetric: ClassVar[bool]
     biased: ClassVar[str | None] = None
     by_products: ClassVar[bool] = False
+    looked_at_last: ClassVar[bool] = False
     fits: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     own: ClassVar[int] = 0
@@ -237,6 +239,11 @@ class EquationProblem:
         return self.equation.by_products
 
     @property
+    def looked_at_last(self) -> bool:
+        """Whether points are examined without factors if they would fail else."""
+        return self.equation.looked_at_last
+
+    @property
     def separable(self) -> bool:
         """Whether lanes can be selected."""
         return self.lanes.separable
@@ -258,16 +265,17 @@ class EquationProblem:
 
     def size(self, norm: Norm, v: Tensor) -> Any:
         """Return the norm of each lane ``(N,)``; a float for one problem on a CPU."""
-        return self.number(self._sizes(norm, v))
+        return self.number(self.norms(norm, v))
 
     def sizes(self, norm: Norm, *vectors: Tensor) -> Any:
         """Return the norm of several vectors of each lane, as `size` does."""
-        sizes = self._sizes(norm, torch.cat(vectors))
+        sizes = self.norms(norm, torch.cat(vectors))
         if self._on_host(sizes):
             return sizes.tolist()
         return sizes.reshape(len(vectors), -1).unbind()
 
-    def _sizes(self, norm: Norm, v: Tensor) -> Tensor:
+    def norms(self, norm: Norm, v: Tensor) -> Tensor:
+        """Return the norm of each lane ``(N,)``, of a float32 whose square vanishes too."""
         v = self.equation.measured(v)
         if v.dtype != torch.float32:
             return norm(v)

@@ -80,7 +80,7 @@ def judged(
         start = pick(bent, z + seen.kick, start)
         # (of a saddle nothing says how far a minimum is)
         error = pick(either(bent, status == int(Status.SADDLE)), torch.inf, error)
-    error = pick(both(error < torch.inf, direct is not None), error, torch.inf)
+    error = pick(both(error < torch.inf, not seen.coarse), error, torch.inf)
     return Outcome(z, status, found.iterations, residual, error, seen.factors, counts), start
 
 

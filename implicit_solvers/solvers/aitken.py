@@ -13,6 +13,7 @@ from torch import Tensor
 
 from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.problem import EquationProblem
+from implicit_solvers.ranks import norm
 from implicit_solvers.solver import EquationMethod
 from implicit_solvers.solvers.contraction import Rates, after_step
 
@@ -91,7 +92,7 @@ class Aitken(EquationMethod):
     def init(self, problem: EquationProblem, z: Tensor) -> AitkenState:
         """Evaluate the residual at the start."""
         residual = problem.residual(z)
-        error = self.norm(residual)
+        error = problem.norms(self.norm, residual)
         relaxation = torch.full_like(residual[:, :1], self.damping)
         known = after_step(problem, self, z, error, 0.5, Rates.unknown(error))
         return AitkenState(z, residual, relaxation, error == error, error, *known)
@@ -101,13 +102,14 @@ class Aitken(EquationMethod):
         step = -state.relaxation * state.residual
         z = state.z + step
         residual = problem.residual(z)
-        error = self.norm(residual)
+        error = problem.norms(self.norm, residual)
         change = residual - state.residual
-        relaxation = (step * change).sum(-1, keepdim=True) / (change**2).sum(-1, keepdim=True)
+        size = problem.norms(norm, change).unsqueeze(-1)
+        relaxation = (step * (change / size)).sum(-1, keepdim=True) / size
 
         end = torch.sub(step, change, alpha=self.damping)
-        length = self.norm(step)
-        ratio = self.norm(end) / length
+        length = problem.norms(self.norm, step)
+        ratio = problem.norms(self.norm, end) / length
         accepted = state.plain | (error <= self.growth * state.error)
         usable = accepted & torch.isfinite(relaxation).squeeze(-1)
         farthest = abs(self.damping) / torch.finfo(z.dtype).eps ** 0.5

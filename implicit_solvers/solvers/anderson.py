@@ -116,7 +116,7 @@ class Anderson(EquationMethod):
         memory = z.new_zeros(2, len(z), min(self.window, entries(z)), z.shape[-1])
         depth = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         turn = 0 if problem.branches else depth
-        error = self.norm(residual)
+        error = problem.norms(self.norm, residual)
         known = after_step(problem, self, z, error, 0.5, Rates.unknown(error))
         return AndersonState(z, residual, memory[0], memory[1], depth, turn, error, *known)
 
@@ -126,9 +126,9 @@ class Anderson(EquationMethod):
         step = torch.add(mixed, state.residual, alpha=self.damping)
         z = state.z - step
         residual = problem.residual(z)
-        error = self.norm(residual)
+        error = problem.norms(self.norm, residual)
 
-        length = self.norm(step)
+        length = problem.norms(self.norm, step)
         farthest = self.damping * state.error / torch.finfo(z.dtype).eps ** 0.5
         better = (error <= self.growth * state.error) & (length <= farthest)
         accepted = (state.depth == 0) | better
@@ -138,10 +138,10 @@ class Anderson(EquationMethod):
         residual = torch.where(keep, residual, state.residual)
         change = residual - state.residual
         end = torch.sub(z - state.z, change, alpha=self.damping)
-        ratio = torch.where(accepted, self.norm(end) / length, state.rates.mean)
+        ratio = torch.where(accepted, problem.norms(self.norm, end) / length, state.rates.mean)
         longest = torch.maximum(self.damping * error, length)
         known = after_step(problem, self, z, longest, ratio, state.rates)
-        size = norm(change, keepdim=True)
+        size = problem.norms(norm, change).unsqueeze(-1)
         scale = torch.where(size > torch.finfo(z.dtype).tiny, 1 / size, 0.0)
         ends, changes = _remember(state, end * scale, change * scale)
         return AndersonState(

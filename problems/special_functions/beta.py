@@ -28,9 +28,7 @@ from implicit_solvers.problems.special_functions.beta_partials import (
     slopes,
     upper,
 )
-from implicit_solvers.problems.special_functions.derivatives import (
-    doubles,
-)
+from implicit_solvers.problems.special_functions.places import read_place
 
 __all__ = [
     "beta_logit_sample_derivatives",
@@ -95,48 +93,26 @@ def point(
 ) -> Point:
     """Return the arguments of a function, whose place is given as ``x`` or as its logit.
 
-    Parameters
-    ----------
-    name
-        The function's name, for messages.
-    a, b
-        Parameters; NaN is put for what is not positive and finite.
-    x, logit_x
-        The place, one of them None.
-
-    Returns
-    -------
-    Point
-        All in float64.
-
-    Raises
-    ------
-    TypeError
-        If none or both of ``x`` and ``logit_x`` are given, or no argument is a tensor.
+    As `read_place`, for ``a`` and ``b``; all in float64.
 
     Examples
     --------
     >>> point("f", 2.0, 3.0, torch.tensor([0.5, 1.0]), None).one
     tensor([False,  True])
     """
-    if x is None and logit_x is not None:
-        by_logit = True
-        dtype, *shapes, place = doubles(name, a=a, b=b, logit_x=logit_x)
+    places = {"x": x, "logit_x": logit_x}
+    dtype, by_logit, (p, q), place = read_place(name, {"a": a, "b": b}, places)
+    if by_logit:
         zero, one = place == -torch.inf, place == torch.inf
         t = torch.where(zero | one, 0.0, place)
         inside = t.sigmoid()
         low, high = torch.where(zero, place, 1.0), torch.where(one, -place, 1.0)
-    elif x is not None and logit_x is None:
-        by_logit = False
-        dtype, *shapes, place = doubles(name, a=a, b=b, x=x)
+    else:
         place = torch.where((place >= 0) & (place <= 1), place, torch.nan)
         zero, one = place == 0, place == 1
         inside = torch.where(zero | one, 0.5, place)
         t = inside.log() - (-inside).log1p()
         low, high = torch.where(zero, place, 1.0), torch.where(one, 1 - place, 1.0)
-    else:
-        raise TypeError(f"{name}: pass either x or logit_x")
-    p, q = (torch.where((s > 0) & (s < torch.inf), s, torch.nan) for s in shapes)
     w = imbalance_of_logit(p, q, t) if by_logit else imbalance(p, q, inside)
     return Point(dtype, by_logit, p, q, inside, t, w, zero, one, low, high)
 

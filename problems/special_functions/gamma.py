@@ -19,10 +19,8 @@ from torch import Tensor
 
 import implicit_solvers as ims
 from implicit_solvers.problems.special_functions import gamma_evaluation as evaluation
-from implicit_solvers.problems.special_functions.derivatives import (
-    differentiable_sample,
-    doubles,
-)
+from implicit_solvers.problems.special_functions.derivatives import differentiable_sample
+from implicit_solvers.problems.special_functions.places import read_place
 from implicit_solvers.problems.special_functions.polygamma import trigamma
 
 __all__ = [
@@ -148,45 +146,22 @@ def point(
 ) -> Point:
     """Return the arguments of a function, whose place is given as ``z`` or as its logarithm.
 
-    Parameters
-    ----------
-    name
-        The function's name, for messages.
-    a
-        Shape; NaN is put for what is not positive and finite.
-    z, log_z
-        The place, one of them None.
-
-    Returns
-    -------
-    Point
-        All in float64.
-
-    Raises
-    ------
-    TypeError
-        If none or both of ``z`` and ``log_z`` are given, or no argument is a tensor.
+    As `read_place`, for ``a``; all in float64.
 
     Examples
     --------
     >>> point("f", 2.0, torch.tensor([0.0, 1.0]), None).zero
     tensor([ True, False])
     """
-    if z is None and log_z is not None:
-        by_log = True
-        dtype, shape, place = doubles(name, a=a, log_z=log_z)
+    dtype, by_log, (shape,), place = read_place(name, {"a": a}, {"z": z, "log_z": log_z})
+    if by_log:
         zero, infinite = place == -torch.inf, place.exp() == torch.inf
         u = torch.where(zero | infinite, 0.0, place)
         inside = u.exp()
-    elif z is not None and log_z is None:
-        by_log = False
-        dtype, shape, place = doubles(name, a=a, z=z)
+    else:
         zero, infinite = place == 0, place == torch.inf
         inside = torch.where(zero | infinite, 1.0, place)
         u = inside.log()
-    else:
-        raise TypeError(f"{name}: pass either z or log_z")
-    shape = torch.where((shape > 0) & (shape < torch.inf), shape, torch.nan)
     low, high = torch.where(zero, place, 1.0), torch.where(infinite, place, 1.0)
     return Point(dtype, by_log, shape, inside, u, zero, infinite, low, high)
 

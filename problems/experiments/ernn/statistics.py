@@ -1,4 +1,4 @@
-"""What scores of several seeds say: intervals of means, and paired tests of many networks."""
+"""What scores of several seeds say: paired tests of many networks."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from scipy.special import stdtr, stdtrit
-
-LEVEL = 0.95
-
-
-def half_width(values: Sequence[float]) -> float | None:
-    """Return half of the mean's 95% t-interval, None for less than two values.
-
-    Examples
-    --------
-    >>> half_width([1.0, 3.0])  # the interval is 2 ± 12.706
-    12.706204736174694
-    """
-    count = len(values)
-    if count < 2:
-        return None
-    return float(stdtrit(count - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(count)
+from scipy.special import stdtr
 
 
 def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:

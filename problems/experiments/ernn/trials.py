@@ -23,7 +23,7 @@ from implicit_solvers.problems.experiments.ernn.sequence_training import (
     fit_sequences,
     sequence_model,
 )
-from implicit_solvers.problems.experiments.ernn.statistics import half_width, holm, paired_p
+from implicit_solvers.problems.experiments.ernn.statistics import holm, paired_p
 from implicit_solvers.problems.experiments.harness import option
 
 COMPARED = (
@@ -212,7 +212,7 @@ def summary(results: Sequence[harness.State], configuration: Configuration) -> l
         row = {
             **{"model": model, "rates": rates, "parameters": own[0]["parameters"]},
             **harness.spread(list(scores.values())),
-            **{"half": half_width(list(scores.values()))},
+            **{"half": harness.half_width(list(scores.values()))},
             **{"seeds": list(scores), "scores": list(scores.values())},
             "failed": len(each) - len(scores),
         }

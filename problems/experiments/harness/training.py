@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -187,15 +186,3 @@ def restored(model: nn.Module, state: State) -> nn.Module:
     with restoring(state):
         model.load_state_dict(state)
     return model
-
-
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Return the mean and the standard deviation, None where there are too few values.
-
-    Examples
-    --------
-    >>> spread([1.0, 3.0]), spread([2.0])
-    ({'mean': 2.0, 'deviation': 1.4142135623730951}, {'mean': 2.0, 'deviation': None})
-    """
-    mean = statistics.mean(values) if values else None
-    return {"mean": mean, "deviation": statistics.stdev(values) if len(values) > 1 else None}

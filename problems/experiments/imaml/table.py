@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-from scipy.special import stdtrit
 
 from implicit_solvers.problems.experiments import harness
 from implicit_solvers.problems.experiments.harness import option
@@ -168,20 +165,6 @@ def _memory(configuration: Configuration, machine: Machine) -> int:
     return memory.peak
 
 
-def half_width(values: Sequence[float]) -> float | None:
-    """Return half of the 95% interval of the mean, by Student's t; None of one value.
-
-    Examples
-    --------
-    >>> round(half_width([0.8, 0.9, 1.0]), 3), half_width([0.8])
-    (0.248, None)
-    """
-    if len(values) < 2:
-        return None
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return float(stdtrit(len(values) - 1, 0.975)) * error
-
-
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the mean over the runs of a method, one for each seed, with its 95% interval.
 
@@ -193,7 +176,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     residuals = [entry["median"] for entry in adjoint if entry is not None]
     seconds = [run["timing"]["processor"] / len(run["history"]["loss"]) for run in runs]
     return {
-        **{"seeds": means, "mean": statistics.mean(means), "half": half_width(means)},
+        **{"seeds": means, "mean": statistics.mean(means), "half": harness.half_width(means)},
         "adjoint_residual": statistics.mean(residuals) if residuals else None,
         "left_out": sum(len(run["tasks_left_out"]) for run in runs),
         "kept": sum(sum(run["failures"]["kept"].values()) for run in runs),
@@ -217,7 +200,7 @@ def best_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for row in rows:
         behind = [a - b for a, b in zip(best["seeds"], row["seeds"], strict=True)]
-        half = half_width(behind)
+        half = harness.half_width(behind)
         if half is not None and statistics.mean(behind) <= half:
             found.append(str(row["method"]))
     return found

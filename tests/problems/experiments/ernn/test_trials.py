@@ -19,7 +19,7 @@ from implicit_solvers.problems.experiments.data.sequences import Sequences, Sequ
 from implicit_solvers.problems.experiments.ernn import sequence_training, trials
 from implicit_solvers.problems.experiments.ernn.figures import draw_learning, draw_table, score_text
 from implicit_solvers.problems.experiments.ernn.sequence_training import evaluate
-from implicit_solvers.problems.experiments.ernn.statistics import half_width, holm, paired_p
+from implicit_solvers.problems.experiments.ernn.statistics import holm, paired_p
 from implicit_solvers.problems.experiments.ernn.tasks import FOLDER_TASKS, SHIPPED, TASKS, load_task
 from implicit_solvers.problems.experiments.ernn.train import markdown, seconds_of
 from implicit_solvers.problems.experiments.ernn.trials import (
@@ -28,6 +28,7 @@ from implicit_solvers.problems.experiments.ernn.trials import (
     better,
     summary,
 )
+from implicit_solvers.problems.experiments.harness import half_width
 from implicit_solvers.problems.experiments.harness.run_folder import RunFolder
 from implicit_solvers.problems.experiments.harness.training import taken
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from implicit_solvers.problems.__main__ import main
-from implicit_solvers.problems.experiments.harness import RunFolder
+from implicit_solvers.problems.experiments.harness import RunFolder, half_width
 from implicit_solvers.problems.experiments.imaml.configuration import LABELS, configuration_from
 from implicit_solvers.problems.experiments.imaml.grid import (
     GRIDS,
@@ -26,7 +26,6 @@ from implicit_solvers.problems.experiments.imaml.sinusoid import errors_after_st
 from implicit_solvers.problems.experiments.imaml.table import (
     Setting,
     best_of,
-    half_width,
     markdown,
     summary,
 )
