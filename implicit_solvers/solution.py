@@ -199,8 +199,8 @@ class Solution(Generic[T]):
 
         Raises
         ------
-        ValueError
-            If ``value`` has no tensor.
+        TypeError, ValueError
+            If ``value`` has no tensor, or one that is not floating.
 
         Examples
         --------
@@ -214,6 +214,9 @@ class Solution(Generic[T]):
         leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
         if not leaves:
             raise ValueError("value has no tensor: pass a tensor or a pytree of tensors")
+        for leaf in leaves:
+            if not (leaf.is_floating_point() or leaf.is_complex()):
+                raise TypeError(f"value has a tensor of {leaf.dtype}: make it floating")
         none = leaves[0].new_zeros(leaves[0].shape[:batch_dims], dtype=torch.int64)
         unknown = torch.full_like(none, torch.inf, dtype=leaves[0].real.dtype)
         return cls(value, none > 0, none, unknown, unknown, none + int(Status.BUDGET))

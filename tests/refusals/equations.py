@@ -223,6 +223,7 @@ SINGLE = [
     ("ims.minimize(energy, z0, prox=lambda v, t: v, equalities=lambda z: z)", WRONG,
      "prox is given with constraints: leave one of them out"),
     ("ims.Solution.unjudged({})", WRONG, "value has no tensor: pass a tensor or a pytree"),
+    ("ims.Solution.unjudged(torch.tensor([1, 2]))", KIND, "value has a tensor of torch.int64"),
     ("ims.attach_kkt(energy, z0, ((), ()))", WRONG, "use attach(..., equation=minimize)"),
     ("ims.attach_kkt(energy, z0, 1.0, equalities=lambda z: z)", KIND, "multipliers is a float"),
     ("ims.attach_kkt(energy, z0, (z0[:1].expand(9), ()), equalities=lambda z: z)", WRONG,
