@@ -20,6 +20,7 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     TaskGradients,
     gradient_of_each,
     of_tasks,
+    task_count,
 )
 from implicit_solvers.problems.imaml.method import Criterion, Method, Model, Predictor, task_loss
 from implicit_solvers.problems.imaml.proximal import Strength, check_damping, check_strength
@@ -184,7 +185,12 @@ class Imaml(Method):
             def solve(damping: float, policy: OnFailure | None, some: Any) -> TaskGradients:
                 method = replace(self, damping=damping, on_failure=policy)
                 data = of_tasks(some, (supports, queries))
-                return method._tasks(model, criterion, theta)(over_tasks, *data)
+                try:
+                    return method._tasks(model, criterion, theta)(over_tasks, *data)
+                except ims.ConvergenceError as error:
+                    tasks = torch.arange(task_count(supports, queries))[some].tolist()
+                    error.add_note(f"The problems that were solved again are the tasks {tasks}.")
+                    raise
 
             found = solve(0.0, "mask", slice(None))
             other = found.failed & (found.adjoint_status != ims.Status.INDEFINITE)

@@ -199,9 +199,10 @@ def test_damping_chosen_by_itself_is_the_least_that_suffices():
     torch.testing.assert_close(ravel(got.gradient), mean)
     less = imaml.Imaml(1.0, solver, CG, 1.0).meta_gradient(*problem.arguments)
     assert (less.adjoint_status == S.INDEFINITE).tolist() == [False, False, True]
-    problem.A -= 20 * torch.eye(5).double()
-    with pytest.raises(ims.ConvergenceError, match="INDEFINITE"):
+    problem.A[2] -= 20 * torch.eye(5).double()
+    with pytest.raises(ims.ConvergenceError, match="INDEFINITE") as failure:
         imaml.Imaml(1.0, solver, CG, "auto", "raise").meta_gradient(*problem.arguments)
+    assert failure.value.__notes__ == ["The problems that were solved again are the tasks [2]."]
 
 
 def test_hessian_free_descends_where_plain_steps_diverge():
