@@ -241,6 +241,11 @@ def monitor(*, history: bool = False, last: int | None = None) -> Iterator[Monit
     Monitor
         The log, whose ``records`` fill while the block runs.
 
+    Raises
+    ------
+    ValueError
+        If ``last`` is not a positive integer.
+
     Examples
     --------
     >>> import torch, implicit_solvers as ims
