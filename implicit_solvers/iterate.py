@@ -451,7 +451,9 @@ def _begun(solver: Any, problem: Any, z: Tensor, made: Any, running: Mask) -> Pr
 
 def _some_steps(solver: Any, problem: Any, progress: Progress, least: int = 1) -> Progress:
     problem = problem.aliased()
-    for _ in range(max(least, getattr(solver, "check_every", None) or 1)):
+    every = getattr(solver, "check_every", None) or 1
+    # torch 2.15's export cannot trace max() in a loop
+    for _ in range(every if every > least else least):
         progress = _advance(solver, problem, progress)
     return progress
 

@@ -31,7 +31,10 @@ from torch._C._functorch import (  # type: ignore[import-untyped,unused-ignore]
 )
 from torch._C._functorch import get_unwrapped as unwrap_once
 from torch._C._functorch import maybe_get_level as level_of
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._functorch.pyfunctorch import (
+    retrieve_current_functorch_interpreter,
+    temporarily_clear_interpreter_stack,
+)
 from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
@@ -76,6 +79,7 @@ __all__ = [
     "let_lanes_vary",
     "level_of",
     "never_compiled",
+    "numbers",
     "peel",
     "pop_saved_tensor_hooks",
     "push_saved_tensor_hooks",
@@ -117,6 +121,14 @@ def peel(tensor: Tensor, level: int) -> Tensor:
     while is_functorch_wrapped_tensor(tensor) and level_of(tensor) > level:
         tensor = unwrap_once(tensor)
     return tensor
+
+
+def numbers(tensor: Tensor) -> list[Any]:
+    """Return ``tensor.tolist()``, which torch 2.8 refuses under gradients of ``torch.func``."""
+    while is_functorch_wrapped_tensor(tensor) and not is_batchedtensor(tensor):
+        tensor = unwrap_once(tensor)
+    with temporarily_clear_interpreter_stack():
+        return list(tensor.tolist())
 
 
 def is_batched(tensor: Tensor) -> bool:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from implicit_solvers.torch_internals import numbers
+
 __all__ = [
     "Ordering",
     "SparsityPattern",
@@ -282,10 +284,10 @@ def _colored(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> tuple[Ten
     found = []
     if fullest_column <= 2 * fullest_row:
         found.append((greedy_colors(rows, columns, shape), True))
-    if not found or max(found[0][0].tolist(), default=0) >= fullest_row:
+    if not found or max(numbers(found[0][0]), default=0) >= fullest_row:
         order = torch.argsort(columns, stable=True)
         found.append((greedy_colors(columns[order], rows[order], shape[::-1]), False))
-    return min(found, key=lambda colored: max(colored[0].tolist(), default=0))
+    return min(found, key=lambda colored: max(numbers(colored[0]), default=0))
 
 
 def greedy_colors(lines: Tensor, crossing: Tensor, shape: Sequence[int]) -> Tensor:
@@ -294,8 +296,8 @@ def greedy_colors(lines: Tensor, crossing: Tensor, shape: Sequence[int]) -> Tens
     They cross where they have an entry ``crossing`` in common. The bits of a number say which
     colors there are along a crossing line.
     """
-    ends = torch.searchsorted(lines.cpu(), torch.arange(shape[0] + 1)).tolist()
-    places, taken = crossing.tolist(), [0] * shape[1]
+    ends = numbers(torch.searchsorted(lines.cpu(), torch.arange(shape[0] + 1)))
+    places, taken = numbers(crossing), [0] * shape[1]
     colors = [0] * shape[0]
     for line in range(shape[0]):
         crossed = places[ends[line] : ends[line + 1]]

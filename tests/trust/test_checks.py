@@ -29,6 +29,11 @@ ORDINARY = {
     "detach()": lambda z, a: z - a.detach() * a,
     "shape": lambda z, a: z - a * (1 + a.dim()),
 }
+try:
+    grad(lambda a: a * a.tolist())(ONE)
+    LISTED = True
+except RuntimeError:  # torch 2.8 has no tolist() of a tensor with a gradient of torch.func
+    LISTED = False
 # numpy() of a tensor that requires grad is an error of torch, and detach() asked for it
 READ = [name for name in READS if name != "numpy()"]
 
@@ -37,6 +42,8 @@ READ = [name for name in READS if name != "numpy()"]
 @pytest.mark.parametrize("captured", [False, True], ids=["argument", "captured"])
 @pytest.mark.parametrize("transform", [False, True], ids=["plain", "grad"])
 def test_a_value_that_is_read_out_is_said(read, captured, transform):
+    if read == "tolist()" and transform and not LISTED:
+        pytest.skip("refused by torch")
     name = "item()" if read == "torch.tensor()" else read
 
     def value(a, **options):

@@ -181,6 +181,22 @@ class Gamma(torch.distributions.Gamma):
         z = _variable(_drawn(a, rate), a, rate)
         return z if dtype == z.dtype else z.to(dtype).clamp(min=torch.finfo(dtype).tiny)
 
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return a sample without derivatives, drawn with the default generator.
+
+        Parameters
+        ----------
+        sample_shape : torch.Size
+            Leading dimensions.
+
+        Examples
+        --------
+        >>> Gamma(torch.ones(3, requires_grad=True), 1.0).sample((2,)).requires_grad
+        False
+        """
+        with torch.no_grad():  # that of torch 2.15 gives rsample a generator
+            return self.rsample(sample_shape)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the logarithm of the density.
 
