@@ -252,7 +252,8 @@ def scan(s: Tensor, first: Tensor, factor: float, span: int = 64) -> Tensor:
     tensor([-4.,  5., -4.])
     """
     k = torch.arange(min(len(s), span), dtype=s.dtype, device=s.device)
-    weights = ((-float(factor)) ** (k.unsqueeze(-1) - k).clamp(min=0)).tril()
+    # not **: in what Dynamo writes, -1.0 ** k is -(1.0 ** k)
+    weights = torch.pow(-float(factor), (k.unsqueeze(-1) - k).clamp(min=0)).tril()
     states, h = [], first
     for part in s.split(span):
         n = len(part)

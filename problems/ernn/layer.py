@@ -17,6 +17,7 @@ from implicit_solvers.problems.ernn.parallel import run_in_parallel
 from implicit_solvers.problems.ernn.sequential import run_sequentially
 from implicit_solvers.problems.ernn.time_steps import TimeSteps
 from implicit_solvers.problems.ernn.validation import check_floating, check_size, check_state
+from implicit_solvers.torch_internals import numbers
 
 __all__ = ["ERNN"]
 
@@ -173,7 +174,7 @@ class ERNN(nn.Module):
                 f"input packs data of the shape {tuple(input.data.shape)}: pack (time, batch, "
                 f"{self.input_size})"
             )
-        sizes = tuple(input.batch_sizes.tolist())
+        sizes = tuple(numbers(input.batch_sizes))
         first = self._first(hx, input.data, sizes[0])
         if input.sorted_indices is not None:
             first = first.index_select(1, input.sorted_indices)

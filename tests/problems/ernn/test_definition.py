@@ -129,6 +129,11 @@ def test_scan_is_exact_over_a_thousand_steps():
     assert definition.scan(s, zero, 1.0).tolist() == [(k + 1) % 2 for k in range(1001)]
 
 
+def test_a_traced_scan_alternates_too():
+    traced = torch.compile(definition.scan, backend="eager")
+    assert traced(torch.ones(3), torch.tensor(5.0), 1.0).tolist() == [-4.0, 5.0, -4.0]
+
+
 CHECKED = [(None, leak, 2) for leak in [(1.0, 1.0), (-1.0, -1.0), (2.0, -0.25)]]
 CHECKED += [(well_posed, (2.0, 0.5), 1) for well_posed in (Monotone(), Unconstrained())]
 

@@ -130,6 +130,16 @@ def test_padding_changes_nothing(mode):
     assert (slopes[0][1][padding] == 0).all()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_packed_sequences_under_a_transform(mode):
+    net = ERNN(2, 3, dtype=torch.float64, **MODES[mode])
+    packed, weights = rnn.pack_sequence([double(4, 2), double(2, 2)]), dict(net.named_parameters())
+    loss = lambda weights: torch.func.functional_call(net, weights, (packed,))[0].data.sum()
+    expected = torch.autograd.grad(loss(weights), list(weights.values()))
+    found = torch.func.grad(loss)(weights)
+    torch.testing.assert_close([found[name] for name in weights], list(expected))
+
+
 def test_state_dict_makes_an_equal_network():
     options = {"num_layers": 2, "bidirectional": True, "rank": 2, "leak": LEAKY}
     net, other, x = ERNN(3, 4, **options), ERNN(3, 4, **options), torch.randn(5, 2, 3)
