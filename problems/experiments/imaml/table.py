@@ -223,21 +223,33 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     | MAML | inner_lr 0.4; 0.100 s, 5 MB a meta-step; 0 tasks left out, 0 of failed solves kept |
     <BLANKLINE>
     """
+    labels = list(dict.fromkeys(LABELS[row["method"]] for row in rows))
     heads: list[str] = []
-    accuracies: dict[str, list[str]] = {LABELS[row["method"]]: [] for row in rows}
-    costs: dict[str, list[str]] = {label: [] for label in accuracies}
+    accuracies: dict[str, list[str]] = {label: [] for label in labels}
+    costs: dict[str, list[str]] = {label: [] for label in labels}
     for name in dict.fromkeys(row["setting"] for row in rows):
         own = [row for row in rows if row["setting"] == name]
         heads.append(f"{name} (seeds: {len(own[0]['seeds'])})")
-        for row in own:
-            mark = "**" if row["method"] in best_of(own) else ""
-            half = "" if row["half"] is None else f" ± {100 * row['half']:.1f}"
-            accuracies[LABELS[row["method"]]].append(f"{mark}{100 * row['mean']:.1f}{half}{mark}")
-            text = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
-            text += f"; {row['seconds']:.3f} s, {row['memory'] / 1e6:.0f} MB a meta-step; "
-            text += f"{row['left_out']} tasks left out, {row['kept']} of failed solves kept"
-            costs[LABELS[row["method"]]].append(text)
+        cells, best = {LABELS[row["method"]]: row for row in own}, best_of(own)
+        for label in labels:
+            row = cells.get(label)
+            accuracies[label].append("–" if row is None else _accuracy(row, best))
+            costs[label].append("–" if row is None else _cost(row))
     return markdown_table(heads, accuracies) + "\n" + markdown_table(heads, costs)
+
+
+def _accuracy(row: Mapping[str, Any], best: Sequence[str]) -> str:
+    mark = "**" if row["method"] in best else ""
+    half = "" if row["half"] is None else f" ± {100 * row['half']:.1f}"
+    return f"{mark}{100 * row['mean']:.1f}{half}{mark}"
+
+
+def _cost(row: Mapping[str, Any]) -> str:
+    chosen = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
+    return (
+        f"{chosen}; {row['seconds']:.3f} s, {row['memory'] / 1e6:.0f} MB a meta-step; "
+        f"{row['left_out']} tasks left out, {row['kept']} of failed solves kept"
+    )
 
 
 COMMAND = harness.Command(

@@ -1,0 +1,53 @@
+"""The tables of the documentation are what the published scores of all trainings say."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from implicit_solvers.problems.experiments.ernn import train, trials
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+@pytest.fixture(scope="module")
+def scores():
+    spec = importlib.util.spec_from_file_location("scores", DOCS / "results" / "scores.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def published(name):
+    return json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def missing(text, page):
+    """Return the lines of the text's tables that are not on the page."""
+    there = set((DOCS / page).read_text(encoding="utf-8").splitlines())
+    return [line for line in text.splitlines() if line.startswith("|") and line not in there]
+
+
+def test_networks():
+    """Means, intervals, marks, costs and orders on the page follow from the trainings."""
+    kept = published("ernn")["trainings"].values()
+    results = {own["config"]["task"]: own["results"] for own in kept}
+    rows = {
+        own["config"]["task"]: trials.summary(own["results"], trials.Configuration(**own["config"]))
+        for own in kept
+    }
+    trials.adjust(rows)
+    seconds = {task: train.seconds_of(results[task], rows[task]) for task in rows}
+    tables = train.markdown(rows, seconds)
+    assert missing(tables, "ernn.md") == []
+    assert missing(tables.replace("| RNN | ", "| RNN | 1"), "ernn.md") != []
+
+
+@pytest.mark.parametrize("name", ["ernn", "imaml"])
+def test_runs_go_on_from_what_is_published(name, scores, tmp_path, monkeypatch):
+    before = published(name)
+    scores.restore(name, tmp_path / "runs")
+    monkeypatch.setattr(scores, "HERE", tmp_path)
+    scores.keep(name, tmp_path / "runs")
+    assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) == before
