@@ -12,6 +12,7 @@ import torch
 from torch.func import grad, jvp, vmap
 
 import implicit_solvers as ims
+from implicit_solvers.compiling import COMPILES
 
 A = torch.linspace(-0.75, 0.25, 1000, dtype=torch.float64)
 
@@ -116,6 +117,7 @@ def test_it_prints_inside_of_transforms():
     assert all(re.match(r"Solution\((CONVERGED after|inside)", text) for text in seen[2:])
 
 
+@pytest.mark.skipif(not COMPILES, reason="torch is too old")
 def test_it_is_traced_while_a_graph_is_compiled():
     @torch.compile(fullgraph=True, backend="eager")
     def solve(a):

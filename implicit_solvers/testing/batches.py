@@ -64,7 +64,7 @@ def check_vmap(point: Point, *, forward: bool) -> list[Entry]:
         ("reverse of vmap", batched.gradients),
     ):
         for k, (found, expected) in enumerate(zip(gradients, looped.gradients, strict=True)):
-            cause = Cause("", "")
+            cause, found, expected = Cause("", ""), found.detach(), expected.detach()
             tolerance = _slope_tolerance(point, expected)
             if not float((found - expected).abs().max()) <= tolerance:
                 cause = _mixed(subject, stacked, W, k, found, expected)
