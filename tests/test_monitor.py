@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import implicit_solvers as ims
+from implicit_solvers.testing.live_memory import LiveMemory
 
 A = torch.tensor([2.0, 3.0], dtype=torch.float64)
 
@@ -139,24 +140,18 @@ def test_pictures():
     assert shown.count("<tr>") == 3 and "NONFINITE: 1" in shown and "&lt;lambda&gt;" in shown
 
 
-def live_bytes():
-    gc.collect()
-    tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
-
-
 @pytest.mark.parametrize("history", [False, True])
 def test_a_log_keeps_a_few_numbers_for_each_problem_unless_asked_for_more(history):
     b = torch.linspace(0.1, 1, 800, dtype=torch.float64).reshape(100, 8).requires_grad_()
     bytes_, g = [], lambda z, b: torch.cos(z) * b / 2
     solver = ims.FixedPointIteration(rtol=None, max_steps=30)
     how = {"batch_dims": 1, "in_dims": (0,), "solver": solver}
-    with ims.monitor(history=history) as log:
+    with LiveMemory() as memory, ims.monitor(history=history) as log:
         for _ in range(3):
             for _ in range(20):
                 ims.fixed_point(g, torch.zeros_like(b), (b,), **how).value.sum().backward()
-            bytes_.append(live_bytes())
+            gc.collect()
+            bytes_.append(memory.live)
     first, second, third = bytes_
     assert abs((third - second) - (second - first)) < 0.01 * third  # as much for each solve
     # of both passes: four numbers, and three counts of the first
