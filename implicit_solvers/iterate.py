@@ -192,8 +192,13 @@ def _looked_at_last(solver: Any, problem: Any, found: Outcome, spent: bool) -> O
     A solver that goes by what its steps were sees no end where the function's rounding is more than
     that of its value; or an end too soon, where that rounding hides what is left to go.
     """
-    looks = solver.rtol is not None and getattr(problem, "looked_at_last", False) and alone()
-    if not looks or examiner(solver, columns(found.z.shape[-1])) is not None:
+    looks = getattr(getattr(problem, "equation", None), "looked_at_last", False)
+    if (
+        not looks
+        or solver.rtol is None
+        or not alone()
+        or examiner(solver, columns(found.z.shape[-1])) is not None
+    ):
         return found
     rests = found.residual == 0
     if not (spent or (rests if isinstance(rests, bool) else bool(rests.any()))):

@@ -239,11 +239,6 @@ class EquationProblem:
         return self.equation.by_products
 
     @property
-    def looked_at_last(self) -> bool:
-        """Whether points are examined without factors if they would fail else."""
-        return self.equation.looked_at_last
-
-    @property
     def separable(self) -> bool:
         """Whether lanes can be selected."""
         return self.lanes.separable
