@@ -219,8 +219,8 @@ class Newton(Factored):
     halvings
         How many times the step length may be halved; 0 always takes full steps.
     reuse
-        A factorization is used again while each step reduces the norm of the residual by at least
-        this factor, in [0, 1); 0 factors in every step. Each problem decides for itself. A step by
+        A factorization is used again while each step leaves at most ``reuse`` times the norm of the
+        residual, in [0, 1); 0 factors in every step. Each problem decides for itself. A step by
         old factors that reduces nothing is rejected, and counts. For direct solvers only. See
         `Chord` to use one factorization always.
     preconditioner

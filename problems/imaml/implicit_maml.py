@@ -192,17 +192,18 @@ class Imaml(Method):
                     error.add_note(f"The problems that were solved again are the tasks {tasks}.")
                     raise
 
+            def put(some: Tensor, new: TaskGradients) -> TaskGradients:
+                return tree_map(lambda t, n: t.index_put((some,), n), found, new)
+
             found = solve(0.0, "mask", slice(None))
             other = found.failed & (found.adjoint_status != ims.Status.INDEFINITE)
             if self.on_failure in ("raise", "warn") and bool(other.any()):
-                new = solve(0.0, self.on_failure, other)
-                found = tree_map(lambda t, n: t.index_put((other,), n), found, new)
+                found = put(other, solve(0.0, self.on_failure, other))
             for damping in DAMPINGS:
                 bad = found.adjoint_status == ims.Status.INDEFINITE
                 if bool(bad.any()):
                     policy = self.on_failure if damping == DAMPINGS[-1] else "mask"
-                    new = solve(damping, policy, bad)
-                    found = tree_map(lambda t, n: t.index_put((bad,), n), found, new)  # noqa: B023
+                    found = put(bad, solve(damping, policy, bad))
             return found
 
         return with_damping if self.damping == "auto" else evaluate
