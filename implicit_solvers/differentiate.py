@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from implicit_solvers.autodiff import (
     asked,
@@ -41,7 +40,7 @@ from implicit_solvers.ranks import alone, over
 from implicit_solvers.solution import OnFailure, enforce, failed
 from implicit_solvers.structure import replaced
 from implicit_solvers.tolerance import largest
-from implicit_solvers.torch_internals import forward_mode_disabled
+from implicit_solvers.torch_internals import Function, forward_mode_disabled
 
 __all__ = ["AttachSpec", "SolveSpec", "attach_derivatives", "solve_lanes", "solve_plainly"]
 

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from implicit_solvers.autodiff import live, nested_jvp, transformed
 from implicit_solvers.compiling import compiling
 from implicit_solvers.elementwise_in_graph import drawn_in_graph, evaluated_in_graph, in_graphs
-from implicit_solvers.torch_internals import tree_map_only
+from implicit_solvers.torch_internals import Function, tree_map_only
 
 __all__ = ["elementwise_function"]
 

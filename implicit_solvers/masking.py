@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.func import vmap
 
 from implicit_solvers.autodiff import (
@@ -29,6 +28,7 @@ from implicit_solvers.autodiff import (
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.solution import ConvergenceWarning
 from implicit_solvers.structure import replaced
+from implicit_solvers.torch_internals import Function
 
 __all__ = ["LaneSum", "lane_gradient", "pull_back", "push_forward"]
 

@@ -7,6 +7,7 @@ levels at once. A new release of torch has to be compared with this file. It kno
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -54,6 +55,7 @@ from torch.utils._pytree import (
 )
 
 __all__ = [
+    "Function",
     "ShardedForward",
     "TorchDispatchMode",
     "TreeSpec",
@@ -103,6 +105,18 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Function(torch.autograd.Function):
+    """The ``autograd.Function`` of torch, which asks for the signature of ``forward`` in each call.
+
+    To find it takes longer than a small solve's step; here it is found once.
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Keep the signature where `inspect.signature` looks for it first."""
+        super().__init_subclass__()
+        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
 
 
 def transforms_active() -> bool:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+
+from implicit_solvers.torch_internals import Function
 
 __all__ = ["unless", "with_adjoint", "with_inverse"]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.func import vmap
 
 from implicit_solvers.autodiff import (
@@ -22,6 +21,7 @@ from implicit_solvers.autodiff import (
 )
 from implicit_solvers.problem import EquationProblem
 from implicit_solvers.structure import replaced
+from implicit_solvers.torch_internals import Function
 
 __all__ = ["unroll"]
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from implicit_solvers.autodiff import asked, legacy_batch, nested_jvp, recorded_if_asked
 from implicit_solvers.lanes import lifted
@@ -32,6 +31,7 @@ from implicit_solvers.masking import pull_back, push_forward
 from implicit_solvers.ranks import over
 from implicit_solvers.solution import failed
 from implicit_solvers.structure import replaced
+from implicit_solvers.torch_internals import Function
 
 __all__ = ["solve_linear", "with_factors"]
 

@@ -94,7 +94,7 @@ class Dogleg(NewtonFirst):
         return LU() if self.linear_solver is None and n <= DENSE_LIMIT else None
 
     def _products(self, problem: EquationProblem, z: Tensor) -> Any:
-        return self.by_products(z, CG(rtol=1e-3) if problem.fits else GMRES(rtol=1e-3))
+        return self.by_products(z, _GRADIENTS if problem.fits else _PRODUCTS)
 
     def bold(self, problem: EquationProblem, z: Tensor) -> bool:
         """Tell whether Newton's steps are tried first: where a root's Jacobian is factored."""
@@ -208,3 +208,6 @@ def _within(problem: EquationProblem, way: Way, radius: Any) -> tuple[Tensor, Te
     part = torch.where(length(end).unsqueeze(-1) <= radius, 1.0, part)
     first = torch.where(part == 1.0, 1.0, first)
     return first * corner + part * leg, first * corner_image + part * (end_image - corner_image)
+
+
+_GRADIENTS, _PRODUCTS = CG(rtol=1e-3), GMRES(rtol=1e-3)

@@ -99,7 +99,7 @@ class GaussNewton(ModelSteps):
     def modeled(self, problem: EquationProblem, state: DampedState) -> tuple[Direction, Any]:
         """Solve the linear least-squares problem."""
         jacobian, r = problem.linearize_residuals(state.z), state.residual
-        solver = self.by_products(state.z, CG(rtol=1e-3))
+        solver = self.by_products(state.z, _PRODUCTS)
         flag: Any = 0
         if solver is None:
             matrix = jacobian.dense()
@@ -188,3 +188,6 @@ def full_step(problem: EquationProblem, matrix: Tensor, residuals: Tensor) -> tu
     rhs = -torch.bmm(q.mT, residuals.unsqueeze(-1))
     p = torch.linalg.solve_triangular(r, rhs, upper=True).squeeze(-1)
     return pick(regular, p, none), regular
+
+
+_PRODUCTS = CG(rtol=1e-3)
