@@ -169,6 +169,18 @@ def test_every_way_to_solve_gives_what_float32_gives(way, dtype, around):
         torch.testing.assert_close(found, known.to(dtype), **exact)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_the_default_dtype_changes_nothing(way):
+    expected = value_and_gradient(way, A)
+    torch.set_default_dtype(torch.float64)
+    try:
+        ours = value_and_gradient(way, A)
+    finally:
+        torch.set_default_dtype(F32)
+    for found, known in zip(ours, expected, strict=True):
+        torch.testing.assert_close(found, known, rtol=2e-7, atol=0.0)
+
+
 def test_a_solution_is_attached_with_the_accuracy_of_its_dtype():
     a, z = A.to(BF16), A.sqrt().to(BF16)
     assert torch.equal(ims.attach(squares, z, (a,)), z)

@@ -163,7 +163,7 @@ class Anderson(EquationMethod):
         remembered = age < state.depth.unsqueeze(-1)
         both = remembered.unsqueeze(-1) & remembered.unsqueeze(-2)
         eps = torch.finfo(f.dtype).eps
-        ridge = (4 * m * eps * 10.0**age).clamp(max=eps ** (2 / 3))
+        ridge = (4 * m * eps * 10.0 ** age.to(f.dtype)).clamp(max=eps ** (2 / 3))
         diagonal = torch.where(remembered, self.regularization + ridge, 1.0).to(f.dtype)
         gram = torch.where(both, summed(torch.bmm(changes, changes.mT)), 0.0) + torch.diag_embed(
             diagonal

@@ -146,7 +146,7 @@ class Continuation(EquationMethod):
         base = pick(done, moved, base)
         unit = _size(tangent, size).unsqueeze(-1) if self.arclength else 1.0
         tangent = pick(done, tangent / unit, state.tangent)
-        longer = length * 2.0 ** ((_USUAL - tries) / 2).clamp(-1, 1)
+        longer = length * 2.0 ** ((_USUAL - tries).to(length.dtype) / 2).clamp(-1, 1)
         turns, shorter = (done & ~ends) | lost, length / 2
         next_length = pick(done, pick(first, self.first_step, longer), shorter)
         ahead = self._ahead(base, tangent, next_length, size)

@@ -17,6 +17,8 @@ def shrink(v: Tensor, radius: Tensor) -> Tensor:
     and has the derivatives of that. Lanes with NaN or infinite entries, or a radius that is not
     positive, come out as NaN; entries of minus infinity as zero.
     """
+    # the largest entry becomes zero, so that the radius is not lost beside large entries
+    v = v - v.detach().amax(-1, keepdim=True)
     fixed, size = v.detach(), radius.detach()
     ordered = fixed.sort(-1, descending=True).values
     excess = ordered.cumsum(-1) - size

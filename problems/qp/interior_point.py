@@ -197,7 +197,7 @@ class InteriorPoint(ims.EquationMethod):
             active = _pick(flag < 0, state.active, active)  # of lanes that have ended
             settled = settled & (active == state.active).all(-1)
             # what is active says so
-            least = torch.where(active & settled.unsqueeze(-1), eps**2, -torch.inf)
+            least = torch.where(active & settled.unsqueeze(-1), eps**2, -torch.inf).to(w.dtype)
             w = torch.cat([w[:, :n], w[:, n : n + m].maximum(least), w[:, n + m :]], -1)
             # (a choice of rows before the first round is none)
             rounds = torch.where(polished, rounds + ~(chosen & (rounds == 0)), 0)
@@ -213,7 +213,7 @@ class InteriorPoint(ims.EquationMethod):
                 inner = _pick(cold, _interior_start(program, m), inner)
                 mu = _complementarity(program, inner)
             w = _pick(back, inner[:, :size], w)
-            less = torch.where(cold, _POLISH_BELOW, 1e-2) * mu
+            less = torch.where(cold, _POLISH_BELOW * mu, 1e-2 * mu)
             threshold, stuck = torch.where(back, less, threshold), torch.where(back, 0, stuck)
             polished = polished & ~back
             slope, excess, active, error = self._evaluate(program, w, m)

@@ -131,7 +131,7 @@ def draw_from(distribution: Any, sample_shape: torch.Size) -> Tensor:
         return distribution.inverse_rosenblatt(u).detach()
 
 
-def quantile(distribution: Distribution, u: Tensor) -> Tensor:
+def quantile(distribution: Distribution, u: Tensor, rest: Tensor | None = None) -> Tensor:
     r"""Solve ``F(z; phi) = u``, differentiable in ``u`` and in the parameters.
 
     .. math:: dz = \frac{du - \nabla_\phi F(z; \phi) \, d\phi}{q(z; \phi)}
@@ -146,6 +146,8 @@ def quantile(distribution: Distribution, u: Tensor) -> Tensor:
         A univariate distribution with a CDF.
     u
         Probabilities in [0, 1], of a shape that ends in the batch shape.
+    rest
+        ``1 - u``, where it is known with more digits than ``u`` tells.
 
     Returns
     -------
@@ -164,11 +166,14 @@ def quantile(distribution: Distribution, u: Tensor) -> Tensor:
     [1.0, -inf]
     """
     low, high = bounds(distribution)
-    inner = (u > 0) & (u < 1)
-    v = torch.where(inner, u, 0.5)
-    z = solve_tails(lambda z: log_tails(distribution, z), v.detach(), low, high)
-    z = with_derivatives(lambda z, v: log_odds(distribution, z) - v.logit(), z, (v,), z.dim())
-    ends = torch.where(u == 0, low, torch.where(u == 1, high, torch.nan)).to(z.dtype)
+    rest = 1 - u if rest is None else rest
+    inner = (u > 0) & (rest > 0)
+    v, w = torch.where(inner, u, 0.5), torch.where(inner, rest, 0.5)
+    z = solve_tails(lambda z: log_tails(distribution, z), v.detach(), low, high, w.detach())
+    z = with_derivatives(
+        lambda z, v, w: log_odds(distribution, z) - (v.log() - w.log()), z, (v, w), z.dim()
+    )
+    ends = torch.where(u == 0, low, torch.where(rest == 0, high, torch.nan)).to(z.dtype)
     return torch.where(inner, z, ends)
 
 
@@ -213,6 +218,7 @@ def solve_tails(
     u: Tensor,
     low: Tensor | float,
     high: Tensor | float,
+    rest: Tensor | None = None,
 ) -> Tensor:
     """Solve ``F(z) = u`` from the logarithms of both tails, without derivatives.
 
@@ -224,6 +230,8 @@ def solve_tails(
         Probabilities in (0, 1).
     low, high
         The ends of the support, which may be infinite.
+    rest
+        ``1 - u``, where it is known with more digits than ``u`` tells.
 
     Returns
     -------
@@ -236,7 +244,7 @@ def solve_tails(
     >>> solve_tails(lambda z: (2 * z.log(), (1 - z**2).log()), u, 0.0, 1.0)
     tensor([0.5000, 0.7071])
     """
-    log_u, log_v, lower = u.log(), (-u).log1p(), u < 0.5
+    log_u, log_v, lower = u.log(), (-u).log1p() if rest is None else rest.log(), u < 0.5
 
     def equation(y: Tensor) -> Tensor:
         log_cdf, log_survival = tails(place(y, low, high))

@@ -400,7 +400,7 @@ def _quantile_value(u: Tensor, *parameters: Tensor) -> Tensor:
     x = torch.special.ndtri(smaller).copysign_(p.sub_(q))
     z = x.mul_(scale).add_(loc).clamp_(low, high)
     # where a difference of the tails would be rounded, and at the ends
-    least = torch.where(mass < 1e-3, TINY, 0.0)
+    least = torch.where(mass < 1e-3, torch.full_like(mass, TINY), 0.0)
     rest = (part <= ROUNDED * torch.minimum(below, above)) | (smaller <= least) | (u >= 1)
     if bool(rest.any()):
         few = u[rest]

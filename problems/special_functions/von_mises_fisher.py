@@ -117,7 +117,11 @@ def _sides(t: Tensor, k: Tensor, deficit: Tensor, *, nodes: int, dim: int) -> tu
     """Return ``sigma``, ``e`` and ``K_0, K_1, K_2``, of the side where the score has one sign."""
     excess = deficit - 2 * (0.5 * t).sin().square()  # cos t - A
     inside = excess > 0
-    results = [torch.where(inside, -1.0, 1.0), excess.abs(), *(torch.zeros_like(t) for _ in "KKK")]
+    results = [
+        torch.where(inside, -torch.ones_like(t), 1.0),
+        excess.abs(),
+        *(torch.zeros_like(t) for _ in "KKK"),
+    ]
     for where, sign in ((inside, -1.0), (~inside, 1.0)):
         index = where.nonzero().squeeze(-1)
         if len(index):

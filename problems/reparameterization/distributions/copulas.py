@@ -418,7 +418,7 @@ class FrankCopula(Copula):
     def _double(self) -> Pair:
         """Return ``|theta|``, at least 1e-9, and whether the second variable is mirrored."""
         theta = self.theta.to(torch.float64)
-        theta = theta + torch.where(theta.abs() < 1e-9, 2e-9, 0.0)
+        theta = torch.where(theta.abs() < 1e-9, theta + 2e-9, theta)
         return theta.abs(), theta < 0
 
     def _mirrored(self, log_u: Tensor, log_v: Tensor) -> Pair:

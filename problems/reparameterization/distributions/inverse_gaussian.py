@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -191,6 +192,6 @@ class InverseGaussian(UnivariateDistribution):
     def entropy(self) -> Tensor:
         """Return the differential entropy, by quadrature of ``E[ln x]``."""
         log_mean = expectation(
-            torch.log, lambda u: quantile(self, u), torch.full_like(self.loc, 0.5)
+            torch.log, functools.partial(quantile, self), torch.full_like(self.loc, 0.5)
         )
         return 0.5 * (1 + math.log(2 * math.pi) - self.concentration.log()) + 1.5 * log_mean

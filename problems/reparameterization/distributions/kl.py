@@ -29,7 +29,6 @@ from implicit_solvers.problems.reparameterization.distributions.von_mises import
 from implicit_solvers.problems.reparameterization.distributions.von_mises_fisher import (
     VonMisesFisher,
 )
-from implicit_solvers.problems.reparameterization.validation import unchecked
 from implicit_solvers.problems.special_functions.log_gamma import (
     gamma_divergence,
     log1p_minus,
@@ -134,13 +133,16 @@ def _von_mises_fisher(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
 @register_kl(TruncatedNormal, TruncatedNormal)
 def _truncated_normal(p: TruncatedNormal, q: Any) -> Tensor:
     """Return the mean of ``ln p - ln q``, a quadratic; infinite where q does not cover p."""
-    low, high = getattr(q, "low", -torch.inf), getattr(q, "high", torch.inf)
-    covered = (p.low >= low) & (p.high <= high)
+    kind = p.low.dtype
+    p = TruncatedNormal(*_doubles(p, "loc", "scale", "low", "high"), validate_args=False)
+    ends = ("low", "high") if isinstance(q, TruncatedNormal) else ()
+    q = TruncatedNormal(*_doubles(q, "loc", "scale", *ends), validate_args=False)
+    covered = (p.low >= q.low) & (p.high <= q.high)
     mean = p.mean
     place = torch.where(covered, mean, 0 * mean + q.mean.detach())
-    at_mean = unchecked(p).log_prob(mean) - unchecked(q).log_prob(place)
+    at_mean = p.log_prob(mean) - q.log_prob(place)
     curvature = q.scale.square().reciprocal() - p.scale.square().reciprocal()
-    return torch.where(covered, at_mean + 0.5 * curvature * p.variance, torch.inf)
+    return torch.where(covered, at_mean + 0.5 * curvature * p.variance, torch.inf).to(kind)
 
 
 STEP = 0.15  # of the trapezoidal rule in logarithms of a distance
@@ -172,7 +174,7 @@ def _student_t(p: Any, q: Any) -> Tensor:
     v, beyond = log_v.clamp(max=FAR).exp(), (log_v - FAR).clamp(min=0)
     log_outer = log_v + (s - 30).exp().log1p()
     log_share, log_rest = logsigmoid(s), logsigmoid(-s)
-    side = torch.where(centre < 0, -1.0, 1.0)
+    side = torch.where(centre < 0, -torch.ones_like(centre), 1.0)
     none = torch.zeros_like(beyond)
     intervals = [
         (v + apart, v, beyond, log_outer),

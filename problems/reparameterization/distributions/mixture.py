@@ -33,7 +33,10 @@ from implicit_solvers.problems.reparameterization.inversion import (
     with_derivatives,
 )
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
+from implicit_solvers.problems.reparameterization.quantile_quadrature import (
+    entropy_between,
+    expectation,
+)
 from implicit_solvers.problems.reparameterization.supports import between
 from implicit_solvers.problems.reparameterization.tails import (
     bounds,
@@ -248,8 +251,9 @@ class MixtureSameFamily(UnivariateDistribution, torch.distributions.MixtureSameF
     def entropy(self) -> Tensor:
         """Return the differential entropy of a univariate mixture.
 
-        By quadrature over the quantiles of each component; the error is about 1e-12 in float64 if
-        the densities are smooth.
+        By quadrature between the quantiles of all components, whatever their scales; where that
+        does not find the mass one, as at a singular end, over the quantiles of each. The error is
+        about 1e-12 in float64 if the densities are smooth; NaN where neither sees all components.
 
         Raises
         ------
@@ -257,18 +261,44 @@ class MixtureSameFamily(UnivariateDistribution, torch.distributions.MixtureSameF
             If the mixture is multivariate.
         """
         self._univariate("entropy", "a Monte Carlo estimate")
-        component = self.component_distribution
-        split = torch.full_like(self._log_weights, 0.5).expand(component.batch_shape)
-        of_each = expectation(
-            lambda z: -self._log_density(z), lambda u: _component_quantile(component, u), split
-        )
-        return (self._log_weights.exp() * of_each).sum(-1)
+        component, weights = self.component_distribution, self._log_weights
+        level = torch.arange(-LEVELS, LEVELS + 1, dtype=torch.float64, device=weights.device)
+        level = level.reshape(-1, *(1,) * len(component.batch_shape))
+        level = level.expand(-1, *component.batch_shape)
+        points = _component_quantile(component, level.sigmoid(), (-level).sigmoid())
+        points = points.movedim(-1, 0).flatten(0, 1)
+        if isinstance(component, VonMises):
+            ends = torch.full_like(points[:1], math.pi)
+            points = torch.cat([-ends, (points + math.pi).remainder(2 * math.pi) - math.pi, ends])
+        missing = max(1e-9, 100 * torch.finfo(weights.dtype).eps)
+        between = entropy_between(self._log_density, points.sort(0).values, missing)
+        if not (ims.transformed() or bool(between.isnan().any())):
+            return between.to(weights.dtype)
+
+        def over(function: Callable[[Tensor], Tensor]) -> Tensor:
+            """Return the expectation over the quantiles of each component."""
+            each = expectation(
+                lambda z: function(z.movedim(-1, 0)).movedim(0, -1),
+                functools.partial(_component_quantile, component),
+                torch.full_like(weights, 0.5).expand(component.batch_shape),
+            )
+            return (weights.exp() * each).sum(-1)
+
+        def shares(z: Tensor) -> Tensor:
+            return (self._log_each(z) - self._log_density(z).unsqueeze(-1)).exp().sum(-1)
+
+        with torch.no_grad():
+            count = over(shares)
+        seen = (count - component.batch_shape[-1]).abs() <= missing
+        each = torch.where(seen, over(lambda z: -self._log_density(z)), torch.nan)
+        return torch.where(between.isnan(), each, between).to(weights.dtype)
+
+    def _log_each(self, z: Tensor) -> Tensor:
+        each: Tensor = self.component_distribution.log_prob(z.unsqueeze(-1))
+        return each
 
     def _log_density(self, z: Tensor) -> Tensor:
-        """Return ``ln q`` at points that have the dimension of the components."""
-        component = self.component_distribution
-        joint = self._log_weights + component.log_prob(z.movedim(-1, 0).unsqueeze(-1))
-        return torch.logsumexp(joint, -1).movedim(0, -1)
+        return torch.logsumexp(self._log_weights + self._log_each(z), -1)
 
     def _univariate(self, method: str, instead: str) -> None:
         if self.event_shape:
@@ -427,12 +457,13 @@ def _component_tails(component: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     return log_tails(component, z)
 
 
-def _component_quantile(component: Any, u: Tensor) -> Tensor:
+def _component_quantile(component: Any, u: Tensor, rest: Tensor | None = None) -> Tensor:
     if isinstance(component, VonMises):
         return component.loc + von_mises_quantile(u, component.concentration).to(u.dtype)
-    return quantile(component, u)
+    return quantile(component, u, rest)
 
 
+LEVELS = 36  # of the logarithm of the odds
 SIZE = 1 << 16  # elements times components that are evaluated at once
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch.distributions import Distribution, Normal, constraints
 
 from implicit_solvers.problems.reparameterization.inversion import place, quantile
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.quantile_quadrature import expectation
+from implicit_solvers.problems.reparameterization.quantile_quadrature import MORE_NODES, expectation
 from implicit_solvers.problems.reparameterization.supports import between
 from implicit_solvers.problems.reparameterization.tails import (
     bounds,
@@ -71,7 +72,10 @@ class Truncated(UnivariateDistribution):
     -----
     Source: Figurnov, Mohamed and Mnih, "Implicit Reparameterization Gradients" (2018), equation 5.
     Mean, variance and entropy are quadratures over quantiles, whose error is about 1e-12 in
-    float64 for densities that are smooth, but for a kink at the base's median.
+    float64 for densities that are smooth, but for a kink at the base's median. Quantiles
+    are known up to the tail 1e-299 (1e-15 without a finite end, or if the base has no tails in
+    logarithms): NaN is returned where a tail is so heavy that more than about 1e-9 (1e-6, without
+    tails in logarithms) lies beyond.
 
     Examples
     --------
@@ -200,7 +204,12 @@ class Truncated(UnivariateDistribution):
         with torch.no_grad():
             log_cdf = self._base_tails(self._ends[0])[0]
             split = ((0.5 - log_cdf.exp()) / self._log_total.exp()).clamp(0, 1)
-        return expectation(function, lambda u: quantile(self, u), split)
+        of_each = functools.partial(quantile, self)
+        if not has_accurate_tails(self.base):
+            return expectation(function, of_each, split, 4 * torch.finfo(torch.float64).eps)
+        if bool((self._ends[0].isinf() & self._ends[1].isinf()).any()):
+            return expectation(function, of_each, split)
+        return expectation(function, of_each, split, nodes=MORE_NODES)
 
     def _moment(self, moment: Tensor, of_base: Callable[[], Tensor]) -> Tensor:
         """Return a moment; that of the base where it diverges on an infinite interval."""
@@ -360,7 +369,7 @@ class TruncatedNormal(Truncated):
     def entropy(self) -> Tensor:
         """Return the differential entropy."""
         mode, fall = self._excess(lambda t, m: t * (m + 0.5 * t))
-        return (fall - self._log_density(mode.detach())).to(self.low.dtype)
+        return (fall - self._log_density(mode)).to(self.low.dtype)
 
 
 def _with_ends(

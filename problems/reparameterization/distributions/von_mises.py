@@ -291,7 +291,8 @@ def von_mises_quantile(p: Tensor, concentration: Tensor) -> Tensor:
     inside = tail > von_mises_logsf(torch.full_like(k, LAST), k).detach().exp()
     z = _tail_quantile(torch.where(inside, tail, 0.5), k)
     end = torch.where((p >= 0) & (p <= 1), torch.full_like(p, math.pi), torch.nan)
-    return torch.where(p < 0.5, -1.0, 1.0) * torch.where(inside, z, end)
+    z = torch.where(inside, z, end)
+    return torch.where(p < 0.5, -z, z)
 
 
 def _solve(tail: Tensor, k: Tensor) -> Tensor:

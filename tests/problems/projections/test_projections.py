@@ -454,3 +454,14 @@ class TestLanes:
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
         assert all((slope[1] == 0).all() for slope in found[:-1])
+
+
+@pytest.mark.parametrize("dtype, offset", [(torch.float32, 2e7), (torch.float64, 1e17)])
+def test_large_scores_are_not_lost(dtype, offset):
+    """A row's sum is right beside entries in whose rounding the radius is nothing."""
+    v = torch.tensor([offset * (1 + 2 * torch.finfo(dtype).eps), offset, 0.0], dtype=dtype)
+    for project in (sparsemax, project_simplex, project_l1_ball):
+        assert project(v).tolist() == [1.0, 0.0, 0.0]
+        assert project(v[[1, 1, 2]]).tolist() == [0.5, 0.5, 0.0]
+    slopes = jacrev(sparsemax)(v[[1, 1, 2]])[:2, :2]
+    torch.testing.assert_close(slopes, torch.tensor([[0.5, -0.5], [-0.5, 0.5]], dtype=dtype))

@@ -389,3 +389,14 @@ class TestSolver:
         tolerance = 1e3 * torch.finfo(dtype).eps ** 0.75
         expected = minimizer(*operands)
         torch.testing.assert_close(on_gpu.cpu(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_the_default_dtype_changes_nothing():
+    a, box = torch.tensor([2.0, 3.0]), torch.cat([torch.eye(2), -torch.eye(2)])
+    program = torch.eye(2), a, box, torch.ones(4)
+    torch.set_default_dtype(torch.float64)
+    try:
+        x = quadratic_program(*program).value.x
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(x, torch.tensor([-1.0, -1.0]))

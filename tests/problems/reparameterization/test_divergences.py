@@ -201,6 +201,21 @@ def test_divergences_against_mpmath(make, theirs, first, second, exact, rounding
             assert abs(found - wanted) <= rounding * abs(wanted)
 
 
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ((0.0, 1.0, 10.0, 11.0), (0.0, 1 + 2**-10, 10.0, 11.0)),
+        ((0.0, 1.0, 2.0, 5.0), (0.0, 1 + 2**-20, 2.0, 5.0)),
+    ],
+)
+def test_truncated_normal_distributions_in_single_precision(first, second):
+    """In densities that are rounded to float32 nothing would be left."""
+    p, q = (TruncatedNormal(*torch.tensor(parameters)) for parameters in (first, second))
+    with mp.workdps(40):
+        wanted = normal_kl(*(mp.mpf(x) for x in (*first, *second)))
+    assert abs(kl_divergence(p, q).item() - wanted) <= 2e-4 * wanted
+
+
 def eta_of(dim):
     return lambda eta: LKJCholesky(dim, eta, validate_args=False)
 

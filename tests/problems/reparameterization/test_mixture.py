@@ -1,5 +1,6 @@
 """Mixtures, beyond what `test_distributions` asks of all: formulas, tails, entropies, shapes."""
 
+import mpmath as mp
 import numpy as np
 import pytest
 import torch
@@ -8,11 +9,14 @@ from torch import distributions as td
 from torch.autograd import grad
 
 from implicit_solvers.problems.reparameterization import (
+    Beta,
     Dirichlet,
+    Gamma,
     MixtureSameFamily,
     MultivariateStudentT,
     StudentT,
     Truncated,
+    VonMises,
 )
 from tests.problems.reparameterization.cases import (
     LINE,
@@ -161,3 +165,36 @@ def test_components_without_a_sampler():
     z = q.rsample((2000,))
     assert_uniform((logits.softmax(-1) * z.unsqueeze(-1) ** power).sum(-1))
     assert_constant(q.cdf(z), (logits, power))
+
+
+@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-9), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("narrow", [1.0, 1e-2, 1e-4, 1e-8])
+def test_entropies_of_components_of_unequal_scale(narrow, dtype, rtol):
+    logits, loc = torch.zeros(2, dtype=dtype), torch.tensor([0.25, 0.5], dtype=dtype)
+    scale = torch.tensor([1.0, narrow], dtype=dtype)
+    density = lambda x: (mp.npdf(x, 0.25, 1) + mp.npdf(x, 0.5, mp.mpf(scale[1].item()))) / 2
+    places = sorted({m + k * s for m, s in ((0.25, 1.0), (0.5, narrow)) for k in range(-12, 13)})
+    exact = mp.quad(lambda x: -density(x) * mp.log(density(x)), places)
+    found = MixtureSameFamily(td.Categorical(logits=logits), td.Normal(loc, scale)).entropy()
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.item(), float(exact), rtol=rtol)
+
+
+@pytest.mark.parametrize("kind", [Beta, Gamma, StudentT])
+def test_entropies_with_singular_ends_and_heavy_tails(kind):
+    """Of two equal components, that of one."""
+    parameters = {Beta: (0.3, 2.0), Gamma: (0.1, 2.0), StudentT: (1.0, 0.0, 2.0)}[kind]
+    both = double(*([p, p] for p in parameters))
+    found = MixtureSameFamily(td.Categorical(logits=torch.zeros(2)), kind(*both)).entropy()
+    np.testing.assert_allclose(found.item(), kind(*double(*parameters)).entropy().item(), rtol=1e-7)
+
+
+@pytest.mark.parametrize("concentration", [3.0, 1e4])
+def test_the_entropy_of_directions(concentration):
+    logits, loc, k = double([0.0, 1.0], [0.3, 2.9], [2.0, concentration], requires_grad=True)
+    make = lambda *p: mixture(VonMises)(*p, validate_args=False)
+    angles = torch.linspace(-torch.pi, torch.pi, 200_001, dtype=torch.float64)[:-1]
+    log_q = make(logits, loc, k).log_prob(angles).detach()
+    exact = -2 * torch.pi * (log_q.exp() * log_q).mean()
+    torch.testing.assert_close(make(logits, loc, k).entropy().detach(), exact, rtol=1e-11, atol=0.0)
+    assert torch.autograd.gradcheck(lambda *p: make(*p).entropy(), (logits, loc, k))

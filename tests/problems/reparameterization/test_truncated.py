@@ -279,6 +279,57 @@ def test_an_exponential_has_no_memory():
     np.testing.assert_allclose(by_rate.item(), -(z - low).sum().item() / 2, rtol=1e-9)
 
 
+def beyond(df, low):
+    """Return mean and variance of the part of a Student distribution beyond ``low``."""
+    density = lambda x: (1 + x * x / df) ** (-(df + 1) / 2)
+    places = [mp.log(low), *(mp.mpf(10) ** k for k in range(1, 5))]
+    of = lambda k: mp.quad(lambda v: density(mp.exp(v)) * mp.exp(v * (k + 1)), places)
+    mass, mean, square = of(0), of(1) / of(0), of(2)
+    return float(mean), float(square / mass - mean**2)
+
+
+@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-11), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("df, low", [(2.1, 1.0), (3.0, 1.0), (3.0, 1e3), (30.0, 1.0)])
+def test_moments_of_heavy_tails(df, low, dtype, rtol):
+    base = dist.StudentT(*torch.tensor([df, 0.0, 1.0], dtype=dtype))
+    df, low = float(base.df), torch.tensor(low, dtype=dtype)
+    mean, variance = beyond(mp.mpf(df), mp.mpf(float(low)))
+    for q, sign in ((Truncated(base, low), 1), (Truncated(base, high=-low), -1)):
+        assert q.variance.dtype == dtype
+        np.testing.assert_allclose(sign * q.mean.item(), mean, rtol=rtol)
+        np.testing.assert_allclose(q.variance.item(), variance, rtol=rtol)
+
+
+def test_moments_whose_tails_cannot_be_seen_are_nan():
+    """Of a variance that nearly diverges, and of a base whose CDF ends at 1 - 1e-16."""
+    student = dist.StudentT(*double(2.01, 0.0, 1.0))
+    assert Truncated(student, 1.0).variance.isnan() and Truncated(student, 1.0).mean.isfinite()
+    pareto = Truncated(td.Pareto(*double(1.0, 3.0)), 1.2)
+    assert pareto.variance.isnan()
+    np.testing.assert_allclose(pareto.mean.item(), 1.8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_quantiles_far_in_a_tail_with_either_default_dtype(default):
+    before, u = torch.get_default_dtype(), double([0.1, 0.5, 0.9])[0]
+    torch.set_default_dtype(default)
+    try:
+        for low in (37.6, 38.0, 38.2, 38.4, 39.0):
+            q = TruncatedNormal(*double(0.0, 1.0, low))
+            torch.testing.assert_close(q.cdf(q.icdf(u)), u, rtol=1e-10, atol=0.0)
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("parameters", [(0.0, 1.0, 1.0, INF), (0.5, 2.0, 0.1, 1.0), (0, 1, -1, 2)])
+def test_derivatives_of_the_entropy(parameters):
+    q = lambda *p: TruncatedNormal(*p, validate_args=False).entropy()
+    ends = [t for t in double(*parameters, requires_grad=True) if t.isfinite()]
+    rest = double(*[p for p in parameters if not math.isfinite(p)])
+    assert torch.autograd.gradcheck(lambda *p: q(*p, *rest), ends)
+    assert torch.autograd.gradgradcheck(lambda *p: q(*p, *rest), ends)
+
+
 def test_a_moment_that_diverges():
     base = td.HalfCauchy(torch.tensor(1.0, dtype=torch.float64))
     assert Truncated(base, 1.0).mean == INF
