@@ -31,7 +31,7 @@ if __name__ == "__main__":
 import cg
 import newton
 from comparison import alternate, start_measuring, write
-from linear_sides import tensors
+from gradient_sides import tensors
 
 Event = tuple[str, int]
 
@@ -188,7 +188,7 @@ def measure(lanes: int, solver: Any, rounds: int) -> dict[str, Any]:
 
     import implicit_solvers as ims
 
-    W, x = newton.tensors(*newton.numbers(max(lanes, 1)))
+    W, x, _ = tensors(newton.numbers(max(lanes, 1)))
     if not lanes:
         x = x[0].detach().requires_grad_()
     calls = 0
@@ -260,7 +260,7 @@ def measure_cg(rounds: int) -> dict[str, Any]:
         calls += 1
         return cg.torch_product(v, d)
 
-    whole = cg.ours(None, counted)
+    whole = cg.ours(product=counted)
     whole()
     calls = 0
     whole()
