@@ -23,6 +23,7 @@ import processor
 
 __all__ = [
     "Call",
+    "Counted",
     "Row",
     "Task",
     "alternate",
@@ -34,6 +35,23 @@ __all__ = [
 
 Call = Callable[[], Sequence[Any]]
 Times = list[tuple[float, float]]
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn, self.calls = fn, 0
+
+    def __call__(self, *args: Any) -> Any:
+        """Count and call."""
+        self.calls += 1
+        return self.fn(*args)
+
+    def since(self) -> int:
+        """Return the calls since the last time this was asked."""
+        calls, self.calls = self.calls, 0
+        return calls
 
 
 @dataclass(frozen=True)
