@@ -42,7 +42,7 @@ def watch(events: list[Event]) -> Iterator[None]:
     import torch
 
     import implicit_solvers as ims
-    from implicit_solvers import differentiate
+    from implicit_solvers import differentiate, masking
     from implicit_solvers.linear.jacobian_template import JacobianTemplate
     from implicit_solvers.linear.lane_map import LaneMap
 
@@ -64,25 +64,31 @@ def watch(events: list[Event]) -> Iterator[None]:
         eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
         return 0 if bool((matrix == eye).all()) else len(matrix)
 
+    def evaluated(count: int) -> None:
+        """Forget the last evaluation: the replay evaluates the function where this one serves."""
+        if ("f", count) in events:
+            events.reverse()
+            events.remove(("f", count))
+            events.reverse()
+
     def formed(A: Any) -> bool:
         return A.matrices is not None
 
     def jacobian(A: Any) -> int:
         if formed(A):
             return 0
-        if A.graph is not None and ("f", A.grid) in events:
-            # the replay evaluates the function for each Jacobian, which the solve did before
-            events.reverse()
-            events.remove(("f", A.grid))
-            events.reverse()
+        if A.graph is not None:
+            evaluated(A.grid)
         return int(A.grid)
 
     def pulled(fn: Any, *primals: Any) -> int:
         return max(len(t) if t.dim() > 1 and t.shape[0] != t.shape[1] else 1 for t in primals)
 
     def on_graph(spec: Any, transposed: bool, rhs: Any, *rest: Any) -> int:
-        # a gradient of first order is pulled back by autograd itself
-        return max(rhs.shape[:-1].numel(), 1) if isinstance(rest[-1], tuple) else 0
+        # a gradient of first order is pulled back by autograd itself, through an evaluation
+        count = max(rhs.shape[:-1].numel(), 1) if isinstance(rest[-1], tuple) else 0
+        evaluated(count)
+        return count
 
     with (
         noting(ims.EquationProblem, "residual", "f", lambda problem, z, *rest: len(z)),
@@ -93,7 +99,7 @@ def watch(events: list[Event]) -> Iterator[None]:
         noting(LaneMap, "_apply", "multiply", lambda A, _, v: len(v) if formed(A) else 0),
         noting(ims.LU, "factor_dense", "factor", own),
         noting(ims.LU, "solve", "solve", lambda solver, factors, b, *rest: len(b)),
-        noting(differentiate, "vjp", "pullback", pulled),
+        noting(masking, "vjp", "pullback", pulled),
         noting(differentiate, "_inverse_times", "pullback", on_graph),
     ):
         yield
