@@ -16,13 +16,14 @@ import processor
 if __name__ == "__main__":
     processor.one_core()
 
+import cg
 import numpy as np
-from comparison import Call, Side, Task, compiled, run_as_script
-from linear_sides import by_jax, by_torch, tensors
+import torch
+from cg import STEPS, TOLERANCE
+from comparison import Call, Task, run_as_script
+from gradient_sides import by_jax, by_torch, default, in_one_graph, tensors
 
 LANES, SIZE = 512, 64
-TOLERANCE = 1e-10
-STEPS = 500
 
 
 def numbers() -> tuple[np.ndarray, np.ndarray]:
@@ -44,45 +45,19 @@ def exact() -> Sequence[np.ndarray]:
 # ------------------------------------------------------------------------------------- this library
 
 
-def ours(solver: Any = None) -> Call:
-    import torch
-
+def ours(solver: Any = default, whole: bool = False) -> Call:
+    """Solve by ``solver(ims)``, lanes by ``vmap``; in one graph by ``batch_dims``, as must be."""
     import implicit_solvers as ims
+
+    how: dict[str, Any] = {"solver": solver(ims)}
+    if whole:
+        how |= {"batch_dims": 1, "on_failure": "mask"}
 
     def solve(A, b):
         operator = ims.MatrixOperator(A, positive_definite=True)
-        return ims.linear_solve(operator, b, solver=solver).value
+        return ims.linear_solve(operator, b, **how).value
 
-    return by_torch(numbers(), torch.func.vmap(solve))
-
-
-def by_cg() -> Call:
-    import implicit_solvers as ims
-
-    return ours(ims.CG(rtol=TOLERANCE))
-
-
-def compiled_cg() -> Call:
-    import implicit_solvers as ims
-
-    return ours(compiled(ims.CG(rtol=TOLERANCE, check_every=4)))
-
-
-def one_graph(direct: bool) -> Call:
-    """Compile the whole solve and its backward pass; lanes by ``batch_dims``, as it must be."""
-    import torch
-
-    import implicit_solvers as ims
-
-    solver = ims.Cholesky() if direct else ims.CG(rtol=TOLERANCE)
-
-    @torch.compile(fullgraph=True)
-    def solve(A, b):
-        operator = ims.MatrixOperator(A, positive_definite=True)
-        how: dict[str, Any] = {"batch_dims": 1, "on_failure": "mask"}
-        return ims.linear_solve(operator, b, solver=solver, **how).value
-
-    return by_torch(numbers(), solve)
+    return by_torch(numbers(), in_one_graph(solve) if whole else torch.func.vmap(solve))
 
 
 # --------------------------------------------------------------------------------- written by hand
@@ -90,7 +65,6 @@ def one_graph(direct: bool) -> Call:
 
 def torch_cg(A: Any, b: Any) -> Any:
     """Iterate until the last system is solved."""
-    import torch
 
     def dot(u, v):
         return (u * v).sum(-1, keepdim=True)
@@ -110,8 +84,6 @@ def torch_cg(A: Any, b: Any) -> Any:
 
 
 def torch_by_hand() -> Call:
-    import torch
-
     A, b = tensors(numbers())
 
     def call():
@@ -123,15 +95,7 @@ def torch_by_hand() -> Call:
     return call
 
 
-def torch_solve() -> Call:
-    import torch
-
-    return by_torch(numbers(), torch.linalg.solve)
-
-
 def torch_cholesky() -> Call:
-    import torch
-
     A, b = tensors(numbers())
 
     def call():
@@ -170,16 +134,9 @@ def lineax(direct: bool) -> Call:
 
 
 def xitorch() -> Call:
-    import xitorch
-    from xitorch.linalg import solve
+    from xitorch import LinearOperator
 
-    options = {"method": "cg", "rtol": TOLERANCE, "atol": 0.0, "posdef": True, "max_niter": STEPS}
-
-    def column(A, b):
-        operator = xitorch.LinearOperator.m(A, is_hermitian=True)
-        return solve(operator, b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
-
-    return by_torch(numbers(), column)
+    return cg.xitorch(numbers(), lambda A: LinearOperator.m(A, is_hermitian=True))
 
 
 TASK = Task(
@@ -187,20 +144,20 @@ TASK = Task(
     "Batched CG, 512 systems, n = 64",
     ("x", "dA", "db"),
     exact,
-    (
-        Side("ours, default (Cholesky)", ours, ours=True),
-        Side("ours, CG(rtol=1e-10)", by_cg, ours=True),
-        Side("ours, CG, compiled loop", compiled_cg, ours=True),
-        Side("ours, CG, compiled whole", lambda: one_graph(False), ours=True),
-        Side("ours, Cholesky, compiled whole", lambda: one_graph(True), ours=True),
-        Side("torch by hand, CG", torch_by_hand),
-        Side("torch by hand, Cholesky", torch_cholesky),
-        Side("torch.linalg.solve (LU)", torch_solve),
-        Side("jax.scipy, CG", jax_scipy),
-        Side("lineax, CG", lambda: lineax(False)),
-        Side("lineax, Cholesky", lambda: lineax(True)),
-        Side("xitorch, CG", xitorch),
-    ),
+    {
+        "ours, default (Cholesky)": ours,
+        "ours, CG(rtol=1e-10)": lambda: ours(cg.tuned),
+        "ours, CG, compiled loop": lambda: ours(cg.compiled),
+        "ours, CG, compiled whole": lambda: ours(cg.tuned, whole=True),
+        "ours, Cholesky, compiled whole": lambda: ours(lambda ims: ims.Cholesky(), whole=True),
+        "torch by hand, CG": torch_by_hand,
+        "torch by hand, Cholesky": torch_cholesky,
+        "torch.linalg.solve (LU)": lambda: by_torch(numbers(), torch.linalg.solve),
+        "jax.scipy, CG": jax_scipy,
+        "lineax, CG": lambda: lineax(False),
+        "lineax, Cholesky": lambda: lineax(True),
+        "xitorch, CG": xitorch,
+    },
     rounds=11,
 )
 

@@ -18,8 +18,9 @@ if __name__ == "__main__":
     processor.one_core()
 
 import numpy as np
-from comparison import Call, Side, Task, compiled, run_as_script
-from linear_sides import by_jax, by_torch, tensors
+import torch
+from comparison import Call, Task, run_as_script
+from gradient_sides import by_jax, by_torch, default, in_one_graph, tensors
 
 EDGE = 64
 TOLERANCE = 1e-10
@@ -55,56 +56,37 @@ def product(v: Any, d: Any, pad: Any) -> Any:
 
 
 def torch_product(v: Any, d: Any) -> Any:
-    import torch
-
     return product(v, d, lambda grid: torch.nn.functional.pad(grid, (1, 1, 1, 1)))
 
 
 # ------------------------------------------------------------------------------------- this library
 
 
-def ours(solver: Any = None, product: Any = torch_product) -> Call:
+def ours(solver: Any = default, whole: bool = False, product: Any = torch_product) -> Call:
+    """Solve by ``solver(ims)``, perhaps the whole of it in one compiled graph."""
     import implicit_solvers as ims
+
+    how: dict[str, Any] = {"solver": solver(ims), "on_failure": "mask" if whole else "raise"}
 
     def solve(d, b):
         A = ims.FunctionOperator(lambda v: product(v, d), like=b, positive_definite=True)
-        return ims.linear_solve(A, b, solver=solver).value
+        return ims.linear_solve(A, b, **how).value
 
-    return by_torch(numbers(), solve)
-
-
-def tuned() -> Call:
-    import implicit_solvers as ims
-
-    return ours(ims.CG(rtol=TOLERANCE))
+    return by_torch(numbers(), in_one_graph(solve) if whole else solve)
 
 
-def compiled_cg() -> Call:
-    import implicit_solvers as ims
-
-    return ours(compiled(ims.CG(rtol=TOLERANCE, check_every=4)))
+def tuned(ims: Any, **options: Any) -> Any:
+    return ims.CG(rtol=TOLERANCE, **options)
 
 
-def one_graph() -> Call:
-    """Compile the whole solve and its backward pass."""
-    import torch
-
-    import implicit_solvers as ims
-
-    @torch.compile(fullgraph=True)
-    def solve(d, b):
-        A = ims.FunctionOperator(lambda v: torch_product(v, d), like=b, positive_definite=True)
-        return ims.linear_solve(A, b, solver=ims.CG(rtol=TOLERANCE), on_failure="mask").value
-
-    return by_torch(numbers(), solve)
+def compiled(ims: Any) -> Any:
+    return tuned(ims, check_every=4, compile=True)
 
 
 # --------------------------------------------------------------------------------- written by hand
 
 
 def torch_cg(product: Any, b: Any) -> Any:
-    import torch
-
     x, r, p = torch.zeros_like(b), b.clone(), b.clone()
     rho = r @ r
     limit = TOLERANCE**2 * rho
@@ -121,8 +103,6 @@ def torch_cg(product: Any, b: Any) -> Any:
 
 
 def torch_by_hand() -> Call:
-    import torch
-
     d, b = tensors(numbers())
 
     def call():
@@ -188,7 +168,6 @@ def lineax() -> Call:
 
 
 def torchopt() -> Call:
-    import torch
     import torchopt
     from torchopt.diff.implicit import custom_root
 
@@ -203,11 +182,24 @@ def torchopt() -> Call:
     return by_torch(numbers(), lambda d, b: solve(torch.zeros_like(b), d, b))
 
 
-def xitorch() -> Call:
-    import xitorch
+def xitorch(numbers: Any, operator: Any, method: str = "cg") -> Call:
+    """Solve one column with ``operator``, made of the first of the numbers."""
     from xitorch.linalg import solve
 
-    class Field(xitorch.LinearOperator):
+    options = {"method": method, "rtol": TOLERANCE, "atol": 0.0, "max_niter": STEPS}
+    options["posdef"] = True  # solves as it is, without normal equations
+
+    def column(A, b):
+        right = b.unsqueeze(-1)
+        return solve(operator(A), right, bck_options=options, **options).squeeze(-1)
+
+    return by_torch(numbers, column)
+
+
+def xitorch_field() -> Call:
+    import xitorch as xt
+
+    class Field(xt.LinearOperator):
         def __init__(self, d):
             super().__init__((EDGE**2, EDGE**2), True, d.dtype, d.device)
             self.d = d
@@ -218,12 +210,7 @@ def xitorch() -> Call:
         def _getparamnames(self, prefix=""):
             return [prefix + "d"]
 
-    options = {"method": "cg", "rtol": TOLERANCE, "atol": 0.0, "posdef": True, "max_niter": STEPS}
-
-    def column(d, b):
-        return solve(Field(d), b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
-
-    return by_torch(numbers(), column)
+    return xitorch(numbers(), Field)
 
 
 TASK = Task(
@@ -231,18 +218,18 @@ TASK = Task(
     "CG, matrix-free, n = 4,096",
     ("x", "dd", "db"),
     exact,
-    (
-        Side("ours, default", ours, ours=True),
-        Side("ours, tuned: CG(rtol=1e-10)", tuned, ours=True),
-        Side("ours, compiled loop", compiled_cg, ours=True),
-        Side("ours, compiled whole", one_graph, ours=True),
-        Side("torch by hand", torch_by_hand),
-        Side("SciPy", scipy),
-        Side("jax.scipy", jax_scipy),
-        Side("lineax", lineax),
-        Side("TorchOpt", torchopt),
-        Side("xitorch", xitorch),
-    ),
+    {
+        "ours, default": ours,
+        "ours, tuned: CG(rtol=1e-10)": lambda: ours(tuned),
+        "ours, compiled loop": lambda: ours(compiled),
+        "ours, compiled whole": lambda: ours(tuned, whole=True),
+        "torch by hand": torch_by_hand,
+        "SciPy": scipy,
+        "jax.scipy": jax_scipy,
+        "lineax": lineax,
+        "TorchOpt": torchopt,
+        "xitorch": xitorch_field,
+    },
 )
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,11 @@ import processor
 
 __all__ = [
     "Call",
-    "Missing",
+    "Counted",
     "Row",
-    "Side",
     "Task",
     "alternate",
     "compare",
-    "compiled",
     "medians",
     "relative_error",
     "run_as_script",
@@ -39,35 +37,38 @@ Call = Callable[[], Sequence[Any]]
 Times = list[tuple[float, float]]
 
 
-class Missing(Exception):
-    """A side that cannot be had here: why."""
+class Counted:
+    """A function that counts its calls."""
 
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn, self.calls = fn, 0
 
-@dataclass(frozen=True)
-class Side:
-    """A way to compute the task: ``make()`` prepares, what it returns computes, once a call.
+    def __call__(self, *args: Any) -> Any:
+        """Count and call."""
+        self.calls += 1
+        return self.fn(*args)
 
-    A call returns the value and the gradients, in the order of the task's outputs.
-    """
-
-    label: str
-    make: Callable[[], Call]
-    ours: bool = False
+    def since(self) -> int:
+        """Return the calls since the last time this was asked."""
+        calls, self.calls = self.calls, 0
+        return calls
 
 
 @dataclass(frozen=True)
 class Task:
     """What is computed, its reference, and how far from it is near enough to be timed.
 
-    ``reference()`` returns the value and the gradients, named by ``outputs``. ``limit`` bounds the
-    largest error of an output, relative to its largest entry.
+    ``reference()`` returns the value and the gradients, named by ``outputs``. ``sides`` are ways to
+    compute them, by label, which begins with "ours" for this library: one prepares, and returns
+    what computes, once a call. ``limit`` bounds the largest error of an output, relative to its
+    largest entry.
     """
 
     name: str
     title: str
     outputs: tuple[str, ...]
     reference: Callable[[], Sequence[Any]]
-    sides: tuple[Side, ...]
+    sides: Mapping[str, Callable[[], Call]]
     limit: float = 1e-8
     rounds: int = 21
 
@@ -101,13 +102,6 @@ def relative_error(found: Any, exact: Any) -> float:
     return float(np.abs(found - exact).max() / np.abs(exact).max())
 
 
-def compiled(solver: Any) -> Any:
-    """Return a solver of ours that compiles its loop."""
-    if "compile" not in {f.name for f in fields(solver)}:
-        raise Missing(f"{type(solver).__name__} has no compile=")
-    return replace(solver, compile=True)
-
-
 def to_numpy(array: Any) -> Any:
     """Return a torch or JAX array as NumPy's."""
     import numpy as np
@@ -115,18 +109,15 @@ def to_numpy(array: Any) -> Any:
     return np.asarray(array.detach() if hasattr(array, "detach") else array, dtype=np.float64)
 
 
-def check(task: Task, side: Side, exact: Sequence[Any]) -> tuple[Row, Call | None]:
+def check(task: Task, label: str, exact: Sequence[Any]) -> tuple[Row, Call | None]:
     """Prepare a side and judge its first answer; return its call if it may be timed."""
-    row = Row(side.label, side.ours, "timed")
+    row = Row(label, label.startswith("ours"), "timed")
     start = time.perf_counter()
     try:
-        call = side.make()
+        call = task.sides[label]()
         answer = call()
     except ImportError as error:
         row.status, row.detail = "missing", f"{error.name or error} is not installed"
-        return row, None
-    except Missing as why:
-        row.status, row.detail = "missing", str(why)
         return row, None
     except Exception as error:
         traceback.print_exc()
@@ -183,14 +174,14 @@ def compare(task: Task, rounds: int | None = None, only: Sequence[str] = ()) -> 
     exact = task.reference()
     rows: list[Row] = []
     calls: dict[str, Call] = {}
-    for side in task.sides:
-        if only and not any(part in side.label for part in only):
+    for label in task.sides:
+        if only and not any(part in label for part in only):
             continue
-        row, call = check(task, side, exact)
+        row, call = check(task, label, exact)
         rows.append(row)
         if call is not None:
-            calls[side.label] = call
-        print(f"  {side.label}: {row.status} {row.detail}", file=sys.stderr, flush=True)
+            calls[label] = call
+        print(f"  {label}: {row.status} {row.detail}", file=sys.stderr, flush=True)
     seconds = alternate(calls, task.rounds if rounds is None else rounds)
     timed = [row for row in rows if row.status == "timed"]
     for row in timed:
@@ -235,7 +226,7 @@ def run_as_script(*tasks: Task) -> int:
     start_measuring(options.allocator)
     for task in tasks:
         if options.quick and not options.only:
-            sides = tuple(side for side in task.sides if "compiled" not in side.label)
+            sides = {label: make for label, make in task.sides.items() if "compiled" not in label}
             task = replace(task, sides=sides)
         rows = compare(task, 3 if options.quick else options.rounds, options.only)
         print(f"\n{task.title}\n")

@@ -16,6 +16,7 @@ import numpy as np
 import scipy
 import scipy.optimize
 import torch
+from comparison import Counted
 
 import implicit_solvers as ims
 from implicit_solvers.testing import problems
@@ -103,17 +104,6 @@ def stationary(problem, z, tol=1e-3):
 
 
 # -- runs -----------------------------------------------------------------------------------------
-
-
-class Counted:
-    """A function that counts how often it is called."""
-
-    def __init__(self, fn):
-        self.fn, self.calls = fn, 0
-
-    def __call__(self, *args):
-        self.calls += 1
-        return self.fn(*args)
 
 
 def ours(problem, solver):

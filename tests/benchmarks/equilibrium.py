@@ -17,7 +17,9 @@ if __name__ == "__main__":
     processor.one_core()
 
 import numpy as np
-from comparison import Call, Side, Task, compiled, run_as_script
+import torch
+from comparison import Call, Task, run_as_script
+from gradient_sides import by_jax, by_torch, in_one_graph, tensors
 
 BATCH, SIZE = 256, 128
 TOLERANCE = 1e-11
@@ -48,115 +50,61 @@ def exact() -> Sequence[np.ndarray]:
     return z, w.T @ z, w.T @ x, w.sum(0), w @ U
 
 
-def tensors() -> list[Any]:
-    import torch
-
-    return [torch.from_numpy(a).requires_grad_() for a in numbers()]
-
-
 def cell(z: Any, W: Any, U: Any, b: Any, x: Any) -> Any:
-    import torch
-
     return torch.tanh(z @ W.T + x @ U.T + b)
 
 
 def inner_cell(z: Any, W: Any, drive: Any) -> Any:
-    import torch
-
     return torch.tanh(z @ W.T + drive)
-
-
-def slopes(z: Any, theta: Sequence[Any]) -> tuple[Any, ...]:
-    import torch
-
-    return z, *torch.autograd.grad(z.square().sum() / 2, theta)
 
 
 # ------------------------------------------------------------------------------------- this library
 
 
 def ours() -> Call:
-    import torch
-
     import implicit_solvers as ims
 
-    theta = tensors()
-    start = torch.zeros_like(theta[-1])
+    lanes: dict[str, Any] = {"batch_dims": 1, "in_dims": (None, None, None, 0)}
 
-    def call():
-        lanes: dict[str, Any] = {"batch_dims": 1, "in_dims": (None, None, None, 0)}
-        return slopes(ims.fixed_point(cell, start, tuple(theta), **lanes).value, theta)
+    def solve(*theta):
+        return ims.fixed_point(cell, torch.zeros_like(theta[-1]), theta, **lanes).value
 
-    return call
+    return by_torch(numbers(), solve)
 
 
-def driven(solver: Any, adjoint: Any) -> Call:
-    """Compute ``U x + b`` once, as the sides of the others do."""
-    import torch
+def driven(adjoint: Any, compile: bool = False, whole: bool = False) -> Call:
+    """Iterate, and solve by ``adjoint(ims)``; perhaps the whole of it in one compiled graph.
 
+    ``U x + b`` is computed once, as the sides of the others do.
+    """
     import implicit_solvers as ims
 
-    theta = tensors()
-    start = torch.zeros_like(theta[-1])
     how: dict[str, Any] = {
-        "solver": solver,
-        "adjoint": adjoint,
+        "solver": ims.FixedPointIteration(rtol=TOLERANCE, atol=TOLERANCE, compile=compile),
+        "adjoint": ims.ImplicitAdjoint(adjoint(ims)),
+        "on_failure": "mask" if whole else "raise",
         "batch_dims": 1,
         "in_dims": (None, 0),
     }
 
-    def call():
-        W, U, b, x = theta
-        z = ims.fixed_point(inner_cell, start, (W, x @ U.T + b), **how).value
-        return slopes(z, theta)
-
-    return call
-
-
-def by_neumann() -> Call:
-    import implicit_solvers as ims
-
-    solver = ims.FixedPointIteration(rtol=TOLERANCE, atol=TOLERANCE)
-    return driven(solver, ims.ImplicitAdjoint(ims.Neumann(rtol=1e-10)))
-
-
-def by_bicgstab() -> Call:
-    import implicit_solvers as ims
-
-    solver = ims.FixedPointIteration(rtol=TOLERANCE, atol=TOLERANCE)
-    return driven(solver, ims.ImplicitAdjoint(ims.BiCGStab(rtol=1e-10)))
-
-
-def compiled_picard() -> Call:
-    import implicit_solvers as ims
-
-    solver = compiled(ims.FixedPointIteration(rtol=TOLERANCE, atol=TOLERANCE))
-    return driven(solver, ims.ImplicitAdjoint(compiled(ims.Neumann(rtol=1e-10, check_every=4))))
-
-
-def one_graph() -> Call:
-    """Compile the whole solve and its backward pass."""
-    import torch
-
-    import implicit_solvers as ims
-
-    theta = tensors()
-    solver = ims.FixedPointIteration(rtol=TOLERANCE, atol=TOLERANCE)
-    how: dict[str, Any] = {
-        "solver": solver,
-        "adjoint": ims.ImplicitAdjoint(ims.BiCGStab(rtol=1e-10)),
-    }
-    how |= {"batch_dims": 1, "in_dims": (None, 0), "on_failure": "mask"}
-
-    @torch.compile(fullgraph=True)
     def solve(W, drive):
         return ims.fixed_point(inner_cell, torch.zeros_like(drive), (W, drive), **how).value
 
-    def call():
-        W, U, b, x = theta
-        return slopes(solve(W, x @ U.T + b), theta)
+    if whole:
+        solve = in_one_graph(solve)
+    return by_torch(numbers(), lambda W, U, b, x: solve(W, x @ U.T + b))
 
-    return call
+
+def neumann(ims: Any, **options: Any) -> Any:
+    return ims.Neumann(rtol=1e-10, **options)
+
+
+def bicgstab(ims: Any) -> Any:
+    return ims.BiCGStab(rtol=1e-10)
+
+
+def compiled_loops() -> Call:
+    return driven(lambda ims: neumann(ims, check_every=4, compile=True), compile=True)
 
 
 # --------------------------------------------------------------------------------- written by hand
@@ -164,9 +112,7 @@ def one_graph() -> Call:
 
 def torch_picard() -> Call:
     """Iterate on the whole batch, forward and for the adjoint."""
-    import torch
-
-    theta = tensors()
+    theta = tensors(numbers())
 
     def call():
         W, U, b, x = theta
@@ -191,24 +137,7 @@ def torch_picard() -> Call:
 
 def jax_side(solve: Any) -> Call:
     """Jit the gradient of ``solve((W, U x + b))``."""
-    import jax
-    import jax.numpy as jnp
-
-    jax.config.update("jax_enable_x64", True)
-    theta = tuple(jnp.asarray(a) for a in numbers())
-
-    def loss(theta):
-        W, U, b, x = theta
-        z = solve((W, x @ U.T + b))
-        return (z**2).sum() / 2, z
-
-    gradient = jax.jit(jax.grad(loss, has_aux=True))
-
-    def call():
-        slopes, z = jax.block_until_ready(gradient(theta))
-        return z, *slopes
-
-    return call
+    return by_jax(numbers(), lambda W, U, b, x: solve((W, x @ U.T + b)))
 
 
 def jax_cell(z: Any, args: Any) -> Any:
@@ -252,7 +181,6 @@ def jaxopt(tuned: bool) -> Call:
 
 
 def torchdeq(accurate: bool) -> Call:
-    import torch
     import torchdeq
 
     options: dict[str, Any] = {"ift": True}
@@ -261,15 +189,13 @@ def torchdeq(accurate: bool) -> Call:
         options |= {"f_max_iter": STEPS, "b_max_iter": STEPS}
         options |= {"f_tol": TOLERANCE, "b_tol": TOLERANCE}
     deq = torchdeq.get_deq(core="indexing", **options)
-    theta = tensors()
 
-    def call():
-        W, U, b, x = theta
+    def solve(W, U, b, x):
         drive = x @ U.T + b
-        states, _ = deq(lambda z: torch.tanh(z @ W.T + drive), torch.zeros_like(x))
-        return slopes(states[-1], theta)
+        states, _ = deq(lambda z: inner_cell(z, W, drive), torch.zeros_like(x))
+        return states[-1]
 
-    return call
+    return by_torch(numbers(), solve)
 
 
 TASK = Task(
@@ -277,19 +203,19 @@ TASK = Task(
     "Equilibrium z = tanh(Wz + Ux + b), batch 256, n = 128",
     ("z", "dW", "dU", "db", "dx"),
     exact,
-    (
-        Side("ours, default", ours, ours=True),
-        Side("ours, tuned: Picard, adjoint by Neumann", by_neumann, ours=True),
-        Side("ours, tuned: Picard, adjoint by BiCGStab", by_bicgstab, ours=True),
-        Side("ours, compiled loop", compiled_picard, ours=True),
-        Side("ours, compiled whole", one_graph, ours=True),
-        Side("torch by hand, Picard", torch_picard),
-        Side("Optimistix, fixed point and BiCGStab adjoint", optimistix),
-        Side("jaxopt, adjoint by BiCGStab, tuned", lambda: jaxopt(True)),
-        Side("jaxopt, default adjoint", lambda: jaxopt(False)),
-        Side("torchdeq, Picard, accurate", lambda: torchdeq(True)),
-        Side("torchdeq, default", lambda: torchdeq(False)),
-    ),
+    {
+        "ours, default": ours,
+        "ours, tuned: Picard, adjoint by Neumann": lambda: driven(neumann),
+        "ours, tuned: Picard, adjoint by BiCGStab": lambda: driven(bicgstab),
+        "ours, compiled loop": compiled_loops,
+        "ours, compiled whole": lambda: driven(bicgstab, whole=True),
+        "torch by hand, Picard": torch_picard,
+        "Optimistix, fixed point and BiCGStab adjoint": optimistix,
+        "jaxopt, adjoint by BiCGStab, tuned": lambda: jaxopt(True),
+        "jaxopt, default adjoint": lambda: jaxopt(False),
+        "torchdeq, Picard, accurate": lambda: torchdeq(True),
+        "torchdeq, default": lambda: torchdeq(False),
+    },
     limit=1e-9,
     rounds=11,
 )

@@ -16,16 +16,17 @@ import processor
 if __name__ == "__main__":
     processor.one_core()
 
+import cg
 import numpy as np
-from comparison import Call, Side, Task, compiled, run_as_script
-from linear_sides import by_jax, by_torch, tensors
+import torch
+from cg import STEPS, TOLERANCE
+from comparison import Call, Task, run_as_script
+from gradient_sides import by_jax, by_torch, default, in_one_graph, tensors
 
 SIZE = 2048
-TOLERANCE = 1e-10
 RESTART = 50  # more than the steps it takes
 # JAX's two look at the residual only when a cycle ends: the shortest cycle that is long enough
 CYCLE = 20
-STEPS = 500
 
 
 def numbers() -> tuple[np.ndarray, np.ndarray]:
@@ -46,48 +47,20 @@ def exact() -> Sequence[np.ndarray]:
 # ------------------------------------------------------------------------------------- this library
 
 
-def ours(solver: Any = None) -> Call:
+def ours(solver: Any = default, whole: bool = False) -> Call:
+    """Solve by ``solver(ims)``, perhaps the whole of it in one compiled graph."""
     import implicit_solvers as ims
+
+    how: dict[str, Any] = {"solver": solver(ims), "on_failure": "mask" if whole else "raise"}
 
     def solve(A, b):
-        return ims.linear_solve(ims.MatrixOperator(A), b, solver=solver).value
+        return ims.linear_solve(ims.MatrixOperator(A), b, **how).value
 
-    return by_torch(numbers(), solve)
-
-
-def tuned() -> Call:
-    import implicit_solvers as ims
-
-    return ours(ims.GMRES(rtol=TOLERANCE))
+    return by_torch(numbers(), in_one_graph(solve) if whole else solve)
 
 
-def mixed_precision() -> Call:
-    import torch
-
-    import implicit_solvers as ims
-
-    return ours(ims.GMRES(rtol=TOLERANCE, inner_dtype=torch.float32))
-
-
-def compiled_gmres() -> Call:
-    import implicit_solvers as ims
-
-    return ours(compiled(ims.GMRES(rtol=TOLERANCE)))
-
-
-def one_graph() -> Call:
-    """Compile the whole solve and its backward pass."""
-    import torch
-
-    import implicit_solvers as ims
-
-    @torch.compile(fullgraph=True)
-    def solve(A, b):
-        operator = ims.MatrixOperator(A)
-        solver = ims.GMRES(rtol=TOLERANCE)
-        return ims.linear_solve(operator, b, solver=solver, on_failure="mask").value
-
-    return by_torch(numbers(), solve)
+def tuned(ims: Any, **options: Any) -> Any:
+    return ims.GMRES(rtol=TOLERANCE, **options)
 
 
 # --------------------------------------------------------------------------------- written by hand
@@ -96,8 +69,6 @@ def one_graph() -> Call:
 def torch_gmres(product: Any, b: Any) -> Any:
     """Build one Krylov space, Gram-Schmidt twice, and the Hessenberg problem on Python floats."""
     import math
-
-    import torch
 
     size = float(b.norm())
     basis = b.new_empty(RESTART + 1, len(b))
@@ -135,8 +106,6 @@ def torch_gmres(product: Any, b: Any) -> Any:
 
 
 def torch_by_hand() -> Call:
-    import torch
-
     A, b = tensors(numbers())
 
     def call():
@@ -146,12 +115,6 @@ def torch_by_hand() -> Call:
             return x, -torch.outer(w, x), w
 
     return call
-
-
-def torch_lu() -> Call:
-    import torch
-
-    return by_torch(numbers(), torch.linalg.solve)
 
 
 def scipy() -> Call:
@@ -190,17 +153,9 @@ def lineax() -> Call:
 
 
 def xitorch() -> Call:
-    import xitorch
-    from xitorch.linalg import solve
+    from xitorch import LinearOperator
 
-    options = {"method": "bicgstab", "rtol": TOLERANCE, "atol": 0.0, "max_niter": STEPS}
-    options["posdef"] = True  # solves as it is, without normal equations
-
-    def column(A, b):
-        operator = xitorch.LinearOperator.m(A, is_hermitian=False)
-        return solve(operator, b.unsqueeze(-1), bck_options=options, **options).squeeze(-1)
-
-    return by_torch(numbers(), column)
+    return cg.xitorch(numbers(), lambda A: LinearOperator.m(A, is_hermitian=False), "bicgstab")
 
 
 TASK = Task(
@@ -208,19 +163,21 @@ TASK = Task(
     "GMRES, dense nonsymmetric operator, n = 2,048",
     ("x", "dA", "db"),
     exact,
-    (
-        Side("ours, default", ours, ours=True),
-        Side("ours, tuned: GMRES(rtol=1e-10)", tuned, ours=True),
-        Side("ours, mixed precision: inner_dtype=torch.float32", mixed_precision, ours=True),
-        Side("ours, compiled loop", compiled_gmres, ours=True),
-        Side("ours, compiled whole", one_graph, ours=True),
-        Side("torch by hand", torch_by_hand),
-        Side("SciPy", scipy),
-        Side("jax.scipy", jax_scipy),
-        Side("lineax", lineax),
-        Side("xitorch, BiCGStab", xitorch),
-        Side("torch.linalg.solve (LU)", torch_lu),
-    ),
+    {
+        "ours, default": ours,
+        "ours, tuned: GMRES(rtol=1e-10)": lambda: ours(tuned),
+        "ours, mixed precision: inner_dtype=torch.float32": lambda: ours(
+            lambda ims: tuned(ims, inner_dtype=torch.float32)
+        ),
+        "ours, compiled loop": lambda: ours(lambda ims: tuned(ims, compile=True)),
+        "ours, compiled whole": lambda: ours(tuned, whole=True),
+        "torch by hand": torch_by_hand,
+        "SciPy": scipy,
+        "jax.scipy": jax_scipy,
+        "lineax": lineax,
+        "xitorch, BiCGStab": xitorch,
+        "torch.linalg.solve (LU)": lambda: by_torch(numbers(), torch.linalg.solve),
+    },
     rounds=7,
 )
 

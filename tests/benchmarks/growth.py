@@ -22,32 +22,27 @@ if __name__ == "__main__":
     processor.one_core()
 
 import newton
-from comparison import Call, Side, Task, compare, start_measuring, write
+from comparison import Call, Task, compare, start_measuring, write
 
 LANES = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 UNKNOWNS = (2, 8, 32, 128, 512, 2048)
-SIDES: dict[str, tuple[Callable[..., Call], bool]] = {
-    "ours, default": (lambda numbers: newton.ours(None, numbers), True),
-    "torch by hand": (newton.torch_analytic, False),
-    "Optimistix Newton": (newton.optimistix, False),
-    "jaxopt custom_root": (newton.jaxopt, False),
+SIDES: dict[str, Callable[[Any], Call]] = {
+    "ours, default": lambda numbers: newton.ours(numbers=numbers),
+    "torch by hand": lambda numbers: newton.by_hand(newton.analytic, numbers),
+    "Optimistix Newton": newton.optimistix,
+    "jaxopt custom_root": newton.jaxopt,
 }
 
 
 def one_size(lanes: int, n: int, rounds: int) -> list[dict[str, Any]]:
     """Return a row for each side at one size."""
     numbers = functools.partial(newton.numbers, lanes, n)
-
-    def side(label: str) -> Side:
-        make, ours = SIDES[label]
-        return Side(label, lambda: make(numbers=numbers), ours)
-
     task = Task(
         "growth",
         f"{lanes:,} lanes of {n:,} unknowns",
         ("z", "dW", "dx"),
         lambda: newton.exact(*numbers()),
-        tuple(map(side, SIDES)),
+        {label: functools.partial(make, numbers) for label, make in SIDES.items()},
     )
     rows = compare(task, rounds)
     sizes = {"lanes": lanes, "n": n}

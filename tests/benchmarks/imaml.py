@@ -26,18 +26,6 @@ from worker import Worker, in_turns, seconds_of, serve
 
 TASKS, POINTS, WIDTH = 32, 10, 40
 STEPS, CG_STEPS, LR, STRENGTH = 16, 5, 0.05, 2.0
-SIDES = {
-    "ours": "this library, `vmap`",
-    "ours_compiled": "this library, `vmap`, `compile=True`",
-    "ours_graph": "this library, `torch.compile(fullgraph=True)`",
-    "ours_loop": "this library, task by task",
-    "func": "hand-written `torch.func`",
-    "func_compiled": "hand-written `torch.func`, `torch.compile(fullgraph=True)`",
-    "plain": "hand-written loop over tasks",
-    "torchopt": "TorchOpt, `custom_root`",
-    "torchopt_module": "TorchOpt, `ImplicitMetaGradientModule`",
-    "jax": "JAX, `vmap` and `jit`",
-}
 
 
 def numbers():
@@ -74,6 +62,30 @@ def loss_of(phi, x, y, tanh):
     return ((out - y) ** 2).mean()
 
 
+def inner_loss(phi, theta, x, y, tanh):
+    """Return the loss of a task, with the pull back to the meta-parameters."""
+    pull = sum(((p - t) ** 2).sum() for p, t in zip(phi, theta, strict=True))
+    return loss_of(phi, x, y, tanh) + STRENGTH / 2 * pull
+
+
+def dot(u, v):
+    return sum((a * b).sum() for a, b in zip(u, v, strict=True))
+
+
+def torch_cg(product, b):
+    """Take the steps of conjugate gradients from zero, by hand."""
+    w, r, p = [t * 0 for t in b], b, b
+    rr = dot(r, r)
+    for _ in range(CG_STEPS):
+        Ap = product(p)
+        a = rr / dot(p, Ap)
+        w = [s + a * t for s, t in zip(w, p, strict=True)]
+        r = [s - a * t for s, t in zip(r, Ap, strict=True)]
+        rr, old = dot(r, r), rr
+        p = [s + rr / old * t for s, t in zip(r, p, strict=True)]
+    return w
+
+
 def ours(loop=False, compiled=False):
     import torch
 
@@ -104,14 +116,6 @@ def ours(loop=False, compiled=False):
     return call
 
 
-def ours_compiled():
-    return ours(compiled=True)
-
-
-def ours_loop():
-    return ours(loop=True)
-
-
 def ours_graph():
     """Compile the meta-objective and its backward pass."""
     import torch
@@ -138,10 +142,6 @@ def ours_graph():
     return lambda: torch.autograd.grad(objective(leaves, supports, queries), leaves)
 
 
-def func_compiled():
-    return func(compiled=True)
-
-
 def func(compiled=False):
     """Write the algorithm for one task, as short as it can be, and let ``vmap`` batch it."""
     import torch
@@ -149,29 +149,16 @@ def func(compiled=False):
 
     theta, supports, queries = torch_numbers()
 
-    def dot(u, v):
-        return sum((a * b).sum() for a, b in zip(u, v, strict=True))
-
     def task(x, y, query_x, query_y):
         def inner(phi):
-            pull = sum((p - t).square().sum() for p, t in zip(phi, theta, strict=True))
-            return loss_of(phi, x, y, torch.tanh) + STRENGTH / 2 * pull
+            return inner_loss(phi, theta, x, y, torch.tanh)
 
         phi = theta
         for _ in range(STEPS):
             phi = [p - LR * g for p, g in zip(phi, grad(inner)(phi), strict=True)]
         b = grad(lambda phi: loss_of(phi, query_x, query_y, torch.tanh))(phi)
-        _, product = vjp(grad(inner), phi)
-        w, r, p = [torch.zeros_like(t) for t in b], b, b
-        rr = dot(r, r)
-        for _ in range(CG_STEPS):
-            (Ap,) = product(p)
-            a = rr / dot(p, Ap)
-            w = [s + a * t for s, t in zip(w, p, strict=True)]
-            r = [s - a * t for s, t in zip(r, Ap, strict=True)]
-            rr, old = dot(r, r), rr
-            p = [s + rr / old * t for s, t in zip(r, p, strict=True)]
-        return [STRENGTH * t for t in w]
+        _, pull = vjp(grad(inner), phi)
+        return [STRENGTH * t for t in torch_cg(lambda p: pull(p)[0], b)]
 
     def mean(*data):
         return [t.mean(0) for t in vmap(task)(*data)]
@@ -186,13 +173,9 @@ def plain():
 
     theta, supports, queries = torch_numbers()
 
-    def dot(u, v):
-        return sum((a * b).sum() for a, b in zip(u, v, strict=True))
-
     def task(x, y, query_x, query_y):
         def inner(phi):
-            pull = sum((p - t).square().sum() for p, t in zip(phi, theta, strict=True))
-            return loss_of(phi, x, y, torch.tanh) + STRENGTH / 2 * pull
+            return inner_loss(phi, theta, x, y, torch.tanh)
 
         phi = [t.clone().requires_grad_() for t in theta]
         for _ in range(STEPS):
@@ -200,16 +183,11 @@ def plain():
             phi = [(p - LR * g).detach().requires_grad_() for p, g in zip(phi, slopes, strict=True)]
         b = torch.autograd.grad(loss_of(phi, query_x, query_y, torch.tanh), phi)
         slopes = torch.autograd.grad(inner(phi), phi, create_graph=True)
-        w, r, p = [torch.zeros_like(t) for t in b], b, b
-        rr = dot(r, r)
-        for _ in range(CG_STEPS):
-            Ap = torch.autograd.grad(slopes, phi, p, retain_graph=True)
-            a = rr / dot(p, Ap)
-            w = [s + a * t for s, t in zip(w, p, strict=True)]
-            r = [s - a * t for s, t in zip(r, Ap, strict=True)]
-            rr, old = dot(r, r), rr
-            p = [s + rr / old * t for s, t in zip(r, p, strict=True)]
-        return [STRENGTH * t for t in w]
+
+        def product(p):
+            return torch.autograd.grad(slopes, phi, p, retain_graph=True)
+
+        return [STRENGTH * t for t in torch_cg(product, b)]
 
     def call():
         total = [torch.zeros_like(t) for t in theta]
@@ -228,8 +206,7 @@ def torchopt():
     theta, supports, queries = torch_numbers()
 
     def inner(phi, theta, x, y):
-        pull = sum((p - t).square().sum() for p, t in zip(phi, theta, strict=True))
-        return loss_of(phi, x, y, torch.tanh) + STRENGTH / 2 * pull
+        return inner_loss(phi, theta, x, y, torch.tanh)
 
     slope = torch.func.grad(inner)
     cg = torchopt.linear_solve.solve_cg(maxiter=CG_STEPS, rtol=0.0, atol=0.0)
@@ -312,13 +289,9 @@ def jax():
     data = [jnp.asarray(a) for a in (*supports, *queries)]
     tree = jax.tree_util.tree_map
 
-    def dot(u, v):
-        return sum(jnp.vdot(a, b) for a, b in zip(u, v, strict=True))
-
     def task(theta, x, y, query_x, query_y):
         def inner(phi):
-            pull = sum(((p - t) ** 2).sum() for p, t in zip(phi, theta, strict=True))
-            return loss_of(phi, x, y, jnp.tanh) + STRENGTH / 2 * pull
+            return inner_loss(phi, theta, x, y, jnp.tanh)
 
         def step(_, phi):
             return tree(lambda p, g: p - LR * g, phi, jax.grad(inner)(phi))
@@ -348,12 +321,29 @@ def jax():
     return lambda: jax.block_until_ready(batched(theta, *data))
 
 
+SIDES = {
+    "ours": ("this library, `vmap`", ours),
+    "ours_compiled": ("this library, `vmap`, `compile=True`", lambda: ours(compiled=True)),
+    "ours_graph": ("this library, `torch.compile(fullgraph=True)`", ours_graph),
+    "ours_loop": ("this library, task by task", lambda: ours(loop=True)),
+    "func": ("hand-written `torch.func`", func),
+    "func_compiled": (
+        "hand-written `torch.func`, `torch.compile(fullgraph=True)`",
+        lambda: func(compiled=True),
+    ),
+    "plain": ("hand-written loop over tasks", plain),
+    "torchopt": ("TorchOpt, `custom_root`", torchopt),
+    "torchopt_module": ("TorchOpt, `ImplicitMetaGradientModule`", torchopt_module),
+    "jax": ("JAX, `vmap` and `jit`", jax),
+}
+
+
 # --------------------------------------------------------------------------------- taking turns
 
 
 def answers(side):
     """Return the functions that answer ``gradient`` and ``seconds``."""
-    call = globals()[side]()
+    call = SIDES[side][1]()
     return {
         "first": lambda: seconds_of(call),
         "gradient": lambda: np.concatenate([np.ravel(np.asarray(t)) for t in call()]).tolist(),
@@ -377,7 +367,7 @@ def compare(pythons, rounds):
     for name, worker in workers.items():
         ratios = [s / o for s, o in zip(seconds[name], seconds["ours"], strict=True)]
         print(
-            f"| {SIDES[name]} | {1e3 * statistics.median(seconds[name]):.1f} | "
+            f"| {SIDES[name][0]} | {1e3 * statistics.median(seconds[name]):.1f} | "
             f"{1e3 * min(seconds[name]):.1f} | {statistics.median(ratios):.2f} | "
             f"{first[name]:.1f} |"
         )

@@ -7,11 +7,12 @@ tensors, counted exactly. Without a name, all tables are printed.
 """
 
 import argparse
+import functools
 import statistics
 import time
 
 import torch
-from comparison import medians
+from comparison import Counted, medians
 from torch.func import vmap
 
 import implicit_solvers as ims
@@ -31,23 +32,6 @@ def rows(head, *lines):
     print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for line in lines:
         print("| " + " | ".join(line) + " |")
-
-
-class Counted:
-    """A function that counts its calls."""
-
-    def __init__(self, fn):
-        self.fn, self.calls = fn, 0
-
-    def __call__(self, *args):
-        """Count and call."""
-        self.calls += 1
-        return self.fn(*args)
-
-    def since(self):
-        """Return the calls since the last time this was asked."""
-        calls, self.calls = self.calls, 0
-        return calls
 
 
 class Factorizations(torch.utils._python_dispatch.TorchDispatchMode):
@@ -83,28 +67,17 @@ def cost():
     def objective(z, x):
         return (z - x).square().sum() / 2 + (matrix @ z).cosh().log().sum()
 
-    sides = {
-        "`root`, `Dogleg()`": (ims.root, residual, ims.Dogleg()),
-        "`root`, `Newton()`": (ims.root, residual, ims.Newton()),
-        "`root`, `Newton(reuse=0.5)`": (ims.root, residual, ims.Newton(reuse=0.5)),
-        "`root`, `Chord()`": (ims.root, residual, ims.Chord()),
-        "`root`, `Broyden()`": (ims.root, residual, ims.Broyden()),
-        "`root`, `Newton(linear_solver=GMRES())`": (
-            ims.root,
-            residual,
-            ims.Newton(linear_solver=ims.GMRES()),
-        ),
-        "`fixed_point`, `Anderson()`": (ims.fixed_point, cell, ims.Anderson()),
-        "`fixed_point`, `FixedPointIteration()`": (
-            ims.fixed_point,
-            cell,
-            ims.FixedPointIteration(),
-        ),
-        "`minimize`, `NewtonCG()`": (ims.minimize, objective, ims.NewtonCG()),
-        "`minimize`, `LBFGS()`": (ims.minimize, objective, ims.LBFGS()),
-    }
+    krylov = ims.Newton(linear_solver=ims.GMRES())
+    roots = {"Dogleg()": ims.Dogleg(), "Newton()": ims.Newton()}
+    roots |= {"Newton(reuse=0.5)": ims.Newton(reuse=0.5), "Chord()": ims.Chord()}
+    roots |= {"Broyden()": ims.Broyden(), "Newton(linear_solver=GMRES())": krylov}
+    maps = {"Anderson()": ims.Anderson(), "FixedPointIteration()": ims.FixedPointIteration()}
+    minima = {"NewtonCG()": ims.NewtonCG(), "LBFGS()": ims.LBFGS()}
+    kinds = (ims.root, residual, roots), (ims.fixed_point, cell, maps)
+    kinds += ((ims.minimize, objective, minima),)
+    solves = [(name, *kind, solver) for *kind, named in kinds for name, solver in named.items()]
     lines = []
-    for name, (entry, fn, solver) in sides.items():
+    for name, entry, fn, solver in solves:
         counted = Counted(fn)
         x = torch.linspace(-1, 1, 20, dtype=F64).requires_grad_()
         with Factorizations() as factored:
@@ -112,8 +85,8 @@ def cost():
             forward = counted.since(), factored.since()
             sol.value.sum().backward()
             backward = counted.since(), factored.since()
-        line = [name, int(sol.iterations), forward[0], forward[1], backward[0], backward[1]]
-        lines.append([str(cell) for cell in line])
+        line = [int(sol.iterations), *forward, *backward]
+        lines.append([f"`{entry.__name__}`, `{name}`", *map(str, line)])
     rows(["solve", "steps", "calls", "LU", "calls, backward", "LU, backward"], *lines)
 
 
@@ -374,7 +347,8 @@ def reuse():
         "`Chord()`": ims.Chord(),
         "`Broyden()`": ims.Broyden(),
     }
-    times = medians({k: (lambda s=s: gradient(s)) for k, s in solvers.items()}, ROUNDS)
+    calls = {name: functools.partial(gradient, solver) for name, solver in solvers.items()}
+    times = medians(calls, ROUNDS)
     lines = []
     for name, solver in solvers.items():
         with Factorizations() as factored:
@@ -387,24 +361,18 @@ def reuse():
 
 def sizes():
     """Direct and Krylov solvers by size, and the two precisions."""
-    krylov = ims.Newton(linear_solver=ims.GMRES())
     names = {
-        "`Newton(LU)`": (ims.Newton(linear_solver=ims.LU()), ims.ImplicitAdjoint(ims.LU()), F64),
-        "`Newton(GMRES)`": (krylov, ims.ImplicitAdjoint(ims.GMRES()), F64),
-        "`Newton(LU)`, float32": (
-            ims.Newton(linear_solver=ims.LU()),
-            ims.ImplicitAdjoint(ims.LU()),
-            torch.float32,
-        ),
-        "`Newton(GMRES)`, float32": (krylov, ims.ImplicitAdjoint(ims.GMRES()), torch.float32),
+        f"`Newton({kind.__name__})`{note}": (kind(), dtype)
+        for dtype, note in ((F64, ""), (torch.float32, ", float32"))
+        for kind in (ims.LU, ims.GMRES)
     }
     lines = {name: [name] for name in names}
     counts = (16, 64, 256, 512, 1024, 2048)
     for n in counts:
         sides = {}
-        for name, (solver, adjoint, dtype) in names.items():
-            gradient = equilibrium(n, dtype)
-            sides[name] = lambda g=gradient, s=solver, a=adjoint: g(s, a)
+        for name, (linear_solver, dtype) in names.items():
+            how = ims.Newton(linear_solver=linear_solver), ims.ImplicitAdjoint(linear_solver)
+            sides[name] = functools.partial(equilibrium(n, dtype), *how)
         for name, value in medians(sides, 7 if n < 1000 else 3).items():
             lines[name].append(f"{1e3 * value:.3g}")
     rows(["ms, forward and backward", *(f"n = {n:,}" for n in counts)], *lines.values())

@@ -3,13 +3,14 @@
     python tests/benchmarks/newton.py [--rounds 21] [--only ours optimistix] [--out FOLDER]
 
 The gradient of ``|z|^2 / 2`` in ``W`` and ``x``. Every side is given the equation of one system
-and batches it as its library does, unless its label says that it knows more.
+and batches it as its library does, unless its label says that it knows more. Other scripts measure
+these sides with ``numbers`` of their own, which may have a term ``c z^3`` too.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import processor
@@ -18,98 +19,94 @@ if __name__ == "__main__":
     processor.one_core()
 
 import numpy as np
-from comparison import Call, Side, Task, compiled, run_as_script
+import torch
+from comparison import Call, Task, run_as_script
+from gradient_sides import by_jax, by_torch, default, in_one_graph, tensors
 
 LANES, SIZE = 1024, 16
 TOLERANCE = 1e-11
-STEPS = 100
+STEPS = 200
 
 
-def numbers(lanes: int = LANES, n: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``W``, a contraction for nearly every draw, and the right-hand sides."""
+def numbers(lanes: int = LANES, n: int = SIZE) -> tuple[np.ndarray, ...]:
+    """Return ``W``, a contraction for nearly every draw, the right-hand sides, and the starts."""
     rng = np.random.default_rng(0)
-    return 0.5 * rng.normal(size=(n, n)) / n**0.5, rng.normal(size=(lanes, n))
+    W, x = 0.5 * rng.normal(size=(n, n)) / n**0.5, rng.normal(size=(lanes, n))
+    return W, x, np.zeros_like(x)
 
 
-def exact(W: np.ndarray, x: np.ndarray) -> Sequence[np.ndarray]:
+def exact(W: Any, x: Any, z: Any, c: Any = 0.0) -> Sequence[np.ndarray]:
     """Solve and differentiate by dense algebra in NumPy."""
-    z = np.zeros_like(x)
     eye = np.eye(x.shape[-1])
+
+    def jacobian(z):
+        return (1 - np.tanh(z @ W.T) ** 2)[:, :, None] * W + (1 + 3 * c * z**2)[:, :, None] * eye
+
     for _ in range(STEPS):
-        t = np.tanh(z @ W.T)
-        J = (1 - t**2)[:, :, None] * W + eye
-        step = np.linalg.solve(J, (t + z - x)[..., None])[..., 0]
+        residual = np.tanh(z @ W.T) + z + c * z**3 - x
+        step = np.linalg.solve(jacobian(z), residual[..., None])[..., 0]
         z = z - step
         if np.abs(step).max() < 1e-15:
             break
-    t = np.tanh(z @ W.T)
-    J = (1 - t**2)[:, :, None] * W + eye
-    w = np.linalg.solve(J.transpose(0, 2, 1), z[..., None])[..., 0]
-    return z, -(w * (1 - t**2)).T @ z, w
+    w = np.linalg.solve(jacobian(z).transpose(0, 2, 1), z[..., None])[..., 0]
+    return z, -(w * (1 - np.tanh(z @ W.T) ** 2)).T @ z, w
+
+
+def equation(tanh: Any, batch: bool = False) -> Callable[..., Any]:
+    """Return ``f(z, W, x)`` by a library's tanh, of one system or of all; ``c`` may come behind."""
+
+    def f(z, W, x, *c):
+        value = tanh(z @ W.T if batch else W @ z) + z - x
+        return value + c[0] * z**3 if c else value
+
+    return f
 
 
 # ------------------------------------------------------------------------------------- this library
 
 
-def tensors(*arrays: np.ndarray) -> list[Any]:
-    import torch
+def ours(solver: Any = default, numbers: Any = numbers, whole: bool = False) -> Call:
+    """Solve by ``solver(ims)``, systems by ``vmap``.
 
-    return [torch.from_numpy(a).requires_grad_() for a in arrays]
-
-
-def ours(solver: Any = None, numbers: Any = numbers) -> Call:
-    import torch
-
+    For ``whole`` in one compiled graph, where ``f`` has to handle the batch.
+    """
     import implicit_solvers as ims
 
-    W, x = tensors(*numbers())
+    W, x, *given = numbers()
+    start, *c = map(torch.from_numpy, given)
+    f = equation(torch.tanh, batch=whole)
+    how: dict[str, Any] = {"solver": solver(ims)}
+    if whole:
+        how |= {"on_failure": "mask", "batch_dims": 1, "in_dims": (None, 0, *(0 for _ in c))}
 
-    def f(z, W, x):
-        return torch.tanh(W @ z) + z - x
+    def solve(W, x, start, *c):
+        return ims.root(f, start, (W, x, *c), **how).value
 
-    def solve(x):
-        return ims.root(f, torch.zeros_like(x), (W, x), solver=solver).value
+    def one(W, x):
+        return solve(W, x[0], start[0], *(t[0] for t in c)).unsqueeze(0)
 
-    def call():
-        z = torch.func.vmap(solve)(x) if len(x) > 1 else solve(x[0]).unsqueeze(0)
-        return z, *torch.autograd.grad(z.square().sum() / 2, (W, x))
+    def many(W, x):
+        in_dims = (None, *(0 for _ in (x, start, *c)))
+        return torch.func.vmap(solve, in_dims)(W, x, start, *c)
 
-    return call
-
-
-def tuned() -> Call:
-    import implicit_solvers as ims
-
-    return ours(ims.Newton(halvings=0))
-
-
-def compiled_newton() -> Call:
-    import implicit_solvers as ims
-
-    return ours(compiled(ims.Newton(halvings=0)))
+    if whole:
+        graph = in_one_graph(solve)
+        return by_torch((W, x), lambda W, x: graph(W, x, start, *c))
+    return by_torch((W, x), many if len(x) > 1 else one)
 
 
-def one_graph() -> Call:
-    """Compile the whole solve and its backward pass; ``f`` handles the batch, as it must there."""
-    import torch
+def tuned(ims: Any, **options: Any) -> Any:
+    return ims.Newton(halvings=0, **options)
 
-    import implicit_solvers as ims
 
-    W, x = tensors(*numbers())
-    how: dict[str, Any] = {"solver": ims.Newton(halvings=0), "batch_dims": 1, "in_dims": (None, 0)}
-
-    def f(z, W, x):
-        return torch.tanh(z @ W.T) + z - x
-
-    @torch.compile(fullgraph=True)
-    def solve(W, x):
-        return ims.root(f, torch.zeros_like(x), (W, x), on_failure="mask", **how).value
-
-    def call():
-        z = solve(W, x)
-        return z, *torch.autograd.grad(z.square().sum() / 2, (W, x))
-
-    return call
+def our_sides(numbers: Any = numbers) -> dict[str, Callable[[], Call]]:
+    """Return the sides of this library."""
+    return {
+        "ours, default": lambda: ours(numbers=numbers),
+        "ours, tuned: Newton(halvings=0)": lambda: ours(tuned, numbers),
+        "ours, compiled loop": lambda: ours(lambda ims: tuned(ims, compile=True), numbers),
+        "ours, compiled whole": lambda: ours(tuned, numbers, whole=True),
+    }
 
 
 # --------------------------------------------------------------------------------- written by hand
@@ -117,9 +114,7 @@ def one_graph() -> Call:
 
 def by_hand(jacobian: Any, numbers: Any = numbers) -> Call:
     """Write Newton's method on the whole batch, and one adjoint solve."""
-    import torch
-
-    W, x = tensors(*numbers())
+    W, x, _ = tensors(numbers())
 
     def call():
         with torch.no_grad():
@@ -136,48 +131,31 @@ def by_hand(jacobian: Any, numbers: Any = numbers) -> Call:
     return call
 
 
-def torch_analytic(numbers: Any = numbers) -> Call:
-    import torch
-
-    def jacobian(z, W):
-        slope = 1 - torch.tanh(z @ W.T) ** 2
-        return slope.unsqueeze(-1) * W + torch.eye(z.shape[-1], dtype=z.dtype)
-
-    return by_hand(jacobian, numbers)
+def analytic(z: Any, W: Any) -> Any:
+    slope = 1 - torch.tanh(z @ W.T) ** 2
+    return slope.unsqueeze(-1) * W + torch.eye(z.shape[-1], dtype=z.dtype)
 
 
-def torch_jacfwd(numbers: Any = numbers) -> Call:
-    import torch
-
+def by_jacfwd() -> Call:
     def f(z, W):
         return torch.tanh(W @ z) + z
 
-    batched = torch.func.vmap(torch.func.jacfwd(f), in_dims=(0, None))
-    return by_hand(batched, numbers)
+    return by_hand(torch.func.vmap(torch.func.jacfwd(f), in_dims=(0, None)))
 
 
 # ------------------------------------------------------------------------------------------ peers
 
 
-def jax_side(solve: Any, numbers: Any = numbers) -> Call:
-    """Jit the gradient of a solve that takes ``(W, x)`` of one system."""
+def by_vmap(solve: Any, numbers: Any) -> Call:
+    """Jit the gradient of JAX's ``solve(start, W, x)`` of one system."""
     import jax
     import jax.numpy as jnp
 
+    W, x, *given = numbers()
     jax.config.update("jax_enable_x64", True)
-    W, x = (jnp.asarray(a) for a in numbers())
-
-    def loss(W, x):
-        z = jax.vmap(solve, in_axes=(None, 0))(W, x)
-        return (z**2).sum() / 2, z
-
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-
-    def call():
-        slopes, z = jax.block_until_ready(gradient(W, x))
-        return z, *slopes
-
-    return call
+    start, *c = map(jnp.asarray, given)
+    in_axes = (0, None, *(0 for _ in (x, *c)))
+    return by_jax((W, x), lambda W, x: jax.vmap(solve, in_axes)(start, W, x, *c))
 
 
 def optimistix(numbers: Any = numbers) -> Call:
@@ -185,16 +163,12 @@ def optimistix(numbers: Any = numbers) -> Call:
     import optimistix as optx
 
     solver = optx.Newton(rtol=TOLERANCE, atol=TOLERANCE)
+    f = equation(jnp.tanh)
 
-    def f(z, args):
-        W, x = args
-        return jnp.tanh(W @ z) + z - x
+    def solve(start, *args):
+        return optx.root_find(lambda z, a: f(z, *a), solver, start, args, max_steps=STEPS).value
 
-    def solve(W, x):
-        start = jnp.zeros_like(x)
-        return optx.root_find(f, solver, start, (W, x), max_steps=STEPS).value
-
-    return jax_side(solve, numbers)
+    return by_vmap(solve, numbers)
 
 
 def jaxopt(numbers: Any = numbers) -> Call:
@@ -203,60 +177,43 @@ def jaxopt(numbers: Any = numbers) -> Call:
     from jaxopt.implicit_diff import custom_root
     from jaxopt.linear_solve import solve_lu
 
-    def f(z, W, x):
-        return jnp.tanh(W @ z) + z - x
+    f = equation(jnp.tanh)
 
     @custom_root(f, solve=solve_lu)
-    def newton(start, W, x):
+    def newton(start, *args):
         def unsolved(state):
             z, step = state
-            return (jnp.abs(f(z, W, x)).max() > TOLERANCE) & (step < STEPS)
+            return (jnp.abs(f(z, *args)).max() > TOLERANCE) & (step < STEPS)
 
         def improve(state):
             z, step = state
-            return z - jnp.linalg.solve(jax.jacfwd(f)(z, W, x), f(z, W, x)), step + 1
+            return z - jnp.linalg.solve(jax.jacfwd(f)(z, *args), f(z, *args)), step + 1
 
         return jax.lax.while_loop(unsolved, improve, (start, 0))[0]
 
-    return jax_side(lambda W, x: newton(jnp.zeros_like(x), W, x), numbers)
+    return by_vmap(newton, numbers)
 
 
 def torchdeq() -> Call:
-    import torch
     import torchdeq
 
-    deq = torchdeq.get_deq(
-        core="indexing",
-        ift=True,
-        f_solver="fixed_point_iter",
-        b_solver="fixed_point_iter",
-        f_max_iter=200,
-        b_max_iter=200,
-        f_tol=TOLERANCE,
-        b_tol=TOLERANCE,
-    )
-    W, x = tensors(*numbers())
+    options = {"f_max_iter": 200, "b_max_iter": 200, "f_tol": TOLERANCE, "b_tol": TOLERANCE}
+    picard = {"f_solver": "fixed_point_iter", "b_solver": "fixed_point_iter"}
+    deq = torchdeq.get_deq(core="indexing", ift=True, **picard, **options)
 
-    def call():
+    def solve(W, x):
         states, _ = deq(lambda z: x - torch.tanh(z @ W.T), torch.zeros_like(x))
-        z = states[-1]
-        return z, *torch.autograd.grad(z.square().sum() / 2, (W, x))
+        return states[-1]
 
-    return call
+    return by_torch(numbers()[:2], solve)
 
 
 def torchopt() -> Call:
-    import torch
     import torchopt
     from torchopt.diff.implicit import custom_root
 
-    W, x = tensors(*numbers())
-    eye = torch.eye(SIZE, dtype=torch.float64)
-
-    def f(z, W, x):
-        return torch.tanh(z @ W.T) + z - x
-
-    solver = torchopt.linear_solve.solve_normal_cg(rtol=TOLERANCE, atol=TOLERANCE, maxiter=STEPS)
+    f = equation(torch.tanh, batch=True)
+    solver = torchopt.linear_solve.solve_normal_cg(rtol=TOLERANCE, atol=TOLERANCE, maxiter=100)
 
     @custom_root(f, argnums=(1, 2), solve=solver)
     def newton(z, W, x):
@@ -264,15 +221,10 @@ def torchopt() -> Call:
             residual = f(z, W, x)
             if residual.norm(dim=-1).max() <= TOLERANCE * SIZE**0.5:
                 break
-            slope = 1 - torch.tanh(z @ W.T) ** 2
-            z = z - torch.linalg.solve(slope.unsqueeze(-1) * W + eye, residual)
+            z = z - torch.linalg.solve(analytic(z, W), residual)
         return z
 
-    def call():
-        z = newton(torch.zeros_like(x), W, x)
-        return z, *torch.autograd.grad(z.square().sum() / 2, (W, x))
-
-    return call
+    return by_torch(numbers()[:2], lambda W, x: newton(torch.zeros_like(x), W, x))
 
 
 TASK = Task(
@@ -280,18 +232,15 @@ TASK = Task(
     "1,024 dense nonlinear systems, n = 16",
     ("z", "dW", "dx"),
     lambda: exact(*numbers()),
-    (
-        Side("ours, default", ours, ours=True),
-        Side("ours, tuned: Newton(halvings=0)", tuned, ours=True),
-        Side("ours, compiled loop", compiled_newton, ours=True),
-        Side("ours, compiled whole", one_graph, ours=True),
-        Side("torch by hand, analytic Jacobian", torch_analytic),
-        Side("torch by hand, vmap(jacfwd)", torch_jacfwd),
-        Side("jaxopt custom_root, Newton by hand", jaxopt),
-        Side("Optimistix Newton", optimistix),
-        Side("torchdeq, Picard", torchdeq),
-        Side("TorchOpt custom_root, Newton by hand", torchopt),
-    ),
+    {
+        **our_sides(),
+        "torch by hand, analytic Jacobian": lambda: by_hand(analytic),
+        "torch by hand, vmap(jacfwd)": by_jacfwd,
+        "jaxopt custom_root, Newton by hand": jaxopt,
+        "Optimistix Newton": optimistix,
+        "torchdeq, Picard": torchdeq,
+        "TorchOpt custom_root, Newton by hand": torchopt,
+    },
 )
 
 

@@ -30,8 +30,8 @@ if __name__ == "__main__":
 
 import cg
 import newton
-from comparison import alternate, start_measuring, write
-from linear_sides import tensors
+from comparison import Counted, alternate, start_measuring, write
+from gradient_sides import tensors
 
 Event = tuple[str, int]
 
@@ -42,7 +42,7 @@ def watch(events: list[Event]) -> Iterator[None]:
     import torch
 
     import implicit_solvers as ims
-    from implicit_solvers import differentiate
+    from implicit_solvers import differentiate, masking
     from implicit_solvers.linear.jacobian_template import JacobianTemplate
     from implicit_solvers.linear.lane_map import LaneMap
 
@@ -64,25 +64,31 @@ def watch(events: list[Event]) -> Iterator[None]:
         eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
         return 0 if bool((matrix == eye).all()) else len(matrix)
 
+    def evaluated(count: int) -> None:
+        """Forget the last evaluation: the replay evaluates the function where this one serves."""
+        if ("f", count) in events:
+            events.reverse()
+            events.remove(("f", count))
+            events.reverse()
+
     def formed(A: Any) -> bool:
         return A.matrices is not None
 
     def jacobian(A: Any) -> int:
         if formed(A):
             return 0
-        if A.graph is not None and ("f", A.grid) in events:
-            # the replay evaluates the function for each Jacobian, which the solve did before
-            events.reverse()
-            events.remove(("f", A.grid))
-            events.reverse()
+        if A.graph is not None:
+            evaluated(A.grid)
         return int(A.grid)
 
     def pulled(fn: Any, *primals: Any) -> int:
         return max(len(t) if t.dim() > 1 and t.shape[0] != t.shape[1] else 1 for t in primals)
 
     def on_graph(spec: Any, transposed: bool, rhs: Any, *rest: Any) -> int:
-        # a gradient of first order is pulled back by autograd itself
-        return max(rhs.shape[:-1].numel(), 1) if isinstance(rest[-1], tuple) else 0
+        # a gradient of first order is pulled back by autograd itself, through an evaluation
+        count = max(rhs.shape[:-1].numel(), 1) if isinstance(rest[-1], tuple) else 0
+        evaluated(count)
+        return count
 
     with (
         noting(ims.EquationProblem, "residual", "f", lambda problem, z, *rest: len(z)),
@@ -93,7 +99,7 @@ def watch(events: list[Event]) -> Iterator[None]:
         noting(LaneMap, "_apply", "multiply", lambda A, _, v: len(v) if formed(A) else 0),
         noting(ims.LU, "factor_dense", "factor", own),
         noting(ims.LU, "solve", "solve", lambda solver, factors, b, *rest: len(b)),
-        noting(differentiate, "vjp", "pullback", pulled),
+        noting(masking, "vjp", "pullback", pulled),
         noting(differentiate, "_inverse_times", "pullback", on_graph),
     ):
         yield
@@ -188,15 +194,10 @@ def measure(lanes: int, solver: Any, rounds: int) -> dict[str, Any]:
 
     import implicit_solvers as ims
 
-    W, x = newton.tensors(*newton.numbers(max(lanes, 1)))
+    W, x, _ = tensors(newton.numbers(max(lanes, 1)))
     if not lanes:
         x = x[0].detach().requires_grad_()
-    calls = 0
-
-    def f(z, W, x):
-        nonlocal calls
-        calls += 1
-        return torch.tanh(W @ z) + z - x
+    f = Counted(newton.equation(torch.tanh))
 
     def one(x):
         return ims.root(f, torch.zeros_like(x), (W, x), solver=solver).value
@@ -209,18 +210,18 @@ def measure(lanes: int, solver: Any, rounds: int) -> dict[str, Any]:
 
     whole()
     events: list[Event] = []
-    calls = 0
+    f.since()
     with watch(events):
         whole()
-    evaluations = calls
+    evaluations = f.since()
     bare = Bare(solve(x).detach(), W.detach(), x.detach(), f)
     with torch.no_grad():
         kinds = {event: bare.step(event) for event in set(events)}
         steps = [kinds[event] for event in events]
-        calls = 0
+        f.since()
         for step in steps:
             step()
-        replayed = calls
+        replayed = f.since()
         repeat = 1 if lanes else 20
 
         def many(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -235,16 +236,22 @@ def measure(lanes: int, solver: Any, rounds: int) -> dict[str, Any]:
                 whole()
 
         seconds = alternate({"solve": many(solved), "replay": many(replay)}, rounds)
-    pairs = list(zip(seconds["solve"], seconds["replay"], strict=True))
+    sequence = [f"{count} x {kind} ({n} lanes)" for (kind, n), count in Counter(events).items()]
+    return row(lanes, sequence, (evaluations, replayed), seconds, repeat)
+
+
+def row(
+    lanes: int, sequence: list[str], calls: tuple[int, int], seconds: Any, repeat: int = 1
+) -> dict[str, Any]:
+    """Return the overhead: the median of the rounds' ratios of solve and replay."""
+    solve, replay = ([cpu for _, cpu in seconds[name]] for name in ("solve", "replay"))
     return {
         "lanes": lanes,
-        "sequence": [
-            f"{count} x {kind} ({n} lanes)" for (kind, n), count in Counter(events).items()
-        ],
-        "calls_of_f": {"solve": evaluations, "replay": replayed},
-        "solve_ms": 1e3 / repeat * statistics.median(s[1] for s, _ in pairs),
-        "replay_ms": 1e3 / repeat * statistics.median(r[1] for _, r in pairs),
-        "overhead": statistics.median(s[1] / r[1] for s, r in pairs),
+        "sequence": sequence,
+        "calls_of_f": dict(zip(("solve", "replay"), calls, strict=True)),
+        "solve_ms": 1e3 / repeat * statistics.median(solve),
+        "replay_ms": 1e3 / repeat * statistics.median(replay),
+        "overhead": statistics.median(s / r for s, r in zip(solve, replay, strict=True)),
     }
 
 
@@ -253,18 +260,12 @@ def measure_cg(rounds: int) -> dict[str, Any]:
     import torch
 
     d, b = tensors(cg.numbers())
-    calls = 0
-
-    def counted(v: Any, d: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return cg.torch_product(v, d)
-
-    whole = cg.ours(None, counted)
+    product = Counted(cg.torch_product)
+    whole = cg.ours(product=product)
     whole()
-    calls = 0
+    product.since()
     whole()
-    count = calls
+    count = product.since()
     v, fixed = b.detach(), d.detach()
 
     def replay() -> None:
@@ -273,15 +274,7 @@ def measure_cg(rounds: int) -> dict[str, Any]:
                 cg.torch_product(v, fixed)
 
     seconds = alternate({"solve": whole, "replay": replay}, rounds)
-    pairs = list(zip(seconds["solve"], seconds["replay"], strict=True))
-    return {
-        "lanes": 0,
-        "sequence": [f"{count} x product (1 lanes)"],
-        "calls_of_f": {"solve": count, "replay": count},
-        "solve_ms": 1e3 * statistics.median(s[1] for s, _ in pairs),
-        "replay_ms": 1e3 * statistics.median(r[1] for _, r in pairs),
-        "overhead": statistics.median(s[1] / r[1] for s, r in pairs),
-    }
+    return row(0, [f"{count} x product (1 lanes)"], (count, count), seconds)
 
 
 def main() -> int:

@@ -10,8 +10,8 @@ parameters of its own; all of a mixture share theirs. Each case has a fresh proc
 torch's implementation and this one take turns; TensorFlow Probability (compiled by JAX) has
 another. Beside mixtures of Gaussians stand the CDFs of their components at as many points, with
 gradients, for torch has no such samples. Times are medians of CPU time, which other processes
-change less than the clock's. Errors are the largest of ``dz/dphi`` relative to central differences
-of the CDF in 60 digits (mpmath), at the samples drawn; where the gradient goes through other
+change less than the clock's. Errors are the largest of ``dz/dphi`` relative to references with 60
+digits, of make_grids.py of the tests, at the samples drawn; where the gradient goes through other
 variables than the sample alone, there is nothing to compare.
 """
 
@@ -22,6 +22,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 from comparison import medians
 
@@ -83,6 +84,31 @@ def mixture_shape(case, scale):
 # -------------------------------------------------------------------------- the implementations
 
 
+def distribution(d, case, phi, one, standard=()):
+    """Return what is drawn from, of a library's distributions ``d``; ``one`` is its number 1.
+
+    ``standard`` are the location and the scale of Student's t, where they have to be said.
+    """
+    case = case.partition("-")[0]
+    if case == "gamma":
+        return d.Gamma(phi[0], one)
+    if case == "student_t":
+        return d.StudentT(phi[0], *standard)
+    if case == "dirichlet":
+        return d.Dirichlet(phi[0])
+    if case == "beta":
+        return d.Beta(*phi)
+    if case == "von_mises":
+        return d.VonMises(0 * one, phi[0])
+    return d.TruncatedNormal(0 * one, phi[0], phi[1], phi[1] + 2)
+
+
+def drawn(q, case):
+    """Return a sample of torch's or of this library; of a vector, the first entry."""
+    z = q.rsample()
+    return z[..., 0] if case.startswith("dirichlet") else z
+
+
 def ours(case, phi, shape=()):
     """Return a sample of this library."""
     import torch
@@ -90,21 +116,10 @@ def ours(case, phi, shape=()):
     from implicit_solvers.problems.reparameterization import distributions as d
 
     one = torch.ones((), dtype=torch.float64)
-    case = case.partition("-")[0]
-    if case == "gamma":
-        return d.Gamma(phi[0], one).rsample()
-    if case == "student_t":
-        return d.StudentT(phi[0]).rsample()
-    if case == "dirichlet":
-        return d.Dirichlet(phi[0]).rsample()[..., 0]
-    if case == "beta":
-        return d.Beta(*phi).rsample()
-    if case == "von_mises":
-        return d.VonMises(0 * one, phi[0]).rsample()
-    if case == "truncated_normal":
-        return d.TruncatedNormal(0 * one, phi[0], phi[1], phi[1] + 2).rsample()
+    if not case.startswith(("mixture", "gaussians")):
+        return drawn(distribution(d, case, phi, one), case)
     weights = torch.distributions.Categorical(logits=phi[0])
-    if case == "gaussians":
+    if case.startswith("gaussians"):
         normals = torch.distributions.Normal(phi[1], phi[2].exp())
         return d.MixtureSameFamily(weights, normals).rsample(shape)
     return d.MixtureSameFamily(weights, d.StudentT(phi[1], phi[2], one)).rsample(shape)
@@ -114,18 +129,11 @@ def torchs(case, phi, shape=()):
     """Return a sample of torch itself, or the CDFs of a mixture's components."""
     import torch
 
-    one = torch.ones((), dtype=torch.float64)
-    case = case.partition("-")[0]
-    if case == "gaussians":
+    if case.startswith("gaussians"):
         z = torch.randn(shape, dtype=torch.float64).unsqueeze(-1)
         return torch.distributions.Normal(phi[1], phi[2].exp()).cdf(z)
-    if case == "gamma":
-        return torch.distributions.Gamma(phi[0], one).rsample()
-    if case == "student_t":
-        return torch.distributions.StudentT(phi[0]).rsample()
-    if case == "dirichlet":
-        return torch.distributions.Dirichlet(phi[0]).rsample()[..., 0]
-    return torch.distributions.Beta(*phi).rsample()
+    one = torch.ones((), dtype=torch.float64)
+    return drawn(distribution(torch.distributions, case, phi, one), case)
 
 
 def measure_torch(case, rounds, scale, compiled):
@@ -204,18 +212,9 @@ def measure_tfp(case, rounds, scale, compiled):
     d = tfp.distributions
 
     def sample(phi, key):
-        if case == "gamma":
-            return d.Gamma(phi[0], 1.0).sample(seed=key)
-        if case == "student_t":
-            return d.StudentT(phi[0], 0.0, 1.0).sample(seed=key)
-        if case == "dirichlet":
-            return d.Dirichlet(phi[0]).sample(seed=key)[..., 0]
-        if case == "beta":
-            return d.Beta(*phi).sample(seed=key)
-        if case == "von_mises":
-            return d.VonMises(0.0, phi[0]).sample(seed=key)
-        if case == "truncated_normal":
-            return d.TruncatedNormal(0.0, phi[0], phi[1], phi[1] + 2).sample(seed=key)
+        if case != "mixture":
+            z = distribution(d, case, phi, 1.0, standard=(0.0, 1.0)).sample(seed=key)
+            return z[..., 0] if case == "dirichlet" else z
         components = d.StudentT(phi[1], phi[2], 1.0)
         weights = d.Categorical(logits=phi[0])
         mixture = d.MixtureSameFamily(weights, components, reparameterize=True)
@@ -241,6 +240,15 @@ def measure_tfp(case, rounds, scale, compiled):
 # --------------------------------------------------------------------------------- the reference
 
 
+@functools.cache
+def grids():
+    """Return the laws in many digits, of which the grids of the tests are made."""
+    sys.path.append(str(Path(__file__).parents[1] / "problems" / "special_functions"))
+    import make_grids
+
+    return make_grids
+
+
 def error(case, points):
     """Return the largest relative error at the points."""
     import mpmath
@@ -250,93 +258,44 @@ def error(case, points):
     return float(max(errors))
 
 
-def by_parameter(cdf, density, z, phi, index):
-    """Return ``dz/dphi_i = -(dF/dphi_i) / f`` by a central difference."""
-    import mpmath
-
-    h = mpmath.mpf(10) ** -20 * phi[index]
-    high, low = ([*phi[:index], phi[index] + s * h, *phi[index + 1 :]] for s in (1, -1))
-    return -(cdf(z, *high) - cdf(z, *low)) / (2 * h) / density(z, *phi)
-
-
 def relative(value, exact):
     return abs(value - exact) / abs(exact)
 
 
-def gamma_slope(a, z):
-    import mpmath as mp
-
-    return by_parameter(
-        lambda z, a: mp.gammainc(a, 0, z, regularized=True),
-        lambda z, a: mp.exp((a - 1) * mp.log(z) - z - mp.loggamma(a)),
-        mp.mpf(z),
-        [mp.mpf(a)],
-        0,
-    )
-
-
 def gamma_errors(a, z, slope):
-    yield relative(slope, gamma_slope(a, z))
+    yield relative(slope, grids().gamma_row(a, z)["slope_a"])
 
 
 def dirichlet_errors(a, z, slopes, gammas):
     import mpmath as mp
 
-    gammas = [mp.mpf(g) for g in gammas]
-    share = [g / mp.fsum(gammas) for g in gammas]
+    share = [mp.mpf(g) / mp.fsum(gammas) for g in gammas]
     for j in range(len(a)):
         rest = mp.fsum(share[1:]) if j == 0 else -share[j]
-        yield relative(slopes[j], share[0] * rest * gamma_slope(a[j], gammas[j]) / gammas[j])
+        exact = share[0] * rest * grids().gamma_row(a[j], gammas[j])["slope_a"] / gammas[j]
+        yield relative(slopes[j], exact)
 
 
 def beta_errors(a, b, x, *slopes):
-    import mpmath as mp
-
     if not 1e-4 < x < 1 - 1e-4:
         return  # the rounding of x would decide
-    a, b, x = mp.mpf(a), mp.mpf(b), mp.mpf(x)
-    for index, slope in enumerate(slopes):
-        exact = by_parameter(
-            lambda x, a, b: mp.betainc(a, b, 0, x, regularized=True),
-            lambda x, a, b: mp.exp((a - 1) * mp.log(x) + (b - 1) * mp.log1p(-x)) / mp.beta(a, b),
-            x,
-            [a, b],
-            index,
-        )
-        yield relative(slope, exact)
+    row = grids().beta_row(a, b, x)
+    for slope, name in zip(slopes, ("slope_a", "slope_b"), strict=True):
+        yield relative(slope, row[name])
 
 
-def student_t_cdf(t, n):
-    import mpmath as mp
-
-    tail = mp.betainc(n / 2, mp.mpf(1) / 2, 0, n / (n + t * t), regularized=True) / 2
-    return tail if t < 0 else 1 - tail
-
-
-def student_t_density(t, n):
-    import mpmath as mp
-
-    log_constant = mp.loggamma((n + 1) / 2) - mp.loggamma(n / 2) - mp.log(n * mp.pi) / 2
-    return mp.exp(log_constant - (n + 1) / 2 * mp.log1p(t * t / n))
+def of_either_sign(row, place, parameter):
+    """Return the CDF, the density and the slope of a variable that is symmetric around zero."""
+    _, _, tail, _, density, _, slope, *_ = row(abs(place), parameter)
+    return (tail, density, -slope) if place < 0 else (1 - tail, density, slope)
 
 
 def student_t_errors(n, t, slope):
-    import mpmath as mp
-
-    exact = by_parameter(student_t_cdf, student_t_density, mp.mpf(t), [mp.mpf(n)], 0)
-    yield relative(slope, exact)
+    yield relative(slope, of_either_sign(grids().t_row, t, n)[2])
 
 
 def von_mises_errors(k, z, slope):
-    import mpmath as mp
-
-    k, z = mp.mpf(k), mp.mpf(z)
-    mean = mp.besseli(1, k) / mp.besseli(0, k)
-    width = 1 / mp.sqrt(1 + k)
-    ends = sorted({-mp.pi, *(max(-mp.pi, z - s * width) for s in (20, 6, 2)), z})
-    with mp.workdps(30):
-        moved = mp.quad(lambda t: (mp.cos(t) - mean) * mp.exp(k * (mp.cos(t) - mp.cos(z))), ends)
-    yield relative(slope, -moved)
+    yield relative(slope, of_either_sign(grids().von_mises_row, z, k)[2])
 
 
 def truncated_normal_errors(s, low, z, *slopes):
@@ -344,17 +303,9 @@ def truncated_normal_errors(s, low, z, *slopes):
 
     if not low < z < low + 2:
         return  # rounded to an end
-
-    def cdf(z, s, low):
-        tails = [mp.erfc(t / s / mp.sqrt(2)) for t in (low, z, low + 2)]
-        return (tails[0] - tails[1]) / (tails[0] - tails[2])
-
-    def density(z, s, low):
-        return mp.diff(lambda t: cdf(t, s, low), z, h=mp.mpf(10) ** -20)
-
-    for index, slope in enumerate(slopes):
-        exact = by_parameter(cdf, density, mp.mpf(z), [mp.mpf(s), mp.mpf(low)], index)
-        yield relative(slope, exact)
+    law, _ = grids().truncated_law(*map(mp.mpf, (z, 0, s, low)), mp.mpf(low) + 2)
+    yield relative(slopes[0], law["slope_scale"])
+    yield relative(slopes[1], law["slope_low"] + law["slope_high"])
 
 
 def mixture_errors(logits, df, means, z, by_logits, by_df, by_means):
@@ -363,10 +314,10 @@ def mixture_errors(logits, df, means, z, by_logits, by_df, by_means):
     weights = [mp.exp(mp.mpf(x)) for x in logits]
     weights = [w / mp.fsum(weights) for w in weights]
     places = [(mp.mpf(z) - mp.mpf(m), mp.mpf(n)) for m, n in zip(means, df, strict=True)]
-    density = [w * student_t_density(*p) for w, p in zip(weights, places, strict=True)]
-    cdf = [student_t_cdf(*p) for p in places]
+    laws = [of_either_sign(grids().t_row, *place) for place in places]
+    cdf, density, own = zip(*laws, strict=True)
+    density = [w * f for w, f in zip(weights, density, strict=True)]
     whole, q = mp.fsum(w * F for w, F in zip(weights, cdf, strict=True)), mp.fsum(density)
-    own = [by_parameter(student_t_cdf, student_t_density, t, [n], 0) for t, n in places]
     exact = [
         [-w * (F - whole) / q for w, F in zip(weights, cdf, strict=True)],
         [f / q * slope for f, slope in zip(density, own, strict=True)],

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from comparison import Row, markdown
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 ROOT = Path(__file__).parents[2]
 SIX = ("newton", "straggler", "equilibrium", "cg", "gmres", "batched_cg")
@@ -182,14 +184,9 @@ def fill(page: str, results: Results) -> str:
 
 def chart(results: Results, path: Path) -> None:
     """Draw the time of every side, a panel for each task, fastest first, on log scales."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator
-
     tasks = [t for t in SIX if t in results]
-    figure, panels = plt.subplots(-(-len(tasks) // 2), 2, figsize=(10, 8.5), layout="constrained")
+    figure = Figure((10, 8.5), layout="constrained")
+    panels = figure.subplots(-(-len(tasks) // 2), 2)
     for axes in panels.flat[len(tasks) :]:
         axes.set_visible(False)
     for axes, task in zip(panels.flat, tasks, strict=False):
@@ -219,7 +216,6 @@ def chart(results: Results, path: Path) -> None:
         axes.xaxis.set_minor_formatter("")
     figure.supxlabel("milliseconds of the processor, forward and backward (log scale)", fontsize=9)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def color_of(row: dict[str, Any]) -> str:
@@ -231,15 +227,11 @@ def color_of(row: dict[str, Any]) -> str:
 
 def growth_chart(results: Results, path: Path) -> None:
     """Draw the time of a solve against lanes and unknowns, both on log scales."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     if "growth" not in results:
         return
     rows = [r for r in results["growth"]["rows"] if r["status"] == "timed"]
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    figure = Figure((9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     labels = list(dict.fromkeys(r["label"] for r in rows))
     styles = dict.fromkeys(labels, (GREY, "--"))
     styles |= {label: (BLUE, "-") for label in labels if label.startswith("ours")}
@@ -267,7 +259,6 @@ def growth_chart(results: Results, path: Path) -> None:
     panels[0].set_ylabel("milliseconds of the processor")
     panels[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from implicit_solvers.problems.experiments.data.episodes import Episodes
-
 __all__ = ["ClassImages", "Splits", "read_image"]
 
 
@@ -49,18 +47,6 @@ class ClassImages:
                 f"{len(self.images)} classes have {len(set(self.names))} different names: name "
                 "each class once"
             )
-
-    def episodes(self, ways: int, shots: int, queries: int, seed: int = 0) -> Episodes:
-        """Return the few-shot tasks of these classes; images stay uint8.
-
-        Examples
-        --------
-        >>> ink = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
-        >>> classes = ClassImages([ink, ink], ["a", "b"])
-        >>> classes.episodes(ways=2, shots=1, queries=2).batch([0]).query_x.dtype
-        torch.uint8
-        """
-        return Episodes(self.images, ways, shots, queries, seed, self.names)
 
 
 class Splits(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator
 
+from implicit_solvers.problems.experiments.data.episodes import require_positive
 from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask
 
 __all__ = ["generate_copying"]
@@ -50,10 +51,8 @@ def generate_copying(
     >>> bool((task.train.x[:, :4].argmax(-1) == task.train.y).all())
     True
     """
-    numbers = {"delay": delay, "symbols": symbols, "copied": copied}
-    for name, value in {**numbers, "train": train, "validation": validation, "test": test}.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} is not positive: pass 1 or more")
+    require_positive(delay=delay, symbols=symbols, copied=copied)
+    require_positive(train=train, validation=validation, test=test)
     generator = Generator().manual_seed(seed)
     count, steps = train + validation + test, delay + 2 * copied
     y = torch.randint(symbols, (count, copied), generator=generator)

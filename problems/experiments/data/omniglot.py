@@ -89,7 +89,8 @@ def load_omniglot(
     background = _characters(folder / BACKGROUND)
     evaluation = _characters(folder / EVALUATION)
     if split == "characters":
-        parts = _split(background + evaluation, TRAIN / CHARACTERS, VALIDATION / CHARACTERS, seed)
+        both, shares = background + evaluation, (TRAIN / CHARACTERS, VALIDATION / CHARACTERS)
+        parts = [[both[int(i)] for i in part] for part in split_classes(len(both), seed, *shares)]
     else:
         share = VALIDATION / (TRAIN + VALIDATION)
         count = max(1, round(len(background) * share))
@@ -113,13 +114,6 @@ def _characters(part: Path) -> list[Path]:
             f"{part} has no folders ALPHABET/characterNN: unpack {part.name}.zip again"
         )
     return characters
-
-
-def _split(
-    characters: Sequence[Path], train: float, validation: float, seed: int
-) -> list[list[Path]]:
-    parts = split_classes(len(characters), seed, train, validation)
-    return [[characters[int(i)] for i in part] for part in parts]
 
 
 def _read(folder: Path, characters: Sequence[Path], side: int, rotations: bool) -> ClassImages:

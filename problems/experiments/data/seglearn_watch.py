@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from implicit_solvers.problems.experiments.data.episodes import require_positive
 from implicit_solvers.problems.experiments.data.package_files import package_file
 from implicit_solvers.problems.experiments.data.sequences import Sequences, SequenceTask, pad
 
@@ -58,8 +59,7 @@ def load_watch_file(path: Path, window: int = 128, fold: int = FOLDS - 1) -> Seq
     The file is a pickle in numpy's format. Pickles can run any code; this one is read by an
     unpickler that knows arrays, and nothing else.
     """
-    if window < 1:
-        raise ValueError(f"window={window} is not positive: pass 1 or more")
+    require_positive(window=window)
     if not 0 <= fold < FOLDS:
         raise ValueError(f"fold={fold} is not one from 0 to {FOLDS - 1}")
     content = _read_arrays(path)

@@ -51,7 +51,8 @@ def fit_sequences(
     optimizer.register_step_pre_hook(clipped)
 
     def loss(batch: Tensor, _: float) -> tuple[Tensor, Tensor]:
-        losses = _losses(model, train.subset(batch))
+        part = train.subset(batch)
+        losses = _losses(model(part.x, part.lengths), part.y)
         if not losses.isfinite().all():
             raise DivergedError("the loss is not finite: lower the rate")
         return losses.mean(), losses
@@ -61,13 +62,11 @@ def fit_sequences(
     yield from harness.fit(model, optimizer, numbers, loss, measure, schedule, seed, state)
 
 
-def _losses(model: nn.Module, sequences: Sequences) -> Tensor:
+def _losses(predicted: Tensor, y: Tensor) -> Tensor:
     """Return the loss of each sequence."""
-    predicted = model(sequences.x, sequences.lengths)
-    if sequences.y.is_floating_point():
-        return (predicted[..., 0] - sequences.y).square().mean(1)
-    entropy = nn.functional.cross_entropy(predicted.mT, sequences.y, reduction="none")
-    return entropy.mean(1)
+    if y.is_floating_point():
+        return (predicted[..., 0] - y).square().mean(1)
+    return nn.functional.cross_entropy(predicted.mT, y, reduction="none").mean(1)
 
 
 @torch.no_grad()
@@ -77,11 +76,8 @@ def evaluate(model: nn.Module, sequences: Sequences) -> tuple[float, float]:
     for batch in torch.arange(len(sequences)).split(EVALUATED_TOGETHER):
         part = sequences.subset(batch)
         predicted = model(part.x, part.lengths)
-        if part.y.is_floating_point():
-            total += (predicted[..., 0] - part.y).square().mean(1).sum().item()
-        else:
+        total += _losses(predicted, part.y).sum().item()
+        if not part.y.is_floating_point():
             right += (predicted.argmax(-1) == part.y).float().mean(1).sum().item()
-            entropy = nn.functional.cross_entropy(predicted.mT, part.y, reduction="none")
-            total += entropy.mean(1).sum().item()
     loss = total / len(sequences)
     return (loss if sequences.y.is_floating_point() else right / len(sequences)), loss

@@ -1,4 +1,4 @@
-"""What sides of linear systems share: to solve, and the gradient of ``|x|^2 / 2``.
+"""What sides of a comparison share: to solve, and the gradient of ``|x|^2 / 2``.
 
 ``numbers`` are the operands, NumPy arrays; ``solve(*operands)`` returns ``x``.
 """
@@ -8,24 +8,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from comparison import Call
 
-__all__ = ["by_jax", "by_torch", "tensors"]
+__all__ = ["by_jax", "by_torch", "default", "in_one_graph", "tensors"]
 
 Solve = Callable[..., Any]
 
 
+def default(ims: Any) -> None:
+    """Name no solver, of those that the package ``ims`` has."""
+
+
+def in_one_graph(solve: Solve) -> Solve:
+    """Compile a whole solve and its backward pass."""
+    return torch.compile(solve, fullgraph=True)
+
+
 def tensors(numbers: Sequence[Any]) -> list[Any]:
     """Return the operands as leaves of torch."""
-    import torch
-
     return [torch.from_numpy(a).requires_grad_() for a in numbers]
 
 
 def by_torch(numbers: Sequence[Any], solve: Solve) -> Call:
     """Solve, and differentiate in all operands by torch's backward pass."""
-    import torch
-
     operands = tensors(numbers)
 
     def call():
