@@ -270,7 +270,7 @@ class MixtureSameFamily(UnivariateDistribution, torch.distributions.MixtureSameF
         if isinstance(component, VonMises):
             ends = torch.full_like(points[:1], math.pi)
             points = torch.cat([-ends, (points + math.pi).remainder(2 * math.pi) - math.pi, ends])
-        missing = max(1e-9, 100 * torch.finfo(weights.dtype).eps)
+        missing = max(1e-9, 10 * torch.finfo(weights.dtype).eps)
         between = entropy_between(self._log_density, points.sort(0).values, missing)
         if not (ims.transformed() or bool(between.isnan().any())):
             return between.to(weights.dtype)
