@@ -61,17 +61,17 @@ class Configuration:
     hidden: int = option(32, "size of the hidden states")
     clip: float = option(1.0, "largest norm of a gradient")
 
-    def stages(self) -> list[tuple[float, list[str], int]]:
+    def stages(self) -> list[tuple[int, list[str], int]]:
         """Return what is trained together, in order: a place, the models, and their seed.
 
-        Every seed comes with all models, but slow ones have their first after two of the others,
-        and so on. They take their rate over from a model that is trained before.
+        Every seed comes with all models, but slow ones come after all seeds of the others, whose
+        rates they take over.
         """
         slow = [m for m in self.models if self.tried(m) != m]
         quick = [m for m in self.models if m not in slow]
-        stages = [(float(n), quick, self.first_seed + n) for n in range(self.seeds)]
+        stages = [(n, quick, self.first_seed + n) for n in range(self.seeds)]
         few = range(min(self.seeds, SEEDS_OF_SLOW)) if slow else ()
-        return sorted(stages + [(2 * n + 1.5, slow, self.first_seed + n) for n in few])
+        return stages + [(self.seeds + n, slow, self.first_seed + n) for n in few]
 
     def tried(self, model: str) -> str:
         """Return the model with which the rates of a model are tried: itself, unless it is slow."""
