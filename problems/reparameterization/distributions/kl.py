@@ -129,14 +129,20 @@ def _von_mises_fisher(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
     return kl.to(p.loc.dtype)
 
 
+def _double_truncated_normal(d: Any) -> TruncatedNormal:
+    loc, scale = _doubles(d, "loc", "scale")
+    if not isinstance(d, TruncatedNormal):
+        return TruncatedNormal(loc, scale, validate_args=False)
+    low, high = _doubles(d, "low", "high")
+    return TruncatedNormal(loc, scale, low, high, validate_args=False)
+
+
 @register_kl(TruncatedNormal, distributions.Normal)
 @register_kl(TruncatedNormal, TruncatedNormal)
 def _truncated_normal(p: TruncatedNormal, q: Any) -> Tensor:
     """Return the mean of ``ln p - ln q``, a quadratic; infinite where q does not cover p."""
     kind = p.low.dtype
-    p = TruncatedNormal(*_doubles(p, "loc", "scale", "low", "high"), validate_args=False)
-    ends = ("low", "high") if isinstance(q, TruncatedNormal) else ()
-    q = TruncatedNormal(*_doubles(q, "loc", "scale", *ends), validate_args=False)
+    p, q = _double_truncated_normal(p), _double_truncated_normal(q)
     covered = (p.low >= q.low) & (p.high <= q.high)
     mean = p.mean
     place = torch.where(covered, mean, 0 * mean + q.mean.detach())
