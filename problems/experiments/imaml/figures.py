@@ -190,6 +190,9 @@ def draw_steps(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         _draw_costs(right, memory, "Peak live memory of a meta-step", "MB")
 
 
+TOP = 1e3  # errors of steps that are too long leave the panel
+
+
 def draw_sinusoid(
     path: Path,
     results: Sequence[WaveResult],
@@ -210,7 +213,7 @@ def draw_sinusoid(
                 mean, low, high = np.array(parts).T
                 steps = np.arange(len(mean))
                 left.plot(steps, mean, "o-", color=colour, ms=4, lw=1.5, label=label)
-                left.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+                left.fill_between(steps, low, high, high < TOP, color=colour, alpha=0.15, lw=0)
             # beyond the steps: what the method itself does with the points
             own = result.own["mean"]
             half = (result.own["high"] - result.own["low"]) / 2
@@ -223,6 +226,7 @@ def draw_sinusoid(
         ticks = list(range(0, last, 2))
         left.set_xticks([*ticks, last + 1.2], [*map(str, ticks), "own\nadaptation"])
         left.set(title="Squared error on unseen waves, 95% interval", yscale="log")
+        left.set_ylim(top=TOP)
         left.set(xlabel="gradient steps", ylabel="mean squared error")
         left.grid(axis="x", visible=False)
         left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -130,7 +130,7 @@ WAVE_GRIDS: dict[str, Grid] = {
     "imaml-gd": {"strength": (4.0, 2.0), **_MAML_WAVES},
     "imaml-hf": {"strength": (4.0, 2.0), **_RATE},
     **dict.fromkeys(("maml", "fomaml", "reptile"), _MAML_WAVES),
-    "r2d2": {"ridge": (0.2, 2.0), **_RATE},
+    "r2d2": {"ridge": (0.2, 2.0), "scale": (1.0, 2.0), **_RATE},
 }
 
 
