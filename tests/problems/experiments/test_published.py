@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from implicit_solvers.problems.experiments.ernn import train, trials
+from implicit_solvers.problems.experiments.imaml import table
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -42,6 +44,29 @@ def test_networks():
     tables = train.markdown(rows, seconds)
     assert missing(tables, "ernn.md") == []
     assert missing(tables.replace("| RNN | ", "| RNN | 1"), "ernn.md") != []
+
+
+def test_methods():
+    """Accuracies, intervals and which are bold follow from the trainings."""
+    trained = {}
+    for name, run in published("imaml")["runs"].items():
+        if found := re.fullmatch(r"(\d+x\d+)-(.+)-seed\d", name):
+            metrics = {**run["metrics"], "history": {"loss": [0.0] * run["metrics"]["steps"]}}
+            trained.setdefault(found.groups(), []).append(metrics)
+    rest = {"chosen": {}, "memory": 0}
+    rows = [
+        {
+            "setting": table.Setting.parse(setting).name,
+            "method": method,
+            **rest,
+            **table.summary(of),
+        }
+        for (setting, method), of in trained.items()
+    ]
+    rows.sort(key=lambda row: list(table.LABELS).index(row["method"]))
+    accuracies = table.markdown(sorted(rows, key=lambda row: row["setting"])).split("\n\n")[0]
+    assert missing(accuracies, "imaml.md") == []
+    assert missing(accuracies.replace("| R2D2 | ", "| R2D2 | 1"), "imaml.md") != []
 
 
 @pytest.mark.parametrize("name", ["ernn", "imaml"])
