@@ -197,8 +197,9 @@ class InteriorPoint(ims.EquationMethod):
             active = _pick(flag < 0, state.active, active)  # of lanes that have ended
             settled = settled & (active == state.active).all(-1)
             # what is active says so
-            least = torch.where(active & settled.unsqueeze(-1), eps**2, -torch.inf).to(w.dtype)
-            w = torch.cat([w[:, :n], w[:, n : n + m].maximum(least), w[:, n + m :]], -1)
+            held = w[:, n : n + m]
+            held = torch.where(active & settled.unsqueeze(-1), held.clamp(min=eps**2), held)
+            w = torch.cat([w[:, :n], held, w[:, n + m :]], -1)
             # (a choice of rows before the first round is none)
             rounds = torch.where(polished, rounds + ~(chosen & (rounds == 0)), 0)
             slow = (rounds > 1) & (error > 0.5 * state.error) & (error > eps**0.75)
