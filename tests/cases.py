@@ -5,6 +5,7 @@ library; ``oracle`` with nothing of it: a closed form, or Newton steps unrolled 
 plain torch (k steps give derivatives up to order 2^k - 1 exactly).
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable
@@ -23,6 +24,17 @@ P = torch.tensor([0.4, -0.7, 0.9], dtype=torch.float64)
 MANY_P = torch.tensor(
     [[0.4, -0.7, 0.9], [-0.3, 0.5, 0.2], [0.8, 0.1, -0.6], [0.05, 0.6, 0.35]], dtype=torch.float64
 )
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    """Set torch's default dtype for a while."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def newton_oracle(f, z0, p, steps=2, settle=12):

@@ -13,7 +13,7 @@ import implicit_solvers as ims
 from implicit_solvers.compiling import COMPILES
 from implicit_solvers.problems import imaml
 from implicit_solvers.problems.ernn import ERNN, LEAKY, Equilibrium, ERNNCell, Monotone, Unrolled
-from tests.cases import CASES, assert_agree
+from tests.cases import CASES, assert_agree, default_dtype
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 # products of the roundings of z, of p and of cotangents, thrice in the cube of a solution and once
@@ -172,11 +172,8 @@ def test_every_way_to_solve_gives_what_float32_gives(way, dtype, around):
 @pytest.mark.parametrize("way", WAYS)
 def test_the_default_dtype_changes_nothing(way):
     expected = value_and_gradient(way, A)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         ours = value_and_gradient(way, A)
-    finally:
-        torch.set_default_dtype(F32)
     for found, known in zip(ours, expected, strict=True):
         torch.testing.assert_close(found, known, rtol=2e-7, atol=0.0)
 

@@ -8,6 +8,7 @@ from torch.func import grad, hessian, jacrev, vmap
 
 import implicit_solvers as ims
 from implicit_solvers import Status
+from tests.cases import default_dtype
 
 F64 = torch.float64
 ONE = torch.ones((), dtype=F64)
@@ -273,10 +274,8 @@ def test_13_an_unconverged_lane_has_no_gradient():
 
 @pytest.fixture(params=[torch.float32, F64])
 def default(request):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(request.param)
-    yield
-    torch.set_default_dtype(before)
+    with default_dtype(request.param):
+        yield
 
 
 LANEWISE = {"batch_dims": 1, "in_dims": (0,)}

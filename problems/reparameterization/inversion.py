@@ -255,7 +255,7 @@ def solve_tails(
         sol = ims.root(
             equation,
             torch.zeros_like(u),
-            solver=ims.Chandrupatla(compact=False),
+            solver=ims.Chandrupatla(compact=False, expansions=1100),  # quantiles up to 1e308
             batch_dims=u.dim(),
             on_failure="mask",
         )

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from implicit_solvers.problems.special_functions.normal import legendre_nodes
 
-__all__ = ["MORE_NODES", "entropy_between", "expectation"]
+__all__ = ["ROUNDED", "entropy_between", "expectation"]
 
-STEP, NODES, MORE_NODES = 0.05, 62, 121  # as far as probabilities of 1e-15 and of 1e-299
-EDGE, ROUGH = 1e-9, 1e-6  # largest shares of the last term, with and without exact tails
+STEP, COUNT = 0.05, 121  # as far as probabilities of 1e-299
+ROUNDED = 4 * torch.finfo(torch.float64).eps
+EDGE, ROUGH = 1e-9, 1e-6  # largest shares of the last term, at 1e-299 and at `least`
 ORDER, LARGEST = 12, 700.0
 
 
@@ -21,8 +22,7 @@ def expectation(
     function: Callable[[Tensor], Tensor],
     quantile: Callable[[Tensor, Tensor], Tensor],
     split: Tensor,
-    least: float = 0.0,
-    nodes: int = NODES,
+    least: Tensor | float = ROUNDED,
 ) -> Tensor:
     r"""Return the expectation of a function, by the double-exponential rule.
 
@@ -40,9 +40,7 @@ def expectation(
     split
         Where the panels meet, of the batch shape, in [0, 1]: where the density has a kink.
     least
-        The ``1 - u`` from which on quantiles are known.
-    nodes
-        How many the rule has on each side: `NODES`, or `MORE_NODES` for heavy tails.
+        The ``u`` and ``1 - u`` from which on quantiles are known, of the batch shape.
 
     Returns
     -------
@@ -63,19 +61,20 @@ def expectation(
     tensor(2.)
     """
     kind, split = split.dtype, split.detach().to(torch.float64)
-    t = STEP * torch.arange(-nodes, nodes + 1, dtype=torch.float64, device=split.device)
+    t = STEP * torch.arange(-COUNT, COUNT + 1, dtype=torch.float64, device=split.device)
     t = t.reshape(-1, *(1,) * split.dim())
     x, y = torch.sigmoid(math.pi * t.sinh()), torch.sigmoid(-math.pi * t.sinh())
     w = STEP * math.pi * t.cosh() * x * y
     u = torch.cat([split * x, split + (1 - split) * x])
     rest = torch.cat([1 - split + split * y, (1 - split) * y])
     weight = torch.cat([split * w, (1 - split) * w])
-    seen = (weight > 0) & (rest >= least)
+    tail = torch.minimum(u, rest)
+    seen = (weight > 0) & (tail >= least)
     value = function(quantile(torch.where(seen, u, 0.5), torch.where(seen, rest, 0.5)))
     weight = torch.where(seen, weight, 0.0)
     terms = weight * torch.where(seen, value, 0.0)
     size = terms.detach().abs()
-    last = torch.where(rest < 10 * least, size, 0.0).amax(0)
+    last = torch.where(tail < 10 * least, size, 0.0).amax(0)
     end = size[0].maximum(size[-1])
     known = (last <= ROUGH * size.sum(0)) & (end <= EDGE * size.sum(0))
     return torch.where(known, terms.sum(0) / weight.sum(0), torch.nan).to(kind)

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Normal, constraints
 
 from implicit_solvers.problems.reparameterization.inversion import place, quantile
 from implicit_solvers.problems.reparameterization.precision import halves_in_single
-from implicit_solvers.problems.reparameterization.quantile_quadrature import MORE_NODES, expectation
+from implicit_solvers.problems.reparameterization.quantile_quadrature import ROUNDED, expectation
 from implicit_solvers.problems.reparameterization.supports import between
 from implicit_solvers.problems.reparameterization.tails import (
     bounds,
@@ -73,9 +73,8 @@ class Truncated(UnivariateDistribution):
     Source: Figurnov, Mohamed and Mnih, "Implicit Reparameterization Gradients" (2018), equation 5.
     Mean, variance and entropy are quadratures over quantiles, whose error is about 1e-12 in
     float64 for densities that are smooth, but for a kink at the base's median. Quantiles
-    are known up to the tail 1e-299 (1e-15 without a finite end, or if the base has no tails in
-    logarithms): NaN is returned where a tail is so heavy that more than about 1e-9 (1e-6, without
-    tails in logarithms) lies beyond.
+    are known up to the tail 1e-299, or 1e-15 if the base has no tails in logarithms; NaN is
+    returned where a tail is so heavy that more than about 1e-9, or 1e-6, of them lies beyond.
 
     Examples
     --------
@@ -200,35 +199,40 @@ class Truncated(UnivariateDistribution):
         below, above = _with_ends(self._tails, z, *self._ends)
         return below.to(kind), above.to(kind)
 
-    def _expectation(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def _expectation(
+        self, function: Callable[[Tensor], Tensor], least: Tensor | float = ROUNDED
+    ) -> Tensor:
         with torch.no_grad():
             log_cdf = self._base_tails(self._ends[0])[0]
             split = ((0.5 - log_cdf.exp()) / self._log_total.exp()).clamp(0, 1)
-        of_each = functools.partial(quantile, self)
-        if not has_accurate_tails(self.base):
-            return expectation(function, of_each, split, 4 * torch.finfo(torch.float64).eps)
-        if bool((self._ends[0].isinf() & self._ends[1].isinf()).any()):
-            return expectation(function, of_each, split)
-        return expectation(function, of_each, split, nodes=MORE_NODES)
+        return expectation(function, functools.partial(quantile, self), split, least)
 
-    def _moment(self, moment: Tensor, of_base: Callable[[], Tensor]) -> Tensor:
-        """Return a moment; that of the base where it diverges on an infinite interval."""
-        low, high = self._ends
-        bounded = low.isfinite() & high.isfinite()
-        if bool(bounded.all()):
-            return moment
-        return torch.where(bounded | of_base().isfinite(), moment, of_base())
+    def _moment(self, moment: Callable[..., Tensor], of_base: Callable[[], Tensor]) -> Tensor:
+        """Return a moment; that of the base where it diverges, and where nothing is cut off."""
+        low, high = (end.isfinite() for end in self._ends)
+        if bool((low & high).all()):
+            return moment(ROUNDED)
+        exists = of_base().isfinite()
+        # a heavy tail is followed as far as numbers go
+        heavy = exists & (low ^ high) & has_accurate_tails(self.base)
+        found = moment(torch.where(heavy, 0.0, ROUNDED))
+        return torch.where((low & high) | (exists & (low | high)), found, of_base())
 
     @property
     def mean(self) -> Tensor:
         """The mean, by quadrature."""
-        return self._moment(self._expectation(lambda z: z), lambda: self.base.mean)
+        return self._moment(
+            lambda least: self._expectation(lambda z: z, least), lambda: self.base.mean
+        )
 
     @property
     def variance(self) -> Tensor:
         """The variance, by quadrature."""
-        mean = self._expectation(lambda z: z)
-        spread = self._expectation(lambda z: (z - mean).square())
+
+        def spread(least: Tensor | float) -> Tensor:
+            mean = self._expectation(lambda z: z, least)
+            return self._expectation(lambda z: (z - mean).square(), least)
+
         return self._moment(spread, lambda: self.base.variance)
 
     def entropy(self) -> Tensor:

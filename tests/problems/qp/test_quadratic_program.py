@@ -11,6 +11,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 import implicit_solvers as ims
 from implicit_solvers.problems import qp
 from implicit_solvers.problems.qp import InteriorPoint, kkt_residual, quadratic_program
+from tests.cases import default_dtype
 from tests.problems.qp import drawn_programs as drawn
 from tests.problems.qp.drawn_programs import objective, regular_programs
 
@@ -394,9 +395,6 @@ class TestSolver:
 def test_the_default_dtype_changes_nothing():
     a, box = torch.tensor([2.0, 3.0]), torch.cat([torch.eye(2), -torch.eye(2)])
     program = torch.eye(2), a, box, torch.ones(4)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         x = quadratic_program(*program).value.x
-    finally:
-        torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(x, torch.tensor([-1.0, -1.0]))

@@ -13,6 +13,7 @@ from implicit_solvers.problems import reparameterization as dist
 from implicit_solvers.problems.reparameterization import InverseGaussian, Truncated, TruncatedNormal
 from implicit_solvers.problems.reparameterization.tails import bounds
 from implicit_solvers.problems.special_functions import truncated_normal
+from tests.cases import default_dtype
 from tests.problems.reparameterization.cases import assert_uniform, double
 from tests.problems.reparameterization.derivative_checks import check_every_mode, leaves, worst
 from tests.problems.special_functions.make_grids import GRIDS, TRUNCATED, truncated_law
@@ -311,14 +312,11 @@ def test_moments_whose_tails_cannot_be_seen_are_nan():
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
 def test_quantiles_far_in_a_tail_with_either_default_dtype(default):
-    before, u = torch.get_default_dtype(), double([0.1, 0.5, 0.9])[0]
-    torch.set_default_dtype(default)
-    try:
+    u = double([0.1, 0.5, 0.9])[0]
+    with default_dtype(default):
         for low in (37.6, 38.0, 38.2, 38.4, 39.0):
             q = TruncatedNormal(*double(0.0, 1.0, low))
             torch.testing.assert_close(q.cdf(q.icdf(u)), u, rtol=1e-10, atol=0.0)
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("parameters", [(0.0, 1.0, 1.0, INF), (0.5, 2.0, 0.1, 1.0), (0, 1, -1, 2)])
@@ -328,6 +326,17 @@ def test_derivatives_of_the_entropy(parameters):
     rest = double(*[p for p in parameters if not math.isfinite(p)])
     assert torch.autograd.gradcheck(lambda *p: q(*p, *rest), ends)
     assert torch.autograd.gradgradcheck(lambda *p: q(*p, *rest), ends)
+
+
+def test_moments_of_a_batch_are_those_of_each():
+    """Of intervals without, with one and with two ends, and a moment that diverges."""
+    df, low, high = double([3.0, 3.0, 3.0, 1.5], [-INF, 1.0, -1.0, 1.0], [INF, INF, 2.0, INF])
+    base = dist.StudentT(df)
+    together = Truncated(base, low, high).variance
+    alone = [Truncated(dist.StudentT(df[i]), low[i], high[i]).variance for i in range(4)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-14, atol=0.0)
+    assert together[0] == 3.0 and together[3] == INF
+    assert Truncated(base, low, high).entropy().isfinite().all()
 
 
 def test_a_moment_that_diverges():
@@ -405,8 +414,7 @@ def test_a_mixture_of_different_intervals_accepts_its_samples(component, ends):
 
 
 def test_float32_parameters_under_a_default_of_float64():
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         one = torch.ones((), dtype=torch.float32, requires_grad=True)
         for q in (
             TruncatedNormal(one, 1.0),
@@ -417,8 +425,6 @@ def test_float32_parameters_under_a_default_of_float64():
             functions = z, q.cdf(z), q.log_prob(z), q.mean, q.variance, q.entropy(), q.icdf(0.5)
             assert {f.dtype for f in functions} == {torch.float32}
             assert torch.autograd.grad(z.sum(), one)[0].dtype == torch.float32
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_outside():
