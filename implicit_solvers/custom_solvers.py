@@ -193,6 +193,11 @@ def attach(
         return found
     if rtol is not None or atol is not None:
         raise ValueError("rtol or atol is given with a Solution, which was judged: pass its value")
+    if bounds is None and z.degenerate is not None:
+        raise ValueError(
+            "the Solution has bounds, constraints or a prox, and bounds is None: pass bounds, use "
+            "attach_kkt() for constraints, or differentiate the Solution itself"
+        )
     pairs = (z.value, tree_map(functools.partial(_spread, z.status), z.value))
     found = solve_equation(task, z.value, args, _AsFound(), pairs, own)
     return replace(found, iterations=z.iterations, aux=z.aux)

@@ -54,6 +54,8 @@ def by_newton(problem: Any, z: Tensor, direct: Any) -> Examination:
         factors = direct.factor_dense(torch.where(across, A.dense(), held))
     A.matrices = A.formed
     w = direct.sizes(A, factors, z) + F.abs()
+    if problem.equation.subtracts:
+        w = w + z.abs()
     columns = torch.stack([F, *roundings(problem, z, F, A, w)], -1)
     step, *noise = direct.solve_with(A.memory, factors, columns, False).unbind(-1)
     if kept:

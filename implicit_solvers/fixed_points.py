@@ -34,6 +34,7 @@ class FixedPointEquation(Equation):
     kind: ClassVar[str] = "fixed_point"
     symmetric: ClassVar[bool] = False
     looked_at_last: ClassVar[bool] = True
+    subtracts: ClassVar[bool] = True
 
     @staticmethod
     def pattern_from(given: SparsityPattern) -> SparsityPattern:

@@ -54,7 +54,8 @@ class Equation:
     the equation, ``symmetric`` tells whether the condition's Jacobian always is, and ``biased``
     what makes derivatives of the condition estimates, of first order only. ``by_products`` tells
     whether points are examined without factors too, ``looked_at_last`` whether they are if they
-    would fail else, and ``fits`` whether the squares of what ``fn`` returns are to be least. The
+    would fail else, and ``fits`` whether the squares of what ``fn`` returns are to be least.
+    ``subtracts`` tells whether the condition is ``z`` less what is to equal it. The
     first operands are the equation's ``own``, if it has any, which
     ``fn`` is given and does not look at: those of one that is ``bounded`` are the bounds.
     ``sparsity`` are the entries of the Jacobian that may be other than zero, if they are known. The
@@ -71,6 +72,7 @@ class Equation:
     by_products: ClassVar[bool] = False
     looked_at_last: ClassVar[bool] = False
     fits: ClassVar[bool] = False
+    subtracts: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     own: ClassVar[int] = 0
 

@@ -36,6 +36,7 @@ class ProximalEquation(Equation):
 
     kind: ClassVar[str] = "minimize with prox"
     symmetric: ClassVar[bool] = False
+    subtracts: ClassVar[bool] = True
     own: ClassVar[int] = 2
 
     def condition(self, z: Tensor, *operands: Tensor) -> Tensor:

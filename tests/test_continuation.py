@@ -206,3 +206,13 @@ def test_a_tree_with_aux():
     root = end(tensor(1.0))
     torch.testing.assert_close(sol.value, {"a": root.expand(1), "b": root.expand(1, 2)})
     torch.testing.assert_close(sol.aux, 2 * root.expand(1, 2))
+
+
+@pytest.mark.parametrize("gap", [0.3, 0.1, 0.01])
+@pytest.mark.parametrize("arclength", [True, False])
+def test_short_steps_tell_a_branch_apart_that_comes_near(gap, arclength):
+    """The hyperbola ``z^2 = (2 t - 1)^2 + gap^2`` stays below zero."""
+    path = lambda z, t: z**2 - (2 * t - 1) ** 2 - gap**2
+    end = -torch.tensor(1 + gap**2, dtype=F64).sqrt()
+    solver = Continuation(arclength=arclength, max_length=gap / 2)
+    torch.testing.assert_close(ims.continuation(path, end, solver=solver).value, end)

@@ -152,7 +152,7 @@ MORE = {
     "conjugate gradients": (lambda _: fit(ims.NonlinearCG())(WEIGHTS[0]), (3671, 607)),
     "minimum": (lambda _: fit(None)(WEIGHTS[0]), (724, 47)),
     "minimum, lanes": (lambda _: vmap(fit(None))(WEIGHTS), (2284, 12)),
-    "FISTA": (lambda _: sparse_fit(WEIGHTS[0]), (3765, 208)),
+    "FISTA": (lambda _: sparse_fit(WEIGHTS[0]), (3769, 208)),
     "FISTA, lanes": (lambda _: vmap(sparse_fit)(WEIGHTS), (11299, 42)),
     "quadratic programs": (lambda _: program(WEIGHTS[0]), (1906, 42)),
     "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1207, 126)),

@@ -194,3 +194,24 @@ def test_gauss_newton_is_right_where_residuals_vanish():
         for g in (False, True)
     )
     torch.testing.assert_close(half, full, rtol=1e-6, atol=1e-8)
+
+
+WELSCH = lambda s: -torch.expm1(-s)
+TUKEY = lambda s: torch.where(s < 1, 1 - (1 - s) ** 3, 1.0) / 3
+
+
+@pytest.mark.parametrize("exponent", [-6, -3, -2, -1, 0, 2])
+@pytest.mark.parametrize("rho", [*RHO.values(), WELSCH, TUKEY], ids=[*RHO, "welsch", "tukey"])
+def test_a_function_may_have_a_scale_of_its_own(rho, exponent):
+    """``c^2 rho(s / c^2)`` is the loss of the scale ``c``, also where that is small."""
+    c = 10.0**exponent
+    r = torch.cat([c * torch.logspace(-9, 3, 60, dtype=F64), torch.zeros(1, dtype=F64)])
+    own, scaled = one(lambda s: c**2 * rho(s / c**2)), one(rho, c)
+    torch.testing.assert_close(own(r), scaled(r), rtol=1e-9, atol=0)
+    for slope in (grad, lambda f: grad(grad(f))):
+        found, wanted = vmap(slope(own))(r), vmap(slope(scaled))(r)
+        # second derivatives are of the size of a first one over the scale
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9 * float(wanted.abs().max()))
+    squares = (r / c) ** 2
+    exact = c * rho(squares).sqrt()
+    torch.testing.assert_close(own(r)[20:-1], exact[20:-1], rtol=1e-6, atol=0)

@@ -200,9 +200,10 @@ def test_colors_show_all_entries(m, n, density, seed):
     dense = torch.rand(m, n, generator=draw) < density
     pattern, matrix = SparsityPattern(dense), dense * torch.randn(m, n, generator=draw, dtype=F64)
     assert torch.equal(pattern.dense(), dense)
-    seeds = pattern.seeds(matrix)
-    products = (seeds @ matrix if pattern.by_rows else seeds @ matrix.T).unsqueeze(1)
-    entries, suspects = pattern.picked(products, seeds[-1])
+    times = matrix if pattern.by_rows else matrix.T
+    entries = pattern.picked((pattern.seeds(matrix) @ times).unsqueeze(1))
+    weights = pattern.weights(entries)
+    suspects = pattern.suspects(entries, (weights @ times).unsqueeze(1), weights)
     assert torch.equal(pattern.filled(entries)[0], matrix) and not len(suspects)
     v, w = torch.randn(n, dtype=F64), torch.randn(m, dtype=F64)
     assert error(pattern.times(entries, v)[0], matrix @ v) < 1e-12
@@ -257,10 +258,18 @@ def test_detection_follows_every_side_of_a_kink():
     assert torch.equal(lanes.dense(), torch.eye(4).add(torch.eye(4).roll(1, 0)) > 0)
 
 
+ORDER = [3, 7, 0, 5, 1, 8, 4, 2, 6]
+
+
 @pytest.mark.parametrize("place", [(0, 5), (7, 2), (8, 8)])
 @pytest.mark.parametrize("size", [1.0, 1e-6])
-def test_a_pattern_that_misses_an_entry_is_refused(place, size):
-    """Whether it hides behind another of its color or not; by its place, wherever it arises."""
+@pytest.mark.parametrize("units", [(0, 0), (40, 0), (0, 40), (2, 2)])
+def test_a_pattern_that_misses_an_entry_is_refused(place, size, units):
+    """Whether it hides behind another of its color or not; by its place, wherever it arises.
+
+    The units of equations, or those of unknowns, do not matter, be they 1e80 apart.
+    """
+    rows, columns = (10.0 ** (e * torch.linspace(-1, 1, 9, dtype=F64)[ORDER]) for e in units)
     matrix = 4 * torch.eye(9, dtype=F64) + torch.diag(torch.ones(8, dtype=F64), 1)
     pattern, z0 = matrix != 0, torch.zeros(9, dtype=F64)
     more = torch.zeros_like(matrix)
@@ -268,7 +277,8 @@ def test_a_pattern_that_misses_an_entry_is_refused(place, size):
     pattern[place] = False
 
     def fn(z, late):
-        return matrix @ z - 1 + torch.where(z.norm() > late, 1.0, 0.0) * (more @ z)
+        z = columns * z
+        return rows * (matrix @ z - 1 + torch.where(z.norm() > late, 1.0, 0.0) * (more @ z))
 
     for late in (-1.0, 0.2):  # at the start, and on the way
         with pytest.raises(ValueError, match=rf"misses the entry \({place[0]}, {place[1]}\)"):

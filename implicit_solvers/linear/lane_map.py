@@ -198,13 +198,14 @@ class LaneMap:
             return self.on_grid(entries).reshape(self.grid, -1), pattern
         if self.formed is None or self.formed.dim() == 3:
             self._count()
-            seeds = pattern.seeds(self.like)
-            products = self.probe(seeds, transposed=pattern.by_rows)
-            entries, suspects = pattern.picked(products, seeds[-1])
-            if len(suspects):
-                units = seeds.new_zeros(len(suspects), self.n)
+            entries = pattern.picked(self.probe(pattern.seeds(self.like), pattern.by_rows))
+            weights = pattern.weights(entries)
+            seen = self.probe(weights, pattern.by_rows)
+            if len(suspects := pattern.suspects(entries, seen, weights)):
+                units = weights.new_zeros(len(suspects), self.n)
                 units.scatter_(1, suspects.unsqueeze(-1), 1.0)
-                pattern.refuse_missing(suspects, self.probe(units, transposed=not pattern.by_rows))
+                exact = self.probe(units, transposed=not pattern.by_rows)
+                pattern.refuse_missing(suspects, exact, weights)
             self.formed = self.matrices = entries
         return self.formed, pattern
 

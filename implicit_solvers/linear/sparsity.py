@@ -152,36 +152,58 @@ class SparsityPattern:
         return moved
 
     def seeds(self, like: Tensor) -> Tensor:
-        """Return the vectors ``(colors + 1, m or n)`` that products are made with.
-
-        The last is random, and tells whether the others show all.
-        """
+        """Return the vectors ``(colors, m or n)`` that products are made with."""
         every = torch.arange(self.products, device=self.colors.device).unsqueeze(-1)
-        return torch.cat([(self.colors == every).to(like), self._random.to(like).unsqueeze(0)])
+        return (self.colors == every).to(like)
 
-    def picked(self, products: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the entries ``(grid, nnz)`` out of products ``(colors + 1, grid, n or m)``.
+    def picked(self, products: Tensor) -> Tensor:
+        """Return the entries ``(grid, nnz)`` out of products ``(colors, grid, n or m)``."""
+        line, other = self._places
+        return products[self.colors[line], :, other].T.contiguous()
 
-        With them come columns (or rows) of which the last product, that with a ``random`` vector,
-        has more than the entries explain, the worst eight of them.
+    @property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """The row and the column of each entry, that first to which colors belong."""
+        return (self.rows, self.columns) if self.by_rows else (self.columns, self.rows)
+
+    def weights(self, entries: Tensor) -> Tensor:
+        """Return random vectors ``(2, m or n)``, the products with which tell what is missing.
+
+        One is in units in which the entries of all rows are of one size, where colors belong to
+        rows; the other in such after those of all columns are.
         """
-        line, other = (self.rows, self.columns) if self.by_rows else (self.columns, self.rows)
-        entries = products[self.colors[line], :, other].T.contiguous()
-        explained, found = self.times(entries, random, self.by_rows), products[-1]
-        size = self.times(entries.abs(), random.abs(), self.by_rows)
-        off = torch.where(found.abs() < torch.inf, (found - explained).abs(), 0.0)
-        excess = (off / size).nan_to_num(0.0, posinf=torch.inf).amax(0)
-        worst = excess.topk(min(8, len(excess))).indices
-        return entries, worst[excess[worst] > _ROUNDINGS * torch.finfo(size.dtype).eps]
+        line, other = self._places
+        sizes, length = entries.abs().nan_to_num(0.0, 0.0, 0.0).amax(0), len(self._random)
 
-    def refuse_missing(self, suspects: Tensor, exact: Tensor) -> None:
+        def largest(place: Tensor, sizes: Tensor) -> Tensor:
+            most = sizes.new_zeros(max(self.shape)).scatter_reduce(0, place, sizes, "amax")
+            return torch.where(most > 0, most, 1.0)
+
+        units = largest(line, sizes), largest(line, sizes / largest(other, sizes)[other])
+        return self._random.to(sizes) / torch.stack(units)[:, :length]
+
+    def suspects(self, entries: Tensor, found: Tensor, weights: Tensor) -> Tensor:
+        """Return columns (or rows), of which products have more than the entries explain.
+
+        The products ``(2, grid, n or m)`` are those with the `weights`. At most eight are returned.
+        """
+        w = weights.unsqueeze(1)
+        explained = self.times(entries, w, self.by_rows)
+        size = self.times(entries.abs(), w.abs(), self.by_rows)
+        off = torch.where(found.abs() < torch.inf, (found - explained).abs(), 0.0)
+        excess = (off / size).nan_to_num(0.0, posinf=torch.inf).amax((0, 1))
+        worst = excess.topk(min(8, len(excess))).indices
+        return worst[excess[worst] > _ROUNDINGS * torch.finfo(size.dtype).eps]
+
+    def refuse_missing(self, suspects: Tensor, exact: Tensor, weights: Tensor) -> None:
         """Refuse a pattern without an entry of columns (or rows) ``exact (k, grid, m or n)``."""
-        line, other = (self.rows, self.columns) if self.by_rows else (self.columns, self.rows)
+        line, other = self._places
         size = torch.where(exact.abs() < torch.inf, exact.abs(), 0.0)
         for suspect, sizes in zip(suspects.tolist(), size, strict=True):
-            outside = sizes.index_fill(-1, line[other == suspect], 0.0)
-            limit = _ROUNDINGS * torch.finfo(sizes.dtype).eps * sizes.amax(-1, keepdim=True)
-            missing = (outside > limit).any(0)
+            weighed = sizes * weights.abs().unsqueeze(1)
+            outside = weighed.index_fill(-1, line[other == suspect], 0.0)
+            limit = _ROUNDINGS * torch.finfo(sizes.dtype).eps * weighed.amax(-1, keepdim=True)
+            missing = (outside > limit).flatten(0, 1).any(0)
             if bool(missing.any()):
                 place = (int(missing.nonzero()[0]), suspect)
                 raise ValueError(

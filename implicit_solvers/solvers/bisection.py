@@ -31,13 +31,9 @@ class BisectionState(NamedTuple):
     z: Tensor
     error: Tensor
     estimate: Tensor
+    error_bound: Tensor
     flag: Tensor
     bracket: Bracket
-
-    @property
-    def error_bound(self) -> Tensor:
-        """What the error is at most: the width of the bracket."""
-        return self.estimate
 
 
 @dataclass(frozen=True)
@@ -98,11 +94,12 @@ class Bisection(EquationMethod):
         z = midpoint(a.z, b.z)
         middle = End(z, value_at(problem, z))
         left = opposite(a.value, middle.value)
-        bracket = state.bracket._replace(a=choose(left, a, middle), b=choose(left, middle, b))
+        bracket = state.bracket.between(choose(left, a, middle), choose(left, middle, b))
         flag = torch.where(middle.value.isnan(), int(Status.NONFINITE), bracket.ended)
         return self._state(bracket._replace(flag=flag))
 
     def _state(self, bracket: Bracket) -> BisectionState:
         z, value = bracket.nearest
         error = self.norm(value.unsqueeze(-1))
-        return BisectionState(z, error, bracket.estimate, bracket.flag, bracket)
+        judged = bracket.estimate, bracket.error_bound, bracket.flag
+        return BisectionState(z, error, *judged, bracket)

@@ -14,6 +14,9 @@ from implicit_solvers.traced_loop import inside, repeat
 __all__ = ["Bracket", "End", "choose", "find_bracket", "midpoint", "opposite", "value_at"]
 
 
+_ORDER = 0.25
+
+
 class End(NamedTuple):
     """A point ``z (N, 1)`` and the function's value there, ``(N,)``."""
 
@@ -24,7 +27,8 @@ class End(NamedTuple):
 class Bracket(NamedTuple):
     """Two ends with values of different sign; ``flag`` is a `Status` for lanes without them.
 
-    ``width`` and ``height`` are the distance of the first ends, and that of the values there.
+    ``width`` and ``height`` are the distance of the ends, and that of the values there, when the
+    latter last fell by a quarter or more.
     """
 
     a: End
@@ -39,17 +43,46 @@ class Bracket(NamedTuple):
         return choose(self.b.value.abs() < self.a.value.abs(), self.b, self.a)
 
     @property
+    def now(self) -> tuple[Tensor, Tensor]:
+        """The distance of the ends, and that of the values there."""
+        return (self.b.z - self.a.z).abs().squeeze(-1), self.a.value.abs() + self.b.value.abs()
+
+    def between(self, a: End, b: End) -> Bracket:
+        """Return the bracket with other ends."""
+        new = self._replace(a=a, b=b)
+        now = width, height = new.now
+        fell = (height <= 0.75 * self.height) & self._continuous(width, height)
+        kept = self.width, self.height
+        width, height = (torch.where(fell, n, k) for n, k in zip(now, kept, strict=True))
+        return new._replace(width=width, height=height)
+
+    def _continuous(self, width: Tensor, height: Tensor) -> Tensor:
+        """Tell whether values have come nearer to each other with the ends.
+
+        They do at a root where the function is continuous (in the sense of Hölder, of the order
+        1/4), and do not at a jump or a pole.
+        """
+        return height <= self.height * (width / self.width) ** _ORDER
+
+    @property
     def estimate(self) -> Tensor:
         """The width; infinite where the values do not come nearer to each other with the ends.
 
-        They do at a root where the function is continuous (in the sense of Hölder, of the order
-        1/8), and do not at a jump or a pole.
+        A jump that a slope makes up for within ``sqrt(eps)`` of the root is taken for rounding.
         """
-        width = (self.b.z - self.a.z).abs().squeeze(-1)
-        height = self.a.value.abs() + self.b.value.abs()
-        continuous = height <= self.height * (width / self.width) ** 0.125
-        estimate = torch.where(continuous, width, torch.inf)
+        width, height = self.now
+        size = torch.maximum(self.a.z.abs(), self.b.z.abs()).squeeze(-1)
+        rounding = (self.width > 0) & (self.width <= torch.finfo(size.dtype).eps ** 0.5 * size)
+        estimate = torch.where(rounding | self._continuous(width, height), width, torch.inf)
         return torch.where(self.nearest.value == 0, 0.0, estimate)
+
+    @property
+    def error_bound(self) -> Tensor:
+        """The width at which the values last came nearer; since, rounding may have chosen ends."""
+        width, height = self.now
+        last = torch.where(self._continuous(width, height), width, self.width)
+        estimate = self.estimate
+        return torch.where((estimate > 0) & (estimate < torch.inf), last, estimate)
 
     @property
     def ended(self) -> Tensor:

@@ -23,14 +23,10 @@ class ChandrupatlaState(NamedTuple):
     z: Tensor
     error: Tensor
     estimate: Tensor
+    error_bound: Tensor
     flag: Tensor
     bracket: Bracket
     old: End
-
-    @property
-    def error_bound(self) -> Tensor:
-        """What the error is at most: the width of the bracket."""
-        return self.estimate
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class Chandrupatla(EquationMethod):
         z = (1 - t) * a.z + t * b.z
         new = End(z, value_at(problem, z))
         same = new.value.sign() == a.value.sign()
-        bracket = state.bracket._replace(a=new, b=choose(same, b, a))
+        bracket = state.bracket.between(new, choose(same, b, a))
         old = choose(same, a, b)
         flag = torch.where(new.value.isnan(), int(Status.NONFINITE), bracket.ended)
         return self._state(bracket._replace(flag=flag), old)
@@ -106,7 +102,8 @@ class Chandrupatla(EquationMethod):
     def _state(self, bracket: Bracket, old: End) -> ChandrupatlaState:
         z, value = bracket.nearest
         error = self.norm(value.unsqueeze(-1))
-        return ChandrupatlaState(z, error, bracket.estimate, bracket.flag, bracket, old)
+        judged = bracket.estimate, bracket.error_bound, bracket.flag
+        return ChandrupatlaState(z, error, *judged, bracket, old)
 
 
 def _fraction(a: End, b: End, c: End, least: Any) -> Tensor:

@@ -5,6 +5,7 @@ What the path leads from and to, it does not know.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -64,7 +65,8 @@ class Continuation(EquationMethod):
     method comes back to the path in the plane across the tangent (pseudo-arclength), or at the same
     parameter. The next length is the larger the fewer steps that took. It is halved where Newton's
     steps do not halve each time, or lead away by more than half of the length, so that another
-    branch is not taken for the path; a problem in which it becomes less than ``sqrt(eps)`` is
+    branch is not taken for the path (one that comes near is told apart by steps of its distance
+    only, see ``max_length``); a problem in which the length becomes less than ``sqrt(eps)`` is
     STALLED. Lengths measure unknowns in units of the largest root mean square that the path has had
     (of its slope, where it begins at zero). At ``t = 1`` Newton's method goes on alone. Source:
     Allgower and Georg, "Numerical Continuation Methods" (1990), chapters 2 and 6; Keller,
@@ -84,6 +86,8 @@ class Continuation(EquationMethod):
         (natural continuation), which is a little cheaper where there are none.
     first_step
         The first length: of the parameter, or of arclength.
+    max_length
+        The largest. Where another branch comes as near as a hundredth of the unknown, 0.01.
 
     Raises
     ------
@@ -106,12 +110,14 @@ class Continuation(EquationMethod):
     norm: Norm = rms_of_unknowns
     arclength: bool = True
     first_step: float = 0.1
+    max_length: float = math.inf
     solves: ClassVar[tuple[str, ...]] = ("continuation",)
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters that make no sense."""
         super().__post_init__()
-        check_number(self, "first_step", above=0)
+        for length in ("first_step", "max_length"):
+            check_number(self, length, above=0)
         check_flag(self, "arclength")
 
     def init(self, problem: EquationProblem, z: Tensor) -> PathState:
@@ -149,6 +155,7 @@ class Continuation(EquationMethod):
         longer = length * 2.0 ** ((_USUAL - tries).to(length.dtype) / 2).clamp(-1, 1)
         turns, shorter = (done & ~ends) | lost, length / 2
         next_length = pick(done, pick(first, self.first_step, longer), shorter)
+        next_length = next_length.clamp(max=self.max_length)
         ahead = self._ahead(base, tangent, next_length, size)
         goal, length, row = pick(turns, ahead, (goal, length, state.row))
         at = pick(turns, goal, pick(finite, moved, state.at))

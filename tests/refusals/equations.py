@@ -155,6 +155,7 @@ TABLE += [
     (["ims.continuation({}, z0)"], "3", KIND, "fn is a int: pass a function fn(z, *args)"),
     (["ims.continuation({}, z0)"], "lambda z, t: z[:1]", WRONG, "of shape (1,) where z0 has (2,)"),
     (["ims.Continuation({})"], "first_step=0", WRONG, "first_step=0: pass a number > 0"),
+    (["ims.Continuation({})"], "max_length=-1", WRONG, "max_length=-1: pass a number > 0"),
     (["ims.Continuation({})"], "arclength='yes'", KIND, "of type str: pass True or False"),
 ]
 SPARSE = [
@@ -247,6 +248,8 @@ SINGLE = [
     ("ims.attach(energy, 3 * z0, equation=ims.minimize)", ims.ConvergenceError, "solve more accur"),
     ("ims.attach(energy, z0, equation=ims.linear_solve)", WRONG, "pass root, fixed_point, minim"),
     ("ims.attach(f, ims.root(f, z0), rtol=1e-3)", WRONG, "which was judged: pass its value"),
+    ("ims.attach(energy, ims.minimize(energy, z0, bounds=(0.0, 2.0)), equation=ims.minimize)",
+     WRONG, "the Solution has bounds, constraints or a prox, and bounds is None: pass bounds"),
     ("ims.custom_root(f, vmap_method='parallel')", WRONG, "use \"loop\" or \"batched\""),
     ("inner = torch.func.grad(lambda u: (u**2).sum() / 2)\n"
      "torch.func.grad(lambda x: ims.root(lambda z: z - inner(x), z0).value.sum())(z0)",

@@ -125,17 +125,44 @@ def test_the_bracket_gets_no_gradient(solver):
     torch.testing.assert_close(torch.autograd.grad(value, a)[0], tensor(0.125**0.5))
 
 
-JUMPS = [
-    (lambda z: 1 / (z - 0.3), Status.BRACKET),
-    (lambda z: torch.sign(z - 0.3) + 0.5 + z, Status.STALLED),
-    (lambda z: torch.where((z - 0.5).abs() < 0.01, torch.nan, z - 0.505), Status.NONFINITE),
-]
+JUMPS = {
+    "pole": (lambda z: 1 / (z - 0.3), Status.BRACKET),
+    "jump": (lambda z: torch.sign(z - 0.3) + 0.5 + z, Status.STALLED),
+    "jump between slopes": (
+        lambda z: z - 0.3 + torch.where(z < 0.3, -0.02, 0.02),
+        Status.STALLED,
+    ),
+    "jump of a step": (lambda z: torch.where(z < 0.3, -40.0, 20.0), Status.STALLED),
+    "stairs": (lambda z: 1e10 * torch.log(1 + 1e-10 * z) - 0.3, Status.STALLED),
+    "nan on the way": (
+        lambda z: torch.where((z - 0.5).abs() < 0.01, torch.nan, z - 0.505),
+        Status.NONFINITE,
+    ),
+}
 
 
-@pytest.mark.parametrize("fn, status", JUMPS, ids=["pole", "jump", "nan-on-the-way"])
-def test_a_change_of_sign_that_is_no_root(solver, fn, status):
-    sol = within(fn, 0.0, 1.0, solver=solver, on_failure="mask")
+@pytest.mark.parametrize("end", [1.0, 1e4])
+@pytest.mark.parametrize("name", JUMPS)
+def test_a_change_of_sign_that_is_no_root(solver, name, end):
+    fn, status = JUMPS[name]
+    wide = lambda z: torch.where(z > 1, fn(torch.ones_like(z)) + z - 1, fn(z))
+    sol = within(wide, 0.0, end, solver=solver, on_failure="mask")
     assert int(sol.status) == status and not bool(sol.converged)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("dtype", [F32, F64])
+@given(root=st.floats(0.1, 1), noise=st.floats(0, 2), seed=st.integers(0, 100))
+def test_rounding_of_the_function_is_in_the_error(solver, dtype, root, noise, seed):
+    """What oscillates quicker than roots are told apart stands for rounding."""
+    unit = torch.finfo(dtype).eps
+    size = 10**noise * unit
+    fn = lambda z: z - root + size * torch.sin(z / unit * (7 + seed))
+    ends = tensor(0.0, dtype), 10.0
+    sol = ims.root(fn, None, bracket=ends, solver=solver, on_failure="mask")
+    # at a change of sign by chance, values may have come nearer by chance, too
+    assert abs(float(sol.value) - root) <= max(100 * float(sol.error), 8 * unit)
+    assert not sol.converged or float(sol.error) <= 2 * unit**0.5
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])

@@ -241,3 +241,22 @@ def test_one_unknown_of_any_shape():
     z0 = torch.zeros(1, 1, dtype=F64)
     sol = ims.root(lambda z: z - 1, z0, solver=ims.Steffensen())
     assert error(sol.value, torch.ones(1, 1, dtype=F64)) < 1e-12
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-10, 1e-8, 1e-4, 1.0])
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(
+    "solver",
+    [ims.Newton(), ims.NewtonDogleg(), ims.Broyden(), ims.LevenbergMarquardt(), ims.Chord()],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_rounding_of_a_map_that_hardly_moves_is_in_the_error(solver, dtype, unit):
+    """``z - g(z)`` is the difference of numbers as large as ``z``."""
+    unit = unit if dtype == F64 else unit**0.4
+    start = tensor(1.0, dtype)
+    sol = ims.fixed_point(
+        lambda z: z - 0.1 * unit * (z**3 - 2), start, solver=solver, on_failure="mask"
+    )
+    off, eps = abs(float(sol.value) - 2 ** (1 / 3)), torch.finfo(dtype).eps
+    assert off <= 4 * max(float(sol.error), eps)
+    assert not sol.converged or float(sol.error) <= max(10 * eps / unit, 2 * eps**0.75)

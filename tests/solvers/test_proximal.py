@@ -214,3 +214,18 @@ def test_no_gradient_or_curvature_at_the_start_is_no_matter():
     assert ims.minimize(bowl, tensor([0.0, 0.0]), prox=inside).value.tolist() == [1, 1]
     slope = lambda z: z.sum()
     assert ims.minimize(slope, tensor([3.0, 1e5]), prox=inside).value.tolist() == [1, 1]
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("exponent", [0, 2, 4, 8, 10])
+def test_rounding_of_short_steps_is_in_the_error(solver, dtype, exponent):
+    """The step is as short as the largest curvature asks for, and little beside a flat unknown."""
+    k = 10.0 ** (exponent if dtype == F64 else exponent / 2)
+    top, a = torch.tensor([0.5, 9.0], dtype=dtype), torch.tensor(2.0, dtype=dtype)
+    energy = lambda z: k * (z[0] - 0.6) ** 2 + (z[1] - a) ** 2 + 0.1 * z[1] ** 4
+    start, options = 0.1 * torch.ones_like(top), {"on_failure": "mask", "solver": solver}
+    sol = ims.minimize(energy, start, prox=lambda v, step: torch.minimum(v, top), **options)
+    flat = next(z.real for z in np.roots([0.4, 0, 2, -4]) if abs(z.imag) < 1e-9)
+    off, eps = abs(float(sol.value[1]) - flat), torch.finfo(dtype).eps
+    assert off <= 4 * max(float(sol.error), eps)
