@@ -21,6 +21,7 @@ from implicit_solvers.problems.convex.power_cone import (
 )
 from implicit_solvers.problems.convex.symmetric_vectors import from_svec, svec, svec_basis
 from implicit_solvers.problems.projections import project_psd_cone, project_second_order_cone
+from implicit_solvers.problems.projections.psd_cone import to_inside
 
 __all__ = ["Cones", "at_kink", "linearize_curved", "project_dual_cone"]
 
@@ -193,8 +194,8 @@ def linearize_curved(u: Tensor, cones: Cones) -> tuple[Tensor, Tensor]:
 def at_kink(u: Tensor, cones: Cones) -> Tensor:
     """Tell where `project_dual_cone` has two derivatives: where a multiplier and its slack vanish.
 
-    An inequality has not more than a few roundings there. Around another cone, rounding of ``u``
-    changes the Jacobian.
+    An inequality has not more than a few roundings there, an eigenvalue not many. Around another
+    cone, rounding of ``u`` changes the Jacobian.
 
     Parameters
     ----------
@@ -215,8 +216,12 @@ def at_kink(u: Tensor, cones: Cones) -> Tensor:
         return u.new_zeros(u.shape[:-1], dtype=torch.bool)
     rounding = torch.finfo(u.dtype).eps * u.abs().amax(-1, keepdim=True)
     kinks = (u[..., cones.zero : cones.linear].abs() <= 4 * rounding).any(-1)
+    reach = _DOUBT * rounding
+    for kind, k, place, count, size in cones.blocks():
+        if kind == "semidefinite":
+            values = torch.linalg.eigvalsh(from_svec(u[..., place].unflatten(-1, (count, size)), k))
+            kinks = kinks | (values.abs().flatten(-2) <= reach).any(-1)
     if cones.curved:
-        reach = _DOUBT * rounding
         sign = torch.where(torch.arange(u.shape[-1], device=u.device) % 3 == 0, 1.0, -1.0).to(u)
         here, there, other = (
             linearize_curved(u + step * sign * reach, cones)[1] for step in (0.0, 1.0, -1.0)
@@ -243,12 +248,9 @@ def _second_order_jacobian(v: Tensor) -> Tensor:
 def _linearize_semidefinite(v: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, V = torch.linalg.eigh(from_svec(v, k))
     y = svec((V * values.clamp(min=0).unsqueeze(-2)) @ V.mT)
-    # at a zero eigenvalue the derivative from inside, as `project_psd_cone` has it
-    least = torch.finfo(v.dtype).eps ** 0.5 * values.abs().amax(-1, keepdim=True)
-    values = torch.where(values.abs() < least.clamp(min=torch.finfo(v.dtype).tiny), least, values)
+    values = to_inside(values)
     sizes, positive = values.abs(), values.clamp(min=0)
     sums = sizes.unsqueeze(-1) + sizes.unsqueeze(-2)
-    both = positive.unsqueeze(-1) + positive.unsqueeze(-2)
-    share = torch.where(sums > 0, both / torch.where(sums > 0, sums, 1.0), 1.0)
+    share = (positive.unsqueeze(-1) + positive.unsqueeze(-2)) / sums
     turned = (V.mT.unsqueeze(-3) @ svec_basis(k, v) @ V.unsqueeze(-3)).flatten(-2)
     return y, turned @ (share.flatten(-2).unsqueeze(-1) * turned.mT)

@@ -36,7 +36,7 @@ class ShiftedLU(ims.DirectSolver):
     """LU factorization of the Jacobian of `balance`, with a little added to its diagonal.
 
     Where the matrix falls into blocks that exchange less than rounding, what is added keeps their
-    potentials apart, and the matrix has the same derivatives to rounding.
+    potentials apart.
     """
 
     exact: ClassVar[bool] = False
@@ -52,19 +52,22 @@ class ShiftedLU(ims.DirectSolver):
             J = (signs.unsqueeze(-1) * gauge).expand(*z.shape[:-1], n + m, n + m).clone()
             J[..., :n, n:] += logs.softmax(-1)
             J[..., n:, :n] += logs.softmax(-2).mT
-            shift = _rounding(S)[..., None, None]
-            return J + (1 + shift) * torch.eye(n + m, dtype=z.dtype, device=z.device)
+            eye = torch.eye(n + m, dtype=z.dtype, device=z.device)
+            return torch.stack([J + eye, J + (1 + _rounding(S)[..., None, None]) * eye], -3)
 
-        matrix = A.on_grid(jacobian)  # type: ignore[attr-defined]
-        return ims.LU().factor_dense(matrix.reshape(-1, *matrix.shape[-2:]))
+        both = A.on_grid(jacobian)  # type: ignore[attr-defined]
+        plain, moved = both.reshape(-1, *both.shape[-3:]).unbind(1)
+        return plain, *ims.LU().factor_dense(moved)
 
     def solve(self, factors: tuple[Tensor, ...], b: Tensor, transposed: bool) -> Tensor:
-        """Return ``J^-1 b`` or ``J^-T b``."""
-        return ims.LU().solve(factors, b, transposed)
+        """Return ``J^-1 b`` or ``J^-T b``, refined once: what was added costs no digits then."""
+        J, *moved = factors
+        x = ims.LU().solve(tuple(moved), b, transposed)
+        return x + ims.LU().solve(tuple(moved), b - (J.mT if transposed else J) @ x, transposed)
 
     def status(self, factors: tuple[Tensor, ...]) -> Tensor:
         """Return NONFINITE where the matrix is not finite."""
-        return ims.LU().status(factors)
+        return ims.LU().status(factors[1:])
 
 
 def _rounding(scores: Tensor) -> Tensor:

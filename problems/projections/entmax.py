@@ -10,17 +10,18 @@ from torch import Tensor
 
 import implicit_solvers as ims
 from implicit_solvers.problems.projections.validation import check_array, check_lanes, check_number
+from implicit_solvers.problems.special_functions.relative import log1prel
 
 __all__ = ["entmax"]
 
 
 def probabilities(tau: Tensor, scores: Tensor, alpha: Tensor) -> Tensor:
-    """Return ``[1 + (alpha - 1) (s - tau)]_+^(1 / (alpha - 1))``, good digits near 1 included."""
-    moved = (alpha - 1) * (scores - tau)
-    positive = moved > -1
+    """Return ``[1 + (alpha - 1) (s - tau)]_+^(1 / (alpha - 1))``, smooth towards ``alpha = 1``."""
+    rise = scores - tau
+    positive = (alpha - 1) * rise > -1
     # of what is not positive neither the power nor its derivative may be formed
-    safe = torch.where(positive, moved, 0.0)
-    return torch.where(positive, (safe.log1p() / (alpha - 1)).exp(), 0.0)
+    rise = torch.where(positive, rise, 0.0)
+    return torch.where(positive, (rise * log1prel((alpha - 1) * rise)).exp(), 0.0)
 
 
 def excess(tau: Tensor, scores: Tensor, alpha: Tensor) -> Tensor:

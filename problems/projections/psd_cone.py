@@ -15,32 +15,31 @@ from implicit_solvers.problems.projections.validation import check_array
 __all__ = ["project_psd_cone"]
 
 
-def absolute_value(N: Tensor, S: Tensor) -> Tensor:
-    """Evaluate the equation of ``N = (S^2)^(1/2)``, ``N N = S S``, as it is raveled."""
+def positive_part(X: Tensor, S: Tensor) -> Tensor:
+    """Evaluate the equation of the positive part, ``X X = (X S + S X) / 2``, as it is raveled."""
     n = S.shape[-1]
-    square = N.reshape(*N.shape[:-1], n, n)
-    return (square @ square - S @ S).reshape(N.shape)
+    X = X.reshape(*X.shape[:-1], n, n)
+    return (X @ X - (X @ S + S @ X) / 2).flatten(-2)
 
 
 class SpectralState(NamedTuple):
-    """The state of `Spectral`, and what `Lyapunov` solves with."""
+    """The state of `Spectral`, and what `Lyapunov` divides by."""
 
     z: Tensor
     error: Tensor
     estimate: Tensor
     flag: Tensor
-    V: Tensor
-    sizes: Tensor
+    means: Tensor
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
-        """The eigenvectors and the absolute eigenvalues."""
-        return self.V, self.sizes
+        """The mean absolute value of each pair of eigenvalues."""
+        return (self.means,)
 
 
 @dataclass(frozen=True)
 class Spectral(ims.EquationMethod):
-    """Solve ``N N = S S`` by an eigendecomposition of ``S``, at the start, for good.
+    """Solve `positive_part` for a diagonal ``S``, at the start, for good.
 
     Parameters
     ----------
@@ -64,20 +63,19 @@ class Spectral(ims.EquationMethod):
         return Lyapunov()
 
     def init(self, problem: ims.EquationProblem, z: Tensor) -> SpectralState:
-        """Decompose; a lane that is not finite fails."""
+        """Leave out the negative eigenvalues; a lane that is not finite fails."""
         lanes = len(z)
         if len(problem.shape) > 1:
             problem = problem.take(torch.arange(lanes, device=z.device))
         S = problem.operands[0]
-        n = S.shape[-1]
-        S = S.reshape(-1, n, n).expand(lanes, n, n)
-        finite = torch.isfinite(S).flatten(1).all(-1)
-        values, V = torch.linalg.eigh(torch.where(finite[:, None, None], S, 0.0))
+        values = S.diagonal(dim1=-2, dim2=-1).reshape(-1, S.shape[-1]).expand(lanes, -1)
+        finite = torch.isfinite(values).all(-1)
         sizes = values.abs()
-        N = ((V * sizes.unsqueeze(-2)) @ V.mT).reshape(lanes, -1)
+        means = (sizes.unsqueeze(-1) + sizes.unsqueeze(-2)) / 2
         flag = torch.where(finite, 0, int(ims.Status.NONFINITE))
         error = torch.where(finite, 0.0, torch.nan).to(z)
-        return SpectralState(N, error, error, flag, V, sizes)
+        z = torch.diag_embed(values.clamp(min=0)).flatten(1)
+        return SpectralState(z, error, error, flag, means.flatten(1))
 
     def step(self, problem: ims.EquationProblem, state: SpectralState) -> SpectralState:
         """Stay."""
@@ -86,32 +84,27 @@ class Spectral(ims.EquationMethod):
 
 @dataclass(frozen=True)
 class Lyapunov(ims.DirectSolver):
-    """Solve ``N W + W N = B`` in the eigenvectors of ``N``."""
+    """Solve ``(|S| W + W |S|) / 2 = B``, where ``S`` is diagonal: the Jacobian is, too."""
 
     def factor_dense(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        """Find ``N`` in the Jacobian ``N x I + I x N`` and decompose it."""
-        n = round(matrix.shape[-1] ** 0.5)
-        blocks = matrix.reshape(-1, n, n, n, n)
-        partial = torch.einsum("gijkj->gik", blocks)  # n N + trace(N) I
-        trace = partial.diagonal(dim1=-2, dim2=-1).sum(-1) / (2 * n)
-        eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
-        sizes, V = torch.linalg.eigh((partial - trace[:, None, None] * eye) / n)
-        return V, sizes
+        """Return the diagonal."""
+        return (matrix.diagonal(dim1=-2, dim2=-1),)
 
     def solve(self, factors: tuple[Tensor, ...], b: Tensor, transposed: bool) -> Tensor:
-        """Return ``W`` for ``B`` raveled, ``(grid, n n, columns)``; the operator is symmetric."""
-        V, sizes = factors
-        n, columns = V.shape[-1], b.shape[-1]
-        B = b.mT.reshape(len(b), columns, n, n)
-        V = V.unsqueeze(1)
-        sums = (sizes.unsqueeze(-1) + sizes.unsqueeze(-2)).unsqueeze(1)
-        W = V @ ((V.mT @ B @ V) / sums) @ V.mT
-        return W.reshape(len(b), columns, n * n).mT
+        """Return ``W`` for ``B`` raveled, ``(grid, n n, columns)``."""
+        return b / factors[0].unsqueeze(-1)
 
     def status(self, factors: tuple[Tensor, ...]) -> Tensor:
         """Return SINGULAR where an eigenvalue is zero."""
-        regular = (factors[1] > 0).all(-1)
-        return torch.where(regular, 0, int(ims.Status.SINGULAR))
+        return torch.where((factors[0] > 0).all(-1), 0, int(ims.Status.SINGULAR))
+
+
+def to_inside(values: Tensor) -> Tensor:
+    """Return eigenvalues ``(..., n)``; those that are nothing but rounding become positive ones."""
+    n, info = values.shape[-1], torch.finfo(values.dtype)
+    largest = values.abs().amax(-1, keepdim=True)
+    least = n * info.eps * torch.where(largest >= info.tiny, largest, 1.0)
+    return torch.where(values.abs() < least, least, values)
 
 
 def project_psd_cone(
@@ -119,9 +112,9 @@ def project_psd_cone(
 ) -> Tensor:
     r"""Project onto the positive semidefinite matrices: negative eigenvalues become zero.
 
-    ``X = (S + N) / 2`` with the absolute value ``N``, the positive root of ``N N = S S``. The
-    derivatives come from that equation, a Lyapunov equation in the eigenvectors; they are finite
-    where eigenvalues coincide, where those of ``torch.linalg.eigh`` are not.
+    The derivatives come from the equation ``X X = (X S + S X) / 2``, in the eigenvectors of ``S``,
+    where each solve is a division; they are finite where eigenvalues coincide, where those of
+    ``torch.linalg.eigh`` are not.
 
     Parameters
     ----------
@@ -133,10 +126,10 @@ def project_psd_cone(
     Returns
     -------
     Tensor
-        ``X``, like ``S``, differentiable to any order. At a zero eigenvalue there is a kink; the
-        derivative there is that of a matrix a little to the inside, by ``sqrt(eps)`` times the
-        largest eigenvalue. So the derivative at ``S = 0`` is the identity, as that of
-        `project_second_order_cone` at its tip.
+        ``X``, like ``S``, differentiable to any order. At a zero eigenvalue there is a kink, and
+        the derivative is that from inside, as at the tip of `project_second_order_cone`: at ``S =
+        0`` it is the identity. An eigenvalue counts as zero that is less than ``n eps`` times the
+        largest, beside which it is nothing but rounding.
 
     Raises
     ------
@@ -166,26 +159,23 @@ def project_psd_cone(
         fixed = S.detach()
         finite = fixed.isfinite().all(-1, True).all(-2, True)
         values, V = torch.linalg.eigh(torch.where(finite, fixed, 0.0))
-        largest = values.abs().amax(-1, keepdim=True)
         # the projection of s S is s times that of S: no square under- or overflows
+        largest = values.abs().amax(-1, keepdim=True)
         scale = torch.where(largest >= torch.finfo(S.dtype).tiny, largest, 1.0)
-        least = scale * torch.finfo(S.dtype).eps ** 0.5
-        moved = torch.where(values.abs() < least, least, values)
-        shift = (V * (moved - values).unsqueeze(-2)) @ V.mT
+        near = to_inside(values / scale)
         exact = (V * values.clamp(min=0).unsqueeze(-2)) @ V.mT
-        exact = torch.where(finite, exact, torch.nan)
+        exact, near = (torch.where(finite, t, torch.nan) for t in (exact, torch.diag_embed(near)))
         scale = scale.unsqueeze(-1)
-    regular = (S + shift) / scale
-    N = ims.root(
-        absolute_value,
-        regular.detach().flatten(1),
-        (regular,),
+    turned = near + V.mT @ ((S - S.detach()) / scale) @ V
+    X = ims.root(
+        positive_part,
+        near.flatten(1),
+        (turned,),
         solver=Spectral(),
         adjoint=ims.ImplicitAdjoint(Lyapunov()),
         batch_dims=1,
         in_dims=(0,),
         on_failure=on_failure,
-    ).value
-    X = scale * (regular + N.reshape(regular.shape)) / 2
-    X = exact + (X - X.detach())
+    ).value.reshape(turned.shape)
+    X = exact + scale * (V @ (X - X.detach()) @ V.mT)
     return X.reshape(*lanes, n, n)

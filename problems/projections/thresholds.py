@@ -88,7 +88,7 @@ def group_soft_threshold(v: Tensor, threshold: float | Tensor) -> Tensor:
     v = check_array("v", v)
     least = read_threshold(threshold, v[..., 0]).unsqueeze(-1)
     held, size = norm_beyond(v, least)
-    return torch.where(held, 0.0, v - least * (v / size))
+    return torch.where(held & (least > 0), 0.0, v - least * (v / size))
 
 
 def singular_value_threshold(V: Tensor, threshold: float | Tensor) -> Tensor:
@@ -108,8 +108,8 @@ def singular_value_threshold(V: Tensor, threshold: float | Tensor) -> Tensor:
     -------
     Tensor
         Like ``V``, differentiable in both, also where singular values coincide. Where one is the
-        threshold there is a kink. A problem that is not finite, or whose threshold is negative,
-        comes out as NaN.
+        threshold, and that is not zero, there is a kink. A problem that is not finite, or whose
+        threshold is negative, comes out as NaN.
 
     Raises
     ------
@@ -136,7 +136,10 @@ def singular_value_threshold(V: Tensor, threshold: float | Tensor) -> Tensor:
     zeros = flat.new_zeros(len(flat), m, m), flat.new_zeros(len(flat), n, n)
     top = torch.cat([zeros[0], flat], -1)
     both = torch.cat([top, torch.cat([flat.mT, zeros[1]], -1)], -2)
+    # without a threshold this is V itself, also where singular values are zero
+    both = torch.where(least > 0, both, both.detach())
     moved = both - least * torch.eye(m + n, dtype=V.dtype, device=V.device)
     kept = 2 * project_psd_cone(moved, on_failure="mask")[:, :m, m:]
+    kept = torch.where(least > 0, kept, flat + (kept - kept.detach()))
     finite = moved.detach().isfinite().flatten(1).all(-1).reshape(-1, 1, 1)
     return torch.where(finite, kept, torch.nan).reshape(V.shape)

@@ -18,6 +18,7 @@ from implicit_solvers.problems.reparameterization.distributions.frank_powers imp
 )
 from implicit_solvers.problems.reparameterization.distributions.quantiles import probability
 from implicit_solvers.problems.special_functions.normal import LOG_ROOT, log_normal_tails
+from implicit_solvers.problems.special_functions.relative import exprel, log1prel
 
 __all__ = [
     "ClaytonCopula",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 Pair = tuple[Tensor, Tensor]
+
+# variables that are nearly independent are computed by functions that are smooth there
+_NEAR = 0.5
 
 
 def _log1mexp(x: Tensor) -> Tensor:
@@ -333,31 +337,42 @@ class ClaytonCopula(Copula):
     def _order(self) -> Tensor:
         return torch.arange(self.dim, dtype=torch.float64, device=self.theta.device)
 
-    def _terms(self, log_u: Tensor) -> Tensor:
-        """Return ``ln(u_i^-theta - 1)``."""
-        return _log_expm1(-self._double() * log_u)
+    def _steps(self, log_u: Tensor) -> Tensor:
+        """Return ``ln(S_k / S_(k-1)) / theta`` with ``S_k = 1 + sum_(i<=k) (u_i^-theta - 1)``."""
+        theta = self._double()
+        near = theta * log_u.amin(-1, keepdim=True) > -_NEAR
+        t, fall = torch.where(near, theta, 1.0), torch.where(near, -log_u, 1.0)
+        rise = (fall * exprel(t * fall)).cumsum(-1)
+        close = (rise * log1prel(t * rise)).diff(prepend=torch.zeros_like(rise[..., :1]))
+        t, fall = torch.where(near, 1.0, theta), torch.where(near, 1.0, -log_u)
+        before, logs = torch.zeros_like(log_u[..., 0]), []
+        for term in _log_expm1(t * fall).unbind(-1):
+            logs.append(_softplus(term - before))
+            before = before + logs[-1]
+        return torch.where(near, close, torch.stack(logs, -1) / t)
 
     def _log_density(self, log_u: Tensor, log_v: Tensor) -> Tensor:
         theta = self._double()
-        log_sum = _softplus(self._terms(log_u).logsumexp(-1))
         normal = (self._order() * theta).log1p().sum(-1)
-        rest = (self.dim + 1 / theta.squeeze(-1)) * log_sum
-        return normal - ((theta + 1) * log_u).sum(-1) - rest
+        rest = (self.dim * theta + 1) * self._steps(log_u)
+        return normal - ((theta + 1) * log_u + rest).sum(-1)
 
     def _transform(self, log_u: Tensor, log_v: Tensor) -> Tensor:
-        before, logs = torch.zeros_like(log_u[..., 0]), []
-        terms = self._terms(log_u).unbind(-1)
-        for term in terms:
-            step = _softplus(term - before)
-            logs.append(step)
-            before = before + step
-        return (-(self._order() + 1 / self._double()) * torch.stack(logs, -1)).exp()
+        return (-(self._order() * self._double() + 1) * self._steps(log_u)).exp()
 
     def _invert(self, p: Tensor) -> Pair:
         theta = self._double()
-        rise = -theta / (1 + self._order() * theta) * p.log()
+        rise = -p.log() / (1 + self._order() * theta)
         before = pad(rise[..., :-1].cumsum(-1), (1, 0))
-        log_u = -_softplus(before + _log_expm1(rise)) / theta
+        near = theta * rise.sum(-1, keepdim=True) < _NEAR
+        t = torch.where(near, theta, 1.0)
+        close, above = (torch.where(near, r, 1.0) for r in (rise, before))
+        close = (t * above).exp() * close * exprel(t * close)
+        close = close * log1prel(t * close)
+        t = torch.where(near, 1.0, theta)
+        far, above = (torch.where(near, 1.0, r) for r in (rise, before))
+        far = _softplus(t * above + _log_expm1(t * far)) / t
+        log_u = -torch.where(near, close, far)
         return log_u, _log1mexp(-log_u)
 
 
@@ -379,7 +394,8 @@ class FrankCopula(Copula):
     ----------
     theta : Tensor or float
         ``(...)``, from 0, where variables are independent, to 700: beyond, ``exp(-theta)``
-        underflows, and variables differ by a thousandth only. With two, from -700.
+        underflows, and variables differ by a thousandth only. With two, from -700. Second
+        derivatives by ``theta`` have an error of about ``1e-16 / theta^2``: none are left at 1e-8.
     dim : int
         ``d >= 2``, the number of variables.
     validate_args : bool, optional

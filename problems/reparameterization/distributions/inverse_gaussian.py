@@ -43,7 +43,9 @@ def _sample_derivatives(x: Tensor, loc: Tensor, concentration: Tensor) -> list[T
     return [by_loc, by_concentration]
 
 
-def _log_tail_values(x: Tensor, loc: Tensor, concentration: Tensor) -> tuple[Tensor, Tensor]:
+def _log_tail_values(*args: Tensor) -> tuple[Tensor, Tensor]:
+    # the tails of a wide distribution differ by less than roundings of float32
+    x, loc, concentration = (t.double() for t in args)
     root = (concentration / x).sqrt()
     a, b = root * (x - loc) / loc, root * (x + loc) / loc
     scaled = torch.special.erfcx(b / math.sqrt(2))
@@ -54,7 +56,8 @@ def _log_tail_values(x: Tensor, loc: Tensor, concentration: Tensor) -> tuple[Ten
     difference = torch.special.erfcx(clamped / math.sqrt(2)) - scaled
     log_survival = torch.where(a < -1, (-log_cdf.exp()).log1p(), shift + difference.log())
     # where F is near 1, from the other tail
-    return torch.where(a > 1, (-log_survival.exp()).log1p(), log_cdf), log_survival
+    log_cdf = torch.where(a > 1, (-log_survival.exp()).log1p(), log_cdf)
+    return log_cdf.to(args[0]), log_survival.to(args[0])
 
 
 def _log_tail_slopes(

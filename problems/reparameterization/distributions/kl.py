@@ -33,10 +33,6 @@ from implicit_solvers.problems.special_functions.log_gamma import (
     gamma_divergence,
     log1p_minus,
 )
-from implicit_solvers.problems.special_functions.von_mises import (
-    log_scaled_normalizer,
-    mean_deficit,
-)
 from implicit_solvers.problems.special_functions.von_mises_fisher import angle
 
 __all__: list[str] = []
@@ -109,9 +105,8 @@ def _von_mises(p: Any, q: Any) -> Tensor:
     """Return ``E_p[k cos(x - m)]``, with ``E_p[cos(x - m_p)] = A = I1(k_p) / I0(k_p)``."""
     (loc, k), (other, rate) = (_doubles(d, "loc", "concentration") for d in (p, q))
     apart = 2 * (0.5 * (loc - other)).sin().square()  # 1 - cos
-    deficit = mean_deficit(k)
-    expected = (rate - k) * deficit + rate * apart * (1 - deficit)
-    kl = log_scaled_normalizer(rate) - log_scaled_normalizer(k) + expected
+    circle = angle(2)
+    kl = circle.divergence(rate, k) + rate * circle.mean(k) * apart
     return kl.to(p.loc.dtype)
 
 

@@ -225,3 +225,23 @@ def test_without_an_objective_a_feasible_point_is_a_solution():
     layer = layer_of(0, [rows @ x <= h], [h], x)
     solution = layer(torch.tensor([1.0, -1.0, 2.0], dtype=DOUBLE))  # x_1 = 1 has no room
     assert solution.converged and solution.degenerate
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("third", [-1.0, 2.0])
+@pytest.mark.parametrize("small", [0.0, 1e-13, -1e-13, 1e-9, -1e-9, 1e-5])
+def test_an_eigenvalue_of_zero_is_degenerate_and_a_small_one_is_not(small, third, turned):
+    X, C = (kind((3, 3), symmetric=True) for kind in (cp.Variable, cp.Parameter))
+    layer = ConvexLayer(
+        cp.Problem(cp.Minimize(cp.sum_squares(X - C)), [X >> 0]), [C], [X], on_failure="mask"
+    )
+    basis = torch.linalg.qr(torch.arange(9.0).reshape(3, 3).double().sin())[0]
+    basis = basis if turned else torch.eye(3, dtype=DOUBLE)
+    values = torch.tensor([1.0, small, third], dtype=DOUBLE)
+    C, move = ((basis * values) @ basis.mT).requires_grad_(), torch.outer(basis[:, 1], basis[:, 1])
+    solution = layer(C)
+    assert solution.converged and bool(solution.degenerate) == (abs(small) < 1e-12)
+    if not solution.degenerate:
+        slope = torch.autograd.grad((solution.value.variables[0] * move).sum(), C)[0]
+        expected = float(small > 0) * move
+        torch.testing.assert_close(slope, expected, rtol=0, atol=1e-15 / abs(small) + 1e-9)

@@ -4,13 +4,14 @@ import warnings
 from functools import partial
 
 import cvxpy as cp
+import mpmath as mp
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
-from torch.func import hessian, jacfwd, jacrev, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 import implicit_solvers as ims
 from implicit_solvers.problems.projections import (
@@ -245,6 +246,15 @@ class TestTransport:
         # sums are right to 20 eps S / T, 1e-11, which is divided by the step
         torch.testing.assert_close(own, slope, rtol=1e-6, atol=1e-10 / step)
 
+    @pytest.mark.parametrize("temperature", [1e-2, 1e-3, 1e-4, 1e-5])
+    def test_a_cold_plan_does_not_move_with_the_temperature(self, temperature):
+        S = torch.tensor([[0.0, 1, 2], [1, 0.3, 1.1], [0.2, 0.7, 0]]).double()
+        r, c = torch.tensor([0.2, 0.3, 0.5]).double(), torch.tensor([0.35, 0.25, 0.4]).double()
+        plan = lambda t: sinkhorn(S, r, c, temperature=t)
+        slope = jacrev(plan)(torch.tensor(temperature).double())
+        # at a vertex, up to exp(-gap / T); roundings of S / T^2 remain
+        assert float(slope.abs().max()) <= 1e-5 + 4e-15 / temperature**2
+
     def test_the_potentials_are_the_slope_of_the_optimum(self):
         S = drawn("sinkhorn", ())[:3]
         r, c = torch.tensor([0.2, 0.3, 0.5]).double(), torch.tensor([0.4, 0.3, 0.2, 0.1]).double()
@@ -360,9 +370,52 @@ class TestDerivatives:
         corner = zero.clone()
         corner[0, 0] = 1
         torch.testing.assert_close(project_psd_cone(corner), corner)
-        # the derivative is that of a matrix sqrt(eps) to the inside
         slope = jacrev(lambda S: project_psd_cone(S).sum())(corner)
-        torch.testing.assert_close(slope, ones, rtol=0, atol=10 * torch.finfo(dtype).eps ** 0.5)
+        torch.testing.assert_close(slope, ones, rtol=0, atol=10 * torch.finfo(dtype).eps)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @given(small=st.floats(2, 40), second=st.floats(-40, 40), third=st.floats(-1, 1))
+    def test_eigenvalues_that_are_small_have_their_own_derivative(
+        self, dtype, small, second, third
+    ):
+        """By divided differences of ``max(x, 0)``; Daleckii and Krein (1965)."""
+        eps = torch.finfo(dtype).eps
+        values = torch.tensor([-1.0, third, small * 8 * eps, -small * 8 * eps, second * 8 * eps])
+        values[4] = values[4] + 4 * eps * values[4].sign()
+        values = torch.where(values.abs() < 6 * eps, 6 * eps, values).to(dtype)
+        positive, sizes = values.clamp(min=0), values.abs()
+        share = (positive[:, None] + positive) / (sizes[:, None] + sizes)
+        move = drawn("psd_cone", (), 1, 5).to(dtype)
+        value, slope = torch.func.jvp(project_psd_cone, (torch.diag(values),), (move,))
+        assert torch.equal(value, torch.diag(positive))
+        torch.testing.assert_close(slope, share * move, rtol=8 * eps, atol=8 * eps)
+
+    def test_no_threshold_is_the_identity(self):
+        V = torch.tensor([[1.0, 2.0], [2.0, 4.0]]).double()
+        for map_, v in ((singular_value_threshold, V), (group_soft_threshold, 0 * V[0])):
+            J = jacrev(map_)(v, 0.0).reshape(v.numel(), -1)
+            torch.testing.assert_close(J, torch.eye(v.numel()).double())
+        by_threshold = jacrev(singular_value_threshold, 1)(V, torch.tensor(0.0).double())
+        torch.testing.assert_close(by_threshold, -V / 5)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("exponent", [-15, -12, -8, -6, -4, -2])
+    def test_of_entmax_by_alpha_near_one(self, dtype, exponent):
+        s = torch.tensor([0.9, 0.2, -0.5], dtype=dtype)
+        alpha = torch.tensor(1 + max(10.0**exponent, float(torch.finfo(dtype).eps)), dtype=dtype)
+        first = lambda a: entmax(s, a)[0]
+        found = [grad(first)(alpha), grad(grad(first))(alpha)]
+        with mp.workdps(60):
+            scores = [mp.mpf(x) for x in s.tolist()]
+
+            def value(a):
+                p = lambda tau: [(1 + (a - 1) * (x - tau)) ** (1 / (a - 1)) for x in scores]
+                return p(mp.findroot(lambda tau: sum(p(tau)) - 1, mp.mpf(1), tol=1e-50))[0]
+
+            at, h = mp.mpf(alpha.item()), (mp.mpf(alpha.item()) - 1) / 4
+            exact = [mp.diff(value, at, k, h=min(h, mp.mpf(10) ** -12)) for k in (1, 2)]
+        expected = [torch.tensor(float(x), dtype=dtype) for x in exact]
+        torch.testing.assert_close(found, expected, rtol=1e3 * torch.finfo(dtype).eps, atol=0)
 
     @given(seed=st.integers(0, 2**31), exponent=st.integers(-250, 250))
     def test_units_do_not_change_the_derivatives_of_a_matrix_projection(self, seed, exponent):

@@ -836,3 +836,13 @@ def test_values_and_probabilities_that_are_refused(case):
             with pytest.raises(ValueError, match="\\[0, 1\\]"):
                 cases.value_of(strict, u * 0 + p)
             assert cases.value_of(case(), u * 0 + p).isnan().any()
+
+
+def test_tails_of_a_wide_inverse_gaussian_in_float32():
+    """They are differences of numbers that are nearly equal, and as good as their arguments."""
+    p = torch.tensor([0.5, 0.99, 0.9999, 0.999999])
+    single, double_ = (
+        dist.InverseGaussian(torch.tensor(1e6, dtype=d), torch.tensor(1.0, dtype=d)).icdf(p.to(d))
+        for d in (torch.float32, torch.float64)
+    )
+    torch.testing.assert_close(single.double(), double_, rtol=1e-4, atol=0)

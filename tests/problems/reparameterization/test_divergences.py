@@ -278,6 +278,18 @@ def test_divergences_are_expectations():
         assert abs(ratio.mean() - kl_divergence(p, q)) < 4 * ratio.std() / len(z) ** 0.5
 
 
+@pytest.mark.parametrize("exponent", [-8, -6, -3, -1])
+@pytest.mark.parametrize("k", [1e-6, 0.3, 2.0, 1e3, 1e6])
+def test_divergences_of_von_mises_of_nearly_equal_concentrations(k, exponent):
+    loc, k, other = double(0.3, k, k * (1 + 10.0**exponent))
+    found = kl_divergence(VonMises(loc, k), VonMises(loc, other)).item()
+    with mp.workdps(60):
+        p, q = mp.mpf(k.item()), mp.mpf(other.item())
+        mean = mp.besseli(1, p) / mp.besseli(0, p)
+        exact = mp.log(mp.besseli(0, q) / mp.besseli(0, p)) - (q - p) * mean
+    assert abs(found - exact) <= 1e-12 * exact
+
+
 def test_divergences_of_equal_distributions_are_zero():
     makes = [(Gamma, (2.3, 1.7)), (Beta, (2.3, 1.7)), (VonMises, (0.3, 1.7))]
     makes += [(StudentT, (0.3, 2.0, 1.7)), (lkj(3), (1.7,))]

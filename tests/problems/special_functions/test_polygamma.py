@@ -13,6 +13,7 @@ from implicit_solvers.problems.special_functions import (
     gamma_ratio,
     log_gamma,
     polygamma,
+    relative,
 )
 
 F64 = torch.float64
@@ -124,6 +125,28 @@ ROWS = [
     (of_equal_rates, gamma_kl, (WIDE, CLOSE), 2e-14, itself),
     (polygamma.log1p_minus, lambda x: mp.log1p(x) - x, (SMALL,), 2e-15, itself),
 ]
+
+
+# with the k-th derivative, by the series about zero
+def quotient(numerator, term):
+    return lambda k: (
+        lambda x: (
+            mp.fsum(term(j) * mp.ff(j, k) * x ** (j - k) for j in range(k, 200))
+            if abs(x) < 0.4
+            else mp.diff(lambda y: numerator(y) / y, x, k)
+        )
+    )
+
+
+RELATIVE = [
+    (relative.exprel, quotient(mp.expm1, lambda j: 1 / mp.factorial(j + 1))),
+    (relative.log1prel, quotient(mp.log1p, lambda j: mp.mpf(-1) ** j / (j + 1))),
+]
+NEAR = torch.tensor([0.0, 1e-300, -1e-9, 0.01, 0.149, -0.151, 0.39, -0.7, 2.0], dtype=F64)
+for of, exact in RELATIVE:
+    for k, bound in enumerate((1e-15, 4e-15, 1e-13, 4e-12)):
+        ROWS.append((vmap(of), exact(k), (NEAR,), bound, itself))
+        of = grad(of)
 
 
 @pytest.mark.parametrize("function, exact, axes, bound, scale", ROWS)
