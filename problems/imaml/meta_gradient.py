@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,12 +25,12 @@ __all__ = [
     "failures",
     "of_tasks",
     "task_count",
-    "warn_left_out",
+    "warn_of_failures",
     "without_solver",
 ]
 
 
-SHARE, SOLVE = 1 / 20, "linear solve"
+SHARE, MANY, SOLVE = 1 / 20, 20, "linear solve"
 REMEDY = (
     "Where the linear solve failed, raise strength, add damping, or solve with MINRES(); where the "
     "inner loop failed, take shorter steps, or more of them."
@@ -147,12 +147,12 @@ def failures(found: MetaGradient, left_out: bool) -> Counter[str]:
 
 @dataclass
 class _Run:
-    """What a method has seen and left out so far."""
+    """What a method has seen: its tasks, and those that failed, left out (True) or kept."""
 
     method: weakref.ref[Any]
     tasks: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    warned: bool = False
+    failed: dict[bool, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    warned: set[bool] = field(default_factory=set)
 
 
 class _Runs(threading.local):
@@ -165,27 +165,32 @@ class _Runs(threading.local):
 _RUNS = _Runs()
 
 
-def warn_left_out(method: Any, found: MetaGradient) -> None:
-    """Warn, once in the life of a method, if it left out more than a twentieth of all its tasks.
+def warn_of_failures(method: Any, found: MetaGradient) -> None:
+    """Warn, once in the life of a method, of failures in more than a twentieth of all its tasks.
 
-    One task alone is no reason.
+    Once of tasks that were left out, of which one alone is no reason, and once of those that were
+    kept, if they are many.
     """
     run = _RUNS.of.get(id(method))
     if run is None or run.method() is not method:
         _RUNS.of = {key: run for key, run in _RUNS.of.items() if run.method() is not None}
         run = _RUNS.of[id(method)] = _Run(weakref.ref(method))
     run.tasks += len(found.loss)
-    run.left_out += failures(found, left_out=True)
-    count = run.left_out.total()
-    if count > max(1, SHARE * run.tasks) and not run.warned:
-        run.warned = True
-        ends = ", ".join(f"{number} {name}" for name, number in run.left_out.items())
-        warnings.warn(
-            f"{count} of {run.tasks} tasks so far were left out of {type(method).__name__}'s "
-            f"meta-gradients: {ends}. {REMEDY}",
-            ims.ConvergenceWarning,
-            stacklevel=3,
-        )
+    for left_out, what, few in (
+        (True, "were left out of", 1),
+        (False, "have an estimate of a solve that failed in", MANY),
+    ):
+        run.failed[left_out] += failures(found, left_out)
+        count = run.failed[left_out].total()
+        if count > max(few, SHARE * run.tasks) and left_out not in run.warned:
+            run.warned.add(left_out)
+            ends = ", ".join(f"{number} {name}" for name, number in run.failed[left_out].items())
+            warnings.warn(
+                f"{count} of {run.tasks} tasks so far {what} {type(method).__name__}'s "
+                f"meta-gradients: {ends}. {REMEDY}",
+                ims.ConvergenceWarning,
+                stacklevel=3,
+            )
 
 
 OverTasks = Callable[[Callable[..., Any]], Callable[..., Any]]

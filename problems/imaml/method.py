@@ -13,7 +13,7 @@ from implicit_solvers.problems.imaml.meta_gradient import (
     Evaluate,
     MetaGradient,
     average_over_tasks,
-    warn_left_out,
+    warn_of_failures,
 )
 
 __all__ = ["Criterion", "Method", "Model", "Predictor", "task_loss"]
@@ -134,7 +134,7 @@ class Method(abc.ABC):
         found = average_over_tasks(
             evaluate, theta, supports, queries, tasks_at_once=tasks_at_once, batching=batching
         )
-        warn_left_out(self, found)
+        warn_of_failures(self, found)
         return found
 
     def _tasks(self, model: Model, criterion: Criterion, theta: Any) -> Evaluate:

@@ -33,7 +33,8 @@ def functional_model(network: nn.Module) -> tuple[Model, dict[str, Tensor]]:
     model
         ``model(parameters, x)``, a `Model`: what ``network(x)`` returns with those parameters.
     parameters
-        A dict of tensors by name, of the shapes and dtypes of the network's.
+        A dict of tensors by name, of the shapes and dtypes of the network's. Parameters that are
+        frozen, with ``requires_grad=False``, are none: they stay what they are in the model.
 
     Raises
     ------
@@ -64,7 +65,11 @@ def functional_model(network: nn.Module) -> tuple[Model, dict[str, Tensor]]:
                 "statistics, which batched tasks cannot update: pass track_running_stats=False "
                 "(each task is normalized by its own examples), or use GroupNorm"
             )
-    parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
+    parameters = {
+        name: value.detach().clone()
+        for name, value in network.named_parameters()
+        if value.requires_grad
+    }
     own = copy.deepcopy(network)
 
     @ims.weights_apart

@@ -11,6 +11,7 @@ from implicit_solvers.problems.experiments.ernn import train, trials
 from implicit_solvers.problems.experiments.imaml import table
 
 DOCS = Path(__file__).parents[3] / "docs"
+FEW_SHOT = ["imaml", "imaml-20-ways", "imaml-steps"]
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +47,12 @@ def test_networks():
     assert missing(tables.replace("| RNN | ", "| RNN | 1"), "ernn.md") != []
 
 
-def test_methods():
+@pytest.mark.parametrize("name", FEW_SHOT)
+def test_methods(name):
     """Accuracies, intervals and which are bold follow from the trainings."""
     trained = {}
-    for name, run in published("imaml")["runs"].items():
-        if found := re.fullmatch(r"(\d+x\d+)-(.+)-seed\d", name):
+    for run_name, run in published(name)["runs"].items():
+        if found := re.fullmatch(r"(\d+x\d+(?:@\d+)?)-(.+)-seed\d", run_name):
             metrics = {**run["metrics"], "history": {"loss": [0.0] * run["metrics"]["steps"]}}
             trained.setdefault(found.groups(), []).append(metrics)
     rest = {"chosen": {}, "memory": 0}
@@ -64,12 +66,15 @@ def test_methods():
         for (setting, method), of in trained.items()
     ]
     rows.sort(key=lambda row: list(table.LABELS).index(row["method"]))
-    accuracies = table.markdown(sorted(rows, key=lambda row: row["setting"])).split("\n\n")[0]
+    settings = published(name)["config"]["settings"]
+    names = [table.Setting.parse(setting).name for setting in settings]
+    rows.sort(key=lambda row: names.index(row["setting"]))
+    accuracies = table.markdown(rows).split("\n\n")[0]
     assert missing(accuracies, "imaml.md") == []
-    assert missing(accuracies.replace("| R2D2 | ", "| R2D2 | 1"), "imaml.md") != []
+    assert missing(accuracies.replace("| MAML | ", "| MAML | 1"), "imaml.md") != []
 
 
-@pytest.mark.parametrize("name", ["ernn", "imaml"])
+@pytest.mark.parametrize("name", ["ernn", *FEW_SHOT])
 def test_runs_go_on_from_what_is_published(name, scores, tmp_path, monkeypatch):
     before = published(name)
     scores.restore(name, tmp_path / "runs")

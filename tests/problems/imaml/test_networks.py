@@ -124,6 +124,17 @@ def test_model_and_parameters_are_copies():
     assert torch.equal(network[0].weight, before)
 
 
+def test_frozen_parameters_stay_what_they_are():
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    network[0].requires_grad_(False)
+    model, theta = imaml.functional_model(network)
+    assert list(theta) == ["1.weight", "1.bias"]
+    x = torch.randn(4, 2)
+    zero = {name: torch.zeros_like(value) for name, value in theta.items()}
+    torch.testing.assert_close(model(zero, x), torch.zeros(4, 1))
+    torch.testing.assert_close(model(theta, x), network(x))
+
+
 def test_a_module_with_buffers_and_shared_weights():
     class Tied(nn.Module):
         def __init__(self):
