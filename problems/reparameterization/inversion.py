@@ -17,7 +17,15 @@ from implicit_solvers.problems.reparameterization.tails import (
     log_tails,
 )
 
-__all__ = ["draw_from", "place", "quantile", "solve_tails", "uniform_noise", "with_derivatives"]
+__all__ = [
+    "as_good_as_numbers",
+    "draw_from",
+    "place",
+    "quantile",
+    "solve_tails",
+    "uniform_noise",
+    "with_derivatives",
+]
 
 
 def place(y: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
@@ -259,7 +267,20 @@ def solve_tails(
             batch_dims=u.dim(),
             on_failure="mask",
         )
-    # a bracket without a number left between its ends is as good as floating point can be
-    found = sol.converged | (sol.status == int(ims.Status.STALLED))
-    z = _strictly_inside(place(sol.value, low, high), low, high)
-    return torch.where(found, z, torch.nan).detach()
+    return _strictly_inside(place(as_good_as_numbers(sol), low, high), low, high).detach()
+
+
+def as_good_as_numbers(solution: ims.Solution[Tensor]) -> Tensor:
+    """Return roots that were bracketed, NaN where none was.
+
+    A bracket without a number left between its ends is as good as floating point can be.
+
+    Examples
+    --------
+    >>> ends = torch.tensor([0.0, 0.0]), torch.tensor([2.0, 9.0])
+    >>> how = {"bracket": ends, "batch_dims": 1, "on_failure": "mask"}
+    >>> as_good_as_numbers(ims.root(lambda z: z - 4, None, **how))
+    tensor([nan, 4.])
+    """
+    found = solution.converged | (solution.status == int(ims.Status.STALLED))
+    return torch.where(found, solution.value, torch.nan)

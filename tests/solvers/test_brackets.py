@@ -133,7 +133,7 @@ JUMPS = {
         Status.STALLED,
     ),
     "jump of a step": (lambda z: torch.where(z < 0.3, -40.0, 20.0), Status.STALLED),
-    "stairs": (lambda z: 1e10 * torch.log(1 + 1e-10 * z) - 0.3, Status.STALLED),
+    "stairs": (lambda z: 1e7 * torch.log(1 + 1e-7 * z.float()).to(z) - 0.3, Status.STALLED),
     "nan on the way": (
         lambda z: torch.where((z - 0.5).abs() < 0.01, torch.nan, z - 0.505),
         Status.NONFINITE,

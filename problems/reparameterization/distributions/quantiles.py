@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import implicit_solvers as ims
+from implicit_solvers.problems.reparameterization.inversion import as_good_as_numbers
 
 __all__ = ["between_ends", "elementwise_root", "probability", "quantile"]
 
@@ -49,8 +50,9 @@ def elementwise_root(gap: Gap, bracket: tuple[Tensor, Tensor], *args: Tensor) ->
         solver=ims.Chandrupatla(rtol=torch.finfo(torch.float64).eps),
         batch_dims=1,
         in_dims=(0,) * len(flat),
+        on_failure="mask",
     )
-    return solution.value.reshape(shape)
+    return as_good_as_numbers(solution).reshape(shape)
 
 
 def quantile(
