@@ -28,7 +28,7 @@ class Bracket(NamedTuple):
     """Two ends with values of different sign; ``flag`` is a `Status` for lanes without them.
 
     ``width`` and ``height`` are the distance of the ends, and that of the values there, when the
-    latter last fell by a quarter or more; ``first`` is what it was at first.
+    latter last fell by a quarter or more.
     """
 
     a: End
@@ -36,7 +36,6 @@ class Bracket(NamedTuple):
     flag: Tensor
     width: Tensor
     height: Tensor
-    first: Tensor
 
     @property
     def nearest(self) -> End:
@@ -69,14 +68,11 @@ class Bracket(NamedTuple):
     def estimate(self) -> Tensor:
         """The width; infinite where the values do not come nearer to each other with the ends.
 
-        A jump is taken for rounding that is less than ``sqrt(eps)`` of the first values, or that a
-        slope makes up for within as little of the root.
+        A jump that a slope makes up for within ``sqrt(eps)`` of the root is taken for rounding.
         """
         width, height = self.now
         size = torch.maximum(self.a.z.abs(), self.b.z.abs()).squeeze(-1)
-        little = torch.finfo(size.dtype).eps ** 0.5
-        rounding = (self.width <= little * size) | (height <= little * self.first)
-        rounding = rounding & (self.width > 0)
+        rounding = (self.width > 0) & (self.width <= torch.finfo(size.dtype).eps ** 0.5 * size)
         estimate = torch.where(rounding | self._continuous(width, height), width, torch.inf)
         return torch.where(self.nearest.value == 0, 0.0, estimate)
 
@@ -137,7 +133,7 @@ def find_bracket(problem: EquationProblem, start: Tensor, expansions: int) -> Br
     undefined = a.value.isnan() | b.value.isnan() | ~torch.isfinite(a.z + b.z).squeeze(-1)
     height = a.value.abs() + b.value.abs()
     flag = torch.where(undefined, int(Status.NONFINITE), flag)
-    return Bracket(a, b, flag, (b.z - a.z).abs().squeeze(-1), height, height)
+    return Bracket(a, b, flag, (b.z - a.z).abs().squeeze(-1), height)
 
 
 class _Search(NamedTuple):

@@ -141,12 +141,13 @@ JUMPS = {
 }
 
 
-@pytest.mark.parametrize("end", [1.0, 1e4])
+@pytest.mark.parametrize("end", [1.0, 1e4, 1e8, "infinite"])
 @pytest.mark.parametrize("name", JUMPS)
 def test_a_change_of_sign_that_is_no_root(solver, name, end):
     fn, status = JUMPS[name]
-    wide = lambda z: torch.where(z > 1, fn(torch.ones_like(z)) + z - 1, fn(z))
-    sol = within(wide, 0.0, end, solver=solver, on_failure="mask")
+    far = (lambda z: torch.where(z == 2, torch.inf, z)) if end == "infinite" else torch.square
+    wide = lambda z: torch.where(z > 1, fn(torch.ones_like(z)) + far(z) - 1, fn(z))
+    sol = within(wide, 0.0, 2.0 if end == "infinite" else end, solver=solver, on_failure="mask")
     assert int(sol.status) == status and not bool(sol.converged)
 
 
