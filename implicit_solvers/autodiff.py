@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from implicit_solvers.compiling import compiling
+from implicit_solvers.graph_height import ends_at, point
 from implicit_solvers.torch_internals import (
     accumulate_gradients,
     add_legacy_batch,
@@ -139,12 +140,16 @@ def _plain_vjp(fn: Callable[..., Any], primals: tuple[Any, ...]) -> Any:
     connected = torch.is_grad_enabled()
 
     def leaf(t: Tensor) -> Tensor:
-        return t.view_as(t) if connected and t.requires_grad else t.detach().requires_grad_()
+        return t.view_as(t) if joins(t) else point(t)
+
+    def joins(t: Any) -> bool:
+        return connected and isinstance(t, Tensor) and t.requires_grad
 
     with torch.enable_grad(), no_saved_tensor_hooks(), _leaves_of_pullbacks() as leaves:
         inputs = tree_map_only(Tensor, leaf, primals)
         value = fn(*inputs)
-    leaves += [t for t in tree_leaves(inputs) if t.is_leaf]
+    made = zip(tree_leaves(inputs), tree_leaves(primals), strict=True)
+    leaves += [t for t, primal in made if isinstance(t, Tensor) and not joins(primal)]
     connected = connected and any(leads_elsewhere(out, leaves) for out in tree_leaves(value))
     pull = pullback_on_graph(inputs, value, connected)
 
@@ -200,7 +205,8 @@ def _graph(root: Any, stops: set[Any]) -> Iterator[Any]:
             continue
         seen.add(node)
         yield node
-        nodes += [following for following, _ in node.next_functions if following is not None]
+        if not ends_at(node):
+            nodes += [following for following, _ in node.next_functions if following is not None]
 
 
 def leads_elsewhere(out: Tensor, known: Sequence[Tensor], since: int = 0) -> bool:
@@ -216,7 +222,7 @@ def leads_elsewhere(out: Tensor, known: Sequence[Tensor], since: int = 0) -> boo
         if (variable := getattr(node, "variable", None)) is not None:
             if id(variable) not in leaves:
                 return True
-        elif age_of(node) < since:
+        elif ends_at(node) or age_of(node) < since:
             return True
     return False
 
@@ -281,20 +287,21 @@ def pullback_on_graph(inputs: Any, value: Any, connected: bool = False) -> Calla
     return pullback
 
 
-def pullback_of_subtrahend(point: Tensor, value: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """Return ``w -> g'^T w`` if the graph says ``value = point - g(point)``; else None."""
+def pullback_of_subtrahend(at: Tensor, value: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Return ``w -> g'^T w`` if the graph says ``value = at - g(at)``; else None."""
     node = value.grad_fn
     if node is None or node.name() != "SubBackward0":
         return None
     (first, _), (second, place) = node.next_functions
-    if second is None or second is first or getattr(first, "variable", None) is not point:
+    minuend = at.grad_fn is first if at.grad_fn else getattr(first, "variable", None) is at
+    if second is None or second is first or not minuend:
         return None
     edge = GradientEdge(second, place)
 
     def pullback(w: Tensor) -> Tensor:
         with no_saved_tensor_hooks():
             how = {"retain_graph": True, "materialize_grads": True}
-            found: Tensor = torch.autograd.grad([edge], [point], [w], **how)[0]
+            found: Tensor = torch.autograd.grad([edge], [at], [w], **how)[0]
         return found
 
     return pullback

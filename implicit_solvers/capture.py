@@ -9,7 +9,6 @@ function as one of explicit arguments. It knows neither equations nor solvers.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import threading
 import types
@@ -29,6 +28,7 @@ from implicit_solvers.autodiff import (
     may_have_tangent,
     no_saved_tensor_hooks,
 )
+from implicit_solvers.closures import globals_read, parts_held
 from implicit_solvers.compiling import compiling
 from implicit_solvers.torch_internals import (
     ambient_level,
@@ -170,7 +170,8 @@ class Captured:
     ``torch.func.functional_call`` puts others there before a backward pass runs. ``normalizes``
     tells whether the function calls a normalization of `affine_norms`, and ``read_out`` by which
     operations it reads values out of tensors that a derivative is asked for. ``inside`` are
-    leaves of a graph that it makes itself, and ``since`` is the age of its first node.
+    leaves of a graph that it makes itself, and ``since`` is the age of its first node. ``globals``
+    are as `globals_read` tells.
     """
 
     tensors: tuple[Tensor, ...] = ()
@@ -181,6 +182,7 @@ class Captured:
     read_out: tuple[str, ...] = ()
     inside: tuple[Tensor, ...] = ()
     since: int = 0
+    globals: tuple[tuple[dict[str, Any], str, Any], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.tensors or self.buffers)
@@ -209,6 +211,17 @@ class Captured:
                     f"be that of another problem: it is at version {version(tensor)}, expected "
                     f"{before}. Replace the tensor instead of writing into it, or take the "
                     "derivative first"
+                )
+
+    def check_globals(self, name: str) -> None:
+        """Raise if a global that the function reads is another one since."""
+        for scope, called, before in self.globals:
+            now = scope.get(called)
+            if now is not before and (isinstance(before, Tensor) or now != before):
+                raise RuntimeError(
+                    f"{name} reads the global {called}, which has been given another value since "
+                    "the solve, so that the derivative would be that of another problem: pass it "
+                    f"in args, or keep its value, as in lambda z, {called}={called}: ..."
                 )
 
     def reach(self, out: Tensor, point: Tensor) -> bool:
@@ -243,6 +256,7 @@ class Captured:
             tuple(dict.fromkeys(self.read_out + other.read_out)),
             self.inside + other.inside,
             max(self.since, other.since),
+            self.globals or other.globals,
         )
 
 
@@ -505,16 +519,8 @@ def _modules_in(value: Any, seen: set[int], depth: int = 6) -> Iterator[torch.nn
     inner: list[Any] = []
     if isinstance(value, torch.nn.Module):
         yield value
-    elif isinstance(value, types.FunctionType):
-        cells = (cell for cell in value.__closure__ or () if not _is_empty(cell))
-        inner = [cell.cell_contents for cell in cells]
-        inner += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        inner += [value.__globals__.get(name) for name in _names(value.__code__)]
-        inner = [v for v in inner if not isinstance(v, types.ModuleType)]
-    elif isinstance(value, types.MethodType):
-        inner = [value.__self__, value.__func__]
-    elif isinstance(value, functools.partial):
-        inner = [value.func, *value.args, *value.keywords.values()]
+    elif parts := parts_held(value):
+        inner = parts
     elif isinstance(value, (list, tuple, dict)):
         # a long container holds data; what is missed in it is an error later, never a wrong zero
         inner = list(value.values() if isinstance(value, dict) else value)[:1000]
@@ -522,21 +528,6 @@ def _modules_in(value: Any, seen: set[int], depth: int = 6) -> Iterator[torch.nn
         inner = list(vars(value).values())
     for part in inner:
         yield from _modules_in(part, seen, depth - 1)
-
-
-def _is_empty(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return True
-    return False
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
 
 
 def _slots_of(
@@ -618,6 +609,7 @@ def _record(
             tuple(recording.read_out),
             tuple(recording.inside),
             since or 0,
+            tuple(globals_read(owner)),
         )
     return value, captured
 

@@ -226,6 +226,7 @@ class Attach(Function):
         w, also_bad = _inverse_times(spec, True, gz, bad, z, lead, theta, graph)
         if first and not (spec.masked and some(bad | also_bad)):
             return (None, None, None, -w, *(None,) * (inputs - 4))
+        spec.captured.check_globals(f"the function of {spec.label}")
         if value is not None:
             spec.captured.check_seen(value, (point, *theta), f"the function of {spec.label}")
         needed = ctx.needs_input_grad[inputs - len(theta) :]

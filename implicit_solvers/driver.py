@@ -27,6 +27,7 @@ from implicit_solvers.capture import (
     resolve,
 )
 from implicit_solvers.checks import check_lanes_apart, check_reads
+from implicit_solvers.closures import bound, graphs_held
 from implicit_solvers.compiling import compiling, outside_of_graphs
 from implicit_solvers.differentiate import (
     AttachSpec,
@@ -37,6 +38,8 @@ from implicit_solvers.differentiate import (
 )
 from implicit_solvers.evaluations import Counter, Evaluations, counted
 from implicit_solvers.explicit_function import ExplicitFunction
+from implicit_solvers.graph_height import above
+from implicit_solvers.graph_height import point as graph_point
 from implicit_solvers.iterate import Outcome, iterate
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory
@@ -99,7 +102,8 @@ def solve_equation(
         return solution
     statement = _read(task, z0, args, own)
     task = statement.task
-    with gathering(isolated) as gathered:
+    made_of = (*statement.tensors, *graphs_held(task.fn))
+    with gathering(isolated) as gathered, above(made_of):
         found = _solve(statement, z0, run or partial(iterate, task.solver), ends)
         z = _attach(statement, found, z0)
         value = gathered.returned(statement.structure.unravel(z))
@@ -178,6 +182,7 @@ class _Found(NamedTuple):
 def _read(task: Task, z0: Any, args: tuple[Any, ...], own: tuple[Tensor, ...]) -> _Statement:
     """Check a task, and take its unknown and its arguments apart."""
     check_task(task, args)
+    task = replace(task, fn=bound(task.fn))
     structure = Structure.of(z0, "z0", task.batch_dims).as_real()
     task = with_sparsity(task, structure)
     tensors, join, native_carried = arguments(task, args, own, structure)
@@ -237,7 +242,7 @@ def _attach(statement: _Statement, found: _Found, z0: Any) -> Tensor:
     if operand or forward_level() or not torch.is_grad_enabled():
         at_solution = capture(fn, (z, *tensors), statement.name, task.fn)
     else:
-        point = z.detach().requires_grad_()
+        point = graph_point(z)
         condition, at_solution = evaluate_connected(
             task.attached(fn).condition, (point, *tensors), statement.name, task.fn
         )

@@ -25,6 +25,7 @@ from implicit_solvers.autodiff import (
     pushforward,
     vjp,
 )
+from implicit_solvers.graph_height import above
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.solution import ConvergenceWarning
 from implicit_solvers.structure import replaced
@@ -262,7 +263,8 @@ def pull_back(
         filled = replaced(tensors, places, free)
         return tuple(on_lanes(v, *filled) for v, _ in pairs)
 
-    pull = vjp(products, *(tensors[i] for i in places))[1]
+    with above([*(v for v, _ in pairs), *tensors]):
+        pull = vjp(products, *(tensors[i] for i in places))[1]
     slopes: Sequence[Tensor] = pull(tuple(w for _, w in pairs))
     return slopes
 

@@ -13,6 +13,7 @@ from implicit_solvers.adjoint import Adjoint, ImplicitAdjoint
 from implicit_solvers.autodiff import vjp
 from implicit_solvers.bounded_equation import Bounded
 from implicit_solvers.bounds import read_bounds
+from implicit_solvers.closures import bound
 from implicit_solvers.constrained_equation import ConstrainedEquation
 from implicit_solvers.constraints import Constraints
 from implicit_solvers.curvature import by_cholesky, by_conjugate_gradients
@@ -246,7 +247,8 @@ def under_constraints(
     _, batch_dims, _, has_aux, *_ = how
     one = one_start(z0)
     structure = Structure.of(one, "z0", batch_dims)
-    given = Constraints.of(fn, equalities, inequalities, structure, one, args, has_aux)
+    functions = bound(fn), bound(equalities), bound(inequalities)
+    given = Constraints.of(*functions, structure, one, args, has_aux)
     lo, hi = read_bounds((None, None) if bounds is None else bounds, one, batch_dims)
     read, count = given.read(read_objective), sum(given.sizes)
     task = Task(ConstrainedEquation, given.function(), read, solver, *how)

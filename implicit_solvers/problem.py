@@ -15,19 +15,14 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.agreement import pick
-from implicit_solvers.autodiff import (
-    no_saved_tensor_hooks,
-    pullback_on_graph,
-    rows,
-    unwatched,
-    vjp,
-)
+from implicit_solvers.autodiff import no_saved_tensor_hooks, pullback_on_graph, rows, unwatched, vjp
 from implicit_solvers.bounds import held, projected
 from implicit_solvers.compiled_step import apart
 from implicit_solvers.compiling import compiling
 from implicit_solvers.evaluations import Counter
 from implicit_solvers.examination import Examination, by_newton
 from implicit_solvers.explicit_function import reading_by_itself
+from implicit_solvers.graph_height import point
 from implicit_solvers.history import History
 from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.jacobian_template import MANY_ENTRIES, JacobianTemplate
@@ -446,7 +441,7 @@ class EquationProblem:
         if not (self.branches and unwatched() and self._few(z)):
             return self.slope(z), self.linearize_slope(z)
         with torch.enable_grad(), no_saved_tensor_hooks():
-            grid = self._grid(z).detach().requires_grad_()
+            grid = point(self._grid(z))
             slope = self.equation.slope_over(self.lanes)(grid, *self.operands)
         self._evaluated = _Evaluated(z, grid, slope, None, "slope")
         return slope.detach().reshape(z.shape), self.linearize_slope(z)
@@ -465,7 +460,7 @@ class EquationProblem:
         grid, matrices = self._grid(z), None
         if self._few(z) or self.equation.sparsity is not None:
             with torch.enable_grad(), no_saved_tensor_hooks():
-                grid = grid.detach().requires_grad_()
+                grid = point(grid)
                 out = self._condition(grid, *self.operands)
         elif not self.lanes.sizes:
             return self.residual(z)
@@ -510,7 +505,7 @@ class EquationProblem:
         if not (self.branches and unwatched()):
             return self.value_and_gradient(z)
         with torch.enable_grad(), no_saved_tensor_hooks():
-            grid = self._grid(z).detach().requires_grad_()
+            grid = point(self._grid(z))
             value = self._fn(grid, *self.operands)
             gradient = pullback_on_graph(grid, value, True)(torch.ones_like(value))
         of = "slope" if self.equation.bounded else "condition"
@@ -557,8 +552,8 @@ class EquationProblem:
             return residual, residual
         self._evaluated, grid = None, self._grid(z)
         if self.branches and unwatched():
+            grid = point(grid)
             with torch.enable_grad(), no_saved_tensor_hooks():
-                grid = grid.detach().requires_grad_()
                 out = self._fn(grid, *self.operands)
             pull: Callable[..., Any] = pullback_on_graph(grid, out)
             self._evaluated = _Evaluated(z, grid, out, None, "residuals")

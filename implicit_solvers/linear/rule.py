@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.autodiff import asked, legacy_batch, nested_jvp, recorded_if_asked
+from implicit_solvers.graph_height import above
 from implicit_solvers.lanes import lifted
 from implicit_solvers.linear.adjoint_start import AdjointMemory
 from implicit_solvers.linear.lane_solve import solve_in_lanes
@@ -55,7 +56,7 @@ class LinearSolve(Function):
         out = legacy_batch(LinearSolve.vmap, spec, b, start, skip, *operands)
         if out is not None:
             return out
-        with over(spec.lanes.ranks):
+        with over(spec.lanes.ranks), above(operands):
             return solve_in_lanes(spec, b, start, skip, operands)
 
     @staticmethod
