@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from implicit_solvers.autodiff import autocast_around, differentiable, without_autocast
+from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.linear_operator import LinearOperator
-from implicit_solvers.solution import Solution
+from implicit_solvers.solution import OnFailure, Solution, Status, enforce, failed
 from implicit_solvers.structure import Structure
 from implicit_solvers.tolerance import Auto
-from implicit_solvers.torch_internals import tree_leaves, tree_map_only
+from implicit_solvers.torch_internals import is_batched, tree_leaves, tree_map_only
 
 __all__ = ["in_full_precision"]
 
@@ -184,14 +185,38 @@ class _Conversion:
         chosen = given is not None or self.kind == self.dtype
         return given if chosen else torch.finfo(self.kind).eps ** 0.5
 
-    def returned(self, result: Any) -> Any:
+    def returned(self, result: Any, on_failure: OnFailure = "raise") -> Any:
         """Return a result in kind."""
         if self.kind == self.dtype:
             return result
         if isinstance(result, Solution):
             value, multipliers = self.returned(result.value), self.returned(result.multipliers)
-            return replace(result, value=value, multipliers=multipliers)
+            return self._within_range(replace(result, multipliers=multipliers), value, on_failure)
         return tree_map_only(Tensor, self._narrow, result)
+
+    def _within_range(self, solution: Any, value: Any, on_failure: OnFailure) -> Any:
+        """Return a solution with its value in kind; what is too large for that has failed."""
+        shape = solution.status.shape
+        pairs = zip(tree_leaves(value), tree_leaves(solution.value), strict=True)
+        lost = [(v.isinf() & w.isfinite()).reshape((*shape, -1)).any(-1) for v, w in pairs]
+        over = torch.stack(lost).any(0) & ~failed(solution.status)
+        status = torch.where(over, int(Status.NONFINITE), solution.status)
+        if not (compiling() or is_batched(over)) and over.any():
+            why = f"The solution is beyond the range of {self.kind}: pass z0 in float32."
+            how = status, solution.iterations, solution.residual
+            enforce(on_failure, "a solve in half precision", *how, cause=lambda: why)
+
+        def cut(t: Tensor) -> Tensor:
+            lanes = over.reshape(over.shape + (1,) * (t.dim() - over.dim()))
+            return torch.where(lanes, t.detach(), t)
+
+        return replace(
+            solution,
+            value=tree_map_only(Tensor, cut, value),
+            status=status,
+            converged=solution.converged & ~over,
+            error=torch.where(over, torch.inf, solution.error),
+        )
 
     def _narrow(self, t: Tensor) -> Tensor:
         return t.to(self.kind) if t.dtype == self.dtype else t
@@ -266,7 +291,7 @@ def in_full_precision(*unknowns: str, body: bool = True) -> Callable[[F], F]:
                     options["rtol"] = as_solved.rtol(options.get("rtol"))
                 with within:
                     result = solve(*given, **options)
-                return as_solved.returned(result)
+                return as_solved.returned(result, known.get("on_failure", "raise"))
 
         return call  # type: ignore[return-value]
 

@@ -531,3 +531,32 @@ def test_imaml_adapts_in_float32(dtype):
     for found, expected in zip(ours, known, strict=True):
         assert found.dtype == dtype
         torch.testing.assert_close(found, expected.to(dtype), rtol=0.0, atol=0.0)
+
+
+BEYOND = {  # 1e6, which float16 does not hold
+    "root": lambda a, **how: ims.root(lambda z, a: z / 1e3 - a, torch.ones_like(a), (a,), **how),
+    "fixed_point": lambda a, **how: ims.fixed_point(
+        lambda z, a: 0.5 * z + 500 * a, torch.ones_like(a), (a,), **how
+    ),
+    "minimize": lambda a, **how: ims.minimize(
+        lambda z, a: (z / 1e3 - a).square(), torch.ones_like(a), (a,), **how
+    ),
+    "linear_solve": lambda a, **how: ims.linear_solve(
+        torch.full((2, 1, 1), 1e-3, dtype=a.dtype), a.unsqueeze(-1), **how
+    ),
+}
+
+
+@pytest.mark.parametrize("solve", BEYOND.values(), ids=BEYOND)
+def test_a_solution_beyond_the_range_of_half_precision_has_failed(solve):
+    a = torch.tensor([1000.0, 1.0], dtype=torch.float16, requires_grad=True)
+    with pytest.raises(ims.ConvergenceError, match="beyond the range of torch.float16"):
+        solve(a, batch_dims=1)
+    solution = solve(a, batch_dims=1, on_failure="mask")
+    assert solution.status_names() == ["NONFINITE", "CONVERGED"]
+    assert solution.converged.tolist() == [False, True]
+    assert solution.error[0] == torch.inf
+    (slope,) = torch.autograd.grad(solution.value.sum(), a)
+    torch.testing.assert_close(slope.tolist(), [0.0, 1000.0], rtol=2e-3, atol=0.0)
+    wide = solve(a.detach().float(), batch_dims=1)
+    torch.testing.assert_close(wide.value.flatten()[0].item(), 1e6, rtol=1e-3, atol=0.0)
