@@ -64,6 +64,9 @@ class ConeSolver(ims.EquationMethod):
 
     If ``warm``, Newton's method is tried from the start first, and lanes where it arrives are not
     given to the cone solver. A lane has converged when its relative error is at most ``atol``.
+
+    Source: Gleixner, Steffy and Wolter, "Iterative refinement for linear programming" (2016), for
+    the units of what is left.
     """
 
     method: ConeMethod

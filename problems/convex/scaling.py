@@ -70,6 +70,9 @@ def program_units(P: Tensor, c: Tensor, A: Tensor, b: Tensor, pattern: ProgramPa
     solved. The minimizer is the same in all units, and what a tolerance means is not. ``P`` and
     ``A`` are entries, as in `normal_map`.
 
+    Source: Sinkhorn and Knopp, "Concerning nonnegative matrices and doubly stochastic matrices"
+    (1967), of the square roots of the entries.
+
     Examples
     --------
     >>> pattern = ProgramPattern.dense(1, Cones(nonnegative=1))

@@ -23,6 +23,9 @@ def proves_infeasible(R: Tensor, c: Tensor, y: Tensor, m: int, x: Tensor, tol: f
     ``R (N, m + k, n)`` and ``c (N, m + k)`` have the ``m`` inequalities first, whose
     multipliers count as zero where they are negative; ``x (N, n)`` is the iterate.
 
+    Source: Farkas's lemma; Todd, "Detecting infeasibility in infeasible-interior-point methods for
+    optimization" (2003).
+
     Examples
     --------
     >>> import torch
@@ -71,6 +74,8 @@ def least_violation(R: Tensor, c: Tensor, m: int, x: Tensor) -> tuple[Tensor, Te
     Newton's method with a choice of step lengths; ``f`` is piecewise quadratic.
 
     ``R`` is ``G``, of ``m`` rows, above ``A``, and ``c`` is ``h`` above ``b``; ``x`` is the start.
+
+    Source: Mangasarian, "A finite Newton method for classification" (2002).
 
     Examples
     --------

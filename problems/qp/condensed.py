@@ -87,6 +87,9 @@ def solve_kkt(
 
     ``L`` is what `condense` returned; ``r`` and ``c`` are ``(N, columns, ...)``, and ``weights``
     have a place for the columns.
+
+    Source: Rockafellar, "Augmented Lagrangians and applications of the proximal point algorithm in
+    convex programming" (1976); Golub and Van Loan, "Matrix Computations", section 3.5.
     """
     w = weights
     c = torch.where(w > 0, c, 0.0)
