@@ -47,11 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 2 for what cannot be done: an option is unfit, a package or a file is missing, the disk
     is full, a folder has another run's results.
-
-    Parameters
-    ----------
-    argv
-        The arguments; left out, those of the process.
     """
     try:
         try:

@@ -60,16 +60,11 @@ def solve_directly(
     ``|A^-1 (w s)|`` for two patterns ``s`` as ``e0``. A lane is SINGULAR if the error exceeds a
     tenth of the solution, or if refinement does not bring the first term to what rounding makes.
     No unit of rows or of the right-hand side enters. Unless somebody is to ``say`` the error, its
-    largest entry will do.
+    largest entry will do. The status is None if all lanes are known to be solved.
 
     Source: Higham, "Accuracy and Stability of Numerical Algorithms" (2002), chapters 7 and 12;
     Skeel, "Iterative refinement implies numerical stability for Gaussian elimination", Math. Comp.
     35 (1980).
-
-    Returns
-    -------
-    tuple
-        What was found, and the status of each lane: None if all are known to be solved.
     """
     eager, columns = not compiling(), len(b) // A.grid
 

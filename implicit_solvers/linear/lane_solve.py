@@ -71,23 +71,9 @@ def solve_in_lanes(
 ) -> tuple[Tensor, ...]:
     """Solve ``A x = b`` in every lane, without derivatives, and apply the failure policy.
 
-    Parameters
-    ----------
-    spec
-        The solve.
-    b
-        ``(*lanes, m)``.
-    start
-        ``(*lanes, n)``, for an iterative solver; zero if left out.
-    skip
-        ``(*lanes,)``: lanes that have failed already, whose solution is zero.
-    operands
-        As in `LinearSolveSpec`.
-
-    Returns
-    -------
-    tuple
-        ``x (*lanes, n)``; status, iterations, residual and error ``(*lanes,)``; the factors made.
+    ``b`` is ``(*lanes, m)``; the lanes in ``skip`` have failed already, and their solution is zero.
+    Returned are ``x (*lanes, n)``, the status, iterations, residual and error of each lane, and the
+    factors made.
     """
     if skip is not None:
         b = torch.where(skip.unsqueeze(-1), 0.0, b)

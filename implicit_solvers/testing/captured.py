@@ -29,13 +29,6 @@ def captured_tensors(fn: Any) -> dict[str, Tensor]:
     Looked through are closures and the globals that the code names, parameters and buffers of
     modules, attributes of objects that own a method, arguments of a ``functools.partial``, and
     containers of these.
-
-    Examples
-    --------
-    >>> import torch
-    >>> W = torch.ones(2)
-    >>> list(captured_tensors(lambda z: W * z))
-    ['W']
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()

@@ -49,30 +49,10 @@ def central_difference(
     smaller ``h`` is tried. Source: Ridders, "Accurate computation of F'(x) and F'(x) F''(x)",
     Advances in Engineering Software 4 (1982).
 
-    Parameters
-    ----------
-    fn
-        A function of a real number, scaled so that it varies over distances of order one; it
-        returns a tensor, of NaN where it has no value.
-    dtype
-        The precision in which ``fn`` computes.
-    noise
-        How accurate the values of ``fn`` are, beside rounding: absolute.
-
-    Returns
-    -------
-    Difference
-        The derivative, and its estimated error: the disagreement of neighbouring extrapolations,
-        and what rounding and ``noise`` make of the step. NaN and inf where nothing was found.
-
-    Examples
-    --------
-    >>> import torch
-    >>> found = central_difference(
-    ...     lambda t: torch.exp(torch.tensor(t, dtype=torch.float64)), dtype=torch.float64
-    ... )
-    >>> abs(float(found.value) - 1) < 10 * found.uncertainty < 1e-9
-    True
+    ``fn`` is to vary over distances of order one, and is NaN where it has no value; ``noise`` is
+    the absolute error of its values, beside rounding. The uncertainty is the disagreement of
+    neighbouring extrapolations, and what rounding and ``noise`` make of the step: inf where nothing
+    was found.
     """
     eps = torch.finfo(dtype).eps
     middle = fn(0.0)
@@ -94,20 +74,9 @@ def noise_level(fn: Callable[[float], Tensor], *, dtype: torch.dtype) -> float:
 
     An iteration that ends at a tolerance makes another error at each ``t``. Of nine values with the
     distance ``d = h / 4``, sixth differences leave ``d**6`` of what is smooth, and ``12! / 6!**2``
-    times the variance of what is not. Source: Moré and Wild, "Estimating computational noise",
+    times the variance of what is not. Returned is twice the standard deviation of the noisiest
+    entry, or 0 where ``fn`` has no value. Source: Moré and Wild, "Estimating computational noise",
     SIAM J. Sci. Comput. 33 (2011).
-
-    Parameters
-    ----------
-    fn
-        As in `central_difference`.
-    dtype
-        The precision in which ``fn`` computes.
-
-    Returns
-    -------
-    float
-        Twice the standard deviation of the noisiest entry; 0 where ``fn`` has no value.
 
     Examples
     --------
@@ -152,16 +121,7 @@ def _largest(tensor: Tensor) -> float:
 
 
 def is_kinked(fn: Callable[[float], Tensor], *, dtype: torch.dtype) -> bool:
-    """Tell whether the one-sided slopes of ``fn(t)`` at 0 differ, and go on doing so as t shrinks.
-
-    Examples
-    --------
-    >>> import torch
-    >>> is_kinked(lambda t: torch.tensor(abs(t), dtype=torch.float64), dtype=torch.float64)
-    True
-    >>> is_kinked(lambda t: torch.tensor(t * t, dtype=torch.float64), dtype=torch.float64)
-    False
-    """
+    """Tell whether the one-sided slopes of ``fn(t)`` at 0 differ, and still do as t shrinks."""
     eps = torch.finfo(dtype).eps
     middle = fn(0.0)
     gaps, slopes = [], []

@@ -23,18 +23,10 @@ __all__ = ["Point", "point_at"]
 class Point:
     """A solution, as the layer returned it and as far as rounding lets it be settled.
 
-    Attributes
-    ----------
-    returned
-        What the layer gave.
-    z
-        The settled solution; that of the layer where the equation is not known, or too large.
-    exact, given
-        The linearizations at ``z`` and at the point returned; None without a dense equation.
-    settled
-        The length of the last settling step: how accurate ``z`` is.
-    broken
-        The tensors in which the equation's own derivative is wrong.
+    ``z`` is the settled one, as accurate as the last step was long (``settled``); it is the layer's
+    where the equation is not known, or too large. ``exact`` and ``given`` are the linearizations at
+    ``z`` and at the point returned, None without a dense equation; ``broken`` are the tensors in
+    which the equation's own derivative is wrong.
     """
 
     subject: Subject

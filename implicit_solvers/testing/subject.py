@@ -67,23 +67,9 @@ class Solved:
 class Subject:
     """A layer of ``args``, everything else fixed.
 
-    Attributes
-    ----------
-    name, kind
-        Of the table's title.
-    layer
-        ``layer(*args)`` returns tensors, or a `Solution`.
-    inputs
-        Those in ``args`` first, then the captured ones.
-    join
-        Makes ``args`` of the floating tensors in them.
-    statement
-        The equation, if known.
-    options
-        Those of the solve, if the library makes it: then ``resolve`` solves from another start,
-        or with another ``on_failure``.
-    known
-        The captured floating tensors, inputs or not.
+    ``inputs`` are the floating tensors in ``args``, of which ``join`` makes ``args``, then the
+    captured ones; ``known`` are all captured ones, inputs or not. If the library makes the solve,
+    ``resolve`` solves from another start, or with another ``on_failure``.
     """
 
     name: str

@@ -18,14 +18,8 @@ __all__ = ["AffineMap", "Reading"]
 class AffineMap:
     """Entries as an affine function of the parameters, ``constant + M theta``.
 
-    Attributes
-    ----------
-    constant
-        ``(size,)``.
-    rows, columns, coefficients
-        The nonzero entries of ``M``.
-    parameters
-        The places of the parameters that ``theta`` is made of, one after the other.
+    ``rows``, ``columns`` and ``coefficients`` are the nonzero entries of ``M``; ``theta`` is made
+    of the parameters at the places ``parameters``, one after the other.
     """
 
     constant: Tensor

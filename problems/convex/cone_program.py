@@ -30,15 +30,9 @@ _SYMMETRIC = ("symmetric", "PSD", "NSD")
 class ParameterReading:
     """What the program reads of a parameter.
 
-    Attributes
-    ----------
-    parameter
-        Its place among the parameters.
-    entries
-        The places of the entries that CVXPY reads, row by row, if it is structured (symmetric,
-        diagonal, sparse); None for all of them, column by column.
-    logarithm
-        Whether it is their logarithms.
+    ``parameter`` is its place among them. ``entries`` are the places that CVXPY reads, row by row,
+    if it is structured (symmetric, diagonal, sparse); None for all of them, column by column.
+    ``logarithm`` tells whether their logarithms are read.
     """
 
     parameter: int
@@ -50,22 +44,10 @@ class ParameterReading:
 class ConeProgram:
     """``min x^T P x / 2 + c^T x + d`` such that ``A x + s = b``, ``s`` in ``cones``.
 
-    Attributes
-    ----------
-    pattern
-        Where ``P`` and ``A`` may have entries; the cones, of dimension ``m``.
-    parameters
-        What is read of the parameters.
-    P, c, d, A, b
-        The data as functions of what was read, of the matrices their entries.
-    variables
-        How the variables asked for are read off ``x``.
-    duals
-        How the dual variables asked for are read off ``y``, a tuple for each constraint.
-    sign
-        Minus one if the problem's objective is maximized.
-    logarithms
-        Whether ``x`` and the objective are logarithms of the problem's (a geometric program).
+    The data are functions of what is read of the parameters, of ``P`` and ``A`` the entries in
+    ``pattern``. ``variables`` are read off ``x``, ``duals`` off ``y``, a tuple for each constraint;
+    ``sign`` is -1 if the objective is maximized. With ``logarithms`` (a geometric program), ``x``
+    and the objective are logarithms of the problem's.
     """
 
     pattern: ProgramPattern

@@ -62,22 +62,9 @@ class ConeSolver(ims.EquationMethod):
     constraints was wrong: the solver runs again on what is left, in units ten thousand times
     smaller, and so once more.
 
-    Parameters
-    ----------
-    method
-        The cone solver.
-    jacobian
-        Makes and factors Jacobians.
-    warm
-        Whether Newton's method is tried from the start first; lanes where it arrives are not
-        given to the cone solver.
-    rtol, atol
-        A lane has converged when its relative error is at most ``atol``.
-    max_steps, max_trials, norm, compact, check_every, compile
-        As in `EquationMethod`; no step is made.
+    If ``warm``, Newton's method is tried from the start first, and lanes where it arrives are not
+    given to the cone solver. A lane has converged when its relative error is at most ``atol``.
 
-    Notes
-    -----
     Source: Gleixner, Steffy and Wolter, "Iterative refinement for linear programming" (2016), for
     the units of what is left.
     """

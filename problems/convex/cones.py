@@ -157,21 +157,8 @@ def project_dual_cone(u: Tensor, cones: Cones) -> Tensor:
 def linearize_curved(u: Tensor, cones: Cones) -> tuple[Tensor, Tensor]:
     """Return the curved part of `project_dual_cone`, and the entries of its Jacobian, by blocks.
 
-    Parameters
-    ----------
-    u, cones
-        As there.
-
-    Returns
-    -------
-    tuple of Tensor
-        ``(..., m - linear)``, and the entries ``(..., nnz)`` at `Cones.block_places`, made of
-        closed forms; not meant to be differentiated.
-
-    Examples
-    --------
-    >>> linearize_curved(torch.tensor([-1.0, 3.0, 1.0]), Cones(nonnegative=1, second_order=(2,)))
-    (tensor([3., 1.]), tensor([1., 0., 0., 1.]))
+    The entries ``(..., nnz)`` are those at `Cones.block_places`, made of closed forms, and not
+    meant to be differentiated.
     """
     parts, entries = [], []
     for kind, k, place, count, size in cones.blocks():
@@ -196,16 +183,6 @@ def at_kink(u: Tensor, cones: Cones) -> Tensor:
 
     An inequality has not more than a few roundings there, an eigenvalue not many. Around another
     cone, rounding of ``u`` changes the Jacobian.
-
-    Parameters
-    ----------
-    u, cones
-        As there.
-
-    Returns
-    -------
-    Tensor
-        bool, ``(...,)``.
 
     Examples
     --------

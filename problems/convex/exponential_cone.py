@@ -145,20 +145,10 @@ def _point(
 
 
 def linearize_exponential_projection(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `project_exponential_cone` and its Jacobian, written out.
+    """Return `project_exponential_cone` and its Jacobian ``(..., 3, 3)``, symmetric, written out.
 
     Next to the surface the projection is that onto the ray with the unit direction ``a(rho)``:
     ``p = a a^T v``, whose derivative is ``a a^T + (a'^T v a + a^T v a') (d rho / dv)^T``.
-
-    Parameters
-    ----------
-    v
-        ``(..., 3)``, floating.
-
-    Returns
-    -------
-    tuple of Tensor
-        ``(..., 3)`` and ``(..., 3, 3)``, symmetric.
 
     Examples
     --------

@@ -55,8 +55,6 @@ class NormalMapJacobian:
     the proximal point method for the linear system, leads from there to ``J``; where that is
     singular, to a solution of the system, if it has any.
 
-    Notes
-    -----
     Source: Rockafellar, "Augmented Lagrangians and applications of the proximal point algorithm in
     convex programming" (1976); Friedlander and Orban, "A primal-dual regularized interior-point
     method for convex quadratic programs" (2012).

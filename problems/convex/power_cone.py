@@ -201,17 +201,7 @@ def _point(v: Tensor, w: Tensor, p: _Parts, inside: Tensor, smooth: Tensor, edge
 
 
 def linearize_power_projection(v: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `project_power_cone` and its Jacobian, written out.
-
-    Parameters
-    ----------
-    v, alpha
-        As there, both tensors.
-
-    Returns
-    -------
-    tuple of Tensor
-        ``(..., 3)`` and ``(..., 3, 3)``, symmetric.
+    """Return `project_power_cone` and its Jacobian ``(..., 3, 3)``, symmetric, written out.
 
     Examples
     --------

@@ -67,19 +67,9 @@ def program_units(P: Tensor, c: Tensor, A: Tensor, b: Tensor, pattern: ProgramPa
     sizes of their entries, squares of means of square roots; rows of a curved cone have one in
     common. So are the right-hand sides and the objective, each as a whole. After a few passes all
     are near one. As the limit does not depend on the units of the data, neither does what is
-    solved. The minimizer is the same in all units, and what a tolerance means is not.
+    solved. The minimizer is the same in all units, and what a tolerance means is not. ``P`` and
+    ``A`` are entries, as in `normal_map`.
 
-    Parameters
-    ----------
-    P, c, A, b, pattern
-        As in `normal_map`.
-
-    Returns
-    -------
-    Units
-
-    Notes
-    -----
     Source: Sinkhorn and Knopp, "Concerning nonnegative matrices and doubly stochastic matrices"
     (1967), of the square roots of the entries.
 

@@ -9,18 +9,7 @@ __all__ = ["check_settings"]
 
 
 def check_settings(method: Any) -> None:
-    """Refuse tolerances and numbers of steps or threads that make no sense.
-
-    Parameters
-    ----------
-    method
-        A `Clarabel` or an `SCS`: what has ``rtol``, ``atol``, ``max_steps``, ``polish``,
-        ``workers``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        The message names the setting, what it was, and what it may be.
+    """Refuse settings of a `Clarabel` or an `SCS` that make no sense: tolerances, steps, threads.
 
     Examples
     --------

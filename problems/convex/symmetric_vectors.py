@@ -28,15 +28,7 @@ def _on(like: Tensor, k: int) -> tuple[Tensor, ...]:
 def svec(S: Tensor) -> Tensor:
     """Return the upper triangle by columns, entries off the diagonal times ``sqrt(2)``.
 
-    Parameters
-    ----------
-    S
-        ``(..., k, k)``, symmetric.
-
-    Returns
-    -------
-    Tensor
-        ``(..., k (k + 1) / 2)``, with the Frobenius inner product of the matrices.
+    It takes ``(..., k, k)`` to ``(..., k (k + 1) / 2)``, and keeps the Frobenius inner product.
 
     Examples
     --------

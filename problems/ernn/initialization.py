@@ -12,21 +12,7 @@ def nearly_orthogonal(n: int, norm: float, rank: int | None = None) -> Tensor:
     """Return a random ``n x n`` matrix with singular values from 0.9 to 1 times ``norm``.
 
     An orthogonal matrix would treat all directions alike; distinct singular values give the norm
-    second derivatives.
-
-    Parameters
-    ----------
-    n
-        The number of rows and columns.
-    norm
-        The spectral norm.
-    rank
-        How many singular values are not zero; all by default.
-
-    Returns
-    -------
-    Tensor
-        Of torch's default dtype.
+    second derivatives. Only ``rank`` of them, by default all, are not zero.
 
     Examples
     --------
@@ -42,13 +28,6 @@ def nearly_orthogonal(n: int, norm: float, rank: int | None = None) -> Tensor:
 
 def factors_of(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return ``left (m, rank)`` and ``right (rank, n)`` of equal size, whose product is nearest.
-
-    Parameters
-    ----------
-    matrix
-        ``(m, n)``.
-    rank
-        At most the smaller of ``m`` and ``n``.
 
     Examples
     --------

@@ -19,19 +19,10 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 
 def step_of(rnn: nn.Module) -> Step:
-    """Return one step of a network, from ``x (I,)`` and ``h (H,)``, in float64.
+    """Return one step of a copy of a network, from ``x (I,)`` and ``h (H,)``, in float64.
 
-    The equilibria of `ERNN` are solved one after the other, each to rounding, by Newton's method.
-
-    Parameters
-    ----------
-    rnn
-        An `ERNN` or ``torch.nn.RNN`` of one layer; it is copied.
-
-    Examples
-    --------
-    >>> step_of(nn.RNN(2, 3))(torch.zeros(2).double(), torch.zeros(3).double()).shape
-    torch.Size([3])
+    It is an `ERNN` or ``torch.nn.RNN`` of one layer. The equilibria of `ERNN` are solved one after
+    the other, each to rounding, by Newton's method.
     """
     own = copy.deepcopy(rnn).double().requires_grad_(False)
     if isinstance(own, ERNN):
@@ -60,14 +51,7 @@ def _first(step: Step, x: Tensor, size: int) -> Tensor:
 def end_to_end(step: Step, x: Tensor, size: int) -> Tensor:
     r"""Return :math:`\partial h_T / \partial h_1`, ``(H, H)``, by one pass backward through time.
 
-    Parameters
-    ----------
-    step
-        As `step_of` returns it.
-    x
-        A sequence ``(T, I)`` in float64.
-    size
-        The number ``H`` of hidden units.
+    ``x (T, I)`` is in float64, and ``size`` is ``H``.
 
     Examples
     --------
@@ -81,18 +65,8 @@ def end_to_end(step: Step, x: Tensor, size: int) -> Tensor:
 def norms_along(step: Step, x: Tensor, size: int) -> list[float]:
     r"""Return :math:`\|\partial h_k / \partial h_1\|_2` for ``k = 2 ... T``.
 
-    Each step's Jacobian is found by automatic differentiation; the chain rule multiplies them.
-
-    Parameters
-    ----------
-    step, x, size
-        As in `end_to_end`.
-
-    Examples
-    --------
-    >>> norms = norms_along(step_of(ERNN(2, 3)), torch.randn(4, 2).double(), 3)
-    >>> [round(norm, 9) for norm in norms]
-    [1.0, 1.0, 1.0]
+    Each step's Jacobian is found by automatic differentiation; the chain rule multiplies them. The
+    arguments are those of `end_to_end`.
     """
     h = _first(step, x, size)
     product = torch.eye(size, dtype=x.dtype)
@@ -109,19 +83,8 @@ def distances_from_identity(
 ) -> tuple[float, float]:
     r"""Return the means of :math:`\|J + I\|_2` and :math:`\|J\|_2` of the published cell.
 
-    ``J`` is the Jacobian of one time step, :math:`\gamma = 1`; states, and inputs of as many
-    channels as there are units, are standard normal.
-
-    Parameters
-    ----------
-    steps, step_size
-        ``K`` and the size of its steps.
-    norm
-        The spectral norm of ``U``.
-    size
-        The number of hidden units.
-    draws
-        How many states and inputs the mean is over.
+    ``J`` is the Jacobian of one time step, :math:`\gamma = 1`; ``draws`` states, and inputs of as
+    many channels as there are units, are standard normal. ``norm`` is the spectral norm of ``U``.
 
     Examples
     --------

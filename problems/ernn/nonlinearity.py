@@ -62,15 +62,7 @@ _NAMED = {function.__name__: function for function in _SLOPES}
 def nonlinearity_of(given: Any) -> Nonlinearity:
     """Return ``given`` with its slope.
 
-    Parameters
-    ----------
-    given
-        ``"tanh"``, ``"relu"``, ``"sigmoid"``, torch's functions so named, or a `Nonlinearity`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is another function, whose slope is not known, or another name.
+    It is ``"tanh"``, ``"relu"``, ``"sigmoid"``, a function of torch so named, or a `Nonlinearity`.
 
     Examples
     --------

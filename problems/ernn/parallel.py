@@ -22,23 +22,8 @@ def run_in_parallel(
     found together; then ``h_k = s_k - a h_{k-1}`` by a scan. As many steps make a block as fit in
     the processor's cache.
 
-    Parameters
-    ----------
-    cell
-        The cell, in `Equilibrium` mode.
-    rows
-        The inputs, ``(N, I)``.
-    first
-        The states before, ``(B, H)``.
-    steps
-        How the rows are arranged.
-    c
-        The cell's coefficients.
-
-    Returns
-    -------
-    Tensor
-        ``(N, H)``.
+    The inputs ``rows (N, I)`` and the states ``(N, H)`` are arranged as ``steps`` says; ``first``
+    are the states before, ``(B, H)``.
 
     Examples
     --------

@@ -16,12 +16,7 @@ __all__ = ["RecurrentMatrix", "margin_of", "spectral_norm"]
 def margin_of(U: Tensor, bound: Tensor) -> Tensor:
     """Return ``1 - lambda_max((U + U^T) / 2) / bound``, positive where all is well.
 
-    Parameters
-    ----------
-    U
-        ``(H, H)``.
-    bound
-        ``gamma / L``, 0-d.
+    ``bound`` is ``gamma / L``.
 
     Examples
     --------
@@ -46,24 +41,8 @@ def spectral_norm(matrix: Tensor) -> Tensor:
 class RecurrentMatrix(nn.Module):
     """``U (H, H)``: a free matrix, a product of two thin ones, or one that is monotone.
 
-    Parameters
-    ----------
-    size
-        ``H``.
-    well_posed
-        What is bounded.
-    rank
-        The rank of ``U``; full by default. Not for `Monotone`.
-    norm
-        The spectral norm of ``U`` at the start.
-    bound
-        ``gamma / L`` at the start.
-
-    Raises
-    ------
-    ValueError
-        If the rank is not between 1 and ``size``, is given to `Monotone`, or the norm is beyond
-        the bound.
+    At the start its spectral norm is ``norm``, and ``gamma / L`` is ``bound``. It has full rank
+    unless a ``rank`` is given, which `Monotone` does not allow.
 
     Examples
     --------

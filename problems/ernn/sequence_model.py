@@ -13,16 +13,8 @@ class SequenceModel(nn.Module):
 
     .. math:: y_j = A\, h_{T - m + j} + c, \qquad j = 1, \dots, m
 
-    Parameters
-    ----------
-    rnn
-        Like ``torch.nn.RNN`` with ``batch_first``, of one direction.
-    hidden
-        The size of its states.
-    outputs
-        The number ``m`` of steps that are read.
-    size
-        The numbers that are read of a step.
+    ``rnn`` is like ``torch.nn.RNN`` with ``batch_first``, of one direction; ``hidden`` is the size
+    of its states. ``outputs`` is :math:`m`, and ``size`` that of :math:`y_j`.
 
     Examples
     --------
@@ -46,11 +38,5 @@ class SequenceModel(nn.Module):
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Return how many numbers are learned.
-
-    Examples
-    --------
-    >>> parameter_count(nn.Linear(3, 2))
-    8
-    """
+    """Return how many numbers are learned."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -19,25 +19,8 @@ def run_sequentially(
     """Return all states of a cell, each from the one before.
 
     In `Equilibrium` mode each solve begins at the equilibrium before, that is, where
-    ``h_k + b h_{k-1}`` has not changed.
-
-    Parameters
-    ----------
-    cell
-        The cell.
-    rows
-        The inputs, ``(N, I)``.
-    first
-        The states before, ``(B, H)``.
-    steps
-        How the rows are arranged.
-    c
-        The cell's coefficients.
-
-    Returns
-    -------
-    Tensor
-        ``(N, H)``.
+    ``h_k + b h_{k-1}`` has not changed. The inputs ``rows (N, I)`` and the states ``(N, H)`` are
+    arranged as ``steps`` says; ``first`` are the states before, ``(B, H)``.
 
     Examples
     --------

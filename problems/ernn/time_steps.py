@@ -17,11 +17,7 @@ class TimeSteps:
     """Rows ``(N, ...)`` that hold the first time step of all sequences, then the second, and so on.
 
     It is the arrangement of ``torch.nn.utils.rnn.PackedSequence``: longer sequences come first.
-
-    Parameters
-    ----------
-    sizes
-        How many sequences have a first, a second, ... time step; never increasing.
+    ``sizes`` tells how many sequences have a first, a second, ... time step.
 
     Examples
     --------

@@ -28,25 +28,12 @@ def classifier(
 ) -> nn.Module:
     """Return the paper's convolutional network, without values: `initial_parameters` makes them.
 
-    At most four blocks of a 3 by 3 convolution, a normalization and a rectifier halve the image
-    until its side is 2 or less.
+    At most four blocks of a 3 by 3 convolution, a normalization and a rectifier halve images
+    ``(channels, side, side)`` until the side is 2 or less, by a stride of 2 or by ``pooling``, the
+    largest of 2 by 2 pixels. Batch normalization uses the statistics of all images at hand, those
+    of all queries together, as in the paper; ``"group"`` those of each image, in four groups of
+    channels. A linear layer has ``ways`` outputs; without it (None) the features are returned.
 
-    Parameters
-    ----------
-    side, channels
-        Of the images ``(channels, side, side)``.
-    width
-        The channels of each convolution. Raises ``ValueError`` if groups do not divide it.
-    ways
-        The outputs of a linear layer at the end; None for none: the features are returned.
-    normalization
-        ``"batch"``: by the statistics of the images at hand, those of all queries together, as in
-        the paper. ``"group"``: by those of each image, in four groups of channels.
-    pooling
-        Whether images are halved by the largest of 2 by 2 pixels, else by a stride of 2.
-
-    Notes
-    -----
     Source: Vinyals et al., "Matching networks for one shot learning" (2016); with strides instead
     of pooling for Omniglot: Finn, Abbeel and Levine, "Model-agnostic meta-learning" (2017).
 
@@ -84,23 +71,10 @@ def regressor(width: int, outputs: int | None = 1) -> nn.Module:
     """Return a network of one input with two hidden layers, without values.
 
     Inputs are divided by 5, the largest of a sine wave's: otherwise the loss is so curved that
-    gradient steps longer than 0.005 blow up, and CG meets curvature below ``-strength``.
+    gradient steps longer than 0.005 blow up, and CG meets curvature below ``-strength``. Without
+    ``outputs`` (None) the features of the last hidden layer are returned.
 
-    Parameters
-    ----------
-    width
-        Of the hidden layers.
-    outputs
-        Their number; None for the features of the last hidden layer.
-
-    Notes
-    -----
     Source: Finn, Abbeel and Levine, "Model-agnostic meta-learning" (2017), section 5.1: 40 wide.
-
-    Examples
-    --------
-    >>> [tuple(parameter.shape) for parameter in regressor(40).parameters()]
-    [(40, 1), (40,), (40, 40), (40,), (1, 40), (1,)]
     """
     with torch.device("meta"):
         layers: list[nn.Module] = [_Scaled(), nn.Linear(1, width), nn.ReLU()]
@@ -122,13 +96,6 @@ def initial_parameters(network: nn.Module, generator: Generator) -> dict[str, Te
     their scale, and its curvature falls with the scale's square: negative curvature stays below
     the strength of the regularization, and CG is applicable. The last layer of a classifier is
     zero, that of a network without convolutions has He's deviation.
-
-    Parameters
-    ----------
-    network
-        A `classifier` or a `regressor`.
-    generator
-        A CPU generator; from the same state, it gives the same parameters.
 
     Examples
     --------

@@ -87,16 +87,8 @@ class MetaGradient(NamedTuple):
 class TaskGradients(NamedTuple):
     """What some tasks contribute to a `MetaGradient`; every tensor has the tasks in front.
 
-    Attributes
-    ----------
-    gradient
-        Like ``theta``, with the tasks in front.
-    loss
-        ``(tasks,)``, the query loss.
-    failed
-        ``(tasks,)`` bool: a solver reported a failure for which the task is left out.
-    inner_residual, adjoint_residual, inner_status, adjoint_status
-        ``(tasks,)``, as in `MetaGradient`.
+    ``failed`` tells that a solver reported a failure for which the task is left out; residuals and
+    statuses are as in `MetaGradient`.
     """
 
     gradient: Any
@@ -200,11 +192,6 @@ Evaluate = Callable[[OverTasks, Any, Any], TaskGradients]
 def task_count(supports: Any, queries: Any) -> int:
     """Return the number of tasks of a meta-batch, the first dimension of all of its tensors.
 
-    Raises
-    ------
-    ValueError
-        If there is no tensor, or the first dimensions differ.
-
     Examples
     --------
     >>> x, y = torch.zeros(4, 2, 1), torch.zeros(4, 2)
@@ -244,18 +231,10 @@ def gradient_of_each(
 ) -> tuple[Any, ...]:
     """Return the gradient with respect to ``theta`` of each task's loss, and what ``fn`` returned.
 
-    Every task has a copy of ``theta``, and one backward pass reaches them all. It keeps no graph
-    of itself, as ``torch.func.grad`` would, whose memory checkpoints could not save.
-
-    Parameters
-    ----------
-    over_tasks, theta, supports, queries
-        As in `average_over_tasks`.
-    fn
-        ``fn(theta, support, query)`` returns the loss of one task, 0-d, and further tensors, which
-        are not differentiated.
-    shared
-        Whether all tasks have one ``theta``; else it has the tasks in front, too.
+    Every task has a copy of ``theta``, which has the tasks in front unless it is ``shared``, and
+    one backward pass reaches them all. It keeps no graph of itself, as ``torch.func.grad`` would,
+    whose memory checkpoints could not save. ``fn(theta, support, query)`` returns the loss of one
+    task, 0-d, and further tensors, which are not differentiated.
 
     Examples
     --------

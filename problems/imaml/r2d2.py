@@ -29,20 +29,7 @@ def ridge_weights(features: Tensor, targets: Tensor, ridge: Tensor | float) -> T
     """Return ``W = (X^T X + ridge I)^-1 X^T Y``, which minimizes ``|X W - Y|² + ridge |W|²``.
 
     The system solved is the smaller one: with fewer examples than features, by Woodbury,
-    ``W = X^T (X X^T + ridge I)^-1 Y``.
-
-    Parameters
-    ----------
-    features, targets
-        ``X (n, d)`` and ``Y (n, k)``.
-    ridge
-        A positive number, or a 0-d tensor.
-
-    Examples
-    --------
-    >>> ridge_weights(torch.eye(2), torch.tensor([[2.0], [4.0]]), 1.0)
-    tensor([[1.],
-            [2.]])
+    ``W = X^T (X X^T + ridge I)^-1 Y``. The features ``X`` are ``(n, d)``, the targets ``Y (n, k)``.
     """
     n, d = features.shape
     wide = n < d

@@ -100,8 +100,6 @@ class Balancing(ims.EquationMethod):
     progress from wherever. Each lane begins at a temperature as large as its scores, which is
     quartered whenever its sums are nearly right, down to its own.
 
-    Notes
-    -----
     Source: Bach, "Self-concordant analysis for logistic regression" (2010), for the length of a
     step; Kosowsky and Yuille, "The invisible hand algorithm" (1994), for the temperatures.
     """

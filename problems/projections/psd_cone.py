@@ -39,15 +39,7 @@ class SpectralState(NamedTuple):
 
 @dataclass(frozen=True)
 class Spectral(ims.EquationMethod):
-    """Solve `positive_part` for a diagonal ``S``, at the start, for good.
-
-    Parameters
-    ----------
-    rtol, atol, f_atol, max_steps, max_trials, norm
-        As in `EquationMethod`.
-    compact, chunk_size, check_every, compile
-        As in `EquationMethod`; no step is made.
-    """
+    """Solve `positive_part` for a diagonal ``S``, at the start, for good."""
 
     max_steps: int = field(default=1, kw_only=True)
     monotone: ClassVar[bool] = True

@@ -20,26 +20,9 @@ def proves_infeasible(R: Tensor, c: Tensor, y: Tensor, m: int, x: Tensor, tol: f
     negative and ``R^T y`` is small, ``|u|_1`` must exceed ``-c^T y / |R^T y|_inf``: the constraints
     are called infeasible if nothing shorter than ``(1 + |x|_1) / tol`` can meet them.
 
-    Parameters
-    ----------
-    R, c
-        The rows ``(N, m + k, n)`` and right-hand sides ``(N, m + k)``, inequalities first.
-    y
-        Multipliers ``(N, m + k)``; negative ones of inequalities count as zero.
-    m
-        The number of inequalities.
-    x
-        The iterate ``(N, n)``.
-    tol
-        How small is small.
+    ``R (N, m + k, n)`` and ``c (N, m + k)`` have the ``m`` inequalities first, whose
+    multipliers count as zero where they are negative; ``x (N, n)`` is the iterate.
 
-    Returns
-    -------
-    Tensor
-        bool, ``(N,)``.
-
-    Notes
-    -----
     Source: Farkas's lemma; Todd, "Detecting infeasibility in infeasible-interior-point methods for
     optimization" (2003).
 
@@ -65,21 +48,7 @@ def proves_unbounded(
     ``Q d = 0``, ``G d <= 0``, ``A d = 0`` and ``p^T d < 0``, up to ``tol``: then no multipliers
     shorter than ``(1 + |y|_1) / tol`` meet the dual's constraints.
 
-    Parameters
-    ----------
-    Q, p, R, m
-        The program, as in `proves_infeasible`.
-    d
-        The direction, ``(N, n)``.
-    y
-        The multipliers at hand, ``(N, m + k)``.
-    tol
-        How small is small.
-
-    Returns
-    -------
-    Tensor
-        bool, ``(N,)``.
+    ``R`` is ``G``, of ``m`` rows, above ``A``; ``y (N, m + k)`` are the multipliers at hand.
 
     Examples
     --------
@@ -104,20 +73,8 @@ def least_violation(R: Tensor, c: Tensor, m: int, x: Tensor) -> tuple[Tensor, Te
     ``c^T y = -2 f``: if the least violation is not zero, ``y`` proves the constraints infeasible.
     Newton's method with a choice of step lengths; ``f`` is piecewise quadratic.
 
-    Parameters
-    ----------
-    R, c, m
-        The constraints, as in `proves_infeasible`.
-    x
-        The start ``(N, n)``.
+    ``R`` is ``G``, of ``m`` rows, above ``A``, and ``c`` is ``h`` above ``b``; ``x`` is the start.
 
-    Returns
-    -------
-    tuple of Tensor
-        ``x`` and ``y``.
-
-    Notes
-    -----
     Source: Mangasarian, "A finite Newton method for classification" (2002).
 
     Examples

@@ -18,22 +18,10 @@ _ENOUGH = 32
 
 
 def condense(Q: Tensor, R: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Factor ``H = Q + R^T diag(weights) R`` and tell where that failed.
+    """Return the lower Cholesky factors of ``H = Q + R^T diag(weights) R``, and if each is fit.
 
-    Parameters
-    ----------
-    Q
-        ``(N, n, n)``, positive semidefinite.
-    R
-        Rows of constraints, ``(N, r, n)``.
-    weights
-        ``(N, r)``, nonnegative.
-
-    Returns
-    -------
-    tuple of Tensor
-        The lower Cholesky factors ``(N, n, n)`` and whether each is fit, ``(N,)``. Eight rounding
-        errors of its largest entry are added to the diagonal of ``H``, more if it takes more.
+    ``Q (N, n, n)`` is positive semidefinite, ``weights (N, r)`` are nonnegative. Eight rounding
+    errors of its largest entry are added to the diagonal of ``H``, more if it takes more.
     """
     H = torch.baddbmm(Q, R.mT, R * weights.unsqueeze(-1)) if R.shape[-2] else Q.clone()
     diagonal = H.diagonal(dim1=-2, dim2=-1)
@@ -95,24 +83,11 @@ def solve_kkt(
     The weights ``w`` are penalties: the factored system has ``-1/w`` in the place of the zero
     block, so that rows may depend on one another, and steps of refinement (the method of
     multipliers) take the error away. Where rows contradict each other, what is nearest is
-    returned.
+    returned; ``y`` is zero in rows without weight.
 
-    Parameters
-    ----------
-    L, weights, Q, R
-        What `condense` took and returned; ``weights`` with a place for the columns.
-    r, c
-        Right-hand sides ``(N, columns, n)`` and ``(N, columns, r)``.
-    rounds
-        The number of solves allowed.
+    ``L`` is what `condense` returned; ``r`` and ``c`` are ``(N, columns, ...)``, and ``weights``
+    have a place for the columns.
 
-    Returns
-    -------
-    tuple of Tensor
-        ``x`` and ``y`` like ``r`` and ``c``; ``y`` is zero in rows without weight.
-
-    Notes
-    -----
     Source: Rockafellar, "Augmented Lagrangians and applications of the proximal point algorithm in
     convex programming" (1976); Golub and Van Loan, "Matrix Computations", section 3.5.
     """

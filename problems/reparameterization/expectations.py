@@ -27,18 +27,10 @@ class Expectation:
     .. math:: L(\phi) = E_{q(z; \phi)}[g(z)]
 
     All parameters are the last dimension of one tensor ``phi``; what comes before is a batch.
-
-    Attributes
-    ----------
-    distribution : callable
-        ``distribution(phi)`` is ``q``, with the batch shape of ``phi``.
-    cost : callable
-        ``cost(z)`` is ``g``, one number for each sample.
-    closed_form : callable
-        ``closed_form(phi)`` is ``L``, differentiable.
-    from_log_gammas : callable, optional
-        Where ``z`` is a function of independent standard gamma variables with the shapes ``phi``:
-        that function, of their logarithms.
+    ``distribution(phi)`` is ``q``, ``cost(z)`` is ``g``, one number for each sample, and
+    ``closed_form(phi)`` is ``L``, differentiable. Where ``z`` is a function of independent standard
+    gamma variables with the shapes ``phi``, ``from_log_gammas`` is that function, of their
+    logarithms.
 
     Examples
     --------

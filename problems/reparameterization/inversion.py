@@ -31,17 +31,7 @@ __all__ = [
 def place(y: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """Map the real line onto an interval, increasing, exact near both ends.
 
-    Parameters
-    ----------
-    y
-        Real numbers.
-    low, high
-        The ends, which may be infinite; tensors or numbers that broadcast.
-
-    Returns
-    -------
-    Tensor
-        A point of the interval, of the dtype of ``y``.
+    The ends may be infinite, and broadcast; the result has the dtype of ``y``.
 
     Examples
     --------
@@ -100,22 +90,7 @@ def uniform_noise(
 def draw_from(distribution: Any, sample_shape: torch.Size) -> Tensor:
     """Draw by the distribution's sampler, or, if it has none, by what inverts its transform.
 
-    Parameters
-    ----------
-    distribution
-        With ``sample`` or ``rsample``; or univariate with a CDF; or with ``inverse_rosenblatt``.
-    sample_shape
-        The shape in front of the batch shape.
-
-    Returns
-    -------
-    Tensor
-        The samples, without derivatives.
-
-    Raises
-    ------
-    NotImplementedError
-        If it has none of these.
+    That is `quantile`, or ``inverse_rosenblatt`` for vectors. The samples have no derivatives.
 
     Examples
     --------
@@ -190,21 +165,9 @@ def with_derivatives(
 ) -> Tensor:
     """Return ``z`` with the derivatives that keep ``equation(z, *args)`` as it is.
 
-    Parameters
-    ----------
-    equation
-        Of the shape of ``z``; its value at ``z`` is not looked at.
-    z
-        The solution; it gets no gradient.
-    args
-        Tensors that have the lanes of ``z``. What ``equation`` captures is shared by them.
-    lanes
-        How many leading dimensions of ``z`` are lanes.
-
-    Returns
-    -------
-    Tensor
-        The solution.
+    The equation has the shape of ``z``, which gets no gradient; its value is not looked at. The
+    leading ``lanes`` dimensions of ``z`` and of ``args`` are lanes; what ``equation`` captures is
+    shared by them.
 
     Examples
     --------
@@ -230,21 +193,9 @@ def solve_tails(
 ) -> Tensor:
     """Solve ``F(z) = u`` from the logarithms of both tails, without derivatives.
 
-    Parameters
-    ----------
-    tails
-        Returns ``ln F(z)`` and ``ln(1 - F(z))``, elementwise.
-    u
-        Probabilities in (0, 1).
-    low, high
-        The ends of the support, which may be infinite.
-    rest
-        ``1 - u``, where it is known with more digits than ``u`` tells.
-
-    Returns
-    -------
-    Tensor
-        The roots, strictly between the ends; NaN where ``F`` does not reach ``u``.
+    ``u`` is in (0, 1), and ``rest`` is ``1 - u``, where it is known with more digits than ``u``
+    tells. The roots are strictly between the ends, which may be infinite; NaN where ``F`` does not
+    reach ``u``.
 
     Examples
     --------

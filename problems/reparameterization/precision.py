@@ -25,23 +25,7 @@ def _to(value: Any, source: torch.dtype, target: torch.dtype) -> Any:
 def converted(distribution: Any, dtype: torch.dtype) -> Any:
     """Return a copy whose parameters have another dtype; gradients go to the original ones.
 
-    Parameters
-    ----------
-    distribution
-        It, and distributions in it, hold floating tensors as attributes.
-    dtype
-        The new dtype.
-
-    Returns
-    -------
-    Distribution
-        Of the same class.
-
-    Examples
-    --------
-    >>> half = torch.distributions.Normal(torch.tensor(1.0, dtype=torch.float16), 2.0)
-    >>> converted(half, torch.float32).loc
-    tensor(1.)
+    Parameters are the floating tensors that it, and distributions in it, hold as attributes.
     """
 
     def part(value: Any) -> Any:
@@ -58,17 +42,7 @@ def converted(distribution: Any, dtype: torch.dtype) -> Any:
 
 
 def halves_in_single(*names: str) -> Callable[[type], type]:
-    """Let methods and properties of a distribution compute half precision in float32.
-
-    Parameters
-    ----------
-    *names
-        Of the methods and properties.
-
-    Returns
-    -------
-    callable
-        A decorator of the class.
+    """Let methods and properties of a class of distributions compute half precision in float32.
 
     Examples
     --------

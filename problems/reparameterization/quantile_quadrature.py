@@ -28,28 +28,12 @@ def expectation(
 
     .. math:: E[g(z)] = \int_0^1 g(F^{-1}(u)) \, du
 
-    on two panels that meet at ``split``; at the ends of a panel, ``g(F^{-1}(u))`` may have
-    integrable singularities.
+    on two panels that meet at ``split``, where the density has a kink; at the ends of a panel,
+    ``g(F^{-1}(u))`` may have integrable singularities. ``quantile`` is a function of ``u`` and
+    ``1 - u``, float64 tensors ``(nodes,) + batch_shape``, and known where both are at least
+    ``least``. The error is about 1e-12 in float64 if the density is smooth elsewhere and its tails
+    are not heavy; the result is NaN where they are too heavy to be seen.
 
-    Parameters
-    ----------
-    function
-        ``g``, elementwise.
-    quantile
-        The quantile function of ``u`` and ``1 - u``, tensors ``(nodes,) + batch_shape`` of float64.
-    split
-        Where the panels meet, of the batch shape, in [0, 1]: where the density has a kink.
-    least
-        The ``u`` and ``1 - u`` from which on quantiles are known, of the batch shape.
-
-    Returns
-    -------
-    Tensor
-        Of the batch shape and the dtype of ``split``. Error about 1e-12 in float64 if the density
-        is smooth elsewhere and its tails are not heavy; NaN where they are too heavy to be seen.
-
-    Notes
-    -----
     Source: Takahasi and Mori, "Double Exponential Formulas for Numerical Integration" (1974).
 
     Examples
@@ -85,19 +69,8 @@ def entropy_between(
 ) -> Tensor:
     r"""Return ``-\int q ln q`` over panels, by the Gauss-Legendre rule.
 
-    Parameters
-    ----------
-    log_density
-        ``ln q``, of points ``(panels,) + batch_shape``.
-    points
-        Where the panels meet, ``(panels + 1,) + batch_shape``, increasing.
-    missing
-        How far the mass that they find may be from one.
-
-    Returns
-    -------
-    Tensor
-        Of the batch shape; NaN where the panels do not find that mass.
+    The panels meet at ``points``, ``(panels + 1,) + batch_shape``, increasing. The result is NaN
+    where the mass that they find is farther than ``missing`` from one.
 
     Examples
     --------

@@ -15,29 +15,14 @@ __all__ = ["implicit_sample"]
 def implicit_sample(
     z: Tensor, derivatives: Callable[..., Sequence[Any]], *parameters: Tensor
 ) -> Tensor:
-    r"""Return the sample ``z`` as it is, with ``dz = sum_j (dz/dphi_j) dphi_j``.
+    """Return the sample ``z`` as it is, with ``dz = sum_j (dz/dphi_j) dphi_j``.
 
     For ``F(z; phi) = u`` with the noise ``u`` held fixed, ``dz/dphi = -(dF/dphi) / q(z; phi)``.
     The derivative is evaluated at the sample that is returned, which depends on the parameters:
-    second derivatives contain ``d(dz/dphi)/dz``.
+    second derivatives contain ``d(dz/dphi)/dz``. ``derivatives(z, *parameters)`` returns
+    ``dz/dphi_j`` for each parameter (or a function without arguments that returns it), made of
+    differentiable operations; parameters broadcast against ``z``, which gets no gradient.
 
-    Parameters
-    ----------
-    z
-        A sample, elementwise; it gets no gradient.
-    derivatives
-        ``derivatives(z, *parameters)`` returns ``dz/dphi_j`` for each parameter (or a function
-        without arguments that returns it), made of differentiable operations.
-    parameters
-        The parameters of each element, broadcast against ``z``.
-
-    Returns
-    -------
-    Tensor
-        The sample.
-
-    Notes
-    -----
     Source: Figurnov, Mohamed and Mnih, "Implicit Reparameterization Gradients" (2018), equation 5.
 
     Examples

@@ -84,17 +84,9 @@ def _to_less_than(support: Any) -> Transform:
 def between(low: Tensor | float, high: Tensor | float) -> Any:
     """Return the support of a distribution on a closed interval.
 
-    Parameters
-    ----------
-    low, high
-        The ends, which may be infinite.
-
-    Returns
-    -------
-    torch.distributions.constraints.Constraint
-        An interval; ``greater_than_eq`` or its mirror image if all intervals are half-open; the
-        real numbers if none has an end. Where that differs between lanes, and under ``vmap``, an
-        interval with infinite ends.
+    Its ends may be infinite: if all intervals are half-open it is ``greater_than_eq`` or its mirror
+    image, if none has an end the real numbers. Where that differs between lanes, and under
+    ``vmap``, it is an interval with infinite ends.
 
     Examples
     --------

@@ -38,23 +38,6 @@ def log_tails(distribution: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     Both come from the distribution's method ``log_tails``, or ``log_cdf`` and ``log_survival``, or
     from what is known of torch's distribution that it is a subclass of. Else from ``cdf``: where
     that is rounded to 0 or 1, the logarithm is that of the smallest normal number.
-
-    Parameters
-    ----------
-    distribution
-        A univariate distribution.
-    z
-        Points of its support.
-
-    Returns
-    -------
-    tuple of Tensor
-        The logarithms of the lower and the upper tail.
-
-    Examples
-    --------
-    >>> log_tails(Normal(0.0, 1.0), torch.tensor(0.0))
-    (tensor(-0.6931), tensor(-0.6931))
     """
     if hasattr(distribution, "log_tails"):
         both: tuple[Tensor, Tensor] = distribution.log_tails(z)
@@ -108,16 +91,6 @@ def _has_methods(distribution: Any) -> bool:
 def has_accurate_tails(distribution: Distribution) -> bool:
     """Return whether `log_tails` is exact where the CDF is rounded to 0 or 1.
 
-    Parameters
-    ----------
-    distribution
-        A univariate distribution.
-
-    Returns
-    -------
-    bool
-        Whether the logarithms are known.
-
     Examples
     --------
     >>> has_accurate_tails(Normal(0.0, 1.0))
@@ -129,18 +102,6 @@ def has_accurate_tails(distribution: Distribution) -> bool:
 
 def log_odds(distribution: Any, z: Tensor) -> Tensor:
     """Return ``ln F(z) - ln(1 - F(z))``, in which an equation for ``z`` is exact in both tails.
-
-    Parameters
-    ----------
-    distribution
-        A univariate distribution.
-    z
-        Points of its support.
-
-    Returns
-    -------
-    Tensor
-        The logarithm of the odds.
 
     Examples
     --------
@@ -187,15 +148,8 @@ def bounds(distribution: Distribution) -> tuple[Any, Any]:
 def like_parameters(distribution: Distribution) -> Tensor:
     """Return a tensor that has the dtype and device of a distribution's parameters.
 
-    Parameters
-    ----------
-    distribution
-        It, or distributions in it, hold tensors as attributes.
-
-    Returns
-    -------
-    Tensor
-        One of them, detached; an empty tensor of the default dtype if there is none.
+    It is a detached attribute of the distribution, or of one in it; without any, it is a scalar of
+    the default dtype.
 
     Examples
     --------

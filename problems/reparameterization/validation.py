@@ -32,20 +32,6 @@ __all__ = [
 def check_continuous(distribution: Distribution, name: str = "distribution") -> None:
     """Refuse what is no distribution, or a discrete one.
 
-    Parameters
-    ----------
-    distribution
-        To be looked at.
-    name
-        What the message calls it.
-
-    Raises
-    ------
-    TypeError
-        If it is no ``torch.distributions.Distribution``.
-    ValueError
-        If it is discrete.
-
     Examples
     --------
     >>> check_continuous(torch.distributions.Normal(0.0, 1.0))
@@ -63,20 +49,6 @@ def check_continuous(distribution: Distribution, name: str = "distribution") -> 
 def check_method(distribution: Distribution, method: str, name: str = "distribution") -> None:
     """Refuse a distribution that does not define a method.
 
-    Parameters
-    ----------
-    distribution
-        To be looked at.
-    method
-        The method that it is to have.
-    name
-        What the message calls it.
-
-    Raises
-    ------
-    NotImplementedError
-        If it is torch's, which only raises.
-
     Examples
     --------
     >>> check_method(torch.distributions.Dirichlet(torch.ones(2)), "cdf")
@@ -93,17 +65,7 @@ def check_method(distribution: Distribution, method: str, name: str = "distribut
 def check_cdf(distribution: Distribution, name: str = "distribution") -> None:
     """Refuse a univariate distribution of which no distribution function is known.
 
-    Parameters
-    ----------
-    distribution
-        To be looked at.
-    name
-        What the message calls it.
-
-    Raises
-    ------
-    NotImplementedError
-        If it has none of ``cdf``, ``log_tails``, and ``log_cdf`` with ``log_survival``.
+    It needs one of ``cdf``, ``log_tails``, and ``log_cdf`` with ``log_survival``.
 
     Examples
     --------
@@ -114,22 +76,7 @@ def check_cdf(distribution: Distribution, name: str = "distribution") -> None:
 
 
 def rosenblatt_of(distribution: Any) -> Callable[[Tensor], Tensor]:
-    """Return the Rosenblatt transform of a multivariate distribution.
-
-    Parameters
-    ----------
-    distribution
-        A distribution whose events are no scalars.
-
-    Returns
-    -------
-    callable
-        Its method ``rosenblatt``.
-
-    Raises
-    ------
-    NotImplementedError
-        If it has none.
+    """Return the Rosenblatt transform of a multivariate distribution, its method ``rosenblatt``.
 
     Examples
     --------
@@ -148,19 +95,7 @@ def rosenblatt_of(distribution: Any) -> Callable[[Tensor], Tensor]:
 
 
 def check_ends(distribution: Distribution) -> None:
-    """Check that a CDF is 0 and 1 at the ends of the support.
-
-    Parameters
-    ----------
-    distribution
-        Univariate, with a CDF.
-
-    Raises
-    ------
-    NotImplementedError
-        If it has no CDF.
-    ValueError
-        If the CDF is not 0 and 1 there; at an infinite end it may be NaN.
+    """Check that a CDF is 0 and 1 at the ends of the support; at an infinite end it may be NaN.
 
     Examples
     --------
@@ -187,19 +122,7 @@ def check_ends(distribution: Distribution) -> None:
 
 
 def check_sample(distribution: Distribution, z: Tensor) -> None:
-    """Check shape and support of samples.
-
-    Parameters
-    ----------
-    distribution
-        Whose samples they are said to be.
-    z
-        The samples.
-
-    Raises
-    ------
-    ValueError
-        If a sample is outside the support, or the shape does not end in that of the distribution.
+    """Check that samples are in the support, and that their shape ends in the distribution's.
 
     Examples
     --------
@@ -217,19 +140,8 @@ def check_sample(distribution: Distribution, z: Tensor) -> None:
 def check_increasing(transform: Callable[[Tensor], Tensor], z: Tensor, lanes: int) -> None:
     """Check that each component of a transform increases with its own argument.
 
-    Parameters
-    ----------
-    transform
-        ``F(z)``, of the shape of ``z``.
-    z
-        Where to look.
-    lanes
-        The number of batch dimensions; the others are the components of an event.
-
-    Raises
-    ------
-    ValueError
-        If ``F`` does not keep the shape, is not finite, or a slope is not positive.
+    ``F`` must keep the shape of ``z`` and be finite. ``lanes`` is the number of batch dimensions;
+    the others are the components of an event.
 
     Examples
     --------
@@ -258,17 +170,7 @@ def check_increasing(transform: Callable[[Tensor], Tensor], z: Tensor, lanes: in
 
 
 def check_probability(u: Tensor) -> None:
-    """Check that probabilities lie in [0, 1].
-
-    Parameters
-    ----------
-    u
-        The probabilities.
-
-    Raises
-    ------
-    ValueError
-        If one does not, or is NaN.
+    """Check that probabilities lie in [0, 1]; NaN does not.
 
     Examples
     --------
@@ -279,17 +181,7 @@ def check_probability(u: Tensor) -> None:
 
 
 def unchecked(distribution: Distribution) -> Distribution:
-    """Return a copy that does not check values.
-
-    Parameters
-    ----------
-    distribution
-        It, and distributions in it, check values or not.
-
-    Returns
-    -------
-    Distribution
-        The copy.
+    """Return a copy that does not check values, nor do distributions in it.
 
     Examples
     --------

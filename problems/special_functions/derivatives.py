@@ -43,22 +43,7 @@ def check_real(name: str, **args: Tensor | float) -> list[Tensor]:
 def doubles(name: str, **args: Tensor | float) -> tuple[Any, ...]:
     """Return the common dtype of the arguments of a function, and each as float64.
 
-    Parameters
-    ----------
-    name : str
-        The function's name, for messages.
-    **args : Tensor or float
-        Its arguments; at least one is a tensor.
-
-    Returns
-    -------
-    dtype, *tensors
-        The dtype that the results are to have, then the arguments.
-
-    Raises
-    ------
-    TypeError
-        If no argument is a tensor, or one is not real and floating.
+    A `TypeError` names the function if none is a tensor, or one is not real and floating.
 
     Examples
     --------
@@ -86,20 +71,8 @@ def in_double(
 
     The decorated function is called as ``function(*args, nodes=...)`` with one-dimensional float64
     tensors of one length, and returns a tuple of such. It sees blocks of at most ``BLOCK``
-    elements, so that its intermediate results stay in the cache.
-
-    Parameters
-    ----------
-    double : int
-        Number of quadrature nodes for float64 arguments.
-    single : int, optional
-        Number of quadrature nodes for arguments of lower precision; by default the same.
-
-    Returns
-    -------
-    callable
-        The decorator. What it returns gives a tuple of tensors with the shape and dtype of the
-        arguments.
+    elements, so that its intermediate results stay in the cache. It gets ``double`` nodes for
+    float64 arguments and ``single`` for lower precision; results have their shape and dtype.
 
     Examples
     --------
@@ -134,21 +107,9 @@ def piecewise(
 ) -> Values:
     """Evaluate each region of the arguments by its own formula.
 
-    Parameters
-    ----------
-    count : int
-        Number of results.
-    args : sequence of Tensor
-        Flat tensors of one length.
-    *pieces : (Tensor, callable)
-        A mask, or a function that returns it, called where elements are left; and a function of the
-        arguments inside it that returns ``count`` tensors. Masks are disjoint. Elements outside of
-        all of them get NaN.
-
-    Returns
-    -------
-    tuple of Tensor
-        ``count`` results.
+    ``args`` are flat tensors of one length. A piece is a mask, or a function that returns it,
+    called where elements are left; and a function of the arguments inside it that returns ``count``
+    tensors. Masks are disjoint. Elements outside of all of them get NaN.
 
     Examples
     --------
@@ -180,19 +141,9 @@ def differentiable_sample(
 ) -> Callable[..., Tensor]:
     """Build the function ``(z, *phi) -> z`` that gives samples their derivatives by ``phi``.
 
-    Parameters
-    ----------
-    derivatives : callable
-        ``derivatives(z, *phi)`` returns one entry ``dz/dphi_j`` for each parameter, as
-        ``partials`` does in ``implicit_solvers.elementwise_function``; ``z`` is the sample
-        connected to the graph, so that second derivatives are right too.
-    name : str, optional
-        The name used in messages.
-
-    Returns
-    -------
-    callable
-        A function that returns ``z`` as it is, constant but for the parameters.
+    ``derivatives(z, *phi)`` returns one ``dz/dphi_j`` for each parameter, as ``partials`` does in
+    ``implicit_solvers.elementwise_function``. Its ``z`` is the sample connected to the graph, so
+    that second derivatives are right too.
 
     Examples
     --------

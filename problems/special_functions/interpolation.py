@@ -56,23 +56,10 @@ def interpolant(
 ) -> Interpolant:
     """Interpolate a function on a rectangle, at the zeros of Chebyshev polynomials.
 
-    Parameters
-    ----------
-    function : callable
-        Maps two flat float64 tensors to a tuple of such; analytic around the rectangle.
-    p, q : tuple of float
-        The ends of the variables.
-    *degrees : int
-        The numbers of points in ``p`` and in ``q``.
+    ``function`` maps two flat float64 tensors to a tuple of such, analytic around the rectangle;
+    ``degrees`` are the numbers of points in ``p`` and in ``q``. The coefficients are of powers:
+    they do not cancel if the function is analytic in the unit disc of each mapped variable.
 
-    Returns
-    -------
-    Interpolant
-        Coefficients of powers: they do not cancel if the function is analytic in the unit disc of
-        each mapped variable.
-
-    Notes
-    -----
     Source: Trefethen, "Approximation Theory and Approximation Practice" (2013), chapters 3 and 8.
 
     Examples

@@ -67,27 +67,7 @@ _gamma = ims.elementwise_function(
 def log_gamma_tails(a: Tensor | float, z: Tensor | float) -> Pair:
     """Return ``ln P(a, z)`` and ``ln Q(a, z)`` of the incomplete gamma functions.
 
-    Parameters
-    ----------
-    a : Tensor or float
-        Shape, ``0 < a < inf``; elsewhere the results are NaN.
-    z : Tensor or float
-        ``0 <= z <= inf``; NaN elsewhere. It is broadcast with ``a``.
-
-    Returns
-    -------
-    tuple of Tensor
-        As `log_gammainc` and `log_gammaincc` return them, with the same errors.
-
-    Raises
-    ------
-    TypeError
-        If no argument is a tensor, or one has not a real floating dtype.
-
-    Examples
-    --------
-    >>> log_gamma_tails(1.0, torch.tensor(100.0, dtype=torch.float64))[1]
-    tensor(-100., dtype=torch.float64)
+    Domain and errors are those of `log_gammainc` and `log_gammaincc`.
     """
     at = gamma.point("log_gamma_tails", a, z, None)
     below, above = _gamma(at.a, at.z, at.u)
@@ -121,27 +101,7 @@ _beta = ims.elementwise_function(
 def log_beta_tails(a: Tensor | float, b: Tensor | float, x: Tensor | float) -> Pair:
     """Return ``ln I_x(a, b)`` and ``ln(1 - I_x(a, b))`` of the incomplete beta function.
 
-    Parameters
-    ----------
-    a, b : Tensor or float
-        Parameters, ``0 < a, b < inf``; elsewhere the results are NaN.
-    x : Tensor or float
-        ``0 <= x <= 1``; NaN elsewhere. All arguments are broadcast.
-
-    Returns
-    -------
-    tuple of Tensor
-        As `log_betainc` and `log_betaincc` return them, with the same errors.
-
-    Raises
-    ------
-    TypeError
-        If no argument is a tensor, or one has not a real floating dtype.
-
-    Examples
-    --------
-    >>> log_beta_tails(2000.0, 1.0, torch.tensor(0.5, dtype=torch.float64))[0]
-    tensor(-1386.2944, dtype=torch.float64)
+    Domain and errors are those of `log_betainc` and `log_betaincc`.
     """
     at = beta.point("log_beta_tails", a, b, x, None)
     below, above = _beta(at.a, at.b, at.x, at.t, at.w)
@@ -239,29 +199,9 @@ def _with_limits(tails: tuple[Tensor, ...], t: Tensor, df: Tensor, dtype: torch.
 def student_t_log_tails(t: Tensor | float, df: Tensor | float) -> Pair:
     """Return ``ln F(t)`` and ``ln(1 - F(t))`` of Student's t distribution.
 
-    Parameters
-    ----------
-    t : Tensor or float
-        The variable. At an infinite ``t`` the derivatives are 0.
-    df : Tensor or float
-        ``n``, degrees of freedom, ``0 < n < inf``; elsewhere the results are NaN. It is broadcast
-        with ``t``.
-
-    Returns
-    -------
-    tuple of Tensor
-        As `student_t_logcdf` and `student_t_logsf` return them, with the same errors; their
-        derivatives, where a tail is ``exp(-m)``, have the relative error ``1e-11 + 1e-15 m``.
-
-    Raises
-    ------
-    TypeError
-        If no argument is a tensor, or one has not a real floating dtype.
-
-    Examples
-    --------
-    >>> student_t_log_tails(torch.tensor(-1e3), 1e3)
-    (tensor(-3458.7...), tensor(-0.))
+    Domain and errors are those of `student_t_logcdf` and `student_t_logsf`. The derivatives, where
+    a tail is ``exp(-m)``, have the relative error ``1e-11 + 1e-15 m``; they are 0 at an infinite
+    ``t``.
     """
     dtype, place, freedom = doubles("student_t_log_tails", t=t, df=df)
     inside, freedom = _admissible(place, freedom)
@@ -271,26 +211,7 @@ def student_t_log_tails(t: Tensor | float, df: Tensor | float) -> Pair:
 def student_t_motion(t: Tensor | float, df: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
     """Return both tails as `student_t_log_tails`, and ``dt/dn`` as `student_t_sample_derivative`.
 
-    Parameters
-    ----------
-    t, df : Tensor or float
-        As in `student_t_log_tails`.
-
-    Returns
-    -------
-    tuple of Tensor
-        ``ln F(t)``, ``ln(1 - F(t))`` and ``dt/dn``, from one evaluation, with derivatives of first
-        order.
-
-    Raises
-    ------
-    TypeError
-        If no argument is a tensor, or one has not a real floating dtype.
-
-    Examples
-    --------
-    >>> student_t_motion(torch.tensor(1.0), 2.0)
-    (tensor(-0.2374), tensor(-1.5544), tensor(-0.1170))
+    All are from one evaluation, with derivatives of first order.
     """
     dtype, place, freedom = doubles("student_t_motion", t=t, df=df)
     inside, freedom = _admissible(place, freedom)
@@ -317,27 +238,7 @@ _von_mises = _symmetric(
 def von_mises_log_tails(x: Tensor | float, concentration: Tensor | float) -> Pair:
     """Return ``ln F(x)`` and ``ln(1 - F(x))`` of the von Mises distribution around 0.
 
-    Parameters
-    ----------
-    x : Tensor or float
-        Angle minus location, in radians, in [-pi, pi].
-    concentration : Tensor or float
-        ``k``, finite and not negative. It is broadcast with ``x``.
-
-    Returns
-    -------
-    tuple of Tensor
-        As `von_mises_logcdf` and `von_mises_logsf` return them, with the same errors.
-
-    Raises
-    ------
-    TypeError
-        If no argument is a tensor, or one has not a real floating dtype.
-
-    Examples
-    --------
-    >>> von_mises_log_tails(torch.tensor(0.0), 2.0)
-    (tensor(-0.6931), tensor(-0.6931))
+    Domain and errors are those of `von_mises_logcdf` and `von_mises_logsf`.
     """
     return _von_mises(x, concentration)
 
@@ -380,25 +281,9 @@ def von_mises_log_arcs(
 ) -> Pair:
     """Return the logarithms of the probabilities of the arcs from ``start`` to ``x`` and back.
 
-    The von Mises distribution is that around 0.
-
-    Parameters
-    ----------
-    x, start : Tensor or float
-        Angles minus location, in radians, in [-pi, pi]. Arcs run counterclockwise.
-    concentration : Tensor or float
-        ``k``, finite and not negative. All arguments are broadcast.
-
-    Returns
-    -------
-    tuple of Tensor
-        Differentiable in all arguments. One of them is a difference, with an absolute error of
-        1e-16 times the larger term.
-
-    Raises
-    ------
-    TypeError
-        If no argument is a tensor, or one has not a real floating dtype.
+    The von Mises distribution is that around 0; angles are in [-pi, pi], arcs run counterclockwise.
+    Both results are differentiable in all arguments; one is a difference, with an absolute error of
+    1e-16 times the larger term.
 
     Examples
     --------

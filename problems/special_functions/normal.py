@@ -19,17 +19,7 @@ ASYMPTOTIC_ABOVE = 25.0
 
 @functools.cache
 def legendre_nodes(count: int) -> tuple[tuple[float, float], ...]:
-    """Return nodes and weights of the Gauss-Legendre rule on [0, 1].
-
-    Parameters
-    ----------
-    count
-        How many nodes.
-
-    Returns
-    -------
-    tuple of (float, float)
-        Pairs of node and weight.
+    """Return pairs of node and weight of the Gauss-Legendre rule on [0, 1].
 
     Examples
     --------
@@ -118,17 +108,9 @@ _mills_ratio = ims.elementwise_function(
 
 
 def mills_ratio(x: Tensor) -> Tensor:
-    r"""Return the Mills ratio ``(1 - Phi(x)) / phi(x)``.
+    """Return the Mills ratio ``(1 - Phi(x)) / phi(x)``, differentiable to any order.
 
-    Parameters
-    ----------
-    x
-        Real tensor of any shape; below -37 the ratio overflows in float64.
-
-    Returns
-    -------
-    Tensor
-        Of the same shape; differentiable to any order.
+    Below -37 it overflows in float64.
 
     Examples
     --------

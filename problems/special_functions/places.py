@@ -17,19 +17,8 @@ def read_place(
 ) -> tuple[torch.dtype, bool, list[Tensor], Tensor]:
     """Return the dtype, whether the second name is used, the shapes and the place, in float64.
 
-    Parameters
-    ----------
-    name
-        The function's name, for messages.
-    shapes
-        Parameters by name; NaN is put for what is not positive and finite.
-    places
-        The place by its two names, one of them None.
-
-    Raises
-    ------
-    TypeError
-        If none or both of the places are given, or no argument is a tensor.
+    Shapes become NaN where they are not positive and finite. ``places`` holds the place by its two
+    names, one of them None.
 
     Examples
     --------

@@ -20,21 +20,6 @@ def clustered_nodes(count: int) -> tuple[tuple[float, float], ...]:
 
     The Gauss-Legendre rule in ``u``, mapped by ``x = u (1 + u) / 2``: the integrands here fall from
     their largest value at ``x = 0``.
-
-    Parameters
-    ----------
-    count : int
-        Number of nodes.
-
-    Returns
-    -------
-    tuple of (float, float)
-        Nodes and weights.
-
-    Examples
-    --------
-    >>> sum(w * x**3 for x, w in clustered_nodes(8))
-    0.25...
     """
     roots, weights = np.polynomial.legendre.leggauss(count)
     u = (roots + 1) / 2
@@ -48,19 +33,8 @@ def quadrature(
 ) -> list[Tensor]:
     """Integrate over [0, 1] for each element, at all nodes at once.
 
-    Parameters
-    ----------
-    integrands : callable
-        ``integrands(x, *args)`` returns tensors ``(nodes, n)``: ``x`` is ``(nodes, 1)``.
-    nodes : int
-        Number of nodes.
-    *args : Tensor
-        Flat float64 tensors of one length.
-
-    Returns
-    -------
-    list of Tensor
-        The integrals.
+    ``integrands(x, *args)`` returns tensors ``(nodes, n)``, of ``x`` with the shape ``(nodes, 1)``
+    and flat float64 ``args`` of one length.
 
     Examples
     --------

@@ -152,17 +152,7 @@ class Angle:
 
 @functools.cache
 def angle(dim: int) -> Angle:
-    """Return the functions of a dimension, all differentiable to second order.
-
-    Parameters
-    ----------
-    dim : int
-        ``d >= 2``.
-
-    Returns
-    -------
-    Angle
-        The functions.
+    """Return the functions of a dimension ``d >= 2``, all differentiable to second order.
 
     Examples
     --------

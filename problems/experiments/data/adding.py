@@ -21,27 +21,6 @@ def generate_adding(
     has a mean squared error of at least 1/6. Source: Hochreiter and Schmidhuber, "Long short-term
     memory" (1997), section 5.4, in the variant of Le, Jaitly and Hinton, "A simple way to
     initialize recurrent networks of rectified linear units" (2015), section 4.1.
-
-    Parameters
-    ----------
-    steps
-        The length of all sequences, 2 or more.
-    train, validation, test
-        How many sequences of each part.
-    seed
-        The same seed draws the same sequences.
-
-    Raises
-    ------
-    ValueError
-        If ``steps`` is below 2, or a part is empty.
-
-    Examples
-    --------
-    >>> task = generate_adding(10, train=3, validation=1, test=1)
-    >>> x, y = task.train.x, task.train.y
-    >>> x.shape, bool(torch.allclose((x[..., 0] * x[..., 1]).sum(1), y[:, 0]))
-    (torch.Size([3, 10, 2]), True)
     """
     if steps < 2 or min(train, validation, test) < 1:
         raise ValueError(

@@ -16,26 +16,7 @@ __all__ = ["ClassImages", "Splits", "read_image"]
 
 @dataclass(frozen=True, eq=False)
 class ClassImages:
-    """Some classes, each with its images.
-
-    Parameters
-    ----------
-    images
-        One uint8 ``(instances, channels, side, side)`` for each class.
-    names
-        The classes' names, in the same order.
-
-    Raises
-    ------
-    ValueError
-        If there are not as many names as classes, or two classes have one name.
-
-    Examples
-    --------
-    >>> ink = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
-    >>> ClassImages([ink, ink], ["Greek/character01", "Greek/character02"]).names[1]
-    'Greek/character02'
-    """
+    """Some classes, and the images of each, uint8 ``(instances, channels, side, side)``."""
 
     images: Sequence[Tensor]
     names: Sequence[str]
@@ -58,39 +39,9 @@ class Splits(NamedTuple):
 
 
 def read_image(path: Path, side: int, *, colour: bool) -> Tensor:
-    """Return an image, scaled to a square by Lanczos's filter.
+    """Return an image, of any format that Pillow reads, scaled to a square by Lanczos's filter.
 
-    Parameters
-    ----------
-    path
-        A file of any format that Pillow reads.
-    side
-        Pixels of a side.
-    colour
-        Whether to return red, green and blue, or grey.
-
-    Returns
-    -------
-    Tensor
-        uint8 ``(3, side, side)`` or ``(1, side, side)``: 0 is black.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no image, or only a part of one.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "grey.png"
-    ...     Image.new("L", (8, 8), 51).save(path)
-    ...     read_image(path, 2, colour=False)
-    tensor([[[51, 51],
-             [51, 51]]], dtype=torch.uint8)
+    It is uint8, ``(3, side, side)`` in ``colour``, ``(1, side, side)`` in grey: 0 is black.
     """
     from PIL import Image
 

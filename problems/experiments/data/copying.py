@@ -22,34 +22,9 @@ def generate_copying(
 ) -> SequenceTask:
     """Draw symbols, then blanks, a signal, and blanks, in which the symbols are to be repeated.
 
-    Source: Arjovsky, Shah and Bengio, "Unitary evolution recurrent neural networks" (2016),
-    section 4.1: ``copied`` symbols, ``delay - 1`` blanks, the signal, ``copied`` blanks.
-
-    Parameters
-    ----------
-    delay
-        Steps from the last symbol to the signal.
-    train, validation, test
-        How many sequences of each part.
-    symbols
-        Different symbols. One step is a one-hot vector of the symbols, the blank and the signal.
-    copied
-        Symbols to repeat.
-    seed
-        The same seed draws the same sequences.
-
-    Raises
-    ------
-    ValueError
-        If a number is not positive.
-
-    Examples
-    --------
-    >>> task = generate_copying(delay=3, train=2, validation=1, test=1, copied=4)
-    >>> task.train.x.shape, task.outputs
-    (torch.Size([2, 11, 10]), 4)
-    >>> bool((task.train.x[:, :4].argmax(-1) == task.train.y).all())
-    True
+    Source: Arjovsky, Shah and Bengio, "Unitary evolution recurrent neural networks" (2016), section
+    4.1: ``copied`` symbols, ``delay - 1`` blanks, the signal, ``copied`` blanks. One step is a
+    one-hot vector of the ``symbols`` different symbols, the blank and the signal.
     """
     require_positive(delay=delay, symbols=symbols, copied=copied)
     require_positive(train=train, validation=validation, test=test)

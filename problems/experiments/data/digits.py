@@ -22,14 +22,7 @@ VALIDATION_EVERY = 4
 class Digits:
     """Images of digits, split for training and test.
 
-    Parameters
-    ----------
-    train, test
-        float32 ``(images, side * side)``: intensities from 0 to 1.
-    train_labels, test_labels
-        int64 ``(images,)``: the digits.
-    side
-        Pixels of a side.
+    The images are float32 ``(images, side * side)``, with intensities from 0 to 1.
 
     Examples
     --------
@@ -50,11 +43,6 @@ def load_digits() -> Digits:
 
     Source: Alpaydin and Kaynak, "Optical recognition of handwritten digits" (1998), UCI. They are
     a file of the package: nothing is downloaded.
-
-    Examples
-    --------
-    >>> load_digits().test_labels[:4]
-    tensor([0, 4, 8, 2])
     """
     import sklearn.datasets
 
@@ -68,19 +56,9 @@ def load_digits() -> Digits:
 def load_mnist(folder: Path) -> Digits:
     """Return MNIST, or data in its format, from four idx files.
 
-    Parameters
-    ----------
-    folder
-        Holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``
-        and ``t10k-labels-idx1-ubyte``, each maybe with ``.gz`` at the end.
-
-    Raises
-    ------
-    FileNotFoundError
-        If one is missing.
-    ValueError
-        If one is no whole idx file, or they do not fit: images are bytes ``(images, side, side)``,
-        labels bytes ``(images,)``.
+    They are ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, bytes
+    ``(images, side, side)`` and ``(images,)``, and two with ``t10k`` instead of ``train``; each
+    maybe with ``.gz`` at the end.
     """
     train, train_labels = _images_and_labels(folder, "train")
     test, test_labels = _images_and_labels(folder, "t10k")
@@ -115,13 +93,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def validation_split(digits: Digits) -> Digits:
-    """Return the images to train on, every fourth of them in place of the test images.
-
-    Parameters
-    ----------
-    digits
-        Whose test images are left out.
-    """
+    """Return the images to train on, every fourth of them in place of the test images."""
     held_out = torch.arange(len(digits.train)) % VALIDATION_EVERY == 0
     return Digits(
         *(digits.train[~held_out], digits.train[held_out]),

@@ -16,14 +16,8 @@ __all__ = ["Episodes", "Tasks", "split_classes"]
 class Tasks(NamedTuple):
     """A batch of few-shot tasks; in each, the images are in the order of their labels.
 
-    Parameters
-    ----------
-    support_x, query_x
-        ``(tasks, ways * shots, *image)`` and ``(tasks, ways * queries, *image)``, with the dtype
-        of the images.
-    support_y, query_y
-        int64 ``(tasks, ways * shots)`` and ``(tasks, ways * queries)``: labels from 0 to
-        ``ways - 1``. In regression, targets of the inputs' dtype instead.
+    Supports are ``(tasks, ways * shots, *image)``, and their labels int64 ``(tasks, ways * shots)``
+    from 0 to ``ways - 1``; queries alike. In regression, ``y`` are targets of the inputs' dtype.
 
     Examples
     --------
@@ -44,25 +38,9 @@ class Episodes:
     Task number i of a seed is always the same, in whatever order and batch it is asked for, so
     that an interrupted training can continue with the next number.
 
-    Parameters
-    ----------
-    images
-        ``(classes, instances, *image)`` of any dtype and device, such as `glyphs.render_instances`
-        returns; or a sequence with one tensor ``(instances, *image)`` for each class, where their
-        numbers differ.
-    ways
-        The classes in a task.
-    shots, queries
-        The labelled and the unlabelled images of each class in a task; none is both.
-    seed
-        The tasks' seed, 0 or more.
-    names
-        What errors call the classes.
-
-    Raises
-    ------
-    ValueError
-        If a number is not positive, there are too few classes, or a class has too few instances.
+    ``images`` are ``(classes, instances, *image)``, or a tensor ``(instances, *image)`` for each
+    class, where their numbers differ. A task has ``shots`` labelled images and ``queries`` others
+    of each of ``ways`` classes; errors call the classes by ``names``.
 
     Examples
     --------
@@ -138,25 +116,7 @@ def split_classes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Split the classes at random into meta-train, meta-validation and meta-test.
 
-    Parameters
-    ----------
-    class_count
-        The number of classes.
-    seed
-        The same seed gives the same split.
-    train, validation
-        Fractions of the classes; the rest is for the test. Raises ``ValueError`` if one of the
-        three parts is empty.
-
-    Returns
-    -------
-    tuple of Tensor
-        Three int64 ``(classes,)``: sorted class numbers.
-
-    Examples
-    --------
-    >>> [len(part) for part in split_classes(1000)]
-    [640, 120, 240]
+    ``train`` and ``validation`` are fractions of the classes; returned are sorted class numbers.
     """
     sizes = [round(class_count * train), round(class_count * validation)]
     sizes.append(class_count - sum(sizes))

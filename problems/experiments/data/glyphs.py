@@ -50,17 +50,10 @@ SAME_CLASS_OVERLAP = 0.8
 class Glyphs:
     """Drawings, and the class of each.
 
-    Parameters
-    ----------
-    names
-        The font and the character of each drawing.
-    points
-        float32 ``(drawings, points, 2)``: the pen's positions (x to the right, y downwards). The
-        bounding box has its centre at 0 and a longer side of 2; padded with the last point.
-    pen_down
-        bool ``(drawings, points - 1)``: whether the pen draws from point i to point i + 1.
-    labels
-        int64 ``(drawings,)``: the classes, numbered from 0.
+    ``names`` are the font and the character of each. ``points``, float32 ``(drawings, points, 2)``,
+    are the pen's positions (x to the right, y downwards): the bounding box has its centre at 0 and
+    a longer side of 2; padded with the last point. ``pen_down``, bool ``(drawings, points - 1)``,
+    tells whether the pen draws from point i to point i + 1.
 
     Examples
     --------
@@ -110,13 +103,7 @@ def load_glyphs(strokes: Mapping[tuple[str, str], Sequence[Stroke]] | None = Non
     """Normalize drawings and give those that overlap by more than 0.8 the same class.
 
     The classes are the connected components (single linkage): no two drawings of different
-    classes overlap by more than 0.8.
-
-    Parameters
-    ----------
-    strokes
-        The strokes of each drawing, by default those of `load_strokes`. A stroke of one point is
-        a dot. Raises ``ValueError`` for a drawing or a stroke without points.
+    classes overlap by more than 0.8. A stroke of one point is a dot.
 
     Examples
     --------
@@ -156,29 +143,10 @@ def _normalize(drawings: Mapping[tuple[str, str], Sequence[Stroke]]) -> tuple[Te
 def rasterize(points: Tensor, pen_down: Tensor, pen_width: Tensor, resolution: int) -> Tensor:
     """Draw with a round pen on the square ``[-1, 1]²``, anti-aliased.
 
-    Parameters
-    ----------
-    points
-        float32 ``(drawings, points, 2)``, as in `Glyphs`.
-    pen_down
-        bool ``(drawings, points - 1)``, as in `Glyphs`.
-    pen_width
-        float32 ``(drawings,)``, in the units of ``points``.
-    resolution
-        The pixels along each side. Raises ``ValueError`` if it is not positive.
-
-    Returns
-    -------
-    Tensor
-        float32 ``(drawings, resolution, resolution)``, the top row first: ink from 0 to 1. It
-        falls over one pixel around the pen's edge, and is at least 0.5 where the pixel's centre
-        is under the pen.
-
-    Examples
-    --------
-    >>> points, pen_down = torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[True]])
-    >>> rasterize(points, pen_down, torch.tensor([0.5]), 3)[0, :, 0]
-    tensor([0.0000, 0.8750, 0.0000])
+    ``points`` and ``pen_down`` are those of `Glyphs`, ``pen_width (drawings,)`` is in the same
+    units. The ink is float32 ``(drawings, resolution, resolution)``, the top row first, from 0 to
+    1. It falls over one pixel around the pen's edge, and is at least 0.5 where the pixel's centre
+    is under the pen.
     """
     require_positive(resolution=resolution)
     pixel = 2 / resolution
@@ -207,11 +175,6 @@ def overlap(ink: Tensor) -> Tensor:
     """Return the intersection over union of every pair of binary images.
 
     ``ink`` is bool ``(drawings, height, width)``, the result float32 ``(drawings, drawings)``.
-
-    Examples
-    --------
-    >>> overlap(torch.tensor([[[True, True]], [[True, False]]]))[0]
-    tensor([1.0000, 0.5000])
     """
     flat = ink.flatten(1).float()
     intersection, area = flat @ flat.T, flat.sum(1)
@@ -225,28 +188,7 @@ def render_instances(
 
     The points are jittered, then mapped by a random affine map (rotation by up to 20 degrees,
     scale, shear, translation) and shrunk if they reach the border; the pen width is random.
-
-    Parameters
-    ----------
-    glyphs
-        The drawings.
-    classes
-        int64 ``(classes,)``: class numbers, such as a part of `split_classes`.
-    instances
-        How many of each class. Raises ``ValueError`` if it is not positive.
-    generator
-        A CPU generator; from the same state, it gives the same images.
-
-    Returns
-    -------
-    Tensor
-        float32 ``(classes, instances, 1, 28, 28)``: ink from 0 to 1.
-
-    Examples
-    --------
-    >>> glyphs = load_glyphs({("a", "-"): [[(0, 0), (4, 0)]]})
-    >>> render_instances(glyphs, torch.tensor([0]), 5, Generator().manual_seed(0)).shape
-    torch.Size([1, 5, 1, 28, 28])
+    Returned is the ink, float32 ``(classes, instances, 1, 28, 28)`` from 0 to 1.
     """
     require_positive(instances=instances)
     count = len(classes) * instances

@@ -16,36 +16,10 @@ TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Return the array in an idx file.
+    """Return the array in an idx file, compressed by gzip if its name ends in ``.gz``.
 
     Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998): two zero
     bytes, a type, the number of dimensions, their sizes as 32-bit integers, the elements.
-
-    Parameters
-    ----------
-    path
-        The file; compressed by gzip if it ends in ``.gz``.
-
-    Returns
-    -------
-    numpy.ndarray
-        Of the file's shape and type, in the machine's byte order.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no idx file, or holds fewer or more bytes than its shape says.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "numbers.idx"
-    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 5, 6, 7]))
-    ...     read_idx(path)
-    array([5, 6, 7], dtype=uint8)
     """
     content = _bytes(path)
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in TYPES:

@@ -19,48 +19,13 @@ COLUMNS = ("filename", "label")
 def load_mini_imagenet(folder: Path, *, side: int = 84) -> Splits:
     """Read the images that three lists name, and check that the parts share no class.
 
-    Parameters
-    ----------
-    folder
-        Holds ``train.csv``, ``val.csv`` and ``test.csv``, with the columns ``filename`` and
-        ``label``, and the images in ``images``. The published lists have 64, 16 and 20 classes
-        with 600 images each.
-    side
-        Pixels of a side, 1 or more. At 84, all images take 1.3 GB.
+    ``folder`` holds ``train.csv``, ``val.csv`` and ``test.csv``, with the columns ``filename`` and
+    ``label``, and the images in ``images``. The published lists have 64, 16 and 20 classes with 600
+    images each. Those of a class are uint8 ``(images, 3, side, side)``, in the order of the list;
+    with a side of 84, all take 1.3 GB.
 
-    Returns
-    -------
-    Splits
-        uint8 ``(images, 3, side, side)`` for each class, in the order of the list.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder, a list or an image is missing.
-    ValueError
-        If a list has no rows, a row lacks a column, an image is listed twice, a class is in two
-        lists, or a file is no image.
-
-    Notes
-    -----
     Source: Vinyals et al., "Matching networks for one shot learning" (2016); the lists are those
     of Ravi and Larochelle, "Optimization as a model for few-shot learning" (2017).
-
-    Examples
-    --------
-    >>> import os, tempfile
-    >>> from PIL import Image
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...     folder = Path(name)
-    ...     (folder / "images").mkdir()
-    ...     for part, colour in [("train", "red"), ("val", "green"), ("test", "blue")]:
-    ...         Image.new("RGB", (90, 90), colour).save(folder / "images" / f"{colour}1.jpg")
-    ...         rows = ["filename,label", f"{colour}1.jpg,{colour}"]
-    ...         text = os.linesep.join(rows)
-    ...         _ = (folder / f"{part}.csv").write_text(text, encoding="utf-8")
-    ...     splits = load_mini_imagenet(folder)
-    >>> splits.validation.names, splits.validation.images[0].shape
-    (['green'], torch.Size([1, 3, 84, 84]))
     """
     require_positive(side=side)
     if not folder.is_dir():

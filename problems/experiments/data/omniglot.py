@@ -29,57 +29,21 @@ def load_omniglot(
 ) -> Splits:
     """Read the released folders of drawings and split the characters.
 
-    Parameters
-    ----------
-    folder
-        Holds ``images_background/ALPHABET/characterNN/*.png`` and ``images_evaluation`` alike:
-        the two archives of the release, unpacked.
-    side
-        Pixels of a side, 1 or more; the drawings have 105.
-    split
-        ``"characters"``: all characters in a random order; of the release's 1,623, 1,100 are to
-        learn from, 100 for validation and 423 for the test. ``"alphabets"``: the test has the
-        alphabets of ``images_evaluation``, as its authors intended; one in twelve characters of
-        ``images_background`` is for validation.
-    rotations
-        Whether the characters turned by 90, 180 and 270 degrees are classes of their own. They
-        are in the same part as the character.
-    seed
-        Of the random order.
+    ``folder`` holds the two archives of the release, unpacked:
+    ``images_background/ALPHABET/characterNN/*.png`` and ``images_evaluation`` alike. A class is
+    uint8 ``(drawings, 1, side, side)``: ink is 255, paper 0. It is named like
+    ``images_background/Greek/character01`` and, turned, ``.../character01 turned by 90``.
 
-    Returns
-    -------
-    Splits
-        uint8 ``(drawings, 1, side, side)`` for each class: ink is 255, paper 0. Classes are named
-        like ``images_background/Greek/character01`` and, turned, ``.../character01 turned by 90``.
+    The split ``"characters"`` has all in a random order: of the release's 1,623, 1,100 are to learn
+    from, 100 for validation and 423 for the test. With ``"alphabets"`` the test has the alphabets
+    of ``images_evaluation``, as its authors intended; one in twelve characters of
+    ``images_background`` is for validation. With ``rotations``, the characters turned by 90, 180
+    and 270 degrees are classes of their own, in the same part as the character.
 
-    Raises
-    ------
-    FileNotFoundError
-        If a folder is missing.
-    ValueError
-        If a folder has no characters, a character no drawings, or a drawing is no image.
-
-    Notes
-    -----
     Source: Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic
     program induction" (2015). The split with rotations is that of Santoro et al.,
     "Meta-learning with memory-augmented neural networks" (2016), section 4.1; the validation part
     that of Finn et al., "Model-agnostic meta-learning" (2017).
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for number in range(8):
-    ...         part = "images_background" if number < 6 else "images_evaluation"
-    ...         character = Path(folder, part, "Runes", f"character{number:02}")
-    ...         character.mkdir(parents=True)
-    ...         Image.new("1", (105, 105), 1).save(character / "0001_01.png")
-    ...     splits = load_omniglot(Path(folder), split="alphabets")
-    >>> len(splits.train.names), len(splits.test.names), splits.test.names[0]
-    (20, 8, 'images_evaluation/Runes/character06')
     """
     require_positive(side=side)
     if split not in ("characters", "alphabets"):

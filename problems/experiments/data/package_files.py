@@ -11,21 +11,8 @@ __all__ = ["package_file"]
 def package_file(package: str, name: str, extra: str) -> Path:
     """Return the path of a file of an installed package, from the package's metadata.
 
-    Parameters
-    ----------
-    package
-        The name that pip knows.
-    name
-        The file's name, or the end of its path, such as ``"data/x.ts"``.
-    extra
-        The extra of ``implicit-solvers`` that installs the package; the error names it.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If the package is not installed.
-    FileNotFoundError
-        If it is, without this file.
+    ``package`` is the name that pip knows, ``name`` the file's, or the end of its path, such as
+    ``"data/x.ts"``. Errors name the ``extra`` of ``implicit-solvers`` that installs the package.
 
     Examples
     --------

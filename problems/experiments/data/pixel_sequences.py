@@ -21,12 +21,7 @@ VALIDATION_EVERY = 5
 
 
 def load_digit_sequences(channels: int = 8) -> SequenceTask:
-    """Return scikit-learn's digits, ``channels`` of their 64 pixels at a step.
-
-    Parameters
-    ----------
-    channels
-        8 reads a row at a step, 1 a pixel.
+    """Return scikit-learn's digits, ``channels`` of their 64 pixels at a step: 8 are a row.
 
     Examples
     --------
@@ -37,29 +32,12 @@ def load_digit_sequences(channels: int = 8) -> SequenceTask:
 
 
 def load_noise_padded_digits(steps: int = 200, seed: int = 0) -> SequenceTask:
-    """Return scikit-learn's digits, a row at a step, and then steps of noise.
+    """Return scikit-learn's digits, a row at a step, and then steps of noise: ``steps`` in all.
 
     The class is told at the last step. Noise is standard normal, and drawn once; pixels are between
     0 and 1. Source: Chang, Chen, Haber and Chi, "AntisymmetricRNN: a dynamical system view on
     recurrent neural networks" (2019), section 5.3, with 968 steps of noise after the 32 rows of an
     image of CIFAR-10.
-
-    Parameters
-    ----------
-    steps
-        The length of all sequences, more than 8.
-    seed
-        The same seed draws the same noise.
-
-    Raises
-    ------
-    ValueError
-        If there is no room for noise.
-
-    Examples
-    --------
-    >>> load_noise_padded_digits(steps=20).test.x.shape
-    torch.Size([450, 20, 8])
     """
     task, generator = load_digit_sequences(), Generator().manual_seed(seed)
     if steps <= task.train.x.shape[1]:
@@ -82,17 +60,7 @@ def load_mnist_sequences(folder: Path, channels: int = 1) -> SequenceTask:
 def pixel_sequences(digits: Digits, channels: int) -> SequenceTask:
     """Return images as sequences; a fifth of the training images is the validation part.
 
-    Parameters
-    ----------
-    digits
-        The images.
-    channels
-        Pixels at a step, from left to right and top to bottom.
-
-    Raises
-    ------
-    ValueError
-        If ``channels`` does not divide the number of pixels.
+    A step has ``channels`` pixels, from left to right and top to bottom.
     """
     pixels = digits.side**2
     if channels < 1 or pixels % channels:

@@ -20,17 +20,7 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Documents as counts of words.
-
-    Parameters
-    ----------
-    counts
-        int64 ``(documents, words)``.
-    words
-        The words.
-    titles
-        A title for each document.
-    """
+    """Documents as counts of words, int64 ``(documents, words)``, with a title for each."""
 
     counts: Tensor
     words: tuple[str, ...]
@@ -41,15 +31,6 @@ def load_reuters() -> Corpus:
     """Return 395 documents with 84,010 of 4,258 words, from the files of the package ``lda``.
 
     The files are found through the metadata of the installed package, which is not imported.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If ``lda`` is not installed.
-    FileNotFoundError
-        If it is, without these files.
-    ValueError
-        If they do not fit each other.
 
     Examples
     --------
@@ -88,37 +69,10 @@ def _package_file(name: str) -> Path:
 
 
 def read_ldac(path: Path, words: int) -> Tensor:
-    r"""Return the counts in a file of Blei's LDA-C format.
+    """Return the counts, int64 ``(documents, words)``, in a file of Blei's LDA-C format.
 
     A line is a document: the number of its different words, and ``word:count`` for each, with
     words numbered from 0. Source: Blei, "lda-c" (2003).
-
-    Parameters
-    ----------
-    path
-        The file.
-    words
-        The size of the vocabulary.
-
-    Returns
-    -------
-    Tensor
-        int64 ``(documents, words)``.
-
-    Raises
-    ------
-    ValueError
-        If a line is no such line, or has a word that is not in the vocabulary.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "two.ldac"
-    ...     _ = path.write_text("2 0:1 2:5\n1 1:3\n", encoding="utf-8")
-    ...     read_ldac(path, 3)
-    tensor([[1, 0, 5],
-            [0, 3, 0]])
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     counts = np.zeros((len(lines), words), dtype=np.int64)
@@ -151,13 +105,8 @@ class Documents:
 def split(corpus: Corpus, validation: bool = False) -> Documents:
     """Hold out every fifth document, and split its words into halves.
 
-    Parameters
-    ----------
-    corpus
-        The documents.
-    validation
-        Whether to leave out the test documents, and hold out every fifth document of another kind:
-        settings are chosen on these.
+    With ``validation``, the test documents are left out, and every fifth document of another kind
+    is held out: settings are chosen on these.
     """
     fold = torch.arange(len(corpus.counts)) % TEST_EVERY
     held_out = fold == int(validation)
@@ -167,25 +116,9 @@ def split(corpus: Corpus, validation: bool = False) -> Documents:
 
 
 def halves(counts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Split the words of each document by chance into two halves.
+    """Split the words of each document, ``counts (documents, words)``, by chance into two halves.
 
-    Parameters
-    ----------
-    counts
-        int64 ``(documents, words)``.
-    seed
-        Of the chance.
-
-    Returns
-    -------
-    tuple of Tensor
-        The counts of both halves; of an odd number of words the second has one more.
-
-    Examples
-    --------
-    >>> observed, rest = halves(torch.tensor([[2, 0, 3]]), seed=0)
-    >>> observed.sum(), rest.sum(), observed + rest
-    (tensor(2), tensor(3), tensor([[2, 0, 3]]))
+    Of an odd number of words the second half has one more.
     """
     generator = Generator().manual_seed(seed)
     observed = torch.zeros_like(counts)

@@ -23,26 +23,10 @@ def load_watch(window: int = 128, fold: int = FOLDS - 1) -> SequenceTask:
 
     Ten subjects did each exercise with either arm: 140 series of accelerometer and gyroscope, six
     channels at 50 Hz. Two of them are the test, subjects 1 and 2 in the first of five folds, 9 and
-    10 in the last; the two before these (9 and 10 in the first) are the validation part, the
-    others the training part. Each series is cut into windows that do not overlap; its rest is left
-    out. Channels are standardized. Source: Burns et al., "Shoulder physiotherapy exercise
-    recognition: machine learning the inertial signals from a smartwatch" (2018).
-
-    Parameters
-    ----------
-    window
-        Steps in a window.
-    fold
-        From 0 to 4: every subject is in the test part of one of them.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If ``seglearn`` is not installed.
-    FileNotFoundError
-        If it is, without the file.
-    ValueError
-        If there is no such fold, the file is not what is expected, or no window is so long.
+    10 in the last; the two before these (9 and 10 in the first) are the validation part, the others
+    the training part. Each series is cut into windows of ``window`` steps that do not overlap; its
+    rest is left out. Channels are standardized. Source: Burns et al., "Shoulder physiotherapy
+    exercise recognition: machine learning the inertial signals from a smartwatch" (2018).
 
     Examples
     --------

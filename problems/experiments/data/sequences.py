@@ -17,23 +17,9 @@ __all__ = ["SequenceTask", "Sequences", "held_out", "pad"]
 class Sequences:
     """Padded sequences, and what is to be told at the last steps of each.
 
-    Parameters
-    ----------
-    x
-        float32 ``(count, time, channels)``; what follows a sequence's end is padding.
-    lengths
-        int64 ``(count,)``: the number of steps of each.
-    y
-        ``(count, outputs)``, one entry for each of the last ``outputs`` steps of the sequence:
-        int64 classes, or float32 values.
-
-    Raises
-    ------
-    ValueError
-        If there is no sequence, one has fewer than ``outputs`` steps, a value before its end is
-        NaN or infinite, or the sizes do not fit.
-    TypeError
-        If a tensor has another type.
+    ``x`` is float32 ``(count, time, channels)``, and ``lengths`` int64; what follows a sequence's
+    end is padding, which alone may be NaN or infinite. ``y (count, outputs)`` has an entry for each
+    of the last ``outputs`` steps: int64 classes, or float32 values.
 
     Examples
     --------
@@ -106,18 +92,8 @@ class Sequences:
 class SequenceTask:
     """Sequences to learn from, to choose hyperparameters by, and to test on.
 
-    Parameters
-    ----------
-    train, validation, test
-        The parts; no sequence (nor subject, where they are known) is in two of them.
-    classes
-        The classes' names; none where ``y`` holds values.
-
-    Raises
-    ------
-    ValueError
-        If the parts differ in channels, outputs or the type of ``y``, or there is a class
-        that has no name.
+    No sequence (nor subject, where they are known) is in two parts. ``classes`` are names, none
+    where ``y`` holds values.
 
     Examples
     --------
@@ -191,27 +167,9 @@ class SequenceTask:
 
 
 def pad(series: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Return series of several lengths as one tensor, with zeros after their ends.
+    """Return series ``(length, channels)`` as one float32 tensor, and their lengths.
 
-    Parameters
-    ----------
-    series
-        Each ``(length, channels)``.
-
-    Returns
-    -------
-    tuple of Tensor
-        float32 ``(count, longest, channels)``, and the int64 lengths.
-
-    Raises
-    ------
-    ValueError
-        If there is none, one is empty, or their channels differ.
-
-    Examples
-    --------
-    >>> pad([np.ones((1, 2)), np.ones((3, 2))])[1]
-    tensor([1, 3])
+    The tensor is ``(count, longest, channels)``, with zeros after the ends.
     """
     shapes = [np.shape(one) for one in series]
     if not shapes:
@@ -230,19 +188,7 @@ def pad(series: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def held_out(labels: Tensor, every: int) -> Tensor:
-    """Return which examples to hold out: every so many of each class, in their order.
-
-    Parameters
-    ----------
-    labels
-        int64 ``(count,)``.
-    every
-        Two or more: the first, the ``every + 1``-st, ... of each class are held out.
-
-    Returns
-    -------
-    Tensor
-        bool ``(count,)``.
+    """Return which examples to hold out: of each class the first, the ``every + 1``-st, and so on.
 
     Examples
     --------

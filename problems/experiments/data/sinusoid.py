@@ -78,14 +78,7 @@ class Sinusoids:
         )
 
     def waves(self, tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return amplitudes and phases (radians) of these tasks, float64 ``(tasks,)`` each.
-
-        Examples
-        --------
-        >>> amplitude, phase = Sinusoids(shots=5, queries=5).waves([0, 1])
-        >>> bool((amplitude >= 0.1).all() and (amplitude <= 5).all())
-        True
-        """
+        """Return amplitudes and phases (radians) of these tasks, float64 ``(tasks,)`` each."""
         require_task_numbers(tasks)
         amplitude, phase = np.stack([self._draw(task)[0] for task in tasks]).T
         return torch.from_numpy(amplitude.copy()), torch.from_numpy(phase.copy())

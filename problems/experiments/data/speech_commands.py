@@ -22,25 +22,11 @@ FLOOR = 1e-6
 def load_speech_commands(folder: Path, words: tuple[str, ...] | None = None) -> SequenceTask:
     """Return recordings of words of one second as 98 steps of 32 features.
 
-    The parts are the data set's own, by speakers: ``validation_list.txt`` and
-    ``testing_list.txt``; the training part is the rest. Features are `log_mel`, standardized.
-    Shorter recordings are filled with silence, longer ones cut. Source: Warden, "Speech commands"
-    (2018).
-
-    Parameters
-    ----------
-    folder
-        Holds a folder of ``.wav`` files for each word (``_background_noise_`` is left out), and
-        the two lists.
-    words
-        The words to tell; all others are one class more, ``"unknown"``. None: all words.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder has not the lists, or no word.
-    ValueError
-        If a file is no recording of 16 bits at 16 kHz, a part is empty, or a word has no folder.
+    ``folder`` holds a folder of ``.wav`` files, of 16 bits at 16 kHz, for each word
+    (``_background_noise_`` is left out). The parts are the data set's own, by speakers:
+    ``validation_list.txt`` and ``testing_list.txt``; the training part is the rest. What is not
+    among ``words`` is one class more, ``"unknown"``. Features are `log_mel`, standardized. Shorter
+    recordings are filled with silence, longer ones cut. Source: Warden, "Speech commands" (2018).
     """
     lists = {
         part: set((folder / f"{part}_list.txt").read_text(encoding="utf-8").split())
@@ -77,13 +63,7 @@ def load_speech_commands(folder: Path, words: tuple[str, ...] | None = None) -> 
 
 
 def read_wav(path: Path) -> Tensor:
-    """Return a recording of one channel of 16 bits at 16 kHz as float32 from -1 to 1.
-
-    Raises
-    ------
-    ValueError
-        If it is no such file.
-    """
+    """Return a recording of one channel of 16 bits at 16 kHz as float32 from -1 to 1."""
     try:
         with wave.open(str(path), "rb") as file:
             kind = (file.getnchannels(), file.getsampwidth(), file.getframerate())
@@ -106,22 +86,8 @@ def log_mel(samples: Tensor) -> Tensor:
 
     with the Fourier transform :math:`X` of 25 ms under a Hann window and triangles :math:`w` whose
     corners are evenly spaced in :math:`2595 \log_{10}(1 + f / 700)` from 20 Hz to 8 kHz.
-    Source: Davis and Mermelstein, "Comparison of parametric representations" (1980).
-
-    Parameters
-    ----------
-    samples
-        float32 ``(samples,)`` at 16 kHz.
-
-    Returns
-    -------
-    Tensor
-        float32 ``(steps, 32)``; 98 steps for a second.
-
-    Examples
-    --------
-    >>> log_mel(torch.zeros(16000)).shape
-    torch.Size([98, 32])
+    ``samples`` are at 16 kHz; the result is ``(steps, 32)``, with 98 steps for a second. Source:
+    Davis and Mermelstein, "Comparison of parametric representations" (1980).
     """
     if samples.ndim != 1 or len(samples) < WINDOW:
         raise ValueError(

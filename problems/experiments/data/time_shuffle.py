@@ -11,26 +11,10 @@ __all__ = ["shuffled"]
 
 
 def shuffled(sequences: Sequences, generator: Generator, keep_parity: bool) -> Sequences:
-    r"""Return each sequence with the steps before its end in a random order.
+    r"""Return each sequence with the steps before its end in a random order of its own.
 
     A state that is an alternating sum, :math:`h_T = \sum_k (-1)^{T-k} s(x_k)`, does not change if
-    even steps are exchanged among themselves, and odd ones.
-
-    Parameters
-    ----------
-    sequences
-        What is shuffled; each in its own order.
-    generator
-        From the same state it gives the same orders.
-    keep_parity
-        Whether an even step stays even, and an odd one odd.
-
-    Examples
-    --------
-    >>> x = torch.arange(6.0).reshape(1, 6, 1)
-    >>> sequences = Sequences(x, torch.tensor([5]), torch.zeros(1, 1))
-    >>> shuffled(sequences, Generator().manual_seed(0), keep_parity=True).x.flatten() % 2
-    tensor([0., 1., 0., 1., 0., 1.])
+    even steps are exchanged among themselves, and odd ones: that is ``keep_parity``.
     """
     keys = torch.rand(sequences.x.shape[:2], generator=generator)
     keys[~sequences.mask()] = 2.0  # padding stays behind

@@ -22,26 +22,14 @@ VALIDATION_EVERY = 5
 def load_uci_har(folder: Path, binary: bool = False) -> SequenceTask:
     """Return windows of 128 steps and nine channels of six activities.
 
-    The test part is the data set's own, of other subjects than the training's. Of these, the
-    first of every five is in the validation part. Channels are standardized. Source: Anguita et
-    al., "A public domain dataset for human activity recognition using smartphones" (2013).
+    ``folder`` is ``UCI HAR Dataset`` of the archive. The test part is the data set's own, of other
+    subjects than the training's. Of these, the first of every five is in the validation part.
+    Channels are standardized. Source: Anguita et al., "A public domain dataset for human activity
+    recognition using smartphones" (2013).
 
-    Parameters
-    ----------
-    folder
-        The folder ``UCI HAR Dataset`` of the archive: holds ``activity_labels.txt``, and in
-        ``train`` and ``test`` the labels, subjects and ``Inertial Signals``.
-    binary
-        Two classes instead of six, as in HAR-2: sitting, laying and walking upstairs against
-        standing, walking and walking downstairs. Source: Kusupati et al., "FastGRNN" (2018),
-        supplement.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing.
-    ValueError
-        If one is no table of numbers, or they do not fit each other.
+    If ``binary``, there are two classes, as in HAR-2: sitting, laying and walking upstairs against
+    standing, walking and walking downstairs. Source: Kusupati et al., "FastGRNN" (2018),
+    supplement.
     """
     names = _activities(folder / "activity_labels.txt")
     learned, subjects = _part(folder, "train", names)

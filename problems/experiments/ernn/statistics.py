@@ -14,11 +14,6 @@ def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float |
 
     None for less than two such seeds. Where all differences are equal it is 1 if they are zero,
     and 0 if not.
-
-    Examples
-    --------
-    >>> round(paired_p({0: 1.0, 1: 3.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 1.0, 3: 7.0}), 4)
-    0.0742
     """
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     if len(differences) < 2:
@@ -35,11 +30,6 @@ def holm(values: Sequence[float]) -> list[float]:
 
     The smallest of m is multiplied by m, the next by m - 1, ...; none gets smaller than one before
     it. Source: Holm, "A simple sequentially rejective multiple test procedure" (1979).
-
-    Examples
-    --------
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
     """
     adjusted, largest = [0.0] * len(values), 0.0
     for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):

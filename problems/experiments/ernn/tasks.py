@@ -74,13 +74,7 @@ TASKS: Mapping[str, Task] = {**SHIPPED, **FOLDER_TASKS}
 
 
 def load_task(name: str, folder: str) -> tuple[SequenceTask, ...]:
-    """Return the data of a task, in each fold.
-
-    Examples
-    --------
-    >>> [fold.channels for fold in load_task("digits", folder="")]
-    [8]
-    """
+    """Return the data of a task, in each fold."""
     needed = name in FOLDER_TASKS
     if needed != bool(folder):
         fix = "pass the folder with its data" if needed else "leave --folder out"

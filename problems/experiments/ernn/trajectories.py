@@ -48,13 +48,7 @@ class Configuration:
 
 
 def trajectories(rnn: nn.Module, x: Tensor, hidden: int) -> Tensor:
-    """Return the states ``(count, T + 1, H)`` from zero on, of sequences ``(count, T, I)``.
-
-    Examples
-    --------
-    >>> trajectories(nn.RNN(2, 3), torch.zeros(4, 5, 2), 3).shape
-    torch.Size([4, 6, 3])
-    """
+    """Return the states ``(count, T + 1, H)`` from zero on, of sequences ``(count, T, I)``."""
     step = step_of(rnn)
     states = []
     for sequence in x.double():

@@ -20,20 +20,10 @@ from implicit_solvers.problems.experiments.harness.run_folder import Interrupted
 class Command:
     """A command of ``implicit-solvers``.
 
-    Parameters
-    ----------
-    help, description
-        What the list of commands says, and what its own help says.
-    run
-        Runs it, and returns the exit status.
-    out
-        The folder of the results, by default; ``folder`` are other options of `add_run_options`.
-    configuration
-        A dataclass, whose fields are options.
-    add_arguments
-        Declares further options.
-    modules
-        What it imports beyond the library; the extra ``problems`` has it.
+    ``run`` returns the exit status; ``out`` is the default folder of the results, and ``folder``
+    has other options of `add_run_options`. The fields of ``configuration``, a dataclass, are
+    options, and ``add_arguments`` declares more. ``modules`` is what it imports beyond the library:
+    the extra ``problems`` has it.
     """
 
     help: str

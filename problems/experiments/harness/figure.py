@@ -34,14 +34,7 @@ def canvas(
 ) -> Iterator[Figure]:
     """Give a figure to draw on, and save it when all is drawn.
 
-    Parameters
-    ----------
-    path
-        Where the image goes.
-    width, height, dpi
-        Inches, and pixels of one.
-    pads
-        ``w_pad`` and ``h_pad`` between panels, in inches.
+    Sizes are in inches, and so are ``pads``, ``w_pad`` and ``h_pad`` between panels.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

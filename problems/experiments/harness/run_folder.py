@@ -199,23 +199,11 @@ class Checkpoint:
 class RunFolder:
     """The folder of a run, locked from ``with`` on until the run has ended.
 
-    Parameters
-    ----------
-    path
-        The folder; it is made.
-    configuration
-        What the results depend on; it becomes ``config.json``.
-    resume, overwrite
-        Whether to go on with what is there, which must be of the same configuration; whether to
-        replace it. A folder with results is refused without either.
-    keeps
-        Whether the command always goes on: it has no option ``--resume``.
-    writes
-        Whether this process is the one that writes. The others neither lock nor look.
-    started
-        When the command began (`time.perf_counter`).
-    console
-        Where the run says what it does.
+    ``configuration``, what the results depend on, becomes ``config.json``. A folder with results is
+    refused, unless the run is to ``resume`` them, which must be of the same configuration, or to
+    ``overwrite`` them; a command that ``keeps`` always goes on, and has no option ``--resume``. A
+    process that is not the one that ``writes`` neither locks nor looks. ``started`` is when the
+    command began, by `time.perf_counter`.
     """
 
     def __init__(

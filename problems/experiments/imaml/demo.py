@@ -147,15 +147,7 @@ def _evaluate(
 
 
 def nearest_neighbour_predictions(tasks: Tasks) -> Tensor:
-    """Return the labels ``(tasks, queries)`` of the support images with the nearest pixels.
-
-    Examples
-    --------
-    >>> support_x, query_x = torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[0.2], [0.4]]])
-    >>> labels = torch.tensor([[0, 1]])
-    >>> nearest_neighbour_predictions(Tasks(support_x, labels, query_x, labels))
-    tensor([[0, 0]])
-    """
+    """Return the labels ``(tasks, queries)`` of the support images with the nearest pixels."""
     distances = torch.cdist(tasks.query_x.flatten(2), tasks.support_x.flatten(2))
     return tasks.support_y.gather(1, distances.argmin(2))
 

@@ -85,14 +85,7 @@ def method_of(configuration: Configuration) -> imaml.Method:
 
 
 def load_problem(configuration: Configuration, device: str = "cpu") -> Problem:
-    """Read the data, build the network, and draw its first parameters.
-
-    Examples
-    --------
-    >>> problem = load_problem(Configuration(data="sinusoid", ways=1, width=8))
-    >>> problem.score_name, len(problem.first)
-    ('squared error', 6)
-    """
+    """Read the data, build the network, and draw its first parameters."""
     c = configuration
     method = method_of(c)
     head = c.method != "r2d2"
@@ -163,13 +156,7 @@ def task_scores(
 
 
 def interval(scores: Tensor) -> dict[str, Any]:
-    """Return the mean and its 95% interval, from the normal approximation.
-
-    Examples
-    --------
-    >>> interval(torch.tensor([0.5, 0.5, 0.5]))
-    {'mean': 0.5, 'low': 0.5, 'high': 0.5, 'tasks': 3}
-    """
+    """Return the mean and its 95% interval, from the normal approximation."""
     mean = float(scores.mean())
     half = 1.96 * float(scores.std(correction=0)) / math.sqrt(len(scores))
     return {"mean": mean, "low": mean - half, "high": mean + half, "tasks": len(scores)}

@@ -113,15 +113,7 @@ def errors_after_steps(
     steps: int,
     tasks: Sequence[int],
 ) -> Tensor:
-    """Return the squared error of test tasks after 0, 1, ... ``steps`` gradient steps.
-
-    Examples
-    --------
-    >>> c = configuration_from({"data": "sinusoid", "method": "maml", "width": 8})
-    >>> problem = load_problem(c)
-    >>> errors_after_steps(problem, c, problem.first, 2, range(5)).shape
-    torch.Size([5, 3])
-    """
+    """Return the squared error ``(tasks, steps + 1)`` after 0, 1, ... ``steps`` gradient steps."""
     proximal = configuration.strength if configuration.method.startswith("imaml") else 0.0
     columns = []
     for count in range(steps + 1):

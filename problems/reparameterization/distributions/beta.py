@@ -52,15 +52,7 @@ __all__ = [
 def beta_logit_variable(a: Tensor, b: Tensor) -> Tensor:
     """Return float64 logits of beta variables, with implicit derivatives.
 
-    Parameters
-    ----------
-    a, b : Tensor
-        Parameters, one pair for each variable.
-
-    Returns
-    -------
-    Tensor
-        ``ln x - ln(1 - x)``, which does not round to an end of the interval.
+    ``ln x - ln(1 - x)`` does not round to an end of the interval.
 
     Examples
     --------
@@ -85,19 +77,7 @@ _logit = differentiable_sample(_logit_partials, name="logit of a beta variable")
 
 
 def beta_logit_quantile(p: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return the logit of the quantile ``x``, ``I_x(a, b) = p``, with implicit derivatives.
-
-    Parameters
-    ----------
-    p : Tensor
-        Probabilities.
-    a, b : Tensor
-        Parameters, broadcast with ``p``.
-
-    Returns
-    -------
-    Tensor
-        float64.
+    """Return the float64 logit of the quantile ``x``, ``I_x(a, b) = p``, with implicit derivatives.
 
     Examples
     --------
@@ -143,16 +123,8 @@ _logit_quantile = ims.elementwise_function(
 def simplex_mode(concentration: Tensor) -> Tensor:
     """Return the mode of a Dirichlet distribution, ``max(a_i - 1, 0)`` divided by their sum.
 
-    Parameters
-    ----------
-    concentration : Tensor
-        ``a``, ``(..., K)``.
-
-    Returns
-    -------
-    Tensor
-        Where all ``a_i`` are less than 1, the first vertex, one of the points where the density is
-        infinite; NaN where it is constant or the largest is 1.
+    Where all ``a_i`` are less than 1, it is the first vertex, one of the points where the density
+    is infinite; it is NaN where the density is constant or the largest ``a_i`` is 1.
 
     Examples
     --------
@@ -173,19 +145,7 @@ def simplex_log_density(concentration: Tensor, value: Tensor) -> Tensor:
     """Return the logarithm of the density of a Dirichlet distribution.
 
     From gamma variables ``x_i`` with the sum ``S = sum(a)``, of which ``value`` are the shares:
-    log-densities near the means, that do not cancel.
-
-    Parameters
-    ----------
-    concentration : Tensor
-        ``a``, ``(..., K)``, float64.
-    value : Tensor
-        Shares, ``(..., K)``, float64.
-
-    Returns
-    -------
-    Tensor
-        ``(...)``.
+    log-densities near the means, that do not cancel. The arguments are float64, ``(..., K)``.
 
     Examples
     --------
@@ -202,17 +162,7 @@ def simplex_log_density(concentration: Tensor, value: Tensor) -> Tensor:
 
 
 def simplex_entropy(concentration: Tensor) -> Tensor:
-    """Return the entropy of a Dirichlet distribution.
-
-    Parameters
-    ----------
-    concentration : Tensor
-        ``a``, ``(..., K)``, float64.
-
-    Returns
-    -------
-    Tensor
-        ``(...)``.
+    """Return the entropy of a Dirichlet distribution, of float64 ``a`` with the shape ``(..., K)``.
 
     Examples
     --------

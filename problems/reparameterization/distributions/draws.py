@@ -21,15 +21,8 @@ def drawing(sampler: Callable[..., Tensor]) -> Callable[..., Tensor]:
     ``randomness`` in where the parameters are shared: ``"error"`` raises, and under
     ``"different"`` every lane gets draws of its own.
 
-    Parameters
-    ----------
-    sampler : callable
-        Maps float64 tensors of one shape to a float64 tensor of that shape.
-
-    Returns
-    -------
-    callable
-        A function of parameters of real floating dtypes, broadcast to one shape.
+    Parameters of real floating dtypes are broadcast; ``sampler`` maps float64 tensors of one shape
+    to a float64 tensor of that shape.
 
     Examples
     --------

@@ -71,15 +71,7 @@ _variable = differentiable_sample(
 def log_gamma_variable(concentration: Tensor) -> Tensor:
     """Return float64 logarithms of standard gamma variables, with implicit derivatives.
 
-    Parameters
-    ----------
-    concentration : Tensor
-        Shapes ``a > 0``, one for each variable.
-
-    Returns
-    -------
-    Tensor
-        ``ln z``: for ``a = 1e-3``, half of all ``z`` underflow.
+    For the shape ``a = 1e-3``, half of all variables themselves underflow.
 
     Examples
     --------

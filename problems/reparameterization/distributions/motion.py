@@ -42,22 +42,7 @@ class Motion:
 def motion(distribution: Any, z: Tensor) -> Motion:
     """Return how variables of a family move at ``z``, evaluated where it is called for.
 
-    Parameters
-    ----------
-    distribution
-        Univariate, of one of the families registered here, and no subclass.
-    z
-        Points of its support.
-
-    Returns
-    -------
-    Motion
-        Tails and slopes.
-
-    Raises
-    ------
-    NotImplementedError
-        If the family is not known.
+    The distribution is univariate, of one of the families registered here, and no subclass.
 
     Examples
     --------
@@ -127,15 +112,7 @@ def _of_truncated_normal(distribution: TruncatedNormal, z: Tensor) -> Motion:
 def rebuild(distribution: Distribution) -> tuple[Callable[..., Any], tuple[Tensor, ...]] | None:
     """Return a function that makes a distribution of its parameters, and these.
 
-    Parameters
-    ----------
-    distribution
-        The distribution.
-
-    Returns
-    -------
-    callable, tuple of Tensor
-        In the order of `motion`; None if the family is not known there.
+    The parameters are in the order of `motion`. The result is None if it does not know the family.
 
     Examples
     --------

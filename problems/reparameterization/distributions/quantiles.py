@@ -19,20 +19,8 @@ Gap = Callable[..., Tensor]
 def elementwise_root(gap: Gap, bracket: tuple[Tensor, Tensor], *args: Tensor) -> Tensor:
     """Solve ``gap(t, *args) = 0`` for each element.
 
-    Parameters
-    ----------
-    gap : callable
-        A monotone elementwise function of float64 tensors. It is zero within 1.8e-12, whatever the
-        size of ``t``.
-    bracket : tuple of Tensor
-        Where it has different signs.
-    *args : Tensor
-        float64; broadcast to one shape.
-
-    Returns
-    -------
-    Tensor
-        ``t``.
+    ``gap`` is a monotone elementwise function of float64 tensors, with different signs at the ends
+    of ``bracket``. It is zero within 1.8e-12, whatever the size of ``t``.
 
     Examples
     --------
@@ -65,25 +53,10 @@ def quantile(
 ) -> Tensor:
     """Solve ``ln F(t) = ln p``, above the median ``ln(1 - F(t)) = ln(1 - p)``.
 
-    Parameters
-    ----------
-    log_cdf, log_sf : callable
-        Functions of ``(t, *parameters)``.
-    bracket : callable
-        ``bracket(log_p, log_q, *parameters)`` returns ends between which the quantile lies, with
-        ``q = 1 - p``.
-    slope : callable
-        ``slope(log_p, log_q, *parameters)`` is of the order of the derivative of the smaller
-        tail's logarithm: the steeper, the less of it can be resolved.
-    p : Tensor
-        Probability, ``0 < p < 1``, float64.
-    *parameters : Tensor
-        Parameters of the distribution, of the shape of ``p``.
-
-    Returns
-    -------
-    Tensor
-        ``t``.
+    ``bracket(log_p, log_q, *parameters)``, with ``q = 1 - p``, returns ends between which the
+    quantile lies. ``slope``, of the same arguments, is of the order of the derivative of the
+    smaller tail's logarithm: the steeper, the less of it can be resolved. All tensors are float64,
+    with ``0 < p < 1``.
 
     Examples
     --------
@@ -112,19 +85,8 @@ def quantile(
 def between_ends(function: Gap, p: Tensor, *parameters: Tensor) -> Tensor:
     """Evaluate a quantile function inside of (0, 1); at 0 it is -inf, at 1 inf, elsewhere NaN.
 
-    Parameters
-    ----------
-    function : callable
-        A function of ``(p, *parameters)``, float64 tensors of one shape.
-    p : Tensor
-        Probability.
-    *parameters : Tensor
-        Parameters of the distribution, broadcast with ``p``.
-
-    Returns
-    -------
-    Tensor
-        The quantile in float64; where it is not finite all derivatives are zero.
+    ``function`` takes float64 tensors of one shape; the result is float64. Where it is not finite
+    all derivatives are zero.
 
     Examples
     --------
@@ -139,25 +101,6 @@ def between_ends(function: Gap, p: Tensor, *parameters: Tensor) -> Tensor:
 
 def probability(distribution: Any, p: Tensor | float, like: Tensor) -> Tensor:
     """Return ``p`` as a tensor like a parameter; validated if the distribution's arguments are.
-
-    Parameters
-    ----------
-    distribution : torch.distributions.Distribution
-        Whose arguments are validated or not.
-    p : Tensor or float
-        Probabilities.
-    like : Tensor
-        A parameter: its dtype and device are taken.
-
-    Returns
-    -------
-    Tensor
-        The probabilities.
-
-    Raises
-    ------
-    ValueError
-        If one is outside of [0, 1], or NaN.
 
     Examples
     --------

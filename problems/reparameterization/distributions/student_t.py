@@ -39,19 +39,8 @@ __all__ = ["StudentT", "student_t_quantile", "t_fall"]
 def t_fall(square: Tensor, df: Tensor, dim: int) -> Tensor:
     """Return ``(n + d) ln(1 + y^2 / n) / 2``, by which a t density has fallen, for any large ``n``.
 
-    Parameters
-    ----------
-    square : Tensor
-        ``y^2``.
-    df : Tensor
-        ``n``.
-    dim : int
-        ``d``.
-
-    Returns
-    -------
-    Tensor
-        Tends to ``y^2 / 2``, with derivatives by ``n`` that have their digits.
+    ``square`` is ``y^2``. The result tends to ``y^2 / 2``, with derivatives by ``n`` that have
+    their digits.
 
     Examples
     --------
@@ -70,19 +59,7 @@ def student_t_quantile(p: Tensor, df: Tensor) -> Tensor:
     """Return the quantile of the standard t distribution, with implicit derivatives.
 
     Solved in ``ln |t|`` for the smaller tail. So near 1/2 that rounding would decide, it is
-    ``(p - 1/2) / f(0)``.
-
-    Parameters
-    ----------
-    p : Tensor
-        Probabilities; NaN is returned outside of [0, 1].
-    df : Tensor
-        Degrees of freedom, broadcast with ``p``.
-
-    Returns
-    -------
-    Tensor
-        float64.
+    ``(p - 1/2) / f(0)``. It is float64, and NaN for ``p`` outside of [0, 1].
 
     Examples
     --------
@@ -108,15 +85,7 @@ def _log_peak(df: Tensor) -> Tensor:
 def standard_log_density(t: Tensor, df: Tensor) -> Tensor:
     """Return the logarithm of the density for the location 0 and the scale 1.
 
-    Parameters
-    ----------
-    t, df : Tensor
-        float64.
-
-    Returns
-    -------
-    Tensor
-        Also where the square of ``t`` overflows.
+    The arguments are float64. The square of ``t`` may overflow.
 
     Examples
     --------

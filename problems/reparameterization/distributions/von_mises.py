@@ -76,26 +76,9 @@ def log_arc_tails(angle: Tensor, loc: Tensor, concentration: Tensor) -> tuple[Te
     .. math:: \ln \int_{-\pi}^x p, \qquad \ln \int_x^{\pi} p
 
     Both begin at ``-pi``, whatever the location: only so do the CDFs of several von Mises
-    distributions add up to that of their mixture.
-
-    Parameters
-    ----------
-    angle : Tensor
-        ``x``, in radians, modulo ``2 pi``.
-    loc, concentration : Tensor
-        Parameters, broadcast with ``x``.
-
-    Returns
-    -------
-    tuple of Tensor
-        Differentiable in all arguments, with the dtype of ``loc``. One of them is a difference,
-        with an absolute error of 1e-16 times the larger term.
-
-    Examples
-    --------
-    >>> below, above = log_arc_tails(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(2.0))
-    >>> below.exp(), above.exp()
-    (tensor(0.5000), tensor(0.5000))
+    distributions add up to that of their mixture. The angle is modulo ``2 pi``. The results are
+    differentiable in all arguments, with the dtype of ``loc``; one is a difference, with an
+    absolute error of 1e-16 times the larger term.
     """
     x, m, k = torch.broadcast_tensors(*(t.to(torch.float64) for t in (angle, loc, concentration)))
     below, above = von_mises_log_arcs(
@@ -269,17 +252,7 @@ class VonMises(torch.distributions.VonMises):
 def von_mises_quantile(p: Tensor, concentration: Tensor) -> Tensor:
     """Return the quantile of the von Mises distribution around 0, with implicit derivatives.
 
-    Parameters
-    ----------
-    p : Tensor
-        Probabilities; NaN is returned outside of [0, 1].
-    concentration : Tensor
-        ``k``, broadcast with ``p``.
-
-    Returns
-    -------
-    Tensor
-        float64, in [-pi, pi].
+    It is float64, in [-pi, pi], and NaN for ``p`` outside of [0, 1].
 
     Examples
     --------

@@ -14,19 +14,10 @@ __all__ = ["Autoencoder", "evaluate"]
 class Autoencoder(nn.Module):
     """An encoder ``q(z | x)`` and a decoder ``p(x | z)`` with Bernoulli pixels.
 
+    Each has two hidden layers of the width ``hidden``.
+
     Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014); with the latent variables
     of Figurnov, Mohamed and Mnih, "Implicit Reparameterization Gradients" (2018), section 6.3.
-
-    Parameters
-    ----------
-    latent
-        The kind of ``z``.
-    dimensions
-        Of ``z``.
-    pixels
-        Of an image.
-    hidden
-        The width of the two hidden layers of each network.
     """
 
     def __init__(self, latent: Latent, dimensions: int, pixels: int, hidden: int) -> None:
@@ -70,16 +61,8 @@ def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 def evaluate(model: Autoencoder, images: Tensor, samples: int) -> tuple[float, float]:
     """Return the means over images of ``E_q[ln p(x | z)]`` and of the divergence.
 
-    Their difference is the ELBO.
-
-    Parameters
-    ----------
-    model
-        The autoencoder.
-    images
-        Binary ``(images, pixels)``.
-    samples
-        Of ``z`` for each image.
+    Their difference is the ELBO. Images are binary, ``(images, pixels)``; ``samples`` of ``z`` are
+    drawn for each.
     """
     parts = [[part.mean() for part in model(images)] for _ in range(samples)]
     fit, divergence = torch.tensor(parts, dtype=torch.float64).mean(0).tolist()

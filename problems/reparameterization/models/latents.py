@@ -23,26 +23,13 @@ LEAST = 1e-2
 class Latent:
     """A kind of latent variable, independent in every dimension.
 
-    Parameters
-    ----------
-    outputs
-        How many numbers of the encoder make one dimension's parameters.
-    family
-        Maps them, ``(..., outputs, dimensions)``, and `start` to the distribution ``q(z | x)`` with
-        samples ``(..., dimensions)``.
-    divergence
-        ``KL(q(z | x) || p(z))`` of each dimension, ``(..., dimensions)``, in closed form.
-    prior_quantile
-        Maps probabilities to quantiles of the prior, for grids of decoded images.
-    features
-        What the decoder sees of ``z``, ``(..., width * dimensions)``: of mean 0 and variance 1
-        under the prior, so that no kind has a head start.
-    start
-        What is added to the outputs for positive parameters. The encoder's outputs are close to 0
-        at first: a posterior that starts as wide as the prior tells the decoder nothing, and it may
-        stay so.
-    width
-        Features of a dimension.
+    ``family`` maps the encoder's outputs, ``(..., outputs, dimensions)``, and ``start`` to
+    ``q(z | x)``. Outputs are close to 0 at first. ``start`` is added to those for positive
+    parameters: a posterior that starts as wide as the prior tells the decoder nothing, and it may
+    stay so. ``divergence`` is ``KL(q(z | x) || p(z))`` of each dimension, in closed form;
+    ``prior_quantile`` is for grids of decoded images. ``features``, ``(..., width * dimensions)``,
+    are what the decoder sees of ``z``: of mean 0 and variance 1 under the prior, so that no kind
+    has a head start.
     """
 
     outputs: int

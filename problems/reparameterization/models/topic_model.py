@@ -23,16 +23,9 @@ LEAST = 1e-2
 class Posterior:
     """A family for the shares of topics in a document, and the prior that belongs to it.
 
-    Parameters
-    ----------
-    outputs
-        How many numbers of the encoder make a topic's parameters.
-    distribution
-        Maps them, ``(..., outputs, topics)``, to a distribution.
-    prior
-        Maps the number of topics and the parameter of the symmetric Dirichlet prior to the prior.
-    shares
-        Maps samples to shares ``(..., topics)``.
+    ``distribution`` maps the encoder's outputs, ``(..., outputs, topics)``, to a distribution, and
+    ``shares`` its samples to shares ``(..., topics)``. ``prior`` maps the number of topics and the
+    parameter of the symmetric Dirichlet prior to the prior.
     """
 
     outputs: int
@@ -79,27 +72,13 @@ class TopicModel(nn.Module):
     .. math:: \theta \sim \operatorname{Dirichlet}(a, \dots, a), \qquad
               p(w \mid \theta) = \sum_k \theta_k b_{k w}, \qquad q(\theta \mid \text{counts})
 
+    ``totals``, ``(words,)``, tells how often each word is in the training documents: the topics
+    start as noise around the frequencies, and if ``topic_noise`` is small, few of them are ever
+    used. ``dropout`` is the probability with which a word is hidden from the encoder during
+    training, so that it learns from parts of documents.
+
     Sources: Blei, Ng and Jordan, "Latent Dirichlet allocation" (2003); Figurnov, Mohamed and Mnih,
     "Implicit Reparameterization Gradients" (2018), section 6.2.
-
-    Parameters
-    ----------
-    posterior
-        The family of ``q``, with its prior.
-    topics
-        Their number.
-    concentration
-        ``a``.
-    totals
-        How often each word is in the training documents, ``(words,)``: the topics start as noise
-        around the frequencies.
-    hidden
-        The width of the encoder's two hidden layers.
-    dropout
-        The probability with which a word is hidden from the encoder during training, so that it
-        learns from parts of documents.
-    topic_noise
-        The standard deviation of the noise. If it is small, few of the topics are ever used.
     """
 
     def __init__(
@@ -158,34 +137,13 @@ class TopicModel(nn.Module):
 def perplexity(probabilities: Tensor, counts: Tensor) -> float:
     """Return ``exp(-sum(counts * ln p) / sum(counts))``.
 
-    Parameters
-    ----------
-    probabilities
-        Of words, ``(documents, words)`` or ``(words,)``.
-    counts
-        The words to score, ``(documents, words)``.
-
-    Examples
-    --------
-    >>> perplexity(torch.full((4,), 0.25), torch.tensor([[3, 0, 1, 2]]))
-    4.0
+    Counts are ``(documents, words)``, probabilities of words the same or ``(words,)``.
     """
     log_likelihood = torch.xlogy(counts.to(torch.float64), probabilities.to(torch.float64)).sum()
     return math.exp(-log_likelihood.item() / counts.sum().item())
 
 
 def unigram(counts: Tensor) -> Tensor:
-    """Return the frequency of each word in documents, with one more of each (Laplace).
-
-    Parameters
-    ----------
-    counts
-        ``(documents, words)``.
-
-    Examples
-    --------
-    >>> unigram(torch.tensor([[2, 0], [1, 0]]))
-    tensor([0.8000, 0.2000])
-    """
+    """Return each word's frequency in ``(documents, words)``, with one more of each (Laplace)."""
     totals = counts.sum(0) + 1
     return totals / totals.sum()
