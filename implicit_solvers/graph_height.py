@@ -41,9 +41,9 @@ class _Above(torch.autograd.Function):
 
 
 class _Thread(threading.local):
-    """What points stand upon in this thread."""
+    """What points stand above in this thread."""
 
-    ground: Tensor | None = None
+    below: tuple[Tensor, ...] = ()
 
 
 _THREAD = _Thread()
@@ -52,28 +52,21 @@ _THREAD = _Thread()
 @contextlib.contextmanager
 def above(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Let every `point` that is made inside stand above the nodes of ``tensors``."""
-    before = _THREAD.ground
-    below = [t for t in tensors if t.grad_fn] if _plain() else []
-    if not below:
-        yield
-        return
-    with torch.enable_grad():
-        ground = torch.empty(0)
-        _THREAD.ground = _Above.apply(ground, *below, *(() if before is None else (before,)))
+    before = _THREAD.below
+    if _plain():
+        _THREAD.below = (*before, *(t for t in tensors if t.grad_fn))
     try:
         yield
     finally:
-        _THREAD.ground = before
+        _THREAD.below = before
 
 
 def point(tensor: Tensor) -> Tensor:
     """Return a tensor where graphs that are recorded from here on end, as at a leaf."""
-    ground = _THREAD.ground if _plain() else None
-    tensor = tensor.detach()
-    if ground is None:
-        return tensor.requires_grad_()
+    if not (_plain() and _THREAD.below):
+        return tensor.detach().requires_grad_()
     with torch.enable_grad():
-        made: Tensor = _Above.apply(tensor, ground)
+        made: Tensor = _Above.apply(tensor, *_THREAD.below)
     return made
 
 
