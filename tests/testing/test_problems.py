@@ -239,21 +239,6 @@ def test_cutests_systems_are_those_of_sif2jax_and_their_roots_are_roots(problem)
     assert bool((problem.fn(z, theta).abs() <= 1e-14 * (jacobian @ (1 + z.abs()) + 1)).all())
 
 
-@pytest.mark.nightly
-def test_cutests_systems_by_sif2jax_itself():
-    jax = pytest.importorskip("jax", reason="needs jax and sif2jax")
-    jax.config.update("jax_enable_x64", True)
-    sif2jax = pytest.importorskip("sif2jax", reason="needs jax and sif2jax")
-    theirs = {type(p).__name__.lower(): p for p in sif2jax.nonlinear_equations_problems}
-    for problem in problems.CUTEST:
-        system, z0 = theirs[problem.name], problem.start()
-        np.testing.assert_allclose(z0, np.asarray(system.y0), rtol=1e-15)
-        for z in (z0, moved(z0)):
-            f = np.asarray(system.constraint(jax.numpy.asarray(z.numpy()))[0])
-            found = problem.fn(z, problem.theta()).numpy()
-            np.testing.assert_allclose(found, f, rtol=0, atol=1e-12 * np.abs(f).max())
-
-
 # -- Hock and Schittkowski ------------------------------------------------------------------------
 
 
@@ -317,30 +302,6 @@ def test_constrained_problems_are_those_of_sif2jax_and_their_minima_those_of_the
         f, *rows = functions(problem, z, {"hs83": 3, "hs104": 5}.get(problem.name))
         total = f + sum((c.abs() * torch.arange(1, len(c) + 1)).sum() for c in rows)
         assert float(total) == pytest.approx(CONSTRAINED_SUMS[problem.name], rel=1e-12)
-
-
-@pytest.mark.nightly
-def test_constrained_problems_by_sif2jax_itself():
-    jax = pytest.importorskip("jax", reason="needs jax and sif2jax")
-    jax.config.update("jax_enable_x64", True)
-    sif2jax = pytest.importorskip("sif2jax", reason="needs jax and sif2jax")
-    theirs = {type(p).__name__.lower(): p for p in sif2jax.problems}
-    for problem in HOCK_SCHITTKOWSKI:
-        if problem.name not in CONSTRAINED_SUMS:
-            continue
-        system, z0 = theirs[problem.name], problem.start()
-        np.testing.assert_allclose(z0, np.asarray(system.y0), rtol=1e-15)
-        if system.bounds is not None:
-            for ours, bound in zip(problem.box(problem.theta()), system.bounds, strict=True):
-                np.testing.assert_array_equal(ours, np.asarray(bound))
-        for z in (z0, z0 + 0.1 * moved(0 * z0)):
-            at = jax.numpy.asarray(z.numpy())
-            pair = system.constraint(at) if hasattr(system, "constraint") else (None, None)
-            rows = [np.zeros(0) if c is None else np.atleast_1d(np.asarray(c)) for c in pair]
-            f, h, g = functions(problem, z, len(rows[1]))
-            np.testing.assert_allclose(f, system.objective(at, None), rtol=1e-12)
-            for ours, c in ((h, rows[0]), (g, rows[1])):
-                np.testing.assert_allclose(abs(ours.numpy()), abs(c), rtol=1e-11, atol=1e-11)
 
 
 def first_order(problem, z, y, theta):
