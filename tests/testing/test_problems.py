@@ -5,7 +5,6 @@ import math
 import pkgutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import scipy.optimize
 import torch
@@ -59,17 +58,6 @@ def polished(problem, z):
     x = z.detach().reshape(-1).numpy() * (1 + 1e-6)
     out = scipy.optimize.root(f, x, tol=1e-15, options={"xtol": 1e-15})
     return torch.from_numpy(out.x).reshape(z.shape)
-
-
-def hybr_solves(problem):
-    """Tell whether MINPACK's hybr solves it from the standard start."""
-    theta, z0 = problem.theta(), problem.start()
-
-    def f(x):
-        return problem.fn(torch.from_numpy(x).reshape(z0.shape), theta).reshape(-1).numpy()
-
-    out = scipy.optimize.root(f, z0.reshape(-1).numpy(), method="hybr", tol=1e-12)
-    return np.sqrt(np.mean(out.fun**2)) <= 1e-8 * (1 + np.sqrt(np.mean(out.x**2)))
 
 
 def assert_value(value, expected, problem):
@@ -353,37 +341,7 @@ def test_the_derivatives_of_constrained_minima_keep_the_conditions(problem):
     assert bool(((by_u @ du + by_theta).abs() <= 1e-8 * terms + 1e-10).all())
 
 
-@pytest.mark.parametrize("name", ["hs41", "hs71", "hs45"])
-def test_a_derivative_of_a_constrained_minimum_is_scipys_difference(name):
-    problem = next(p for p in HOCK_SCHITTKOWSKI if p.name == name)
-
-    def minimum(theta):
-        of = lambda fn, sign=1: lambda x: sign * fn(torch.from_numpy(x.copy()), theta).numpy()
-        signs = (("eq", 1, problem.equalities), ("ineq", -1, problem.inequalities))
-        rows = [{"type": t, "fun": of(fn, sign)} for t, sign, fn in signs if fn is not None]
-        bounds = scipy.optimize.Bounds(*(b.numpy() for b in problem.box(theta)))
-        options = {"ftol": 1e-14, "eps": 1e-9}
-        args = (of(problem.fn), problem.solution.numpy(), (), "SLSQP", of(grad(problem.fn)))
-        out = scipy.optimize.minimize(*args, bounds=bounds, constraints=rows, options=options)
-        return torch.from_numpy(out.x)
-
-    h = 1e-2
-    for i, step in enumerate(h * torch.eye(len(problem.parameters), dtype=torch.float64)):
-        found = (minimum(problem.theta() + step) - minimum(problem.theta() - step)) / (2 * h)
-        # the third derivatives, and where SLSQP stops
-        torch.testing.assert_close(found, problem.derivative[:, i], rtol=1e-3, atol=1e-4)
-
-
 # -- the default solvers --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("problem", [p for p in ROOTS if p not in ROOTLESS], ids=str)
-def test_the_default_solves_every_root_that_hybr_solves(problem):
-    sol = problem.solve(on_failure="mask")
-    if hybr_solves(problem):
-        assert bool(sol.converged), ims.Status(int(sol.status)).name
-    if bool(sol.converged) and problem.regular:
-        assert_value(sol.value, polished(problem, sol.value), problem)
 
 
 def assert_value_and_derivatives(problem, **options):

@@ -71,16 +71,6 @@ def test_the_default_is_a_budget():
     assert [int(record.iterations) for record in log.adjoints()] == [5]
 
 
-def test_a_strong_pull_gives_the_first_order_gradient():
-    model, criterion, theta, supports, queries = curves()
-    loss, support, query = loss_of(model, criterion), one(supports, 0), one(queries, 0)
-    implicit = grad(lambda t: imaml.meta_loss(loss, t, support, query, strength=1e4, **EXACT))(
-        theta
-    )
-    # phi - theta and lemma 1's matrix minus the identity are of order 1/strength, times curvatures
-    torch.testing.assert_close(implicit, grad(loss)(theta, query), rtol=0, atol=1e-3)
-
-
 @given(s=st.lists(st.floats(0.01, 100), min_size=5, max_size=5), seed=st.integers(0, 10**6))
 def test_the_proximal_loss_and_its_derivatives(s, seed):
     g = torch.Generator().manual_seed(seed)

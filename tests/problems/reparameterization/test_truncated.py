@@ -219,17 +219,6 @@ def test_moments_are_exact(parameters):
     np.testing.assert_allclose(q.log_prob(z).item(), float(log_prob), rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("low", [0.0, 3.0, 10.0])
-def test_a_narrow_interval_does_not_cancel(low):
-    mp.mp.dps = 40
-    width = 2.0**-23
-    q = TruncatedNormal(*double(0.0, 1.0, low, low + width))
-    mass = mp.quad(mp.npdf, [low, low + width])
-    expected = mp.log(mp.npdf(low)) - mp.log(mass)
-    found = q.log_prob(torch.tensor(low, dtype=torch.float64)).item()
-    np.testing.assert_allclose(found, float(expected), rtol=1e-13)
-
-
 def test_derivatives_of_moments_in_the_tail():
     """mean = loc + scale h(a) with h' = h (h - a), h the hazard, for a = 10 without upper end."""
     mp.mp.dps = 40
