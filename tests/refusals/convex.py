@@ -52,6 +52,7 @@ ROWS = [
             "the class LU"),
     Refusal("layer(As)", ValueError, "given 1 tensors for 2 parameters: pass one for each of A, b"),
     Refusal("layer(As.numpy(), bs)", TypeError, "A is a ndarray: pass a tensor"),
+    Refusal("layer(As, None)", TypeError, "b is a NoneType: pass a tensor"),
     Refusal("layer(As.long(), bs)", TypeError, "A is torch.int64: pass float32 or float64"),
     Refusal("layer(As.to(torch.complex64), bs)", TypeError, "A is torch.complex64"),
     Refusal("layer(As, bs.double())", TypeError, "b is torch.float64 on cpu, and A is"),

@@ -7,6 +7,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from torch.autograd import gradcheck
 from torch.func import grad, jacfwd, jacrev, vmap
 
 import implicit_solvers as ims
@@ -21,6 +22,8 @@ K, W = cp.Parameter((2, 2)), cp.Parameter((3, 3), symmetric=True)
 where = (np.array([0, 1]), np.array([1, 1]))
 sparse = cp.Variable((2, 2), sparsity=where), cp.Parameter((2, 2), sparsity=where)
 LINES = np.array([[1.0, 1.0], [2.0, 2.0], [1.0, 1.0]])
+bend, other = cp.Parameter((3, 3), PSD=True), cp.Parameter((3, 3), PSD=True)
+fall = cp.Parameter((3, 3), NSD=True)
 
 
 def structured(kind):
@@ -92,6 +95,58 @@ def test_values_and_both_jacobians_are_those_of_the_formula(name, solver):
         torch.testing.assert_close(jacobian(solve, places)(*values), expected, check_dtype=False)
     twice = vmap(jacrev(solve, places))(*lanes)
     torch.testing.assert_close(twice, vmap(jacrev(formula, places))(*lanes), check_dtype=False)
+
+
+# goals, their matrices, and the sign that makes the sum of these a curvature
+HALVES = cp.quad_form(y, bend) / 2 + cp.quad_form(y, other) / 2
+QUADRATIC = {
+    "of a sum": (cp.Minimize(cp.quad_form(y, bend + other) / 2 + q @ y), [bend, other], 1),
+    "in two": (cp.Minimize(HALVES + q @ y), [bend, other], 1),
+    "negated": (cp.Minimize(cp.quad_form(y, -fall) / 2 + q @ y), [fall], -1),
+    "maximized": (cp.Maximize(cp.quad_form(y, fall) / 2 - q @ y), [fall], -1),
+}
+
+
+@pytest.mark.skipif(not hasattr(cp.constraints, "SvecPSD"), reason="CVXPY is too old")
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_quadratic_forms_whose_matrices_are_parameters(name):
+    goal, matrices, sign = QUADRATIC[name]
+    roots, tilt = torch.randn(len(matrices), 2, 3, 3).double(), torch.randn(2, 3).double()
+    values = [sign * (root @ root.mT + torch.eye(3)) for root in roots]
+    values = [v.requires_grad_() for v in (*values, tilt)]
+    leaves = [*matrices, q], [y]
+    (best,) = ConvexLayer(cp.Problem(goal), *leaves)(*values).value.variables
+    expected = -torch.linalg.solve(sign * sum(values[:-1]), tilt.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(best, expected)
+    near = ConvexLayer(cp.Problem(goal, [cp.abs(y) <= 0.2]), *leaves)
+    alike = lambda *v: near(*((part + part.mT) / 2 for part in v[:-1]), v[-1]).value.variables[0]
+    modes = {"check_forward_ad": True, "check_batched_grad": True, "fast_mode": True}
+    assert gradcheck(alike, values, **modes)
+
+
+OTHER_FORMS = {
+    "of a matrix of any sign": (lambda: cp.quad_form(y, W), [W]),
+    "of a product": (lambda: cp.quad_form(y, bend @ bend, assume_PSD=True), [bend]),
+    "around a parameter": (lambda: cp.quad_form(y + q, bend), [q, bend]),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_other_quadratic_forms_are_refused(name):
+    form, parameters = OTHER_FORMS[name]
+    with pytest.raises(ValueError, match="DCP|DPP"):
+        layer_of(form(), [cp.sum(y) == 1], parameters, [y])
+
+
+def test_a_batch_of_one_is_a_batch_and_no_graph_is_made_unless_asked_for():
+    layer = layer_of(cp.sum_squares(x - p), [], [p], [x])
+    value = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
+    (best,) = layer(value).value.variables
+    best.sum().backward()
+    assert best.shape == value.grad.shape == (1, 2)
+    assert not layer(value.detach()).value.variables[0].requires_grad
+    with torch.no_grad():
+        assert not layer(value).value.variables[0].requires_grad
 
 
 def test_a_problem_without_parameters_follows_the_default_dtype():

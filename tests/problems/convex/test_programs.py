@@ -127,10 +127,10 @@ class TestEveryProgram:
         torch.testing.assert_close(flat(warm), flat(cold), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["lasso", "logistic_regression", "robust_linear_program", "max_cut", "minimum_cost_flow"],
-)
+CHECKED = ["lasso", "logistic_regression", "robust_linear_program", "max_cut", "minimum_cost_flow"]
+
+
+@pytest.mark.parametrize("name", [*CHECKED, "box_design"])
 def test_gradcheck_and_double_backward(name):
     layer, values = made(name)[-1], leaves(draw(name, 5))
     solve = lambda *v: torch.cat([part.flatten() for part in layer(*v).value.variables])
