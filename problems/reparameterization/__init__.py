@@ -4,44 +4,10 @@
 ``torch.distributions`` made differentiable in every parameter.
 """
 
+from implicit_solvers.problems.reparameterization import distributions
 from implicit_solvers.problems.reparameterization.definition import ImplicitReparameterization
-from implicit_solvers.problems.reparameterization.distributions import (
-    Beta,
-    ClaytonCopula,
-    CopulaDistribution,
-    Dirichlet,
-    FrankCopula,
-    Gamma,
-    GaussianCopula,
-    InverseGaussian,
-    LKJCholesky,
-    MixtureSameFamily,
-    MultivariateStudentT,
-    StudentT,
-    Truncated,
-    TruncatedNormal,
-    VonMises,
-    VonMisesFisher,
-)
+from implicit_solvers.problems.reparameterization.distributions import *  # noqa: F403
 from implicit_solvers.problems.reparameterization.interval_density import IntervalDensity
 
-__all__ = [
-    "ImplicitReparameterization",
-    "IntervalDensity",
-    "Beta",
-    "ClaytonCopula",
-    "CopulaDistribution",
-    "Dirichlet",
-    "FrankCopula",
-    "Gamma",
-    "GaussianCopula",
-    "InverseGaussian",
-    "LKJCholesky",
-    "MixtureSameFamily",
-    "MultivariateStudentT",
-    "StudentT",
-    "Truncated",
-    "TruncatedNormal",
-    "VonMises",
-    "VonMisesFisher",
-]
+__all__ = ["ImplicitReparameterization", "IntervalDensity"]
+__all__ += distributions.__all__
