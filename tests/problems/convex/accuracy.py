@@ -15,9 +15,9 @@ import torch
 from torch.func import jacrev, jvp
 
 from implicit_solvers.problems.convex import ConvexLayer
+from tests.problems.convex import programs
 
 KINK = 1e-3  # draws whose slacks and multipliers are not this far from zero are drawn again
-EDGES = [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4)]
 
 
 class Class(NamedTuple):
@@ -29,6 +29,13 @@ class Class(NamedTuple):
     draw: Callable
     # of the solution and the parameters: the start, the equations, and the distance to a kink
     equations: Callable
+
+
+def of_program(made, equations):
+    """A class of which the other tests have the problem."""
+    program = programs.Program(*made)
+    problem = cp.Problem(program.objective, program.constraints)
+    return Class(problem, program.parameters, program.variables, program.draw, equations)
 
 
 def linear():
@@ -50,12 +57,7 @@ def linear():
 
 
 def dependent_rows():
-    incidence = np.zeros((5, 7))
-    for j, (tail, head) in enumerate(EDGES):
-        incidence[tail, j], incidence[head, j] = 1, -1
-    supply = np.array([1.0, 0, 0, 0, -1])
-    x, cost, capacity = cp.Variable(7), cp.Parameter(7), cp.Parameter(7)
-    N, s = torch.tensor(incidence[:4]), torch.tensor(supply[:4])
+    N, s = torch.tensor(programs.INCIDENCE[:4]), torch.tensor(programs.SUPPLY[:4])
 
     def equations(x, cost, capacity):
         low, high = x < 1e-6, x > capacity - 1e-6
@@ -66,9 +68,7 @@ def dependent_rows():
         F = lambda z, cost, capacity: torch.cat([N @ z - s, held(z, capacity)])
         return x, F, min(float(free.min()), float(reduced[low | high].min()))
 
-    problem = cp.Problem(cp.Minimize(cost @ x), [incidence @ x == supply, x >= 0, x <= capacity])
-    draw = lambda rng: (rng.uniform(1, 2, 7), rng.uniform(0.55, 0.9, 7))
-    return Class(problem, [cost, capacity], [x], draw, equations)
+    return of_program(programs.minimum_cost_flow(), equations)
 
 
 def quadratic():
@@ -184,19 +184,13 @@ def semidefinite():
 
 
 def max_cut():
-    X, W = cp.Variable((5, 5), PSD=True), cp.Parameter((5, 5), symmetric=True)
     A = torch.eye(5).double()[:, :, None] * torch.eye(5).double()[:, None, :]
 
     def equations(X, W):
         z, F, margin = semidefinite_equations(X, -W / 4, torch.ones(5).double(), A)
         return z, lambda z, W: F(z, -W / 4, torch.ones(5).double()), margin
 
-    def draw(rng):
-        W = rng.normal(size=(5, 5))
-        return (W + W.T,)
-
-    problem = cp.Problem(cp.Maximize(cp.trace(W @ X) / 4), [cp.diag(X) == 1])
-    return Class(problem, [W], [X], draw, equations)
+    return of_program(programs.max_cut(5), equations)
 
 
 def logistic():
@@ -214,7 +208,6 @@ def logistic():
 
 
 def entropy():
-    p, moments = cp.Variable(7), cp.Parameter(2)
     B = np.random.default_rng(3).normal(size=(2, 7))
     rows = torch.tensor(np.vstack([B, np.ones(7)]))
 
@@ -226,10 +219,7 @@ def entropy():
         y = torch.linalg.lstsq(rows.T, -p.log()[:, None]).solution[:, 0]
         return torch.cat([p, y]), F, 1.0
 
-    draw = lambda rng: (B @ (0.5 * rng.dirichlet(np.ones(7)) + 0.5 / 7),)
-    constraints = [cp.sum(p) == 1, B @ p == moments]
-    problem = cp.Problem(cp.Maximize(cp.sum(cp.entr(p))), constraints)
-    return Class(problem, [moments], [p], draw, equations)
+    return of_program(programs.entropy_maximization(7), equations)
 
 
 def power():

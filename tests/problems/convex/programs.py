@@ -80,14 +80,14 @@ def markowitz():
     return goal, constraints, [mean, root, limit], [x], drawn, {2: 0.1}
 
 
+EDGES = [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4)]
+INCIDENCE = np.array([[(i == tail) - (i == head) for tail, head in EDGES] for i in range(5)]) * 1.0
+SUPPLY = np.array([1.0, 0, 0, 0, -1])  # the five equations depend on one another
+
+
 def minimum_cost_flow():
-    edges = [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4)]
-    incidence = np.zeros((5, 7))
-    for j, (tail, head) in enumerate(edges):
-        incidence[tail, j], incidence[head, j] = 1, -1
     flow, cost, capacity = cp.Variable(7), cp.Parameter(7), cp.Parameter(7)
-    supply = np.array([1.0, 0, 0, 0, -1])  # the five equations depend on one another
-    constraints = [incidence @ flow == supply, flow >= 0, flow <= capacity]
+    constraints = [INCIDENCE @ flow == SUPPLY, flow >= 0, flow <= capacity]
     drawn, spoil = {0: (1, 2), 1: (0.55, 0.9)}, {1: 0.07}
     return cp.Minimize(cost @ flow), constraints, [cost, capacity], [flow], drawn, spoil, False
 
@@ -102,15 +102,15 @@ def robust_linear_program():
     return cp.Maximize(gain @ x), constraints, [shape, bound], [x], drawn, {1: -30.0}
 
 
-def max_cut():
-    X, W = cp.Variable((4, 4), PSD=True), cp.Parameter((4, 4), symmetric=True)
+def max_cut(n=4):
+    X, W = cp.Variable((n, n), PSD=True), cp.Parameter((n, n), symmetric=True)
     return cp.Maximize(cp.trace(W @ X) / 4), [cp.diag(X) == 1], [W], [X]
 
 
-def entropy_maximization():
-    p, moments = cp.Variable(6), cp.Parameter(2)
-    B = np.random.default_rng(3).normal(size=(2, 6))
-    drawn = {0: lambda rng: B @ (0.5 * rng.dirichlet(np.ones(6)) + 0.5 / 6)}
+def entropy_maximization(n=6):
+    p, moments = cp.Variable(n), cp.Parameter(2)
+    B = np.random.default_rng(3).normal(size=(2, n))
+    drawn = {0: lambda rng: B @ (0.5 * rng.dirichlet(np.ones(n)) + 0.5 / n)}
     constraints = [cp.sum(p) == 1, B @ p == moments]
     return cp.Maximize(cp.sum(cp.entr(p))), constraints, [moments], [p], drawn, {0: 100.0}
 
