@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, hessian, jacrev, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicit_solvers as ims
 from implicit_solvers import Status
 from tests.linear.systems import C128, F64, chain, error, near, seeded
+from tests.solvers.systems import Watch
 
 
 def elementwise(z, a):
@@ -64,13 +64,7 @@ def test_newton_and_adjoint(name, fallback):
 
 def test_an_elementwise_equation_costs_two_products_of_one_batch(monkeypatch):
     """However many unknowns: no matrix is formed, and nothing is factored."""
-    largest, calls = [0], []
-
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            largest[0] = max(largest[0], out.numel() if isinstance(out, torch.Tensor) else 0)
-            return out
+    calls = []
 
     def refuse(*args, **kwargs):
         raise AssertionError("a matrix was factored")
@@ -84,9 +78,9 @@ def test_an_elementwise_equation_costs_two_products_of_one_batch(monkeypatch):
     for n in (50, 5000):
         calls.clear()
         A = ims.JacobianOperator(counted, seeded(n), (seeded(n, seed=1),), detect=True)
-        with Sizes():
+        with Watch() as watch:
             ims.linear_solve(A, seeded(n, seed=2))
-        assert largest[0] <= 4 * n
+        assert watch.largest <= 4 * n
         costs.append(len(calls))
     assert costs[0] == costs[1] <= 3
 
