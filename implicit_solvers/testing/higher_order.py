@@ -22,8 +22,9 @@ _NAMES = {2: "double backward", 3: "triple backward"}
 def check_order(point: Point, order: int, *, forward: bool, sound: bool) -> list[Entry]:
     """Compare the derivative of order ``order``, reverse over reverse and forward over reverse.
 
-    With random cotangents ``w``, ``phi_1 = grad <w, z>`` and ``phi_k = grad <phi_(k-1), u_k>``;
-    the differences of ``phi_(k-1)`` along ``u_k`` are ``phi_k``, since Hessians are symmetric.
+    With a `_loss` of random weights ``w``, ``phi_1 = grad loss(z)`` and
+    ``phi_k = grad <phi_(k-1), u_k>``; the differences of ``phi_(k-1)`` along ``u_k`` are ``phi_k``,
+    since Hessians are symmetric.
     ``sound`` tells whether the orders below were found right.
     """
     subject, generator = point.subject, point.generator
@@ -85,6 +86,12 @@ def _direction(point: Point) -> list[Tensor]:
     return drawn
 
 
+def _loss(point: Point, w: Tensor, y: Tensor) -> Tensor:
+    """Return a loss that is not linear, so that cotangents depend on the inputs, as a user's do."""
+    size = 1 + float(point.z.abs().max())
+    return (w * (y + y**2 / (2 * size))).sum()
+
+
 def _nested(
     point: Point, values: Sequence[Tensor], w: Tensor, directions: Sequence[Sequence[Tensor]]
 ) -> list[Tensor]:
@@ -96,7 +103,7 @@ def _nested(
     ):
         free = [v.detach().clone().requires_grad_() for v in values[:count]]
         wrt = [*free, *(i.tensor for i in subject.captured)]
-        total = (w * subject.value(free)).sum()
+        total = _loss(point, w, subject.value(free))
         for direction in directions:
             phi = slopes(total, wrt, create_graph=True)
             total = torch.stack([(g * u).sum() for g, u in zip(phi, direction, strict=True)]).sum()
@@ -109,7 +116,7 @@ def _pushed(point: Point, w: Tensor, directions: Sequence[Sequence[Tensor]]) -> 
     places = tuple(range(len(subject.in_args)))
 
     def scalar(*tensors: Tensor) -> Tensor:
-        return (w * subject.value(tensors)).sum()
+        return _loss(point, w, subject.value(tensors))
 
     nested: Callable[..., Tensor] = scalar
     for direction in directions[:-1]:

@@ -161,6 +161,10 @@ INJECTED = {
         check_root,
         {"residual"}, False, "not converged",
     ),
+    "a cotangent that is detached": (
+        BACKWARD, lambda old: staticmethod(lambda ctx, gz: old(ctx, gz.detach())),
+        lambda: check_root(order=2), {"double backward"}, False, "cotangent detached in backward",
+    ),
     "forward mode that returns zero": (
         (differentiate.Attach, "jvp"),
         lambda old: staticmethod(lambda ctx, *_: torch.zeros_like(ctx.saved_tensors[0])),
