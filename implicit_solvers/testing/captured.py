@@ -21,28 +21,30 @@ __all__ = ["captured_tensors", "placed", "prepared"]
 
 _DEPTH = 6
 _FOREIGN = ("torch.", "numpy.", "scipy.", "implicit_solvers.")
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
-def captured_tensors(fn: Any) -> dict[str, Tensor]:
-    """Find the floating tensors that ``fn`` holds: name and tensor.
+def captured_tensors(*functions: Any) -> dict[str, Tensor]:
+    """Find the floating tensors that functions hold: name and tensor.
 
-    Looked through are closures and the globals that the code names, parameters and buffers of
-    modules, attributes of objects that own a method, arguments of a ``functools.partial``, and
-    containers of these.
+    Looked through are closures, defaults and the globals that the code names, parameters, buffers
+    and attributes of modules, attributes of objects that own a method, arguments of a
+    ``functools.partial``, and containers of these.
     """
     found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in _walk(fn, "", seen, 0):
-        found.setdefault(name, tensor)
+    seen: dict[int, Any] = {}
+    for fn in functions:
+        for name, tensor in _walk(fn, "", seen, 0):
+            found[f"{name} ({len(found)})" if name in found else name] = tensor
     return found
 
 
-def _walk(value: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[str, Tensor]]:
+def _walk(value: Any, name: str, seen: dict[int, Any], depth: int) -> Iterator[tuple[str, Tensor]]:
     if depth > _DEPTH or id(value) in seen:
         return
     if isinstance(value, (types.ModuleType, type, str, int, float, bool, type(None))):
         return
-    seen.add(id(value))
+    seen[id(value)] = value  # held: the next object could have the id of one that is gone
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield name or "tensor", value
@@ -59,7 +61,11 @@ def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         for part, tensor in (*value.named_parameters(), *value.named_buffers()):
             yield attribute(part), tensor
         for part, module in value.named_modules():
-            yield attribute(part) if part else name, type(module).forward
+            at = attribute(part) if part else name
+            yield at, type(module).forward
+            for key, inner in vars(module).items():
+                if key not in _OF_EVERY_MODULE:
+                    yield f"{at}.{key}" if at else key, inner
     elif isinstance(value, functools.partial):
         yield name, value.func
         yield from ((f"{name}[{i}]", inner) for i, inner in enumerate(value.args))
@@ -94,6 +100,7 @@ def _closure(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
         if name in fn.__globals__:
             yield name, fn.__globals__[name]
     yield from ((f"{fn.__name__} default", value) for value in fn.__defaults__ or ())
+    yield from (fn.__kwdefaults__ or {}).items()
 
 
 def _is_foreign(module: str | None) -> bool:

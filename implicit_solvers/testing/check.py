@@ -89,11 +89,11 @@ def check_implicit_gradients(
         residual, the conditioning and some causes of errors cannot be told.
     parameters
         The captured tensors to check: a sequence or a dict by name. Left out, those that require
-        gradients among the parameters of modules, the closure, and the globals that the function
-        names.
+        gradients among the parameters and attributes of modules, the closure, the defaults, and the
+        globals that the function names.
     double
-        Whether to convert everything to float64 for the check (modules are copied). Otherwise the
-        dtype stays, and float32 has wider bounds.
+        Whether to convert everything to float64 for the check, modules too, and back afterwards.
+        Otherwise the dtype stays, and float32 has wider bounds.
     order
         The highest order of derivatives: 1, 2 or 3.
     forward, vmap

@@ -5,7 +5,6 @@ It knows nothing of what it is compared with.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from implicit_solvers.driver import name_of
 from implicit_solvers.nn import FixedPoint, Minimize, Root
 from implicit_solvers.solution import Solution
 from implicit_solvers.structure import Structure
-from implicit_solvers.testing.captured import captured_tensors
+from implicit_solvers.testing.captured import captured_tensors, prepared
 from implicit_solvers.testing.kinds import SOLVE
 from implicit_solvers.testing.statement import Statement
 from implicit_solvers.tolerance import AUTO, equation_tolerance, largest, rms
@@ -170,10 +169,6 @@ def subject_of(
     if z0 is None and isinstance(bracket, tuple) and bracket and isinstance(bracket[0], Tensor):
         z0 = bracket[0]  # with a bracket, the start only says what z looks like
     _refuse(fn, z0, args, kind, equation)
-    if isinstance(fn, nn.Module):
-        fn = _copied(fn, dtype)
-    if isinstance(equation, nn.Module) and equation is not fn:
-        equation = _copied(equation, dtype)
     if dtype is not None:
         sides = {name: options[name] for name in ("bracket", "bounds") if name in options}
         z0, args, sides = (
@@ -181,16 +176,16 @@ def subject_of(
             for tree in (z0, args, sides)
         )
         options = {**options, **sides}
-    found = captured_tensors(fn)
-    if equation is not None:
-        found = {**captured_tensors(equation), **found}
+    found = captured_tensors(fn, equation)
     wanted = _named(parameters, found)
-    if isinstance(fn, tuple(_MODULES)):
-        given = _module(fn, args)
-    elif z0 is not None:
-        given = _equation(fn, z0, kind, options)
-    else:
-        given = _layer(fn, args, kind, equation, options)
+    known = tuple({id(t): t for t in (*found.values(), *wanted.values())}.values())
+    with prepared(known, (), dtype):
+        if isinstance(fn, tuple(_MODULES)):
+            given = _module(fn, args)
+        elif z0 is not None:
+            given = _equation(fn, z0, kind, options)
+        else:
+            given = _layer(fn, args, kind, equation, options)
     inputs, join = _split(args, given.in_dims, _names(given.equation, args))
     inputs += [Input(f"captured {name}", t, captured=True) for name, t in wanted.items()]
     statement = None
@@ -214,7 +209,7 @@ def subject_of(
         solver=given.solver,
         batch_dims=given.batch_dims,
         separable=given.batch_dims == 0 or given.in_dims is not None,
-        known=tuple({id(t): t for t in (*found.values(), *wanted.values())}.values()),
+        known=known,
     )
 
 
@@ -246,10 +241,6 @@ def _refuse_complex(value: Any, name: str) -> Structure:
             "parts (torch.view_as_real)"
         )
     return structure
-
-
-def _copied(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    return module if dtype is None else copy.deepcopy(module).to(dtype)
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,29 @@ def test_modules_keep_their_parameters(double):
     assert all(p.grad is None and p.requires_grad for p in layer.parameters())
 
 
+def cell_of(linear):
+    return lambda z, x: torch.tanh(0.5 * linear(z) + x)
+
+
+@pytest.mark.parametrize("given", ["parameters", "equation", "init"])
+def test_modules_held_by_functions_are_converted(given):
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(3, 3), torch.tensor([0.1, -0.2, 0.3])
+    kept = linear.weight.detach().clone()
+    first = linear if given == "init" else torch.zeros_like
+    layer = ims.nn.FixedPoint(cell_of(linear), init=first)
+    options = {
+        "parameters": {"parameters": [linear.weight]},
+        "equation": {"equation": cell_of(linear), "kind": "fixed_point"},
+        "init": {},
+    }[given]
+    solve = layer if given != "equation" else lambda x: layer(x)
+    report = clean(check(solve, x, start=None, double=True, **options))
+    assert report.dtype == "float64"
+    assert any("weight" in entry.of for entry in report.entries), str(report)
+    assert linear.weight.dtype == torch.float32 and torch.equal(linear.weight, kept)
+
+
 def test_captured_tensors_are_found_where_they_hide():
     in_closure = torch.ones(2)
 
@@ -184,6 +207,18 @@ def test_captured_tensors_are_found_where_they_hide():
     assert set(captured_tensors(Holder().method)) == {"attribute"}
     assert set(captured_tensors(Called())) == {"attribute", "W"}
     assert set(captured_tensors(Cell())) == {"inner.weight", "inner.bias", "scale"}
+
+    def by_keyword(z, *, keyword=given):
+        return z * keyword
+
+    cell = Cell()
+    cell.inner.plain, cell.several = torch.ones(3), [lambda z: z * in_closure]
+    held = {"inner.weight", "inner.bias", "scale", "inner.plain", "in_closure"}
+    assert set(captured_tensors(cell)) == held
+    assert set(captured_tensors(ims.nn.Root(Holder().method))) == {"cell.attribute"}
+    assert set(captured_tensors(by_keyword)) == {"keyword"}
+    # two tensors of one name
+    assert len(captured_tensors(Holder().method, Holder().method)) == 2
     assert captured_tensors(lambda z: [torch.sin(z) for _ in range(2)]) == {}
     # an attribute's name is not a global's
     assert "W" not in captured_tensors(lambda z: z.W)

@@ -230,6 +230,26 @@ def jacobian(z):
     return torch.eye(3, dtype=DOUBLE) + (1 - torch.tanh(W @ z) ** 2).unsqueeze(-1) * W
 
 
+class Doubled(torch.autograd.Function):
+    """A tensor whose gradient is twice what it should be."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+def test_a_wrong_derivative_of_what_a_module_s_function_captures():
+    layer = ims.nn.Root(lambda z, x: coupled(z, x) + 0.1 * Doubled.apply(WEIGHT) @ z)
+    report = check(layer, None, (X,), forward=False)
+    assert {e.of for e in report.failures} == {"df/d captured WEIGHT", "captured WEIGHT"}, str(
+        report
+    )
+
+
 class Detached(torch.autograd.Function):
     """A rule that is right to first order, and whose backward is not differentiable."""
 
