@@ -50,7 +50,7 @@ class Input:
         entries = self.tensor.detach().abs()
         size = float(rms(entries.reshape(1, -1))) if entries.numel() else 0.0
         whole = size if 0 < size < float("inf") else 1.0
-        tiny = torch.finfo(entries.dtype).eps ** 0.75 * whole
+        tiny = torch.finfo(entries.dtype).eps * whole
         return torch.where((entries > tiny) & entries.isfinite(), entries, whole)
 
 

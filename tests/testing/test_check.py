@@ -89,11 +89,20 @@ def scaled(z, a):
     return torch.stack([1e-6 * (z[0] - a), 1e2 * (z[1] ** 3 - a)])
 
 
+def apart(z, p):
+    return z + 0.1 * torch.sin(z.flip(0)) - torch.stack([p[0] * 1e-6, p[1] ** 2])
+
+
+def weighted(z, strengths):
+    return (strengths * (z - 1) ** 2).sum() + (z**2).sum()
+
+
 def coupled(z, x):
     return z + 0.3 * torch.sin(z.flip(-1)) - x
 
 
 TREE = {"a": torch.zeros(3, dtype=DOUBLE), "b": torch.ones((), dtype=DOUBLE)}
+UNITS, STRENGTHS = torch.tensor([1e6, 0.5]), torch.tensor([1e3, 1e-3])
 ZERO, LANES = torch.zeros(3, dtype=DOUBLE), torch.linspace(-1, 1, 12, dtype=DOUBLE).reshape(2, 3, 2)
 MANY = torch.linspace(-1, 1, 300, dtype=DOUBLE)
 PICARD = {"kind": "fixed_point", "solver": ims.FixedPointIteration()}
@@ -107,6 +116,9 @@ RIGHT = {
      torch.tensor([1.0, 0.7, 0.2, 0.4], dtype=DOUBLE), {"kind": "least_squares"}),
     # a simple root, which is not singular
     "badly scaled": (scaled, torch.ones(2, dtype=DOUBLE), M, {}),
+    # entries of one argument in units of their own, in float32
+    "units apart": (apart, torch.zeros(2), UNITS, {}),
+    "strengths": (weighted, torch.zeros(2), STRENGTHS, {"kind": "minimize"}),
     "two dimensions of lanes": (coupled, 0 * LANES, LANES, {"batch_dims": 2}),
     "with in_dims": (coupled, 0 * LANES, LANES, {"batch_dims": 2, "in_dims": (0,)}),
     "large": (lambda z, x: x - 0.1 * torch.sin(z.roll(1, 0)), 0 * MANY, MANY,
