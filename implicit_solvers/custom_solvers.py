@@ -467,7 +467,8 @@ def _decorator(
                 out = tree_map(
                     functools.partial(_as_tensor, dtype=structure.dtype, device=z.device), out
                 )
-                return structure.check_like(out, z.shape[:-1], "your solver", "z0")
+                # a copy: a solver may write the next result into the same memory
+                return structure.check_like(out, z.shape[:-1], "your solver", "z0").clone()
 
             def run(problem: EquationProblem, z: Tensor) -> Outcome:
                 count = len(tensors)

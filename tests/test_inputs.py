@@ -121,6 +121,24 @@ def test_args_are_not_scanned():
     torch.testing.assert_close(sol.value, torch.tensor([1.0, 0.0]))
 
 
+@pytest.mark.parametrize("method", ["loop", "batched"])
+@pytest.mark.parametrize("numpy", [False, True], ids=["tensor", "numpy"])
+def test_a_solver_may_return_the_same_memory_every_time(method, numpy):
+    count = {"loop": 1, "batched": 3}[method]
+    buffer = torch.zeros(count, dtype=torch.float64).squeeze()
+
+    def solver(z0, a):
+        buffer.copy_(a.sqrt())
+        return buffer.numpy() if numpy else buffer
+
+    solve = ims.custom_root(lambda z, a: z**2 - a, vmap_method=method)(solver)
+    lanes = vmap(lambda a: solve(torch.ones((), dtype=torch.float64), a).value)
+    a = torch.tensor([9.0, 4.0, 16.0], dtype=torch.float64)
+    earlier, later = lanes(a), lanes(4 * a)
+    torch.testing.assert_close(earlier, a.sqrt())
+    torch.testing.assert_close(later, 2 * a.sqrt())
+
+
 def test_custom_root_batched_and_looped_agree():
     calls = []
 
