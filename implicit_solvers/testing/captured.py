@@ -25,7 +25,7 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def captured_tensors(*functions: Any) -> dict[str, Tensor]:
-    """Find the floating tensors that functions hold: name and tensor.
+    """Find the real and complex tensors that functions hold: name and tensor.
 
     Looked through are closures, defaults and the globals that the code names, parameters, buffers
     and attributes of modules, attributes of objects that own a method, arguments of a
@@ -46,7 +46,7 @@ def _walk(value: Any, name: str, seen: dict[int, Any], depth: int) -> Iterator[t
         return
     seen[id(value)] = value  # held: the next object could have the id of one that is gone
     if isinstance(value, Tensor):
-        if value.is_floating_point():
+        if value.is_floating_point() or value.is_complex():
             yield name or "tensor", value
         return
     for part, inner in _parts(value, name):
@@ -121,7 +121,7 @@ def _globals_named(code: types.CodeType) -> Iterator[str]:
 def prepared(
     tensors: Sequence[Tensor], inputs: Sequence[Tensor], dtype: torch.dtype | None
 ) -> Iterator[None]:
-    """Give captured tensors the dtype of the check, and let its inputs require gradients.
+    """Give real captured tensors the dtype of the check, and let its inputs require gradients.
 
     Values, dtypes and flags are put back afterwards.
     """
@@ -132,7 +132,8 @@ def prepared(
             if not flag:
                 tensor.requires_grad_(True)
         for tensor, value in zip(tensors, values, strict=True):
-            tensor.data = value.clone() if dtype is None else value.clone().to(dtype)
+            real = value.is_floating_point()
+            tensor.data = value.clone().to(dtype if dtype and real else value.dtype)
         yield
     finally:
         for tensor, value in zip(tensors, values, strict=True):

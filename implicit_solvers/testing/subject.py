@@ -6,7 +6,7 @@ It knows nothing of what it is compared with.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class Subject:
     """A layer of ``args``, everything else fixed.
 
     ``inputs`` are the floating tensors in ``args``, of which ``join`` makes ``args``, then the
-    captured ones; ``known`` are all captured ones, inputs or not. If the library makes the solve,
+    captured ones; ``known`` are all captured ones, real and complex, inputs or not. If the library makes the solve,
     ``resolve`` solves from another start, or with another ``on_failure``.
     """
 
@@ -144,6 +144,7 @@ class Subject:
 def _solved(out: Any) -> Solved:
     solution = out if isinstance(out, Solution) else None
     leaves = tree_flatten(out.value if isinstance(out, Solution) else out)[0]
+    _refuse_complex_ones((leaf, "the layer's value") for leaf in leaves)
     floating = [t.reshape(-1) for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
     if not floating:
         raise TypeError(
@@ -231,6 +232,12 @@ def _refuse(fn: Any, z0: Any, args: Any, kind: str, equation: Any) -> None:
         )
     if z0 is not None:
         _refuse_complex(z0, "z0")
+
+
+def _refuse_complex_ones(named: Iterable[tuple[Any, str]]) -> None:
+    for value, name in named:
+        if isinstance(value, Tensor) and value.is_complex():
+            _refuse_complex(value, name)
 
 
 def _refuse_complex(value: Any, name: str) -> Structure:
@@ -329,6 +336,7 @@ def _split(
     """Split ``args`` into its floating tensors and a function that puts tensors in their places."""
     with_paths, spec = tree_flatten_with_path(args)
     leaves = [leaf for _, leaf in with_paths]
+    _refuse_complex_ones((leaf, _label(path, names)) for path, leaf in with_paths)
     places = [i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.is_floating_point()]
     carried = _carried(args, in_dims)
     inputs = [
@@ -381,7 +389,9 @@ def _label(path: Any, names: Sequence[str]) -> str:
 def _named(parameters: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the captured tensors to differentiate in: those given, else those with gradients."""
     if parameters is None:
-        return {name: t for name, t in found.items() if t.requires_grad}
+        wanted = {name: t for name, t in found.items() if t.requires_grad}
+        _refuse_complex_ones((t, f"captured {name}") for name, t in wanted.items())
+        return wanted
     if isinstance(parameters, Tensor):
         parameters = [parameters]
     known = {id(t): name for name, t in found.items()}

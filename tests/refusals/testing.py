@@ -6,6 +6,8 @@ SETUP = """
 from implicit_solvers.testing import check_implicit_gradients, problems, strategies
 kepler = lambda E, M, e: E - e * torch.sin(E) - M
 M, e = torch.tensor(0.5), torch.tensor(0.3)
+c = torch.tensor(1 + 2j)
+w = c.clone().requires_grad_()
 """
 CHECKS = [
     ("3, M, (M,)", TypeError, "equation_or_layer is a int: pass a function"),
@@ -16,10 +18,14 @@ CHECKS = [
     ("kepler, torch.tensor(1), (M, e)", TypeError, "pass z0.to(torch.float64)"),
     ("kepler, M, (M, e), equation=kepler", ValueError, "z0 and equation are given: z0 is"),
     ("kepler, M, (M, e), parameters=[3]", TypeError, "no floating tensor at 0: pass tensors"),
+    ("lambda z, M, c: z - M * c.abs(), M, (M, c)", TypeError,
+     "args[1] (c) is complex (torch.complex64): check a function of its real and imaginary parts"),
+    ("lambda z, M: z - M * w.abs(), M, (M,)", TypeError,
+     "captured w is complex (torch.complex64): check a function of its real and imaginary"),
     ("torch.sin, None, (M,), solver=ims.Newton()", TypeError, "leave them out, or pass"),
     ("torch.sin, None, (M,), equation=lambda z, a: z.expand(2)", ValueError, "one entry for each"),
     ("ims.nn.Root(kepler), None, ()", ValueError, "args is empty: pass the inputs of the module"),
-]
+]  # fmt: skip
 STRATEGIES = [
     ("well_conditioned(min_size=0)", "min_size=0, max_size=6: pass 1 <= min_size"),
     ("well_conditioned(min_size=3, max_size=2)", "min_size=3, max_size=2: pass 1 <= min_size"),

@@ -403,6 +403,16 @@ def test_a_layer_that_fails_nearby_cannot_be_differenced():
         assert "could not be differenced" in entry_of(report, name).cause
 
 
+def test_what_is_complex_is_not_passed():
+    report = check_implicit_gradients(lambda a: (a**2, torch.complex(a, a)), None, (M,))
+    assert [entry.check for entry in report.failures] == ["solve"]
+    assert "the layer's value is complex" in report.causes[0]
+    constant = torch.tensor(0.6 + 0.8j)  # none of the inputs: it stays as it is
+    for double in (False, True):
+        clean(check(lambda z, a: z - a * constant.abs(), double=double))
+    assert constant.dtype == torch.complex64
+
+
 def test_a_solution_that_is_not_finite():
     report = check_implicit_gradients(lambda a: a / 0, None, (M,))
     assert [entry.check for entry in report.failures] == ["residual"]
