@@ -15,7 +15,7 @@ from torch import Tensor
 
 from implicit_solvers.testing.point import Point
 
-__all__ = ["Cause", "Suspect", "most_likely", "suspects"]
+__all__ = ["NONFINITE", "Cause", "Suspect", "most_likely", "suspects"]
 
 
 class Cause(NamedTuple):
@@ -35,6 +35,11 @@ class Suspect(NamedTuple):
     derivative: Tensor
 
 
+NONFINITE = Cause(
+    "the derivative is not finite (the square root or norm of zero, a division by zero, zero times "
+    "infinity, an overflow)",
+    "see where the rule makes NaN or inf, or check at another point",
+)
 SIGN = Cause(
     "the sign is dropped: the derivative is the negative of what it should be",
     "dz = -A^-1 B dtheta: the minus belongs to the right-hand side of the linear solve",

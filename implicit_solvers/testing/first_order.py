@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.monitoring import Monitor, SolveRecord, monitor
-from implicit_solvers.testing.causes import Cause, most_likely, suspects
+from implicit_solvers.testing.causes import NONFINITE, Cause, most_likely, suspects
 from implicit_solvers.testing.differences import (
     Difference,
     central_difference,
@@ -185,6 +185,9 @@ def _judge(
     tolerance = truth.tolerance(point) * weight
     error = _largest(observed - expected)
     entry = Entry(check, given.name, "ok", error, tolerance)
+    wrong = [name for name in ("z", given.name) if name in point.broken]
+    if not wrong and not bool(observed.isfinite().all()):
+        return replace(entry, result="failed", cause=NONFINITE.cause, change=NONFINITE.change)
     if not truth.uncertainty < float("inf"):
         return Entry(check, given.name, "warning", cause=_LOST.cause, change=_LOST.change)
     if error <= tolerance:
@@ -199,7 +202,6 @@ def _judge(
                 change="tighten the solver's tolerances, use double=True, or check elsewhere",
             )
         return entry
-    wrong = [name for name in ("z", given.name) if name in point.broken]
     if wrong:
         return replace(entry, result="failed", cause=_ALONE.cause, change=_ALONE.change)
     mode = "forward" if W is None else "reverse"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.testing.captured import placed
+from implicit_solvers.testing.causes import NONFINITE
 from implicit_solvers.testing.differences import Difference, central_difference
 from implicit_solvers.testing.first_order import explain_exception
 from implicit_solvers.testing.point import Point
@@ -153,6 +154,8 @@ def _judge(
     largest = max(size, float(expected.abs().max()))
     solve = 16 * point.eps ** (2 / 3) * min(max(point.condition, 1.0), 1e3) * largest
     tolerance = 4 * truth.uncertainty + solve
+    if sound and not size < float("inf"):
+        return Entry(*what, "failed", error, tolerance, NONFINITE.cause, NONFINITE.change)
     if not truth.uncertainty < float("inf"):
         cause = "the derivative could not be differenced: it was not found for nearby values"
         return Entry(*what, "warning", cause=cause, change="choose a more robust solver")

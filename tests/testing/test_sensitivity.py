@@ -165,6 +165,10 @@ INJECTED = {
         BACKWARD, lambda old: staticmethod(lambda ctx, gz: old(ctx, gz.detach())),
         lambda: check_root(order=2), {"double backward"}, False, "cotangent detached in backward",
     ),
+    "a derivative of infinity": (
+        BACKWARD, backward(lambda grads, _: (None if g is None else g * torch.inf for g in grads)),
+        check_root, {"reverse mode"}, True, "the derivative is not finite",
+    ),
     "forward mode that returns zero": (
         (differentiate.Attach, "jvp"),
         lambda old: staticmethod(lambda ctx, *_: torch.zeros_like(ctx.saved_tensors[0])),
@@ -279,6 +283,20 @@ def test_a_second_derivative_that_drops_terms(layer):
     assert "first derivative is right and its own derivative is not" in report.causes[0] or (
         "the derivative of the first derivative is zero" in report.causes[0]
     )
+
+
+def test_a_second_derivative_of_infinity():
+    class Overflowing(Detached):
+        @staticmethod
+        def backward(ctx, g):
+            zero = (g - g.detach()).abs().sqrt()  # with an infinite derivative
+            return torch.linalg.solve(jacobian(ctx.saved_tensors[0]).mT, g) + zero
+
+    report = check_implicit_gradients(
+        Overflowing.apply, None, (X,), equation=coupled, forward=False, vmap=False
+    )
+    assert failed(report) == {"double backward"}, str(report)
+    assert report.causes[0].startswith("the derivative is not finite")
 
 
 def test_a_symmetric_adjoint_solver_for_a_nonsymmetric_operator():
