@@ -171,8 +171,9 @@ class FixedPoint(_Layer):
     dropout changes in each evaluation, and batch normalization makes problems depend on each other.
     The backward pass evaluates the cell, too: do not change its mode before. Forward hooks on the
     cell fire at every evaluation, of both passes; hooks on the layer once. Full backward hooks on
-    the cell are refused by ``torch.func``; on the layer they work. ``fully_shard`` (FSDP2) may be
-    around the layer, around the cell, or both: a solve is one forward pass of a sharded cell.
+    either fire in ``backward()``; under ``vmap`` they do not, ``torch.func.grad`` refuses them, and
+    on the cell ``jvp`` does, too. ``fully_shard`` (FSDP2) may be around the layer, around the cell,
+    or both: a solve is one forward pass of a sharded cell.
 
     Source: Bai, Kolter and Koltun, "Deep Equilibrium Models" (2019), section 3.
 

@@ -235,6 +235,22 @@ def test_hooks_on_the_cell_fire_and_count():
     agree(gradients(layer.cell, out), gradients(reference, half))
 
 
+@pytest.mark.parametrize("part", ["cell", "layer"])
+def test_full_backward_hooks_work_outside_of_transforms(part):
+    layer, fired = make(), []
+    expected = gradients(layer, layer(X))
+    hooked = layer.cell if part == "cell" else layer
+    hooked.register_full_backward_hook(lambda *_: fired.append(part))
+    agree(gradients(layer, layer(X.clone().requires_grad_())), expected, 0)
+    assert fired
+    fired.clear()
+    vmap(layer)(X[None].clone().requires_grad_()).sum().backward()
+    assert not fired
+    for transform in (torch.func.grad, torch.func.jacfwd)[: 2 if part == "cell" else 1]:
+        with pytest.raises(RuntimeError, match="functorch transform"):
+            transform(lambda x: layer(x).sum())(X)
+
+
 def saved_on_cpu(layer, x):
     with torch.autograd.graph.save_on_cpu():
         return layer(x)
