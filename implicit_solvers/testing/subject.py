@@ -67,8 +67,8 @@ class Subject:
     """A layer of ``args``, everything else fixed.
 
     ``inputs`` are the floating tensors in ``args``, of which ``join`` makes ``args``, then the
-    captured ones; ``known`` are all captured ones, real and complex, inputs or not. If the library makes the solve,
-    ``resolve`` solves from another start, or with another ``on_failure``.
+    captured ones; ``known`` are all captured ones, real and complex, inputs or not. If the library
+    makes the solve, ``resolve`` solves from another start, or with another ``on_failure``.
     """
 
     name: str
