@@ -280,6 +280,19 @@ def test_a_variable_replaced_before_the_backward_pass_is_read_once_or_an_error()
     agree(g, torch.cos(z) / (1 + 0.5 * torch.sin(z)))
 
 
+@pytest.mark.parametrize("solver", [None, ims.GMRES(), ims.LSMR()])
+@pytest.mark.parametrize("kind", ["function", "jacobian"])
+def test_an_operator_that_reads_another_tensor_by_now_is_an_error(kind, solver):
+    old = torch.tensor([2.0, 4.0], dtype=torch.float64, requires_grad=True)
+    holder, b = {"w": old}, torch.ones(2, dtype=torch.float64)
+    product = lambda v: holder["w"] * v
+    A = ims.FunctionOperator(product, b) if kind == "function" else ims.JacobianOperator(product, b)
+    x = ims.linear_solve(A, b, solver=solver).value.sum()
+    holder["w"] = 10 * old.detach()
+    with pytest.raises(RuntimeError, match="does not read a tensor any more"):
+        torch.autograd.grad(x, old)
+
+
 def test_batched_statistics_need_no_derivative():
     def solve(mean, x):
         def cell(z, x):

@@ -515,7 +515,7 @@ def operator_template(
             return contextlib.nullcontext()
         scope = contextlib.ExitStack()
         if captured:
-            scope.enter_context(Substitution(captured, tensors))
+            scope.enter_context(Substitution(captured, tensors, captured.tensors))
         if captured.normalizes:
             scope.enter_context(WeightsApart())
         return scope
