@@ -185,7 +185,7 @@ class Captured:
     globals: tuple[tuple[dict[str, Any], str, Any], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.tensors or self.buffers)
+        return bool(self.tensors or self.buffers or self.slots)
 
     def unmoved(self, operands: Sequence[Tensor]) -> bool:
         """Tell whether a substitution by the last of ``operands`` would change no value."""

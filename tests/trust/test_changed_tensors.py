@@ -106,6 +106,43 @@ def test_a_buffer_that_is_replaced_keeps_its_value(order):
     assert float(cell.temperature) == 0.1
 
 
+class Multiply(nn.Module):
+    """``t v`` of a buffer ``t``; nothing in it requires grad."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("t", torch.tensor([2.0, 4.0], dtype=D))
+
+    def forward(self, v):
+        return self.t * v
+
+
+def system(module, w, solver):
+    return ims.linear_solve(ims.FunctionOperator(module, like=w), w, solver=solver).value
+
+
+def equation(module, w, solver):
+    adjoint = ims.ImplicitAdjoint(solver)
+    return ims.root(lambda z, w: module(z) - w, torch.ones_like(w), (w,), adjoint=adjoint).value
+
+
+@pytest.mark.parametrize("solver", [ims.LU(), ims.GMRES(), ims.BiCGStab(), ims.LSMR()])
+@pytest.mark.parametrize("solve", [system, equation])
+def test_a_buffer_that_is_replaced_keeps_its_value_where_nothing_else_is_captured(solve, solver):
+    module, w = Multiply(), torch.ones(2, dtype=D, requires_grad=True)
+    z = solve(module, w, solver)
+    (g,) = torch.autograd.grad((z**2).sum(), w, create_graph=True)
+    _, pull = vjp(lambda w: solve(module, w, solver), w.detach())
+    module.t = 10 * module.t
+    expected = torch.tensor([0.5, 0.25], dtype=D)
+    for found, exact in (
+        (torch.autograd.grad(z.sum(), w, retain_graph=True)[0], expected),
+        (torch.autograd.grad(g.sum(), w)[0], 2 * expected**2),
+        (pull(torch.ones_like(w))[0], expected),
+    ):
+        torch.testing.assert_close(found, exact)
+
+
 def test_batch_norm_that_went_on_training_is_no_change():
     torch.manual_seed(0)
     cell = nn.Sequential(nn.BatchNorm1d(2, dtype=D), nn.Linear(2, 2, dtype=D))
