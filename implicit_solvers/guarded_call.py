@@ -25,7 +25,7 @@ from implicit_solvers.torch_internals import (
     version,
 )
 
-__all__ = ["ExplainedCall", "GuardedCall", "called", "is_of_devices"]
+__all__ = ["ExplainedCall", "GuardedCall", "called", "is_of_devices", "unwritten"]
 
 # how a function is called, where it takes another number of arguments
 IN_ARGS = "it is called as fn(z, *args), so args has what comes after z, as in args=(theta,)"
@@ -68,8 +68,7 @@ class GuardedCall:
             if why is None or isinstance(error.__cause__, TypeError):
                 raise
             raise TypeError(f"{why} ({error})") from error
-        if _versions(given) != before:
-            raise ValueError(self._written(given, before))
+        _check_unwritten(given, before, f"the function of {self.label}", "z")
         return out
 
     def _recorded(self, z: Any, args: Sequence[Any]) -> Any:
@@ -99,16 +98,40 @@ class GuardedCall:
             ) from error
         raise error
 
-    def _written(self, given: Sequence[Any], before: Sequence[Sequence[int]]) -> str:
-        changed = [
-            i for i, (a, b) in enumerate(zip(_versions(given), before, strict=True)) if a != b
-        ]
-        name = "z" if changed[0] == 0 else f"args[{changed[0] - 1}]"
-        return (
-            f"the function of {self.label} wrote into {name} (an operation in place, as mul_ or "
-            "out=), which is the tensor of the caller: write x = x.mul(2) in the place of "
-            "x.mul_(2), or clone() it first"
-        )
+
+def unwritten(fn: Callable[..., Any], given: Sequence[Any], who: str, first: str = "z") -> Any:
+    """Return ``fn(*given)``; refuse to go on if it wrote into what it was given.
+
+    Messages call what it is given ``first``, and then ``args``.
+    """
+    if compiling():
+        return fn(*given)
+    before = _versions(given)
+    try:
+        out = fn(*given)
+    except RuntimeError as error:
+        if "in-place operation" in str(error):  # torch may say so of what it differentiates
+            copies = tree_map_only(Tensor, lambda t: t.detach().clone(), tuple(given))
+            before = _versions(copies)
+            fn(*copies)
+            _check_unwritten(copies, before, who, first)
+        raise
+    _check_unwritten(given, before, who, first)
+    return out
+
+
+def _check_unwritten(
+    given: Sequence[Any], before: Sequence[Sequence[int]], who: str, first: str
+) -> None:
+    after = _versions(given)
+    if after == before:
+        return
+    place = [a != b for a, b in zip(after, before, strict=True)].index(True)
+    name = first if place == 0 else f"args[{place - 1}]"
+    raise ValueError(
+        f"{who} wrote into {name} (an operation in place, as mul_ or out=), which is the tensor of "
+        "the caller: write x = x.mul(2) in the place of x.mul_(2), or clone() it first"
+    )
 
 
 def _versions(given: Sequence[Any]) -> list[list[int]]:

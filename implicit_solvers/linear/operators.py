@@ -11,6 +11,7 @@ from torch import Tensor
 
 from implicit_solvers.autodiff import differentiable, vjp
 from implicit_solvers.compiling import compiling
+from implicit_solvers.guarded_call import unwritten
 from implicit_solvers.linear.linear_operator import LinearOperator, operator_pytree
 from implicit_solvers.structure import Structure
 from implicit_solvers.torch_internals import is_batched, tree_map, tree_structure
@@ -175,7 +176,7 @@ class FunctionOperator(LinearOperator):
 
     def mv(self, v: Any) -> Any:
         """Return ``fn(v)``."""
-        return self.fn(v)
+        return unwritten(self.fn, (v,), "the product of an operator or preconditioner", "v")
 
 
 def _one_for_each_lane(matrix: Tensor) -> bool:
@@ -248,7 +249,8 @@ class JacobianOperator(LinearOperator):
         structure = self.structure
 
         def flat(z: Tensor) -> Tensor:
-            out = self.fn(structure.unravel(z), *self.args)
+            given = structure.unravel(z), *self.args
+            out = unwritten(self.fn, given, "the function of JacobianOperator")
             return self.out_structure.check_like(out, (), "fn", "z")
 
         return structure, flat, structure.ravel(self.z)
@@ -321,7 +323,8 @@ class HessianOperator(LinearOperator):
         """Return ``H v``."""
 
         def gradient(z: Any) -> Any:
-            value, pull = vjp(lambda z: self.fn(z, *self.args), z)
+            who = "the function of HessianOperator"
+            value, pull = vjp(lambda z: unwritten(self.fn, (z, *self.args), who), z)
             if not isinstance(value, Tensor) or value.dim() > 0:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"fn returned {shape}: a Hessian needs a scalar, a 0-d tensor")

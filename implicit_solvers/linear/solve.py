@@ -487,17 +487,19 @@ def operator_template(
     if A.rectangular:
         b = unknowns.unravel(structure.ravel(b).new_zeros(*structure.native, unknowns.size))
     leaves, tree = tree_flatten(b)
-    flat = [t.detach() for t in leaves]
 
     def evaluate(*tensors: Tensor) -> Any:
-        v = tree_unflatten(list(tensors[: len(flat)]), tree)
-        return join(tensors[len(flat) :]).mv(v)
+        v = tree_unflatten(list(tensors[: len(leaves)]), tree)
+        return join(tensors[len(leaves) :]).mv(v)
 
     captured = Captured()
     functionless = made_of_tensors(A)
     # a compiler sees what a function captures
     if not (compiling() or functionless):
-        captured = capture(evaluate, (*flat, *own), f"the function of {type(A).__name__}", A)
+        with torch.inference_mode(False), torch.no_grad():
+            # what is written into these is noticed
+            copies = [t.clone() for t in leaves]
+        captured = capture(evaluate, (*copies, *own), f"the function of {type(A).__name__}", A)
     count = len(own)
     outermost = not (transforms_active() or torch.is_inference_mode_enabled() or nested())
 

@@ -180,6 +180,53 @@ def test_a_function_that_writes_into_z_is_refused():
         )
 
 
+WRITES = {
+    "mul_": lambda v: v.mul_(2),
+    "a view": lambda v: [v[1:].mul_(2), 2 * v][1],
+    "an entry": lambda v: [v.__setitem__(0, 7.0), 2 * v][1],
+}
+PRECONDITIONED = [ims.GMRES(), ims.BiCGStab(), ims.CG(), ims.MINRES(), ims.Neumann()]
+FACTORED = [ims.LU(), ims.QR(), ims.SVD(), ims.Cholesky(), ims.LSMR()]
+
+
+def refused_for_writing(b, call):
+    before = b.detach().clone()
+    with pytest.raises(ValueError, match="wrote into v"):
+        call(b)
+    assert torch.equal(b.detach(), before)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("solver", PRECONDITIONED + FACTORED, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("name", WRITES)
+def test_a_product_that_writes_into_its_vector_is_refused_and_changes_nothing(name, solver, mode):
+    fn, known = WRITES[name], {"symmetric": True, "positive_definite": True}
+    with mode():
+        b = torch.arange(1.0, 4.0, dtype=D)
+        A = ims.FunctionOperator(fn, like=b, **known)
+        refused_for_writing(b, lambda b: ims.linear_solve(A, b, solver=solver))
+        if solver in PRECONDITIONED:
+            A, how = ims.MatrixOperator(torch.diag(b), **known), {"preconditioner": fn}
+            refused_for_writing(b, lambda b: ims.linear_solve(A, b, solver=solver, **how))
+        if mode is torch.enable_grad and solver == ims.LU():
+            b.requires_grad_()
+            A = ims.FunctionOperator(fn, like=b)
+            refused_for_writing(b, lambda b: ims.linear_solve(A, b))
+            refused_for_writing(b, lambda b: vmap(lambda b: ims.linear_solve(A, b))(b.expand(2, 3)))
+
+
+@pytest.mark.parametrize("name", ["z", r"args\[0\]"])
+@pytest.mark.parametrize("kind", [ims.JacobianOperator, ims.HessianOperator])
+def test_a_function_of_a_derivative_that_writes_is_refused(kind, name):
+    def fn(z, a):
+        (z if name == "z" else a).mul_(2)
+        return z * a if kind is ims.JacobianOperator else (a * z**2).sum()
+
+    b = torch.ones(3, dtype=D)
+    with pytest.raises(ValueError, match=f"the function of {kind.__name__} wrote into {name}"):
+        ims.linear_solve(kind(fn, b.clone(), (b.clone(),)), b)
+
+
 def test_a_numpy_solver_that_writes_into_what_it_is_given_changes_nothing():
     @ims.custom_root(lambda x, A, b: A @ x - b)
     def solve(x0, A, b):
