@@ -29,6 +29,7 @@ __all__ = [
     "over",
     "peak",
     "rms",
+    "safe_norm",
     "some",
     "summed",
 ]
@@ -132,8 +133,14 @@ def norm(vectors: Tensor, keepdim: bool = False) -> Tensor:
     """Return the Euclidean norm of each lane."""
     if alone():
         return torch.linalg.vector_norm(vectors, dim=-1, keepdim=keepdim)
-    size = _safe_norm(_gathered(_safe_norm(vectors), _THREAD.groups[-1]).movedim(0, -1))
+    size = safe_norm(vectors)
     return size.unsqueeze(-1) if keepdim else size
+
+
+def safe_norm(vectors: Tensor) -> Tensor:
+    """Return the Euclidean norm of each lane, where squares may under- or overflow."""
+    size = _safe_norm(vectors)
+    return size if alone() else _safe_norm(_gathered(size, _THREAD.groups[-1]).movedim(0, -1))
 
 
 def rms(vectors: Tensor) -> Tensor:

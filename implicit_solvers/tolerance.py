@@ -6,6 +6,7 @@ It knows no solver.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "equation_tolerance",
     "largest",
     "linear_tolerance",
+    "power_of_two",
     "rms",
     "safe_rms",
 ]
@@ -83,6 +85,13 @@ def safe_rms(lanes: Tensor) -> Tensor:
     """Return the root mean square of each lane, where squares may under- or overflow."""
     unit = largest(lanes).clamp(min=torch.finfo(lanes.dtype).tiny)
     return rms(lanes / unit.unsqueeze(-1)) * unit
+
+
+def power_of_two(sizes: Tensor) -> Tensor:
+    """Return the power of two next to each size; 1 where that is zero or not finite."""
+    info = torch.finfo(sizes.dtype)
+    exponent = sizes.log2().round().clamp(math.log2(info.tiny), math.log2(info.max) - 1)
+    return torch.where((sizes > 0) & (sizes < torch.inf), exponent.exp2(), 1.0)
 
 
 def equation_tolerance(rtol: float | Auto, atol: float | Auto, eps: float, size: Any) -> Any:

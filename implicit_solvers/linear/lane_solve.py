@@ -26,7 +26,7 @@ from implicit_solvers.monitoring import observe
 from implicit_solvers.ranks import alone
 from implicit_solvers.solution import Status, enforce, failed
 from implicit_solvers.solver import DirectSolver
-from implicit_solvers.tolerance import largest, rms, safe_rms
+from implicit_solvers.tolerance import largest, power_of_two, rms, safe_rms
 from implicit_solvers.traced_loop import inside, repeat
 
 __all__ = ["solve_in_lanes"]
@@ -212,8 +212,7 @@ def _unit(b: Tensor, start: Tensor | None) -> Tensor | None:
     far = far & (size > 0) & (size < torch.inf)
     if not compiling() and not bool(far.any()):
         return None
-    exponent = size.log2().round().clamp(math.log2(info.tiny), math.log2(info.max) - 1)
-    return torch.where(far, exponent.exp2(), 1.0)
+    return torch.where(far, power_of_two(size), 1.0)
 
 
 def _spread(

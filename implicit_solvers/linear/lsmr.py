@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.linear.problem import LinearProblem
-from implicit_solvers.ranks import norm
+from implicit_solvers.ranks import norm, safe_norm
 from implicit_solvers.solver import LinearMethod
-from implicit_solvers.tolerance import rms
+from implicit_solvers.tolerance import power_of_two, rms
 
 __all__ = ["LSMR"]
 
@@ -23,9 +23,13 @@ def _norm(v: Tensor) -> Tensor:
     return norm(v, keepdim=True)
 
 
-def _unit(v: Tensor) -> tuple[Tensor, Tensor]:
-    length = _norm(v)
+def _unit(v: Tensor, length: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    length = _norm(v) if length is None else length
     return torch.where(length > 0, v / length, 0.0), length
+
+
+def _safe_unit(v: Tensor) -> tuple[Tensor, Tensor]:
+    return _unit(v, safe_norm(v).unsqueeze(-1))
 
 
 def _rotation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +43,8 @@ class LSMRState(NamedTuple):
 
     ``u, v, alpha`` are those of the bidiagonalization, the other scalars those of the two QR
     factorizations; ``h`` and ``bar`` are the directions, ``Ah`` and ``Abar`` their products, and
-    ``size`` estimates the norm of the operator.
+    ``size`` estimates the norm of the operator. The operator is measured in ``scale``, a power of
+    two near that.
     """
 
     z: Tensor
@@ -59,6 +64,7 @@ class LSMRState(NamedTuple):
     cbar: Tensor
     sbar: Tensor
     size: Tensor
+    scale: Tensor
     error: Tensor
     flag: Tensor
 
@@ -106,9 +112,9 @@ class LSMR(LinearMethod):
 
     def _size(self, problem: LinearProblem) -> Tensor:
         """Return an estimate of the norm of ``A`` from below."""
-        v = _unit(problem.A.rmv(problem.b))[0]
-        v = _unit(problem.A.rmv(problem.A.mv(v)))[0]
-        return _norm(problem.A.mv(v))
+        v = _safe_unit(problem.A.rmv(_unit(problem.b)[0]))[0]
+        v = _safe_unit(problem.A.rmv(_safe_unit(problem.A.mv(v))[0]))[0]
+        return _safe_unit(problem.A.mv(v))[1]
 
     def _error(
         self, problem: LinearProblem, residual: Tensor, normal: Tensor, size: Tensor
@@ -121,15 +127,20 @@ class LSMR(LinearMethod):
     def error_at(self, problem: LinearProblem, x: Tensor, error: Tensor) -> Tensor:
         """Return what is compared with the tolerance, from products with ``x``."""
         r = problem.residual(x)
-        return self._error(problem, r, _norm(problem.A.rmv(r)), self._size(problem))
+        u, beta = _unit(r)
+        size = self._size(problem)
+        alpha = _safe_unit(problem.A.rmv(u))[1]
+        return self._error(problem, r, alpha / size * beta, torch.ones_like(size))
 
     def init(self, problem: LinearProblem, x: Tensor) -> LSMRState:
         """Start at ``x``."""
         r = problem.residual(x)
         u, beta = _unit(r)
-        v, alpha = _unit(problem.A.rmv(u))
-        one, zero = torch.ones_like(beta), torch.zeros_like(beta)
         size = self._size(problem)
+        scale = power_of_two(size)
+        v, alpha = _unit(problem.A.rmv(u) / scale)
+        one, zero = torch.ones_like(beta), torch.zeros_like(beta)
+        size = size / scale
         return LSMRState(
             x,
             r,
@@ -148,6 +159,7 @@ class LSMR(LinearMethod):
             one,
             zero,
             size,
+            scale,
             self._error(problem, r, alpha * beta, size),
             torch.zeros(len(x), dtype=torch.int64, device=x.device),
         )
@@ -155,10 +167,10 @@ class LSMR(LinearMethod):
     def step(self, problem: LinearProblem, state: LSMRState) -> LSMRState:
         """Bidiagonalize further, rotate twice, and follow the new direction."""
         st = state
-        Av = problem.A.mv(st.v)
+        Av = problem.A.mv(st.v) / st.scale
         Ah = Av - (st.theta / st.rho) * st.Ah
         u, beta = _unit(Av - st.alpha * st.u)
-        v, alpha = _unit(problem.A.rmv(u) - beta * st.v)
+        v, alpha = _unit(problem.A.rmv(u) / st.scale - beta * st.v)
 
         c, s, rho = _rotation(st.alphabar, beta)
         theta, alphabar = s * alpha, c * alpha
@@ -176,7 +188,7 @@ class LSMR(LinearMethod):
         finite = torch.isfinite(alpha + beta).squeeze(-1)
         one = torch.ones_like(rho)
         return LSMRState(
-            st.z + length * bar,
+            st.z + length / st.scale * bar,
             residual,
             u,
             v,
@@ -193,6 +205,7 @@ class LSMR(LinearMethod):
             cbar,
             sbar,
             st.size,
+            st.scale,
             torch.where(finite, error, torch.nan),
             st.flag,
         )

@@ -85,6 +85,20 @@ def test_alone_as_among_others(name, dtype, n, decades, seed, scale, jacobi, sta
     assert float((alone.value - lanes.value[0]).abs().max()) <= limit
 
 
+UNITS = {"LSMR": (ims.LSMR(), seeded(8, 5))}
+
+
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("dtype, exponents", [(F32, (-100, -40, 40, 100)), (F64, (-900, 900))])
+def test_the_units_of_an_operator_change_no_digit(name, dtype, exponents):
+    solver, matrix = UNITS[name]
+    matrix, b = matrix.to(dtype), seeded(8, seed=1).to(dtype)
+    x = solve(matrix, b, solver, None).value
+    for exponent in exponents:
+        unit = 2.0**exponent
+        assert torch.equal(solve(unit * matrix, b, solver, None).value * unit, x)
+
+
 @iterative
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_budgets_and_too_few_steps(name, steps):
