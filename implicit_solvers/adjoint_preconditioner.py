@@ -32,7 +32,7 @@ def adjoint_preconditioner(
     with torch.no_grad():
         point = structure.unravel(z.detach())
         operator = in_lanes(given(point, *tree_map(_detach, tuple(args))), structure)
-        template, tensors = operator_template(operator, point, structure, "preconditioner")
+        template, tensors, _ = operator_template(operator, point, structure, "preconditioner")
     return template, [t.detach() for t in tensors]
 
 

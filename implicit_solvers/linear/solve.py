@@ -18,6 +18,7 @@ from torch.func import vmap
 from implicit_solvers.affine_norms import WeightsApart
 from implicit_solvers.autodiff import unwatched
 from implicit_solvers.capture import Captured, Substitution, capture, isolated, nested, resolve
+from implicit_solvers.checks import check_reads
 from implicit_solvers.compiling import compiling, outside_of_graphs
 from implicit_solvers.foreign_names import explains_names
 from implicit_solvers.guarded_call import is_of_devices
@@ -111,7 +112,8 @@ def linear_solve(
         For iterative solvers: an operator or function that approximates ``A^-1``, or
         ``Jacobi()`` or ``ILU()``. The backward pass uses its transpose. It gets no gradient.
     check
-        Whether to test the operator's flags with random vectors, at the cost of three products.
+        Whether to test the operator's flags with random vectors, at the cost of three products, and
+        to refuse a function that reads values out of tensors.
     batch_dims
         How many leading dimensions of every leaf of ``b`` are a batch that ``A`` handles itself.
     in_dims
@@ -227,7 +229,7 @@ def linear_solve(
         if why is not None:
             return outside_of_graphs(why, linear_solve, A, b, **options)
 
-    how = carried, on_failure, adjoint_start, ranks
+    how = carried, on_failure, adjoint_start, ranks, check
     system = A, structure, unknowns, solver, preconditioner, *how
 
     def one(b: Any, x0: Any) -> Solution[T]:
@@ -417,8 +419,11 @@ def _solve(
     on_failure: OnFailure,
     adjoint_start: AdjointStart | None,
     ranks: Ranks | None,
+    check: bool,
 ) -> Solution[Any]:
-    template, tensors = operator_template(A, b, structure, "A")
+    label = f"linear_solve with {type(A).__name__}"
+    template, tensors, captured = operator_template(A, b, structure, "A")
+    check_reads(captured, label, check)
     M: Any = preconditioner
     M_tensors: list[Tensor] = []
     M_carried: list[bool] | None = []
@@ -428,7 +433,7 @@ def _solve(
             M = FunctionOperator(preconditioner, like=zeros, symmetric=A.symmetric)
         M = in_lanes(M, structure)
         M_carried = carried_lanes(M)
-        M, M_tensors = operator_template(M, b, structure, "preconditioner")
+        M, M_tensors, _ = operator_template(M, b, structure, "preconditioner")
         M_tensors = [t.detach() for t in M_tensors]
     native = len(structure.native)
     count = len(M_tensors) + len(tensors)
@@ -441,7 +446,7 @@ def _solve(
         template,
         solver,
         Lanes.of(count, native, known, ranks),
-        f"linear_solve with {type(A).__name__}",
+        label,
         on_failure,
         preconditioner=M,
         preconditioner_tensors=len(M_tensors),
@@ -466,8 +471,8 @@ def _solve(
 
 def operator_template(
     A: LinearOperator, b: Any, structure: Structure, name: str
-) -> tuple[OperatorTemplate, list[Tensor]]:
-    """Write an operator as a function of all its tensors, the captured ones included.
+) -> tuple[OperatorTemplate, list[Tensor], Captured]:
+    """Write an operator as a function of all its tensors, those that it ``Captured`` included.
 
     ``structure`` is that of its products, ``b`` a product or anything like one.
     """
@@ -517,7 +522,9 @@ def operator_template(
             return contextlib.nullcontext()
         scope = contextlib.ExitStack()
         if captured:
-            scope.enter_context(Substitution(captured, tensors, captured.tensors))
+            # a preconditioner has no derivative that could be lost
+            expected = captured.tensors if name == "A" else ()
+            scope.enter_context(Substitution(captured, tensors, expected))
         if captured.normalizes:
             scope.enter_context(WeightsApart())
         return scope
@@ -538,7 +545,7 @@ def operator_template(
         getattr(A, "fn", type(A)),
         A.structure is not None and bool(A.structure.native),
     )
-    return template, [*own, *captured.tensors]
+    return template, [*own, *captured.tensors], captured
 
 
 def _check_flags(A: LinearOperator, structure: Structure) -> None:

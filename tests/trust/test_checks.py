@@ -61,6 +61,24 @@ def test_a_value_that_is_read_out_is_said(read, captured, transform):
         strict(a)
 
 
+@pytest.mark.parametrize("captured", [False, True], ids=["argument", "captured"])
+def test_an_operator_that_reads_a_value_out_says_so(captured):
+    a, b = torch.tensor(2.0, dtype=D, requires_grad=True), torch.ones(2, dtype=D)
+    A = ims.JacobianOperator(lambda z, a: z * a.item() + 0 * a, b, (a,))
+    if captured:
+        A = ims.FunctionOperator(lambda v: (a.item() + 0 * a) * v, like=b)
+    with pytest.warns(UserWarning, match=r"linear_solve with .*Operator reads .* by item\(\)"):
+        ims.linear_solve(A, b)
+    with pytest.raises(ValueError, match="as in torch"):
+        ims.linear_solve(A, b, check=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rough = lambda v: v / a.item() + 0 * a
+        ims.linear_solve(
+            ims.MatrixOperator(torch.eye(2, dtype=D)), b, solver=ims.GMRES(), preconditioner=rough
+        )
+
+
 @pytest.mark.parametrize("name", ORDINARY)
 def test_stop_gradients_and_branches_are_ordinary(name):
     a = torch.tensor(2.0, dtype=D, requires_grad=True)
