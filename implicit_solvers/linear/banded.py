@@ -14,7 +14,7 @@ from torch import Tensor
 
 from implicit_solvers.compiling import compiling
 from implicit_solvers.linear.lane_map import LaneMap
-from implicit_solvers.linear.sparsity import check_device
+from implicit_solvers.linear.sparsity import check_device, on_host
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver, Factors
 
@@ -116,8 +116,8 @@ def _solve(
         _stacked(lu),
         below,
         above,
-        _array(rhs.reshape(grid * n, k)),
-        _array((pivots + offsets.unsqueeze(-1)).reshape(-1)),
+        on_host(rhs.reshape(grid * n, k)),
+        on_host((pivots + offsets.unsqueeze(-1)).reshape(-1)),
         trans=2 if transposed else 0,
     )
     x = torch.from_numpy(np.ascontiguousarray(out)).reshape(grid, n, k)
@@ -209,7 +209,7 @@ def _largest_of_rows(bands: Tensor, below: int, above: int) -> Tensor:
 
 def _stacked(bands: Tensor) -> np.ndarray:
     """Return the bands of the block-diagonal matrix of all lanes, in LAPACK's order."""
-    return _array(bands.transpose(0, 1).reshape(bands.shape[1], -1))
+    return on_host(bands.transpose(0, 1).reshape(bands.shape[1], -1))
 
 
 def _unstacked(bands: np.ndarray, grid: int, n: int) -> Tensor:
@@ -217,13 +217,8 @@ def _unstacked(bands: np.ndarray, grid: int, n: int) -> Tensor:
     return rows.reshape(-1, grid, n).transpose(0, 1).contiguous()
 
 
-def _array(t: Tensor) -> np.ndarray:
-    array: np.ndarray = t.detach().resolve_conj().numpy()
-    return array
-
-
 def _lapack(name: str, t: Tensor) -> Any:
     """Return a routine of LAPACK for the dtype of ``t``."""
     from scipy.linalg import get_lapack_funcs
 
-    return get_lapack_funcs((name,), dtype=_array(t.new_zeros(0)).dtype)[0]
+    return get_lapack_funcs((name,), dtype=on_host(t.new_zeros(0)).dtype)[0]

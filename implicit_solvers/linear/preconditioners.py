@@ -12,7 +12,13 @@ from torch import Tensor
 
 from implicit_solvers.hyperparameters import check_number
 from implicit_solvers.linear.lane_map import LaneMap
-from implicit_solvers.linear.sparsity import Ordering, check_device, check_ordering, csc_arrays
+from implicit_solvers.linear.sparsity import (
+    Ordering,
+    check_device,
+    check_ordering,
+    csc_arrays,
+    on_host,
+)
 
 __all__ = ["ILU", "DiagonalMap", "HostMap", "Jacobi", "Preconditioner", "SparsePreconditioner"]
 
@@ -169,7 +175,7 @@ class HostMap:
 
     def mv(self, v: Tensor) -> Tensor:
         """Return the product with each lane of ``v (N, n)``."""
-        given, count = v.detach().resolve_conj().numpy(), len(self.products)
+        given, count = on_host(v), len(self.products)
         out = [self.products[i % count](lane) for i, lane in enumerate(given)]
         return torch.as_tensor(np.stack(out), dtype=v.dtype)
 

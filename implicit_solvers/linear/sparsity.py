@@ -239,8 +239,8 @@ def scattered(values: Tensor, rows: Tensor, columns: Tensor, size: int, v: Tenso
 
 
 def on_host(t: Tensor) -> np.ndarray:
-    """Return a pattern, on whatever device, as a NumPy array."""
-    array: np.ndarray = t.detach().cpu().numpy()
+    """Return a tensor, on whatever device and conjugated or not, as a NumPy array."""
+    array: np.ndarray = t.detach().cpu().resolve_conj().resolve_neg().numpy()
     return array
 
 
@@ -262,7 +262,7 @@ def csc_arrays(entries: Tensor, pattern: Any, transposed: bool = False) -> list[
     m, n = pattern.shape
     if transposed:
         entries, rows, columns, m, n = entries.conj(), columns, rows, n, m
-    lanes = entries.detach().resolve_conj().numpy()
+    lanes = on_host(entries)
     return [scipy.sparse.coo_array((lane, (rows, columns)), (m, n)).tocsc() for lane in lanes]
 
 

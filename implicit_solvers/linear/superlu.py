@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from implicit_solvers.linear.lane_map import LaneMap
-from implicit_solvers.linear.sparsity import Ordering, check_device, check_ordering, csc_arrays
+from implicit_solvers.linear.sparsity import (
+    Ordering,
+    check_device,
+    check_ordering,
+    csc_arrays,
+    on_host,
+)
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import DirectSolver, Factors
 
@@ -110,7 +116,7 @@ def factored(A: LaneMap, factor: Callable[[Any], tuple[Any, int]]) -> Factors:
 
 def solved_lanes(memory: Any, factors: Factors, b: Tensor, transposed: bool) -> Tensor:
     """Return ``A^-1 b`` or ``A^-T b``, by what was factored."""
-    rhs, trans = b.detach().resolve_conj().numpy(), "H" if transposed else "N"
+    rhs, trans = on_host(b), "H" if transposed else "N"
     x = np.full_like(rhs, np.nan)
     for lane, (number, how) in enumerate(zip(*(t.tolist() for t in factors), strict=True)):
         if how == 0:

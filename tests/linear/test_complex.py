@@ -268,3 +268,32 @@ def test_failed_lane_contributes_nothing():
         )
     )(scale.detach())
     assert error(scale.grad, expected) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["SuperLU", "Banded", "ILU"])
+def test_imaginary_parts_of_conjugates_are_taken(name):
+    """torch marks such a tensor as negated, and NumPy does not read marks."""
+    below, main, above = (-torch.ones(n, dtype=F64) * k for n, k in ((2, 1), (3, -4), (2, 2)))
+    matrix = torch.diag(below, -1) + torch.diag(main) + torch.diag(above, 1)
+    pattern = ims.SparseOperator(torch.ones_like(matrix).to_sparse_csr())
+    negated = lambda t: torch.complex(t, -t).conj().imag
+    b = negated(B0.real)
+    assert b.is_neg() and negated(matrix).is_neg()
+
+    def solve(matrix, b):
+        if name == "Banded":
+            diagonals = [negated(matrix.diagonal(k)) for k in (-1, 0, 1)]
+            return ims.linear_solve(ims.TridiagonalOperator(*diagonals), b).value
+        A = pattern.with_values(negated(matrix.reshape(-1)))
+        if name == "SuperLU":
+            return ims.linear_solve(A, b, solver=ims.SuperLU()).value
+        return ims.linear_solve(A, b, solver=ims.GMRES(), preconditioner=ims.ILU()).value
+
+    x, pull = vjp(solve, matrix, b)
+    expected, pulled = vjp(torch.linalg.solve, matrix, b)
+    assert error(x, expected) < 1e-9
+    w = torch.complex(B0.imag, B0.imag).conj().imag
+    assert w.is_neg()
+    entries = pull(w)[0]
+    assert error(pull(w)[1], pulled(w)[1]) < 1e-9
+    assert error(entries[entries != 0], pulled(w)[0][entries != 0]) < 1e-9
