@@ -13,7 +13,7 @@ from implicit_solvers.linear.problem import LinearProblem
 from implicit_solvers.ranks import norm
 from implicit_solvers.solution import Status
 from implicit_solvers.solver import LinearMethod
-from implicit_solvers.tolerance import rms
+from implicit_solvers.tolerance import largest, power_of_two, rms
 
 __all__ = ["BiCGStab"]
 
@@ -24,7 +24,8 @@ class BiCGStabState(NamedTuple):
     """The state of `BiCGStab`; ``shadow`` is the vector that residuals are made orthogonal to.
 
     ``best`` is the least error so far that was a gain, ``since`` the steps after it, ``restarts``
-    how often the recurrence began again.
+    how often the recurrence began again. Residuals are measured in ``size``, and their products in
+    ``scale``: powers of two, so that no square of them under- or overflows.
     """
 
     z: Tensor
@@ -35,6 +36,8 @@ class BiCGStabState(NamedTuple):
     best: Tensor
     since: Tensor
     restarts: Tensor
+    size: Tensor
+    scale: Tensor
     error: Tensor
     flag: Tensor
 
@@ -75,31 +78,36 @@ class BiCGStab(LinearMethod):
 
     def init(self, problem: LinearProblem, x: Tensor) -> BiCGStabState:
         """Start at ``x``."""
-        r = problem.residual(x)
+        r = problem.first_residual(x)
         none, error = torch.zeros(len(x), dtype=torch.int64, device=x.device), rms(r)
-        return BiCGStabState(x, r, r, r, inner(r, r), error, none, none, error, none)
+        size = _power(r)
+        r = r / size
+        scale = _power(problem.A.mv(problem.precondition(r)))
+        return BiCGStabState(x, r, r, r, inner(r, r), error, none, none, size, scale, error, none)
 
     def step(self, problem: LinearProblem, state: BiCGStabState) -> BiCGStabState:
         """Make a step of biconjugate gradients and one that minimizes the residual."""
         eps = torch.finfo(state.z.dtype).eps
         r, shadow = state.residual, state.shadow
         forward = problem.precondition(state.direction)
-        v = problem.A.mv(forward)
+        v = problem.A.mv(forward) / state.scale
         along = inner(shadow, v)
         lost = along.abs() <= eps * _norm(shadow) * _norm(v)
         alpha = torch.where(lost, 0.0, state.rho / along)
         s = r - alpha * v
         ahead = problem.precondition(s)
-        t = problem.A.mv(ahead)
+        t = problem.A.mv(ahead) / state.scale
         square = inner(t, t)
         omega = torch.where(square == 0, 0.0, inner(t, s) / square)
-        x = state.z + alpha * forward + omega * ahead
+        back = state.size / state.scale
+        x = state.z + (alpha * back) * forward + (omega * back) * ahead
         residual = s - omega * t
         rho = inner(shadow, residual)
         beta = (rho / state.rho) * (alpha / omega)
         # a shadow that says nothing of the residual any more is replaced by it
         again = lost | (omega == 0) | (rho.abs() <= eps * _norm(shadow) * _norm(residual))
-        error = torch.where(torch.isfinite(along.abs().squeeze(-1)), rms(residual), torch.nan)
+        error = rms(residual) * state.size.squeeze(-1)
+        error = torch.where(torch.isfinite(along.abs().squeeze(-1)), error, torch.nan)
         gained = error < 0.99 * state.best
         since = torch.where(gained, 0, state.since + 1)
         again = again | (since > problem.entries(state.z)).unsqueeze(-1)
@@ -112,9 +120,12 @@ class BiCGStab(LinearMethod):
         flag = torch.where(stuck & (error > eps * rms(problem.b)), int(Status.BREAKDOWN), 0)
         best, since = torch.where(gained, error, state.best), torch.where(fresh, 0, since)
         restarts = state.restarts + fresh
-        return BiCGStabState(
-            x, residual, shadow, direction, rho, best, since, restarts, error, flag
-        )
+        end = best, since, restarts, state.size, state.scale, error, flag
+        return BiCGStabState(x, residual, shadow, direction, rho, *end)
+
+
+def _power(v: Tensor) -> Tensor:
+    return power_of_two(largest(v)).unsqueeze(-1)
 
 
 def _norm(v: Tensor) -> Tensor:
