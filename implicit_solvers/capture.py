@@ -70,9 +70,10 @@ class _Thread(threading.local):
 
 _THREAD = _Thread()
 
+_IN_ARGS = "pass it in args (the function of an operator, by JacobianOperator(fn, z, args))"
 _PASS_IN_ARGS = (
     "a tensor that the function captures is handed to an inner transform (torch.func.grad, vmap, "
-    "...) as its argument, where it cannot be told apart: pass it in args instead"
+    f"...) as its argument, where it cannot be told apart: {_IN_ARGS}"
 )
 
 
@@ -302,7 +303,7 @@ class Substitution(_Scope):
             raise RuntimeError(
                 "the function does not read a tensor any more that it captured in the forward "
                 "pass (was an attribute or variable given another tensor before the derivative "
-                "was taken?), so that its gradient would be lost: pass it in args"
+                f"was taken?), so that its gradient would be lost: {_IN_ARGS}"
             )
 
     def see(self, tensor: Tensor) -> Tensor:
@@ -478,7 +479,7 @@ def _hidden(name: str) -> str:
     return (
         f"{name} depends on a tensor that requires grad and that it neither gets in args nor "
         "reads through torch operations (a custom autograd.Function or a scripted module that "
-        "holds it?): pass it in args"
+        f"holds it?): {_IN_ARGS}"
     )
 
 

@@ -74,6 +74,8 @@ class LinearOperator:
     ValueError
         If operators on different vectors are added or multiplied, or one is scaled by a tensor
         that is not 0-d.
+    TypeError
+        If one is scaled by what is no number.
 
     Examples
     --------
@@ -351,6 +353,11 @@ class ScaledOperator(OfOneOperator):
     scale: complex | Tensor
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.scale, (Tensor, complex)) or hasattr(self.scale, "__float__")):
+            raise TypeError(
+                f"an operator was multiplied by a {type(self.scale).__name__}: scale by a number "
+                "or a 0-d tensor"
+            )
         if isinstance(self.scale, Tensor) and self.scale.dim() > 0:
             raise ValueError(
                 f"an operator was multiplied by a tensor of shape {tuple(self.scale.shape)}: "

@@ -477,6 +477,11 @@ def operator_template(
     ``structure`` is that of its products, ``b`` a product or anything like one.
     """
     wanted = A.out_structure
+    if name != "A" and A.rectangular:
+        raise ValueError(
+            f"{name} is rectangular, and approximates the inverse of A, which is square: pass an "
+            "operator whose products are like its vectors"
+        )
     if wanted is not None and (wanted.tree, wanted.shapes, wanted.dtype) != (
         structure.tree,
         structure.shapes,

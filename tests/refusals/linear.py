@@ -20,6 +20,7 @@ z = torch.ones(2, dtype=torch.float64)
 f = lambda z, a: z - a
 c = z + 1j
 ones = torch.ones
+w = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
 meta = torch.ones(3, dtype=torch.float64, device="meta")
 """
 KIND, WRONG, FAILED = TypeError, ValueError, ims.ConvergenceError
@@ -94,6 +95,20 @@ SOLVED = [
     (WRONG, "[(3,)] (torch.float64): give it operators and vectors of one structure and dtype",
      "A, b, solver=gmres, preconditioner=small",
      "A, b, solver=gmres, preconditioner=ims.MatrixOperator(e.float())"),
+    (WRONG, "preconditioner is rectangular, and approximates the inverse of A, which is square",
+     "A, b, solver=gmres, preconditioner=tall", "A, b, solver=gmres, preconditioner=tall.T"),
+    (WRONG, "the product of an operator or preconditioner wrote into v (an operation in place,",
+     "function(lambda v: v.mul_(2)), b",
+     "A, b, solver=gmres, preconditioner=lambda r: r.div_(2)"),
+    (WRONG, "the function of {} wrote into {} (an operation in place, as mul_ or out=), which is",
+     ("ims.JacobianOperator(lambda z: z.mul_(2), b), b", "JacobianOperator", "z"),
+     ("ims.JacobianOperator(lambda z, a: z * a.mul_(2), b, (b + 1,)), b", "JacobianOperator",
+      "args[0]"),
+     ("ims.HessianOperator(lambda z: z.mul_(2).sum(), b), b", "HessianOperator", "z")),
+    (WRONG, "linear_solve with FunctionOperator reads a value out of a tensor that a derivative is",
+     "function(lambda v: v * w.item()), b, check=True"),
+    (RuntimeError, "(the function of an operator, by JacobianOperator(fn, z, args))",
+     "function(lambda v: torch.func.grad(lambda w: w**2 / 2)(w) * v), b"),
     (WRONG, "returned a tensor of shape (2,) where b has (3,): return one entry for each unknown",
      "A, b, solver=gmres, preconditioner=lambda r: r[:2]",
      "function(lambda v: v[:2]), b, solver=gmres"),
@@ -190,6 +205,8 @@ TABLE = [
     (KIND, "values is list: pass a floating tensor", "sparse.with_values([1.0])"),
     (WRONG, "an operator was multiplied by a tensor of shape {}: scale by a number or a 0-d",
      ("ones(3) * A", "(3,)"), ("A * ones(1)", "(1,)")),
+    (KIND, "an operator was multiplied by a {}: scale by a number or a 0-d tensor",
+     ("None * A", "NoneType"), ("'a' * A", "str"), ("A * [1.0]", "list")),
     (WRONG, "IdentityOperator.dense() needs the structure of its vectors",
      "ims.IdentityOperator().dense()"),
     (KIND, "unsupported operand type(s) for {}: 'MatrixOperator' and '{}'",
