@@ -24,8 +24,8 @@ class BiCGStabState(NamedTuple):
     """The state of `BiCGStab`; ``shadow`` is the vector that residuals are made orthogonal to.
 
     ``best`` is the least error so far that was a gain, ``since`` the steps after it, ``restarts``
-    how often the recurrence began again. Residuals are measured in ``size``, and their products in
-    ``scale``: powers of two, so that no square of them under- or overflows.
+    how often the recurrence began again. Residuals are measured in ``size``, and their products
+    multiplied by ``scale``: powers of two, so that no square of them under- or overflows.
     """
 
     z: Tensor
@@ -82,7 +82,7 @@ class BiCGStab(LinearMethod):
         none, error = torch.zeros(len(x), dtype=torch.int64, device=x.device), rms(r)
         size = _power(r)
         r = r / size
-        scale = _power(problem.A.mv(problem.precondition(r)))
+        scale = 1 / _power(problem.A.mv(problem.precondition(r)))
         return BiCGStabState(x, r, r, r, inner(r, r), error, none, none, size, scale, error, none)
 
     def step(self, problem: LinearProblem, state: BiCGStabState) -> BiCGStabState:
@@ -90,16 +90,16 @@ class BiCGStab(LinearMethod):
         eps = torch.finfo(state.z.dtype).eps
         r, shadow = state.residual, state.shadow
         forward = problem.precondition(state.direction)
-        v = problem.A.mv(forward) / state.scale
+        v = problem.A.mv(forward) * state.scale
         along = inner(shadow, v)
         lost = along.abs() <= eps * _norm(shadow) * _norm(v)
         alpha = torch.where(lost, 0.0, state.rho / along)
         s = r - alpha * v
         ahead = problem.precondition(s)
-        t = problem.A.mv(ahead) / state.scale
+        t = problem.A.mv(ahead) * state.scale
         square = inner(t, t)
         omega = torch.where(square == 0, 0.0, inner(t, s) / square)
-        back = state.size / state.scale
+        back = state.size * state.scale
         x = state.z + (alpha * back) * forward + (omega * back) * ahead
         residual = s - omega * t
         rho = inner(shadow, residual)

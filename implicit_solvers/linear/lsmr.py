@@ -43,8 +43,8 @@ class LSMRState(NamedTuple):
 
     ``u, v, alpha`` are those of the bidiagonalization, the other scalars those of the two QR
     factorizations; ``h`` and ``bar`` are the directions, ``Ah`` and ``Abar`` their products, and
-    ``size`` estimates the norm of the operator. The operator is measured in ``scale``, a power of
-    two near that.
+    ``size`` estimates the norm of the operator. The operator is multiplied by ``scale``, the
+    inverse of a power of two near that.
     """
 
     z: Tensor
@@ -137,10 +137,10 @@ class LSMR(LinearMethod):
         r = problem.residual(x)
         u, beta = _unit(r)
         size = self._size(problem)
-        scale = power_of_two(size)
-        v, alpha = _unit(problem.A.rmv(u) / scale)
+        scale = 1 / power_of_two(size)
+        v, alpha = _unit(problem.A.rmv(u) * scale)
         one, zero = torch.ones_like(beta), torch.zeros_like(beta)
-        size = size / scale
+        size = size * scale
         return LSMRState(
             x,
             r,
@@ -167,10 +167,10 @@ class LSMR(LinearMethod):
     def step(self, problem: LinearProblem, state: LSMRState) -> LSMRState:
         """Bidiagonalize further, rotate twice, and follow the new direction."""
         st = state
-        Av = problem.A.mv(st.v) / st.scale
+        Av = problem.A.mv(st.v) * st.scale
         Ah = Av - (st.theta / st.rho) * st.Ah
         u, beta = _unit(Av - st.alpha * st.u)
-        v, alpha = _unit(problem.A.rmv(u) / st.scale - beta * st.v)
+        v, alpha = _unit(problem.A.rmv(u) * st.scale - beta * st.v)
 
         c, s, rho = _rotation(st.alphabar, beta)
         theta, alphabar = s * alpha, c * alpha
@@ -188,7 +188,7 @@ class LSMR(LinearMethod):
         finite = torch.isfinite(alpha + beta).squeeze(-1)
         one = torch.ones_like(rho)
         return LSMRState(
-            st.z + length / st.scale * bar,
+            st.z + length * st.scale * bar,
             residual,
             u,
             v,
