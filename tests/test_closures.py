@@ -37,6 +37,18 @@ SOLVES = {
     "constrained": constrained,
     "least_squares": lambda right, k: ims.least_squares(lambda z, k: z - right(k), k, (k,)).value,
     "layer": lambda right, k: ims.nn.Root(lambda z, k: z - right(k))(k),
+    "linear_solve": lambda right, k: (
+        ims.linear_solve(
+            2.0 * ims.FunctionOperator(lambda v: v / right(k), like=k), 2 * torch.ones_like(k)
+        ).value
+    ),
+    "linear_solve by products": lambda right, k: (
+        ims.linear_solve(
+            ims.JacobianOperator(lambda z, k: z / right(k), k, (k,)),
+            torch.ones_like(k),
+            solver=ims.GMRES(),
+        ).value
+    ),
     "attach": lambda right, k: ims.attach(lambda z, k: z - right(k), right(k).detach(), (k,)),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from implicit_solvers.autodiff import vjp
+from implicit_solvers.closures import bound
 from implicit_solvers.structure import Structure
 from implicit_solvers.torch_internals import register_pytree_node, tree_flatten, tree_map
 
@@ -20,6 +22,7 @@ __all__ = [
     "ScaledOperator",
     "SumOperator",
     "TransposedOperator",
+    "as_read",
     "operator_pytree",
 ]
 
@@ -458,3 +461,16 @@ class TransposedOperator(OfOneOperator):
         """Return the transposed matrix."""
         matrix = self.operator.dense(None if self.rectangular else structure)
         return matrix.mH if self.conjugate else matrix.mT
+
+
+def as_read(A: LinearOperator) -> LinearOperator:
+    """Return an operator whose functions go on reading what the variables around them are now."""
+    held = {
+        name: as_read(value) if isinstance(value, LinearOperator) else bound(value)
+        for name, value in vars(A).items()
+    }
+    if all(held[name] is value for name, value in vars(A).items()):
+        return A
+    made = copy.copy(A)
+    vars(made).update(held)
+    return made

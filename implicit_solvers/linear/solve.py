@@ -26,7 +26,7 @@ from implicit_solvers.lanes import Lanes
 from implicit_solvers.linear.adjoint_start import AdjointMemory, AdjointStart
 from implicit_solvers.linear.choice import default_linear_solver
 from implicit_solvers.linear.lanewise import in_lanes
-from implicit_solvers.linear.linear_operator import LinearOperator
+from implicit_solvers.linear.linear_operator import LinearOperator, as_read
 from implicit_solvers.linear.mixed_precision import made_of_tensors
 from implicit_solvers.linear.operator_lanes import carried_lanes, read_operator_dims
 from implicit_solvers.linear.operator_template import OperatorTemplate
@@ -492,6 +492,7 @@ def operator_template(
             f"and b has {[tuple(s) for s in structure.shapes]} ({structure.dtype}): give it "
             "operators and vectors of one structure and dtype"
         )
+    A = A if compiling() else as_read(A)
     own, join = split_tensors(A)
     unknowns = _unknowns(A, structure)
     if A.rectangular:
@@ -509,7 +510,8 @@ def operator_template(
         with torch.inference_mode(False), torch.no_grad():
             # what is written into these is noticed
             copies = [t.clone() for t in leaves]
-        captured = capture(evaluate, (*copies, *own), f"the function of {type(A).__name__}", A)
+        read = f"the function of {type(A).__name__}"
+        captured = capture(evaluate, (*copies, *own), read, getattr(A, "fn", A))
     count = len(own)
     outermost = not (transforms_active() or torch.is_inference_mode_enabled() or nested())
 
@@ -518,6 +520,7 @@ def operator_template(
 
     def bare(tensors: Sequence[Tensor]) -> bool:
         captured.check_unchanged(f"the function of {type(A).__name__}")
+        captured.check_globals(f"the function of {type(A).__name__}")
         if not (captured or captured.normalizes):
             return True
         return outermost and unwatched() and captured.unmoved(tensors)
