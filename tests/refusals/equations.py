@@ -253,7 +253,7 @@ SINGLE = [
     ("ims.custom_root(f, vmap_method='parallel')", WRONG, "use \"loop\" or \"batched\""),
     ("inner = torch.func.grad(lambda u: (u**2).sum() / 2)\n"
      "torch.func.grad(lambda x: ims.root(lambda z: z - inner(x), z0).value.sum())(z0)",
-     RuntimeError, "where it cannot be told apart: pass it in args instead"),
+     RuntimeError, "where it cannot be told apart: pass it in args"),
     ("ims.gradient_error(ims.root(f, z0), f, equation=ims.linear_solve)", WRONG, "pass root,"),
     ("ims.minimize(lambda z: (z.abs() ** 2).sum(), z0 + 0j, bounds=(0.0, 1.0))", WRONG, "no order"),
     ("ims.attach(f, z0, bounds=(0.0, 2.0))", WRONG, "bounds is given with equation=root: leave it"),
