@@ -284,7 +284,7 @@ def push_forward(
     It is like ``out``, and zero in lanes not to ``keep``, for which it is the gradient, in ``w``,
     of the derivative of ``<w, fn>``.
     """
-    moving = [tangents[i] for i in places]
+    moving = [t.to(tensors[i].dtype) for i in places if (t := tangents[i]) is not None]
     if keep is None:
         on_lanes = lanes.over(fn)
 

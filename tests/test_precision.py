@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils.rnn import pack_sequence
 
 import implicit_solvers as ims
@@ -560,3 +560,18 @@ def test_a_solution_beyond_the_range_of_half_precision_has_failed(solve):
     torch.testing.assert_close(slope.tolist(), [0.0, 1000.0], rtol=2e-3, atol=0.0)
     wide = solve(a.detach().float(), batch_dims=1)
     torch.testing.assert_close(wide.value.flatten()[0].item(), 1e6, rtol=1e-3, atol=0.0)
+
+
+def test_tangents_that_torch_has_in_float64():
+    """Of a python number times a 0-d tensor, in the third order."""
+
+    def energy(z, a):
+        return (z - a).square().sum() + 0.25 * (z**4).sum() * a[0]
+
+    def slope(a):
+        return grad(lambda a: ims.minimize(energy, torch.zeros_like(a), (a,)).value.sum())(a).sum()
+
+    a = torch.tensor([1.0, 2.0, 0.5])
+    found, exact = (jvp(grad(slope), (p,), (p,))[1] for p in (a, a.double()))
+    # the rounding of four solves, the condition is below 4
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5)

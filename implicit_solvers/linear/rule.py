@@ -105,7 +105,8 @@ class LinearSolve(Function):
         x, b, bad, *operands = saved
         phi = spec.operator_tensors(operands)
         db, dphi = tangents[1], tangents[len(tangents) - len(phi) :]
-        rhs = torch.zeros_like(b) if db is None else db
+        # torch has tangents in float64 of float32, of python numbers times 0-d tensors
+        rhs = torch.zeros_like(b) if db is None else db.to(b.dtype)
         places = asked(phi, [t is not None for t in dphi])
         outside: Tensor | None = None
 
