@@ -218,7 +218,8 @@ class Captured:
         """Raise if a global that the function reads is another one since."""
         for scope, called, before in self.globals:
             now = scope.get(called)
-            if now is not before and (isinstance(before, Tensor) or now != before):
+            equal = not isinstance(before, Tensor) and not isinstance(now, Tensor) and now == before
+            if not (now is before or equal):
                 raise RuntimeError(
                     f"{name} reads the global {called}, which has been given another value since "
                     "the solve, so that the derivative would be that of another problem: pass it "
