@@ -153,7 +153,8 @@ MORE = {
     "minimum": (lambda _: fit(None)(WEIGHTS[0]), (724, 47)),
     "minimum, lanes": (lambda _: vmap(fit(None))(WEIGHTS), (2284, 12)),
     "FISTA": (lambda _: sparse_fit(WEIGHTS[0]), (3769, 208)),
-    "FISTA, lanes": (lambda _: vmap(sparse_fit)(WEIGHTS), (11299, 42)),
+    # 11299 on torch 2.13, 11303 on 2.15
+    "FISTA, lanes": (lambda _: vmap(sparse_fit)(WEIGHTS), (11303, 42)),
     "quadratic programs": (lambda _: program(WEIGHTS[0]), (1906, 42)),
     "Newton-CG": (lambda _: fit(ims.NewtonCG())(WEIGHTS[0]), (1207, 126)),
     "Newton-CG, lanes": (lambda _: vmap(fit(ims.NewtonCG()))(WEIGHTS), (6083, 52)),
