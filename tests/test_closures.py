@@ -29,6 +29,9 @@ SOLVES = {
     "of a partial": lambda right, k: (
         ims.root(functools.partial(lambda right, z, k: z - right(k), right), k, (k,)).value
     ),
+    "of a gradient": lambda right, k: (
+        ims.root(grad(lambda z, k: 0.5 * (z - right(k)).square()), k, (k,)).value
+    ),
     "captured": lambda right, k: ims.root(lambda z: z - right(k), torch.zeros_like(k)).value,
     "fixed_point": lambda right, k: (
         ims.fixed_point(lambda z, k: 0.5 * z + 0.5 * right(k), k, (k,)).value
@@ -141,6 +144,10 @@ def test_a_bound_function_is_like_the_one_given():
     assert (kept(4), fn(4)) == (16, 81)
     assert (kept.__name__, kept.__doc__, kept.mark) == ("fn", "Multiply downwards.", "kept")
     assert kept.__kwdefaults__ == {"least": 1}
+    kept = bound(functools.wraps(scaled)(lambda n: factor * n))
+    factor = 5
+    assert kept(1) == 3
+    assert bound(ims.root) is ims.root
     assert bound(len) is len and bound(constrained) is constrained
 
 
@@ -159,4 +166,23 @@ def test_a_global_that_was_replaced_is_an_error_where_it_is_read_again(monkeypat
     (slope,) = torch.autograd.grad(value, leaf, retain_graph=True)
     torch.testing.assert_close(slope, 2 * K)
     with pytest.raises(RuntimeError, match=r"reads the global SCALE.*lambda z, SCALE=SCALE"):
+        torch.autograd.grad(value, leaf, create_graph=True)
+
+
+def test_an_attribute_of_the_name_of_a_global_is_another(monkeypatch):
+    class Unit:
+        SCALE = torch.tensor(1.0, dtype=torch.float64)
+
+    leaf = K.clone().requires_grad_()
+    value = ims.root(lambda z, k: z - Unit.SCALE * k**2, leaf.detach(), (leaf,)).value
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
+    torch.testing.assert_close(slope.detach(), 2 * K)
+
+
+def test_a_number_that_became_a_tensor_is_another_value(monkeypatch):
+    leaf = K.clone().requires_grad_()
+    value = ims.root(scaled, leaf.detach(), (leaf,)).value
+    monkeypatch.setitem(globals(), "SCALE", torch.ones(2))
+    with pytest.raises(RuntimeError, match="reads the global SCALE"):
         torch.autograd.grad(value, leaf, create_graph=True)

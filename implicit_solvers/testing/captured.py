@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import dis
 import functools
 import inspect
 import types
@@ -17,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from implicit_solvers.closures import globals_named, is_foreign
+
 __all__ = ["captured_tensors", "placed", "prepared"]
 
 _DEPTH = 6
-_FOREIGN = ("torch.", "numpy.", "scipy.", "implicit_solvers.")
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -84,37 +84,21 @@ def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
             (attribute(field.name), getattr(value, field.name))
             for field in dataclasses.fields(value)
         )
-    elif hasattr(value, "__dict__") and not _is_foreign(type(value).__module__):
+    elif hasattr(value, "__dict__") and not is_foreign(type(value).__module__):
         yield from ((attribute(key), inner) for key, inner in vars(value).items())
         if callable(value):
             yield name, value.__call__
 
 
 def _closure(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    if _is_foreign(fn.__module__):
+    if is_foreign(fn.__module__):
         return
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # a cell that is still empty
             yield name, cell.cell_contents
-    for name in _globals_named(fn.__code__):
-        if name in fn.__globals__:
-            yield name, fn.__globals__[name]
+    yield from globals_named(fn).items()
     yield from ((f"{fn.__name__} default", value) for value in fn.__defaults__ or ())
     yield from (fn.__kwdefaults__ or {}).items()
-
-
-def _is_foreign(module: str | None) -> bool:
-    name = f"{module}."
-    return name.startswith(_FOREIGN) and ".problems." not in name and ".testing." not in name
-
-
-def _globals_named(code: types.CodeType) -> Iterator[str]:
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield str(instruction.argval)
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from _globals_named(inner)
 
 
 @contextlib.contextmanager
